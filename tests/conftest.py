@@ -1,0 +1,26 @@
+"""The pack and the real host, loaded once for the whole run."""
+from pathlib import Path
+
+import pytest
+from pack import ROOT, load_pack
+
+try:
+    load_pack()
+except RuntimeError as error:
+    pytest.exit(str(error), returncode=4)
+
+import torch  # noqa: E402  after the host has stated its options
+
+torch.set_num_threads(2)
+
+
+class RootIsNoTestPackage:
+    """The pack's `__init__.py` belongs to `palimpsest`; pytest would import it again under the folder's name."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent):
+        return pytest.Dir.from_parent(parent, path=path) if path.resolve() == ROOT else None
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(RootIsNoTestPackage())

@@ -1,0 +1,73 @@
+"""Load this checkout as the package `palimpsest`, whatever its folder is called, beside a real ComfyUI.
+
+    from pack import load_pack
+    load_pack()
+    from palimpsest.host import ...
+
+Run as a script it does the same and then calls one module's `main()`: python tools/pack.py palimpsest.bench.NAME [...]
+Standard library only until `load_pack` runs, since the set-up imports it before any environment exists.
+"""
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = "palimpsest"
+# The host's default attention on a CPU cuts maps into chunks, which is slow to differentiate.
+HOST_OPTIONS = {"palimpsest.miniature.train": ["--use-pytorch-cross-attention"]}
+
+
+def find_host(here: Path = Path(__file__).absolute().parents[1]) -> "Path | None":
+    """The user's own ComfyUI: the one COMFYUI_PATH names, or the one whose custom_nodes holds the pack."""
+    if os.environ.get("COMFYUI_PATH"):
+        return Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
+    for place in (here, here.resolve()):  # a symlink in custom_nodes counts too
+        if place.parent.name == "custom_nodes" and (place.parents[1] / "comfyui_version.py").is_file():
+            return place.parents[1]
+    return None
+
+
+def load_pack(*options: str):
+    """Put the host first on sys.path, parse its options as its main.py would, and return the package.
+
+    options: further command-line options of the host. `--cpu` is added where there is no CUDA device.
+    """
+    if NAME in sys.modules:
+        return sys.modules[NAME]
+    host = find_host()
+    if host is None or not (host / "comfy" / "options.py").is_file():
+        raise RuntimeError(f"no ComfyUI {f'in {host}' if host else 'named'}: run `python tools/dev.py test`, "
+                           "or set COMFYUI_PATH to a ComfyUI folder")
+    # `nodes` is a module of the host and a folder of the pack: the pack's root must not be searched.
+    sys.path[:] = [str(host), *(p for p in sys.path if Path(p).resolve() not in (ROOT, host))]
+    import torch
+    cpu = [] if torch.cuda.is_available() else ["--cpu"]
+    argv, sys.argv = sys.argv, [NAME, *cpu, *options]
+    try:
+        import comfy.options
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args  # noqa: F401  reads sys.argv once, at import
+    finally:
+        sys.argv = argv
+    spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[NAME] = package
+    try:
+        spec.loader.exec_module(package)
+    except BaseException:
+        del sys.modules[NAME]
+        raise
+    return package
+
+
+def main():
+    module = sys.argv.pop(1)
+    sys.argv[0] = module
+    load_pack(*HOST_OPTIONS.get(module, ()))
+    return importlib.import_module(module).main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
