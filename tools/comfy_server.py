@@ -1,0 +1,111 @@
+"""The real ComfyUI server with this checkout as its only custom node, on a loopback port and in a private folder."""
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from environment import WINDOWS, SetupError, child_environment
+from pack import NAME, ROOT
+
+FOLDERS = ("custom_nodes", "models", "input", "output", "temp", "user")
+LOOPBACK = "127.0.0.1"
+# A proxy named in the environment must not be asked for a loopback address.
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def free_port(wanted: int = 0) -> int:
+    """`wanted` if nobody listens there, any free port for 0."""
+    with socket.socket() as probe:
+        if not WINDOWS:  # there it would let two servers share a port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, wanted))
+        except OSError:
+            raise SetupError(f"port {wanted} is in use: name another with --port, or leave it out for a free one") from None
+        return probe.getsockname()[1]
+
+
+def link_pack(place: Path):
+    """Make `place` this checkout: a symlink, or on Windows a junction where symlinks need rights."""
+    place.unlink(missing_ok=True) if place.is_symlink() else None
+    try:
+        place.symlink_to(ROOT, target_is_directory=True)
+    except OSError:
+        if not WINDOWS:
+            raise
+        if not place.exists():
+            subprocess.run(["cmd", "/c", "mklink", "/J", str(place), str(ROOT)], check=True, stdout=subprocess.DEVNULL)
+
+
+def options(host: Path, python: Path, base: Path, port: int) -> "list[str]":
+    """The command line for main.py, without what this version of the host does not know."""
+    known = (host / "comfy" / "cli_args.py").read_text(encoding="utf-8")
+    probe = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    gpu = subprocess.run([python, "-c", probe], env=child_environment(), cwd=base).returncode == 0
+    wanted = [["--base-directory", str(base)], ["--port", str(port)], ["--listen", LOOPBACK], ["--disable-auto-launch"],
+              ["--disable-all-custom-nodes"], ["--whitelist-custom-nodes", NAME], ["--disable-api-nodes"],
+              ["--dont-print-server"], ["--database-url", "sqlite:///:memory:"], *([] if gpu else [["--cpu"]])]
+    return [word for option in wanted if f'"{option[0]}"' in known for word in option]
+
+
+class Server:
+    """A running server, stopped when the `with` block ends.
+
+    base: folder for models, input, output and user data; log: file for the server's words, None for the terminal.
+    """
+
+    def __init__(self, host: Path, python: Path, base: Path, port: int = 0, more=(), log: "Path | None" = None):
+        for folder in FOLDERS:
+            (base / folder).mkdir(parents=True, exist_ok=True)
+        link_pack(base / "custom_nodes" / NAME)
+        port = free_port(port)
+        self.url, self.log = f"http://{LOOPBACK}:{port}", log
+        command = [python, host / "main.py", *options(host, python, base, port), *more]
+        with open(log or os.devnull, "w") as output:
+            out = {"stdout": output, "stderr": subprocess.STDOUT} if log else {}
+            self.process = subprocess.Popen(command, cwd=host, env=child_environment(COMFYUI_PATH=str(host)), **out)
+
+    def __enter__(self):
+        try:
+            while not self._answers():
+                if self.process.poll() is not None:
+                    words = self.log.read_text(errors="replace").strip().splitlines()[-1:] if self.log else []
+                    raise SetupError(f"ComfyUI stopped while starting (exit {self.process.returncode})"
+                                     + "".join(f": {w}" for w in words) + (f", see {self.log}" if self.log else ""))
+                time.sleep(0.2)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            self.get("/system_stats")
+        except OSError:
+            return False
+        return True
+
+    def get(self, path: str) -> bytes:
+        with OPENER.open(self.url + path, timeout=30) as answer:
+            return answer.read()
+
+    def post(self, path: str, value) -> dict:
+        """POST JSON, get JSON; a refusal is returned as the host worded it."""
+        request = urllib.request.Request(self.url + path, json.dumps(value).encode(), {"Content-Type": "application/json"})
+        try:
+            with OPENER.open(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"{}")
+        except urllib.error.HTTPError as refusal:
+            return json.loads(refusal.read() or b"{}")

