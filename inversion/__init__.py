@@ -1,0 +1,1 @@
+"""Inversions: one file a paper, pure tensor maths; `trajectory.py` is the value they all give."""

@@ -1,0 +1,168 @@
+"""The INVERSION: what an inversion hands to the editors, the clue Φ of the survey's F_inv.
+
+Latents are in sampler space, as the host's samplers see them: x = x0 + σ·ε on eps and v models, x = (1-σ)·x0 + σ·ε on flow
+models. A deterministic trajectory is followed by Euler steps, so between its levels it is a straight line in σ.
+"""
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-4  # relative: two σ this near are the same level
+log = logging.getLogger("palimpsest")
+
+
+@dataclass(frozen=True, eq=False)
+class Theta:
+    """What a method learned or recorded (θ_F), with the axis its first dimension runs along."""
+    tensor: Tensor
+    axis: str        # "step", "level" or "run"
+    applied_by: str  # "prediction" (Replay's MODEL) or "step" (Replay's SAMPLER)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The model an inversion was made with, in plain values."""
+    model: str          # the host's model class
+    latent_format: str
+    channels: int
+    prediction: str     # "eps", "v" or "flow"
+    weights: str        # sha256 of 64 KB of unpatched weights
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """A picture read into noise. Immutable; every tensor is CPU float32.
+
+    sigmas: [S+1], descending, the last 0.
+    latents: S+1 tensors [B,C,…], one at each σ, the clean one last; None for methods that learn without a trajectory.
+    conditioning: the source in the host's form, exactly one entry [cross_attn, {…}].
+    trajectory: "deterministic", or "independent" where each level was noised by itself.
+    """
+    sigmas: Tensor
+    latents: "tuple[Tensor, ...] | None"
+    conditioning: list
+    fingerprint: Fingerprint
+    method: str = "DDIM"
+    trajectory: str = "deterministic"
+    theta: Mapping = field(default_factory=dict)
+    provenance: Mapping = field(default_factory=dict)
+    _said: set = field(default_factory=set, init=False, repr=False)
+
+    def __post_init__(self):
+        check_schedule(self.sigmas)
+        if len(self.conditioning) != 1:
+            raise ValueError(f"The source CONDITIONING has {len(self.conditioning)} entries, an INVERSION holds one.")
+        if self.latents is not None:
+            object.__setattr__(self, "latents", tuple(self.latents))
+            self._check_latents()
+        for name in ("theta", "provenance"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def _check_latents(self):
+        if len(self.latents) != len(self.sigmas):
+            raise ValueError(f"{len(self.latents)} latents for {len(self.sigmas)} sigmas: an INVERSION has one at each.")
+        first = self.latents[0]
+        for sigma, latent in zip(self.sigmas.tolist(), self.latents):
+            if latent.shape != first.shape:
+                raise ValueError(f"The latent at sigma {sigma:.4g} is {list(latent.shape)}, the first is {list(first.shape)}.")
+            if latent.dtype != torch.float32 or latent.device.type != "cpu":
+                raise ValueError(f"The latent at sigma {sigma:.4g} is {latent.dtype} on {latent.device}: give float32 on cpu.")
+            if not latent.isfinite().all():
+                raise ValueError(f"{_bad(latent)} of {latent.numel()} values of the latent at sigma {sigma:.4g} are NaN or "
+                                 "infinite: the model left its range on this picture; try fp32, or more steps.")
+
+    def __deepcopy__(self, memo):
+        return self
+
+    @property
+    def batch(self) -> int:
+        """The number of pictures B."""
+        return len((self.conditioning[0][0] if self.latents is None else self.latents[-1]))
+
+    @property
+    def shape(self) -> "torch.Size | None":
+        """[C,…] of one picture's latent."""
+        return None if self.latents is None else self.latents[-1].shape[1:]
+
+    @property
+    def tokens(self):
+        """The source text's tokens, one a row, where Prompt Edit encoded it; else None."""
+        return self.conditioning[0][1].get("palimpsest_tokens")
+
+    @property
+    def schedule(self) -> str:
+        """The schedule in words, for messages."""
+        return describe(self.sigmas, self.provenance.get("scheduler", ""))
+
+    def covers(self, sigma: float) -> bool:
+        """Whether `at(sigma)` has an answer."""
+        return self.latents is not None and (
+            self._level(sigma) is not None or self.trajectory == "deterministic" and 0 <= sigma < float(self.sigmas[0]))
+
+    def at(self, sigma: float) -> Tensor:
+        """The source's latents [B,C,…] at σ: stored on the grid (relative tolerance 1e-4), linear in σ between its levels.
+
+        Raises ValueError outside the grid, between independently noised levels, and where no trajectory was kept.
+        """
+        if self.latents is None:
+            raise ValueError(f"The {self.method} INVERSION keeps no trajectory: connect one from DDIM Invert.")
+        level = self._level(sigma)
+        if level is not None:
+            return self.latents[level]
+        if not self.covers(sigma):
+            between = self.trajectory != "deterministic" and 0 <= sigma < float(self.sigmas[0])
+            why = "its levels are noised independently, nothing lies between them" if between else "it does not reach there"
+            raise ValueError(f"The sampler asks for sigma {sigma:.4g}, the {self.method} INVERSION's schedule is "
+                             f"{self.schedule}: {why}. Sample with Replay's SIGMAS and without intermediate levels (euler).")
+        self.say_once("The sampler's schedule is not the inversion's (%s): its latents are interpolated. Sample with Replay's "
+                      "SIGMAS to read them exactly.", self.schedule)
+        grid = self.sigmas.tolist()
+        clean = next(i for i, s in enumerate(grid) if s < sigma)
+        weight = (sigma - grid[clean]) / (grid[clean - 1] - grid[clean])
+        return torch.lerp(self.latents[clean], self.latents[clean - 1], weight)
+
+    def require(self, sigmas: Tensor):
+        """Raise ValueError, naming both schedules, where a sampler's SIGMAS meet a level that `at` cannot give."""
+        missed = [s for s in sigmas.tolist() if not self.covers(s)]
+        if missed:
+            raise ValueError(f"The sampler's schedule ({describe(sigmas)}) asks for sigma {missed[0]:.4g}, which the "
+                             f"{self.method} INVERSION ({self.schedule}) cannot give: sample with Replay's SIGMAS.")
+
+    def say_once(self, message: str, *args):
+        """Log a warning the first time this INVERSION gives rise to it."""
+        if message not in self._said:
+            self._said.add(message)
+            log.warning(message, *args)
+
+    def _level(self, sigma) -> "int | None":
+        distance = (self.sigmas.double() - sigma).abs()
+        level = int(distance.argmin())
+        return level if distance[level] <= TOLERANCE * self.sigmas[level] else None
+
+
+def describe(sigmas: Tensor, scheduler="") -> str:
+    """A schedule in words, such as "50 ddim_uniform steps, sigma 14.6 to 0.0413 and 0"."""
+    levels = f"sigma {sigmas[0]:.4g} to {sigmas[-2]:.4g} and {sigmas[-1]:.4g}" if len(sigmas) > 1 else f"{len(sigmas)} levels"
+    return f"{len(sigmas) - 1} {scheduler} steps, {levels}".replace("  ", " ")
+
+
+def check_schedule(sigmas: Tensor):
+    """SIGMAS of a whole trajectory: [S+1] float32, S ≥ 1, descending, the last 0."""
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError(f"SIGMAS of shape {list(sigmas.shape)} hold no step: an inversion needs at least two levels.")
+    if sigmas.dtype != torch.float32 or sigmas.device.type != "cpu":
+        raise ValueError(f"SIGMAS are {sigmas.dtype} on {sigmas.device}: give float32 on cpu.")
+    values = sigmas.tolist()
+    rising = next((f"{a:.4g} is followed by {b:.4g}" for a, b in pairwise(values) if not a > b), None)
+    if rising or values[-1] != 0:
+        raise ValueError(f"SIGMAS must descend to 0: {rising or f'the last is {values[-1]:.4g}'}. Connect a scheduler node with "
+                         "denoise 1 (neither flipped nor split), or take fewer steps where levels repeat.")
+
+
+def _bad(latent) -> int:
+    return int((~latent.isfinite()).sum())

@@ -1,0 +1,1 @@
+"""Thin node shells, one module a family."""
