@@ -1,0 +1,1 @@
+"""Attention edits, one file a paper; `control.py` runs them."""

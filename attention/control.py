@@ -1,0 +1,172 @@
+"""Runs attention edits at the sites of the host's U-Net.
+
+With softmax rows fixed, attention is linear in its values, so an edit is a rearrangement of q, k and v around whatever
+function computes attention there: the host's, or another pack's patch. An edit is asked at a site, with the rows of one
+target entry and the source's features; it never sees the host's batch layout and never counts calls.
+
+Shapes at a site: q, k, v are (rows, tokens, heads · dim), as the host's to_q, to_k and to_v give them.
+"""
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
+from comfy.utils import repeat_to_batch_size
+
+from ..host.session import Editor
+
+_SLOTS = {"self": "attn1", "cross": "attn2"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where attention is computed: kind "self" or "cross"; position (section, block, depth) in the host's names; the grid of
+    image tokens (height, width); its share of the latent's side (1, 1/2, 1/4 …); heads."""
+    kind: str
+    position: tuple
+    grid: tuple
+    share: float
+    heads: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """The source's features at a site, with the rows and the window of the target that reads them."""
+    q: object
+    k: object
+    v: object
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The target rows of one forward that belong to one cond entry."""
+    call: object
+    entry: dict
+    count: int
+
+
+class AttentionEdit(Editor):
+    """An edit of attention: `acts` and `attend` for the target's rows; `keeps` names what of the source's q, k, v it reads.
+    One that only looks gives `observe` instead of `attend`."""
+    observe = None
+
+    def acts(self, run, site, sigma) -> bool:
+        raise NotImplementedError
+
+    def keeps(self, run, site, sigma) -> str:
+        return ""
+
+    def attend(self, rows, site, q, k, v, source, attention):
+        """The site's output for these rows. `attention(q, k, v)` is what would compute it without this edit."""
+        raise NotImplementedError
+
+    @staticmethod
+    def install(model_options, edits, call):
+        """model_options with every attention slot of the U-Net wrapped around the function that is in it now."""
+        options = model_options.copy()
+        to = options["transformer_options"] = options["transformer_options"].copy()
+        replace = to["patches_replace"] = dict(to.get("patches_replace", {}))
+        for kind, slot in _SLOTS.items():
+            slots = replace[slot] = dict(replace.get(slot, {}))
+            for position, share in positions(call.run.guider.inner_model.diffusion_model).items():
+                inner = slots.get(position, slots.get(position[:2], host_attention))
+                slots[position] = partial(_at, edits, call, (kind, position, share), inner)
+        return options
+
+
+def positions(unet) -> dict:
+    """(section, block, depth) of every transformer block of the host's U-Net -> its share of the latent's side."""
+    found, share = {}, 1.0
+    for section, blocks in (("input", unet.input_blocks), ("middle", [unet.middle_block]), ("output", unet.output_blocks)):
+        for i, block in enumerate(blocks):
+            for module in block:
+                if isinstance(module, Downsample):
+                    share /= 2
+                elif isinstance(module, Upsample):
+                    share *= 2
+                elif isinstance(module, SpatialTransformer):
+                    found.update({(section, i, depth): share for depth in range(len(module.transformer_blocks))})
+    return found
+
+
+def host_attention(q, k, v, extra_options):
+    """The host's attention, as its U-Net calls it."""
+    return optimized_attention(q, k, v, extra_options["n_heads"], attn_precision=extra_options["attn_precision"],
+                               transformer_options=extra_options)
+
+
+def _at(edits, call, where, inner, q, k, v, options):
+    kind, position, share = where
+    site = Site(kind, position, tuple(options["activations_shape"][-2:]), share, options["n_heads"])
+    return (_read if call.mode == "read" else _write)(edits, call, site, inner, q, k, v, options)
+
+
+def _read(edits, call, site, inner, q, k, v, options):
+    for edit in edits:
+        kept = call.run.reference.kept.setdefault((id(edit.inversion), site.kind, site.position), {"grid": site.grid})
+        kept.update({name: x for name, x in zip("qkv", (q, k, v)) if name in edit.keeps(call.run, site, call.sigma)})
+    return inner(q, k, v, options)
+
+
+def _write(edits, call, site, inner, q, k, v, options):
+    acting = [e for e in edits if e.acts(call.run, site, call.sigma)]
+    chunks = [(i, u, *call.chunk(i, u)) for i, u in zip(options["cond_or_uncond"], options["uuids"])] if acting else []
+    if not any(role == "target" for _, _, role, _ in chunks):
+        return inner(q, k, v, options)
+    count = q.shape[0] // len(chunks)
+    out = []
+    for i, (index, uuid, role, entry) in enumerate(chunks):
+        qkv = [x[i * count:(i + 1) * count] for x in (q, k, v)]
+        here = {**options, "cond_or_uncond": [index], "uuids": [uuid]}
+        chosen = acting if role == "target" else []
+        rows = Rows(call, entry, count)
+        out.append(_chain(chosen, rows, site, _bound(inner, here))(*qkv))
+        for edit in chosen:
+            if edit.observe:
+                edit.observe(rows, site, *qkv, _chain(chosen, rows, site, _bound(host_attention, here)))
+    return torch.cat(out)
+
+
+def _bound(function, options):
+    return lambda q, k, v: function(q, k, v, options)
+
+
+def _chain(edits, rows, site, attention):
+    """attention(q, k, v) through the edits, the first attached innermost."""
+    for edit in edits:
+        if not edit.observe:
+            attention = partial(edit.attend, rows, site, source=_source(edit, rows, site), attention=attention)
+    return attention
+
+
+def _source(edit, rows, site):
+    """The source's features for these rows: of picture i mod B for row i, and of the entry's own window of the latent."""
+    kept = rows.call.run.reference.kept.get((id(edit.inversion), site.kind, site.position), {})
+
+    def seen(name):
+        x = kept.get(name)
+        if x is None:
+            return None
+        if kept["grid"] != site.grid and (name == "q" or site.kind == "self"):
+            x = _window(x, kept["grid"], site.grid, rows)
+        return x.expand(rows.count, -1, -1) if x.shape[0] == 1 else repeat_to_batch_size(x, rows.count)
+
+    return Source(seen("q"), seen("k"), seen("v"))
+
+
+def _window(x, full, grid, rows):
+    """The tokens of an area's window, from the tokens of the whole grid. Areas are (height, width, y, x) in latent units."""
+    starts = rows.entry["area"][-2:]
+    top, left = (min(round(start * whole / side), whole - part)
+                 for start, whole, side, part in zip(starts, full, rows.call.run.shape[-2:], grid))
+    x = x.unflatten(1, full)[:, top:top + grid[0], left:left + grid[1]]
+    return x.flatten(1, 2)
+
+
+def require_unet(model, node):
+    """These edits know the U-Nets of SD1.x, SD2.x and SDXL; another family is an error before the first model call."""
+    network = model.model.diffusion_model
+    if not isinstance(network, UNetModel):
+        raise ValueError(f"{node} edits the attention of U-Nets (SD1.x, SD2.x, SDXL), this MODEL is {type(model.model).__name__} "
+                         f"({type(network).__name__}): choose a checkpoint of those families.")

@@ -1,0 +1,97 @@
+"""Prompt-to-Prompt Image Editing with Cross Attention Control. Hertz, Mokady, Tenenbaum, Aberman, Pritch, Cohen-Or,
+ICLR 2023. arXiv:2208.01626
+
+While the target is sampled, its cross-attention maps are replaced by the source's, so that the new words fill the old
+layout: word swap and refinement put the source map M_t of aligned tokens in place of the target's, re-weighting scales a
+token's map by c; self-attention maps are replaced early on to keep the geometry.
+
+With A the source's and A* the target's softmax rows, M [source, target] the alignment of tokens, r_j = 1 where target token
+j has a source token, a_j = 1 while token j's cross schedule lasts, and e_j the weight of token j (the paper's c), the authors'
+edited map is  A M · (r a e) + A* · ((1 - r) a e + (1 - a)).  Attention is linear in its values V*, so the same output is
+
+    softmax(q k^T) · M (r a e ⊙ V*)  +  softmax(q* k*^T) · (((1 - r) a e + 1 - a) ⊙ V*)
+
+and no map is ever made; the second call is skipped where its factor is zero. Self-attention: softmax(q k^T) · V*.
+Differs from the paper: the source's q and k come from the reference branch, so the source never drifts.
+"""
+from dataclasses import dataclass
+
+import torch
+from comfy.utils import repeat_to_batch_size
+
+from .control import AttentionEdit
+
+
+def coefficients(pair, scheduled, weights):
+    """(M scaled by r a e [source, target], the factor of the target's own map [target]) for one pair.
+
+    scheduled: a [target] in {0, 1}; weights: e [target]."""
+    r = pair.kept
+    return pair.mapper * (r * scheduled * weights), (1 - r) * scheduled * weights + 1 - scheduled
+
+
+@dataclass(frozen=True, eq=False)
+class PromptToPrompt(AttentionEdit):
+    """cross: (start, end) in percent of the schedule for every token; ends: an end of its own for each token, one tensor
+    [target] a pair; weights: e, one tensor [target] a pair; self_: (start, end); shares: the largest share of the latent's side
+    where cross- and self-attention are replaced."""
+    inversion: object
+    pairs: tuple
+    cross: tuple
+    self_: tuple
+    ends: tuple
+    weights: tuple
+    cross_share: float = 1.0
+    self_share: float = 0.5
+
+    def begin(self, run):
+        texts = [e["palimpsest_tokens"] for e in run.targets() if "palimpsest_tokens" in e]
+        if self._targets not in texts:
+            seen = "; ".join(repr(t.text) for tokens in texts for t in tokens) or "a prompt that Prompt Edit did not make"
+            raise ValueError(f"Attention Inject edits towards {', '.join(repr(t.text) for t in self._targets)}, the positive "
+                             f"being sampled is {seen}: connect Prompt Edit's target CONDITIONING to the sampler.")
+        if run.shape[0] % len(self.pairs):
+            raise ValueError(f"Prompt Edit holds {len(self.pairs)} target prompts, the latent being sampled has {run.shape[0]} rows: "
+                             f"repeat the LATENT to a multiple of {len(self.pairs)} (Repeat Latent Batch).")
+
+    @property
+    def _targets(self):
+        return tuple(pair.target for pair in self.pairs)
+
+    def _active(self, run, kind, sigma):
+        if kind == "self":
+            return run.within(sigma, *self.self_)
+        return any(run.within(sigma, self.cross[0], end) for ends in self.ends for end in set(ends.tolist()))
+
+    def reads(self, run, sigma):
+        return self._active(run, "self", sigma) or self._active(run, "cross", sigma)
+
+    def acts(self, run, site, sigma):
+        limit = self.self_share if site.kind == "self" else self.cross_share
+        return site.share <= limit and self._active(run, site.kind, sigma)
+
+    def keeps(self, run, site, sigma):
+        return "qk" if self.acts(run, site, sigma) else ""
+
+    def attend(self, rows, site, q, k, v, source, attention):
+        if site.kind == "self":
+            return attention(source.q, source.k, v)
+        if rows.entry.get("palimpsest_tokens") != self._targets:
+            return attention(q, k, v)
+        mapped, own = (t if t is None else repeat_to_batch_size(t, rows.count) for t in self._now(rows.call, v))
+        tokens = mapped.shape[-1]  # the host may repeat the text's columns: equal values, their probabilities sum
+        out = attention(source.q, source.k, mapped @ v[:, :tokens])
+        if own is None:
+            return out
+        return out + attention(q, k, own.repeat(1, v.shape[1] // tokens)[..., None] * v)
+
+    def _now(self, call, like):
+        """This σ's coefficients of all pairs, on the device and in the dtype of `like`; None for an own factor of zero."""
+        memory = call.run.memory(self)
+        if memory.get("sigma") != call.sigma:
+            def scheduled(ends):
+                return torch.tensor([call.run.within(call.sigma, self.cross[0], end) for end in ends.tolist()]).float()
+            both = [coefficients(pair, scheduled(ends), e) for pair, ends, e in zip(self.pairs, self.ends, self.weights)]
+            mapped, own = (torch.stack(t) for t in zip(*both))
+            memory.update(sigma=call.sigma, now=(mapped.to(like), own.to(like) if own.any() else None))
+        return memory["now"]

@@ -1,0 +1,123 @@
+"""Cross-attention maps of words (Hertz et al. 2022, arXiv:2208.01626, section 3.1), of a picture or of the run that edits it.
+
+A word's map at a site is attention on one-hot values, which are 1 on the word's tokens: softmax(q k^T) · 1[word]. So fused
+kernels compute it and nothing of size heads × pixels × tokens is made. The maps of a picture are read along its known
+trajectory with the source prompt at CFG 1. Both are means over heads, over the sites of one resolution and over steps.
+"""
+from dataclasses import dataclass
+
+import torch
+
+from ..host.sampling import Solver, sample
+from ..host.session import attach, require_plain, rows_may_mix, running
+from .control import AttentionEdit, Site, positions
+
+ROWS = 8  # of one forward where several steps share it
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """The ATTENTION value. tokens: the source's Tokens, one a picture; maps: [B, words, h, w] float32 on the CPU, the probability a
+    place gives to each of the words, in the order of Tokens.words; latent: its (height, width); share: h / height."""
+    tokens: tuple
+    maps: torch.Tensor
+    latent: tuple
+    share: float
+
+    def map(self, picture, words):
+        """[h, w]: the summed map of some words, Word values of this picture's Tokens."""
+        tokens = self.tokens[picture % len(self.tokens)]
+        return self.maps[picture, [tokens.words.index(word) for word in words]].sum(0)
+
+
+def one_hot(groups, tokens, heads, width, like):
+    """[rows, tokens, heads · dim] values that are 1 in column g of every head on the positions of group g of that row."""
+    values = torch.zeros(len(groups), tokens, heads, width // heads)
+    for row, positions in enumerate(groups):
+        for column, group in enumerate(positions):
+            values[row, list(group), :, column] = 1
+    return values.flatten(2).to(like)
+
+
+def word_maps(attention, site: Site, q, k, groups, length):
+    """[rows, groups, h, w]: the mean over heads of the probability each place gives to a group of token positions.
+
+    attention(q, k, v) computes softmax(q k^T) v; groups: for each row a list of tuples of positions below `length`, the text's
+    own length (the host may repeat its columns in k)."""
+    dim = q.shape[-1] // site.heads
+    parts = []
+    for first in range(0, max(map(len, groups)), dim):
+        part = [g[first:first + dim] for g in groups]
+        values = one_hot(part, length, site.heads, q.shape[-1], q).repeat(1, k.shape[1] // length, 1)
+        out = attention(q, k, values).unflatten(-1, (site.heads, dim))[..., :max(map(len, part))]
+        parts.append(out.float().mean(2).transpose(1, 2).unflatten(2, site.grid))
+    return torch.cat(parts, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class WordMaps(AttentionEdit):
+    """Gathers the maps of words of the prompt being sampled, at the sites of one resolution, into the run's memory.
+
+    words(tokens) names the Words wanted of one row's Tokens. `mean(run)` is [rows, words, h, w], or None before the first."""
+    words: object
+    share: float
+
+    def begin(self, run):
+        known = [e["palimpsest_tokens"] for e in run.targets() if "palimpsest_tokens" in e]
+        if not known:
+            raise ValueError("Words are to be found in the sampled prompt, but it carries no words: connect Prompt Edit's "
+                             "target CONDITIONING to the sampler.")
+        for tokens in known:
+            for row in tokens:
+                self.words(row)
+
+    def acts(self, run, site, sigma):
+        return site.kind == "cross" and site.share == self.share
+
+    def observe(self, rows, site, q, k, attention):
+        tokens = rows.entry.get("palimpsest_tokens")
+        if tokens is None:
+            return
+        length = len(tokens[0].ids)
+        groups = [[w.positions for w in self.words(tokens[i % len(tokens)])] for i in range(rows.count)]
+        maps = word_maps(attention, site, q, k, groups, length)
+        memory = rows.call.run.memory(self)
+        memory["sum"] = memory.get("sum", 0) + maps
+        memory["count"] = memory.get("count", 0) + 1
+
+    def mean(self, run):
+        memory = run.memory(self)
+        return memory["sum"] / memory["count"] if memory else None
+
+
+def resolution(model, share) -> float:
+    """The finest resolution of cross-attention that is at most `share` of the latent's side, else the coarsest there is."""
+    shares = sorted(set(positions(model.model.diffusion_model).values()))
+    return max((s for s in shares if s <= share), default=shares[0])
+
+
+def read_maps(model, inversion, share=0.25) -> Attention:
+    """The maps of every word of the source, along the inversion's trajectory; several steps share a forward where they may."""
+    require_plain(model, "Attention Store")
+    share, batch = resolution(model, share), inversion.batch
+    editor = WordMaps(lambda tokens: tokens.words, share)
+    together = max(1, ROWS // batch) if rows_may_mix(model, inversion.conditioning) else 1
+    total = 0
+
+    def solver(denoise, x, sigmas, extra_args, callback, disable):
+        nonlocal total
+        run = running(extra_args["model_options"])
+        for first in range(0, len(sigmas) - 1, together):
+            levels = range(first, min(first + together, len(sigmas) - 1))
+            latents = torch.cat([inversion.latents[i] for i in levels]).to(x)
+            x0 = denoise(latents, sigmas[list(levels)].repeat_interleave(batch), **extra_args)
+            total = total + editor.mean(run).unflatten(0, (len(levels), batch)).sum(0)
+            run.memory(editor).clear()
+            callback({"x": latents[-batch:], "i": levels[-1], "sigma": sigmas[first], "sigma_hat": sigmas[first],
+                      "denoised": x0[-batch:]})
+        return x
+
+    latent = torch.zeros_like(inversion.latents[-1])
+    sample(attach(model, editor), inversion.conditioning, latent, inversion.sigmas, Solver(solver))
+    tokens = tuple(inversion.tokens[i % len(inversion.tokens)] for i in range(batch))
+    return Attention(tokens, (total / (len(inversion.sigmas) - 1)).cpu(), tuple(latent.shape[-2:]), share)

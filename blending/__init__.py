@@ -1,0 +1,1 @@
+"""Latent and mask blends, one file a paper."""

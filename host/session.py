@@ -1,0 +1,235 @@
+"""One sampling run of an edited MODEL.
+
+An editor is a frozen description that `attach` puts on a clone of the MODEL. When the clone is sampled, four of the host's
+wrappers give every editor its turn, ask the host where the run stands (σ, rows, blocks), and drop all that the run gathered
+at its end, also when it is cancelled or fails. The model itself is never changed.
+"""
+import logging
+from dataclasses import dataclass, field
+
+import comfy.sampler_helpers
+from comfy.patcher_extension import WrappersMP
+from comfy.utils import repeat_to_batch_size
+
+from .reference import Reference
+
+KEY = "palimpsest"
+RUN = "palimpsest.run"
+log = logging.getLogger("palimpsest")
+
+
+class Editor:
+    """Base of what a node attaches to a MODEL. Subclasses are frozen dataclasses; a run's own state lives in `run.memory`."""
+    inversion = None
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def begin(self, run):
+        """Before the first model call: raise ValueError on what cannot work."""
+
+    def reads(self, run, sigma) -> bool:
+        """Whether the source's features are needed at this σ."""
+        return False
+
+    def before(self, run, x, sigma):
+        """The x that the model is to see, in sampler space."""
+        return x
+
+    def after(self, run, x0, sigma):
+        """The x0 that the sampler is to see, in sampler space."""
+        return x0
+
+
+@dataclass(eq=False)
+class Run:
+    """What one sampling run knows: the host's guider and schedule, the editors, and what they gather until its end."""
+    guider: object
+    sigmas: object
+    shape: tuple
+    editors: tuple
+    reference: Reference = field(init=False)
+    started: bool = False
+    memories: dict = field(default_factory=dict)
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def memory(self, editor) -> dict:
+        return self.memories.setdefault(id(editor), {})
+
+    def within(self, sigma, start, end) -> bool:
+        """Whether σ lies between two percents of the full schedule (the host's `percent_to_sigma`)."""
+        sampling = self.guider.model_patcher.get_model_object("model_sampling")
+        return start < end and sampling.percent_to_sigma(start) >= sigma >= sampling.percent_to_sigma(end)
+
+    def role(self, conds, index) -> str:
+        """"target" or "null" for a cond list the host handed to calc_cond_batch, by identity, else by its entries' uuids."""
+        uuids = {e["uuid"] for e in conds[index]}
+        names = ([n for n, mine in self.guider.conds.items() if mine is conds[index]]
+                 or [n for n, mine in self.guider.conds.items() if uuids & {e["uuid"] for e in mine}])
+        return "target" if names and not any("negative" in n for n in names) else "null"
+
+    def targets(self) -> list:
+        """The processed target entries: every one that is not in a negative list."""
+        return [e for name, entries in self.guider.conds.items() if "negative" not in name for e in entries]
+
+
+def editors(model) -> tuple:
+    """The editors attached to a MODEL, first attached first."""
+    return model.model_options["transformer_options"].get(KEY, ())
+
+
+def attach(model, editor):
+    """A clone of the MODEL with one more editor."""
+    m = model.clone()
+    m.model_options["transformer_options"][KEY] = (*editors(model), editor)
+    for kind, wrapper in _WRAPPERS.items():
+        if not m.get_wrappers(kind, KEY):
+            m.add_wrapper_with_key(kind, KEY, wrapper)
+    return m
+
+
+def require_plain(model, node):
+    """Editors belong to the sampled MODEL alone."""
+    if editors(model):
+        raise ValueError(f"{node} reads the source as it is, this MODEL carries {len(editors(model))} edits: connect the MODEL "
+                         "from before the first editor.")
+
+
+def rows_may_mix(model, conditioning) -> bool:
+    """Whether rows of different σ may share a forward: nothing on the conditioning or the model reads one σ for the batch."""
+    options = model.model_options
+    foreign = {k for k in options if k != "transformer_options"} | {k for k in options["transformer_options"] if k != KEY}
+    wrapped = {key for kinds in (model.wrappers, model.callbacks) for keys in kinds.values() for key, found in keys.items() if found}
+    bound = {"start_percent", "end_percent", "timestep_start", "timestep_end", "control", "gligen", "hooks"}
+    return not (foreign or wrapped - {KEY} or bound & {k for _, extras in conditioning for k in extras})
+
+
+def _distinct(inversions) -> list:
+    return list({id(i): i for i in inversions if i is not None}.values())
+
+
+def _sources(chosen) -> list:
+    """The distinct INVERSIONs whose features some editor may read."""
+    return _distinct(e.inversion for e in chosen if type(e).reads is not Editor.reads)
+
+
+def running(model_options):
+    """The Run of these model_options, or None outside one."""
+    return model_options.get("transformer_options", {}).get(RUN)
+
+
+def _prepare_sampling(executor, model, noise_shape, conds, *args, **kwargs):
+    """Lets the host count the sources among what it loads and makes room for, then takes them out again."""
+    sources = {f"{KEY}.{i}": comfy.sampler_helpers.convert_cond(inversion.conditioning)
+               for i, inversion in enumerate(_sources(editors(model)))}
+    real_model, conds, models = executor(model, noise_shape, {**conds, **sources}, *args, **kwargs)
+    return real_model, {k: c for k, c in conds.items() if k not in sources}, models
+
+
+def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs):
+    options = extra_args["model_options"]["transformer_options"]
+    run = Run(guider, sigmas, tuple(latent_image.shape), options[KEY])
+    _check(run)
+    run.reference = Reference(guider, _sources(run.editors))
+    for editor in run.editors:
+        editor.begin(run)
+    options[RUN] = run
+    try:
+        return executor(guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs)
+    finally:
+        del options[RUN]
+        run.reference.clear()
+        run.memories.clear()
+
+
+def _check(run):
+    """What no run can work with, for every editor that holds an INVERSION."""
+    replayed = {id(e.inversion) for e in run.editors if getattr(e, "replays", False)}
+    for inversion in _distinct(e.inversion for e in run.editors):
+        if inversion.theta and id(inversion) not in replayed:
+            raise ValueError(f"The {inversion.method} INVERSION learned {', '.join(inversion.theta)} and nothing applies it: "
+                             "put Replay Inversion on this MODEL and sample with its SAMPLER.")
+        if inversion.latents is None:
+            if inversion in _sources(run.editors):
+                raise ValueError(f"The {inversion.method} INVERSION holds no trajectory and an editor on this MODEL reads one: "
+                                 "invert with a method that keeps it, such as DDIM Invert.")
+            continue
+        if tuple(inversion.shape[1:]) != run.shape[2:] or inversion.shape[0] != run.shape[1]:
+            raise ValueError(f"The latent being sampled is {list(run.shape[1:])} (channels, height, width), the INVERSION's is "
+                             f"{list(inversion.shape)}: start from Replay's LATENT, or invert a picture of this size.")
+        if run.shape[0] % inversion.batch:
+            raise ValueError(f"The latent being sampled has {run.shape[0]} rows, the INVERSION {inversion.batch} pictures: "
+                             f"the rows must be a multiple of {inversion.batch} (Repeat Latent Batch).")
+        missed = [s for s in run.sigmas[:-1].tolist() if not inversion.covers(s)]
+        if missed:
+            inversion.at(missed[0])
+
+
+def _predict_noise(executor, x, timestep, model_options={}, seed=None):
+    run = running(model_options)
+    if run is None:
+        return executor(x, timestep, model_options, seed)
+    sigma = float(timestep[0])
+    if not run.started:
+        run.started = True
+        _warn_of_other_noise(run, x, sigma)
+    for editor in run.editors:
+        x = editor.before(run, x, sigma)
+    x0 = executor(x, timestep, model_options, seed)
+    for editor in reversed(run.editors):
+        x0 = editor.after(run, x0, sigma)
+    return x0
+
+
+def _warn_of_other_noise(run, x, sigma):
+    for inversion in _distinct(e.inversion for e in run.editors if e.inversion and e.inversion.latents):
+        known = repeat_to_batch_size(inversion.at(sigma), x.shape[0]).to(x)
+        if (x - known).norm() > 0.5 * known.norm():
+            log.warning("Sampling starts from other noise than the inversion (%.0f %% of its norm apart at sigma %.3g): connect "
+                        "Replay's LATENT and SAMPLER, or turn add_noise off.", 100 * (x - known).norm() / known.norm(), sigma)
+
+
+def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
+    run = running(model_options)
+    if run is None:
+        return executor(model, conds, x_in, timestep, model_options)
+    sigma = float(timestep[0])
+
+    def patch(chosen, conds, mode="read"):
+        return _install(model_options, chosen, Call(run, mode, conds, sigma))
+
+    readers = [e for e in run.editors if e.reads(run, sigma)]
+    run.reference.read(executor, model, x_in, timestep, sigma, readers, patch)
+    return executor(model, conds, x_in, timestep, patch(run.editors, conds, "write"))
+
+
+def _install(model_options, chosen, call) -> dict:
+    """model_options for one calc_cond_batch, with the editors' patches around whatever stands there now.
+
+    Editors that share an `install` function are installed by one call of it, so that they act in one place."""
+    groups = {}
+    for editor in chosen:
+        if hasattr(editor, "install"):
+            groups.setdefault(editor.install, []).append(editor)
+    for function, group in groups.items():
+        model_options = function(model_options, group, call)
+    return model_options
+
+
+@dataclass(frozen=True)
+class Call:
+    """One calc_cond_batch: the run, "read" (the reference's rows) or "write" (the host's own), its cond lists and σ."""
+    run: Run
+    mode: str
+    conds: list
+    sigma: float
+
+    def chunk(self, index, uuid):
+        """(role, entry) of one chunk of a forward, from its `cond_or_uncond` index and uuid."""
+        return self.run.role(self.conds, index), next(e for e in self.conds[index] if e["uuid"] == uuid)
+
+
+_WRAPPERS = {WrappersMP.PREPARE_SAMPLING: _prepare_sampling, WrappersMP.SAMPLER_SAMPLE: _sampler_sample,
+             WrappersMP.PREDICT_NOISE: _predict_noise, WrappersMP.CALC_COND_BATCH: _calc_cond_batch}

@@ -1,0 +1,210 @@
+"""Attention nodes: maps of a picture's words, heat maps and masks from them, and Prompt-to-Prompt."""
+import torch
+from comfy_api.latest import io, ui
+from torchvision.transforms.functional import gaussian_blur
+
+from ..attention.alignment import PromptEdit
+from ..attention.control import require_unet
+from ..attention.p2p import PromptToPrompt
+from ..attention.store import Attention, read_maps
+from ..blending.local_blend import threshold_maps
+from ..host.sampling import check_family
+from ..host.session import attach
+from ..host.tokens import parse_word_values, parse_words
+from ..inversion.trajectory import Inversion
+from ..metrics.masks import grow as grow_mask
+from .drawing import heatmaps
+
+InversionType, PromptEditType, AttentionType = io.Custom("INVERSION"), io.Custom("PROMPT_EDIT"), io.Custom("ATTENTION")
+
+
+def check_source(inversion: Inversion, edit: PromptEdit, node: str):
+    """The INVERSION's source text must be the one that PROMPT_EDIT aligned."""
+    if inversion.tokens is None:
+        raise ValueError(f"{node} needs the source's words, the INVERSION was made from a CONDITIONING without them: "
+                         "connect Prompt Edit's source CONDITIONING to the inversion node.")
+    for i, pair in enumerate(edit.pairs):
+        held = inversion.tokens[i % inversion.batch % len(inversion.tokens)]
+        if held != pair.source:
+            raise ValueError(f"The INVERSION was made from {held.text!r}, Prompt Edit's source is {pair.source.text!r}: "
+                             "connect the same Prompt Edit to both.")
+
+
+def per_token(values: dict, edit: PromptEdit, default: float) -> tuple:
+    """One tensor [target tokens] a pair, from {word: value}; "default" sets the rest. A word may be in some targets only."""
+    tensors = [torch.full((len(pair.target.ids),), float(values.get("default", default))) for pair in edit.pairs]
+    for name, value in values.items():
+        if name == "default":
+            continue
+        found = []
+        for pair, tensor in zip(edit.pairs, tensors):
+            try:
+                tensor[list(pair.target.find(name).positions)] = value
+                found.append(pair)
+            except ValueError as error:
+                unknown = error
+        if not found:
+            raise unknown
+    return tuple(tensors)
+
+
+class AttentionInject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestAttentionInject",
+            display_name="Attention Inject",
+            category="palimpsest/attention",
+            description="Prompt-to-Prompt: the source's attention maps hold the layout while the target's words fill it.",
+            inputs=[
+                io.Model.Input("model"),
+                InversionType.Input("inversion"),
+                PromptEditType.Input("prompt_edit"),
+                io.Float.Input("cross_start", default=0.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share of the schedule at which cross-attention maps begin to be replaced. Paper: 0."),
+                io.Float.Input("cross_end", default=0.8, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share at which it ends. Higher keeps more of the source's layout. Paper: 0.8, 0.4 for looser edits."),
+                io.Float.Input("self_start", default=0.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share of the schedule at which self-attention maps begin to be replaced. Paper: 0."),
+                io.Float.Input("self_end", default=0.4, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share at which it ends. Higher keeps shapes; lower it to change a shape. Paper: 0.4, tried from 0.3 to 0.7."),
+                io.Float.Input("cross_resolution", default=1.0, min=0.0, max=1.0, step=0.0625,
+                               tooltip="Cross-attention is replaced where its grid's side is at most this share of the latent's: "
+                                       "1 = everywhere (paper), 0.25 = 16² tokens of a 64² latent."),
+                io.Float.Input("self_resolution", default=0.5, min=0.0, max=1.0, step=0.0625,
+                               tooltip="The same for self-attention. 0.5 = 32² tokens of a 64² latent (the authors' code for real pictures); "
+                                       "0.25 = 16² (the paper's own)."),
+                io.String.Input("word_weights", default="", tooltip="Re-weighting: the strength of target words' maps, as in "
+                                "'fluffy: 3, snow: -1'. 1 = unchanged. Paper: -2 to 10."),
+                io.String.Input("word_ends", default="", tooltip="An end of its own for a target word's cross-attention, as in "
+                                "'lion: 0.4'. The others end at cross_end."),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, inversion, prompt_edit, cross_start, cross_end, self_start, self_end, cross_resolution,
+                self_resolution, word_weights, word_ends) -> io.NodeOutput:
+        require_unet(model, "Attention Inject")
+        check_family(model, inversion)
+        check_source(inversion, prompt_edit, "Attention Inject")
+        ends = per_token(parse_word_values(word_ends), prompt_edit, cross_end)
+        weights = per_token(parse_word_values(word_weights), prompt_edit, 1.0)
+        if self_start >= self_end and all((e <= cross_start).all() for e in ends):
+            raise ValueError(f"Attention Inject would change nothing: cross-attention runs from {cross_start} to {cross_end}, "
+                             f"self-attention from {self_start} to {self_end}; set an end above its start (paper: 0.8 and 0.4).")
+        return io.NodeOutput(attach(model, PromptToPrompt(
+            inversion, prompt_edit.pairs, (cross_start, cross_end), (self_start, self_end), ends, weights,
+            cross_resolution, self_resolution)))
+
+
+class AttentionStore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestAttentionStore",
+            display_name="Attention Store",
+            category="palimpsest/attention",
+            description="Where the model sees each source word in the picture: cross-attention maps along the inversion's trajectory.",
+            inputs=[
+                io.Model.Input("model"),
+                InversionType.Input("inversion"),
+                PromptEditType.Input("prompt_edit"),
+                io.Float.Input("resolution", default=0.25, min=0.0, max=1.0, step=0.0625,
+                               tooltip="The maps' side as a share of the latent's; the nearest one at or under it that the model has. "
+                                       "0.25 = 16² of a 64² latent (paper), which is where words lie clearest."),
+            ],
+            outputs=[AttentionType.Output(display_name="ATTENTION")],
+        )
+
+    @classmethod
+    def execute(cls, model, inversion, prompt_edit, resolution) -> io.NodeOutput:
+        require_unet(model, "Attention Store")
+        check_family(model, inversion)
+        check_source(inversion, prompt_edit, "Attention Store")
+        return io.NodeOutput(read_maps(model, inversion, resolution))
+
+
+class AttentionHeatmap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestAttentionHeatmap",
+            display_name="Attention Heatmap",
+            category="palimpsest/attention",
+            description="Each word's attention over the picture, labelled.",
+            inputs=[
+                AttentionType.Input("attention"),
+                io.Image.Input("image", tooltip="The picture that was inverted."),
+                io.String.Input("words", default="", tooltip="Words of the source prompt, separated by commas; 'cat#2' is the "
+                                "second cat. Empty: all words."),
+            ],
+            outputs=[io.Image.Output()],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, attention, image, words) -> io.NodeOutput:
+        sheets = []
+        for i in range(attention.maps.shape[0]):
+            tokens = attention.tokens[i % len(attention.tokens)]
+            chosen = parse_words(words, tokens) if words.strip() else tokens.words
+            maps = {f"{w.text}#{n}" if n > 1 else w.text: attention.map(i, [w])
+                    for w, n in zip(chosen, _occurrences(chosen))}
+            sheets.append(heatmaps(image[i % image.shape[0]], maps))
+        sheet = torch.cat(sheets, 1)
+        return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def _occurrences(words):
+    """For each word, the how-manieth of its text it is."""
+    return [sum(v.text == w.text for v in words[:i + 1]) for i, w in enumerate(words)]
+
+
+class AttentionMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestAttentionMask",
+            display_name="Attention Mask",
+            category="palimpsest/attention",
+            description="A mask of what some words name in the picture.",
+            inputs=[
+                AttentionType.Input("attention"),
+                io.String.Input("words", default="", tooltip="Words of the source prompt, separated by commas; the mask is their union."),
+                io.Float.Input("threshold", default=0.3, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share of a word's largest value that counts as the word. Higher is tighter. Paper: 0.3."),
+                io.Int.Input("grow", default=0, min=0, max=64, tooltip="Spread the mask by this many latent cells (8 pixels on SD)."),
+                io.Float.Input("blur", default=0.0, min=0.0, max=16.0, step=0.1,
+                               tooltip="Soften its edge: standard deviation in latent cells. 0 = hard."),
+                io.Image.Input("image", optional=True, tooltip="The mask takes this picture's size; without it, the latent's."),
+            ],
+            outputs=[io.Mask.Output()],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, attention, words, threshold, grow, blur, image=None) -> io.NodeOutput:
+        size = attention.latent if image is None else tuple(image.shape[1:3])
+        cell = size[0] / attention.latent[0]
+        chosen = [parse_words(words, attention.tokens[i % len(attention.tokens)]) for i in range(attention.maps.shape[0])]
+        if not all(chosen):
+            raise ValueError(f"Attention Mask has no word to find; the source's words are: "
+                             f"{', '.join(w.text for w in attention.tokens[0].words)}.")
+        mask = torch.stack([word_mask(attention, i, found, size, threshold) for i, found in enumerate(chosen)])
+        if not mask.flatten(1).any(1).all():
+            raise ValueError(f"The mask of {words!r} at threshold {threshold} is empty: lower the threshold (paper: 0.3).")
+        mask = grow_mask(mask, round(grow * cell))
+        if blur:
+            sigma = blur * cell
+            mask = gaussian_blur(mask[:, None], 2 * int(3 * sigma) + 1, sigma)[:, 0]
+        return io.NodeOutput(mask, ui=ui.PreviewMask(mask, cls=cls))
+
+
+def word_mask(attention: Attention, picture: int, words, size, threshold):
+    """[h, w] in {0, 1}: the union of some words' maps, each over `threshold` of its own maximum."""
+    maps = torch.stack([attention.map(picture, [word]) for word in words])
+    return threshold_maps(maps[None], size, threshold)[0]
+
+
+NODES = [AttentionStore, AttentionHeatmap, AttentionMask, AttentionInject]

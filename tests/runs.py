@@ -1,0 +1,67 @@
+"""Short runs of the host on small models, shared by the tests of editors."""
+import comfy.samplers
+import torch
+from palimpsest.attention.alignment import PromptEdit, align
+from palimpsest.host.sampling import Solver, schedule
+from palimpsest.host.tokens import encode, tokenize_rows
+from palimpsest.nodes.inversion import NODES
+
+import tiny
+
+DDIMInvert = next(n for n in NODES if n.__name__.endswith("DDIMInvert"))
+CLIPS = {"sdxl": tiny.sdxl_clip}
+
+
+def prompts(clip, source, *targets, mode="auto"):
+    """(source CONDITIONING, target CONDITIONING, PROMPT_EDIT), as Prompt Edit makes them."""
+    (source,), targets = tokenize_rows(clip, [source]), tokenize_rows(clip, targets)
+    return encode(clip, (source,)), encode(clip, targets), PromptEdit(tuple(align(source, t, mode) for t in targets))
+
+
+class Case:
+    """A small model of a family, a source picture inverted with its prompt, and targets."""
+
+    def __init__(self, family="sd15", source="a red cat on a mat", targets=("a blue cat on a mat",), batch=1, size=8, steps=6,
+                 mode="auto", **model):
+        with torch.inference_mode():
+            self.model, self.clip = tiny.UNETS[family](**model), CLIPS.get(family, tiny.clip)()
+            self.source, self.target, self.edit = prompts(self.clip, source, *targets, mode=mode)
+            self.null = tiny.encode(self.clip, "")
+            self.latent = tiny.latent(self.model, batch, size)
+            self.inversion, noise, self.sigmas = invert(self.model, self.source, self.latent, steps)
+            self.noise = noise["samples"]
+
+    def sample(self, model=None, positive=None, cfg=7.5, sampler="euler", latent=None, sigmas=None, callback=None, seed=0,
+               negative=None):
+        """The host's guider on a MODEL, from the inverted noise (or `latent`, model space); returns model space."""
+        model = model or self.model
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive or self.target, negative or self.null)
+        guider.set_cfg(cfg)
+        x = self.noise if latent is None else latent
+        sampler = Solver.of(comfy.samplers.sampler_object(sampler)) if isinstance(sampler, str) else sampler
+        with torch.inference_mode():
+            return guider.sample(torch.zeros_like(x), x, sampler, self.sigmas if sigmas is None else sigmas, callback=callback,
+                                 disable_pbar=True, seed=seed)
+
+    def predictions(self, model, positive, cfg=1.0):
+        """x0 of the MODEL with its rows set to the source's own latent, at every σ of the schedule: [S] of [B, C, h, w]."""
+        found = []
+
+        def walk(denoise, x, sigmas, extra_args, callback, disable):
+            for sigma in sigmas[:-1]:
+                at = self.inversion.at(float(sigma)).to(x)
+                found.append(denoise(at, sigma.expand(len(at)), **extra_args))
+            return x
+
+        self.sample(model, positive, cfg, Solver(walk))
+        return found
+
+
+def invert(model, conditioning, latent, steps=6):
+    with torch.inference_mode():
+        return DDIMInvert.execute(model, conditioning, {"samples": latent}, steps, "ddim_uniform").result
+
+
+def sigmas(model, steps):
+    return schedule(model, "ddim_uniform", steps)

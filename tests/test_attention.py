@@ -1,0 +1,204 @@
+"""Attention edits against plain explicit implementations of the papers' equations, and the reference branch's own promises."""
+from dataclasses import dataclass
+
+import pytest
+import tiny
+import torch
+from palimpsest.attention.control import AttentionEdit, Rows, Site, Source, positions
+from palimpsest.attention.p2p import PromptToPrompt
+from palimpsest.attention.store import read_maps, word_maps
+from palimpsest.host.session import attach
+from runs import Case, prompts
+
+FAMILIES = list(tiny.UNETS)
+HEADS, DIM, PIXELS = 2, 8, 16
+
+
+def softmax_maps(q, k):
+    """[rows, heads, pixels, tokens], explicitly."""
+    q, k = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k))
+    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+
+
+def apply_maps(maps, v):
+    return (maps @ v.unflatten(-1, (HEADS, -1)).transpose(1, 2)).transpose(1, 2).flatten(2)
+
+
+def attention(q, k, v):
+    return apply_maps(softmax_maps(q, k), v)
+
+
+class Schedule:
+    """Stands where a run stands: everything asked lies inside (start, end) of a schedule that is at `now`."""
+
+    def __init__(self, now):
+        self.now, self.memories = now, {}
+
+    def within(self, sigma, start, end):
+        return start <= self.now < end
+
+    def memory(self, editor):
+        return self.memories.setdefault(id(editor), {})
+
+
+@dataclass
+class Call:
+    run: Schedule
+    sigma: float = 1.0
+
+
+@pytest.fixture(scope="module")
+def clip():
+    with torch.inference_mode():
+        return tiny.clip()
+
+
+CASES = {"swap": ("a red cat on a mat", ["a blue dog on a mat"], {}, {}),
+         "swap of a word of more tokens": ("a red cat on a mat", ["a red hippopotamus on a mat"], {}, {}),
+         "refine": ("a cat on a mat", ["a fluffy cat on a big mat"], {}, {}),
+         "reweight": ("a cat on a red mat", ["a cat on a red mat"], {"red": 3.0, "cat": -1.0}, {}),
+         "refine and reweight": ("a cat on a mat", ["a fluffy cat on a mat"], {"fluffy": 2.0, "cat": 0.5}, {}),
+         "a word that ends early": ("a red cat on a mat", ["a blue dog on a mat"], {"dog": 2.0}, {"dog": 0.3}),
+         "two targets": ("a red cat on a mat", ["a blue cat on a mat", "a red dog on a mat"], {"dog": 2.0}, {})}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_p2p_is_the_authors_edit_of_explicit_maps(clip, case, repeats):
+    """Base, replaced, refined, equalised and interpolated maps as the authors' controller makes them, one after another."""
+    source, targets, weights, ends = CASES[case]
+    _, _, edit = prompts(clip, source, *targets)
+    n, length = len(targets), len(edit.pairs[0].target.ids)
+    e, until = torch.ones(n, length), torch.full((n, length), 0.8)
+    for i, pair in enumerate(edit.pairs):
+        for values, into in ((weights, e), (ends, until)):
+            for word, value in values.items():
+                if word in pair.target.text.split():
+                    into[i, list(pair.target.find(word).positions)] = value
+    generator = torch.Generator().manual_seed(0)
+    q, q_source = (torch.randn(n, PIXELS, HEADS * DIM, generator=generator).double() for _ in range(2))
+    k, v, k_source = (torch.randn(n, length, HEADS * DIM, generator=generator).double() for _ in range(3))
+    now = 0.5
+    out = []
+    for i, pair in enumerate(edit.pairs):
+        base, own = softmax_maps(q_source[i:i + 1], k_source[i:i + 1]), softmax_maps(q[i:i + 1], k[i:i + 1])
+        if pair.mode == "replace":
+            edited = torch.einsum("bhps,st->bhpt", base, pair.mapper.double())
+        else:
+            gathered = base[..., pair.mapper.argmax(0)]
+            edited = gathered * pair.kept + own * (1 - pair.kept)
+        a = (until[i] > now).double()
+        out.append(apply_maps(edited * e[i] * a + own * (1 - a), v[i:i + 1]))
+    editor = PromptToPrompt(None, edit.pairs, (0.0, 0.8), (0.0, 0.4), tuple(until), tuple(e))
+    rows = Rows(Call(Schedule(now)), {"palimpsest_tokens": tuple(p.target for p in edit.pairs)}, n)
+    site = Site("cross", ("middle", 0, 0), (4, 4), 1.0, HEADS)
+    got = editor.attend(rows, site, q, k.repeat(1, repeats, 1), v.repeat(1, repeats, 1), Source(q_source, k_source, None), attention)
+    torch.testing.assert_close(got, torch.cat(out), rtol=1e-6, atol=1e-6)
+
+
+def test_word_maps_are_the_softmax_columns_of_the_words(clip):
+    """More words than the head dimension, several tokens a word, rows of different words, a text whose columns are repeated."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, PIXELS, HEADS * DIM, generator=generator), torch.randn(2, 30, HEADS * DIM, generator=generator)
+    groups = [[(i, i + 1) for i in range(0, 24, 2)], [(3,), (5, 9)]]
+    site = Site("cross", ("middle", 0, 0), (4, 4), 1.0, HEADS)
+    got = word_maps(attention, site, q, k.repeat(1, 2, 1), groups, 30)
+    maps = softmax_maps(q, k).mean(1)
+    for row, group in enumerate(groups):
+        for column, positions_ in enumerate(group):
+            wanted = maps[row, :, list(positions_)].sum(-1).view(4, 4)
+            torch.testing.assert_close(got[row, column], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_shares_of_the_latents_side_are_those_of_the_grids():
+    for family, make in tiny.UNETS.items():
+        seen = {}
+
+        def note(q, k, v, options):
+            from palimpsest.attention.control import host_attention
+            seen[(*options["block"], options["block_index"])] = options["activations_shape"][-1] / 16
+            return host_attention(q, k, v, options)
+
+        case = Case(family, size=16, steps=2)
+        m = case.model.clone()
+        known = positions(m.model.diffusion_model)
+        for section, number, _ in known:
+            m.set_model_attn1_replace(note, section, number)
+        case.sample(m)
+        assert seen == known, family
+
+
+@dataclass(frozen=True, eq=False)
+class Looks(AttentionEdit):
+    """Reads the source everywhere and changes nothing."""
+    inversion: object
+
+    def reads(self, run, sigma):
+        return True
+
+    def acts(self, run, site, sigma):
+        return False
+
+    def keeps(self, run, site, sigma):
+        return "qkv"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cfg", [1.0, 7.5])
+def test_a_reference_that_nobody_uses_leaves_sampling_bit_identical(family, cfg):
+    case = Case(family)
+    assert torch.equal(case.sample(attach(case.model, Looks(case.inversion)), cfg=cfg), case.sample(cfg=cfg))
+
+
+@dataclass(frozen=True, eq=False)
+class Noted(Looks):
+    """Notes the features it is given."""
+    notes: dict
+
+    def acts(self, run, site, sigma):
+        return True
+
+    def attend(self, rows, site, q, k, v, source, attention):
+        self.notes.setdefault((site.kind, site.position), []).append((q.clone(), k.clone(), v.clone(), source))
+        return attention(q, k, v)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_reference_shows_what_the_source_alone_shows(family):
+    """With the target's rows at the source's latent and the source's prompt, the features of both are the same."""
+    case = Case(family)
+    notes = {}
+    case.predictions(attach(case.model, Noted(case.inversion, notes)), case.source)
+    assert len(notes) == 2 * len(positions(case.model.model.diffusion_model))
+    for q, k, v, source in (n for found in notes.values() for n in found):
+        for mine, theirs in ((q, source.q), (k, source.k), (v, source.v)):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_source_as_target_changes_no_prediction(family):
+    case = Case(family)
+    _, target, edit = prompts(case.clip, "a red cat on a mat", "a red cat on a mat")
+    whole = torch.ones(len(edit.pairs[0].target.ids))
+    editor = PromptToPrompt(case.inversion, edit.pairs, (0.0, 1.0), (0.0, 1.0), (whole,), (whole,), 1.0, 1.0)
+    edited = case.predictions(attach(case.model, editor), target)
+    for a, b in zip(edited, case.predictions(case.model, case.source), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one():
+    """Steps in batches against the host's attention read at each σ alone."""
+    case = Case("sd15", batch=2, size=16, steps=5)
+    found = read_maps(case.model, case.inversion, 1.0)
+    total = 0
+    tokens = case.source[0][1]["palimpsest_tokens"][0]
+    notes = {}
+    case.predictions(attach(case.model, Noted(case.inversion, notes)), case.source)
+    count = 0
+    for (kind, position), entries in notes.items():
+        if kind == "cross" and positions(case.model.model.diffusion_model)[position] == 1.0:
+            for q, k, _, _ in entries:
+                maps = softmax_maps(q, k).mean(1)
+                total = total + torch.stack([maps[:, :, list(w.positions)].sum(-1) for w in tokens.words], 1)
+                count += 1
+    torch.testing.assert_close(found.maps.flatten(2), total / count, rtol=1e-4, atol=1e-6)
