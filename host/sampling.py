@@ -1,0 +1,164 @@
+"""Running solvers of k-diffusion's signature through the host's guider, and telling models apart.
+
+The host's own SAMPLER scales noise and latent at both ends. On flow models that discards the latent at σ = 1 and divides by
+zero where an inversion ends there, so `Solver` does neither: latents go in and come out in sampler space.
+"""
+import hashlib
+import inspect
+from dataclasses import dataclass
+
+import comfy.model_sampling as parametrisation
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from ..inversion.trajectory import TOLERANCE, Fingerprint, Inversion
+from .session import Editor
+
+HASHED = 65536  # bytes of weights in a fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed(Editor):
+    """Says that Replay has put what this inversion learned on the MODEL; it edits nothing itself."""
+    inversion: Inversion
+    replays = True
+
+
+class Solver(comfy.samplers.Sampler):
+    """Runs `function(model, x, sigmas, extra_args=, callback=, disable=, **extra_options)` from the LATENT as it is.
+
+    No noise is added and nothing is scaled, whatever noise the sampler node offers.
+    """
+
+    def __init__(self, function, extra_options={}):
+        self.function, self.extra_options = function, dict(extra_options)
+
+    @classmethod
+    def of(cls, sampler):
+        """The same solver as a host SAMPLER's, without its scalings."""
+        if isinstance(sampler, cls):
+            return sampler
+        if not isinstance(sampler, comfy.samplers.KSAMPLER):
+            raise ValueError(f"The SAMPLER is a {type(sampler).__name__}, whose solver cannot be taken out of it; Replay runs a "
+                             "KSAMPLER's. Connect KSamplerSelect (euler), or leave the input empty.")
+        return cls(sampler.sampler_function, sampler.extra_options)
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether the function draws noise on its way (ancestral, SDE, LCM, churn), from its parameters and their values."""
+        values = {name: p.default for name, p in inspect.signature(self.function).parameters.items()} | self.extra_options
+        if values.get("s_noise") == 0:
+            return False
+        if "eta" in values:
+            return values["eta"] > 0
+        # res_multistep takes a noise sampler for its ancestral sibling only
+        draws = "noise_sampler" in values and not self.function.__name__.startswith("sample_res_multistep")
+        return draws or values.get("s_churn", 0) > 0
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
+               disable_pbar=False):
+        if denoise_mask is not None:
+            raise ValueError("The LATENT carries a noise_mask, and this SAMPLER keeps the LATENT as it is: remove Set Latent Noise "
+                             "Mask, and put Latent Blend (Inversion) on the MODEL to keep what lies outside a mask.")
+        if not latent_image.count_nonzero():
+            raise ValueError("The LATENT is empty (all zeros), and this SAMPLER adds no noise: connect Replay's LATENT.")
+        extra_args["denoise_mask"] = None
+        model = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
+        model.latent_image, model.noise = latent_image, noise
+        total = len(sigmas) - 1
+
+        def step(state):
+            if callback is not None:
+                callback(state["i"], state["denoised"], state["x"], total)
+
+        return self.function(model, latent_image, sigmas, extra_args=extra_args, callback=step, disable=disable_pbar,
+                             **self.extra_options)
+
+
+def sample(model, conditioning, latent: Tensor, sigmas: Tensor, solver, cfg=1.0, negative=None, callback=None, seed=0) -> Tensor:
+    """Run `solver` on `latent` (model space, [B,C,…]) through the host's guider, with its progress bar and preview.
+
+    callback(step, x0, x, steps) is called too. Returns float32 in model space, on the model's device.
+    """
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": conditioning} if negative is None else {"positive": conditioning, "negative": negative})
+    guider.set_cfg(cfg)
+    preview = latent_preview.prepare_callback(model, len(sigmas) - 1)
+
+    def step(*state):
+        preview(*state)
+        if callback is not None:
+            callback(*state)
+
+    return guider.sample(torch.zeros_like(latent), latent, solver, sigmas, callback=step, seed=seed,
+                         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED)
+
+
+def schedule(model, scheduler: str, steps: int) -> Tensor:
+    """SIGMAS [steps+1] of one of the host's schedulers."""
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).float().cpu()
+
+
+def split_at(model, sigmas: Tensor, percent: float) -> int:
+    """The index of the first σ at or under the host's percent of the full schedule."""
+    limit = float(model.get_model_object("model_sampling").percent_to_sigma(percent)) * (1 + TOLERANCE)
+    return next(i for i, sigma in enumerate(sigmas.tolist()) if sigma <= limit)
+
+
+def prediction_type(model) -> str:
+    """"eps", "v" or "flow"; ValueError for a parametrisation in which an inversion's step is not known."""
+    sampling = model.get_model_object("model_sampling")
+    strange = (parametrisation.X0, parametrisation.EDM, parametrisation.IMG_TO_IMG_FLOW)  # subclasses of the three below
+    if not isinstance(sampling, strange):
+        for kind, name in ((parametrisation.V_PREDICTION, "v"), (parametrisation.EPS, "eps"), (parametrisation.CONST, "flow")):
+            if isinstance(sampling, kind):
+                return name
+    found = next((c.__name__ for c in type(sampling).__mro__ if c.__module__ == parametrisation.__name__
+                  and not issubclass(c, torch.nn.Module)), type(sampling).__name__)
+    raise ValueError(f"The {type(model.model).__name__} MODEL predicts by {found}; inversion is known for eps, v and flow "
+                     "prediction (SD1.x, SD2.x, SDXL, SD3, Flux and their kin): load one of these.")
+
+
+def fingerprint(model) -> Fingerprint:
+    """What tells this MODEL from another, whatever LoRA lies on it."""
+    latents = model.get_model_object("latent_format")
+    return Fingerprint(type(model.model).__name__, type(latents).__name__, latents.latent_channels, prediction_type(model),
+                       _hash_weights(model))
+
+
+def _hash_weights(model) -> str:
+    """sha256 of the start of three weights (first, middle and last by name), as they are before any patch."""
+    entries = model.get_key_patches("diffusion_model.")
+    names = sorted(name for name, entry in entries.items() if entry[0][0].ndim > 1)
+    digest = hashlib.sha256()
+    for name in (names[0], names[len(names) // 2], names[-1]):
+        weight = entries[name][0][0].detach().flatten()
+        count = HASHED // 3 // weight.element_size()
+        digest.update(weight[:count].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_family(model, inversion: Inversion):
+    """ValueError where MODEL and INVERSION are of different families; another checkpoint of one family is said once."""
+    mine, theirs = fingerprint(model), inversion.fingerprint
+    for name in ("model", "latent_format", "channels", "prediction"):
+        a, b = getattr(mine, name), getattr(theirs, name)
+        if a != b:
+            raise ValueError(f"The INVERSION was made on another family of model: its {name.replace('_', ' ')} is {b}, this "
+                             f"MODEL's is {a}. Connect the MODEL it was made with, or invert again with this one.")
+    if mine.weights != theirs.weights:
+        inversion.say_once("The INVERSION was made with another checkpoint of the same family: edits work, but the picture is "
+                           "reconstructed less exactly.")
+
+
+def patches(model) -> tuple:
+    """What other nodes changed on a MODEL, by name."""
+    options = model.model_options["transformer_options"]
+    weights = [f"{len(model.patches)} patched weights"] if model.patches else []
+    functions = [k for k in model.model_options if k != "transformer_options"]
+    blocks = [*options.get("patches", {}), *options.get("patches_replace", {})]
+    wrapped = [key for kinds in model.wrappers.values() for key, found in kinds.items() if key and found]
+    return tuple(map(str, (*weights, *functions, *blocks, *wrapped, *model.object_patches)))
