@@ -8,7 +8,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ..host.sampling import (Replayed, Solver, check_family, fingerprint, patches, prediction_type, sample, schedule, split_at)
+from ..host.sampling import (Replayed, Solver, check_family, fingerprint, patches, sample, schedule, split_at)
 from ..host.session import attach, log, require_plain
 from ..inversion import ddim
 from ..inversion.trajectory import Inversion, check_schedule
