@@ -1,0 +1,112 @@
+"""Labelled tiles and sheets of them, drawn with Pillow: dark on white, every size in proportion to the tile's width."""
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+PAPER, INK, PALE, RULE = (255, 255, 255), (26, 26, 30), (110, 110, 118), (205, 205, 210)
+INFERNO = ("000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4")
+"""Ten even stations of matplotlib's inferno (Smith and van der Walt, 2015), whose lightness rises evenly."""
+SMALLEST, LARGEST = 256, 512  # a tile's shorter side at least and longer side at most, px
+COLUMNS = 6
+
+
+def colours(values: Tensor) -> Tensor:
+    """Values [H, W] in 0..1 as inferno colours [H, W, 3]."""
+    table = torch.tensor([list(bytes.fromhex(c)) for c in INFERNO]) / 255
+    place = values.clamp(0, 1) * (len(table) - 1)
+    low = place.long().clamp(max=len(table) - 2)
+    return torch.lerp(table[low], table[low + 1], (place - low)[..., None])
+
+
+def heat(image: Tensor, values: Tensor) -> tuple[Tensor, tuple[float, float]]:
+    """A map [h, w] of any range over a picture [H, W, C] in 0..1: the overlay [H, W, 3] and the (lowest, highest) value.
+
+    The map is enlarged bicubically; its lowest value leaves the picture dim and grey, its highest is the palest colour.
+    """
+    low, high = values.min().item(), values.max().item()
+    large = F.interpolate(values[None, None].float(), image.shape[:2], mode="bicubic", align_corners=False)[0, 0]
+    share = ((large - low) / (high - low or 1)).clamp(0, 1)
+    grey = image[..., :3].mean(-1, keepdim=True)
+    return torch.lerp(.8 * grey.expand(-1, -1, 3), colours(share), .3 + .5 * share[..., None]), (low, high)
+
+
+def tile(image: Tensor, label: str, lines: Sequence[tuple[str, str]] = (), scale: tuple[float, float] | None = None) -> Image.Image:
+    """A picture [H, W, C] in 0..1 under its label; beneath it the colour map's scale (lowest, highest), then key-value lines.
+
+    Small pictures are enlarged by a whole number with their pixels kept square, large ones reduced. An empty label takes no room.
+    """
+    picture = _fit(Image.fromarray((image[..., :3].float().clamp(0, 1) * 255).round().byte().cpu().numpy()))
+    width, height = max(picture.width, SMALLEST * 3 // 4), picture.height
+    unit = width / SMALLEST
+    line, top = round(22 * unit), round(28 * unit) if label else 0
+    page = Image.new("RGB", (width, top + height + round(8 * unit) + line * (len(lines) + (scale is not None))), PAPER)
+    draw = ImageDraw.Draw(page)
+    large, small = (ImageFont.load_default(round(s * unit)) for s in (18, 15))
+    if label:
+        draw.text((0, top - round(9 * unit)), label, INK, large, "ls")
+    page.paste(picture, (0, top))
+    draw.rectangle((0, top, picture.width - 1, top + height - 1), outline=RULE)
+    y = top + height + round(24 * unit)
+    if scale is not None:
+        _scale(page, draw, y, scale, small, unit)
+        y += line
+    for key, value in lines:
+        draw.text((0, y), key, PALE, small, "ls")
+        draw.text((width, y), value, INK, small, "rs")
+        y += line
+    return page
+
+
+def sheet(rows: Sequence[Sequence[Image.Image]]) -> Tensor:
+    """Rows of tiles on one page, [1, H, W, 3] in 0..1."""
+    unit = max(t.width for row in rows for t in row) / SMALLEST
+    gap, margin, between = round(14 * unit), round(22 * unit), round(20 * unit)
+    heights = [max(t.height for t in row) for row in rows]
+    width = max(sum(t.width for t in row) + gap * (len(row) - 1) for row in rows)
+    page = Image.new("RGB", (width + 2 * margin, sum(heights) + between * (len(rows) - 1) + 2 * margin), PAPER)
+    y = margin
+    for row, height in zip(rows, heights):
+        x = margin
+        for t in row:
+            page.paste(t, (x, y))
+            x += t.width + gap
+        y += height + between
+    return torch.from_numpy(np.asarray(page).astype(np.float32) / 255)[None]
+
+
+def heatmaps(image: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+    """The sheet [1, H', W', 3] of one picture's heat maps, see `heat_rows`."""
+    return sheet(heat_rows(image, maps))
+
+
+def heat_rows(image: Tensor, maps: Mapping[str, Tensor]) -> list[list[Image.Image]]:
+    """Rows of tiles: the picture [H, W, C] in 0..1, then each word's map [h, w] over it with the scale of its colours."""
+    tiles = [tile(image, "picture")]
+    for word, values in maps.items():
+        overlay, scale = heat(image, values)
+        tiles.append(tile(overlay, word, scale=scale))
+    return [tiles[i:i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    times = -(-SMALLEST // min(picture.size))
+    if times > 1 and times * max(picture.size) <= 2 * LARGEST:
+        return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    shrink = min(1, LARGEST / max(picture.size))
+    return picture.resize([max(1, round(s * shrink)) for s in picture.size], Image.Resampling.LANCZOS)
+
+
+def _scale(page, draw, y: int, scale: tuple[float, float], font, unit: float):
+    """The colour map as a bar between its lowest and highest value, on the line whose text stands on y."""
+    digits = max(0, 1 - math.floor(math.log10(scale[1]))) if scale[1] > 0 else 2
+    low, high = (f"{v:.{digits}f}" for v in scale)
+    draw.text((0, y), low, INK, font, "ls")
+    draw.text((page.width, y), high, INK, font, "rs")
+    left, right = (round(draw.textlength(text, font) + 8 * unit) for text in (low, high))
+    bar = colours(torch.linspace(0, 1, max(2, page.width - left - right)).expand(round(9 * unit), -1))
+    page.paste(Image.fromarray((bar * 255).round().byte().numpy()), (left, y - round(10 * unit)))

@@ -1,0 +1,59 @@
+"""The embedded text-to-image model and scenes of which every edit's exact picture is known."""
+import torch
+from comfy_api.latest import io, ui
+
+from ..miniature.model import load_miniature
+from ..miniature.scenes import EDIT_KINDS, held_out_edit
+
+
+class LoadMiniature(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestLoadMiniature",
+            display_name="Load Miniature",
+            category="palimpsest/miniature",
+            description="A small text-to-image model that comes with the pack: 128 px pictures of simple scenes, "
+                        "'a photo of a red striped star on a grass background'. To the host it is an SD model like any other.",
+            inputs=[],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_miniature())
+
+
+class MiniatureScene(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestMiniatureScene",
+            display_name="Miniature Scene",
+            category="palimpsest/miniature",
+            description="A scene that the miniature never saw in training, one edit of it in words, and the exact picture the edit should give.",
+            inputs=[
+                io.Int.Input("seed", default=0, min=0, max=2 ** 32 - 1, control_after_generate=True,
+                             tooltip="Which scene, and which of its edits; equal seeds give equal pictures on every machine."),
+                io.Combo.Input("kind", options=list(EDIT_KINDS), default="colour", tooltip=(
+                    "What the target text changes. Object, colour, material, background and style change one word; "
+                    "pose adds or drops one; add and delete a whole object.")),
+            ],
+            outputs=[
+                io.Image.Output(display_name="source"),
+                io.String.Output(display_name="source text"),
+                io.String.Output(display_name="target text"),
+                io.Image.Output(display_name="exact target"),
+                io.Mask.Output(display_name="edit mask", tooltip="1 where source and exact target differ."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, seed, kind) -> io.NodeOutput:
+        edit = held_out_edit(seed, kind)
+        source, target, mask = (torch.from_numpy(a)[None] for a in (edit.source_image, edit.target_image, edit.mask))
+        return io.NodeOutput(source, edit.source_text, edit.target_text, target, mask,
+                             ui=ui.PreviewImage(torch.cat([source, target]), cls=cls))
+
+
+NODES = [LoadMiniature, MiniatureScene]

@@ -1,0 +1,109 @@
+"""The measures of an edit, as a picture and as text."""
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..metrics import CHANGED, TWO_CELLS, edit_numbers, grow
+from .drawing import colours, sheet, tile
+
+NUMBERS = {  # number: the tile it stands under, its words, its format
+    "reconstruction_psnr": ("reconstruction", "PSNR to source", "{:.2f} dB"),
+    "reconstruction_ssim": ("reconstruction", "SSIM to source", "{:.4f}"),
+    "psnr": ("edited", "PSNR to source", "{:.2f} dB"),
+    "ssim": ("edited", "SSIM to source", "{:.4f}"),
+    "background_psnr": ("difference", "background PSNR", "{:.2f} dB"),
+    "background_ssim": ("difference", "background SSIM", "{:.4f}"),
+    "changed": ("difference", f"changed by > {CHANGED}", "{:.1%}"),
+    "target_psnr": ("target", "PSNR of edited", "{:.2f} dB"),
+    "target_mask_psnr": ("target", "the same inside mask", "{:.2f} dB"),
+    "edit_share": ("mask", "edit", "{:.1%}"),
+    "background_share": ("mask", "background", "{:.1%}"),
+}
+
+
+def check(source: Tensor, edited: Tensor, **others: Tensor | None) -> dict[str, Tensor]:
+    """What is given, by name, in float32 on the CPU, single pictures repeated to the batch; ValueError where sizes differ."""
+    given = dict(source=source, edited=edited, **{name: t for name, t in others.items() if t is not None})
+    given = {name: t.reshape(-1, *t.shape[-2:]) if name == "mask" else t[..., :3] for name, t in given.items()}
+    batch, size = max(len(t) for t in given.values()), source.shape[1:3]
+    for name, t in given.items():
+        if t.shape[1:3] != size:
+            raise ValueError(f"{name} is {t.shape[2]}x{t.shape[1]} and source is {size[1]}x{size[0]}: "
+                             f"resize {name} to the source's size")
+        if len(t) not in (1, batch):
+            raise ValueError(f"{name} holds {len(t)} pictures and the largest input {batch}: connect one for all, or {batch}")
+    return {name: t.float().cpu().expand(batch, *t.shape[1:]) for name, t in given.items()}
+
+
+class EditReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestEditReport",
+            display_name="Edit Report",
+            category="palimpsest/report",
+            description="Pictures side by side with what was kept and what changed between them, in numbers.",
+            inputs=[
+                io.Image.Input("source", tooltip="The picture before the edit. One picture serves a whole batch of edits."),
+                io.Image.Input("edited", tooltip="The picture after the edit; a batch gives a row each."),
+                io.Image.Input("reconstruction", optional=True, tooltip=(
+                    "The source replayed without an edit (or its VAE round trip): how much inversion alone lost.")),
+                io.Image.Input("target", optional=True, tooltip=(
+                    "The exact picture the edit should have made, where it is known, as Miniature Scene knows it.")),
+                io.Mask.Input("mask", optional=True, tooltip=(
+                    "Where the edit belongs (1). Background numbers are taken over the pixels outside it, grown by "
+                    f"{TWO_CELLS} px: two cells of an SD latent, as far as a decoder smears.")),
+            ],
+            outputs=[io.Image.Output(display_name="sheet"), io.String.Output(display_name="numbers")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, source, edited, reconstruction=None, target=None, mask=None) -> io.NodeOutput:
+        given = check(source, edited, reconstruction=reconstruction, target=target, mask=mask)
+        numbers = edit_numbers(**given)
+        picture, text = draw(given, numbers), write(numbers)
+        shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
+        return io.NodeOutput(picture, text, ui=shown)
+
+
+def draw(given: dict[str, Tensor], numbers: dict[str, Tensor]) -> Tensor:
+    """The sheet [1, H, W, 3]: a row of tiles a picture, each tile's numbers beneath it."""
+    batch, height, width, _ = given["source"].shape
+    difference = (given["edited"] - given["source"]).abs().mean(-1)
+    high = difference.max().item() or 1.
+    tiles = {  # name: label, pictures
+        "source": (f"source, {width} x {height}", given["source"]),
+        "reconstruction": ("reconstruction", given.get("reconstruction")),
+        "edited": ("edited", given["edited"]),
+        "difference": ("|edited - source|", colours(difference / high)),
+        "target": ("exact target", given.get("target")),
+        "mask": ("mask, grown", shades(given["mask"]) if "mask" in given else None),
+    }
+    return sheet([[tile(images[i], label if i == 0 else "", lines(name, numbers, i), (0., high) if name == "difference" else None)
+                   for name, (label, images) in tiles.items() if images is not None] for i in range(batch)])
+
+
+def shades(mask: Tensor) -> Tensor:
+    """The mask [B, H, W] as pictures [B, H, W, 3], what it grows to in grey."""
+    return torch.maximum(mask, .45 * grow((mask > 0).float(), TWO_CELLS))[..., None].expand(-1, -1, -1, 3)
+
+
+def lines(place: str, numbers: dict[str, Tensor], i: int) -> list[tuple[str, str]]:
+    """The lines that stand under one tile of row i."""
+    return [(key, words(n, numbers[n][i])) for n, (where, key, _) in NUMBERS.items() if where == place and n in numbers]
+
+
+def write(numbers: dict[str, Tensor]) -> str:
+    """The numbers as text, one a line; a batch numbers its pictures."""
+    batch = len(numbers["psnr"])
+    return "\n".join(f"{i + 1} " * (batch > 1) + f"{name}: {words(name, numbers[name][i])}"
+                     for i in range(batch) for name in NUMBERS if name in numbers)
+
+
+def words(name: str, value) -> str:
+    """A number as it is printed; nan, which stands for no pixel to look at, as n/a."""
+    return "n/a" if value.isnan() else NUMBERS[name][2].format(value)
+
+
+NODES = [EditReport]

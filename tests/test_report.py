@@ -1,0 +1,160 @@
+"""Edit Report, its drawing, and the miniature's scenes as nodes."""
+import numpy as np
+import pytest
+import torch
+from palimpsest.metrics import background_mask, psnr
+from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit
+from palimpsest.nodes.drawing import colours, heat, heatmaps, sheet, tile
+from palimpsest.nodes.miniature import MiniatureScene
+from palimpsest.nodes.report import NUMBERS, EditReport
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def previews(tmp_path, monkeypatch):
+    """The host's folder for what is shown on a node."""
+    import folder_paths
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
+    return tmp_path
+
+
+def scene(seed=3, kind="colour"):
+    edit = held_out_edit(seed, kind)
+    return tuple(torch.from_numpy(a)[None] for a in (edit.source_image, edit.target_image, edit.mask))
+
+
+def report(**inputs):
+    output = EditReport.execute(**inputs)
+    return *output.args, output.ui
+
+
+def read(text):
+    return {name: float(value.removesuffix(" dB").rstrip("%")) for name, value in (line.split(": ") for line in text.splitlines())}
+
+
+def test_the_text_holds_the_measures():
+    source, target, mask = scene()
+    edited = .9 * target
+    _, text, _ = report(source=source, edited=edited, reconstruction=.95 * source, target=target, mask=mask)
+    numbers = read(text)
+    assert numbers.keys() == NUMBERS.keys()
+    for name, value in dict(psnr=psnr(edited, source), reconstruction_psnr=psnr(.95 * source, source), target_psnr=psnr(edited, target),
+                            background_psnr=psnr(edited, source, background_mask(mask)), target_mask_psnr=psnr(edited, target, mask),
+                            edit_share=100 * mask.mean()).items():
+        assert numbers[name] == pytest.approx(value.item(), abs=.051 if name == "edit_share" else .0051), name
+
+
+def test_without_the_optional_inputs_their_numbers_are_absent():
+    source, target, _ = scene()
+    _, text, _ = report(source=source, edited=target)
+    assert read(text).keys() == {"psnr", "ssim", "changed"}
+
+
+def test_every_input_changes_the_sheet_and_the_text():
+    source, target, mask = scene()
+    given = dict(source=source, edited=.9 * target, reconstruction=.95 * source, target=target, mask=mask)
+    picture, text, _ = report(**given)
+    for name, value in given.items():
+        other = value * (torch.arange(128) < 60) if name == "mask" else .5 * value
+        changed_picture, changed_text, _ = report(**given | {name: other})
+        assert changed_text != text, name
+        assert changed_picture.shape != picture.shape or not torch.equal(changed_picture, picture), name
+
+
+def test_a_batch_of_edits_shares_one_source_and_has_a_row_each():
+    source, target, mask = scene()
+    edited = torch.cat([.9 * target, .7 * target, source])
+    picture, text, _ = report(source=source, edited=edited, mask=mask)
+    single, first, _ = report(source=source, edited=edited[:1], mask=mask)
+    lines = text.splitlines()
+    assert [line.removeprefix("1 ") for line in lines if line.startswith("1 ")] == first.splitlines()
+    assert "3 psnr: inf dB" in lines and "3 changed: 0.0%" in lines
+    assert picture.shape[2] == single.shape[2] and picture.shape[1] > 2.5 * single.shape[1]
+
+
+def test_a_mask_that_leaves_no_background_reads_as_no_number():
+    source, target, mask = scene()
+    _, text, _ = report(source=source, edited=target, mask=torch.ones_like(mask))
+    assert "background_psnr: n/a" in text and "background_ssim: n/a" in text
+
+
+def test_sizes_that_differ_are_named():
+    source, target, mask = scene()
+    with pytest.raises(ValueError, match="edited is 64x128 and source is 128x128: resize edited"):
+        report(source=source, edited=target[:, :, :64])
+    with pytest.raises(ValueError, match="mask is 128x32 and source is 128x128: resize mask"):
+        report(source=source, edited=target, mask=mask[:, :32])
+    with pytest.raises(ValueError, match="target holds 2 pictures and the largest input 3: connect one for all, or 3"):
+        report(source=source, edited=target.repeat(3, 1, 1, 1), target=target.repeat(2, 1, 1, 1))
+
+
+def test_inputs_stay_as_they_are_and_equal_inputs_give_equal_bytes():
+    given = dict(zip(("source", "target", "mask"), scene()))
+    given["edited"] = .9 * given["target"]
+    before = {name: t.clone() for name, t in given.items()}
+    first, again = report(**given), report(**given)
+    assert torch.equal(first[0], again[0]) and first[1] == again[1]
+    assert all(torch.equal(given[name], t) for name, t in before.items())
+
+
+def test_both_are_shown_on_the_node(previews):
+    source, target, mask = scene()
+    picture, text, shown = report(source=source, edited=target, mask=mask)
+    assert shown["text"] == (text,)
+    with Image.open(previews / shown["images"][0]["filename"]) as file:
+        assert np.abs(np.asarray(file) / 255 - picture[0].numpy()).max() < 1.1 / 255
+
+
+def test_a_tile_shows_the_pictures_own_pixels():
+    image = torch.rand(100, 128, 3, generator=torch.Generator().manual_seed(0))
+    page = np.asarray(tile(image, ""))[:300]
+    assert np.array_equal(page[1:-1, 1:-1], (image * 255).round().byte().numpy().repeat(3, 0).repeat(3, 1)[1:-1, 1:-1])
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (16, 16), (600, 40), (128, 2048), (2048, 1536), (768, 512)])
+def test_tiles_of_any_size_fit_a_page(height, width):
+    page = tile(torch.full((height, width, 1), .5).expand(-1, -1, 3), "grey", [("a", "1")], (0., 1.))
+    assert 190 <= page.width <= 1024 and page.height <= 1200
+    assert sheet([[page, page], [page]]).shape == (1, *_sheet_size(page), 3)
+
+
+def _sheet_size(page):
+    unit = page.width / 256
+    return 2 * page.height + round(20 * unit) + 2 * round(22 * unit), 2 * page.width + round(14 * unit) + 2 * round(22 * unit)
+
+
+def test_the_colour_map_is_matplotlibs_inferno():
+    for value, rgb in {0: (.001462, .000466, .013866), .25: (.3415, .062325, .429425), .5: (.735683, .215906, .330245),
+                       .75: (.978422, .557937, .034931), 1: (.988362, .998364, .644924)}.items():
+        assert colours(torch.tensor([[float(value)]]))[0, 0].tolist() == pytest.approx(rgb, abs=.035)
+    assert (colours(torch.linspace(0, 1, 100)) @ torch.tensor([.2126, .7152, .0722])).diff().min() > 0  # reads in grey too
+
+
+def test_a_heat_map_is_hottest_where_its_map_is_and_tells_its_range():
+    image, values = torch.full((64, 64, 3), .5), torch.full((8, 8), .02)
+    values[2, 5] = .3
+    overlay, (low, high) = heat(image, values)
+    assert (low, high) == pytest.approx((.02, .3))
+    brightest = overlay.mean(-1).flatten().argmax().item()
+    assert 16 <= brightest // 64 < 24 and 40 <= brightest % 64 < 48
+    assert (heat(image, 7 * values)[0] - overlay).abs().max() < 1e-5  # colours are relative to the range
+
+
+def test_heat_maps_of_many_words_wrap_and_a_flat_map_is_drawn():
+    image = torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(0))
+    few = heatmaps(image, {"flat": torch.full((4, 4), .1), "zero": torch.zeros(4, 4)})
+    many = heatmaps(image, {f"word {i}": torch.eye(4) for i in range(9)})
+    assert few.isfinite().all() and few.shape[0] == 1 and 0 <= few.min() and few.max() <= 1
+    assert many.shape[1] > 1.5 * few.shape[1]
+    assert torch.equal(many, heatmaps(image, {f"word {i}": torch.eye(4) for i in range(9)}))
+
+
+@pytest.mark.parametrize("kind", EDIT_KINDS)
+def test_miniature_scene_gives_the_edit_and_its_truth(kind, previews):
+    output = MiniatureScene.execute(seed=5, kind=kind)
+    source, source_text, target_text, target, mask = output.args
+    edit = held_out_edit(5, kind)
+    assert (source_text, target_text) == (edit.source_text, edit.target_text)
+    assert source.shape == target.shape == (1, 128, 128, 3) and mask.shape == (1, 128, 128)
+    assert torch.equal((source != target).any(-1), mask > 0) and mask.any()
+    assert len(output.ui.as_dict()["images"]) == 2
