@@ -1,8 +1,233 @@
-"""The set-up tool: what it reuses, what it notices and what it says, without network."""
+"""The set-up tool: what it reuses, what it notices and what it says. No network."""
+import ast
+import asyncio
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import dev
+import environment
+import pack
 import palimpsest
+import pytest
+from comfy_server import Server, free_port
+from demo import execute
+from environment import SetupError, explain, prepare
+
+HOST = pack.find_host()
 
 
-def test_the_pack_has_one_name_whatever_its_folder_is_called():
-    assert Path(palimpsest.__file__) == Path(__file__).resolve().parents[1] / "__init__.py"
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """A machine without a ComfyUI of its own, whose pip only notes what it is asked for."""
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(environment, "find_host", lambda: None)
+    asked = []
+
+    def make_environment(folder):
+        asked.append("venv")
+        python = folder / ("Scripts/python.exe" if environment.WINDOWS else "bin/python")
+        python.parent.mkdir(parents=True)
+        python.touch()
+
+    monkeypatch.setattr(environment, "make_environment", make_environment)
+    monkeypatch.setattr(environment, "fetch_host", lambda python, tree, scratch: (asked.append("host"), tree.mkdir()))
+    monkeypatch.setattr(environment, "pip", lambda python, *arguments, what, scratch: asked.append(arguments))
+    return asked
+
+
+def fake_host(folder, version):
+    folder.mkdir(parents=True)
+    (folder / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
+    return folder
+
+
+def test_the_pack_has_one_name_whatever_its_folder_is_called(tmp_path):
+    root = tmp_path / "Palimpsest-main (1)"
+    (root / "tools").mkdir(parents=True)
+    (root / "nodes").mkdir()
+    shutil.copy(pack.__file__, root / "tools")
+    (root / "__init__.py").write_text("from .job import main\n")
+    (root / "nodes" / "__init__.py").touch()
+    (root / "job.py").write_text(
+        "import sys\ndef main():\n    import nodes\n    print(__name__, sys.argv, nodes.__file__, sep='|')\n    return 3\n")
+    done = subprocess.run([sys.executable, "tools/pack.py", "palimpsest.job", "--cpu-is-mine"], cwd=root, text=True,
+                          capture_output=True, env=os.environ | {"COMFYUI_PATH": str(HOST), "PYTHONPATH": str(root)})
+    assert done.stdout.strip().splitlines()[-1:] == [
+        f"palimpsest.job|['palimpsest.job', '--cpu-is-mine']|{HOST / 'nodes.py'}"], done.stderr
+    assert done.returncode == 3
+
+
+def test_the_tests_see_the_host_first_and_never_the_packs_root():
+    assert Path(sys.path[0]) == HOST and str(pack.ROOT) not in sys.path
+    assert Path(palimpsest.__file__) == pack.ROOT / "__init__.py"
+
+
+def test_an_own_comfyui_is_found_by_name_or_by_place(tmp_path, monkeypatch):
+    own = fake_host(tmp_path / "ComfyUI", "0.30.0")
+    inside = own / "custom_nodes" / "any name"
+    inside.mkdir(parents=True)
+    outside = tmp_path / "checkout"
+    outside.mkdir()
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    assert pack.find_host(inside) == own
+    assert pack.find_host(outside) is None
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "other"))
+    assert pack.find_host(inside) == (tmp_path / "other").resolve()
+    if not environment.WINDOWS:
+        monkeypatch.delenv("COMFYUI_PATH")
+        (own / "custom_nodes" / "linked").symlink_to(outside)
+        assert pack.find_host(own / "custom_nodes" / "linked") == own
+
+
+def test_a_second_run_builds_nothing_and_a_changed_requirement_builds_anew(bare, tmp_path, monkeypatch):
+    first = prepare()
+    assert bare[:2] == ["venv", "host"] and len(bare) == 5
+    assert prepare() == first and len(bare) == 5
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    shutil.copy(pack.ROOT / "requirements.txt", checkout)
+    monkeypatch.setattr(environment, "ROOT", checkout)
+    assert prepare() == first, "another checkout with the same requirements shares the environment"
+    with open(checkout / "requirements.txt", "a") as requirements:
+        requirements.write("lpips==0.1.4\n")
+    second = prepare()
+    assert second.host == first.host and second.python != first.python
+    for pins in ("TORCH", "TESTS"):
+        monkeypatch.setattr(environment, pins, ["torch==9.9.9"])
+        assert prepare().python not in (first.python, second.python)
+
+
+def test_an_environment_whose_python_is_gone_is_built_again(bare):
+    prepare().python.unlink()
+    del bare[:]
+    assert prepare().python.exists()
+    assert bare[0] == "venv" and "host" not in bare and len(bare) == 4
+
+
+def test_an_interrupted_set_up_goes_on_at_the_step_it_was_in(bare, monkeypatch):
+    noted = environment.pip
+
+    def cut_off(python, *arguments, what, scratch):
+        noted(python, *arguments, what=what, scratch=scratch)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "pip", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        prepare()
+    assert bare == ["venv", "host", ("install", *environment.TORCH)]
+    monkeypatch.setattr(environment, "pip", noted)
+    prepare()
+    assert bare[3] == bare[2] and len(bare) == 6
+
+
+def test_a_half_unpacked_package_is_installed_again(bare, tmp_path):
+    site = tmp_path / "lib" / "python3.12" / "site-packages"
+    for name in ("whole-1.dist-info", "half-1.dist-info"):
+        (site / name).mkdir(parents=True)
+    (site / "whole-1.dist-info" / "INSTALLER").write_text("pip\n")
+    environment.install(tmp_path / "python", tmp_path, tmp_path, False, "half", what="half")
+    assert [p.name for p in site.iterdir()] == ["whole-1.dist-info"]
+
+
+def test_two_set_ups_do_not_meet(tmp_path):
+    with environment.locked(tmp_path / "lock"), open(tmp_path / "lock", "a+b") as other:
+        assert not environment._try_lock(other)
+    with open(tmp_path / "lock", "a+b") as other:
+        assert environment._try_lock(other)
+
+
+def test_no_disk_space_names_the_folder_and_both_numbers(bare, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2e9 if folder.exists() else 0))
+    monkeypatch.setattr(environment, "GIGABYTES", {"torch": 4.8, "wheels": 2.8})
+    with pytest.raises(SetupError, match=r"has 2\.0 GB free and the set-up needs 7\.6 GB.*PALIMPSEST_CACHE"):
+        prepare()
+    assert bare == []
+
+
+def test_without_room_for_both_pip_keeps_no_copies(bare, monkeypatch):
+    monkeypatch.setattr(environment, "GIGABYTES", {"torch": 4.8, "wheels": 2.8})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=9e9))
+    prepare()
+    assert all("--no-cache-dir" in arguments for arguments in bare[2:])
+
+
+@pytest.mark.parametrize("version, words", [
+    ("0.3.63", "ComfyUI 0.3.63 in .* is too old, 0.3.64 or later"), ("0.3.9", "too old"), (None, "no ComfyUI in ")])
+def test_a_host_that_will_not_do_is_one_line(version, words, tmp_path, monkeypatch, capsys):
+    place = fake_host(tmp_path / "host", version) if version else tmp_path
+    monkeypatch.setenv("COMFYUI_PATH", "")
+    assert dev.main(["test", "--comfyui", str(place)]) == 1
+    said = capsys.readouterr().err
+    assert re.search(words, said) and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("version", ["0.3.64", "0.4.0", "0.30.0", "1.0"])
+def test_the_oldest_host_and_later_ones_will_do(version, tmp_path):
+    assert environment.host_version(fake_host(tmp_path / "host", version)) == version
+
+
+def test_a_python_without_wheels_or_without_venv_is_one_line(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "version_info", (3, 99, 0))
+        with pytest.raises(SetupError, match=r"not built for Python 3\.99: run this with Python 3\.10 to 3\.\d+$"):
+            environment.check_python()
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SetupError, match=r"sudo apt install python3\.\d+-venv"):
+        environment.check_python()
+
+
+def test_an_older_python_can_read_as_far_as_the_line_that_refuses_it():
+    ast.parse(Path(dev.__file__).read_text(), feature_version=(3, 4))
+
+
+@pytest.mark.parametrize("stderr, words", [
+    ("WARNING: Retrying after connection broken by 'NewConnectionError(...)'\nERROR: No matching distribution found "
+     "for torch==2.11.0\n", "no network: "),
+    ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n", "no disk space left"),
+    ("ERROR: Could not find a version\nERROR: No matching distribution found for torch==2.11.0\n",
+     "pip failed on torch for Python .*No matching distribution.*--comfyui PATH"),
+    ("", "pip failed on torch")])
+def test_what_pip_says_becomes_one_line(stderr, words):
+    said = explain(stderr, "torch")
+    assert re.match(words, said) and "\n" not in said
+
+
+def test_a_port_in_use_is_one_line(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert dev.main(["serve", "--port", str(port)]) == 1
+        assert capsys.readouterr().err == (f"palimpsest: port {port} is in use: name another with --port, "
+                                           "or leave it out for a free one\n")
+        assert free_port() != port
+
+
+def test_only_the_tools_own_options_are_taken():
+    arguments = ["test", "--co", "-k", "a", "--comfyui=one two", "x.py"]
+    assert dev.take(arguments, "--comfyui") == "one two"
+    assert arguments == ["test", "--co", "-k", "a", "x.py"]
+    arguments = ["demo", "--comfyui", "path", "--seed", "3"]
+    assert dev.take(arguments, "--comfyui") == "path" and arguments == ["demo", "--seed", "3"]
+    with pytest.raises(SetupError, match="--comfyui needs a value"):
+        dev.take(["demo", "--comfyui"], "--comfyui")
+
+
+def test_the_demo_runs_a_graph_on_the_real_server_and_words_a_refusal(tmp_path):
+    graph = {"blank": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 255}},
+             "saved": {"class_type": "SaveImage", "inputs": {"images": ["blank", 0], "filename_prefix": "a/b"}}}
+    with Server(HOST, Path(sys.executable), tmp_path, free_port(), log=tmp_path / "log") as server:
+        outputs = asyncio.run(execute(server, graph))
+        assert (tmp_path / "output" / "a" / outputs["saved"]["images"][0]["filename"]).is_file()
+        assert (tmp_path / "custom_nodes" / "palimpsest" / "pyproject.toml").samefile(pack.ROOT / "pyproject.toml")
+        graph["blank"]["inputs"]["width"] = -8
+        with pytest.raises(SetupError, match="refused the workflow: blank: Value -8 smaller than min of 1"):
+            asyncio.run(execute(server, graph))
+    assert server.process.poll() is not None

@@ -55,14 +55,14 @@ def options(host: Path, python: Path, base: Path, port: int) -> "list[str]":
 class Server:
     """A running server, stopped when the `with` block ends.
 
-    base: folder for models, input, output and user data; log: file for the server's words, None for the terminal.
+    base: folder for models, input, output and user data; port: a free one; more: further options of the host;
+    log: file for the server's words, None for the terminal.
     """
 
-    def __init__(self, host: Path, python: Path, base: Path, port: int = 0, more=(), log: "Path | None" = None):
+    def __init__(self, host: Path, python: Path, base: Path, port: int, more=(), log: "Path | None" = None):
         for folder in FOLDERS:
             (base / folder).mkdir(parents=True, exist_ok=True)
         link_pack(base / "custom_nodes" / NAME)
-        port = free_port(port)
         self.url, self.log = f"http://{LOOPBACK}:{port}", log
         command = [python, host / "main.py", *options(host, python, base, port), *more]
         with open(log or os.devnull, "w") as output:

@@ -21,7 +21,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from comfy_server import Server
+from comfy_server import Server, free_port
 from environment import SetupError, cache_folder, child_environment, key, prepare, say
 from pack import ROOT
 
@@ -79,9 +79,10 @@ def serve(arguments):
     port = take(arguments, "--port") or "0"
     if not port.isdigit() or int(port) > 65535:
         raise SetupError("--port " + port + " is no port: give a number from 1 to 65535")
+    port = free_port(int(port))
     host, python = prepare()
     base = cache_folder() / ("serve-" + key(str(ROOT)))
-    with Server(host, python, base, int(port), arguments) as server:
+    with Server(host, python, base, port, arguments) as server:
         say("ComfyUI with this checkout at %s (models and outputs in %s); Ctrl-C ends it" % (server.url, base))
         try:
             return server.process.wait()
@@ -105,7 +106,7 @@ def main(arguments):
         sys.stderr.write("palimpsest: %s\n" % error)
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("\npalimpsest: interrupted; the same command goes on where it stopped\n")
+        sys.stderr.write("\npalimpsest: interrupted; run the same command again to go on\n")
         return 130
 
 
