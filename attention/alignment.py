@@ -1,0 +1,140 @@
+"""The alignment of two prompts' tokens in Prompt-to-Prompt. Hertz et al., ICLR 2023. arXiv:2208.01626
+
+M[i, j] is the share of source token i's attention map that goes to target token j. A word swap pairs words by their
+place; a word of n tokens put for one of another count gives each of them 1/n of the source's maps. A refinement aligns
+the two sequences globally (Needleman-Wunsch: gap 0, match 1, mismatch -1); target tokens without a source token keep
+their own maps.
+
+Checked against: google/prompt-to-prompt@9c472e4, seq_aligner.py: equal on prompts of one chunk, its habit included that
+after the last swapped word positions map to themselves, whatever the counts of tokens. Differs from it: over 75 tokens
+(several chunks) all words are paired, and each BOS, EOS and padding token passes its whole map on, to its like in the
+same chunk or else in the last one. Columns of target tokens that keep their own maps are zero.
+"""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..host.tokens import Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """mapper: M [n_source, n_target] float32, 0..1, over all positions; kept: [n_target] float32, 1 where the target
+    token has a source token and 0 where it keeps its own map (all ones for a word swap); mode: "replace" or "refine"."""
+    source: Tokens
+    target: Tokens
+    mapper: Tensor
+    kept: Tensor
+    mode: str
+
+
+@dataclass(frozen=True)
+class PromptEdit:
+    """The PROMPT_EDIT value: one pair a row of the target CONDITIONING."""
+    pairs: tuple[Pair, ...]
+
+
+def align(source: Tokens, target: Tokens, mode: str = "auto") -> Pair:
+    """Align two prompts. "auto" is "replace" when the counts of words are equal and some word differs, else "refine".
+
+    ValueError: "replace" on prompts of different word counts.
+    """
+    counts = len(source.words), len(target.words)
+    if mode == "auto":
+        mode = "replace" if counts[0] == counts[1] and _swapped(source, target) else "refine"
+    if mode == "refine":
+        return Pair(source, target, *refinement(source, target), mode)
+    if counts[0] != counts[1]:
+        raise ValueError(f"source prompt has {counts[0]} words, target {counts[1]}: word swap needs equal counts; "
+                         "choose refinement")
+    return Pair(source, target, replacement(source, target), torch.ones(len(target.ids)), mode)
+
+
+def replacement(source: Tokens, target: Tokens) -> Tensor:
+    """M of a word swap."""
+    m = torch.zeros(len(source.ids), len(target.ids))
+    one = len(_chunks(source)) == len(_chunks(target)) == 1
+    paired = max(_swapped(source, target), default=-1) + 1 if one else len(target.words)
+    i = j = 0
+    for a, b in zip(source.words[:paired], target.words[:paired]):
+        if len(a.positions) == len(b.positions):
+            m[a.positions, b.positions] = 1
+        else:
+            m[torch.tensor(a.positions)[:, None], b.positions] = 1 / len(b.positions)
+        i, j = a.positions[-1] + 1, b.positions[-1] + 1
+    if not one:
+        return _frame(m, source, target)
+    m[0, 0] = 1
+    rest = torch.arange(j, min(len(source.ids) + min(j - i, 0), len(target.ids)))
+    m[rest, rest] = 1
+    return m
+
+
+def refinement(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
+    """M and `kept` of a refinement."""
+    m, kept = torch.zeros(len(source.ids), len(target.ids)), torch.ones(len(target.ids))
+    x, y = ([p for word in tokens.words for p in word.positions] for tokens in (source, target))
+    partners = needleman_wunsch([source.ids[p] for p in x], [target.ids[p] for p in y])
+    for j, partner in zip(y, partners):
+        if partner is None:
+            kept[j] = 0
+        else:
+            m[x[partner], j] = 1
+    return _frame(m, source, target), kept
+
+
+def needleman_wunsch(x: list, y: list) -> list:
+    """For each item of y the index of its partner in x, or None. Ties go to the earliest places, as the authors' do."""
+    score = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
+    for i in range(1, len(x) + 1):
+        for j in range(1, len(y) + 1):
+            match = score[i - 1][j - 1] + (1 if x[i - 1] == y[j - 1] else -1)
+            score[i][j] = max(score[i][j - 1], score[i - 1][j], match)
+    partners, i, j = [None] * len(y), len(x), len(y)
+    while i and j:
+        if score[i][j] == score[i][j - 1]:
+            j -= 1
+        elif score[i][j] == score[i - 1][j]:
+            i -= 1
+        else:
+            i, j = i - 1, j - 1
+            partners[j] = i
+    return partners
+
+
+def _swapped(source, target):
+    """Places of the words that differ, in spelling or in their count of tokens."""
+    return [k for k, (a, b) in enumerate(zip(source.words, target.words))
+            if a.text != b.text or len(a.positions) != len(b.positions)]
+
+
+def _chunks(tokens):
+    """(BOS position, positions of EOS and padding) of each chunk."""
+    content = {p for word in tokens.words for p in word.positions}
+    chunks = []
+    for p in (p for p in range(len(tokens.ids)) if p not in content):
+        if tokens.ids[p] == tokens.ids[0]:
+            chunks.append((p, []))
+        else:
+            chunks[-1][1].append(p)
+    return chunks
+
+
+def _frame(m, source, target):
+    """Add BOS, EOS and padding to M."""
+    ours, theirs = _chunks(source), _chunks(target)
+    if len(ours) == len(theirs) == 1:
+        (_, (eos, *_)), (_, (target_eos, *padding)) = ours[0], theirs[0]
+        m[0, 0] = m[eos, target_eos] = 1
+        m[padding, padding] = 1
+        return m
+    for k in range(max(len(ours), len(theirs))):
+        bos, (eos, *padding) = ours[min(k, len(ours) - 1)]
+        target_bos, (target_eos, *target_padding) = theirs[min(k, len(theirs) - 1)]
+        m[bos, target_bos] = m[eos, target_eos] = 1
+        for p in padding:
+            m[p, p if p in target_padding else target_eos] = 1
+    rows = [p for bos, ends in ours for p in (bos, *ends)]
+    m[rows] /= m[rows].sum(1, keepdim=True)
+    return m

@@ -1,0 +1,166 @@
+"""Words and tokens of a prompt, from the CLIP object's own tokenizer, and prompts encoded as rows of one CONDITIONING.
+
+Words are split as Prompt-to-Prompt's authors split them: at the whitespace of the prompt without its weight syntax.
+"""
+import hashlib
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from comfy.sd1_clip import escape_important, token_weights, unescape_important
+
+CLIP_ENCODERS = {"l", "g", "h"}  # SD1.x: l; SD2.x: h; SDXL: l and g
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word and the positions of its tokens in the whole sequence, all chunks joined."""
+    text: str
+    positions: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """What the word is called by: in lower case, without punctuation at its ends."""
+        return _name(self.text)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt as the text encoder reads it. `ids` and `weights` cover every position: each chunk (77 tokens) has its
+    own BOS, EOS and padding; all other positions belong to `words`. An embedding's vectors have negative ids, equal for
+    equal vectors."""
+    text: str
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    words: tuple[Word, ...]
+
+    def find(self, name: str) -> Word:
+        """The word called `name` ("cat"), or its n-th occurrence ("cat#2"). ValueError lists the words."""
+        numbered = re.fullmatch(r"(.+)#(\d+)", name.strip())
+        text, number = (numbered[1], int(numbered[2])) if numbered else (name, 1)
+        found = [word for word in self.words if word.name == _name(text)]
+        if 1 <= number <= len(found):
+            return found[number - 1]
+        listed = ", ".join(word.name for word in self.words) or "none"
+        raise ValueError(f'"{name.strip()}" names no word of "{self.text}", '
+                         f'which has "{_name(text)}" {len(found)} times: '
+                         f'choose among its words, which spaces part ({listed}); "cat#2" is the second "cat"')
+
+
+def tokenize(clip, text: str, length: int = 0) -> Tokens:
+    """The tokens of a prompt, with the host's own empty chunks appended up to `length` positions.
+
+    ValueError: a text encoder other than CLIP's, or encoders that put the words at different positions.
+    """
+    encoders = {name: sum(rows, []) for name, rows in _host_tokens(clip, text, length).items()}
+    if not encoders.keys() <= CLIP_ENCODERS:
+        raise ValueError(f"this CLIP has the text encoders {', '.join(encoders)}, and words are found in l, g and h "
+                         "only: load the CLIP of an SD1.x, SD2.x or SDXL model")
+    places = {name: [i for i, (_, _, word) in enumerate(row) if word] for name, row in encoders.items()}
+    layouts = {name: (len(row), places[name]) for name, row in encoders.items()}
+    first, *others = encoders
+    for other in others:
+        if layouts[other] != layouts[first]:
+            raise ValueError(f'"{text}" takes {len(places[first])} of {layouts[first][0]} tokens in encoder {first} '
+                             f"and {len(places[other])} of {layouts[other][0]} in {other}, so a word has no one position: "
+                             "use embeddings made for both encoders, and encoders of equal length")
+    ids = tuple(_id(token) for token, _, _ in encoders[first])
+    words = [("".join(parts), [i for part in parts for i in _part_ids(clip, part, first)]) for parts in _split(text)]
+    if [i for _, own in words for i in own] != [ids[p] for p in places[first]]:
+        raise ValueError(f'the tokenizer reads "{text}" as {len(places[first])} tokens and its words one by one as '
+                         f"{sum(len(own) for _, own in words)} other ones: write the prompt in plain characters")
+    content = iter(places[first])
+    words = tuple(Word(word, tuple(next(content) for _ in own)) for word, own in words if own)
+    return Tokens(text, ids, tuple(float(weight) for _, weight, _ in encoders[first]), words)
+
+
+def tokenize_rows(clip, texts: Sequence[str]) -> tuple[Tokens, ...]:
+    """The tokens of several prompts, all as long as the longest, so that they can be rows of one CONDITIONING."""
+    tokens = [tokenize(clip, text) for text in texts]
+    length = max(len(t.ids) for t in tokens)
+    return tuple(t if len(t.ids) == length else tokenize(clip, t.text, length) for t in tokens)
+
+
+def encode(clip, tokens: tuple[Tokens, ...]) -> list:
+    """A CONDITIONING with one row a prompt, each encoded by itself; it carries `tokens` as "palimpsest_tokens"."""
+    rows = []
+    for t in tokens:
+        pairs = {name: [[(token, weight) for token, weight, _ in chunk] for chunk in chunks]
+                 for name, chunks in _host_tokens(clip, t.text, len(t.ids)).items()}
+        rows.append(clip.encode_from_tokens_scheduled(pairs))
+    conditioning = []
+    for entries in zip(*rows):  # several only where hooks schedule the CLIP
+        extra = {**entries[0][1], "palimpsest_tokens": tokens}
+        if extra.get("pooled_output") is not None:
+            extra["pooled_output"] = torch.cat([entry["pooled_output"] for _, entry in entries])
+        conditioning.append([torch.cat([cross for cross, _ in entries]), extra])
+    return conditioning
+
+
+def parse_words(names: str, tokens: Tokens) -> list[Word]:
+    """The words that a list like "cat, dog#2" names, in its order; none from an empty list."""
+    return [tokens.find(name) for name in re.split(r"[,\n]", names) if name.strip()]
+
+
+def parse_word_values(text: str) -> dict[str, float]:
+    """{"lion": 0.4, "default": 1.0} from "lion: 0.4, default: 1.0" (names as typed, lower case)."""
+    values = {}
+    for item in filter(str.strip, re.split(r"[,\n]", text)):
+        name, _, number = (part.strip().lower() for part in item.rpartition(":"))
+        try:
+            value = float(number)
+        except ValueError:
+            value = float("nan")
+        if not name or not abs(value) < float("inf"):
+            raise ValueError(f'"{item.strip()}" is no word with a number: write "word: number" and commas between, '
+                             'as in "lion: 0.4, default: 1.0"')
+        if name in values:
+            raise ValueError(f'"{name}" has two values, {values[name]:g} and {value:g}: give each word one, '
+                             'and call the second of two equal words "cat#2"')
+        values[name] = value
+    return values
+
+
+def _name(text):
+    text = text.strip().lower()
+    return text.strip(string.punctuation) or text
+
+
+def _host_tokens(clip, text, length=0):
+    """{encoder: [[(token, weight, word id or 0), …] a chunk]}, with empty chunks appended up to `length` positions."""
+    encoders, empty = (clip.tokenize(t, return_word_ids=True) for t in (text, ""))
+    return {name: chunks + empty[name] * (length // len(empty[name][0]) - len(chunks))
+            for name, chunks in encoders.items()}
+
+
+def _split(text):
+    """The words, each as the parts the host tokenises apart: "a (red:1.2)dish" is [["a"], ["red", "dish"]].
+
+    The host reads "embedding: name" as one embedding.
+    """
+    words, inside = [], False
+    for segment, _ in token_weights(escape_important(text), 1.0):
+        for run in re.findall(r"\s+|embedding:\s+\S+|\S+", unescape_important(segment)):
+            blank = run.isspace()
+            if not blank and inside:
+                words[-1].append(run)
+            elif not blank:
+                words.append([run])
+            inside = not blank
+    return words
+
+
+def _part_ids(clip, part, encoder):
+    """A part's ids, tokenised alone: whitespace separates CLIP's tokens, so they are those it has in the prompt."""
+    literal = part.replace("(", r"\(").replace(")", r"\)")
+    chunks = clip.tokenize(literal, return_word_ids=True)[encoder]
+    return [_id(token) for chunk in chunks for token, _, word in chunk if word]
+
+
+def _id(token):
+    if not torch.is_tensor(token):
+        return int(token)
+    digest = hashlib.sha256(token.detach().float().cpu().numpy().tobytes()).digest()
+    return -1 - int.from_bytes(digest[:6], "big")

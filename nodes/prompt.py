@@ -1,0 +1,58 @@
+"""Prompts: words, tokens and their alignment."""
+from comfy_api.latest import io
+
+from ..attention.alignment import PromptEdit, align
+from ..host.tokens import encode, tokenize_rows
+
+MODES = {"auto": "auto", "word swap": "replace", "refinement": "refine"}
+
+
+class PalimpsestPromptEdit(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestPromptEdit",
+            display_name="Prompt Edit",
+            category="palimpsest/prompt",
+            description="Encodes a picture's prompt and the prompts it is to be edited to, and aligns their words.",
+            inputs=[
+                io.Clip.Input("clip"),
+                io.String.Input("source", multiline=True, tooltip=(
+                    "What the picture shows. One prompt a line: one line serves every target, or one line a target. "
+                    "It may be empty.")),
+                io.String.Input("target", multiline=True, tooltip=(
+                    "What it is to become. One prompt a line: n lines make n rows of one batch. "
+                    "Weights like (word:1.3) are the host's own and stay. Empty lines are ignored.")),
+                io.Combo.Input("mode", options=list(MODES), default="auto", tooltip=(
+                    "How words are aligned. word swap: word by word, for equal counts of words. refinement: words that "
+                    "both prompts have are matched, added ones stand alone. auto: word swap when the counts are equal "
+                    "and some word differs, else refinement. (The paper chooses by hand.)")),
+            ],
+            outputs=[
+                io.Conditioning.Output("source_conditioning", display_name="source"),
+                io.Conditioning.Output("target_conditioning", display_name="target"),
+                io.Custom("PROMPT_EDIT").Output("prompt_edit", display_name="prompt edit"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip, source, target, mode):
+        sources, targets = _prompts(source) or [""], _prompts(target)
+        if not targets:
+            raise ValueError(f'the target prompt is empty and the source is "{sources[0]}": write what the picture is '
+                             "to become, one prompt a line")
+        if len(sources) not in (1, len(targets)):
+            raise ValueError(f"{len(sources)} source prompts and {len(targets)} target prompts: "
+                             "give one source line for all targets, or one a target")
+        if len(set(sources)) == 1:
+            sources = sources[:1]
+        sources, targets = tokenize_rows(clip, sources), tokenize_rows(clip, targets)
+        pairs = tuple(align(sources[i % len(sources)], tokens, MODES[mode]) for i, tokens in enumerate(targets))
+        return io.NodeOutput(encode(clip, sources), encode(clip, targets), PromptEdit(pairs))
+
+
+def _prompts(text):
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+NODES = [PalimpsestPromptEdit]

@@ -1,0 +1,249 @@
+"""Words, tokens and their alignment, on the host's own tokenizers."""
+import json
+import logging
+from pathlib import Path
+
+import comfy.sd
+import comfy.text_encoders.flux
+import comfy.text_encoders.sd2_clip
+import pytest
+import tiny
+import torch
+from nodes import CLIPTextEncode
+from palimpsest.attention.alignment import align, refinement, replacement
+from palimpsest.host.tokens import encode, parse_word_values, parse_words, tokenize, tokenize_rows
+from palimpsest.nodes.prompt import PalimpsestPromptEdit
+from safetensors.torch import save_file
+
+ALIGNER = json.loads((Path(__file__).parent / "data" / "aligner.json").read_text(encoding="utf-8"))
+CAT, PHOTO = 2368, 1125  # ids in CLIP's vocabulary
+BOS, EOS = 49406, 49407
+
+
+class TokenizerOnly:
+    """A CLIP whose text model is never needed: the host's tokenizer behind the host's own `tokenize`."""
+    tokenize = comfy.sd.CLIP.tokenize
+    tokenizer_options = {}
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tiny.clip()
+
+
+def spelled(tokens):
+    return [(word.text, word.positions) for word in tokens.words]
+
+
+def test_words_are_found_behind_weights_and_brackets(clip):
+    tokens = tokenize(clip, r"a ((red:1.2) cat:0.5), \(one\) xylophonist (oak)tree")
+    assert spelled(tokens) == [("a", (1,)), ("red", (2,)), ("cat,", (3, 4)), ("(one)", (5, 6, 7)),
+                               ("xylophonist", (8, 9, 10, 11)), ("oaktree", (12, 13))]
+    assert tokens.weights[2:5] == (1.2, 0.5, 1.0) and tokens.weights[12] == pytest.approx(1.1)
+    assert len(tokens.ids) == 77 and tokens.ids[0] == BOS and tokens.ids[3] == CAT and set(tokens.ids[14:]) == {EOS}
+
+
+def test_every_token_of_a_prompt_belongs_to_one_word(clip):
+    text = "Ein café,  d'été & 🐟🐟 l'İstanbul\t(日本語:1.3) <|endoftext|> don't?! ((deep)) 1990s unbalanced) ("
+    tokens = tokenize(clip, text)
+    given = [t for chunk in clip.tokenize(text, return_word_ids=True)["l"] for t in chunk]
+    assert sorted(p for w in tokens.words for p in w.positions) == [i for i, (_, _, word) in enumerate(given) if word]
+    assert [w.text for w in tokens.words] == ["Ein", "café,", "d'été", "&", "🐟🐟", "l'İstanbul", "日本語", "<|endoftext|>",
+                                              "don't?!", "deep", "1990s", "unbalanced)", "("]
+
+
+def test_positions_run_on_through_the_chunks_of_a_long_prompt(clip):
+    tokens = tokenize(clip, " ".join(["photo"] * 80) + " cat")
+    assert len(tokens.ids) == 154 and tokens.ids[76:78] == (EOS, BOS)
+    assert [w.positions[0] for w in tokens.words] == [*range(1, 76), *range(78, 84)]
+    assert tokens.find("cat").positions == (83,) and tokens.find("photo#76").positions == (78,)
+
+
+def test_a_short_weighted_part_is_kept_whole_by_the_host_and_found_in_the_next_chunk(clip):
+    tokens = tokenize(clip, " ".join(["photo"] * 74) + " (wolfhound:1.2)")
+    assert tokens.ids[75:78] == (EOS, EOS, BOS) and tokens.find("wolfhound").positions == (78, 79)
+
+
+def test_an_embedding_is_a_word_of_its_vectors(tmp_path):
+    vectors = torch.arange(3 * 768).reshape(3, 768).float()
+    save_file({"emb_params": vectors}, tmp_path / "ink.safetensors")
+    tokens = tokenize(tiny.clip(str(tmp_path)), "a embedding:ink, cat (embedding:ink:1.2)dark embedding: ink")
+    assert spelled(tokens) == [("a", (1,)), ("embedding:ink,", (2, 3, 4, 5)), ("cat", (6,)),
+                               ("embedding:inkdark", (7, 8, 9, 10)), ("embedding: ink", (11, 12, 13))]
+    assert max(tokens.ids[2:5]) < 0 and len(set(tokens.ids[2:5])) == 3
+    assert tokens.ids[2:5] == tokens.ids[7:10] == tokens.ids[11:14] and tokens.weights[7] == 1.2
+
+
+def test_an_embedding_that_is_missing_has_no_place(tmp_path, caplog):
+    with caplog.at_level(logging.ERROR):
+        tokens = tokenize(tiny.clip(str(tmp_path)), "a embedding:none cat")
+    assert spelled(tokens) == [("a", (1,)), ("cat", (2,))]
+
+
+def test_both_encoders_of_sdxl_agree():
+    text = "a (red:1.2) cat" + " photo" * 80
+    both, single = tokenize(tiny.sdxl_clip(), text), tokenize(tiny.clip(), text)
+    assert both.words == single.words and both.weights == single.weights and len(both.ids) == 154
+
+
+def test_encoders_with_an_embedding_of_unequal_lengths_are_refused(tmp_path):
+    save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(3, 1280)}, tmp_path / "ink.safetensors")
+    clip = tiny.sdxl_clip(str(tmp_path))
+    with pytest.raises(ValueError, match="4 of 77 tokens in encoder g and 3 of 77 in l"):
+        tokenize(clip, "embedding:ink cat")
+
+
+def test_sd2_is_read_like_sd1(clip):
+    tokens = tokenize(TokenizerOnly(comfy.text_encoders.sd2_clip.SD2Tokenizer()), "a wolfhound, (red:1.2)")
+    assert tokens.words == tokenize(clip, "a wolfhound, (red:1.2)").words
+
+
+def test_a_text_encoder_without_clip_positions_is_refused():
+    with pytest.raises(ValueError, match="encoders l, t5xxl.*SDXL"):
+        tokenize(TokenizerOnly(comfy.text_encoders.flux.FluxTokenizer()), "a cat")
+
+
+def test_a_word_is_found_by_name_case_and_number(clip):
+    tokens = tokenize(clip, 'A "Cat", a dog & a cat.')  # punctuation belongs to its word, and its name is without it
+    assert [tokens.find(n).positions for n in ("cat", "CAT#1", " cat#2 ", "&")] == [(2, 3, 4), (2, 3, 4), (9, 10), (7,)]
+    assert [w.text for w in parse_words("dog, cat#2,\n", tokens)] == ["dog", "cat."] and parse_words(" ", tokens) == []
+
+
+@pytest.mark.parametrize("name, said", [
+    ("lion", '"lion" 0 times'), ("cat#3", '"cat" 2 times'), ("cat#0", '"cat" 2 times')])
+def test_an_unknown_word_lists_the_words(clip, name, said):
+    with pytest.raises(ValueError, match=rf"{said}.*\(a, cat, and, a, cat\)"):
+        tokenize(clip, "a cat and a cat").find(name)
+
+
+def test_word_values_are_read():
+    assert parse_word_values("Lion: 0.4, cat#2:1,\n embedding:ink: -2, default: 1.0,") == {
+        "lion": 0.4, "cat#2": 1.0, "embedding:ink": -2.0, "default": 1.0}
+    assert parse_word_values("") == {}
+
+
+@pytest.mark.parametrize("text, said", [
+    ("lion 0.4", '"lion 0.4" is no word'), ("lion: high", "lion: high"), (": 3", '": 3" is no word'),
+    ("lion: nan", "lion: nan"), ("lion: inf", "lion: inf"), ("a: 1, A: 2", "two values, 1 and 2")])
+def test_word_values_that_cannot_be_read_say_how_to_write_them(text, said):
+    with pytest.raises(ValueError, match=said):
+        parse_word_values(text)
+
+
+@pytest.mark.parametrize("item", ALIGNER["pairs"], ids=lambda item: item["target"])
+def test_alignment_equals_the_authors(clip, item):
+    source, target = tokenize(clip, item["source"]), tokenize(clip, item["target"])
+    mapper = item["refine"] + list(range(len(item["refine"]), 77))
+    expected, kept = torch.zeros(77, 77), torch.tensor([float(i >= 0) for i in mapper])
+    for j, i in enumerate(mapper):
+        expected[i, j] = kept[j]
+    refined = refinement(source, target)
+    assert torch.equal(refined[0], expected) and torch.equal(refined[1], kept)
+    if "replace" in item:
+        expected = torch.eye(77)
+        for i, j, value in item["replace"]:
+            expected[i, j] = value
+        assert torch.equal(replacement(source, target), expected)
+
+
+def test_the_mode_follows_the_counts_of_words(clip):
+    cat, dog, longer = (tokenize(clip, text) for text in ("a cat runs", "a wolfhound runs", "a big cat runs"))
+    assert align(cat, dog).mode == "replace" and align(cat, longer).mode == align(cat, cat).mode == "refine"
+    assert align(cat, dog, "refine").mode == "refine" and torch.equal(align(cat, dog, "replace").kept, torch.ones(77))
+    with pytest.raises(ValueError, match="source prompt has 3 words, target 4: word swap needs equal counts; choose ref"):
+        align(cat, longer, "replace")
+
+
+@pytest.mark.parametrize("mode", ["replace", "refine"])
+@pytest.mark.parametrize("text", ["", "a (red:1.3) wolfhound", "photo " * 74 + "(wolfhound:1.2) in rain", "cat " * 160])
+def test_a_prompt_aligned_with_itself_is_the_identity(clip, mode, text):
+    tokens = tokenize(clip, text)
+    pair = align(tokens, tokens, mode)
+    assert torch.equal(pair.mapper, torch.eye(len(tokens.ids))) and pair.kept.all()
+
+
+def test_words_pushed_into_the_next_chunk_are_still_aligned(clip):
+    """A word of four tokens for one of one pushes the last words over the border of the first chunk."""
+    end = " photo" * 73 + " red door"
+    source, target = tokenize(clip, "cat" + end), tokenize(clip, "xylophonist" + end)
+    pair = align(source, target)
+    assert pair.mode == "replace" and len(source.ids) == len(target.ids) == 154
+    assert source.find("red").positions == (75,) and target.find("red").positions == (80,)
+    assert pair.mapper[1, 1:5].tolist() == [0.25] * 4
+    for a, b in zip(source.words[1:], target.words[1:]):
+        assert pair.mapper[a.positions[0]].nonzero().tolist() == [[b.positions[0]]]
+    frame = [0, 76, 77]  # BOS, EOS, BOS; then the last EOS and the padding
+    assert pair.mapper[frame, frame].tolist() == [1] * 3 and pair.mapper[79, 82] == 1
+    assert torch.equal(pair.mapper[83:, 83:], torch.eye(71))
+
+
+@pytest.mark.parametrize("short, long", [("cat" + " photo" * 70, "cat" + " photo" * 170),
+                                         ("cat" + " photo" * 60, "xylophonist" + " bioluminescent" * 60)])
+def test_prompts_of_unequal_chunks_lose_and_make_no_attention(clip, short, long):
+    """Each BOS, EOS and padding token passes its whole map on. The first pair is refined, the second swapped."""
+    short, long = tokenize(clip, short), tokenize(clip, long)
+    n = len(long.ids)
+    grown, shrunk = align(short, long), align(long, short)
+    assert grown.mapper.shape == (77, n) and shrunk.mapper.shape == (n, 77) and n > 154
+    assert grown.mapper.sum(1).tolist() == pytest.approx([1] * 77)
+    starts, ends = list(range(0, n, 77)), [p for p in range(n) if long.ids[p] == EOS]
+    assert grown.mapper[0].nonzero().flatten().tolist() == starts
+    assert torch.equal(shrunk.mapper[starts, 0], torch.ones(len(starts)))
+    assert torch.equal(shrunk.mapper[ends].sum(1), torch.ones(len(ends)))
+
+
+def edit(clip, source, target, mode="auto"):
+    return PalimpsestPromptEdit.execute(clip, source, target, mode).result
+
+
+def test_rows_are_what_the_host_encodes(clip):
+    long = "a (red:1.3) cat" + " photo" * 90
+    source, target, prompt_edit = edit(clip, "a cat\n", f"a dog\n \n{long}\r\na big cat")
+    (cross, extra), = target
+    assert cross.shape == (3, 154, tiny.DIM) and extra["pooled_output"].shape[0] == 3
+    (alone, alone_extra), = CLIPTextEncode().encode(clip, long)[0]
+    assert torch.equal(cross[1:2], alone) and torch.equal(extra["pooled_output"][1:2], alone_extra["pooled_output"])
+    (alone, alone_extra), = CLIPTextEncode().encode(clip, "a dog")[0]
+    assert torch.equal(cross[:1, :77], alone) and torch.equal(extra["pooled_output"][:1], alone_extra["pooled_output"])
+    assert torch.equal(cross[:1, 77:], CLIPTextEncode().encode(clip, "")[0][0][0])
+    (cross, extra), = source
+    assert cross.shape == (1, 77, tiny.DIM) and extra["palimpsest_tokens"] == (prompt_edit.pairs[0].source,)
+    assert target[0][1]["palimpsest_tokens"] == tuple(pair.target for pair in prompt_edit.pairs)
+    assert [pair.mode for pair in prompt_edit.pairs] == ["replace", "refine", "refine"]
+    assert [pair.mapper.shape for pair in prompt_edit.pairs] == [(77, 154)] * 3
+
+
+def test_sources_that_differ_are_rows_of_their_own(clip):
+    source, _, prompt_edit = edit(clip, "a cat\na dog", "a red cat\na red dog")
+    assert source[0][0].shape[0] == 2 and [pair.source.words[-1].text for pair in prompt_edit.pairs] == ["cat", "dog"]
+    assert edit(clip, "a cat\na cat", "a red cat\na red dog")[0][0][0].shape[0] == 1
+
+
+def test_sdxl_rows_join_too():
+    clip = tiny.sdxl_clip()
+    tokens = tokenize_rows(clip, ["a cat", "a dog" + " photo" * 80])
+    (cross, extra), = encode(clip, tokens)
+    (alone, alone_extra), = CLIPTextEncode().encode(clip, tokens[1].text)[0]
+    assert torch.equal(cross[1:], alone) and torch.equal(extra["pooled_output"][1:], alone_extra["pooled_output"])
+
+
+def test_an_empty_source_is_aligned_and_an_empty_target_is_refused(clip):
+    source, _, prompt_edit = edit(clip, "", "a cat")
+    assert torch.equal(source[0][0], CLIPTextEncode().encode(clip, "")[0][0][0])
+    assert prompt_edit.pairs[0].kept[:4].tolist() == [1, 0, 0, 1]
+    with pytest.raises(ValueError, match='target prompt is empty and the source is "a cat"'):
+        edit(clip, "a cat", " \n")
+
+
+def test_source_lines_must_fit_the_target_lines(clip):
+    with pytest.raises(ValueError, match="2 source prompts and 3 target prompts"):
+        edit(clip, "a\nb", "a\nb\nc")
+
+
+def test_the_mode_can_be_chosen(clip):
+    assert edit(clip, "a cat", "a dog", "refinement")[2].pairs[0].mode == "refine"
+    with pytest.raises(ValueError, match="source prompt has 2 words, target 3"):
+        edit(clip, "a cat", "a big cat", "word swap")
