@@ -103,7 +103,7 @@ def _at(edits, call, where, inner, q, k, v, options):
 
 
 def _read(edits, call, site, inner, q, k, v, options):
-    for edit in edits:
+    for edit in (e for e in edits if e.keeps(call.run, site, call.sigma)):
         kept = call.run.reference.kept.setdefault((id(edit.inversion), site.kind, site.position), {"grid": site.grid})
         kept.update({name: x for name, x in zip("qkv", (q, k, v)) if name in edit.keeps(call.run, site, call.sigma)})
     return inner(q, k, v, options)
@@ -142,7 +142,7 @@ def _chain(edits, rows, site, attention):
 
 def _source(edit, rows, site):
     """The source's features for these rows: of picture i mod B for row i, and of the entry's own window of the latent."""
-    kept = rows.call.run.reference.kept.get((id(edit.inversion), site.kind, site.position), {})
+    kept = rows.call.run.reference.kept.get((id(getattr(edit, "inversion", None)), site.kind, site.position), {})
 
     def seen(name):
         x = kept.get(name)

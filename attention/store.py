@@ -74,7 +74,7 @@ class WordMaps(AttentionEdit):
     def acts(self, run, site, sigma):
         return site.kind == "cross" and site.share == self.share
 
-    def observe(self, rows, site, q, k, attention):
+    def observe(self, rows, site, q, k, v, attention):
         tokens = rows.entry.get("palimpsest_tokens")
         if tokens is None:
             return
@@ -117,7 +117,6 @@ def read_maps(model, inversion, share=0.25) -> Attention:
                       "denoised": x0[-batch:]})
         return x
 
-    latent = torch.zeros_like(inversion.latents[-1])
-    sample(attach(model, editor), inversion.conditioning, latent, inversion.sigmas, Solver(solver))
+    sample(attach(model, editor), inversion.conditioning, inversion.latents[0], inversion.sigmas, Solver(solver))
     tokens = tuple(inversion.tokens[i % len(inversion.tokens)] for i in range(batch))
-    return Attention(tokens, (total / (len(inversion.sigmas) - 1)).cpu(), tuple(latent.shape[-2:]), share)
+    return Attention(tokens, (total / (len(inversion.sigmas) - 1)).cpu(), tuple(inversion.shape[-2:]), share)

@@ -19,8 +19,8 @@ log = logging.getLogger("palimpsest")
 
 
 class Editor:
-    """Base of what a node attaches to a MODEL. Subclasses are frozen dataclasses; a run's own state lives in `run.memory`."""
-    inversion = None
+    """Base of what a node attaches to a MODEL. Subclasses are frozen dataclasses, with the field `inversion` where they hold one;
+    a run's own state lives in `run.memory`."""
 
     def __deepcopy__(self, memo):
         return self
@@ -106,13 +106,14 @@ def rows_may_mix(model, conditioning) -> bool:
     return not (foreign or wrapped - {KEY} or bound & {k for _, extras in conditioning for k in extras})
 
 
-def _distinct(inversions) -> list:
-    return list({id(i): i for i in inversions if i is not None}.values())
+def _distinct(chosen) -> list:
+    """The distinct INVERSIONs that some editors hold."""
+    return list({id(e.inversion): e.inversion for e in chosen if hasattr(e, "inversion")}.values())
 
 
 def _sources(chosen) -> list:
     """The distinct INVERSIONs whose features some editor may read."""
-    return _distinct(e.inversion for e in chosen if type(e).reads is not Editor.reads)
+    return _distinct(e for e in chosen if type(e).reads is not Editor.reads)
 
 
 def running(model_options):
@@ -147,7 +148,7 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
 def _check(run):
     """What no run can work with, for every editor that holds an INVERSION."""
     replayed = {id(e.inversion) for e in run.editors if getattr(e, "replays", False)}
-    for inversion in _distinct(e.inversion for e in run.editors):
+    for inversion in _distinct(run.editors):
         if inversion.theta and id(inversion) not in replayed:
             raise ValueError(f"The {inversion.method} INVERSION learned {', '.join(inversion.theta)} and nothing applies it: "
                              "put Replay Inversion on this MODEL and sample with its SAMPLER.")
@@ -162,9 +163,7 @@ def _check(run):
         if run.shape[0] % inversion.batch:
             raise ValueError(f"The latent being sampled has {run.shape[0]} rows, the INVERSION {inversion.batch} pictures: "
                              f"the rows must be a multiple of {inversion.batch} (Repeat Latent Batch).")
-        missed = [s for s in run.sigmas[:-1].tolist() if not inversion.covers(s)]
-        if missed:
-            inversion.at(missed[0])
+        inversion.require(run.sigmas[:-1])
 
 
 def _predict_noise(executor, x, timestep, model_options={}, seed=None):
@@ -184,7 +183,7 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):
 
 
 def _warn_of_other_noise(run, x, sigma):
-    for inversion in _distinct(e.inversion for e in run.editors if e.inversion and e.inversion.latents):
+    for inversion in (i for i in _distinct(run.editors) if i.latents):
         known = repeat_to_batch_size(inversion.at(sigma), x.shape[0]).to(x)
         if (x - known).norm() > 0.5 * known.norm():
             log.warning("Sampling starts from other noise than the inversion (%.0f %% of its norm apart at sigma %.3g): connect "

@@ -13,7 +13,7 @@ from ..host.session import attach
 from ..host.tokens import parse_word_values, parse_words
 from ..inversion.trajectory import Inversion
 from ..metrics.masks import grow as grow_mask
-from .drawing import heatmaps
+from .drawing import heat_rows, sheet
 
 InversionType, PromptEditType, AttentionType = io.Custom("INVERSION"), io.Custom("PROMPT_EDIT"), io.Custom("ATTENTION")
 
@@ -48,7 +48,7 @@ def per_token(values: dict, edit: PromptEdit, default: float) -> tuple:
     return tuple(tensors)
 
 
-class AttentionInject(io.ComfyNode):
+class PalimpsestAttentionInject(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -98,7 +98,7 @@ class AttentionInject(io.ComfyNode):
             cross_resolution, self_resolution)))
 
 
-class AttentionStore(io.ComfyNode):
+class PalimpsestAttentionStore(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -125,7 +125,7 @@ class AttentionStore(io.ComfyNode):
         return io.NodeOutput(read_maps(model, inversion, resolution))
 
 
-class AttentionHeatmap(io.ComfyNode):
+class PalimpsestAttentionHeatmap(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -145,15 +145,15 @@ class AttentionHeatmap(io.ComfyNode):
 
     @classmethod
     def execute(cls, attention, image, words) -> io.NodeOutput:
-        sheets = []
+        rows = []
         for i in range(attention.maps.shape[0]):
             tokens = attention.tokens[i % len(attention.tokens)]
             chosen = parse_words(words, tokens) if words.strip() else tokens.words
             maps = {f"{w.text}#{n}" if n > 1 else w.text: attention.map(i, [w])
                     for w, n in zip(chosen, _occurrences(chosen))}
-            sheets.append(heatmaps(image[i % image.shape[0]], maps))
-        sheet = torch.cat(sheets, 1)
-        return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
+            rows += heat_rows(image[i % image.shape[0]], maps)
+        page = sheet(rows)
+        return io.NodeOutput(page, ui=ui.PreviewImage(page, cls=cls))
 
 
 def _occurrences(words):
@@ -161,7 +161,7 @@ def _occurrences(words):
     return [sum(v.text == w.text for v in words[:i + 1]) for i, w in enumerate(words)]
 
 
-class AttentionMask(io.ComfyNode):
+class PalimpsestAttentionMask(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -207,4 +207,4 @@ def word_mask(attention: Attention, picture: int, words, size, threshold):
     return threshold_maps(maps[None], size, threshold)[0]
 
 
-NODES = [AttentionStore, AttentionHeatmap, AttentionMask, AttentionInject]
+NODES = [PalimpsestAttentionStore, PalimpsestAttentionHeatmap, PalimpsestAttentionMask, PalimpsestAttentionInject]

@@ -11,7 +11,7 @@ from ..host.tokens import parse_words
 from .attention import AttentionType, InversionType, word_mask
 
 
-class LatentBlend(io.ComfyNode):
+class PalimpsestLatentBlend(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -65,4 +65,4 @@ class LatentBlend(io.ComfyNode):
         return io.NodeOutput(attach(model, LocalBlend(inversion, cells, start, gather and gather.mean, threshold)))
 
 
-NODES = [LatentBlend]
+NODES = [PalimpsestLatentBlend]

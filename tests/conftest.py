@@ -11,7 +11,7 @@ except RuntimeError as error:
 
 import torch  # noqa: E402  after the host has stated its options
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 class RootIsNoTestPackage:

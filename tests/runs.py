@@ -1,15 +1,27 @@
 """Short runs of the host on small models, shared by the tests of editors."""
+from functools import cache
+
 import comfy.samplers
+import tiny
 import torch
 from palimpsest.attention.alignment import PromptEdit, align
 from palimpsest.host.sampling import Solver, schedule
 from palimpsest.host.tokens import encode, tokenize_rows
 from palimpsest.nodes.inversion import NODES
 
-import tiny
-
 DDIMInvert = next(n for n in NODES if n.__name__.endswith("DDIMInvert"))
-CLIPS = {"sdxl": tiny.sdxl_clip}
+
+
+@cache
+def parts(family, dtype):
+    """(MODEL, CLIP) of a family, made once: no test may change them."""
+    with torch.inference_mode():
+        return tiny.UNETS[family](dtype=dtype), (tiny.sdxl_clip if family == "sdxl" else clip)()
+
+
+@cache
+def clip():
+    return tiny.clip()
 
 
 def prompts(clip, source, *targets, mode="auto"):
@@ -22,9 +34,9 @@ class Case:
     """A small model of a family, a source picture inverted with its prompt, and targets."""
 
     def __init__(self, family="sd15", source="a red cat on a mat", targets=("a blue cat on a mat",), batch=1, size=8, steps=6,
-                 mode="auto", **model):
+                 mode="auto", dtype=torch.float32):
+        self.model, self.clip = parts(family, dtype)
         with torch.inference_mode():
-            self.model, self.clip = tiny.UNETS[family](**model), CLIPS.get(family, tiny.clip)()
             self.source, self.target, self.edit = prompts(self.clip, source, *targets, mode=mode)
             self.null = tiny.encode(self.clip, "")
             self.latent = tiny.latent(self.model, batch, size)

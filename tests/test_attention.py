@@ -8,7 +8,7 @@ from palimpsest.attention.control import AttentionEdit, Rows, Site, Source, posi
 from palimpsest.attention.p2p import PromptToPrompt
 from palimpsest.attention.store import read_maps, word_maps
 from palimpsest.host.session import attach
-from runs import Case, prompts
+from runs import Case, clip, prompts
 
 FAMILIES = list(tiny.UNETS)
 HEADS, DIM, PIXELS = 2, 8, 16
@@ -47,12 +47,6 @@ class Call:
     sigma: float = 1.0
 
 
-@pytest.fixture(scope="module")
-def clip():
-    with torch.inference_mode():
-        return tiny.clip()
-
-
 CASES = {"swap": ("a red cat on a mat", ["a blue dog on a mat"], {}, {}),
          "swap of a word of more tokens": ("a red cat on a mat", ["a red hippopotamus on a mat"], {}, {}),
          "refine": ("a cat on a mat", ["a fluffy cat on a big mat"], {}, {}),
@@ -64,10 +58,10 @@ CASES = {"swap": ("a red cat on a mat", ["a blue dog on a mat"], {}, {}),
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("repeats", [1, 2])
-def test_p2p_is_the_authors_edit_of_explicit_maps(clip, case, repeats):
+def test_p2p_is_the_authors_edit_of_explicit_maps(case, repeats):
     """Base, replaced, refined, equalised and interpolated maps as the authors' controller makes them, one after another."""
     source, targets, weights, ends = CASES[case]
-    _, _, edit = prompts(clip, source, *targets)
+    _, _, edit = prompts(clip(), source, *targets)
     n, length = len(targets), len(edit.pairs[0].target.ids)
     e, until = torch.ones(n, length), torch.full((n, length), 0.8)
     for i, pair in enumerate(edit.pairs):
@@ -96,7 +90,7 @@ def test_p2p_is_the_authors_edit_of_explicit_maps(clip, case, repeats):
     torch.testing.assert_close(got, torch.cat(out), rtol=1e-6, atol=1e-6)
 
 
-def test_word_maps_are_the_softmax_columns_of_the_words(clip):
+def test_word_maps_are_the_softmax_columns_of_the_words():
     """More words than the head dimension, several tokens a word, rows of different words, a text whose columns are repeated."""
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, PIXELS, HEADS * DIM, generator=generator), torch.randn(2, 30, HEADS * DIM, generator=generator)
