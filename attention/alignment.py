@@ -21,7 +21,7 @@ from ..host.tokens import Tokens
 @dataclass(frozen=True, eq=False)
 class Pair:
     """mapper: M [n_source, n_target] float32, 0..1, over all positions; kept: [n_target] float32, 1 where the target
-    token has a source token and 0 where it keeps its own map (all ones for a word swap); mode: "replace" or "refine"."""
+    token has a source token, 0 where it keeps its own map (all ones for a word swap); mode: "replace" or "refine"."""
     source: Tokens
     target: Tokens
     mapper: Tensor

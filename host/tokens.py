@@ -54,26 +54,16 @@ def tokenize(clip, text: str, length: int = 0) -> Tokens:
 
     ValueError: a text encoder other than CLIP's, or encoders that put the words at different positions.
     """
-    encoders = {name: sum(rows, []) for name, rows in _host_tokens(clip, text, length).items()}
-    if not encoders.keys() <= CLIP_ENCODERS:
-        raise ValueError(f"this CLIP has the text encoders {', '.join(encoders)}, and words are found in l, g and h "
-                         "only: load the CLIP of an SD1.x, SD2.x or SDXL model")
-    places = {name: [i for i, (_, _, word) in enumerate(row) if word] for name, row in encoders.items()}
-    layouts = {name: (len(row), places[name]) for name, row in encoders.items()}
-    first, *others = encoders
-    for other in others:
-        if layouts[other] != layouts[first]:
-            raise ValueError(f'"{text}" takes {len(places[first])} of {layouts[first][0]} tokens in encoder {first} '
-                             f"and {len(places[other])} of {layouts[other][0]} in {other}, so a word has no one position: "
-                             "use embeddings made for both encoders, and encoders of equal length")
-    ids = tuple(_id(token) for token, _, _ in encoders[first])
-    words = [("".join(parts), [i for part in parts for i in _part_ids(clip, part, first)]) for parts in _split(text)]
-    if [i for _, own in words for i in own] != [ids[p] for p in places[first]]:
-        raise ValueError(f'the tokenizer reads "{text}" as {len(places[first])} tokens and its words one by one as '
+    encoder, sequence = _sequence(clip, text, length)
+    ids = tuple(_id(token) for token, _, _ in sequence)
+    content = [i for i, (_, _, word) in enumerate(sequence) if word]
+    words = [("".join(parts), [i for part in parts for i in _part_ids(clip, part, encoder)]) for parts in _split(text)]
+    if [i for _, own in words for i in own] != [ids[p] for p in content]:
+        raise ValueError(f'the tokenizer reads "{text}" as {len(content)} tokens and its words one by one as '
                          f"{sum(len(own) for _, own in words)} other ones: write the prompt in plain characters")
-    content = iter(places[first])
-    words = tuple(Word(word, tuple(next(content) for _ in own)) for word, own in words if own)
-    return Tokens(text, ids, tuple(float(weight) for _, weight, _ in encoders[first]), words)
+    places = iter(content)
+    words = tuple(Word(word, tuple(next(places) for _ in own)) for word, own in words if own)
+    return Tokens(text, ids, tuple(float(weight) for _, weight, _ in sequence), words)
 
 
 def tokenize_rows(clip, texts: Sequence[str]) -> tuple[Tokens, ...]:
@@ -133,6 +123,23 @@ def _host_tokens(clip, text, length=0):
     encoders, empty = (clip.tokenize(t, return_word_ids=True) for t in (text, ""))
     return {name: chunks + empty[name] * (length // len(empty[name][0]) - len(chunks))
             for name, chunks in encoders.items()}
+
+
+def _sequence(clip, text, length):
+    """(encoder, its (token, weight, word id) at every position), once all encoders are seen to agree on the positions."""
+    encoders = {name: sum(chunks, []) for name, chunks in _host_tokens(clip, text, length).items()}
+    if not encoders.keys() <= CLIP_ENCODERS:
+        raise ValueError(f"this CLIP has the text encoders {', '.join(encoders)}, and words are found in l, g and h "
+                         "only: load the CLIP of an SD1.x, SD2.x or SDXL model")
+    layouts = {name: [bool(word) for _, _, word in sequence] for name, sequence in encoders.items()}
+    first, *others = layouts
+    for other in others:
+        a, b = layouts[first], layouts[other]
+        if a != b:
+            raise ValueError(f'"{text}" takes {sum(a)} of {len(a)} tokens in encoder {first} and {sum(b)} of {len(b)} in '
+                             f"{other}, so a word has no one position: use embeddings made for both encoders, and "
+                             "encoders of equal length")
+    return first, encoders[first]
 
 
 def _split(text):

@@ -106,6 +106,12 @@ def test_a_text_encoder_without_clip_positions_is_refused():
         tokenize(TokenizerOnly(comfy.text_encoders.flux.FluxTokenizer()), "a cat")
 
 
+def test_a_prompt_that_the_tokenizer_splits_elsewhere_is_refused(clip):
+    """A control character that Python calls a space and the tokenizer does not."""
+    with pytest.raises(ValueError, match="as 3 tokens and its words one by one as 2 other ones: write the prompt in plain"):
+        tokenize(clip, "red\x1ccat")
+
+
 def test_a_word_is_found_by_name_case_and_number(clip):
     tokens = tokenize(clip, 'A "Cat", a dog & a cat.')  # punctuation belongs to its word, and its name is without it
     assert [tokens.find(n).positions for n in ("cat", "CAT#1", " cat#2 ", "&")] == [(2, 3, 4), (2, 3, 4), (9, 10), (7,)]
@@ -153,7 +159,7 @@ def test_the_mode_follows_the_counts_of_words(clip):
     cat, dog, longer = (tokenize(clip, text) for text in ("a cat runs", "a wolfhound runs", "a big cat runs"))
     assert align(cat, dog).mode == "replace" and align(cat, longer).mode == align(cat, cat).mode == "refine"
     assert align(cat, dog, "refine").mode == "refine" and torch.equal(align(cat, dog, "replace").kept, torch.ones(77))
-    with pytest.raises(ValueError, match="source prompt has 3 words, target 4: word swap needs equal counts; choose ref"):
+    with pytest.raises(ValueError, match="source prompt has 3 words, target 4: word swap needs equal counts; choose"):
         align(cat, longer, "replace")
 
 
