@@ -7,15 +7,16 @@ def paired_bootstrap(a: Tensor, b: Tensor, generator: torch.Generator, resamples
                      level: float = .95) -> tuple[float, float, float]:
     """Mean of a - b over N pairs, with the two ends of its percentile interval (Efron and Tibshirani, 1993).
 
-    a, b: [N], finite, the same pictures in the same order. Whole pairs are drawn again, so what one picture shares between
-    methods cancels. Equal generators give equal intervals.
+    a, b: [N], finite, the same pictures in the same order. Whole pairs are drawn again, so what one picture shares
+    between methods cancels. Equal generators give equal intervals.
     """
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
-        raise ValueError(f"pairs need two vectors of one length, 2 or more, and these are {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(f"the vectors are {tuple(a.shape)} and {tuple(b.shape)}: give two of one length, 2 or more")
     difference = a.double() - b.double()
     bad = (~difference.isfinite()).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(f"{len(bad)} of {len(a)} pairs are not finite, the first is number {bad[0]}: leave them out of both vectors")
+        raise ValueError(f"{len(bad)} of {len(a)} pairs are not finite, the first is number {bad[0]}: "
+                         "leave them out of both vectors")
     draws = torch.randint(len(a), (resamples, len(a)), generator=generator)
     tail = (1 - level) / 2
     low, high = difference[draws].mean(1).quantile(torch.tensor([tail, 1 - tail], dtype=torch.double)).tolist()

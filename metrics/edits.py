@@ -14,11 +14,12 @@ CHANGED = .1
 
 def ideal_edit(source: Tensor, target: Tensor, mask: Tensor, encode: Callable[[Tensor], Tensor],
                decode: Callable[[Tensor], Tensor]) -> Tensor:
-    """The best picture that a blend in latent space can give: the exact target's latent inside the mask, the source's outside.
+    """The best that a blend in latent space can give: the exact target's latent inside the mask, the source's outside.
 
-    source, target (B, H, W, C) and edit mask (B, H, W), in 0..1; encode: pictures to latents (B, ..., h, w), decode: back.
-    A cell of the latent belongs to the edit as far as any pixel it covers does. What this differs from the source by outside
-    the mask is the decoder's smear, which no method that blends latents can avoid: measure it beside every edit.
+    source, target (B, H, W, C) and edit mask (B, H, W), in 0..1; encode: pictures to latents (B, ..., h, w),
+    decode: back.
+    A cell of the latent belongs to the edit as far as any pixel it covers does. What this differs by from the source
+    outside the mask is the decoder's smear, which no method that blends latents avoids: measure it beside every edit.
     """
     latent = encode(source)
     cells = F.adaptive_max_pool2d(mask[:, None], latent.shape[-2:])
@@ -30,17 +31,19 @@ def edit_scores(edited: Sequence[Mapping[str, str]], source: Sequence[Mapping[st
                 wanted: Sequence[Mapping[str, str]]) -> tuple[Tensor, Tensor]:
     """Success and kept of N edits, two float64 tensors [N].
 
-    edited, source: what a reader sees (attribute -> name) in each edited picture and in the source's own autoencoder round
-    trip, so that what the autoencoder alone changes is held against nobody. wanted: the attributes each edit had to change,
-    with their new names. Success is 1 where every wanted attribute reads as wanted, else 0. Kept is the share of the other
-    attributes that read as in the round trip, nan where the edit names them all.
+    edited, source: what a reader sees (attribute -> name) in each edited picture and in the source's own autoencoder
+    round trip, so that what the autoencoder alone changes is held against nobody. wanted: the attributes each edit had
+    to change, with their new names. Success is 1 where every wanted attribute reads as wanted, else 0. Kept is the
+    share of the other attributes that read as in the round trip, nan where the edit names them all.
     """
     if not len(edited) == len(source) == len(wanted):
-        raise ValueError(f"{len(edited)} edited readings, {len(source)} of sources and {len(wanted)} wishes: give one of each an edit")
+        raise ValueError(f"{len(edited)} edited readings, {len(source)} of sources, {len(wanted)} wishes: "
+                         "give one of each for every edit")
     success = [all(e.get(name) == value for name, value in w.items()) for e, w in zip(edited, wanted)]
-    kept = [[e.get(name) == value for name, value in s.items() if name not in w] for e, s, w in zip(edited, source, wanted)]
-    return (torch.tensor(success, dtype=torch.double),
-            torch.stack([torch.tensor(k, dtype=torch.double).mean() for k in kept]) if kept else torch.zeros(0).double())
+    kept = [[e.get(name) == value for name, value in s.items() if name not in w]
+            for e, s, w in zip(edited, source, wanted)]
+    shares = [sum(k) / len(k) if k else torch.nan for k in kept]
+    return torch.tensor(success, dtype=torch.double), torch.tensor(shares, dtype=torch.double)
 
 
 def edit_numbers(source: Tensor, edited: Tensor, reconstruction: Tensor | None = None, target: Tensor | None = None,
@@ -48,18 +51,20 @@ def edit_numbers(source: Tensor, edited: Tensor, reconstruction: Tensor | None =
     """Every number of an edit that pictures alone give, name -> [B]; what was not given leaves its numbers out.
 
     Pictures (B, H, W, C) and edit mask (B, H, W) in 0..1; a single picture serves the whole batch.
-    psnr, ssim: edited against source. background_psnr, background_ssim: the same outside the mask grown by two latent cells.
-    target_psnr, target_mask_psnr: edited against the exact target, whole and inside the mask. reconstruction_psnr,
-    reconstruction_ssim: reconstruction against source. changed: share of the picture that moved by more than CHANGED.
-    edit_share, background_share: the mask's and the background's share of the picture.
+    psnr, ssim: edited against source. background_psnr, background_ssim: the same outside the mask grown by two latent
+    cells. target_psnr, target_mask_psnr: edited against the exact target, whole and inside the mask.
+    reconstruction_psnr, reconstruction_ssim: reconstruction against source. changed: share of the picture that moved by
+    more than CHANGED. edit_share, background_share: the mask's and the background's share of the picture.
     """
     numbers = dict(psnr=psnr(edited, source), ssim=ssim(edited, source), changed=changed_share(edited, source, CHANGED))
     if mask is not None:
         background = background_mask(mask)
-        numbers |= dict(background_psnr=psnr(edited, source, background), background_ssim=ssim(edited, source, background),
+        numbers |= dict(background_psnr=psnr(edited, source, background),
+                        background_ssim=ssim(edited, source, background),
                         edit_share=(mask > 0).double().mean((1, 2)), background_share=background.double().mean((1, 2)))
     if reconstruction is not None:
-        numbers |= dict(reconstruction_psnr=psnr(reconstruction, source), reconstruction_ssim=ssim(reconstruction, source))
+        numbers |= dict(reconstruction_psnr=psnr(reconstruction, source),
+                        reconstruction_ssim=ssim(reconstruction, source))
     if target is not None:
         numbers["target_psnr"] = psnr(edited, target)
         if mask is not None:

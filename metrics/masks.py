@@ -13,5 +13,5 @@ def grow(mask: Tensor, pixels: int) -> Tensor:
 
 
 def background_mask(edit_mask: Tensor, grow_pixels: int = TWO_CELLS) -> Tensor:
-    """1 where a picture must stay as it was: outside every pixel the edit mask (B, H, W) touches, grown. 0 elsewhere."""
+    """1 where a picture must stay as it was: outside every pixel the edit mask (B, H, W) touches, grown."""
     return 1 - grow((edit_mask > 0).float(), grow_pixels)

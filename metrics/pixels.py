@@ -1,9 +1,9 @@
 """Distances between pictures (B, H, W, C) in 0..1; each gives one number a picture, [B].
 
 `where` (B, H, W) takes only some pixels into account, and the number is normalised by their area: the mean is over them
-alone. The `pie_` measures follow the other convention, of PIE-Bench (Ju et al., "Direct Inversion", 2023, arXiv:2310.01506):
-the edited region is black in both pictures and the mean is over the whole picture, so a background share f lowers the MSE
-to f times, and raises the PSNR by -10 log10 f dB over, the area-normalised one. Tables of papers hold that one.
+alone. The `pie_` measures follow the other convention, of PIE-Bench (Ju et al., "Direct Inversion", 2023,
+arXiv:2310.01506), which the tables of papers hold: the edited region is black in both pictures and the mean is over
+the whole picture. With a background share f its MSE is f times ours, and its PSNR -10 log10 f dB above ours.
 
 No pixel to look at gives nan, as in PIE-Bench. Equal pictures have an infinite PSNR. Sums are taken in float64.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of values (B, H, W, C) over all but the first dimension, weight (B, H, W, 1); nan without weight."""
+    """Weighted mean of values (B, H, W, C) a picture, weight (B, H, W, 1); nan without weight."""
     values, weight = torch.broadcast_tensors(values, weight)
     return (values * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
 
@@ -33,13 +33,14 @@ def psnr(a: Tensor, b: Tensor, where: Tensor | None = None) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor, where: Tensor | None = None) -> Tensor:
-    """Structural similarity (Wang et al., 2004): Gaussian 11x11 windows, sigma 1.5, K1 0.01, K2 0.03, one window on each
+    """Structural similarity (Wang et al., 2004): Gaussian 11x11 windows, sigma 1.5, K1 0.01, K2 0.03, a window on each
     pixel, the picture mirrored at its border as torchmetrics does. Sides are 6 pixels or more.
 
-    With `where`, only windows centred on its pixels, each with its moments from those pixels alone: nothing else counts.
+    With `where`, only windows centred on its pixels, with moments from those pixels alone: nothing else counts.
     """
     if min(a.shape[1:3]) < 6:
-        raise ValueError(f"SSIM mirrors 5 pixels at a border and the picture is {a.shape[2]}x{a.shape[1]}: use a larger picture")
+        raise ValueError(f"SSIM mirrors 5 pixels at a border and the picture is {a.shape[2]}x{a.shape[1]}: "
+                         "use a larger picture")
     weight = _weight(a, where).movedim(-1, 1)
     a, b = a.double().movedim(-1, 1), b.double().movedim(-1, 1)
     share = _window(weight)

@@ -24,7 +24,7 @@ def colours(values: Tensor) -> Tensor:
 
 
 def heat(image: Tensor, values: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """A map [h, w] of any range over a picture [H, W, C] in 0..1: the overlay [H, W, 3] and the (lowest, highest) value.
+    """A map [h, w] of any range over a picture [H, W, C] in 0..1: the overlay [H, W, 3] and (lowest, highest) value.
 
     The map is enlarged bicubically; its lowest value leaves the picture dim and grey, its highest is the palest colour.
     """
@@ -35,10 +35,12 @@ def heat(image: Tensor, values: Tensor) -> tuple[Tensor, tuple[float, float]]:
     return torch.lerp(.8 * grey.expand(-1, -1, 3), colours(share), .3 + .5 * share[..., None]), (low, high)
 
 
-def tile(image: Tensor, label: str, lines: Sequence[tuple[str, str]] = (), scale: tuple[float, float] | None = None) -> Image.Image:
-    """A picture [H, W, C] in 0..1 under its label; beneath it the colour map's scale (lowest, highest), then key-value lines.
+def tile(image: Tensor, label: str, lines: Sequence[tuple[str, str]] = (),
+         scale: tuple[float, float] | None = None) -> Image.Image:
+    """A picture [H, W, C] in 0..1 under its label; beneath it the colours' scale (lowest, highest), then key and value.
 
-    Small pictures are enlarged by a whole number with their pixels kept square, large ones reduced. An empty label takes no room.
+    Small pictures are enlarged by a whole number, each pixel a square, large ones reduced. An empty label
+    takes no room.
     """
     picture = _fit(Image.fromarray((image[..., :3].float().clamp(0, 1) * 255).round().byte().cpu().numpy()))
     width, height = max(picture.width, SMALLEST * 3 // 4), picture.height
@@ -85,7 +87,7 @@ def heatmaps(image: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
 
 
 def heat_rows(image: Tensor, maps: Mapping[str, Tensor]) -> list[list[Image.Image]]:
-    """Rows of tiles: the picture [H, W, C] in 0..1, then each word's map [h, w] over it with the scale of its colours."""
+    """Rows of tiles: the picture [H, W, C] in 0..1, then each word's map [h, w] over it with its colours' scale."""
     tiles = [tile(image, "picture")]
     for word, values in maps.items():
         overlay, scale = heat(image, values)

@@ -14,7 +14,7 @@ class LoadMiniature(io.ComfyNode):
             display_name="Load Miniature",
             category="palimpsest/miniature",
             description="A small text-to-image model that comes with the pack: 128 px pictures of simple scenes, "
-                        "'a photo of a red striped star on a grass background'. To the host it is an SD model like any other.",
+                        "'a photo of a red striped star on a grass background'. To the host it is an SD model.",
             inputs=[],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
@@ -31,10 +31,11 @@ class MiniatureScene(io.ComfyNode):
             node_id="PalimpsestMiniatureScene",
             display_name="Miniature Scene",
             category="palimpsest/miniature",
-            description="A scene that the miniature never saw in training, one edit of it in words, and the exact picture the edit should give.",
+            description="A scene that the miniature never saw in training, an edit of it in words, "
+                        "and the exact picture that the edit should give.",
             inputs=[
                 io.Int.Input("seed", default=0, min=0, max=2 ** 32 - 1, control_after_generate=True,
-                             tooltip="Which scene, and which of its edits; equal seeds give equal pictures on every machine."),
+                             tooltip="Which scene and which edit of it; equal seeds give equal pictures everywhere."),
                 io.Combo.Input("kind", options=list(EDIT_KINDS), default="colour", tooltip=(
                     "What the target text changes. Object, colour, material, background and style change one word; "
                     "pose adds or drops one; add and delete a whole object.")),

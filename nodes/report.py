@@ -13,16 +13,16 @@ NUMBERS = {  # number: the tile it stands under, its words, its format
     "ssim": ("edited", "SSIM to source", "{:.4f}"),
     "background_psnr": ("difference", "background PSNR", "{:.2f} dB"),
     "background_ssim": ("difference", "background SSIM", "{:.4f}"),
-    "changed": ("difference", f"changed by > {CHANGED}", "{:.1%}"),
+    "changed": ("difference", f"changed by > {CHANGED}", "{:.1f} %"),
     "target_psnr": ("target", "PSNR of edited", "{:.2f} dB"),
     "target_mask_psnr": ("target", "the same inside mask", "{:.2f} dB"),
-    "edit_share": ("mask", "edit", "{:.1%}"),
-    "background_share": ("mask", "background", "{:.1%}"),
+    "edit_share": ("mask", "edit", "{:.1f} %"),
+    "background_share": ("mask", "background", "{:.1f} %"),
 }
 
 
 def check(source: Tensor, edited: Tensor, **others: Tensor | None) -> dict[str, Tensor]:
-    """What is given, by name, in float32 on the CPU, single pictures repeated to the batch; ValueError where sizes differ."""
+    """What is given, by name: float32, on the CPU, singles repeated to the batch. ValueError where sizes differ."""
     given = dict(source=source, edited=edited, **{name: t for name, t in others.items() if t is not None})
     given = {name: t.reshape(-1, *t.shape[-2:]) if name == "mask" else t[..., :3] for name, t in given.items()}
     batch, size = max(len(t) for t in given.values()), source.shape[1:3]
@@ -31,7 +31,8 @@ def check(source: Tensor, edited: Tensor, **others: Tensor | None) -> dict[str, 
             raise ValueError(f"{name} is {t.shape[2]}x{t.shape[1]} and source is {size[1]}x{size[0]}: "
                              f"resize {name} to the source's size")
         if len(t) not in (1, batch):
-            raise ValueError(f"{name} holds {len(t)} pictures and the largest input {batch}: connect one for all, or {batch}")
+            raise ValueError(f"{name} holds {len(t)} pictures and the largest input {batch}: "
+                             f"connect one for all, or {batch}")
     return {name: t.float().cpu().expand(batch, *t.shape[1:]) for name, t in given.items()}
 
 
@@ -44,7 +45,7 @@ class EditReport(io.ComfyNode):
             category="palimpsest/report",
             description="Pictures side by side with what was kept and what changed between them, in numbers.",
             inputs=[
-                io.Image.Input("source", tooltip="The picture before the edit. One picture serves a whole batch of edits."),
+                io.Image.Input("source", tooltip="The picture before the edit. One serves a whole batch of edits."),
                 io.Image.Input("edited", tooltip="The picture after the edit; a batch gives a row each."),
                 io.Image.Input("reconstruction", optional=True, tooltip=(
                     "The source replayed without an edit (or its VAE round trip): how much inversion alone lost.")),
@@ -80,7 +81,8 @@ def draw(given: dict[str, Tensor], numbers: dict[str, Tensor]) -> Tensor:
         "target": ("exact target", given.get("target")),
         "mask": ("mask, grown", shades(given["mask"]) if "mask" in given else None),
     }
-    return sheet([[tile(images[i], label if i == 0 else "", lines(name, numbers, i), (0., high) if name == "difference" else None)
+    return sheet([[tile(images[i], label if i == 0 else "", lines(name, numbers, i),
+                        (0., high) if name == "difference" else None)
                    for name, (label, images) in tiles.items() if images is not None] for i in range(batch)])
 
 
@@ -89,21 +91,23 @@ def shades(mask: Tensor) -> Tensor:
     return torch.maximum(mask, .45 * grow((mask > 0).float(), TWO_CELLS))[..., None].expand(-1, -1, -1, 3)
 
 
+def printed(name: str, value: Tensor) -> str:
+    """A number with its unit, shares in percent."""
+    form = NUMBERS[name][2]
+    return form.format(100 * value if "%" in form else value)
+
+
 def lines(place: str, numbers: dict[str, Tensor], i: int) -> list[tuple[str, str]]:
-    """The lines that stand under one tile of row i."""
-    return [(key, words(n, numbers[n][i])) for n, (where, key, _) in NUMBERS.items() if where == place and n in numbers]
+    """The lines that stand under one tile of row i; nan is said to be n/a, for there was no pixel to look at."""
+    return [(key, "n/a" if numbers[name][i].isnan() else printed(name, numbers[name][i]))
+            for name, (where, key, _) in NUMBERS.items() if where == place and name in numbers]
 
 
 def write(numbers: dict[str, Tensor]) -> str:
-    """The numbers as text, one a line; a batch numbers its pictures."""
+    """The numbers as text, `name: value unit`, one a line; a batch puts the picture's number before the name."""
     batch = len(numbers["psnr"])
-    return "\n".join(f"{i + 1} " * (batch > 1) + f"{name}: {words(name, numbers[name][i])}"
+    return "\n".join(f"{i + 1} " * (batch > 1) + f"{name}: {printed(name, numbers[name][i])}"
                      for i in range(batch) for name in NUMBERS if name in numbers)
-
-
-def words(name: str, value) -> str:
-    """A number as it is printed; nan, which stands for no pixel to look at, as n/a."""
-    return "n/a" if value.isnan() else NUMBERS[name][2].format(value)
 
 
 NODES = [EditReport]
