@@ -1,7 +1,7 @@
 """Running solvers of k-diffusion's signature through the host's guider, and telling models apart.
 
-The host's own SAMPLER scales noise and latent at both ends. On flow models that discards the latent at σ = 1 and divides by
-zero where an inversion ends there, so `Solver` does neither: latents go in and come out in sampler space.
+The host's own SAMPLER scales noise and latent at both ends. On flow models that discards the latent at σ = 1 and
+divides by zero where an inversion ends there, so `Solver` does neither: latents go in and come out in sampler space.
 """
 import hashlib
 import inspect
@@ -42,14 +42,15 @@ class Solver(comfy.samplers.Sampler):
         if isinstance(sampler, cls):
             return sampler
         if not isinstance(sampler, comfy.samplers.KSAMPLER):
-            raise ValueError(f"The SAMPLER is a {type(sampler).__name__}, whose solver cannot be taken out of it; Replay runs a "
-                             "KSAMPLER's. Connect KSamplerSelect (euler), or leave the input empty.")
+            raise ValueError(f"The SAMPLER is a {type(sampler).__name__}, Replay runs the solver of a KSAMPLER only: "
+                             "connect KSamplerSelect (euler), or leave the input empty.")
         return cls(sampler.sampler_function, sampler.extra_options)
 
     @property
     def adds_noise(self) -> bool:
-        """Whether the function draws noise on its way (ancestral, SDE, LCM, churn), from its parameters and their values."""
-        values = {name: p.default for name, p in inspect.signature(self.function).parameters.items()} | self.extra_options
+        """Whether the function draws noise on its way (ancestral, SDE, LCM, churn), judged by its parameters."""
+        defaults = {name: p.default for name, p in inspect.signature(self.function).parameters.items()}
+        values = defaults | self.extra_options
         if values.get("s_noise") == 0:
             return False
         if "eta" in values:
@@ -61,10 +62,10 @@ class Solver(comfy.samplers.Sampler):
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
                disable_pbar=False):
         if denoise_mask is not None:
-            raise ValueError("The LATENT carries a noise_mask, and this SAMPLER keeps the LATENT as it is: remove Set Latent Noise "
-                             "Mask, and put Latent Blend (Inversion) on the MODEL to keep what lies outside a mask.")
+            raise ValueError("The LATENT carries a noise_mask, and this SAMPLER adds no noise to mask: remove Set "
+                             "Latent Noise Mask; Latent Blend (Inversion) on the MODEL keeps what lies outside a mask.")
         if not latent_image.count_nonzero():
-            raise ValueError("The LATENT is empty (all zeros), and this SAMPLER adds no noise: connect Replay's LATENT.")
+            raise ValueError("The LATENT is empty (all zeros) and this SAMPLER adds no noise: connect Replay's LATENT.")
         extra_args["denoise_mask"] = None
         model = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
         model.latent_image, model.noise = latent_image, noise
@@ -78,13 +79,14 @@ class Solver(comfy.samplers.Sampler):
                              **self.extra_options)
 
 
-def sample(model, conditioning, latent: Tensor, sigmas: Tensor, solver, cfg=1.0, negative=None, callback=None, seed=0) -> Tensor:
+def sample(model, conditioning, latent: Tensor, sigmas: Tensor, solver, cfg=1.0, negative=None, callback=None,
+           seed=0) -> Tensor:
     """Run `solver` on `latent` (model space, [B,C,…]) through the host's guider, with its progress bar and preview.
 
     callback(step, x0, x, steps) is called too. Returns float32 in model space, on the model's device.
     """
     guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": conditioning} if negative is None else {"positive": conditioning, "negative": negative})
+    guider.inner_set_conds({"positive": conditioning, **({} if negative is None else {"negative": negative})})
     guider.set_cfg(cfg)
     preview = latent_preview.prepare_callback(model, len(sigmas) - 1)
 
@@ -111,22 +113,22 @@ def split_at(model, sigmas: Tensor, percent: float) -> int:
 def prediction_type(model) -> str:
     """"eps", "v" or "flow"; ValueError for a parametrisation in which an inversion's step is not known."""
     sampling = model.get_model_object("model_sampling")
-    strange = (parametrisation.X0, parametrisation.EDM, parametrisation.IMG_TO_IMG_FLOW)  # subclasses of the three below
-    if not isinstance(sampling, strange):
-        for kind, name in ((parametrisation.V_PREDICTION, "v"), (parametrisation.EPS, "eps"), (parametrisation.CONST, "flow")):
-            if isinstance(sampling, kind):
-                return name
+    known = ((parametrisation.V_PREDICTION, "v"), (parametrisation.EPS, "eps"), (parametrisation.CONST, "flow"))
+    strange = (parametrisation.X0, parametrisation.EDM, parametrisation.IMG_TO_IMG_FLOW)  # subclasses of the known
+    for kind, name in known:
+        if isinstance(sampling, kind) and not isinstance(sampling, strange):
+            return name
     found = next((c.__name__ for c in type(sampling).__mro__ if c.__module__ == parametrisation.__name__
                   and not issubclass(c, torch.nn.Module)), type(sampling).__name__)
-    raise ValueError(f"The {type(model.model).__name__} MODEL predicts by {found}; inversion is known for eps, v and flow "
-                     "prediction (SD1.x, SD2.x, SDXL, SD3, Flux and their kin): load one of these.")
+    raise ValueError(f"The {type(model.model).__name__} MODEL predicts by {found}; inversion is known for eps, v and "
+                     "flow prediction (SD1.x, SD2.x, SDXL, SD3, Flux and their kin): load one of these.")
 
 
 def fingerprint(model) -> Fingerprint:
     """What tells this MODEL from another, whatever LoRA lies on it."""
     latents = model.get_model_object("latent_format")
-    return Fingerprint(type(model.model).__name__, type(latents).__name__, latents.latent_channels, prediction_type(model),
-                       _hash_weights(model))
+    return Fingerprint(type(model.model).__name__, type(latents).__name__, latents.latent_channels,
+                       prediction_type(model), _hash_weights(model))
 
 
 def _hash_weights(model) -> str:
@@ -147,11 +149,11 @@ def check_family(model, inversion: Inversion):
     for name in ("model", "latent_format", "channels", "prediction"):
         a, b = getattr(mine, name), getattr(theirs, name)
         if a != b:
-            raise ValueError(f"The INVERSION was made on another family of model: its {name.replace('_', ' ')} is {b}, this "
-                             f"MODEL's is {a}. Connect the MODEL it was made with, or invert again with this one.")
+            raise ValueError(f"The INVERSION was made on another family of model: its {name.replace('_', ' ')} is {b}, "
+                             f"this MODEL's is {a}. Connect the MODEL it was made with, or invert again with this one.")
     if mine.weights != theirs.weights:
-        inversion.say_once("The INVERSION was made with another checkpoint of the same family: edits work, but the picture is "
-                           "reconstructed less exactly.")
+        inversion.say_once("The INVERSION was made with another checkpoint of the same family: edits work, but the "
+                           "picture is reconstructed less exactly.")
 
 
 def patches(model) -> tuple:
