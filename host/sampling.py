@@ -114,7 +114,8 @@ def prediction_type(model) -> str:
     """"eps", "v" or "flow"; ValueError for a parametrisation in which an inversion's step is not known."""
     sampling = model.get_model_object("model_sampling")
     known = ((parametrisation.V_PREDICTION, "v"), (parametrisation.EPS, "eps"), (parametrisation.CONST, "flow"))
-    strange = (parametrisation.X0, parametrisation.EDM, parametrisation.IMG_TO_IMG_FLOW)  # subclasses of the known
+    # subclasses of the known; not every host has all
+    strange = tuple(getattr(parametrisation, n) for n in ("X0", "EDM", "IMG_TO_IMG_FLOW") if hasattr(parametrisation, n))
     for kind, name in known:
         if isinstance(sampling, kind) and not isinstance(sampling, strange):
             return name

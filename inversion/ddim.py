@@ -1,14 +1,14 @@
 """Denoising Diffusion Implicit Models. Song, Meng, Ermon, ICLR 2021. arXiv:2010.02502
 
 The deterministic sampler (η = 0) discretises an ODE, so it can be followed backwards, from the picture to its noise
-(section 4.3). Mokady et al., Null-text Inversion, CVPR 2023, arXiv:2211.09794, section 3.1, use it for editing: with the
-source prompt and guidance 1, at the scheduler's own levels.
+(section 4.3). Mokady et al., Null-text Inversion, CVPR 2023, arXiv:2211.09794, section 3.1, use it for editing: with
+the source prompt and guidance 1, at the scheduler's own levels.
 
 In the paper's z = √ᾱ·x0 + √(1-ᾱ)·ε a step from level c to the noisier level n (Eq. 13, reversed) is
     z_n/√ᾱ_n = z_c/√ᾱ_c + (√((1-ᾱ_n)/ᾱ_n) - √((1-ᾱ_c)/ᾱ_c))·ε(z_c, n).
 Here x = z/√ᾱ and σ = √((1-ᾱ)/ᾱ), so it is x_n = x_c + (σ_n - σ_c)·ε: an Euler step. The unknown z_n is replaced by z_c
-and the network is told level n, as the authors' code and diffusers' DDIMInverseScheduler do; in x that guess is scaled by
-√((1+σ_n²)/(1+σ_c²)). Flow models, x = (1-σ)·x0 + σ·ε, take the same step from an unscaled guess.
+and the network is told level n, as the authors' code and diffusers' DDIMInverseScheduler do; in x that guess is scaled
+by √((1+σ_n²)/(1+σ_c²)). Flow models, x = (1-σ)·x0 + σ·ε, take the same step from an unscaled guess.
 """
 from torch import Tensor
 from tqdm.auto import trange

@@ -1,7 +1,7 @@
 """The INVERSION: what an inversion hands to the editors, the clue Φ of the survey's F_inv.
 
-Latents are in sampler space, as the host's samplers see them: x = x0 + σ·ε on eps and v models, x = (1-σ)·x0 + σ·ε on flow
-models. A deterministic trajectory is followed by Euler steps, so between its levels it is a straight line in σ.
+Latents are in sampler space, as the host's samplers see them: x = x0 + σ·ε on eps and v models, x = (1-σ)·x0 + σ·ε on
+flow models. A deterministic trajectory is followed by Euler steps, so between its levels it is a straight line in σ.
 """
 import logging
 from collections.abc import Mapping
@@ -65,16 +65,18 @@ class Inversion:
 
     def _check_latents(self):
         if len(self.latents) != len(self.sigmas):
-            raise ValueError(f"{len(self.latents)} latents for {len(self.sigmas)} sigmas: an INVERSION has one at each.")
-        first = self.latents[0]
+            raise ValueError(f"{len(self.latents)} latents for {len(self.sigmas)} sigmas: there must be one at each.")
+        shape = self.latents[0].shape
         for sigma, latent in zip(self.sigmas.tolist(), self.latents):
-            if latent.shape != first.shape:
-                raise ValueError(f"The latent at sigma {sigma:.4g} is {list(latent.shape)}, the first is {list(first.shape)}.")
+            name = f"The latent at sigma {sigma:.4g}"
+            if latent.shape != shape:
+                raise ValueError(f"{name} is {list(latent.shape)}, the first is {list(shape)}.")
             if latent.dtype != torch.float32 or latent.device.type != "cpu":
-                raise ValueError(f"The latent at sigma {sigma:.4g} is {latent.dtype} on {latent.device}: give float32 on cpu.")
-            if not latent.isfinite().all():
-                raise ValueError(f"{_bad(latent)} of {latent.numel()} values of the latent at sigma {sigma:.4g} are NaN or "
-                                 "infinite: the model left its range on this picture; try fp32, or more steps.")
+                raise ValueError(f"{name} is {latent.dtype} on {latent.device}: give float32 on cpu.")
+            bad = int((~latent.isfinite()).sum())
+            if bad:
+                raise ValueError(f"{name} has {bad} of {latent.numel()} values NaN or infinite: the model left its "
+                                 "range on this picture; try fp32 weights, or more steps.")
 
     def __deepcopy__(self, memo):
         return self
@@ -82,7 +84,7 @@ class Inversion:
     @property
     def batch(self) -> int:
         """The number of pictures B."""
-        return len((self.conditioning[0][0] if self.latents is None else self.latents[-1]))
+        return len(self.conditioning[0][0] if self.latents is None else self.latents[-1])
 
     @property
     def shape(self) -> "torch.Size | None":
@@ -102,10 +104,10 @@ class Inversion:
     def covers(self, sigma: float) -> bool:
         """Whether `at(sigma)` has an answer."""
         return self.latents is not None and (
-            self._level(sigma) is not None or self.trajectory == "deterministic" and 0 <= sigma < float(self.sigmas[0]))
+            self._level(sigma) is not None or self.trajectory == "deterministic" and 0 < sigma < float(self.sigmas[0]))
 
     def at(self, sigma: float) -> Tensor:
-        """The source's latents [B,C,…] at σ: stored on the grid (relative tolerance 1e-4), linear in σ between its levels.
+        """The source's latents [B,C,…] at σ: stored on the grid (relative tolerance 1e-4), linear in σ between levels.
 
         Raises ValueError outside the grid, between independently noised levels, and where no trajectory was kept.
         """
@@ -115,12 +117,12 @@ class Inversion:
         if level is not None:
             return self.latents[level]
         if not self.covers(sigma):
-            between = self.trajectory != "deterministic" and 0 <= sigma < float(self.sigmas[0])
-            why = "its levels are noised independently, nothing lies between them" if between else "it does not reach there"
-            raise ValueError(f"The sampler asks for sigma {sigma:.4g}, the {self.method} INVERSION's schedule is "
-                             f"{self.schedule}: {why}. Sample with Replay's SIGMAS and without intermediate levels (euler).")
-        self.say_once("The sampler's schedule is not the inversion's (%s): its latents are interpolated. Sample with Replay's "
-                      "SIGMAS to read them exactly.", self.schedule)
+            inside = 0 < sigma < float(self.sigmas[0])
+            why = "its levels are noised independently, none lies between" if inside else "it does not reach there"
+            raise ValueError(f"The sampler asks for sigma {sigma:.4g}, the {self.method} INVERSION has "
+                             f"{self.schedule}: {why}. Sample with Replay's SIGMAS and euler.")
+        self.say_once("The sampler asks for levels between the inversion's (%s): its latents are interpolated. Sample "
+                      "with Replay's SIGMAS, without intermediate levels, to read them exactly.", self.schedule)
         grid = self.sigmas.tolist()
         clean = next(i for i, s in enumerate(grid) if s < sigma)
         weight = (sigma - grid[clean]) / (grid[clean - 1] - grid[clean])
@@ -147,8 +149,8 @@ class Inversion:
 
 def describe(sigmas: Tensor, scheduler="") -> str:
     """A schedule in words, such as "50 ddim_uniform steps, sigma 14.6 to 0.0413 and 0"."""
-    levels = f"sigma {sigmas[0]:.4g} to {sigmas[-2]:.4g} and {sigmas[-1]:.4g}" if len(sigmas) > 1 else f"{len(sigmas)} levels"
-    return f"{len(sigmas) - 1} {scheduler} steps, {levels}".replace("  ", " ")
+    steps = f"{len(sigmas) - 1} {scheduler}".strip()
+    return f"{steps} steps, sigma {sigmas[0]:.4g} to {sigmas[-2]:.4g} and {sigmas[-1]:.4g}"
 
 
 def check_schedule(sigmas: Tensor):
@@ -160,9 +162,5 @@ def check_schedule(sigmas: Tensor):
     values = sigmas.tolist()
     rising = next((f"{a:.4g} is followed by {b:.4g}" for a, b in pairwise(values) if not a > b), None)
     if rising or values[-1] != 0:
-        raise ValueError(f"SIGMAS must descend to 0: {rising or f'the last is {values[-1]:.4g}'}. Connect a scheduler node with "
-                         "denoise 1 (neither flipped nor split), or take fewer steps where levels repeat.")
-
-
-def _bad(latent) -> int:
-    return int((~latent.isfinite()).sum())
+        raise ValueError(f"SIGMAS must descend to 0: {rising or f'the last is {values[-1]:.4g}'}. Connect a scheduler "
+                         "node (neither flipped nor split), or take fewer steps where levels repeat.")

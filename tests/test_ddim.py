@@ -13,8 +13,9 @@ STEPS = 50
 
 
 def scheduler(prediction="epsilon"):
-    made = DDIMInverseScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction,
-                                timestep_spacing="leading", steps_offset=1, set_alpha_to_one=True, clip_sample=False)
+    made = DDIMInverseScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+                                prediction_type=prediction, timestep_spacing="leading", set_alpha_to_one=True,
+                                clip_sample=False)
     made.set_timesteps(STEPS)
     return made
 
@@ -53,7 +54,8 @@ def both_paths(make, prediction):
     ours = [x / (1 + s ** 2).sqrt() for x, s in zip(host_path(model, latent, conditioning, sigmas), sigmas.flip(0))]
 
     def network(z, t):
-        return model.model.diffusion_model(z, t.float().expand(len(z)), context=conditioning[0][0].expand(len(z), -1, -1))
+        context = conditioning[0][0].expand(len(z), -1, -1)
+        return model.model.diffusion_model(z, t.float().expand(len(z)), context=context)
 
     theirs = diffusers_path(scheduler(prediction), network, model.model.process_latent_in(latent))
     return ours, theirs, network, sigmas.flip(0)
@@ -90,7 +92,7 @@ def test_equals_diffusers_in_double_precision():
 
 
 def test_on_v_prediction_diffusers_converts_at_the_cleaner_level_and_the_host_at_the_noisier():
-    """One network call v at z_c gives diffusers ε = a_c·v + b_c·z_c and the host ε = a_n·v + b_n·z_c, with a = √ᾱ, b = √(1-ᾱ).
+    """One network call v at z_c, with a = √ᾱ, b = √(1-ᾱ), gives diffusers ε = a_c·v + b_c·z_c, us a_n·v + b_n·z_c.
 
     Both then take the DDIM step z_n = (a_n/a_c)·z_c + (b_n - a_n·b_c/a_c)·ε, so from one z_c they part by exactly
     (b_n - a_n·b_c/a_c)·((a_n - a_c)·v + (b_n - b_c)·z_c); over 50 levels of this network that adds up to 5 %.
@@ -127,7 +129,8 @@ def levels(steps, top):
     (gaussian, False, 14.6, (1 + 14.6 ** 2) ** 0.5), (gaussian_flow, True, 1.0, 1.0)])
 def test_follows_the_exact_trajectory_to_first_order(model, flow, top, growth):
     x = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    error = [relative(ddim.invert(model, x, levels(n, top), disable=True, flow=flow)[0], growth * x) for n in (200, 400)]
+    error = [relative(ddim.invert(model, x, levels(n, top), disable=True, flow=flow)[0], growth * x)
+             for n in (200, 400)]
     assert error[0] < 0.02
     assert error[0] / error[1] == pytest.approx(2, rel=0.05)
 
@@ -146,7 +149,7 @@ def test_euler_takes_full_noise_back_to_the_picture(model, flow, top):
 
 @pytest.mark.parametrize("flow", [False, True])
 def test_each_level_solves_the_fixed_point_of_its_euler_step_where_eps_ignores_x(flow):
-    """x_n = x_c + (σ_n - σ_c)·ε(x_n, σ_n): with an ε of σ alone the first iteration is the solution, and Euler undoes it."""
+    """x_n = x_c + (σ_n - σ_c)·ε(x_n, σ_n): with an ε of σ alone the first iteration solves it, and Euler undoes it."""
     direction = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     def model(x, sigma):

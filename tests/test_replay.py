@@ -10,10 +10,12 @@ import nodes as host_nodes
 import pytest
 import tiny
 import torch
-from comfy_extras.nodes_custom_sampler import (BasicGuider, CFGGuider, DisableNoise, KSamplerSelect, RandomNoise, SamplerCustom,
-                                               SamplerCustomAdvanced, SamplerEulerAncestral)
+from comfy_extras.nodes_custom_sampler import (
+    BasicGuider, CFGGuider, DisableNoise, KSamplerSelect, RandomNoise, SamplerCustom, SamplerCustomAdvanced,
+    SamplerEulerAncestral)
 
-from palimpsest.host.sampling import Replayed, Solver, check_family, fingerprint, prediction_type, schedule, split_at
+from palimpsest.host.sampling import (
+    Replayed, Solver, check_family, fingerprint, prediction_type, sample, schedule, split_at)
 from palimpsest.host.session import Editor, attach, editors
 from palimpsest.inversion.trajectory import Theta
 from palimpsest.nodes.inversion import DDIMInvert, Replay
@@ -45,8 +47,9 @@ def invert(model, latent=None, steps=STEPS, source=None, scheduler="ddim_uniform
 def replay(model, inversion, start=0.0, sampler=None, add_noise=False, prompt=None, cfg=1.0, seed=5):
     """SamplerCustom on the four outputs of Replay."""
     m, solver, sigmas, latent = Replay.execute(model, inversion, start, sampler).result
-    prompt = prompt or tiny.cond()
-    return SamplerCustom.execute(m, add_noise, seed, cfg, prompt, tiny.cond(seed=9), solver, sigmas, latent).result[0]["samples"]
+    prompt, negative = prompt or tiny.cond(), tiny.cond(seed=9)
+    found = SamplerCustom.execute(m, add_noise, seed, cfg, prompt, negative, solver, sigmas, latent)
+    return found.result[0]["samples"]
 
 
 def relative(a, b):
@@ -66,7 +69,8 @@ def same(a, b):
 
 def plain(model):
     """A run without the pack, as KSampler does it."""
-    return host_nodes.common_ksampler(model, 3, 4, 4.0, "dpmpp_2m", "normal", tiny.cond(), tiny.cond(seed=2), picture(model))[0]
+    prompts = tiny.cond(), tiny.cond(seed=2)
+    return host_nodes.common_ksampler(model, 3, 4, 4.0, "dpmpp_2m", "normal", *prompts, picture(model))[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -158,7 +162,8 @@ def test_a_start_that_leaves_no_step_is_refused(model):
 def test_sigmas_win_over_steps_and_scheduler(model):
     own = schedule(model, "karras", 5)
     inversion, _, sigmas = invert(model, steps=50, sigmas=own)
-    assert torch.equal(sigmas, own) and inversion.provenance["steps"] == 5 and inversion.provenance["scheduler"] == "own"
+    assert torch.equal(sigmas, own)
+    assert inversion.provenance["steps"] == 5 and inversion.provenance["scheduler"] == "own"
 
 
 def test_a_hosts_solver_runs_from_the_latent_as_it_is(model):
@@ -171,26 +176,14 @@ def test_a_hosts_solver_runs_from_the_latent_as_it_is(model):
 
 @pytest.mark.parametrize("name", comfy.samplers.SAMPLER_NAMES)
 def test_samplers_that_add_noise_are_known_by_what_they_do(name, model):
-    """The same start with two seeds: only a solver that draws noise gives two results."""
-    function = Solver.of(comfy.samplers.sampler_object(name))
-    sampling = model.get_model_object("model_sampling")
-
-    class Guider:
-        inner_model = type("Model", (), {"model_sampling": sampling, "inner_model": None})()
-        model_patcher = model
-
-    class Denoiser:
-        inner_model = Guider
-
-        def __call__(self, x, sigma, **kwargs):
-            for hook in kwargs.get("model_options", {}).get("sampler_post_cfg_function", ()):
-                hook({"uncond_denoised": x / 2, "denoised": x / 2})
-            return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
-
-    found = [function.function(Denoiser(), torch.ones(1, 4, 4, 4) * 10, schedule(model, "normal", 6),
-                               extra_args={"seed": seed, "model_options": {}}, callback=None, disable=True,
-                               **function.extra_options) for seed in (1, 2)]
-    assert function.adds_noise != torch.equal(*found)
+    """The same start with two seeds, on a closed-form denoiser: only a solver that draws noise gives two results."""
+    perfect = model.clone()
+    perfect.set_model_unet_function_wrapper(
+        lambda _, args: args["input"] / (1 + args["timestep"].view(-1, 1, 1, 1) ** 2))
+    solver = Solver.of(comfy.samplers.sampler_object(name))
+    found = [sample(perfect, tiny.cond(), picture(model)["samples"], schedule(model, "normal", 6), solver, seed=seed)
+             for seed in (1, 2)]
+    assert solver.adds_noise != torch.equal(*found)
 
 
 def test_replay_says_that_noise_costs_the_reconstruction(model, caplog):
@@ -259,7 +252,8 @@ def test_inputs_are_not_changed(model):
     kept = latent["samples"].clone(), source[0][0].clone(), list(source[0][1])
     inversion = invert(model, latent, source=source)[0]
     replay(model, inversion)
-    assert torch.equal(latent["samples"], kept[0]) and torch.equal(source[0][0], kept[1]) and list(source[0][1]) == kept[2]
+    assert torch.equal(latent["samples"], kept[0])
+    assert torch.equal(source[0][0], kept[1]) and list(source[0][1]) == kept[2]
 
 
 def control():
@@ -322,8 +316,8 @@ def test_each_picture_has_its_prompt_or_all_share_one(model):
 
 def test_another_family_is_refused_and_another_checkpoint_said_once(model, caplog):
     inversion = invert(model)[0]
-    for other, message in ((tiny.sd2(), "prediction is eps, this MODEL's is v"), (tiny.sdxl(), "model is BaseModel.*SDXL"),
-                           (tiny.flux(), "model is BaseModel.*Flux")):
+    for other, message in ((tiny.sd2(), "prediction is eps, this MODEL's is v"),
+                           (tiny.sdxl(), "model is BaseModel.*SDXL"), (tiny.flux(), "model is BaseModel.*Flux")):
         with pytest.raises(ValueError, match=message):
             Replay.execute(other, inversion, 0.0)
     check_family(model, inversion)
@@ -371,7 +365,8 @@ def test_parametrisations_without_a_known_step_are_refused_by_name(model):
 def test_replay_marks_the_model_and_refuses_what_it_cannot_apply(model):
     inversion = invert(model)[0]
     m = Replay.execute(model, inversion, 0.0).result[0]
-    assert [type(e) for e in editors(m)] == [Replayed] and editors(m)[0].inversion is inversion and editors(m)[0].replays
+    (mark,) = editors(m)
+    assert type(mark) is Replayed and mark.inversion is inversion and mark.replays
     learned = dataclasses.replace(inversion, theta={"null": Theta(torch.zeros(STEPS, 1, 8, 64), "step", "prediction")})
     with pytest.raises(ValueError, match="learned null"):
         Replay.execute(model, learned, 0.0)
@@ -387,5 +382,6 @@ def test_guider_without_a_negative(model):
     inversion = invert(model)[0]
     m, solver, sigmas, latent = Replay.execute(model, inversion, 0.0).result
     guider = BasicGuider.execute(m, tiny.cond()).result[0]
-    found = SamplerCustomAdvanced.execute(DisableNoise.execute().result[0], guider, solver, sigmas, latent).result[0]["samples"]
+    noise = DisableNoise.execute().result[0]
+    found = SamplerCustomAdvanced.execute(noise, guider, solver, sigmas, latent).result[0]["samples"]
     assert torch.equal(found, replay(model, inversion))

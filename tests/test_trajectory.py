@@ -35,7 +35,7 @@ def test_between_levels_a_deterministic_trajectory_is_linear_in_sigma_and_says_s
     found = inversion.at(2.5)  # half-way from 1 to 4
     torch.testing.assert_close(found, (inversion.latents[1] + inversion.latents[2]) / 2)
     torch.testing.assert_close(inversion.at(0.25), 0.25 * inversion.latents[2] + 0.75 * inversion.latents[3])
-    assert [r.getMessage() for r in caplog.records if "interpolated" in r.getMessage()] == [caplog.records[0].getMessage()]
+    assert caplog.text.count("interpolated") == 1
     assert "3 steps, sigma 8 to 1 and 0" in caplog.text
 
 
@@ -77,9 +77,9 @@ def test_without_a_trajectory_nothing_is_covered():
     ({"sigmas": SIGMAS.double()}, "float64"),
     ({"sigmas": torch.tensor([0.0])}, "no step"),
     ({"latents": latents()[:3]}, "3 latents for 4 sigmas"),
-    ({"latents": (*latents()[:3], torch.zeros(1, 4, 3, 3))}, r"sigma 0 is \[1, 4, 3, 3\], the first is \[2, 4, 3, 3\]"),
+    ({"latents": (*latents()[:3], torch.zeros(1, 4, 3, 3))}, r"sigma 0 is \[1, 4, 3, 3\], the first is \[2, 4, 3"),
     ({"latents": tuple(x.half() for x in latents())}, "float16"),
-    ({"latents": (*latents()[:2], torch.full((2, 4, 3, 3), torch.nan), latents()[3])}, "72 of 72 values .* sigma 1 are NaN"),
+    ({"latents": (*latents()[:2], latents()[2] * torch.nan, latents()[3])}, "sigma 1 has 72 of 72 values NaN"),
     ({"conditioning": [[torch.zeros(1, 8, 16), {}]] * 2}, "2 entries"),
 ])
 def test_what_is_no_trajectory_is_refused(changes, message):

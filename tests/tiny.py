@@ -131,8 +131,8 @@ def zimage(**kwargs):
     newest = getattr(comfy.supported_models, "ZImage", comfy.supported_models.Lumina2)
     if newest is comfy.supported_models.Lumina2:
         unet = {k: v for k, v in unet.items() if k not in ("z_image_modulation", "time_scale", "pad_tokens_multiple")}
-    return patcher(comfy.model_base.Lumina2, newest({k: v for k, v in unet.items() if k in known or k == "image_model"}),
-                   **kwargs)
+    unet = {k: v for k, v in unet.items() if k in known or k == "image_model"}
+    return patcher(comfy.model_base.Lumina2, newest(unet), **kwargs)
 
 
 UNETS = {"sd15": sd15, "sd2": sd2, "sdxl": sdxl}
@@ -159,9 +159,9 @@ CLIP_CONFIG = {"num_hidden_layers": 2, "hidden_size": DIM, "num_attention_heads"
 
 
 class ClipL(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}, **kwargs):
-        super().__init__(device=device, dtype=dtype, textmodel_json_config=dict(CLIP_CONFIG), model_options=model_options,
-                         **{"return_projected_pooled": False, **kwargs})
+    def __init__(self, device="cpu", dtype=None, model_options={}):
+        super().__init__(device=device, dtype=dtype, textmodel_json_config=dict(CLIP_CONFIG),
+                         model_options=model_options, return_projected_pooled=False)
 
 
 class SD1Clip(comfy.sd1_clip.SD1ClipModel):
@@ -175,7 +175,8 @@ class SDXLClip(comfy.sdxl_clip.SDXLClipModel):
     def __init__(self, device="cpu", dtype=None, model_options={}):
         torch.nn.Module.__init__(self)
         half = {**CLIP_CONFIG, "hidden_size": DIM // 2, "num_hidden_layers": 3}  # the last but one is read
-        common = {"layer": "hidden", "layer_idx": -2, "device": device, "dtype": dtype, "layer_norm_hidden_state": False}
+        common = {"layer": "hidden", "layer_idx": -2, "device": device, "dtype": dtype,
+                  "layer_norm_hidden_state": False}
         self.clip_l = comfy.sd1_clip.SDClipModel(
             textmodel_json_config=dict(half), model_options={**model_options, "model_name": "clip_l"}, **common)
         self.clip_g = comfy.sd1_clip.SDClipModel(
