@@ -1,0 +1,75 @@
+"""How well the miniature does what its captions say: `python tools/dev.py bench miniature [--captions 200] [--cfg 2 3 5]`.
+
+Writes bench/results/miniature.json: text-to-image accuracy by attribute as the scene reader names it (one row a CFG), the
+autoencoder's PSNR and the reader's accuracy on held-out scenes, and the seconds of one picture.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from ..miniature import scenes
+from ..miniature.model import load_miniature
+from ..miniature.picture import sample_with
+from ..miniature.reader import read
+
+RESULTS = Path(__file__).parent / "results" / "miniature.json"
+
+
+def accuracy(pictures: torch.Tensor, drawn: list[scenes.Scene]) -> dict[str, float]:
+    """Share of right names by attribute; the two objects of a scene count as two readings, and "shape, colour and ground"
+    asks for all three of every object at once."""
+    right = defaultdict(list)
+    for scene, seen in zip(drawn, read(pictures)):
+        asked = scenes.visible(scene)
+        for name, value in asked.items():
+            right[name.removesuffix("#2")].append(seen.get(name) == value)
+        right["shape, colour and ground"].append(
+            all(seen.get(k) == v for k, v in asked.items() if k.split("#")[0] in ("shape", "colour", "ground")))
+    return {k: sum(v) / len(v) for k, v in right.items()}
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Per picture (B, H, W, C) in 0..1, in dB."""
+    return -10 * (a - b).square().mean((1, 2, 3)).log10()
+
+
+def in_batches(captions: list[str], cfg: float, loaded, size: int = 25) -> torch.Tensor:
+    return torch.cat([sample_with(*loaded, captions[i:i + size], cfg=cfg, seed=i) for i in range(0, len(captions), size)])
+
+
+def measure(captions: int, scales: list[float]) -> dict:
+    drawn = [scenes.held_out_scene(i) for i in range(captions)]
+    truth = torch.stack([torch.from_numpy(scenes.render(s)) for s in drawn])
+    loaded = load_miniature()
+    smeared = loaded[2].decode(loaded[2].encode(truth))
+    report = {"captions": captions, "steps": 50, "sampler": "ddim on ddim_uniform",
+              "autoencoder": {"mean PSNR, dB": psnr(smeared, truth).mean().item(),
+                              "PSNR of the mean error, dB": -10 * (smeared - truth).square().mean().log10().item(),
+                              "lowest PSNR, dB": psnr(smeared, truth).min().item()},
+              "reader on renders": accuracy(truth, drawn), "reader on round trips": accuracy(smeared, drawn)}
+    began = time.monotonic()
+    sample_with(*loaded, [drawn[0].caption()])
+    report["seconds for one picture, 50 steps with CFG"] = time.monotonic() - began
+    report["text to image"] = {f"CFG {c:g}": accuracy(in_batches([s.caption() for s in drawn], c, loaded), drawn) for c in scales}
+    return report
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(prog="bench miniature", description=__doc__)
+    parser.add_argument("--captions", type=int, default=200)
+    parser.add_argument("--cfg", type=float, nargs="+", default=[2, 3, 5, 7.5])
+    args = parser.parse_args(argv)
+    report = measure(args.captions, args.cfg)
+    RESULTS.parent.mkdir(exist_ok=True)
+    text = json.dumps(report, indent=1)
+    RESULTS.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

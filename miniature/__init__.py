@@ -1,0 +1,1 @@
+"""The embedded text-to-image model: scenes, weights, training, loading."""

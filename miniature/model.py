@@ -1,0 +1,93 @@
+"""The miniature in the host's own classes."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.clip_model
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.taesd.taesd
+import torch
+from safetensors.torch import load_file
+
+from .networks import CLIP, HEADS, UNET, Autoencoder
+
+WEIGHTS = Path(__file__).with_name("miniature.safetensors")
+PATCHER = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+CLIP_NAMES = {"token.": "embeddings.token_embedding.", "pos.": "embeddings.position_embedding.", "layers.": "encoder.layers.",
+              "final.": "final_layer_norm."}
+
+
+def load_miniature() -> tuple:
+    """The miniature as the host's (MODEL, CLIP, VAE), on the devices and in the precisions that the host chooses.
+
+    Each call builds anew, so nothing that one workflow does to a model reaches another.
+    """
+    state = load_file(WEIGHTS)
+    return _model(_part(state, "unet.")), _clip(_part(state, "text."), state["vocab"]), _vae(_part(state, "ae."))
+
+
+def _part(state: dict, prefix: str) -> dict:
+    return {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _model(state: dict, disable_dynamic: bool = False):
+    management = comfy.model_management
+    config = comfy.supported_models.SD15({**UNET, "use_checkpoint": False, "adm_in_channels": None,
+                                          "use_temporal_attention": False, "use_temporal_resblock": False})
+    config.unet_config.update(HEADS)
+    device = management.get_torch_device()
+    count = sum(v.numel() for v in state.values())
+    dtype = management.unet_dtype(model_params=count, supported_dtypes=config.supported_inference_dtypes)
+    config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, config.supported_inference_dtypes))
+    model = config.get_model({}, "", device=management.unet_inital_load_device(count, dtype))
+    model.diffusion_model.load_state_dict(state)
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else PATCHER
+    patcher = kind(model.eval(), load_device=device, offload_device=management.unet_offload_device())
+    patcher.cached_patcher_init = (_reload_model, ())    # with it the host can rebuild the model for another device
+    return patcher
+
+
+def _reload_model(disable_dynamic: bool = False):
+    return _model(_part(load_file(WEIGHTS), "unet."), disable_dynamic)
+
+
+class _ClipL(comfy.sd1_clip.SDClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options={}):
+        super().__init__(device=device, dtype=dtype, textmodel_json_config=dict(CLIP), return_projected_pooled=False,
+                         model_options=model_options)
+
+
+class _Clip(comfy.sd1_clip.SD1ClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options={}):
+        super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=_ClipL)
+
+
+def _clip(state: dict, vocab: torch.Tensor):
+    clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, _Clip))
+    rows = state["token.weight"].float()
+    table = rows.mean(0).repeat(49408, 1)    # a word no caption uses means nothing in particular
+    table[vocab] = rows
+    full = {new + k[len(old):]: v for old, new in CLIP_NAMES.items() for k, v in state.items() if k.startswith(old)}
+    clip.cond_stage_model.clip_l.transformer.text_model.load_state_dict({**full, "embeddings.token_embedding.weight": table})
+    return clip
+
+
+def _vae(state: dict):
+    """The host's VAE, set up as for its own tiny autoencoder, with our network in it."""
+    vae = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD().state_dict(), dtype=torch.float32)
+    net = Autoencoder(comfy.ops.manual_cast)
+    net.load_state_dict(state)
+    vae.first_stage_model, offload = net.eval().requires_grad_(False), vae.patcher.offload_device
+    comfy.model_management.archive_model_dtypes(net)
+    vae.patcher = PATCHER(net, load_device=vae.device, offload_device=offload)
+    vae.memory_used_encode = lambda shape, dtype: 300 * shape[2] * shape[3] * comfy.model_management.dtype_size(dtype)
+    vae.memory_used_decode = lambda shape, dtype: 300 * 64 * shape[2] * shape[3] * comfy.model_management.dtype_size(dtype)
+    vae.size = None
+    vae.model_size()
+    return vae

@@ -1,0 +1,289 @@
+"""Trains the miniature: scenes, autoencoder, reader, U-Net with text encoder, then the loss curve and a sample grid.
+
+    python tools/dev.py train [--minutes 170] [--start]
+
+On a CPU two one-threaded workers share each batch, in bfloat16; on a GPU there is one worker. Everything unfinished lies in
+`training/work/`, and a second call goes on from there. `--start` begins at the shipped weights instead of from nothing.
+"""
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from . import scenes
+from .networks import READER_HEADS, Autoencoder, ReaderNet, TextEncoder, new_unet
+
+log = logging.getLogger("palimpsest")
+HERE = Path(__file__).parent
+WEIGHTS, READER = HERE / "miniature.safetensors", HERE / "reader.safetensors"
+SHARES = dict(autoencoder=.14, reader=.08, unet=.78)
+SCENES = 60_000
+
+
+def vocabulary() -> list[int]:
+    """Token ids of every word a caption can use, and of the prompt's frame."""
+    from comfy.sd1_clip import SD1Tokenizer
+    words = [*scenes.STYLES, *scenes.COLOURS, *scenes.MATERIALS, *scenes.SHAPES, *scenes.GROUNDS, *scenes.POSES]
+    return sorted({t for row in SD1Tokenizer().tokenize_with_weights(" ".join(words) + " a of and on background , .")["l"]
+                   for t, _ in row})
+
+
+def token_rows(captions: list[str], vocab: list[int]) -> torch.Tensor:
+    """Rows of the compact vocabulary (N, 77) for captions."""
+    from comfy.sd1_clip import SD1Tokenizer
+    tokenizer, row = SD1Tokenizer(), {t: i for i, t in enumerate(vocab)}
+    known = {c: [row[t] for t, _ in tokenizer.tokenize_with_weights(c)["l"][0]] for c in set(captions)}
+    return torch.tensor([known[c] for c in captions])
+
+
+def make_scenes(n: int, work: Path) -> tuple[torch.Tensor, list[scenes.Scene]]:
+    """`n` training scenes, pictures as uint8 (n, 128, 128, 3), rendered once and kept."""
+    drawn = [scenes.sample_scene(np.random.default_rng(i)) for i in range(n)]
+    path = work / f"scenes{n}.npy"
+    if not path.exists():
+        pictures = np.lib.format.open_memmap(path.with_suffix(".part"), "w+", np.uint8, (n, scenes.SIZE, scenes.SIZE, 3))
+        for i, scene in enumerate(drawn):
+            pictures[i] = np.rint(scenes.render(scene) * 255)
+        pictures.flush()
+        path.with_suffix(".part").rename(path)
+    return torch.from_numpy(np.load(path, mmap_mode="c")), drawn
+
+
+def to_input(pictures: torch.Tensor, device="cpu") -> torch.Tensor:
+    return pictures.to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+
+
+def _replica(net):
+    """A copy with gradients of its own whose parameters are the same memory."""
+    twin = copy.deepcopy(net)
+    for p, q in zip(net.parameters(), twin.parameters()):
+        q.data = p.data
+    return twin
+
+
+class Fit:
+    """One network's training for a share of the time: AdamW, cosine rate over the clock, average of the weights, resumable."""
+
+    def __init__(self, name: str, net, loss, minutes: float, rate: float, work: Path):
+        self.name, self.net, self.loss, self.seconds, self.rate = name, net, loss, minutes * 60, rate
+        self.path, self.device = work / f"{name}.pt", next(net.parameters()).device
+        self.optimiser = torch.optim.AdamW(net.parameters(), rate, betas=(.9, .99), weight_decay=1e-2, fused=True)
+        self.average = copy.deepcopy(net).requires_grad_(False).eval()
+        self.step, self.spent, self.curve = 0, 0., []
+        if self.path.exists():
+            state = torch.load(self.path, map_location=self.device)
+            net.load_state_dict(state["net"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.spent, self.curve = state["step"], state["spent"], state["curve"]
+
+    def save(self):
+        part = self.path.with_suffix(".part")
+        torch.save(dict(net=self.net.state_dict(), average=self.average.state_dict(), optimiser=self.optimiser.state_dict(),
+                        step=self.step, spent=self.spent, curve=self.curve), part)
+        part.replace(self.path)
+
+    def _gradients(self, worker) -> float:
+        net, seed = worker
+        generator = torch.Generator().manual_seed(hash((self.step, seed)) % 2 ** 31)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss = self.loss(net, generator)
+        net.zero_grad(set_to_none=True)
+        loss.backward()
+        return float(loss.detach())
+
+    def _update(self, nets):
+        grads = [[p.grad for p in n.parameters()] for n in nets]
+        for other in grads[1:]:
+            torch._foreach_add_(grads[0], other)
+        torch._foreach_div_(grads[0], len(nets))
+        for p, g in zip(self.net.parameters(), grads[0]):
+            p.grad = g
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
+        done = self.spent / self.seconds
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate * min(1, (self.step + 1) / 200) * (.02 + .98 * .5 * (1 + math.cos(math.pi * min(1, done))))
+        self.optimiser.step()
+        torch._foreach_lerp_(list(self.average.parameters()), [p.detach() for p in self.net.parameters()],
+                             1 - min(.9985, (self.step + 1) / (self.step + 10)))
+
+    def run(self, every: float = 300, check=lambda fit: None):
+        """Train until the time is spent; save and call `check` every so many seconds. Returns the averaged network."""
+        count = 1 if self.device.type == "cuda" else 2
+        nets = [_replica(self.net) for _ in range(count)]
+        saved, shown, running = self.spent, self.spent - 60, None
+        with ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1)) as pool:
+            while self.spent < self.seconds:
+                began = time.monotonic()
+                loss = sum(pool.map(self._gradients, [(n, i) for i, n in enumerate(nets)])) / count
+                self._update(nets)
+                self.step += 1
+                running = loss if running is None else .99 * running + .01 * loss
+                self.spent += time.monotonic() - began
+                if self.spent - shown > 60:
+                    shown = self.spent
+                    self.curve.append((self.step, running))
+                    log.info("%s step %d: loss %.4f, %.1f of %.1f minutes", self.name, self.step, running,
+                             self.spent / 60, self.seconds / 60)
+                if self.spent - saved > every:
+                    saved = self.spent
+                    self.save()
+                    check(self)
+        self.save()
+        return self.average
+
+
+def autoencoder_loss(pictures: torch.Tensor, batch: int):
+    """Crops of 64: absolute, gradient and squared error, under a little noise on the latent so that its space is smooth."""
+    def loss(net, g):
+        y, x = torch.randint(0, scenes.SIZE - 63, (2,), generator=g).tolist()
+        picked = pictures[torch.randint(0, len(pictures), (batch,), generator=g), y:y + 64, x:x + 64]
+        image = to_input(picked, next(net.parameters()).device)
+        mean = net.enc(image).float()
+        error = net.dec(mean + .05 * torch.randn(mean.shape, generator=g).to(mean)).float() - image
+        slopes = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        return error.abs().mean() + .5 * slopes + 4 * error.square().mean() + 1e-3 * mean.square().mean()
+    return loss
+
+
+def labels(drawn: list[scenes.Scene]) -> dict[str, torch.Tensor]:
+    """Class numbers by reader head, -100 (ignored) where a scene does not show the attribute."""
+    rows = {head: torch.full((len(drawn),), -100) for head in READER_HEADS}
+    for i, scene in enumerate(drawn):
+        for head, value in scenes.visible(scene).items():
+            rows[head][i] = READER_HEADS[head].index(value)
+    return rows
+
+
+def reader_loss(pictures: torch.Tensor, smeared: torch.Tensor, target: dict, batch: int):
+    """Cross-entropy over the heads; half the pictures have been through the autoencoder, some are noisy."""
+    def loss(net, g):
+        index = torch.randint(0, len(smeared), (batch,), generator=g)
+        half = batch // 2
+        image = to_input(torch.cat([pictures[index[:half]], smeared[index[half:]]]), next(net.parameters()).device)
+        noise = .1 * torch.rand((batch, 1, 1, 1), generator=g) * torch.randn(image.shape, generator=g)
+        logits = net(image + noise.to(image))
+        each = [F.cross_entropy(v.float(), target[h][index].to(image.device), ignore_index=-100, reduction="sum", label_smoothing=.02)
+                for h, v in logits.items()]
+        return sum(each) / batch
+    return loss
+
+
+def math_attention(_, q, k, v, heads, *args, **kwargs):
+    """Plain softmax attention: on small maps on a CPU half again as fast to train as the fused kernel."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    weights = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -.5, -1)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def denoising_loss(latents: torch.Tensor, rows: torch.Tensor, null: torch.Tensor, batch: int):
+    """Eps prediction on SD1.x's schedule, min-SNR weights of 5 (Hang et al. 2023), 10 % of the captions dropped.
+
+    Half the levels are drawn from the middle of the schedule, where shapes are decided.
+    """
+    from comfy.ldm.modules.diffusionmodules.util import make_beta_schedule
+    alphas = torch.cumprod(1 - torch.as_tensor(make_beta_schedule("linear", 1000, .00085, .012)).double(), 0).float()
+
+    def loss(net, g):
+        device = next(net.parameters()).device
+        index = torch.randint(0, len(latents), (batch,), generator=g)
+        text = torch.where(torch.rand(batch, 1, generator=g) < .1, null, rows[index])
+        t = torch.where(torch.rand(batch, generator=g) < .5, torch.randint(0, 1000, (batch,), generator=g),
+                        torch.randint(300, 900, (batch,), generator=g))
+        a = alphas[t].view(-1, 1, 1, 1).to(device)
+        clean = latents[index].float().to(device)
+        noise = torch.randn(clean.shape, generator=g).to(device)
+        options = {} if device.type == "cuda" else {"optimized_attention_override": math_attention}
+        got = net["unet"](a.sqrt() * clean + (1 - a).sqrt() * noise, t.float().to(device), context=net["text"](text.to(device)),
+                          transformer_options=options)
+        snr = (a / (1 - a)).flatten()
+        return ((got.float() - noise).square().mean((1, 2, 3)) * (snr.clamp(max=5) / snr).clamp(min=.05)).mean()
+    return loss
+
+
+@torch.no_grad()
+def _through(fn, pictures: torch.Tensor, device, batch: int = 64) -> torch.Tensor:
+    with torch.autocast(device.type, torch.bfloat16):
+        return torch.cat([fn(to_input(pictures[i:i + batch], device)).cpu() for i in range(0, len(pictures), batch)])
+
+
+def measure_latents(ae, pictures):
+    """Set the autoencoder's mean and deviation by channel, so that its latents have unit variance."""
+    z = _through(lambda x: ae.enc(x).float(), pictures, next(ae.parameters()).device)
+    ae.mean.copy_(z.mean((0, 2, 3), keepdim=True))
+    ae.std.copy_(z.std((0, 2, 3), keepdim=True))
+
+
+def shipped(vocab: list[int]) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights beside this file by network; rows of words they do not know start at their mean row."""
+    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(WEIGHTS).items()}
+    parts = {p: {k[len(p) + 1:]: v for k, v in state.items() if k.startswith(p + ".")} for p in ("ae", "unet", "text")}
+    old, table = {int(t): i for i, t in enumerate(state["vocab"])}, parts["text"]["token.weight"]
+    parts["text"]["token.weight"] = torch.stack([table[old[t]] if t in old else table.mean(0) for t in vocab])
+    return parts
+
+
+def pack(path: Path, vocab: list[int], ae, net):
+    """Ship fp16 weights: `ae.*`, `unet.*`, `text.*`, and the token ids of the text encoder's rows."""
+    state = {f"{p}.{k}": v.half().cpu().contiguous() for p, m in (("ae", ae), ("unet", net["unet"]), ("text", net["text"]))
+             for k, v in m.state_dict().items()}
+    save_file({**state, "ae.mean": ae.mean.cpu(), "ae.std": ae.std.cpu(), "vocab": torch.tensor(vocab)}, path)
+
+
+def train(minutes: float, work: Path, start: bool):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch, vocab = (128 if device.type == "cuda" else 32), vocabulary()
+    work.mkdir(parents=True, exist_ok=True)
+    given = shipped(vocab) if start else None
+    log.info("rendering %d scenes", SCENES)
+    pictures, drawn = make_scenes(SCENES, work)
+
+    ae = Autoencoder().to(device)
+    if given:
+        ae.load_state_dict(given["ae"], strict=False)
+    ae = Fit("autoencoder", ae, autoencoder_loss(pictures, batch // 2), minutes * SHARES["autoencoder"], 8e-4, work).run()
+    measure_latents(ae, pictures[:2000])
+
+    latents = _through(lambda x: (ae.enc(x).float() - ae.mean) / ae.std, pictures, device)
+    smeared = _through(lambda x: ae.dec(ae.enc(x)).float().clamp(-1, 1).add(1).mul(127.5).permute(0, 2, 3, 1).round().byte(),
+                       pictures[:20_000], device)
+    reader = Fit("reader", ReaderNet().to(device), reader_loss(pictures, smeared, labels(drawn[:20_000]), 2 * batch),
+                 minutes * SHARES["reader"], 1.5e-3, work).run()
+    save_file({k: v.half().cpu().contiguous() for k, v in reader.state_dict().items()}, READER)
+
+    net = torch.nn.ModuleDict(dict(unet=new_unet(), text=TextEncoder(len(vocab)))).to(device)
+    if given:
+        net["unet"].load_state_dict(given["unet"])
+        net["text"].load_state_dict(given["text"])
+    rows = token_rows([s.caption() for s in drawn], vocab)
+    fit = Fit("unet", net, denoising_loss(latents, rows, token_rows([""], vocab), batch), minutes * SHARES["unet"], 7e-4, work)
+    net = fit.run(check=lambda f: pack(work / WEIGHTS.name, vocab, ae, f.average))
+    pack(WEIGHTS, vocab, ae, net)
+    return fit.curve
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(prog="train", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=170)
+    parser.add_argument("--work", type=Path, default=HERE / "training" / "work")
+    parser.add_argument("--start", action="store_true", help="start from the shipped weights")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    curve = train(args.minutes, args.work, args.start)
+    from .picture import loss_curve, sample_grid
+    loss_curve(curve, HERE / "training" / "loss.svg")
+    sample_grid(HERE / "training" / "samples.png")
+
+
+if __name__ == "__main__":
+    main()
