@@ -56,11 +56,11 @@ def test_the_pack_has_one_name_whatever_its_folder_is_called(tmp_path):
     (root / "__init__.py").write_text("from .job import main\n")
     (root / "nodes" / "__init__.py").touch()
     (root / "job.py").write_text(
-        "import sys\ndef main():\n    import nodes\n    print(__name__, sys.argv, nodes.__file__, sep='|')\n    return 3\n")
-    done = subprocess.run([sys.executable, "tools/pack.py", "palimpsest.job", "--cpu-is-mine"], cwd=root, text=True,
+        "import sys\ndef main():\n    import nodes\n    print(__name__, sys.argv, nodes.__file__, sys.path.count(sys.argv[1]))\n    return 3\n")
+    done = subprocess.run([sys.executable, "tools/pack.py", "palimpsest.job", str(root)], cwd=root, text=True,
                           capture_output=True, env=os.environ | {"COMFYUI_PATH": str(HOST), "PYTHONPATH": str(root)})
-    assert done.stdout.strip().splitlines()[-1:] == [
-        f"palimpsest.job|['palimpsest.job', '--cpu-is-mine']|{HOST / 'nodes.py'}"], done.stderr
+    assert done.stdout.splitlines()[-1:] == [
+        f"palimpsest.job {['palimpsest.job', str(root)]} {HOST / 'nodes.py'} 0"], done.stderr
     assert done.returncode == 3
 
 
