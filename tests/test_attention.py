@@ -183,7 +183,8 @@ def test_source_as_target_changes_no_prediction(family):
 def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one():
     """Steps in batches against the host's attention read at each σ alone."""
     case = Case("sd15", batch=2, size=16, steps=5)
-    found = read_maps(case.model, case.inversion, 1.0)
+    with torch.inference_mode():
+        found = read_maps(case.model, case.inversion, 1.0)
     total = 0
     tokens = case.source[0][1]["palimpsest_tokens"][0]
     notes = {}
