@@ -24,8 +24,8 @@ from ..metrics.pixels import psnr
 from ..miniature.model import load_miniature
 from ..miniature.reader import read
 from ..miniature.scenes import held_out_edit, visible
-from ..nodes.attention import AttentionInject
-from ..nodes.blending import LatentBlend
+from ..nodes.attention import PalimpsestAttentionInject
+from ..nodes.blending import PalimpsestLatentBlend
 from ..nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from ..nodes.prompt import PalimpsestPromptEdit
 from .stats import paired_bootstrap

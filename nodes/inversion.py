@@ -58,7 +58,7 @@ def _cpu(value):
     return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
-class DDIMInvert(io.ComfyNode):
+class PalimpsestDDIMInvert(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -108,7 +108,7 @@ class DDIMInvert(io.ComfyNode):
         return io.NodeOutput(inversion, {"samples": noise}, sigmas)
 
 
-class Replay(io.ComfyNode):
+class PalimpsestReplay(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -149,4 +149,4 @@ class Replay(io.ComfyNode):
         return io.NodeOutput(attach(model, Replayed(inversion)), solver, sigmas, {"samples": latent})
 
 
-NODES = [DDIMInvert, Replay]
+NODES = [PalimpsestDDIMInvert, PalimpsestReplay]

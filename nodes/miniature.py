@@ -6,7 +6,7 @@ from ..miniature.model import load_miniature
 from ..miniature.scenes import EDIT_KINDS, held_out_edit
 
 
-class LoadMiniature(io.ComfyNode):
+class PalimpsestLoadMiniature(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -24,7 +24,7 @@ class LoadMiniature(io.ComfyNode):
         return io.NodeOutput(*load_miniature())
 
 
-class MiniatureScene(io.ComfyNode):
+class PalimpsestMiniatureScene(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -57,4 +57,4 @@ class MiniatureScene(io.ComfyNode):
                              ui=ui.PreviewImage(torch.cat([source, target]), cls=cls))
 
 
-NODES = [LoadMiniature, MiniatureScene]
+NODES = [PalimpsestLoadMiniature, PalimpsestMiniatureScene]

@@ -36,7 +36,7 @@ def check(source: Tensor, edited: Tensor, **others: Tensor | None) -> dict[str, 
     return {name: t.float().cpu().expand(batch, *t.shape[1:]) for name, t in given.items()}
 
 
-class EditReport(io.ComfyNode):
+class PalimpsestEditReport(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -110,4 +110,4 @@ def write(numbers: dict[str, Tensor]) -> str:
                      for i in range(batch) for name in NUMBERS if name in numbers)
 
 
-NODES = [EditReport]
+NODES = [PalimpsestEditReport]

@@ -7,10 +7,9 @@ import torch
 from palimpsest.attention.alignment import PromptEdit, align
 from palimpsest.host.sampling import Solver, schedule
 from palimpsest.host.tokens import encode, tokenize_rows
-from palimpsest.nodes.inversion import NODES
+from palimpsest.nodes.inversion import PalimpsestDDIMInvert
 
-DDIMInvert = next(n for n in NODES if n.__name__.endswith("DDIMInvert"))
-
+Palimpsest
 
 @cache
 def parts(family, dtype):
@@ -18,17 +17,14 @@ def parts(family, dtype):
     with torch.inference_mode():
         return tiny.UNETS[family](dtype=dtype), (tiny.sdxl_clip if family == "sdxl" else clip)()
 
-
 @cache
 def clip():
     return tiny.clip()
-
 
 def prompts(clip, source, *targets, mode="auto"):
     """(source CONDITIONING, target CONDITIONING, PROMPT_EDIT), as Prompt Edit makes them."""
     (source,), targets = tokenize_rows(clip, [source]), tokenize_rows(clip, targets)
     return encode(clip, (source,)), encode(clip, targets), PromptEdit(tuple(align(source, t, mode) for t in targets))
-
 
 class Case:
     """A small model of a family, a source picture inverted with its prompt, and targets."""
@@ -69,11 +65,9 @@ class Case:
         self.sample(model, positive, cfg, Solver(walk))
         return found
 
-
 def invert(model, conditioning, latent, steps=6):
     with torch.inference_mode():
-        return DDIMInvert.execute(model, conditioning, {"samples": latent}, steps, "ddim_uniform").result
-
+        return PalimpsestDDIMInvert.execute(model, conditioning, {"samples": latent}, steps, "ddim_uniform").result
 
 def sigmas(model, steps):
     return schedule(model, "ddim_uniform", steps)

@@ -18,7 +18,7 @@ from palimpsest.host.sampling import (
     Replayed, Solver, check_family, fingerprint, prediction_type, sample, schedule, split_at)
 from palimpsest.host.session import Editor, attach, editors
 from palimpsest.inversion.trajectory import Theta
-from palimpsest.nodes.inversion import DDIMInvert, Replay
+from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 
 STEPS = 12
 FAMILIES = {**tiny.UNETS, **tiny.FLOWS}
@@ -41,12 +41,12 @@ def picture(model, batch=1):
 
 
 def invert(model, latent=None, steps=STEPS, source=None, scheduler="ddim_uniform", sigmas=None):
-    return DDIMInvert.execute(model, source or tiny.cond(), latent or picture(model), steps, scheduler, sigmas).result
+    return PalimpsestDDIMInvert.execute(model, source or tiny.cond(), latent or picture(model), steps, scheduler, sigmas).result
 
 
 def replay(model, inversion, start=0.0, sampler=None, add_noise=False, prompt=None, cfg=1.0, seed=5):
     """SamplerCustom on the four outputs of Replay."""
-    m, solver, sigmas, latent = Replay.execute(model, inversion, start, sampler).result
+    m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, start, sampler).result
     prompt, negative = prompt or tiny.cond(), tiny.cond(seed=9)
     found = SamplerCustom.execute(m, add_noise, seed, cfg, prompt, negative, solver, sigmas, latent)
     return found.result[0]["samples"]
@@ -110,7 +110,7 @@ def test_every_sampler_node_gives_the_same_bytes_whatever_noise_it_offers(family
     inversion = invert(model)[0]
     expected = replay(model, inversion, prompt=tiny.cond(seed=4), cfg=3.0)
     assert torch.equal(replay(model, inversion, prompt=tiny.cond(seed=4), cfg=3.0, add_noise=True, seed=77), expected)
-    m, solver, sigmas, latent = Replay.execute(model, inversion, 0.0).result
+    m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
     guider = CFGGuider.execute(m, tiny.cond(seed=4), tiny.cond(seed=9), 3.0).result[0]
     for noise in (DisableNoise.execute(), RandomNoise.execute(123)):
         found = SamplerCustomAdvanced.execute(noise.result[0], guider, solver, sigmas, latent).result[0]["samples"]
@@ -138,7 +138,7 @@ def test_flow_models_replay_from_full_noise_where_the_hosts_sampler_discards_the
 @pytest.mark.parametrize("start", [0.3, 0.8])
 def test_a_later_start_begins_at_that_percent_of_the_full_schedule(model, start):
     inversion = invert(model)[0]
-    _, _, sigmas, latent = Replay.execute(model, inversion, start).result
+    _, _, sigmas, latent = PalimpsestReplay.execute(model, inversion, start).result
     first = len(inversion.sigmas) - len(sigmas)
     limit = model.get_model_object("model_sampling").percent_to_sigma(start)
     assert inversion.sigmas[first] <= limit < inversion.sigmas[first - 1]
@@ -156,7 +156,7 @@ def test_a_percent_that_falls_on_a_level_starts_there():
 def test_a_start_that_leaves_no_step_is_refused(model):
     inversion = invert(model)[0]
     with pytest.raises(ValueError, match=r"100% leaves no step of .*ddim_uniform steps"):
-        Replay.execute(model, inversion, 1.0)
+        PalimpsestReplay.execute(model, inversion, 1.0)
 
 
 def test_sigmas_win_over_steps_and_scheduler(model):
@@ -189,7 +189,7 @@ def test_samplers_that_add_noise_are_known_by_what_they_do(name, model):
 def test_replay_says_that_noise_costs_the_reconstruction(model, caplog):
     inversion = invert(model)[0]
     for sampler in (None, KSamplerSelect.execute("euler").result[0], SamplerEulerAncestral.execute(0.0, 1.0).result[0]):
-        Replay.execute(model, inversion, 0.0, sampler)
+        PalimpsestReplay.execute(model, inversion, 0.0, sampler)
     assert "reconstruction" not in caplog.text
     assert replay(model, inversion, sampler=SamplerEulerAncestral.execute(1.0, 1.0).result[0]).isfinite().all()
     assert caplog.text.count("reconstruction is not promised") == 1
@@ -200,13 +200,13 @@ def test_a_sampler_that_is_no_ksampler_is_refused_by_name(model):
         pass
 
     with pytest.raises(ValueError, match="Exotic.*KSamplerSelect"):
-        Replay.execute(model, invert(model)[0], 0.0, Exotic())
-    solver = Replay.execute(model, invert(model)[0], 0.0).result[1]
+        PalimpsestReplay.execute(model, invert(model)[0], 0.0, Exotic())
+    solver = PalimpsestReplay.execute(model, invert(model)[0], 0.0).result[1]
     assert Solver.of(solver) is solver
 
 
 def test_masks_and_empty_latents_cannot_enter_replays_sampler(model):
-    m, solver, sigmas, latent = Replay.execute(model, invert(model)[0], 0.0).result
+    m, solver, sigmas, latent = PalimpsestReplay.execute(model, invert(model)[0], 0.0).result
     for changed, message in (({**latent, "noise_mask": torch.ones(1, 8, 8)}, "noise_mask.*Latent Blend"),
                              ({"samples": torch.zeros_like(latent["samples"])}, "empty.*Replay's LATENT")):
         with pytest.raises(ValueError, match=message):
@@ -319,7 +319,7 @@ def test_another_family_is_refused_and_another_checkpoint_said_once(model, caplo
     for other, message in ((tiny.sd2(), "prediction is eps, this MODEL's is v"),
                            (tiny.sdxl(), "model is BaseModel.*SDXL"), (tiny.flux(), "model is BaseModel.*Flux")):
         with pytest.raises(ValueError, match=message):
-            Replay.execute(other, inversion, 0.0)
+            PalimpsestReplay.execute(other, inversion, 0.0)
     check_family(model, inversion)
     assert "checkpoint" not in caplog.text
     for _ in range(2):
@@ -364,12 +364,12 @@ def test_parametrisations_without_a_known_step_are_refused_by_name(model):
 
 def test_replay_marks_the_model_and_refuses_what_it_cannot_apply(model):
     inversion = invert(model)[0]
-    m = Replay.execute(model, inversion, 0.0).result[0]
+    m = PalimpsestReplay.execute(model, inversion, 0.0).result[0]
     (mark,) = editors(m)
     assert type(mark) is Replayed and mark.inversion is inversion and mark.replays
     learned = dataclasses.replace(inversion, theta={"null": Theta(torch.zeros(STEPS, 1, 8, 64), "step", "prediction")})
     with pytest.raises(ValueError, match="learned null"):
-        Replay.execute(model, learned, 0.0)
+        PalimpsestReplay.execute(model, learned, 0.0)
 
 
 def test_the_noise_of_the_inversion_is_that_of_its_own_prompt(model):
@@ -380,7 +380,7 @@ def test_the_noise_of_the_inversion_is_that_of_its_own_prompt(model):
 
 def test_guider_without_a_negative(model):
     inversion = invert(model)[0]
-    m, solver, sigmas, latent = Replay.execute(model, inversion, 0.0).result
+    m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
     guider = BasicGuider.execute(m, tiny.cond()).result[0]
     noise = DisableNoise.execute().result[0]
     found = SamplerCustomAdvanced.execute(noise, guider, solver, sigmas, latent).result[0]["samples"]

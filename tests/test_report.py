@@ -5,8 +5,8 @@ import torch
 from palimpsest.metrics import background_mask, psnr
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit
 from palimpsest.nodes.drawing import colours, heat, heatmaps, sheet, tile
-from palimpsest.nodes.miniature import MiniatureScene
-from palimpsest.nodes.report import NUMBERS, EditReport
+from palimpsest.nodes.miniature import PalimpsestMiniatureScene
+from palimpsest.nodes.report import NUMBERS, PalimpsestEditReport
 from PIL import Image
 
 
@@ -24,7 +24,7 @@ def scene(seed=3, kind="colour"):
 
 
 def report(**inputs):
-    output = EditReport.execute(**inputs)
+    output = PalimpsestEditReport.execute(**inputs)
     return *output.args, output.ui
 
 
@@ -154,7 +154,7 @@ def test_heat_maps_of_many_words_wrap_and_a_flat_map_is_drawn():
 
 @pytest.mark.parametrize("kind", EDIT_KINDS)
 def test_miniature_scene_gives_the_edit_and_its_truth(kind, previews):
-    output = MiniatureScene.execute(seed=5, kind=kind)
+    output = PalimpsestMiniatureScene.execute(seed=5, kind=kind)
     source, source_text, target_text, target, mask = output.args
     edit = held_out_edit(5, kind)
     assert (source_text, target_text) == (edit.source_text, edit.target_text)
