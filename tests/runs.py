@@ -9,7 +9,6 @@ from palimpsest.host.sampling import Solver, schedule
 from palimpsest.host.tokens import encode, tokenize_rows
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert
 
-Palimpsest
 
 @cache
 def parts(family, dtype):
@@ -17,35 +16,37 @@ def parts(family, dtype):
     with torch.inference_mode():
         return tiny.UNETS[family](dtype=dtype), (tiny.sdxl_clip if family == "sdxl" else clip)()
 
+
 @cache
 def clip():
     return tiny.clip()
 
 def prompts(clip, source, *targets, mode="auto"):
-    """(source CONDITIONING, target CONDITIONING, PROMPT_EDIT), as Prompt Edit makes them."""
-    (source,), targets = tokenize_rows(clip, [source]), tokenize_rows(clip, targets)
-    return encode(clip, (source,)), encode(clip, targets), PromptEdit(tuple(align(source, t, mode) for t in targets))
+    """(source CONDITIONING, target CONDITIONING, PROMPT_EDIT), as Prompt Edit makes them; source: a text, or one a target."""
+    sources, targets = tokenize_rows(clip, [source] if isinstance(source, str) else source), tokenize_rows(clip, targets)
+    pairs = tuple(align(sources[i % len(sources)], t, mode) for i, t in enumerate(targets))
+    return encode(clip, sources), encode(clip, targets), PromptEdit(pairs)
 
 class Case:
     """A small model of a family, a source picture inverted with its prompt, and targets."""
 
     def __init__(self, family="sd15", source="a red cat on a mat", targets=("a blue cat on a mat",), batch=1, size=8, steps=6,
-                 mode="auto", dtype=torch.float32):
+                 mode="auto", dtype=torch.float32, latent=None):
         self.model, self.clip = parts(family, dtype)
         with torch.inference_mode():
             self.source, self.target, self.edit = prompts(self.clip, source, *targets, mode=mode)
             self.null = tiny.encode(self.clip, "")
-            self.latent = tiny.latent(self.model, batch, size)
+            self.latent = tiny.latent(self.model, batch, size) if latent is None else latent
             self.inversion, noise, self.sigmas = invert(self.model, self.source, self.latent, steps)
             self.noise = noise["samples"]
 
     def sample(self, model=None, positive=None, cfg=7.5, sampler="euler", latent=None, sigmas=None, callback=None, seed=0,
-               negative=None):
+               negative=None, guider=None):
         """The host's guider on a MODEL, from the inverted noise (or `latent`, model space); returns model space."""
-        model = model or self.model
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(positive or self.target, negative or self.null)
-        guider.set_cfg(cfg)
+        if guider is None:
+            guider = comfy.samplers.CFGGuider(model or self.model)
+            guider.set_conds(positive or self.target, negative or self.null)
+            guider.set_cfg(cfg)
         x = self.noise if latent is None else latent
         sampler = Solver.of(comfy.samplers.sampler_object(sampler)) if isinstance(sampler, str) else sampler
         with torch.inference_mode():
