@@ -21,11 +21,13 @@ def parts(family, dtype):
 def clip():
     return tiny.clip()
 
+
 def prompts(clip, source, *targets, mode="auto"):
     """(source CONDITIONING, target CONDITIONING, PROMPT_EDIT), as Prompt Edit makes them; source: a text, or one a target."""
     sources, targets = tokenize_rows(clip, [source] if isinstance(source, str) else source), tokenize_rows(clip, targets)
     pairs = tuple(align(sources[i % len(sources)], t, mode) for i, t in enumerate(targets))
     return encode(clip, sources), encode(clip, targets), PromptEdit(pairs)
+
 
 class Case:
     """A small model of a family, a source picture inverted with its prompt, and targets."""
@@ -66,9 +68,11 @@ class Case:
         self.sample(model, positive, cfg, Solver(walk))
         return found
 
+
 def invert(model, conditioning, latent, steps=6):
     with torch.inference_mode():
         return PalimpsestDDIMInvert.execute(model, conditioning, {"samples": latent}, steps, "ddim_uniform").result
+
 
 def sigmas(model, steps):
     return schedule(model, "ddim_uniform", steps)

@@ -1,0 +1,71 @@
+"""Every editor by name, as its node makes it. An editor listed here gets every test of composition and purity.
+
+Each is a function (case, model=the case's own) -> edited MODEL, for any prompts that a Case can hold.
+"""
+from functools import cache
+
+import torch
+from palimpsest.attention.alignment import PromptEdit, align
+from palimpsest.nodes.attention import PalimpsestAttentionInject, PalimpsestAttentionStore
+from palimpsest.nodes.blending import PalimpsestLatentBlend
+
+
+def shared_word(case):
+    """The last source word that every prompt of the case has."""
+    prompts = [tokens for pair in case.edit.pairs for tokens in (pair.source, pair.target)]
+    names = [{w.name for w in tokens.words} for tokens in prompts]
+    return next(w.name for w in reversed(prompts[0].words) if all(w.name in found for found in names))
+
+
+@cache
+def store(case):
+    with torch.inference_mode():
+        return PalimpsestAttentionStore.execute(case.model, case.inversion, case.edit, 0.25).result[0]
+
+
+def inject(case, model=None, mode=None, weights="", ends=""):
+    """Both schedules end within the run, so that every test meets steps with and without a reading editor."""
+    edit = case.edit if mode is None else PromptEdit(tuple(align(p.source, p.target, mode) for p in case.edit.pairs))
+    return PalimpsestAttentionInject.execute(model or case.model, case.inversion, edit, 0.0, 0.8, 0.0, 0.7, 1.0, 0.5,
+                                             weights, ends).result[0]
+
+
+def swap(case, model=None):
+    return inject(case, model)
+
+
+def refine(case, model=None):
+    return inject(case, model, mode="refine")
+
+
+def reweight(case, model=None):
+    word = shared_word(case)
+    return inject(case, model, weights=f"{word}: 3", ends=f"{word}: 0.7")
+
+
+def blend(case, model=None):
+    """A mask of one quarter and a soft cell, from a start that leaves the first step free."""
+    height, width = case.latent.shape[-2:]
+    mask = torch.zeros(1, height * 8, width * 8)
+    mask[:, :height * 4, :width * 4] = 1
+    mask[:, -8:, -8:] = 0.5
+    return PalimpsestLatentBlend.execute(model or case.model, case.inversion, 0.2, "", "", 0.3, mask=mask).result[0]
+
+
+def blend_words(case, model=None):
+    word = shared_word(case)
+    return PalimpsestLatentBlend.execute(model or case.model, case.inversion, 0.2, word, word, 0.8,
+                                         attention=store(case)).result[0]
+
+
+def inject_then_blend(case, model=None):
+    return blend_words(case, inject(case, model))
+
+
+def blend_then_inject(case, model=None):
+    return inject(case, blend_words(case, model))
+
+
+EDITORS = {"swap": swap, "refine": refine, "reweight": reweight, "blend": blend, "blend by words": blend_words,
+           "inject, blend": inject_then_blend, "blend, inject": blend_then_inject}
+READS = {"swap", "refine", "reweight", "inject, blend", "blend, inject"}  # the source's features, until 80 % of the schedule
