@@ -1,0 +1,270 @@
+"""Latent Blend, recorded at every model call: what the sampler asks, what the model sees and gives, what the sampler gets."""
+import math
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from comfy.patcher_extension import WrappersMP
+from palimpsest.attention.control import host_attention, positions
+from palimpsest.attention.store import read_maps
+from palimpsest.blending.local_blend import latent_mask
+from palimpsest.nodes.blending import PalimpsestLatentBlend
+from runs import Case, invert
+
+SAMPLERS = ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde"]
+FAMILIES = [*(("sd15", sampler) for sampler in SAMPLERS), *((f, "euler") for f in ("sd2", "sdxl", *tiny.FLOWS))]
+START = 0.4
+
+
+class Flow(Case):
+    """A flow model of random prompts."""
+
+    def __init__(self, family, size=8, steps=6):
+        self.model = tiny.FLOWS[family]()
+        self.source, self.target, self.null = (tiny.cond(seed=seed) for seed in (1, 4, 9))
+        self.inversion, noise, self.sigmas = invert(self.model, self.source, tiny.latent(self.model, 1, size), steps)
+        self.noise = noise["samples"]
+
+
+def blend(case, model=None, start=START, source_words="", target_words="", threshold=0.3, **inputs):
+    """Latent Blend's MODEL."""
+    return PalimpsestLatentBlend.execute(model or case.model, case.inversion, start, source_words, target_words, threshold,
+                                         **inputs).result[0]
+
+
+class Record:
+    """Every model call of one blended run from noise that is not the inversion's, unless `noise` is given.
+
+    calls: (σ, asked, seen [chunks, rows, …], given, got), the sampler's x, the network's x, the guider's x0 and the sampler's."""
+
+    def __init__(self, case, start=START, noise=None, sampler="euler", cfg=7.5, positive=None, **inputs):
+        self.case, self.calls = case, []
+        outer = case.model.clone()
+        outer.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "outer", self._outer)
+        model = blend(case, outer, start, **inputs)
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "inner", self._inner)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "network", self._network)
+        if noise is None:
+            noise = torch.randn(case.noise.shape, generator=torch.Generator().manual_seed(5)) * case.noise.std()
+        self.result = case.sample(model, positive, cfg, sampler, noise, seed=11)
+        self.limit = case.model.get_model_object("model_sampling").percent_to_sigma(start)
+
+    def _outer(self, executor, x, timestep, *args, **kwargs):
+        self.now = {"seen": []}
+        got = executor(x, timestep, *args, **kwargs)
+        self.calls.append((float(timestep[0]), x.clone(), torch.stack(self.now["seen"]), self.now["given"], got.clone()))
+        return got
+
+    def _inner(self, executor, *args, **kwargs):
+        given = executor(*args, **kwargs)
+        self.now["given"] = given.clone()
+        return given
+
+    def _network(self, executor, x, *args, **kwargs):
+        self.now["seen"] += x.clone().chunk(len(x) // len(self.case.noise))
+        return executor(x, *args, **kwargs)
+
+    def keeps(self, mask):
+        """For each call whether the network saw latents(σ), and the sampler got the clean latent, bit for bit where mask is 0."""
+        clean, outside = self.case.inversion.latents[-1], mask == 0
+        return [(torch.equal(seen[..., outside], self.case.inversion.at(sigma)[..., outside].expand_as(seen[..., outside])),
+                 torch.equal(got[..., outside], clean[..., outside].expand_as(got[..., outside])))
+                for sigma, _, seen, _, got in self.calls]
+
+    def since(self):
+        """For each call whether the blend should hold."""
+        return [sigma <= self.limit for sigma, *_ in self.calls]
+
+
+def half(size=8):
+    mask = torch.zeros(size, size)
+    mask[:, size // 2:] = 1
+    return mask
+
+
+@pytest.mark.parametrize("family, sampler", FAMILIES)
+def test_outside_the_mask_the_model_sees_the_source_and_the_sampler_gets_it(family, sampler):
+    """Bit for bit at every call from `start` on, whatever noise the run began with, and at none before."""
+    case = Case(family) if family in tiny.UNETS else Flow(family)
+    run = Record(case, sampler=sampler, mask=half()[None])
+    assert run.keeps(half()) == [(now, now) for now in run.since()]
+    assert len(set(run.since())) == 2
+    inside = half() == 1
+    for sigma, asked, seen, given, got in run.calls:
+        assert torch.equal(seen[..., inside], asked[..., inside].expand_as(seen[..., inside]))
+        assert torch.equal(got[..., inside], given[..., inside])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_blend_at_the_last_step_only_is_told_apart(sampler):
+    """Its result is the source outside the mask too, so only the record of the calls can tell."""
+    case = Case()
+    last = 1 - 0.5 / len(case.sigmas[:-1])
+    run = Record(case, start=last, sampler=sampler, mask=half()[None])
+    assert close(run.result[..., half() == 0], picture(case)[..., half() == 0])
+    limit = case.model.get_model_object("model_sampling").percent_to_sigma(START)
+    demanded = [sigma <= limit for sigma, *_ in run.calls]
+    assert {sigma for sigma, *_ in run.calls if sigma <= run.limit} == {float(case.sigmas[-2])} and sum(run.since()) < sum(demanded)
+    assert run.keeps(half()) != [(now, now) for now in demanded]
+
+
+def picture(case):
+    return case.model.model.process_latent_out(case.inversion.latents[-1])
+
+
+def close(result, source):
+    """To 1e-5 of the source's largest value."""
+    return bool((result - source).abs().max() <= 1e-5 * source.abs().max())
+
+
+@pytest.mark.parametrize("family, sampler", FAMILIES)
+def test_an_empty_mask_returns_the_source(family, sampler):
+    case = Case(family) if family in tiny.UNETS else Flow(family)
+    assert not close(case.sample(sampler=sampler), picture(case))
+    assert close(Record(case, sampler=sampler, mask=torch.zeros(1, 64, 64)).result, picture(case))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_outside_the_mask_the_result_knows_nothing_of_the_target(sampler):
+    """The ideal edit: two targets, one background to the last bit."""
+    case = Case(targets=("a blue dog in a box",))
+    a, b = (Record(case, 0.0, case.noise, sampler, positive=p, mask=half()[None]).result for p in (case.target, case.null))
+    assert torch.equal(a[..., half() == 0], b[..., half() == 0])
+    assert not torch.equal(a, b)
+
+
+def test_a_full_mask_changes_nothing():
+    case = Case()
+    assert torch.equal(case.sample(blend(case, start=0.0, mask=torch.ones(1, 64, 64))), case.sample())
+
+
+def test_soft_masks_blend_linearly():
+    case = Case()
+    m = torch.rand(8, 8, generator=torch.Generator().manual_seed(2))
+    run = Record(case, start=0.0, mask=m[None])
+    for sigma, asked, seen, given, got in run.calls:
+        torch.testing.assert_close(seen, (m * asked + (1 - m) * case.inversion.at(sigma)).expand_as(seen))
+        torch.testing.assert_close(got, m * given + (1 - m) * case.inversion.latents[-1])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (60, 52), (9, 8), (8, 8), (5, 3), (1, 1)])
+def test_a_latent_cell_takes_the_largest_value_it_covers(size):
+    """Also where the sizes are no multiples, and where the mask is the smaller one."""
+    mask = torch.rand(2, *size, generator=torch.Generator().manual_seed(1))
+
+    def span(i, whole):
+        return slice(i * whole // 8, math.ceil((i + 1) * whole / 8))
+
+    wanted = torch.stack([torch.stack([mask[:, span(y, size[0]), span(x, size[1])].amax((1, 2)) for x in range(8)], -1)
+                          for y in range(8)], -2)
+    assert torch.equal(latent_mask(mask, (8, 8)), wanted)
+
+
+def test_a_line_one_pixel_thin_frees_every_cell_it_crosses():
+    case = Case()
+    mask = torch.zeros(1, 64, 64)
+    mask[0, 19] = 1
+    cells = torch.zeros(8, 8)
+    cells[2] = 1
+    run = Record(case, mask=mask)
+    assert run.keeps(cells) == [(now, now) for now in run.since()]
+    assert not all(torch.equal(seen[..., 2, :], case.inversion.at(sigma)[..., 2, :].expand_as(seen[..., 2, :]))
+                   for sigma, _, seen, _, _ in run.calls if sigma <= run.limit)
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_each_row_has_its_own_mask(pictures):
+    case = Case(batch=2)
+    if pictures == 1:
+        case.inversion = Case(batch=1).inversion
+    masks = torch.stack([half(), 1 - half()])
+    run = Record(case, mask=masks)
+    for sigma, asked, seen, _, got in run.calls:
+        if sigma <= run.limit:
+            wanted = torch.where(masks[:, None] == 1, asked, case.inversion.at(sigma))
+            assert torch.equal(seen, wanted.expand_as(seen))
+            assert torch.equal(got[:, :, masks[0] == 0][0], case.inversion.latents[-1][0][:, masks[0] == 0])
+
+
+class Explicit:
+    """The target words' maps of a run, by explicit softmax in the host's own attn2 slots: mean over heads, sites and calls."""
+
+    def __init__(self, case, share):
+        self.case, self.total, self.count, self.so_far = case, 0, 0, []
+        self.model = case.model.clone()
+        for position, mine in positions(case.model.model.diffusion_model).items():
+            if mine == share:
+                self.model.set_model_attn2_replace(self._note, *position)
+        self.model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "explicit", self._mark)
+
+    def _note(self, q, k, v, options):
+        for i, branch in enumerate(options["cond_or_uncond"]):
+            if branch == 0:
+                rows = len(q) // len(options["cond_or_uncond"])
+                a, b = (x[i * rows:(i + 1) * rows].unflatten(-1, (options["n_heads"], -1)).transpose(1, 2) for x in (q, k))
+                maps = (a @ b.transpose(-1, -2) / a.shape[-1] ** 0.5).softmax(-1).mean(1)
+                self.total = self.total + maps.unflatten(1, options["activations_shape"][-2:])
+                self.count += 1
+        return host_attention(q, k, v, options)
+
+    def _mark(self, executor, *args, **kwargs):
+        x0 = executor(*args, **kwargs)
+        self.so_far.append(self.total / self.count)
+        return x0
+
+    def masks(self, names, size, threshold):
+        """[rows, h, w] after each call: the union of the words' maps over `threshold` of their maximum."""
+        found = []
+        for maps in self.so_far:
+            rows = []
+            for i, row in enumerate(maps):
+                tokens = self.case.edit.pairs[i % len(self.case.edit.pairs)].target
+                rows.append(torch.stack([over(row[..., list(tokens.find(n).positions)].sum(-1), size, threshold)
+                                         for n in names]).any(0))
+            found.append(torch.stack(rows))
+        return found
+
+
+def over(word_map, size, threshold):
+    spread = F.max_pool2d(word_map[None, None], 3, 1, 1)
+    spread = F.interpolate(spread, size=size, mode="bilinear")[0, 0]
+    return spread > threshold * spread.max()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_by_words_the_mask_is_the_union_of_source_words_and_of_target_words_seen_so_far(batch):
+    """Equal to explicit softmax maps at every call: what the model sees knows the calls before, what it gave its own too."""
+    targets = ("a blue dog on a hippopotamus", "a red dog on a small box")[:batch]
+    case = Case(targets=targets, batch=batch, size=16, steps=5)
+    attention = read_maps(case.model, case.inversion, 0.5)
+    source = case.inversion.tokens[0]
+    named = torch.stack([over(attention.map(i, [source.find("cat")]), (16, 16), 0.9) for i in range(batch)])
+    explicit = Explicit(case, attention.share)
+    case.model = explicit.model
+    run = Record(case, start=0.0, source_words="cat", target_words="dog, blue" if batch == 1 else "dog", threshold=0.9,
+                 attention=attention)
+    gathered = explicit.masks(["dog", "blue"] if batch == 1 else ["dog"], (16, 16), 0.9)
+    before = [named, *(named | m for m in gathered[:-1])]
+    assert 0 < named.float().mean() < 1 and not torch.equal(before[0], before[1])
+    for (sigma, asked, seen, given, got), then, now in zip(run.calls, before, gathered, strict=True):
+        assert torch.equal(seen, torch.where(then[:, None], asked, case.inversion.at(sigma)).expand_as(seen))
+        assert torch.equal(got, torch.where((named | now)[:, None], given, case.inversion.latents[-1]))
+
+
+def test_a_mask_and_words_are_joined():
+    case = Case(size=16)
+    attention = read_maps(case.model, case.inversion, 0.5)
+    named = over(attention.map(0, [case.inversion.tokens[0].find("cat")]), (16, 16), 0.9)
+    joined = named | (half(16) == 1)
+    run = Record(case, source_words="cat", threshold=0.9, mask=half(16)[None], attention=attention)
+    assert not torch.equal(joined, named) and 0 < joined.float().mean() < 1
+    assert run.keeps(joined) == [(now, now) for now in run.since()]
+
+
+def test_what_a_run_gathers_ends_with_it():
+    case = Case(size=16)
+    attention = read_maps(case.model, case.inversion, 0.5)
+    model = blend(case, start=0.0, target_words="blue", threshold=0.9, attention=attention)
+    first = case.sample(model)
+    assert torch.equal(case.sample(model), first)
