@@ -161,6 +161,19 @@ def test_each_level_solves_the_fixed_point_of_its_euler_step_where_eps_ignores_x
     torch.testing.assert_close(euler(model, path[0], sigmas, disable=True), x, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("flow, scale", [(False, 5 ** 0.5), (True, 1.0)])
+def test_the_network_sees_the_cleaner_latent_scaled_to_the_noisier_level(flow, scale):
+    seen = []
+
+    def model(x, sigma):
+        seen.append(x)
+        return x
+
+    x = torch.ones(1, 4)
+    ddim.invert(model, x, torch.tensor([2.0, 0.0]), disable=True, flow=flow)
+    torch.testing.assert_close(seen, [x * scale])
+
+
 def test_one_call_a_step_at_the_noisier_level_with_every_row_and_argument():
     seen, told = [], []
 

@@ -128,9 +128,12 @@ def test_ksampler_advanced_starts_from_the_noise_with_add_noise_off(family):
 
 
 def test_flow_models_replay_from_full_noise_where_the_hosts_sampler_discards_the_latent():
-    model = tiny.sd3(output=0.05)
-    sigmas = torch.linspace(1, 0, STEPS + 1)
-    inversion = invert(model, sigmas=sigmas)[0]
+    model, seen = tiny.sd3(output=0.05), []
+    watched = model.clone()
+    watched.set_model_unet_function_wrapper(lambda apply, args: seen.append(args["input"]) or apply(
+        args["input"], args["timestep"], **args["c"]))
+    inversion = invert(watched, sigmas=torch.linspace(1, 0, STEPS + 1))[0]
+    torch.testing.assert_close(seen, list(inversion.latents[:0:-1]))  # each step starts from the cleaner latent, unscaled
     assert inversion.sigmas[0] == 1 and all(x.isfinite().all() for x in inversion.latents)
     assert relative(replay(model, inversion), picture(model)["samples"]) < 0.05
 
