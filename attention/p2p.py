@@ -15,6 +15,7 @@ and no map is ever made; the second call is skipped where its factor is zero. Se
 Differs from the paper: the source's q and k come from the reference branch, so the source never drifts.
 """
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from comfy.utils import repeat_to_batch_size
@@ -61,7 +62,11 @@ class PromptToPrompt(AttentionEdit):
     def _active(self, run, kind, sigma):
         if kind == "self":
             return run.within(sigma, *self.self_)
-        return any(run.within(sigma, self.cross[0], end) for ends in self.ends for end in set(ends.tolist()))
+        return run.within(sigma, self.cross[0], self._last_end)
+
+    @cached_property
+    def _last_end(self):
+        return max(float(ends.max()) for ends in self.ends)
 
     def reads(self, run, sigma):
         return self._active(run, "self", sigma) or self._active(run, "cross", sigma)

@@ -51,6 +51,7 @@ class Run:
     reference: Reference = field(init=False)
     started: bool = False
     memories: dict = field(default_factory=dict)
+    levels: dict = field(default_factory=dict)
 
     def __deepcopy__(self, memo):
         return self
@@ -60,8 +61,12 @@ class Run:
 
     def within(self, sigma, start, end) -> bool:
         """Whether σ lies between two percents of the full schedule (the host's `percent_to_sigma`)."""
-        sampling = self.guider.model_patcher.get_model_object("model_sampling")
-        return start < end and sampling.percent_to_sigma(start) >= sigma >= sampling.percent_to_sigma(end)
+        return start < end and self._sigma(start) >= sigma >= self._sigma(end)
+
+    def _sigma(self, percent):
+        if percent not in self.levels:
+            self.levels[percent] = float(self.guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(percent))
+        return self.levels[percent]
 
     def role(self, conds, index) -> str:
         """"target" or "null" for a cond list the host handed to calc_cond_batch, by identity, else by its entries' uuids."""
