@@ -3,8 +3,9 @@
     python tools/dev.py bench edits [--count 25] [--steps 50] [--cfg 4]
 
 For each kind of edit (colour, object, material, background) the same scenes are edited by every method: sampling the target
-from the inverted noise, with Attention Inject, and with Latent Blend under the true edit mask. Success and kept are read by
-the scene reader; background is PSNR outside the true mask grown by two latent cells, beside the ideal edit's (the exact
+from the inverted noise, with Attention Inject, and with Latent Blend under the true edit mask. Two rows edit nothing: the plain
+replay of the source at CFG 1, and the same under Attention Inject over the whole schedule ("inject source"). Success and kept
+are read by the scene reader; background is PSNR outside the true mask grown by two latent cells, beside the ideal edit's (the exact
 target blended into the source's latent). Writes bench/results/edits.json and prints the table.
 """
 import argparse
@@ -16,8 +17,6 @@ from pathlib import Path
 import comfy.samplers
 import torch
 
-from ..attention.alignment import PromptEdit
-from ..host.session import attach
 from ..metrics.edits import edit_scores, ideal_edit
 from ..metrics.masks import background_mask
 from ..metrics.pixels import psnr
@@ -38,10 +37,10 @@ SETTINGS = {"object": {"cross_end": 0.2, "self_end": 0.0}}
 RESULTS = Path(__file__).parent / "results" / "edits.json"
 
 
-def sample(model, replay, positive, negative, cfg):
-    """The host's sampling from Replay's LATENT, model space."""
-    replayed, sampler, sigmas, latent = replay
-    guider = comfy.samplers.CFGGuider(replayed if model is None else model)
+def sample(model, start, positive, negative, cfg):
+    """The host's sampling from Replay's SAMPLER, SIGMAS and LATENT, in model space."""
+    sampler, sigmas, latent = start
+    guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     x = latent["samples"]
@@ -49,21 +48,25 @@ def sample(model, replay, positive, negative, cfg):
 
 
 def edit_all(kind, edits, parts, steps, cfg):
-    """Pictures of every method for one kind of edit, all scenes in one batch: {method: [B, H, W, C]}."""
+    """(sources, exact targets, masks, {method: pictures [B, H, W, C]}) of one kind of edit, all scenes in one batch."""
     model, clip, vae = parts
-    pictures, masks = (torch.stack([torch.from_numpy(getattr(e, n)) for e in edits]) for n in ("source_image", "mask"))
-    truth = torch.stack([torch.from_numpy(e.target_image) for e in edits])
+    pictures, truth, masks = (torch.stack([torch.from_numpy(getattr(e, n)) for e in edits])
+                              for n in ("source_image", "target_image", "mask"))
+    texts = ["\n".join(getattr(e, n) for e in edits) for n in ("source_text", "target_text")]
+    source, target, edit = PalimpsestPromptEdit.execute(clip, *texts, "auto").result
+    _, same, unchanged = PalimpsestPromptEdit.execute(clip, texts[0], texts[0], "auto").result
+    null = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     latent = {"samples": vae.encode(pictures)}
-    source, target, edit = PalimpsestPromptEdit.execute(
-        clip, "\n".join(e.source_text for e in edits), "\n".join(e.target_text for e in edits), "auto").result
-    null = PalimpsestPromptEdit.execute(clip, "", "null", "auto").result[0]
     inversion = PalimpsestDDIMInvert.execute(model, source, latent, steps, "ddim_uniform").result[0]
-    replay = PalimpsestReplay.execute(model, inversion, 0.0).result
-    injected = PalimpsestAttentionInject.execute(model, inversion, edit, **{**INJECT, **SETTINGS.get(kind, {})}).result[0]
+    replayed, *start = PalimpsestReplay.execute(model, inversion, 0.0).result
+    settings = {**INJECT, **SETTINGS.get(kind, {})}
+    whole = {**INJECT, "cross_end": 1.0, "self_end": 1.0, "self_resolution": 1.0}
+    injected = PalimpsestAttentionInject.execute(replayed, inversion, edit, **settings).result[0]
+    mirror = PalimpsestAttentionInject.execute(replayed, inversion, unchanged, **whole).result[0]
     blended = PalimpsestLatentBlend.execute(injected, inversion, 0.0, "", "", 0.3, mask=masks).result[0]
-    latents = {"replay": sample(model, replay, source, null, 1.0), "plain": sample(model, replay, target, null, cfg),
-               "inject": sample(injected, replay, target, null, cfg), "inject + blend": sample(blended, replay, target, null, cfg)}
-    made = {name: vae.decode(x) for name, x in latents.items()}
+    runs = {"replay": (replayed, source, 1.0), "inject source": (mirror, same, 1.0), "plain": (replayed, target, cfg),
+            "inject": (injected, target, cfg), "inject + blend": (blended, target, cfg)}
+    made = {name: vae.decode(sample(m, start, positive, null, scale)) for name, (m, positive, scale) in runs.items()}
     made["ideal"] = ideal_edit(pictures, truth, masks, vae.encode, vae.decode)
     made["round trip"] = vae.decode(latent["samples"])
     return pictures, truth, masks, made
@@ -114,8 +117,8 @@ def means(table):
 def differences(rows):
     """Paired bootstrap intervals of what each step of the method adds, and of the distance to the ideal edit."""
     found = {}
-    for a, b in (("inject", "plain"), ("inject + blend", "inject"), ("inject + blend", "ideal")):
-        for n in ("success", "kept", "background", "target"):
+    for a, b in (("inject source", "replay"), ("inject", "plain"), ("inject + blend", "inject"), ("inject + blend", "ideal")):
+        for n in ("success", "kept", "background", "target", "source"):
             both = rows[a][n].isfinite() & rows[b][n].isfinite()
             interval = paired_bootstrap(rows[a][n][both].double(), rows[b][n][both].double(), torch.Generator().manual_seed(0))
             found[f"{n}: {a} - {b}"] = [round(v, 4) for v in interval]
