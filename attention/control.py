@@ -103,9 +103,10 @@ def _at(edits, call, where, inner, q, k, v, options):
 
 
 def _read(edits, call, site, inner, q, k, v, options):
-    for edit in (e for e in edits if e.keeps(call.run, site, call.sigma)):
-        kept = call.run.reference.kept.setdefault((id(edit.inversion), site.kind, site.position), {"grid": site.grid})
-        kept.update({name: x for name, x in zip("qkv", (q, k, v)) if name in edit.keeps(call.run, site, call.sigma)})
+    wanted = "".join(edit.keeps(call.run, site, call.sigma) for edit in edits)  # all of one INVERSION
+    if wanted:
+        call.run.reference.kept[id(edits[0].inversion), site.kind, site.position] = {
+            "grid": site.grid, **{name: x for name, x in zip("qkv", (q, k, v)) if name in wanted}}
     return inner(q, k, v, options)
 
 
