@@ -148,9 +148,9 @@ class Inversion:
 
 
 def describe(sigmas: Tensor, scheduler="") -> str:
-    """A schedule in words, such as "50 ddim_uniform steps, sigma 14.6 to 0.0413 and 0"."""
+    """A schedule in words, such as "50 ddim_uniform steps from sigma 13.1 to 0"."""
     steps = f"{len(sigmas) - 1} {scheduler}".strip()
-    return f"{steps} steps, sigma {sigmas[0]:.4g} to {sigmas[-2]:.4g} and {sigmas[-1]:.4g}"
+    return f"{steps} steps from sigma {sigmas[0]:.4g} to {sigmas[-1]:.4g}"
 
 
 def check_schedule(sigmas: Tensor):

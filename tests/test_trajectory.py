@@ -36,7 +36,7 @@ def test_between_levels_a_deterministic_trajectory_is_linear_in_sigma_and_says_s
     torch.testing.assert_close(found, (inversion.latents[1] + inversion.latents[2]) / 2)
     torch.testing.assert_close(inversion.at(0.25), 0.25 * inversion.latents[2] + 0.75 * inversion.latents[3])
     assert caplog.text.count("interpolated") == 1
-    assert "3 steps, sigma 8 to 1 and 0" in caplog.text
+    assert "3 steps from sigma 8 to 0" in caplog.text
 
 
 def test_just_beyond_the_tolerance_is_already_between_levels():
@@ -47,9 +47,9 @@ def test_just_beyond_the_tolerance_is_already_between_levels():
 def test_outside_the_grid_both_schedules_are_named():
     inversion = make(provenance={"scheduler": "karras"})
     assert not inversion.covers(14.6) and not inversion.covers(-0.1)
-    with pytest.raises(ValueError, match=r"sigma 14.6.*3 karras steps, sigma 8 to 1"):
+    with pytest.raises(ValueError, match=r"sigma 14.6.*3 karras steps from sigma 8 to 0"):
         inversion.at(14.6)
-    with pytest.raises(ValueError, match=r"2 steps, sigma 14.6 to 4 and 0.*3 karras steps, sigma 8 to 1"):
+    with pytest.raises(ValueError, match=r"2 steps from sigma 14.6 to 0.*3 karras steps from sigma 8"):
         inversion.require(torch.tensor([14.6, 4.0, 0.0]))
     inversion.require(torch.tensor([8.0, 3.0, 0.0]))
 
