@@ -14,17 +14,27 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..inversion.trajectory import TOLERANCE, Fingerprint, Inversion
 from .session import Editor
 
+TOLERANCE = 1e-4  # relative: two σ this near are the same level
 HASHED = 65536  # bytes of weights in a fingerprint
 
 
 @dataclass(frozen=True, eq=False)
 class Replayed(Editor):
     """Says that Replay has put what this inversion learned on the MODEL; it edits nothing itself."""
-    inversion: Inversion
+    inversion: object
     replays = True
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The model an inversion was made with, in plain values."""
+    model: str          # the host's model class
+    latent_format: str
+    channels: int
+    prediction: str     # "eps", "v" or "flow"
+    weights: str        # sha256 of 64 KB of unpatched weights
 
 
 class Solver(comfy.samplers.Sampler):
@@ -144,7 +154,7 @@ def _hash_weights(model) -> str:
     return digest.hexdigest()
 
 
-def check_family(model, inversion: Inversion):
+def check_family(model, inversion):
     """ValueError where MODEL and INVERSION are of different families; another checkpoint of one family is said once."""
     mine, theirs = fingerprint(model), inversion.fingerprint
     for name in ("model", "latent_format", "channels", "prediction"):

@@ -24,16 +24,6 @@ class Theta:
     applied_by: str  # "prediction" (Replay's MODEL) or "step" (Replay's SAMPLER)
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """The model an inversion was made with, in plain values."""
-    model: str          # the host's model class
-    latent_format: str
-    channels: int
-    prediction: str     # "eps", "v" or "flow"
-    weights: str        # sha256 of 64 KB of unpatched weights
-
-
 @dataclass(frozen=True, eq=False)
 class Inversion:
     """A picture read into noise. Immutable; every tensor is CPU float32.
@@ -41,12 +31,13 @@ class Inversion:
     sigmas: [S+1], descending, the last 0.
     latents: S+1 tensors [B,C,…], one at each σ, the clean one last; None for methods that learn without a trajectory.
     conditioning: the source in the host's form, exactly one entry [cross_attn, {…}].
+    fingerprint: the host's, of the model it was made with, comparable with ==.
     trajectory: "deterministic", or "independent" where each level was noised by itself.
     """
     sigmas: Tensor
     latents: "tuple[Tensor, ...] | None"
     conditioning: list
-    fingerprint: Fingerprint
+    fingerprint: object
     method: str = "DDIM"
     trajectory: str = "deterministic"
     theta: Mapping = field(default_factory=dict)

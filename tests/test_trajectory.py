@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from palimpsest.inversion.trajectory import Fingerprint, Inversion, Theta
+from palimpsest.host.sampling import Fingerprint
+from palimpsest.inversion.trajectory import Inversion, Theta
 
 SIGMAS = torch.tensor([8.0, 4.0, 1.0, 0.0])
 FINGERPRINT = Fingerprint("BaseModel", "SD15", 4, "eps", "0" * 64)
