@@ -4,10 +4,14 @@ Each is a function (case, model=the case's own) -> edited MODEL, for any prompts
 """
 from functools import cache
 
+import pytest
+import tiny
 import torch
 from palimpsest.attention.alignment import PromptEdit, align
 from palimpsest.nodes.attention import PalimpsestAttentionInject, PalimpsestAttentionStore
 from palimpsest.nodes.blending import PalimpsestLatentBlend
+
+STEPS, SELF_END, CROSS_END = 3, 0.5, 0.8
 
 
 def shared_word(case):
@@ -24,9 +28,9 @@ def store(case):
 
 
 def inject(case, model=None, mode=None, weights="", ends=""):
-    """Both schedules end within the run, so that every test meets steps with and without a reading editor."""
+    """On three steps: self- and cross-attention are edited at the first, cross-attention at the second, nothing at the last."""
     edit = case.edit if mode is None else PromptEdit(tuple(align(p.source, p.target, mode) for p in case.edit.pairs))
-    return PalimpsestAttentionInject.execute(model or case.model, case.inversion, edit, 0.0, 0.8, 0.0, 0.7, 1.0, 0.5,
+    return PalimpsestAttentionInject.execute(model or case.model, case.inversion, edit, 0.0, CROSS_END, 0.0, SELF_END, 1.0, 0.5,
                                              weights, ends).result[0]
 
 
@@ -40,21 +44,21 @@ def refine(case, model=None):
 
 def reweight(case, model=None):
     word = shared_word(case)
-    return inject(case, model, weights=f"{word}: 3", ends=f"{word}: 0.7")
+    return inject(case, model, weights=f"{word}: 3", ends=f"{word}: {SELF_END}")
 
 
 def blend(case, model=None):
-    """A mask of one quarter and a soft cell, from a start that leaves the first step free."""
+    """A mask of one quarter and a soft cell, from the second of three steps on."""
     height, width = case.latent.shape[-2:]
     mask = torch.zeros(1, height * 8, width * 8)
     mask[:, :height * 4, :width * 4] = 1
     mask[:, -8:, -8:] = 0.5
-    return PalimpsestLatentBlend.execute(model or case.model, case.inversion, 0.2, "", "", 0.3, mask=mask).result[0]
+    return PalimpsestLatentBlend.execute(model or case.model, case.inversion, 0.5, "", "", 0.3, mask=mask).result[0]
 
 
 def blend_words(case, model=None):
     word = shared_word(case)
-    return PalimpsestLatentBlend.execute(model or case.model, case.inversion, 0.2, word, word, 0.8,
+    return PalimpsestLatentBlend.execute(model or case.model, case.inversion, 0.5, word, word, 0.8,
                                          attention=store(case)).result[0]
 
 
@@ -68,4 +72,12 @@ def blend_then_inject(case, model=None):
 
 EDITORS = {"swap": swap, "refine": refine, "reweight": reweight, "blend": blend, "blend by words": blend_words,
            "inject, blend": inject_then_blend, "blend, inject": blend_then_inject}
-READS = {"swap", "refine", "reweight", "inject, blend", "blend, inject"}  # the source's features, until 80 % of the schedule
+READS = {"swap", "refine", "reweight", "inject, blend", "blend, inject"}  # the source's features, until CROSS_END
+FAMILIES = list(tiny.UNETS)
+each = pytest.mark.parametrize("editor, family", [(e, f) for e in EDITORS for f in FAMILIES])
+
+
+def each_with(name, variants):
+    """Every editor with every variant, each pair on one family in turn: all pairs of the three are met over a test."""
+    return pytest.mark.parametrize(f"editor, {name}, family", [
+        (e, v, FAMILIES[(i + j) % len(FAMILIES)]) for i, e in enumerate(EDITORS) for j, v in enumerate(variants)])

@@ -34,6 +34,7 @@ class Case:
 
     def __init__(self, family="sd15", source="a red cat on a mat", targets=("a blue cat on a mat",), batch=1, size=8, steps=6,
                  mode="auto", dtype=torch.float32, latent=None):
+        self.family = family
         self.model, self.clip = parts(family, dtype)
         with torch.inference_mode():
             self.source, self.target, self.edit = prompts(self.clip, source, *targets, mode=mode)
@@ -55,7 +56,7 @@ class Case:
             return guider.sample(torch.zeros_like(x), x, sampler, self.sigmas if sigmas is None else sigmas, callback=callback,
                                  disable_pbar=True, seed=seed)
 
-    def predictions(self, model, positive, cfg=1.0):
+    def predictions(self, model, positive, cfg=1.0, **kwargs):
         """x0 of the MODEL with its rows set to the source's own latent, at every σ of the schedule: [S] of [B, C, h, w]."""
         found = []
 
@@ -65,7 +66,7 @@ class Case:
                 found.append(denoise(at, sigma.expand(len(at)), **extra_args))
             return x
 
-        self.sample(model, positive, cfg, Solver(walk))
+        self.sample(model, positive, cfg, Solver(walk), **kwargs)
         return found
 
 
