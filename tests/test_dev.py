@@ -223,11 +223,12 @@ def test_only_the_tools_own_options_are_taken():
 def test_the_demo_runs_a_graph_on_the_real_server_and_words_a_refusal(tmp_path):
     graph = {"blank": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 255}},
              "saved": {"class_type": "SaveImage", "inputs": {"images": ["blank", 0], "filename_prefix": "a/b"}}}
+    graph = {name: node | {"_meta": {"title": name}} for name, node in graph.items()}
     with Server(HOST, Path(sys.executable), tmp_path, free_port(), log=tmp_path / "log") as server:
         outputs = asyncio.run(execute(server, graph))
         assert (tmp_path / "output" / "a" / outputs["saved"]["images"][0]["filename"]).is_file()
         assert (tmp_path / "custom_nodes" / "palimpsest" / "pyproject.toml").samefile(pack.ROOT / "pyproject.toml")
         graph["blank"]["inputs"]["width"] = -8
-        with pytest.raises(SetupError, match="refused the workflow: blank: Value -8 smaller than min of 1"):
+        with pytest.raises(SetupError, match="refused the workflow: (node )?blank: Value -8 smaller than min of 1"):
             asyncio.run(execute(server, graph))
     assert server.process.poll() is not None
