@@ -1,7 +1,11 @@
 """Run the main workflow headless on a real ComfyUI server and keep its pictures and numbers in output/demo."""
 import argparse
 import asyncio
+import io
 import json
+import logging
+import math
+import platform
 import signal
 import sys
 import tempfile
@@ -11,89 +15,75 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import aiohttp
-
+import psutil
+from canvas import to_api
 from comfy_server import Server, free_port
 from environment import SetupError, host_version, say
-from pack import NAME, ROOT, find_host
+from pack import NAME, ROOT, find_host, load_pack
+from workflow import CFG, FOLDER, MAIN, SCENE, changed_words, shown_words
 
 OUTPUT = ROOT / "output" / "demo"
-PICTURES = ("source", "reconstruction", "edited", "heatmap", "mask", "sheet")
-# What the last lines say: two numbers beside each other are a result and the best that could be had.
-HEADLINE = [("reconstruction", "reconstruction PSNR", "VAE PSNR"), ("background", "background PSNR", "ideal background PSNR"),
-            ("edit", "success", "kept"), ("evaluations", "evaluations"), ("seconds", "seconds")]
+# Where the pictures come from: a node's title. "decoded" is the edit before compositing, which only the numbers need.
+PICTURES = {"source": "Miniature Scene", "reconstruction": "Reconstruction", "decoded": "Edited",
+            "edited": "Keep pixels outside the mask", "heatmap": "Attention Heatmap", "mask": "Attention Mask"}
+REPORTS = {"before compositing": "Edit Report before compositing", "after compositing": "Edit Report after compositing"}
+# A new outline must be free of the old one's maps: the paper holds the layout for shorter when shapes change.
+LOOSER = {"cross_end": 0.2, "self_end": 0.0}
+LOOSE_KINDS = ("object", "pose", "add", "delete")
 
 
-def prompt(seed: int = 0, edit: str = "change colour", steps: int = 50, cfg: float = 7.5) -> dict:
-    """The main workflow in the host's API format. A node's id is its name in the progress and in output/demo."""
-    def node(kind, **inputs):
-        return {"class_type": kind, "inputs": inputs}
+def titled(graph: dict, title: str) -> str:
+    """The id of the only node with this title."""
+    found, = (number for number, node in graph.items() if node["_meta"]["title"] == title)
+    return found
 
-    def replay(model):
-        return node("PalimpsestReplay", model=[model, 0], inversion=["inversion", 0], start=0.0)
 
-    def sample(replayed, positive, scale):
-        return node("SamplerCustom", model=[replayed, 0], add_noise=False, noise_seed=seed, cfg=scale,
-                    positive=positive, negative=["null prompt", 0], sampler=[replayed, 1], sigmas=[replayed, 2],
-                    latent_image=[replayed, 3])
-
-    graph = {
-        "model": node("PalimpsestLoadMiniature"),
-        "scene": node("PalimpsestMiniatureScene", seed=seed, edit=edit),
-        "words": node("PalimpsestPromptEdit", clip=["model", 1], source=["scene", 1], target=["scene", 2]),
-        "null prompt": node("CLIPTextEncode", clip=["model", 1], text=""),
-        "encode": node("VAEEncode", pixels=["scene", 0], vae=["model", 2]),
-        "inversion": node("PalimpsestDDIMInvert", model=["model", 0], source=["words", 0], latent=["encode", 0],
-                          steps=steps, scheduler="ddim_uniform"),
-        "attention": node("PalimpsestAttentionStore", model=["model", 0], inversion=["inversion", 0],
-                          prompt_edit=["words", 2]),
-        "inject": node("PalimpsestAttentionInject", model=["model", 0], inversion=["inversion", 0],
-                       prompt_edit=["words", 2]),
-        "blend": node("PalimpsestLatentBlend", model=["inject", 0], inversion=["inversion", 0],
-                      attention=["attention", 0]),
-        "replay source": replay("model"),
-        "reconstruct": sample("replay source", ["words", 0], 1.0),
-        "replay edit": replay("blend"),
-        "edit": sample("replay edit", ["words", 1], cfg),
-        "decode reconstruction": node("VAEDecode", samples=["reconstruct", 0], vae=["model", 2]),
-        "decode edit": node("VAEDecode", samples=["edit", 0], vae=["model", 2]),
-        "word mask": node("PalimpsestAttentionMask", attention=["attention", 0]),
-        "composite": node("ImageCompositeMasked", destination=["scene", 0], source=["decode edit", 0], x=0, y=0,
-                          resize_source=False, mask=["word mask", 0]),
-        "heat": node("PalimpsestAttentionHeatmap", attention=["attention", 0], image=["scene", 0]),
-        "mask picture": node("MaskToImage", mask=["word mask", 0]),
-        "report": node("PalimpsestEditReport", source=["scene", 0], edited=["composite", 0],
-                       reconstruction=["decode reconstruction", 0], target=["scene", 3], mask=["scene", 4]),
-        "numbers": node("PreviewAny", source=["report", 1]),
-    }
-    shown = dict(zip(PICTURES, ("scene", "decode reconstruction", "composite", "heat", "mask picture", "report")))
-    return graph | {name: node("SaveImage", images=[of, 0], filename_prefix=f"{NAME}/{name}") for name, of in shown.items()}
+def prepare(graph: dict, edit, seed: int, kind: str, steps: int, cfg: float) -> dict:
+    """The main workflow's prompt set to one edit of one scene, with a node for each picture that the demo keeps, under its name."""
+    values = {"Miniature Scene": {"seed": seed, "kind": kind}, "DDIM Invert": {"steps": steps}, "Sample the edit": {"cfg": cfg},
+              "Words that may change": {"value": changed_words(edit)},
+              "Attention Heatmap": {"words": shown_words(edit.source_text)},
+              "Attention Inject": LOOSER if kind in LOOSE_KINDS else {}}
+    for title, inputs in values.items():
+        graph[titled(graph, title)]["inputs"].update(inputs)
+    kept = {name: [titled(graph, title), 0] for name, title in PICTURES.items()}
+    more = {"mask as picture": ("MaskToImage", {"mask": kept["mask"]})}
+    kept["mask"] = ["mask as picture", 0]
+    more |= {name: ("SaveImage", {"images": place, "filename_prefix": f"{NAME}/{name}"}) for name, place in kept.items()}
+    return graph | {name: {"class_type": type_, "inputs": inputs, "_meta": {"title": name}}
+                    for name, (type_, inputs) in more.items()}
 
 
 def refusal(answer: dict) -> str:
     """The host's refusal of a prompt in one line."""
-    details = [f"{node}: {e['message']} ({e['details']})"
+    details = [f"node {node}: {e['message']} ({e['details']})"
                for node, found in answer.get("node_errors", {}).items() for e in found["errors"]]
     error = answer.get("error", {})
     return "; ".join(details) or f"{error.get('message', answer)} {error.get('details', '')}".strip()
 
 
-async def execute(server: Server, graph: dict) -> dict:
-    """Queue the prompt, show its progress, wait for its end and return the outputs by node."""
+async def execute(server: Server, graph: dict, watch=lambda: None) -> dict:
+    """Queue the prompt, show its progress, wait for its end and return the outputs by node. `watch` is called all the while."""
     client, terminal = uuid.uuid4().hex, sys.stdout.isatty()
+
+    def name(node):
+        return graph.get(node, {}).get("_meta", {}).get("title", node)
+
     async with aiohttp.ClientSession() as session:
         async with session.ws_connect(f"{server.url}/ws?clientId={client}", max_msg_size=0) as socket:
             answer = server.post("/prompt", {"prompt": graph, "client_id": client})
             if answer.get("node_errors") or "prompt_id" not in answer:
                 raise SetupError(f"ComfyUI refused the workflow: {refusal(answer)}; see {server.log}")
             async for message in socket:
+                watch()
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     continue
                 event = json.loads(message.data)
                 kind, data = event["type"], event["data"]
                 if kind == "executing" and data["node"]:
-                    print(f"{chr(10) if terminal else ''}  {data['node']}", end="" if terminal else "\n", flush=True)
+                    print(f"{chr(10) if terminal else ''}  {name(data['node'])}", end="" if terminal else "\n", flush=True)
                 elif kind == "progress" and terminal:
-                    print(f"\r  {data['node']} {data['value']}/{data['max']}", end="", flush=True)
+                    print(f"\r  {name(data['node'])} {data['value']}/{data['max']}", end="", flush=True)
                 elif kind in ("execution_error", "execution_interrupted"):
                     raise SetupError(f"the workflow failed in {data['node_type']}: "
                                      f"{data.get('exception_message', 'interrupted').strip()}; see {server.log}")
@@ -105,34 +95,170 @@ async def execute(server: Server, graph: dict) -> dict:
     return json.loads(server.get(f"/history/{answer['prompt_id']}"))[answer["prompt_id"]]["outputs"]
 
 
+class Memory:
+    """The most memory that a process and its children were seen to hold, bytes; looked at on every message of the server."""
+
+    def __init__(self, pid: int):
+        self.process, self.most = psutil.Process(pid), 0
+
+    def __call__(self):
+        held = 0
+        for process in (self.process, *self.process.children(recursive=True)):
+            try:
+                held += process.memory_info().rss
+            except psutil.NoSuchProcess:
+                pass
+        self.most = max(self.most, held)
+
+
+def run(settings: dict, edit) -> "tuple[dict, dict, dict]":
+    """The pictures as PNG files by name, what each report said, and what the run cost."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
+        say("starting ComfyUI")
+        with Server(find_host(), Path(sys.executable), Path(base), free_port(), log=OUTPUT / "server.log") as server:
+            ui = json.loads((FOLDER / f"{MAIN}.json").read_text(encoding="utf-8"))
+            graph = prepare(to_api(ui, json.loads(server.get("/object_info"))), edit, **settings)
+            memory, begun = Memory(server.process.pid), time.monotonic()
+            outputs = asyncio.run(execute(server, graph, memory))
+            cost = {"seconds": round(time.monotonic() - begun, 1), "peak memory, MB": round(memory.most / 2 ** 20),
+                    "peak memory is": "the largest resident set of the server's process, seen at each of its progress messages"}
+            found = {name: server.get(f"/view?{urlencode(outputs[name]['images'][0])}") for name in PICTURES}
+            said = {when: numbers(outputs[titled(graph, title)]["text"][0]) for when, title in REPORTS.items()}
+    inject = graph[titled(graph, "Attention Inject")]["inputs"]
+    return found, said, cost | {"model evaluations, row-passes": evaluations(inject, settings["steps"], settings["cfg"])}
+
+
 def numbers(text: str) -> "dict[str, float]":
-    """The report's lines `name: value`, its unit dropped."""
-    pairs = (line.rpartition(":")[::2] for line in text.splitlines() if ":" in line)
-    return {name.strip(): float(value.split()[0]) for name, value in pairs}
+    """The report's lines `name: value unit`."""
+    pairs = (line.partition(": ")[::2] for line in text.splitlines())
+    return {name: float(value.split()[0]) for name, value in pairs}
+
+
+def evaluations(inject: dict, steps: int, cfg: float) -> "dict[str, int]":
+    """Rows that the workflow sends through the network: every step of every pass, and the reference while maps are injected."""
+    from palimpsest.host.sampling import schedule
+    from palimpsest.miniature.model import load_miniature
+    model = load_miniature()[0]
+    level = model.get_model_object("model_sampling").percent_to_sigma
+    spans = [(level(inject[f"{kind}_start"]), level(inject[f"{kind}_end"])) for kind in ("cross", "self")]
+    read = sum(any(high >= sigma >= low and high > low for high, low in spans)
+               for sigma in schedule(model, "ddim_uniform", steps)[:-1].tolist())
+    rows = {"inversion": steps, "maps": steps, "reconstruction": steps, "edit": steps * (1 + (cfg != 1)), "reference": read}
+    return rows | {"all": sum(rows.values())}
+
+
+def measure(edit, pictures: dict) -> dict:
+    """What needs the scene's truth: the autoencoder's round trip, the ideal edit, and what the scene reader sees."""
+    import torch
+    from palimpsest.metrics import edit_numbers, edit_scores, ideal_edit
+    from palimpsest.miniature.model import load_miniature
+    from palimpsest.miniature.reader import read
+    from palimpsest.miniature.scenes import visible
+    with torch.inference_mode():
+        vae = load_miniature()[2]
+        source, target, mask = (torch.from_numpy(a)[None] for a in (edit.source_image, edit.target_image, edit.mask))
+        trip = vae.decode(vae.encode(source)).float().cpu()
+        ideal = ideal_edit(source, target, mask, vae.encode, vae.decode).float().cpu()
+        best = {name: round(value.item(), 4) for name, value in edit_numbers(source, ideal, trip, target, mask).items()}
+        found = {"VAE round trip": {k.split("_")[1]: v for k, v in best.items() if k.startswith("reconstruction")},
+                 "ideal edit": {k: v for k, v in best.items() if not k.startswith("reconstruction")}}
+        before, after = visible(edit.source), visible(edit.target)
+        wanted = {name: value for name, value in after.items() if before.get(name) != value}
+        seen = {"wanted": wanted, "VAE round trip": read(trip)[0]}
+        for where, image in {"before compositing": pictures["decoded"], "after compositing": pictures["edited"],
+                             "ideal edit": ideal}.items():
+            seen[where] = read(image)[0]
+            success, kept = edit_scores([seen[where]], [seen["VAE round trip"]], [wanted])
+            found.setdefault(where, {}).update(success=success.item(), kept=round(kept.item(), 4))
+    return found | {"the reader sees": seen}
+
+
+def picture(png: bytes):
+    """A PNG file as [1, H, W, 3] in 0..1."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB"), dtype="float32") / 255)[None]
+
+
+def compose(edit, pictures: dict, report: dict):
+    """The sheet: what was asked, the pictures with their numbers, and the words' heat maps, as a PIL image."""
+    import torch
+    from PIL import Image, ImageDraw, ImageFont
+    from palimpsest.nodes.drawing import INK, PALE, PAPER, colours, sheet, tile
+    after, trip, ideal = report["after compositing"], report["VAE round trip"], report["ideal edit"]
+    difference = (pictures["edited"] - pictures["source"]).abs().mean(-1)[0]
+    tiles = [tile(pictures["source"][0], "source"),
+             tile(pictures["reconstruction"][0], "reconstruction", [
+                 ("PSNR", f"{after['reconstruction_psnr']:.2f} dB"), ("of the VAE alone", f"{trip['psnr']:.2f} dB")]),
+             tile(pictures["edited"][0], "edited", [("the reader sees it", "yes" if after["success"] else "no"),
+                                                    ("kept of the rest", f"{100 * after['kept']:.0f} %")]),
+             tile(torch.from_numpy(edit.target_image), "exact target", [("PSNR of edited", f"{after['target_psnr']:.2f} dB"),
+                                                                        ("of the ideal edit", f"{ideal['target_psnr']:.2f} dB")]),
+             tile(colours(difference / difference.max()), "|edited - source|", [
+                 ("background PSNR", f"{after['background_psnr']:.2f} dB"),
+                 ("of the ideal edit", f"{ideal['background_psnr']:.2f} dB")]),
+             tile(pictures["mask"][0], "mask", [("of the words", report["settings"]["words"])])]
+    parts = [Image.fromarray((part * 255).round().byte().numpy()) for part in (sheet([tiles])[0], pictures["heatmap"][0])]
+    top, font = 78, ImageFont.load_default(20)
+    page = Image.new("RGB", (max(p.width for p in parts), top + sum(p.height for p in parts)), PAPER)
+    draw = ImageDraw.Draw(page)
+    for y, key, text in ((42, "source", edit.source_text), (72, "target", edit.target_text)):
+        draw.text((22, y), key, PALE, font, "ls")
+        draw.text((104, y), text, INK, font, "ls")
+    for part in parts:
+        page.paste(part, (0, top))
+        top += part.height
+    return page
+
+
+def strict(value):
+    """A value as strict JSON knows it: no infinities, no nan."""
+    if isinstance(value, dict):
+        return {name: strict(v) for name, v in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def headline(report: dict) -> "list[str]":
+    """The five numbers that matter, each beside the best that could be had."""
+    before, after, ideal, trip = (report[k] for k in ("before compositing", "after compositing", "ideal edit", "VAE round trip"))
+    return [f"reconstruction  {after['reconstruction_psnr']:.2f} dB PSNR (the VAE alone: {trip['psnr']:.2f} dB)",
+            f"background      {before['background_psnr']:.2f} dB PSNR, {after['background_psnr']:.2f} dB after compositing "
+            f"(the ideal edit: {ideal['background_psnr']:.2f} dB)",
+            f"edit            {'success' if after['success'] else 'no success'}, {100 * after['kept']:.0f} % of the rest kept "
+            "(read off the picture)",
+            f"evaluations     {report['model evaluations, row-passes']['all']} rows through the network",
+            f"time            {report['seconds']:.1f} s, at most {report['peak memory, MB']} MB"]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="which held-out scene")
-    parser.add_argument("--edit", default="change colour", help="kind of edit")
+    parser.add_argument("--seed", type=int, default=SCENE["seed"], help="which held-out scene")
+    parser.add_argument("--kind", default=SCENE["kind"], help="kind of edit, as Miniature Scene lists them")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--cfg", type=float, default=CFG, help="guidance of the edit")
     settings = vars(parser.parse_args())
-    host = find_host()
+    logging.disable(logging.INFO)
+    try:
+        load_pack()
+        from palimpsest.miniature.scenes import held_out_edit
+        edit = held_out_edit(settings["seed"], settings["kind"])
+    except (RuntimeError, ValueError) as error:
+        raise SetupError(str(error)) from None
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
-        say("starting ComfyUI")
-        with Server(host, Path(sys.executable), Path(base), free_port(), log=OUTPUT / "server.log") as server:
-            begun = time.monotonic()
-            outputs = asyncio.run(execute(server, prompt(**settings)))
-            seconds = time.monotonic() - begun
-            for name in PICTURES:
-                picture = outputs[name]["images"][0]
-                (OUTPUT / f"{name}.png").write_bytes(server.get(f"/view?{urlencode(picture)}"))
-    found = {"seconds": round(seconds, 1)} | numbers(outputs["numbers"]["text"][0])
-    report = {"numbers": found, "host": host_version(host), "settings": settings, "seed": settings["seed"]}
-    (OUTPUT / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    say(f"{OUTPUT / 'sheet.png'}")
-    for label, *names in HEADLINE:
-        print(f"  {label:15}" + ", ".join(f"{name} {found[name]:g}" for name in names if name in found))
+    files, said, cost = run(settings, edit)
+    pictures = {name: picture(png) for name, png in files.items()}
+    report = {"settings": settings | {"source": edit.source_text, "target": edit.target_text, "words": changed_words(edit)},
+              "host": f"ComfyUI {host_version(find_host())}",
+              "machine": f"{platform.platform()}, Python {platform.python_version()}"} | cost
+    for where, found in measure(edit, pictures).items():
+        report[where] = said.get(where, {}) | found
+    for name in files.keys() - {"decoded"}:
+        (OUTPUT / f"{name}.png").write_bytes(files[name])
+    compose(edit, pictures, report).save(OUTPUT / "sheet.png")
+    (OUTPUT / "report.json").write_text(json.dumps(strict(report), indent=2) + "\n", encoding="utf-8")
+    say(f"the sheet is {OUTPUT / 'sheet.png'}, every number is in report.json beside it")
+    print("\n".join(f"  {line}" for line in headline(report)))
     return 0
 
 

@@ -1,0 +1,237 @@
+"""The shipped workflows on the host's own executor, and the names that saved workflows depend on."""
+import asyncio
+import json
+from itertools import combinations
+from pathlib import Path
+
+import comfy.model_base
+import comfy.model_management
+import comfy.utils
+import demo
+import execution
+import folder_paths
+import numpy as np
+import palimpsest
+import pytest
+import workflow
+from canvas import TITLE, declared, is_widget, to_api
+from comfy_execution.utils import get_executing_context
+from environment import host_version
+from pack import find_host
+from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit
+from palimpsest.miniature.scenes import parse_caption
+from PIL import Image
+
+FROZEN = json.loads((Path(__file__).parent / "data" / "nodes.json").read_text(encoding="utf-8"))
+NOTES = {"MarkdownNote", "Note"}
+STEPS = 3
+named = pytest.mark.parametrize("name", workflow.DRAWN)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The host's server object with every node registered; what nodes write goes to a folder of the test."""
+    before = {kind: getattr(folder_paths, f"get_{kind}_directory")() for kind in ("output", "temp")}
+    for kind in before:
+        getattr(folder_paths, f"set_{kind}_directory")(str(tmp_path_factory.mktemp(kind)))
+    made = workflow.host_nodes()
+    made.client_id, made.send_sync = None, lambda *args: None  # nobody is connected
+    yield made
+    for kind, folder in before.items():
+        getattr(folder_paths, f"set_{kind}_directory")(folder)
+
+
+@pytest.fixture(scope="module")
+def info(server):
+    return workflow.object_info()
+
+
+def drawn(name):
+    return json.loads((workflow.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def prompt(name, info, steps=STEPS, cfg=workflow.CFG):
+    graph = to_api(drawn(name), info)
+    graph[demo.titled(graph, "DDIM Invert")]["inputs"]["steps"] = steps
+    if name == workflow.MAIN:
+        graph[demo.titled(graph, "Sample the edit")]["inputs"]["cfg"] = cfg
+    return graph
+
+
+class Executor:
+    """The host's executor, which keeps what it computed between runs as a server does."""
+
+    def __init__(self, server):
+        new = host_version(find_host()).split(".") > ["0", "3", "64"]
+        cache = {"cache_args": {"ram": 0, "ram_inactive": 0, "lru": 0}} if new else {"cache_size": 0}
+        self.host = execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC, **cache)
+
+    def __call__(self, graph):
+        valid, error, outputs, _ = asyncio.run(execution.validate_prompt("test", graph, None))
+        assert valid, error
+        self.host.execute(graph, "test", {}, outputs)
+        return self.host.success
+
+    def cached(self):
+        return {n for event, data in self.host.status_messages if event == "execution_cached" for n in data["nodes"]}
+
+    def pictures(self, graph):
+        """The pixels that every node showed or saved, by its title."""
+        return {graph[node]["_meta"]["title"]: [np.asarray(Image.open(place(image))) for image in shown["images"]]
+                for node, shown in self.host.history_result["outputs"].items() if "images" in shown}
+
+
+def place(image):
+    return Path(folder_paths.get_directory_by_type(image["type"]), image["subfolder"], image["filename"])
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(x, y) for k in a for x, y in zip(a[k], b[k], strict=True))
+
+
+@named
+def test_the_files_are_what_the_code_draws(name, info):
+    if not host_version(find_host()).startswith("0.30."):
+        pytest.skip("they are drawn with the nodes of ComfyUI 0.30")
+    assert (workflow.FOLDER / f"{name}.json").read_text(encoding="utf-8") == workflow.text(workflow.DRAWN[name](info))
+
+
+@named
+def test_every_workflow_has_a_thumbnail_that_the_template_browser_can_show(name):
+    path = workflow.FOLDER / f"{name}.jpg"
+    with Image.open(path) as picture:
+        assert picture.format == "JPEG" and 500 <= picture.width <= 800
+    assert path.stat().st_size < 100_000
+
+
+@named
+def test_nothing_overlaps_on_the_canvas_and_every_node_stands_in_one_group(name):
+    ui = drawn(name)
+    boxes = {n["id"]: (n["pos"][0], n["pos"][1] - TITLE, n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1])
+             for n in ui["nodes"]}
+    frames = [(x, y, x + w, y + h) for x, y, w, h in (g["bounding"] for g in ui["groups"])]
+    for a, b in [*combinations(boxes.values(), 2), *combinations(frames, 2)]:
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (a, b)
+    for box in boxes.values():
+        assert sum(f[0] < box[0] and f[1] < box[1] and f[2] > box[2] and f[3] > box[3] for f in frames) == 1
+
+
+@named
+def test_it_opens_with_every_node_known_and_every_wire_where_the_host_expects_it(name, info):
+    ui = drawn(name)
+    nodes = {n["id"]: n for n in ui["nodes"]}
+    assert {n["type"] for n in ui["nodes"]} - NOTES <= info.keys()
+    for number, source, slot, target, place, kind in ui["links"]:
+        output, entry = nodes[source]["outputs"][slot], nodes[target]["inputs"][place]
+        assert number in output["links"] and entry["link"] == number and output["type"] == kind
+        assert output["name"] == info[nodes[source]["type"]]["output_name"][slot]
+        assert kind == entry["type"] or {kind, entry["type"]} & {"*"}
+        assert entry["name"] in [n for n, *_ in declared(info[nodes[target]["type"]])]
+
+
+@named
+def test_it_runs_as_it_is_and_ends_in_pictures(name, server, info):
+    run, graph = Executor(server), prompt(name, info)
+    assert run(graph), run.host.status_messages[-1]
+    shown = run.pictures(graph)
+    wanted = {"Attention Heatmap", "Attention Mask"} | (
+        {"Save Image", "Edit Report before compositing", "Edit Report after compositing"} if name == workflow.MAIN else {"Preview Mask"})
+    assert wanted <= shown.keys()
+    assert all(picture.std() > 1 for title in wanted for picture in shown[title])
+
+
+def test_a_prompt_has_the_values_that_the_canvas_shows(info):
+    graph, ui = to_api(drawn(workflow.MAIN), info), drawn(workflow.MAIN)
+    sampled = graph[demo.titled(graph, "Sample the edit")]["inputs"]
+    assert (sampled["add_noise"], sampled["noise_seed"], sampled["cfg"]) == (False, 0, workflow.CFG)
+    scene = demo.titled(graph, "Miniature Scene")
+    assert graph[scene]["inputs"] == workflow.SCENE
+    assert graph[demo.titled(graph, "Prompt Edit")]["inputs"]["source"] == [scene, 1]
+    muted = next(n for n in ui["nodes"] if n["id"] == int(scene))
+    muted["mode"] = 2
+    graph = to_api(ui, info)
+    assert scene not in graph and isinstance(graph[demo.titled(graph, "Prompt Edit")]["inputs"]["source"], str)
+    muted["mode"], muted["type"] = 0, "Elsewhere"
+    with pytest.raises(ValueError, match="no Elsewhere"):
+        to_api(ui, info)
+
+
+def test_the_words_on_the_canvas_are_those_of_its_scene():
+    edit = held_out_edit(**workflow.SCENE)
+    assert workflow.WORDS == workflow.changed_words(edit) and workflow.SEEN == workflow.shown_words(edit.source_text)
+
+
+@pytest.mark.parametrize("kind", EDIT_KINDS)
+def test_the_demo_finds_words_for_every_kind_of_edit(kind):
+    for seed in range(8):
+        edit = held_out_edit(seed, kind)
+        said = parse_caption(edit.source_text)
+        known = {said["ground"], "background"} | {o["shape"] for o in said["objects"]}
+        words = workflow.changed_words(edit).split(", ")
+        assert words and {w.partition("#")[0] for w in words} <= known
+        assert set(workflow.shown_words(edit.source_text).split(", ")) <= set(edit.source_text.split())
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_the_demo_counts_the_rows_that_go_through_the_network(server, info, cfg, monkeypatch):
+    rows, apply_model = [], comfy.model_base.BaseModel.apply_model
+    monkeypatch.setattr(comfy.model_base.BaseModel, "apply_model",
+                        lambda self, x, *args, **kwargs: rows.append(len(x)) or apply_model(self, x, *args, **kwargs))
+    graph = prompt(workflow.MAIN, info, 5, cfg)
+    assert Executor(server)(graph)
+    counted = demo.evaluations(graph[demo.titled(graph, "Attention Inject")]["inputs"], 5, cfg)
+    assert counted["all"] == sum(rows) and counted["reference"] == 4
+
+
+def test_equal_inputs_give_equal_bytes_with_cached_nodes_and_in_another_process_of_the_executor(server, info):
+    run, graph = Executor(server), prompt(workflow.MAIN, info)
+    assert run(graph)
+    first = run.pictures(graph)
+    other = prompt(workflow.MAIN, info, cfg=2.0)
+    assert run(other) and not same(first, run.pictures(other))
+    assert run(graph) and {demo.titled(graph, t) for t in ("Load Miniature", "DDIM Invert", "Attention Inject")} <= run.cached()
+    assert demo.titled(graph, "Sample the edit") not in run.cached()
+    assert same({"Save Image": first["Save Image"]}, {"Save Image": run.pictures(graph)["Save Image"]})
+    fresh = Executor(server)
+    assert fresh(graph) and same(first, fresh.pictures(graph))
+
+
+@pytest.mark.parametrize("title", ["DDIM Invert", "Attention Store", "Sample the edit"])
+def test_a_cancelled_run_leaves_the_model_as_it_was(server, info, title):
+    run, graph = Executor(server), prompt(workflow.MAIN, info)
+    assert run(graph)
+    first = run.pictures(graph)
+    again = prompt(workflow.MAIN, info, STEPS + 1)
+    stopped = []
+
+    def cancel(*args, **kwargs):
+        if get_executing_context().node_id == demo.titled(graph, title):
+            stopped.append(title)
+            comfy.model_management.interrupt_current_processing()
+
+    comfy.utils.set_progress_bar_global_hook(cancel)
+    try:
+        assert not run(again) and stopped
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+        comfy.model_management.interrupt_current_processing(False)
+    assert run.host.status_messages[-1][0] == "execution_interrupted"
+    assert run(graph) and demo.titled(graph, "Load Miniature") in run.cached()
+    assert same({"Save Image": first["Save Image"]}, {"Save Image": run.pictures(graph)["Save Image"]})
+
+
+def nodes():
+    return {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1()
+            for node in asyncio.run(asyncio.run(palimpsest.comfy_entrypoint()).get_node_list())}
+
+
+def test_ids_inputs_and_outputs_are_those_that_saved_workflows_name():
+    """Only ever append to the list: a saved workflow holds widgets by their order and outputs by their number."""
+    found = {name: {"inputs": [n for n, *_ in declared(node)], "outputs": list(node["output"])} for name, node in nodes().items()}
+    assert found == FROZEN
+
+
+def test_every_widget_has_a_tooltip():
+    bare = [f"{name}.{entry}" for name, node in nodes().items() for entry, kind, options, _ in declared(node)
+            if is_widget(kind, options) and not options.get("tooltip")]
+    assert not bare
