@@ -1,7 +1,9 @@
-"""How well the miniature does what its captions say: `python tools/dev.py bench miniature [--captions 200] [--cfg 2 3 5]`.
+"""How well the miniature does what its captions say.
 
-Writes bench/results/miniature.json: text-to-image accuracy by attribute as the scene reader names it (one row a CFG), the
-autoencoder's PSNR and the reader's accuracy on held-out scenes, and the seconds of one picture.
+    python tools/dev.py bench miniature [--captions 200] [--cfg 2 3 5]
+
+Writes bench/results/miniature.json: text-to-image accuracy by attribute as the scene reader names it (one row a CFG),
+the autoencoder's PSNR and the reader's accuracy on held-out scenes, and the seconds of one picture.
 """
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ RESULTS = Path(__file__).parent / "results" / "miniature.json"
 
 
 def accuracy(pictures: torch.Tensor, drawn: list[scenes.Scene]) -> dict[str, float]:
-    """Share of right names by attribute; the two objects of a scene count as two readings, and "shape, colour and ground"
-    asks for all three of every object at once."""
+    """Share of right names by attribute.
+
+    The two objects of a scene count as two readings; "shape, colour and ground" asks for all of them in one picture.
+    """
     right = defaultdict(list)
     for scene, seen in zip(drawn, read(pictures)):
         asked = scenes.visible(scene)
@@ -39,7 +43,8 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def in_batches(captions: list[str], cfg: float, loaded, size: int = 25) -> torch.Tensor:
-    return torch.cat([sample_with(*loaded, captions[i:i + size], cfg=cfg, seed=i) for i in range(0, len(captions), size)])
+    starts = range(0, len(captions), size)
+    return torch.cat([sample_with(*loaded, captions[i:i + size], cfg=cfg, seed=i) for i in starts])
 
 
 def measure(captions: int, scales: list[float]) -> dict:
@@ -55,7 +60,8 @@ def measure(captions: int, scales: list[float]) -> dict:
     began = time.monotonic()
     sample_with(*loaded, [drawn[0].caption()])
     report["seconds for one picture, 50 steps with CFG"] = time.monotonic() - began
-    report["text to image"] = {f"CFG {c:g}": accuracy(in_batches([s.caption() for s in drawn], c, loaded), drawn) for c in scales}
+    texts = [s.caption() for s in drawn]
+    report["text to image"] = {f"CFG {c:g}": accuracy(in_batches(texts, c, loaded), drawn) for c in scales}
     return report
 
 

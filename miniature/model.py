@@ -19,8 +19,8 @@ from .networks import CLIP, HEADS, UNET, Autoencoder
 
 WEIGHTS = Path(__file__).with_name("miniature.safetensors")
 PATCHER = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-CLIP_NAMES = {"token.": "embeddings.token_embedding.", "pos.": "embeddings.position_embedding.", "layers.": "encoder.layers.",
-              "final.": "final_layer_norm."}
+CLIP_NAMES = {"token.": "embeddings.token_embedding.", "pos.": "embeddings.position_embedding.",
+              "layers.": "encoder.layers.", "final.": "final_layer_norm."}
 
 
 def load_miniature() -> tuple:
@@ -74,7 +74,8 @@ def _clip(state: dict, vocab: torch.Tensor):
     table = rows.mean(0).repeat(49408, 1)    # a word no caption uses means nothing in particular
     table[vocab] = rows
     full = {new + k[len(old):]: v for old, new in CLIP_NAMES.items() for k, v in state.items() if k.startswith(old)}
-    clip.cond_stage_model.clip_l.transformer.text_model.load_state_dict({**full, "embeddings.token_embedding.weight": table})
+    full["embeddings.token_embedding.weight"] = table
+    clip.cond_stage_model.clip_l.transformer.text_model.load_state_dict(full)
     return clip
 
 
@@ -86,8 +87,9 @@ def _vae(state: dict):
     vae.first_stage_model, offload = net.eval().requires_grad_(False), vae.patcher.offload_device
     comfy.model_management.archive_model_dtypes(net)
     vae.patcher = PATCHER(net, load_device=vae.device, offload_device=offload)
-    vae.memory_used_encode = lambda shape, dtype: 300 * shape[2] * shape[3] * comfy.model_management.dtype_size(dtype)
-    vae.memory_used_decode = lambda shape, dtype: 300 * 64 * shape[2] * shape[3] * comfy.model_management.dtype_size(dtype)
+    size = comfy.model_management.dtype_size
+    vae.memory_used_encode = lambda shape, dtype: 300 * shape[2] * shape[3] * size(dtype)
+    vae.memory_used_decode = lambda shape, dtype: 300 * 64 * shape[2] * shape[3] * size(dtype)
     vae.size = None
     vae.model_size()
     return vae

@@ -11,8 +11,9 @@ from torch import nn
 
 from .scenes import COLOURS, GROUNDS, MATERIALS, POSES, SHAPES, STYLES
 
-UNET = dict(image_size=32, in_channels=4, out_channels=4, model_channels=64, num_res_blocks=[1, 1], channel_mult=[1, 2],
-            transformer_depth=[1, 1], transformer_depth_middle=1, transformer_depth_output=[1, 1, 1, 1], context_dim=128,
+UNET = dict(image_size=32, in_channels=4, out_channels=4, model_channels=64, num_res_blocks=[1, 1],
+            channel_mult=[1, 2], transformer_depth=[1, 1], transformer_depth_middle=1,
+            transformer_depth_output=[1, 1, 1, 1], context_dim=128,
             use_spatial_transformer=True, use_linear_in_transformer=False, legacy=False)
 HEADS = dict(num_heads=-1, num_head_channels=32)
 CLIP = dict(num_hidden_layers=2, hidden_size=128, num_attention_heads=4, intermediate_size=256, hidden_act="quick_gelu",
@@ -77,7 +78,8 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x):
-        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for p in (self.q_proj, self.k_proj, self.v_proj))
         logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -.5
         future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
         return self.out_proj((logits.masked_fill(future, -torch.inf).softmax(-1) @ v).transpose(1, 2).flatten(2))
@@ -129,11 +131,14 @@ class ReaderNet(nn.Module):
     """Pictures (B, 3, 128, 128) in -1..1 to logits by head (`READER_HEADS`); "#2" is the right or lower object."""
     def __init__(self, a: int = 32, b: int = 64, c: int = 128):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.PixelUnshuffle(4), nn.Conv2d(48, a, 3, 1, 1), Residual(a), nn.Conv2d(a, b, 4, 2, 1), Residual(b), Residual(b),
-            nn.Conv2d(b, c, 4, 2, 1), Residual(c), Residual(c), nn.GroupNorm(8, c), nn.SiLU(), nn.Conv2d(c, 24, 1), nn.Flatten(),
-            nn.Dropout(.1), nn.Linear(24 * 64, 192), nn.SiLU())
+        self.body = nn.Sequential(nn.PixelUnshuffle(4), *self._block(48, a), *self._block(a, b, 2), *self._block(b, b),
+                                  *self._block(b, c, 2), *self._block(c, c), nn.Conv2d(c, 24, 1), nn.Flatten(),
+                                  nn.Linear(24 * 64, 192), nn.ReLU())
         self.head = nn.Linear(192, sum(map(len, READER_HEADS.values())))
+
+    @staticmethod
+    def _block(before: int, after: int, stride: int = 1):
+        return nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
 
     def forward(self, x):
         return dict(zip(READER_HEADS, self.head(self.body(x)).split([len(v) for v in READER_HEADS.values()], -1)))

@@ -17,31 +17,32 @@ def loss_curve(curve: list[tuple[int, float]], path: Path, width: int = 640, hei
     x = 60 + (width - 80) * steps / steps.max()
     y = 20 + (height - 60) * np.log(high / losses) / np.log(high / low)
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
-    marks = "".join(f'<text x="54" y="{20 + (height - 60) * np.log(high / v) / np.log(high / low) + 4:.1f}" text-anchor="end">{v:.3f}</text>'
-                    for v in np.geomspace(low, high, 4))
-    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="11">'
-                    f'<rect width="100%" height="100%" fill="white"/>{marks}'
+    marks = "".join(f'<text x="54" y="{24 + (height - 60) * i / 3:.1f}" text-anchor="end">{v:.3f}</text>'
+                    for i, v in enumerate(np.geomspace(high, low, 4)))
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+                    f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>{marks}'
                     f'<text x="{width - 20}" y="{height - 18}" text-anchor="end">{int(steps.max())} steps</text>'
                     f'<text x="60" y="{height - 18}">weighted eps error of the U-Net</text>'
                     f'<polyline points="{points}" fill="none" stroke="#2255cc" stroke-width="1.5"/></svg>\n')
 
 
-def sample(captions: list[str], steps: int = 50, cfg: float = 3., seed: int = 0, negative: str = "") -> torch.Tensor:
-    """Pictures (B, 128, 128, 3) of captions by the shipped miniature through the host's own DDIM sampler, ddim_uniform."""
+def sample(captions: list[str], steps: int = 50, cfg: float = 3., seed: int = 0) -> torch.Tensor:
+    """Pictures (B, 128, 128, 3) of captions by the shipped miniature, through the host's own DDIM on ddim_uniform."""
     from .model import load_miniature
-    return sample_with(*load_miniature(), captions, steps, cfg, seed, negative)
+    return sample_with(*load_miniature(), captions, steps, cfg, seed)
 
 
-def sample_with(model, clip, vae, captions, steps=50, cfg=3., seed=0, negative="", sampler="ddim", scheduler="ddim_uniform"):
+def sample_with(model, clip, vae, captions: list[str], steps: int = 50, cfg: float = 3., seed: int = 0) -> torch.Tensor:
     """As `sample`, with a loaded (MODEL, CLIP, VAE). One run for all captions: each is a row of one CONDITIONING."""
     import comfy.sample
     encode = clip.encode_from_tokens_scheduled
     rows = [encode(clip.tokenize(c))[0] for c in captions]
-    positive = [[torch.cat([r[0] for r in rows]), {**rows[0][1], "pooled_output": torch.cat([r[1]["pooled_output"] for r in rows])}]]
+    pooled = torch.cat([r[1]["pooled_output"] for r in rows])
+    positive = [[torch.cat([r[0] for r in rows]), {**rows[0][1], "pooled_output": pooled}]]
     latent = torch.zeros(len(captions), 4, scenes.SIZE // 8, scenes.SIZE // 8)
     noise = comfy.sample.prepare_noise(latent, seed)
-    out = comfy.sample.sample(model, noise, steps, cfg, sampler, scheduler, positive, encode(clip.tokenize(negative)), latent,
-                              seed=seed, disable_pbar=True)
+    out = comfy.sample.sample(model, noise, steps, cfg, "ddim", "ddim_uniform", positive, encode(clip.tokenize("")),
+                              latent, seed=seed, disable_pbar=True)
     return vae.decode(out)
 
 

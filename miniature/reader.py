@@ -16,7 +16,7 @@ WEIGHTS = Path(__file__).with_name("reader.safetensors")
 @lru_cache(maxsize=1)
 def _net() -> ReaderNet:
     net = ReaderNet()
-    net.load_state_dict({k: v.float() for k, v in load_file(WEIGHTS).items()})
+    net.load_state_dict({k: v.float() for k, v in load_file(WEIGHTS).items()}, strict=False)    # no batch counters
     return net.eval().requires_grad_(False)
 
 
@@ -27,7 +27,8 @@ def probabilities(images: torch.Tensor, batch: int = 32) -> dict[str, torch.Tens
     ground, style and count. Other sizes raise ValueError.
     """
     if images.ndim != 4 or tuple(images.shape[1:]) != (SIZE, SIZE, 3):
-        raise ValueError(f"the reader knows pictures of shape (B, {SIZE}, {SIZE}, 3), got {tuple(images.shape)}: resize them first")
+        raise ValueError(f"the reader knows pictures of shape (B, {SIZE}, {SIZE}, 3), got {tuple(images.shape)}: "
+                         "resize them first")
     with torch.inference_mode():
         x = images.float().cpu().movedim(-1, 1) * 2 - 1
         logits = [_net()(part) for part in x.split(batch)]
@@ -35,8 +36,10 @@ def probabilities(images: torch.Tensor, batch: int = 32) -> dict[str, torch.Tens
 
 
 def read(images: torch.Tensor) -> list[dict[str, str]]:
-    """What each picture (B, 128, 128, 3) in 0..1 shows, attribute to name; the second object's ("shape#2") only where the
-    reader counts two."""
+    """What each picture (B, 128, 128, 3) in 0..1 shows, attribute to name.
+
+    The second object's attributes ("shape#2") are there only where the reader counts two.
+    """
     best = {head: p.argmax(-1).tolist() for head, p in probabilities(images).items()}
     rows = [{head: READER_HEADS[head][best[head][i]] for head in best} for i in range(len(images))]
     return [{k: v for k, v in row.items() if "#2" not in k or row["count"] == "2"} for row in rows]

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 SIZE = 128
-COLOURS = dict(red=(.86, .12, .14), cyan=(.10, .75, .80), yellow=(.97, .87, .15), green=(.13, .62, .25), blue=(.13, .33, .85),
-               purple=(.52, .18, .70), pink=(.97, .55, .75), white=(.97, .97, .97), black=(.07, .07, .08))
+COLOURS = dict(red=(.86, .12, .14), cyan=(.10, .75, .80), yellow=(.97, .87, .15), green=(.13, .62, .25),
+               blue=(.13, .33, .85), purple=(.52, .18, .70), pink=(.97, .55, .75), white=(.97, .97, .97),
+               black=(.07, .07, .08))
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "moon")
 MATERIALS = ("plain", "striped", "dotted", "checkered")
 GROUNDS = ("wall", "sky", "grass", "night", "sand", "brick")
@@ -64,7 +65,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Edit:
-    """Two scenes, their captions and pictures (SIZE, SIZE, 3) in 0..1, and the mask (SIZE, SIZE), 1 where they differ."""
+    """Two scenes, their captions, pictures (SIZE, SIZE, 3) in 0..1, and mask (SIZE, SIZE), 1 where they differ."""
     source: Scene
     target: Scene
     kind: str
@@ -75,16 +76,18 @@ class Edit:
     mask: np.ndarray
 
 
-_PHRASE = re.compile(f"a (tilted )?({'|'.join(COLOURS)}) (?:({'|'.join(MATERIALS[1:])}) )?({'|'.join(SHAPES)})")
+_PHRASE = re.compile(f"a (tilted )?({'|'.join(COLOURS)}) "
+                     f"(?:({'|'.join(MATERIALS[1:])}) )?({'|'.join(SHAPES)})")
 _CAPTION = re.compile(f"a ({'|'.join(STYLES)}) of (?:(.+) on )?a ({'|'.join(GROUNDS)}) background")
 
 
 def parse_caption(text: str) -> dict:
-    """A caption's style, ground and objects (dicts of shape, colour, material, pose). ValueError outside the grammar."""
+    """A caption's style, ground and objects (shape, colour, material, pose). ValueError outside the grammar."""
     m = _CAPTION.fullmatch(text)
     phrases = [_PHRASE.fullmatch(p) for p in m[2].split(" and ")] if m and m[2] else []
     if m is None or None in phrases:
-        raise ValueError(f"{text!r} is no caption of a scene; they read like 'a photo of a red star on a grass background'")
+        raise ValueError(f"{text!r} is no caption of a scene; "
+                         "they read like 'a photo of a red star on a grass background'")
     objects = [dict(shape=p[4], colour=p[2], material=p[3] or "plain", pose=POSES[bool(p[1])]) for p in phrases]
     return dict(style=m[1], ground=m[3], objects=objects)
 
@@ -110,7 +113,8 @@ def _sample(rng, count: int | None = None, style: str | None = None) -> Scene:
         objs = [_object(rng, ground, rng.uniform(.36, .64), rng.uniform(.36, .64), rng.uniform(.22, .32))]
     elif kind != "empty":
         for x, y in PAIRS[rng.random() > .6]:
-            objs.append(_object(rng, ground, x + rng.uniform(-.04, .04), y + rng.uniform(-.04, .04), rng.uniform(.17, .21)))
+            x, y = x + rng.uniform(-.04, .04), y + rng.uniform(-.04, .04)
+            objs.append(_object(rng, ground, x, y, rng.uniform(.17, .21)))
         if kind == "side":
             del objs[int(rng.integers(2))]
     style = style or _pick(rng, STYLES, [.76, .08, .08, .08])
@@ -140,7 +144,8 @@ def edit_scene(scene: Scene, kind: str, rng: np.random.Generator) -> Scene:
         return replace(scene, style=_other(rng, STYLES, scene.style))
     if kind == "background":
         used = {o.colour for o in scene.objs}
-        return replace(scene, ground=_other(rng, [g for g in GROUNDS if not any((c, g) in CLASHES for c in used)], scene.ground))
+        free = [g for g in GROUNDS if not any((c, g) in CLASHES for c in used)]
+        return replace(scene, ground=_other(rng, free, scene.ground))
     if kind == "add":
         return _add(scene, rng)
     if not scene.objs:
@@ -182,8 +187,8 @@ def _add(scene: Scene, rng) -> Scene:
 def held_out_edit(seed: int, kind: str) -> Edit:
     """Edit number `seed` of one kind, on a held-out photo; possible for every seed and kind.
 
-    The scene has one object (two where one is deleted, and one beside an empty half where one is added); object, colour,
-    material (between patterns), background and style edits change exactly one word of the caption.
+    The scene has one object (two where one is deleted, and one beside an empty half where one is added); object,
+    colour, material (between patterns), background and style edits change exactly one word of the caption.
     """
     if kind not in EDIT_KINDS:
         raise ValueError(f"{kind!r} is no kind of edit; choose one of {', '.join(EDIT_KINDS)}")

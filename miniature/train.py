@@ -2,8 +2,9 @@
 
     python tools/dev.py train [--minutes 170] [--start]
 
-On a CPU two one-threaded workers share each batch, in bfloat16; on a GPU there is one worker. Everything unfinished lies in
-`training/work/`, and a second call goes on from there. `--start` begins at the shipped weights instead of from nothing.
+On a CPU two one-threaded workers share each batch, in bfloat16; on a GPU there is one worker. Everything unfinished
+lies in `training/work/`, and a second call goes on from there. `--start` begins at the shipped weights instead of from
+nothing.
 """
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ def vocabulary() -> list[int]:
     """Token ids of every word a caption can use, and of the prompt's frame."""
     from comfy.sd1_clip import SD1Tokenizer
     words = [*scenes.STYLES, *scenes.COLOURS, *scenes.MATERIALS, *scenes.SHAPES, *scenes.GROUNDS, *scenes.POSES]
-    return sorted({t for row in SD1Tokenizer().tokenize_with_weights(" ".join(words) + " a of and on background , .")["l"]
-                   for t, _ in row})
+    rows = SD1Tokenizer().tokenize_with_weights(" ".join(words) + " a of and on background , .")["l"]
+    return sorted({t for row in rows for t, _ in row})
 
 
 def token_rows(captions: list[str], vocab: list[int]) -> torch.Tensor:
@@ -51,7 +52,8 @@ def make_scenes(n: int, work: Path) -> tuple[torch.Tensor, list[scenes.Scene]]:
     drawn = [scenes.sample_scene(np.random.default_rng(i)) for i in range(n)]
     path = work / f"scenes{n}.npy"
     if not path.exists():
-        pictures = np.lib.format.open_memmap(path.with_suffix(".part"), "w+", np.uint8, (n, scenes.SIZE, scenes.SIZE, 3))
+        shape = (n, scenes.SIZE, scenes.SIZE, 3)
+        pictures = np.lib.format.open_memmap(path.with_suffix(".part"), "w+", np.uint8, shape)
         for i, scene in enumerate(drawn):
             pictures[i] = np.rint(scenes.render(scene) * 255)
         pictures.flush()
@@ -63,16 +65,24 @@ def to_input(pictures: torch.Tensor, device="cpu") -> torch.Tensor:
     return pictures.to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
+def to_bytes(pictures: torch.Tensor) -> torch.Tensor:
+    return pictures.float().clamp(-1, 1).add(1).mul(127.5).permute(0, 2, 3, 1).round().byte()
+
+
 def _replica(net):
-    """A copy with gradients of its own whose parameters are the same memory."""
+    """A copy with gradients of its own whose parameters and buffers are the same memory."""
     twin = copy.deepcopy(net)
-    for p, q in zip(net.parameters(), twin.parameters()):
+    for p, q in zip(_tensors(net), _tensors(twin)):
         q.data = p.data
     return twin
 
 
+def _tensors(net) -> list[torch.Tensor]:
+    return [t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()]
+
+
 class Fit:
-    """One network's training for a share of the time: AdamW, cosine rate over the clock, average of the weights, resumable."""
+    """One network's training for a share of the time: AdamW, cosine rate by the clock, averaged weights, resumable."""
 
     def __init__(self, name: str, net, loss, minutes: float, rate: float, work: Path):
         self.name, self.net, self.loss, self.seconds, self.rate = name, net, loss, minutes * 60, rate
@@ -89,8 +99,8 @@ class Fit:
 
     def save(self):
         part = self.path.with_suffix(".part")
-        torch.save(dict(net=self.net.state_dict(), average=self.average.state_dict(), optimiser=self.optimiser.state_dict(),
-                        step=self.step, spent=self.spent, curve=self.curve), part)
+        torch.save(dict(net=self.net.state_dict(), average=self.average.state_dict(), step=self.step, spent=self.spent,
+                        optimiser=self.optimiser.state_dict(), curve=self.curve), part)
         part.replace(self.path)
 
     def _gradients(self, worker) -> float:
@@ -112,9 +122,9 @@ class Fit:
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
         done = self.spent / self.seconds
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate * min(1, (self.step + 1) / 200) * (.02 + .98 * .5 * (1 + math.cos(math.pi * min(1, done))))
+            group["lr"] = self.rate * min(1, (self.step + 1) / 200) * (.51 + .49 * math.cos(math.pi * min(1, done)))
         self.optimiser.step()
-        torch._foreach_lerp_(list(self.average.parameters()), [p.detach() for p in self.net.parameters()],
+        torch._foreach_lerp_(_tensors(self.average), [t.detach() for t in _tensors(self.net)],
                              1 - min(.9985, (self.step + 1) / (self.step + 10)))
 
     def run(self, every: float = 300, check=lambda fit: None):
@@ -144,7 +154,7 @@ class Fit:
 
 
 def autoencoder_loss(pictures: torch.Tensor, batch: int):
-    """Crops of 64: absolute, gradient and squared error, under a little noise on the latent so that its space is smooth."""
+    """Crops of 64: absolute, gradient and squared error; a little noise on the latent makes its space smooth."""
     def loss(net, g):
         y, x = torch.randint(0, scenes.SIZE - 63, (2,), generator=g).tolist()
         picked = pictures[torch.randint(0, len(pictures), (batch,), generator=g), y:y + 64, x:x + 64]
@@ -173,8 +183,8 @@ def reader_loss(pictures: torch.Tensor, smeared: torch.Tensor, target: dict, bat
         image = to_input(torch.cat([pictures[index[:half]], smeared[index[half:]]]), next(net.parameters()).device)
         noise = .1 * torch.rand((batch, 1, 1, 1), generator=g) * torch.randn(image.shape, generator=g)
         logits = net(image + noise.to(image))
-        each = [F.cross_entropy(v.float(), target[h][index].to(image.device), ignore_index=-100, reduction="sum", label_smoothing=.02)
-                for h, v in logits.items()]
+        each = [F.cross_entropy(v.float(), target[h][index].to(image.device), ignore_index=-100, reduction="sum",
+                                label_smoothing=.02) for h, v in logits.items()]
         return sum(each) / batch
     return loss
 
@@ -204,8 +214,8 @@ def denoising_loss(latents: torch.Tensor, rows: torch.Tensor, null: torch.Tensor
         clean = latents[index].float().to(device)
         noise = torch.randn(clean.shape, generator=g).to(device)
         options = {} if device.type == "cuda" else {"optimized_attention_override": math_attention}
-        got = net["unet"](a.sqrt() * clean + (1 - a).sqrt() * noise, t.float().to(device), context=net["text"](text.to(device)),
-                          transformer_options=options)
+        got = net["unet"](a.sqrt() * clean + (1 - a).sqrt() * noise, t.float().to(device),
+                          context=net["text"](text.to(device)), transformer_options=options)
         snr = (a / (1 - a)).flatten()
         return ((got.float() - noise).square().mean((1, 2, 3)) * (snr.clamp(max=5) / snr).clamp(min=.05)).mean()
     return loss
@@ -235,8 +245,8 @@ def shipped(vocab: list[int]) -> dict[str, dict[str, torch.Tensor]]:
 
 def pack(path: Path, vocab: list[int], ae, net):
     """Ship fp16 weights: `ae.*`, `unet.*`, `text.*`, and the token ids of the text encoder's rows."""
-    state = {f"{p}.{k}": v.half().cpu().contiguous() for p, m in (("ae", ae), ("unet", net["unet"]), ("text", net["text"]))
-             for k, v in m.state_dict().items()}
+    parts = {"ae": ae, "unet": net["unet"], "text": net["text"]}
+    state = {f"{p}.{k}": v.half().cpu().contiguous() for p, m in parts.items() for k, v in m.state_dict().items()}
     save_file({**state, "ae.mean": ae.mean.cpu(), "ae.std": ae.std.cpu(), "vocab": torch.tensor(vocab)}, path)
 
 
@@ -251,22 +261,23 @@ def train(minutes: float, work: Path, start: bool):
     ae = Autoencoder().to(device)
     if given:
         ae.load_state_dict(given["ae"], strict=False)
-    ae = Fit("autoencoder", ae, autoencoder_loss(pictures, batch // 2), minutes * SHARES["autoencoder"], 8e-4, work).run()
+    ae = Fit("autoencoder", ae, autoencoder_loss(pictures, batch // 2), minutes * SHARES["autoencoder"], 8e-4,
+             work).run()
     measure_latents(ae, pictures[:2000])
 
     latents = _through(lambda x: (ae.enc(x).float() - ae.mean) / ae.std, pictures, device)
-    smeared = _through(lambda x: ae.dec(ae.enc(x)).float().clamp(-1, 1).add(1).mul(127.5).permute(0, 2, 3, 1).round().byte(),
-                       pictures[:20_000], device)
+    smeared = _through(lambda x: to_bytes(ae.dec(ae.enc(x))), pictures[:20_000], device)
     reader = Fit("reader", ReaderNet().to(device), reader_loss(pictures, smeared, labels(drawn[:20_000]), 2 * batch),
                  minutes * SHARES["reader"], 1.5e-3, work).run()
-    save_file({k: v.half().cpu().contiguous() for k, v in reader.state_dict().items()}, READER)
+    save_file({k: v.half().cpu().contiguous() for k, v in reader.state_dict().items() if v.is_floating_point()}, READER)
 
     net = torch.nn.ModuleDict(dict(unet=new_unet(), text=TextEncoder(len(vocab)))).to(device)
     if given:
         net["unet"].load_state_dict(given["unet"])
         net["text"].load_state_dict(given["text"])
     rows = token_rows([s.caption() for s in drawn], vocab)
-    fit = Fit("unet", net, denoising_loss(latents, rows, token_rows([""], vocab), batch), minutes * SHARES["unet"], 7e-4, work)
+    loss = denoising_loss(latents, rows, token_rows([""], vocab), batch)
+    fit = Fit("unet", net, loss, minutes * SHARES["unet"], 7e-4, work)
     net = fit.run(check=lambda f: pack(work / WEIGHTS.name, vocab, ae, f.average))
     pack(WEIGHTS, vocab, ae, net)
     return fit.curve
