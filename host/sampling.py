@@ -14,17 +14,8 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from .session import Editor
-
 TOLERANCE = 1e-4  # relative: two σ this near are the same level
 HASHED = 65536  # bytes of weights in a fingerprint
-
-
-@dataclass(frozen=True, eq=False)
-class Replayed(Editor):
-    """Says that Replay has put what this inversion learned on the MODEL; it edits nothing itself."""
-    inversion: object
-    replays = True
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,10 @@ class Editor:
         """Whether the source's features are needed at this σ."""
         return False
 
+    def conditions(self, run, conds, sigma):
+        """The cond lists that the host is to evaluate, entries under their own uuids."""
+        return conds
+
     def before(self, run, x, sigma):
         """The x that the model is to see, in sampler space."""
         return x
@@ -67,6 +71,13 @@ class Run:
         if percent not in self.levels:
             self.levels[percent] = float(self.guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(percent))
         return self.levels[percent]
+
+    def warn_if_idle(self, name, acts):
+        """Say that an editor acts(σ) at no step of this run; a warning, since another sampler may take the other steps."""
+        steps = self.sigmas[:-1].tolist()
+        if not any(map(acts, steps)):
+            log.warning("%s acts on none of the %d steps being sampled (sigma %.4g to %.4g): move its start and end, unless another "
+                        "sampler takes the steps they name.", name, len(steps), steps[0], steps[-1])
 
     def role(self, conds, index) -> str:
         """"target" or "null" for a cond list the host handed to calc_cond_batch, by identity, else by its entries' uuids."""
@@ -137,6 +148,10 @@ def _prepare_sampling(executor, model, noise_shape, conds, *args, **kwargs):
 def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs):
     options = extra_args["model_options"]["transformer_options"]
     run = Run(guider, sigmas, tuple(latent_image.shape), options[KEY])
+    bad = int((~latent_image.isfinite()).sum())
+    if bad:
+        raise ValueError(f"{bad} of {latent_image.numel()} values of the LATENT being sampled are NaN or infinite: connect Replay's "
+                         "LATENT, or repair the node that made it.")
     _check(run)
     run.reference = Reference(guider, _sources(run.editors))
     for editor in run.editors:
@@ -168,7 +183,7 @@ def _check(run):
         if run.shape[0] % inversion.batch:
             raise ValueError(f"The latent being sampled has {run.shape[0]} rows, the INVERSION {inversion.batch} pictures: "
                              f"the rows must be a multiple of {inversion.batch} (Repeat Latent Batch).")
-        inversion.require(run.sigmas[:-1])
+        inversion.require(run.sigmas)
 
 
 def _predict_noise(executor, x, timestep, model_options={}, seed=None):
@@ -200,6 +215,8 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     if run is None:
         return executor(model, conds, x_in, timestep, model_options)
     sigma = float(timestep[0])
+    for editor in run.editors:
+        conds = editor.conditions(run, conds, sigma)
 
     def patch(chosen, conds, mode="read"):
         return _install(model_options, chosen, Call(run, mode, conds, sigma))

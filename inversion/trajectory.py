@@ -119,9 +119,17 @@ class Inversion:
         weight = (sigma - grid[clean]) / (grid[clean - 1] - grid[clean])
         return torch.lerp(self.latents[clean], self.latents[clean - 1], weight)
 
+    def step(self, sigma: float) -> int:
+        """The index of the step that starts at σ; ValueError off the inversion's own levels, where nothing was learned."""
+        level = self._level(sigma)
+        if level is None:
+            raise ValueError(f"The sampler asks for sigma {sigma:.4g}, where the {self.method} INVERSION learned nothing; its "
+                             f"schedule is {self.schedule}. Sample with Replay's SIGMAS and without intermediate levels (euler).")
+        return level
+
     def require(self, sigmas: Tensor):
         """Raise ValueError, naming both schedules, where a sampler's SIGMAS meet a level that `at` cannot give."""
-        missed = [s for s in sigmas.tolist() if not self.covers(s)]
+        missed = [s for s in sigmas[:-1].tolist() if not self.covers(s)]
         if missed:
             raise ValueError(f"The sampler's schedule ({describe(sigmas)}) asks for sigma {missed[0]:.4g}, which the "
                              f"{self.method} INVERSION ({self.schedule}) cannot give: sample with Replay's SIGMAS.")

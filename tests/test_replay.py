@@ -1,6 +1,7 @@
 """DDIM Invert and Replay Inversion on the host's own sampler nodes."""
 import dataclasses
 
+import comfy.k_diffusion.sampling
 import comfy.lora
 import comfy.model_management
 import comfy.model_sampling
@@ -14,8 +15,8 @@ from comfy_extras.nodes_custom_sampler import (
     BasicGuider, CFGGuider, DisableNoise, KSamplerSelect, RandomNoise, SamplerCustom, SamplerCustomAdvanced,
     SamplerEulerAncestral)
 
-from palimpsest.host.sampling import (
-    Replayed, Solver, check_family, fingerprint, prediction_type, sample, schedule, split_at)
+from palimpsest.host.learned import Learned
+from palimpsest.host.sampling import Solver, check_family, fingerprint, prediction_type, sample, schedule, split_at
 from palimpsest.host.session import Editor, attach, editors
 from palimpsest.inversion.trajectory import Theta
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
@@ -365,14 +366,35 @@ def test_parametrisations_without_a_known_step_are_refused_by_name(model):
     assert [prediction_type(FAMILIES[f]()) for f in ("sd15", "sd2", "sdxl", "sd3")] == ["eps", "v", "eps", "flow"]
 
 
-def test_replay_marks_the_model_and_refuses_what_it_cannot_apply(model):
+def test_replay_marks_the_model_and_refuses_a_method_it_does_not_know(model):
     inversion = invert(model)[0]
     m = PalimpsestReplay.execute(model, inversion, 0.0).result[0]
     (mark,) = editors(m)
-    assert type(mark) is Replayed and mark.inversion is inversion and mark.replays
-    learned = dataclasses.replace(inversion, theta={"null": Theta(torch.zeros(STEPS, 1, 8, 64), "step", "prediction")})
-    with pytest.raises(ValueError, match="learned null"):
-        PalimpsestReplay.execute(model, learned, 0.0)
+    assert type(mark) is Learned and mark.inversion is inversion and mark.replays
+    with pytest.raises(ValueError, match="made by Telepathy.*knows DDIM"):
+        PalimpsestReplay.execute(model, dataclasses.replace(inversion, method="Telepathy"), 0.0)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 7.5])
+@pytest.mark.parametrize("name", ["uncond", "cond"])
+def test_learned_embeddings_take_the_place_of_the_conditioning_step_by_step(model, name, cfg):
+    """Replay with an embedding a step equals one run of a single step after another with that embedding as CONDITIONING."""
+    inversion, _, sigmas = invert(model)
+    embeddings = torch.randn(STEPS, 1, 8, tiny.DIM, generator=torch.Generator().manual_seed(5))
+    learned = dataclasses.replace(inversion, theta={name: Theta(embeddings, "step", "prediction")})
+    m, solver, sigmas, latent = PalimpsestReplay.execute(model, learned, 0.0).result
+    positive, negative = tiny.cond(seed=8), tiny.cond(seed=9)
+    got = sample(m, positive, latent["samples"], sigmas, solver, cfg, negative)
+    x = latent["samples"]
+    for i, embedding in enumerate(embeddings):
+        own = [[embedding, tiny.cond(seed=8)[0][1]]]
+        pair = (positive, own) if name == "uncond" else (own, negative)
+        x = sample(model, pair[0], x, sigmas[i:i + 2], solver, cfg, pair[1])
+    torch.testing.assert_close(got, x, rtol=1e-4, atol=1e-4)
+    if (name, cfg) == ("uncond", 1.0):
+        return  # the host does not ask for it
+    with pytest.raises(ValueError, match="learned nothing.*Replay's SIGMAS"):
+        sample(m, positive, latent["samples"], sigmas, Solver(comfy.k_diffusion.sampling.sample_dpm_2), cfg, negative)
 
 
 def test_the_noise_of_the_inversion_is_that_of_its_own_prompt(model):

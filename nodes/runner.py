@@ -1,0 +1,122 @@
+"""What every inversion node shares: its inputs and outputs, the checks before the first model call, and the run."""
+import time
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_api.latest import io
+
+from ..host.sampling import Solver, fingerprint, patches, sample, schedule
+from ..host.session import require_plain
+from ..inversion.trajectory import Inversion, check_schedule
+
+InversionType = io.Custom("INVERSION")
+REFUSED = {"control": "Apply ControlNet", "gligen": "GLIGEN Textbox Apply", "hooks": "hooks (Cond Set Props)",
+           "area": "Conditioning (Set Area)", "mask": "Conditioning (Set Mask)",
+           "start_percent": "Conditioning Set Timestep Range", "end_percent": "Conditioning Set Timestep Range"}
+
+
+def source_latent(model, latent):
+    """The picture's latents [B,C,…] in model space; ValueError on what cannot be inverted."""
+    x = comfy.sample.fix_empty_latent_channels(model, latent["samples"]).float()
+    if not x.count_nonzero():
+        raise ValueError(f"The LATENT is empty: all {x.numel()} values are zero, there is no picture to invert. "
+                         "Connect the picture through VAE Encode.")
+    bad = int((~x.isfinite()).sum())
+    if bad:
+        raise ValueError(f"{bad} of {x.numel()} values of the LATENT are NaN or infinite: run the VAE in fp32 "
+                         "(--fp32-vae), or repair the node that made it.")
+    channels = model.get_model_object("latent_format").latent_channels
+    if x.shape[1] != channels:
+        raise ValueError(f"The LATENT has {x.shape[1]} channels, this MODEL works on {channels}: encode with the "
+                         "MODEL's own VAE.")
+    return x
+
+
+def source_conditioning(conditioning, batch):
+    """The source CONDITIONING with its tensors on the CPU; ValueError on what an INVERSION cannot keep."""
+    if len(conditioning) != 1:
+        raise ValueError(f"The source CONDITIONING has {len(conditioning)} entries, one is needed: remove Conditioning "
+                         "(Combine), and describe the picture in one prompt.")
+    cross_attn, extras = conditioning[0]
+    kept = next((k for k in REFUSED if extras.get(k) is not None), None)
+    if kept:
+        raise ValueError(f"The source CONDITIONING carries {kept!r}, which an INVERSION does not keep: remove "
+                         f"{REFUSED[kept]} from the source (the target may have it).")
+    if cross_attn is not None and batch % len(cross_attn):
+        raise ValueError(f"The LATENT holds {batch} pictures, the source CONDITIONING {len(cross_attn)} prompts: give "
+                         "one prompt for all, or one a picture.")
+    return [[_cpu(cross_attn), {k: _cpu(v) for k, v in extras.items()}]]
+
+
+def _cpu(value):
+    if isinstance(value, list):
+        return [_cpu(v) for v in value]
+    return value.cpu() if isinstance(value, torch.Tensor) else value
+
+
+def inputs(steps=50):
+    """MODEL, source, LATENT, steps and scheduler, which every inversion node begins with; `own_sigmas()` goes last."""
+    return [
+        io.Model.Input("model", tooltip="The MODEL before any Palimpsest editor; LoRA may be on it."),
+        io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is."),
+        io.Latent.Input("latent", tooltip="The picture, from VAE Encode. A noise mask on it is ignored."),
+        io.Int.Input("steps", default=steps, min=1, max=1000,
+                     tooltip=f"Levels of the trajectory. More reconstruct better; the paper takes {steps}."),
+        io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="ddim_uniform",
+                       tooltip="The host's schedule. The papers' is ddim_uniform (leading spacing)."),
+    ]
+
+
+def own_sigmas():
+    return io.Sigmas.Input("sigmas", optional=True,
+                           tooltip="A schedule of your own, descending to 0. Wins over steps and scheduler.")
+
+
+def outputs():
+    return [
+        InversionType.Output(display_name="inversion"),
+        io.Latent.Output(display_name="noise", tooltip="The noisiest latent. In KSampler Advanced: add_noise off, same "
+                         "scheduler and steps, CFG 1 to reconstruct. On flow models use Replay."),
+        io.Sigmas.Output(display_name="sigmas"),
+    ]
+
+
+def invert(name, method, model, source, latent, steps, scheduler, sigmas, solve, cfg=1.0, negative=None,
+           trajectory="deterministic", **noted) -> io.NodeOutput:
+    """Run a method on the host's guider and return (INVERSION, noise LATENT, SIGMAS).
+
+    name: the node's, for messages; method: its name in inversion/methods.py.
+    solve(model, x, sigmas, extra_args, callback, disable, flow=) works in sampler space and returns (latents, theta): S+1
+    tensors in the order of sigmas, and {name: Theta}. It sees sigmas descending to 0 and model(x, sigma) -> x0.
+    """
+    require_plain(model, name)
+    identity = fingerprint(model)
+    x = source_latent(model, latent)
+    conditioning = source_conditioning(source, len(x))
+    scheduler = scheduler if sigmas is None else "own"
+    sigmas = schedule(model, scheduler, steps) if sigmas is None else sigmas.float().cpu()
+    check_schedule(sigmas)
+    found, rows = [], []
+
+    def solver(*args, **kwargs):
+        found.extend(solve(*args, flow=identity.prediction == "flow", **kwargs))
+        return found[0][0]
+
+    def count(executor, x, *args, **kwargs):
+        rows.append(len(x))
+        return executor(x, *args, **kwargs)
+
+    counted = model.clone()
+    counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "palimpsest.count", count)
+    began = time.perf_counter()
+    noise = sample(counted, conditioning, x, sigmas, Solver(solver), cfg, negative)
+    latents, theta = found
+    inversion = Inversion(
+        sigmas, tuple(z.float().cpu() for z in latents), conditioning, identity, method, trajectory, theta,
+        {"steps": len(sigmas) - 1, "scheduler": scheduler, "evaluations": sum(rows), "seconds": time.perf_counter() - began,
+         "patches": patches(model), **noted})
+    noise = noise.to(comfy.model_management.intermediate_device())
+    return io.NodeOutput(inversion, {"samples": noise}, sigmas)
