@@ -380,7 +380,7 @@ def test_replay_marks_the_model_and_refuses_a_method_it_does_not_know(model):
 def test_learned_embeddings_take_the_place_of_the_conditioning_step_by_step(model, name, cfg):
     """Replay with an embedding a step equals one run of a single step after another with that embedding as CONDITIONING."""
     inversion, _, sigmas = invert(model)
-    embeddings = torch.randn(STEPS, 1, 8, tiny.DIM, generator=torch.Generator().manual_seed(5))
+    embeddings = torch.randn(len(sigmas) - 1, 1, 8, tiny.DIM, generator=torch.Generator().manual_seed(5))
     learned = dataclasses.replace(inversion, theta={name: Theta(embeddings, "step", "prediction")})
     m, solver, sigmas, latent = PalimpsestReplay.execute(model, learned, 0.0).result
     positive, negative = tiny.cond(seed=8), tiny.cond(seed=9)
