@@ -54,6 +54,7 @@ class PromptToPrompt(AttentionEdit):
         if run.shape[0] % len(self.pairs):
             raise ValueError(f"Prompt Edit holds {len(self.pairs)} target prompts, the latent being sampled has {run.shape[0]} rows: "
                              f"repeat the LATENT to a multiple of {len(self.pairs)} (Repeat Latent Batch).")
+        run.warn_if_idle("Attention Inject", lambda sigma: self.reads(run, sigma))
 
     @property
     def _targets(self):

@@ -100,6 +100,7 @@ def read_maps(model, inversion, share=0.25) -> Attention:
     """The maps of every word of the source, along the inversion's trajectory; several steps share a forward where they may."""
     require_plain(model, "Attention Store")
     share, batch = resolution(model, share), inversion.batch
+    noise = inversion.at(float(inversion.sigmas[0]))  # an error where no trajectory was kept
     editor = WordMaps(lambda tokens: tokens.words, share)
     together = max(1, ROWS // batch) if rows_may_mix(model, inversion.conditioning) else 1
     total = 0
@@ -117,6 +118,6 @@ def read_maps(model, inversion, share=0.25) -> Attention:
                       "denoised": x0[-batch:]})
         return x
 
-    sample(attach(model, editor), inversion.conditioning, inversion.latents[0], inversion.sigmas, Solver(solver))
+    sample(attach(model, editor), inversion.conditioning, noise, inversion.sigmas, Solver(solver))
     tokens = tuple(inversion.tokens[i % len(inversion.tokens)] for i in range(batch))
     return Attention(tokens, (total / (len(inversion.sigmas) - 1)).cpu(), tuple(inversion.shape[-2:]), share)

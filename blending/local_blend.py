@@ -37,6 +37,13 @@ class LocalBlend(Editor):
     gathered: object = None
     threshold: float = 0.3
 
+    def begin(self, run):
+        masks = 1 if self.mask is None else len(self.mask)
+        if run.shape[0] % masks:
+            raise ValueError(f"Latent Blend has {masks} masks, the latent being sampled {run.shape[0]} rows: the rows must be a "
+                             f"multiple of {masks} (Repeat Latent Batch).")
+        run.warn_if_idle("Latent Blend", lambda sigma: run.within(sigma, self.start, 1.0))
+
     def before(self, run, x, sigma):
         if not run.within(sigma, self.start, 1.0):
             return x

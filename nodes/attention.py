@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 from torchvision.transforms.functional import gaussian_blur
 
 from ..attention.alignment import PromptEdit
-from ..attention.control import require_unet
+from ..attention.control import positions, require_unet
 from ..attention.p2p import PromptToPrompt
 from ..attention.store import Attention, read_maps
 from ..blending.local_blend import threshold_maps
@@ -90,11 +90,16 @@ class PalimpsestAttentionInject(io.ComfyNode):
         check_source(inversion, prompt_edit, "Attention Inject")
         ends = per_token(parse_word_values(word_ends), prompt_edit, cross_end)
         weights = per_token(parse_word_values(word_weights), prompt_edit, 1.0)
-        if self_start >= self_end and all((e <= cross_start).all() for e in ends):
-            raise ValueError(f"Attention Inject would change nothing: cross-attention runs from {cross_start} to {cross_end}, "
-                             f"self-attention from {self_start} to {self_end}; set an end above its start (paper: 0.8 and 0.4).")
+        coarsest = min(positions(model.model.diffusion_model).values())
+        cross = cross_resolution >= coarsest and any((e > cross_start).any() for e in ends)
+        self_ = self_resolution >= coarsest and self_end > self_start
+        if not (cross or self_):
+            raise ValueError(
+                f"Attention Inject would change nothing: cross-attention runs from {cross_start} to {cross_end} up to "
+                f"{cross_resolution} of the latent's side, self-attention from {self_start} to {self_end} up to {self_resolution}; "
+                f"set an end above its start (paper: 0.8 and 0.4) and a resolution of {coarsest} or more.")
         return io.NodeOutput(attach(model, PromptToPrompt(
-            inversion, prompt_edit.pairs, (cross_start, cross_end), (self_start, self_end), ends, weights,
+            inversion, prompt_edit.pairs, (cross_start if cross else 1.0, cross_end), (self_start if self_ else 1.0, self_end), ends, weights,
             cross_resolution, self_resolution)))
 
 
@@ -197,7 +202,8 @@ class PalimpsestAttentionMask(io.ComfyNode):
         mask = grow_mask(mask, round(grow * cell))
         if blur:
             sigma = blur * cell
-            mask = gaussian_blur(mask[:, None], 2 * int(3 * sigma) + 1, sigma)[:, 0]
+            reach = [min(int(3 * sigma), side - 1) for side in reversed(size)]  # it reflects at the edges
+            mask = gaussian_blur(mask[:, None], [2 * r + 1 for r in reach], sigma)[:, 0]
         return io.NodeOutput(mask, ui=ui.PreviewMask(mask, cls=cls))
 
 

@@ -1,5 +1,8 @@
 """Blending nodes: what keeps the source exact outside a mask."""
+import math
+
 import torch
+from comfy.utils import repeat_to_batch_size
 from comfy_api.latest import io
 
 from ..attention.control import require_unet
@@ -9,6 +12,17 @@ from ..host.sampling import check_family
 from ..host.session import attach
 from ..host.tokens import parse_words
 from .attention import AttentionType, InversionType, word_mask
+
+
+def check_attention(attention, inversion):
+    """ATTENTION must be of the INVERSION's pictures."""
+    def describe(prompts, pictures, size):
+        return f"{pictures} pictures on a latent of {size[0]} × {size[1]} ({', '.join(repr(t.text) for t in prompts)})"
+    mine, theirs = (describe(tokens or (), pictures, size) for tokens, pictures, size in (
+        (dict.fromkeys(attention.tokens), len(attention.maps), attention.latent),
+        (dict.fromkeys(inversion.tokens or ()), inversion.batch, inversion.shape[-2:])))
+    if mine != theirs:
+        raise ValueError(f"The ATTENTION is of {mine}, the INVERSION of {theirs}: connect the same INVERSION to Attention Store.")
 
 
 class PalimpsestLatentBlend(io.ComfyNode):
@@ -52,14 +66,18 @@ class PalimpsestLatentBlend(io.ComfyNode):
             raise ValueError(f"Latent Blend starts at {start} and the schedule ends at 1: nothing would be blended (paper: 0.2).")
         size, gather = tuple(inversion.shape[-2:]), None
         cells = None if mask is None else latent_mask(mask, size)
+        if words:
+            require_unet(model, "Latent Blend by words")
+            check_attention(attention, inversion)
+            if threshold >= 1:
+                raise ValueError(f"The mask of {source_words.strip() or target_words!r} at threshold {threshold} is empty: lower the "
+                                 "threshold (paper: 0.3).")
         if source_words.strip():
             named = torch.stack([word_mask(attention, i, parse_words(source_words, attention.tokens[i % len(attention.tokens)]),
                                            size, threshold) for i in range(attention.maps.shape[0])])
-            cells = named if cells is None else torch.maximum(*torch.broadcast_tensors(cells, named))
-            if not cells.any():
-                raise ValueError(f"The mask of {source_words!r} at threshold {threshold} is empty: lower the threshold (paper: 0.3).")
+            rows = math.lcm(len(named), 1 if cells is None else len(cells))
+            cells = named if cells is None else torch.maximum(*(repeat_to_batch_size(m, rows) for m in (cells, named)))
         if target_words.strip():
-            require_unet(model, "Latent Blend by words")
             gather = WordMaps(lambda tokens: parse_words(target_words, tokens), attention.share)
             model = attach(model, gather)
         return io.NodeOutput(attach(model, LocalBlend(inversion, cells, start, gather and gather.mean, threshold)))
