@@ -47,10 +47,10 @@ def prepare(graph: dict, edit, seed: int, kind: str, steps: int, cfg: float) -> 
     for title, inputs in values.items():
         graph[titled(graph, title)]["inputs"].update(inputs)
     kept = {name: [titled(graph, title), 0] for name, title in PICTURES.items()}
-    more = {"mask as picture": ("MaskToImage", {"mask": kept["mask"]})}
-    kept["mask"] = ["mask as picture", 0]
+    more = {"mask picture": ("MaskToImage", {"mask": kept["mask"]})}
+    kept["mask"] = ["mask picture", 0]
     more |= {name: ("SaveImage", {"images": place, "filename_prefix": f"{NAME}/{name}"}) for name, place in kept.items()}
-    return graph | {name: {"class_type": type_, "inputs": inputs, "_meta": {"title": name}}
+    return graph | {name: {"class_type": type_, "inputs": inputs, "_meta": {"title": f"keep {name}"}}
                     for name, (type_, inputs) in more.items()}
 
 
@@ -129,9 +129,9 @@ def run(settings: dict, edit) -> "tuple[dict, dict, dict]":
 
 
 def numbers(text: str) -> "dict[str, float]":
-    """The report's lines `name: value unit`."""
+    """The report's lines `name: value unit`; a percentage becomes the share it is."""
     pairs = (line.partition(": ")[::2] for line in text.splitlines())
-    return {name: float(value.split()[0]) for name, value in pairs}
+    return {name: float(value.split()[0]) / (100 if value.endswith("%") else 1) for name, value in pairs}
 
 
 def evaluations(inject: dict, steps: int, cfg: float) -> "dict[str, int]":

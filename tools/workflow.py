@@ -14,7 +14,9 @@ FOLDER = ROOT / "workflows"
 MAIN, MAPS = "Rewrite a word, keep the rest", "Attention maps to a mask"
 SCENE = {"seed": 12, "kind": "colour"}
 WORDS, SEEN = "star", "green, dotted, star, sky, background"
-CFG = 4.0  # of the miniature; 7.5 suits SD
+CFG = 3.0  # of the miniature; 7.5 suits SD
+KEEPS = {"self_end": 0.8, "self_resolution": 1.0}  # the miniature's 16² latent: its outlines live at full resolution
+SHARE = 0.5  # of a word's largest attention: the maps have 8² cells here
 BLUE, GREEN, VIOLET, BROWN, GREY = "#3f789e", "#8A8", "#a1309b", "#b06634", "#444"
 
 OWN_MODEL = """### With your own model and picture
@@ -25,9 +27,9 @@ The picture's sides are to be multiples of 8: crop or scale it first.
 ABOUT_MAIN = OWN_MODEL + """2. *Prompt Edit*: as source, write what the picture **shows**; as target, the same sentence with a word rewritten, \
 added or taken out.
 3. *Words that may change*: what the edit may write over, in words of the source. The mask follows them.
-4. *Sample the edit*: CFG 7.5 suits SD.
-5. To change a **shape**, lower `cross_end` to 0.4 and `self_end` to 0.2 in *Attention Inject*; to keep more, raise them. \
-`self_resolution` 0.25 holds only the coarse layout.
+4. Set what was chosen for the miniature back to the papers' values: CFG 7.5 in *Sample the edit*; `self_end` 0.4 and \
+`self_resolution` 0.5 in *Attention Inject*; `threshold` 0.3 in *Attention Mask* and *Latent Blend*.
+5. To change a **shape**, lower `cross_end` to 0.4 and `self_end` to 0.2; to keep more, raise them.
 6. *Edit Report*: leave `target` and `mask` open; only the miniature knows the true answer.
 
 As it stands it runs on the small model that comes with the pack, in seconds."""
@@ -126,14 +128,14 @@ def main_job(info: dict) -> dict:
         named = c.node("PrimitiveString", "Words that may change", value=WORDS)
         c.column(640)
         c.node("PalimpsestAttentionHeatmap", None, 160, attention=attention["ATTENTION"], image=scene["source"], words=SEEN)
-        mask = c.node("PalimpsestAttentionMask", None, 240, attention=attention["ATTENTION"], words=named["STRING"], grow=1,
-                      blur=0.5, image=scene["source"])
+        mask = c.node("PalimpsestAttentionMask", None, 240, attention=attention["ATTENTION"], words=named["STRING"],
+                      threshold=SHARE, grow=1, blur=0.5, image=scene["source"])
     with c.group("4  Edit", BROWN):
         c.column(290)
         injected = c.node("PalimpsestAttentionInject", model=loader["MODEL"], inversion=inversion["inversion"],
-                          prompt_edit=words["prompt edit"])
+                          prompt_edit=words["prompt edit"], **KEEPS)
         blended = c.node("PalimpsestLatentBlend", model=injected["MODEL"], inversion=inversion["inversion"],
-                         source_words=named["STRING"], attention=attention["ATTENTION"])
+                         source_words=named["STRING"], threshold=SHARE, attention=attention["ATTENTION"])
         edited = replay(c, "Sample the edit", blended["MODEL"], inversion, words["target"], null["CONDITIONING"], CFG)
         decoded = c.node("VAEDecode", "Edited", samples=edited["output"], vae=loader["VAE"])
         c.column(290)
@@ -162,8 +164,8 @@ def maps_to_a_mask(info: dict) -> dict:
         c.column(720)
         c.node("PalimpsestAttentionHeatmap", None, 280, attention=attention["ATTENTION"], image=scene["source"], words=SEEN)
         c.column(290)
-        mask = c.node("PalimpsestAttentionMask", None, 280, attention=attention["ATTENTION"], words=WORDS, grow=1, blur=0.5,
-                      image=scene["source"])
+        mask = c.node("PalimpsestAttentionMask", None, 280, attention=attention["ATTENTION"], words=WORDS, threshold=SHARE,
+                      grow=1, blur=0.5, image=scene["source"])
         c.column(290)
         c.node("MaskPreview", None, 280, mask=mask["MASK"])
     return c.json()
