@@ -4,7 +4,8 @@
     load_pack()
     from palimpsest.host import ...
 
-Run as a script it does the same and then calls one module's `main()`: python tools/pack.py palimpsest.bench.NAME [...]
+Run as a script it does the same and then calls one module's `main()`: python tools/pack.py palimpsest.bench.NAME [...].
+Unlike `python -m` this leaves the pack's root off sys.path.
 Standard library only until `load_pack` runs, since the set-up imports it before any environment exists.
 """
 import importlib
@@ -65,7 +66,8 @@ def load_pack(*options: str):
 def main():
     module = sys.argv.pop(1)
     sys.argv[0] = module
-    load_pack(*HOST_OPTIONS.get(module, ()))
+    if module != "pytest":  # which must come first to rewrite asserts; then tests/conftest.py loads the pack
+        load_pack(*HOST_OPTIONS.get(module, ()))
     return importlib.import_module(module).main()
 
 
