@@ -85,11 +85,10 @@ def _vae(state: dict):
     net = Autoencoder(comfy.ops.manual_cast)
     net.load_state_dict(state)
     vae.first_stage_model, offload = net.eval().requires_grad_(False), vae.patcher.offload_device
-    comfy.model_management.archive_model_dtypes(net)
+    getattr(comfy.model_management, "archive_model_dtypes", lambda net: None)(net)    # 0.3.64 has none
     vae.patcher = PATCHER(net, load_device=vae.device, offload_device=offload)
     size = comfy.model_management.dtype_size
     vae.memory_used_encode = lambda shape, dtype: 300 * shape[2] * shape[3] * size(dtype)
     vae.memory_used_decode = lambda shape, dtype: 300 * 64 * shape[2] * shape[3] * size(dtype)
-    vae.size = None
-    vae.model_size()
+    vae.size = comfy.model_management.module_size(net)
     return vae

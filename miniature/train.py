@@ -1,6 +1,6 @@
 """Trains the miniature: scenes, autoencoder, reader, U-Net with text encoder, then the loss curve and a sample grid.
 
-    python tools/dev.py train [--minutes 170] [--start]
+    python tools/dev.py train [--minutes 165] [--start]
 
 On a CPU two one-threaded workers share each batch, in bfloat16; on a GPU there is one worker. Everything unfinished
 lies in `training/work/`, and a second call goes on from there. `--start` begins at the shipped weights instead of from
@@ -26,7 +26,7 @@ from .networks import READER_HEADS, Autoencoder, ReaderNet, TextEncoder, new_une
 
 log = logging.getLogger("palimpsest")
 HERE = Path(__file__).parent
-WEIGHTS, READER = HERE / "miniature.safetensors", HERE / "reader.safetensors"
+WEIGHTS, READER = "miniature.safetensors", "reader.safetensors"
 SHARES = dict(autoencoder=.14, reader=.08, unet=.78)
 SCENES = 60_000
 
@@ -127,8 +127,8 @@ class Fit:
         torch._foreach_lerp_(_tensors(self.average), [t.detach() for t in _tensors(self.net)],
                              1 - min(.9985, (self.step + 1) / (self.step + 10)))
 
-    def run(self, every: float = 300, check=lambda fit: None):
-        """Train until the time is spent; save and call `check` every so many seconds. Returns the averaged network."""
+    def run(self, every: float = 300):
+        """Train until the time is spent; save every so many seconds. Returns the averaged network."""
         count = 1 if self.device.type == "cuda" else 2
         nets = [_replica(self.net) for _ in range(count)]
         saved, shown, running = self.spent, self.spent - 60, None
@@ -148,7 +148,6 @@ class Fit:
                 if self.spent - saved > every:
                     saved = self.spent
                     self.save()
-                    check(self)
         self.save()
         return self.average
 
@@ -181,7 +180,7 @@ def reader_loss(pictures: torch.Tensor, smeared: torch.Tensor, target: dict, bat
         index = torch.randint(0, len(smeared), (batch,), generator=g)
         half = batch // 2
         image = to_input(torch.cat([pictures[index[:half]], smeared[index[half:]]]), next(net.parameters()).device)
-        noise = .1 * torch.rand((batch, 1, 1, 1), generator=g) * torch.randn(image.shape, generator=g)
+        noise = .03 * torch.rand((batch, 1, 1, 1), generator=g) * torch.randn(image.shape, generator=g)
         logits = net(image + noise.to(image))
         each = [F.cross_entropy(v.float(), target[h][index].to(image.device), ignore_index=-100, reduction="sum",
                                 label_smoothing=.02) for h, v in logits.items()]
@@ -236,7 +235,7 @@ def measure_latents(ae, pictures):
 
 def shipped(vocab: list[int]) -> dict[str, dict[str, torch.Tensor]]:
     """The weights beside this file by network; rows of words they do not know start at their mean row."""
-    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(WEIGHTS).items()}
+    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(HERE / WEIGHTS).items()}
     parts = {p: {k[len(p) + 1:]: v for k, v in state.items() if k.startswith(p + ".")} for p in ("ae", "unet", "text")}
     old, table = {int(t): i for i, t in enumerate(state["vocab"])}, parts["text"]["token.weight"]
     parts["text"]["token.weight"] = torch.stack([table[old[t]] if t in old else table.mean(0) for t in vocab])
@@ -250,26 +249,28 @@ def pack(path: Path, vocab: list[int], ae, net):
     save_file({**state, "ae.mean": ae.mean.cpu(), "ae.std": ae.std.cpu(), "vocab": torch.tensor(vocab)}, path)
 
 
-def train(minutes: float, work: Path, start: bool):
+def train(minutes: float, work: Path, out: Path = HERE, start: bool = False, count: int = SCENES):
+    """Train on `count` scenes for `minutes` of computing, weights into the folder `out`; returns the U-Net's curve."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch, vocab = (128 if device.type == "cuda" else 32), vocabulary()
     work.mkdir(parents=True, exist_ok=True)
     given = shipped(vocab) if start else None
-    log.info("rendering %d scenes", SCENES)
-    pictures, drawn = make_scenes(SCENES, work)
+    log.info("rendering %d scenes", count)
+    pictures, drawn = make_scenes(count, work)
 
     ae = Autoencoder().to(device)
     if given:
-        ae.load_state_dict(given["ae"], strict=False)
+        ae.load_state_dict(given["ae"])
     ae = Fit("autoencoder", ae, autoencoder_loss(pictures, batch // 2), minutes * SHARES["autoencoder"], 8e-4,
              work).run()
     measure_latents(ae, pictures[:2000])
 
     latents = _through(lambda x: (ae.enc(x).float() - ae.mean) / ae.std, pictures, device)
     smeared = _through(lambda x: to_bytes(ae.dec(ae.enc(x))), pictures[:20_000], device)
-    reader = Fit("reader", ReaderNet().to(device), reader_loss(pictures, smeared, labels(drawn[:20_000]), 2 * batch),
-                 minutes * SHARES["reader"], 1.5e-3, work).run()
-    save_file({k: v.half().cpu().contiguous() for k, v in reader.state_dict().items() if v.is_floating_point()}, READER)
+    reader = Fit("reader", ReaderNet().to(device), reader_loss(pictures, smeared, labels(drawn[:20_000]), batch),
+                 minutes * SHARES["reader"], 3e-3, work).run()
+    save_file({k: v.half().cpu().contiguous() for k, v in reader.state_dict().items() if v.is_floating_point()},
+              out / READER)
 
     net = torch.nn.ModuleDict(dict(unet=new_unet(), text=TextEncoder(len(vocab)))).to(device)
     if given:
@@ -278,19 +279,18 @@ def train(minutes: float, work: Path, start: bool):
     rows = token_rows([s.caption() for s in drawn], vocab)
     loss = denoising_loss(latents, rows, token_rows([""], vocab), batch)
     fit = Fit("unet", net, loss, minutes * SHARES["unet"], 7e-4, work)
-    net = fit.run(check=lambda f: pack(work / WEIGHTS.name, vocab, ae, f.average))
-    pack(WEIGHTS, vocab, ae, net)
+    pack(out / WEIGHTS, vocab, ae, fit.run())
     return fit.curve
 
 
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="train", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=170)
+    parser.add_argument("--minutes", type=float, default=20 if torch.cuda.is_available() else 165)
     parser.add_argument("--work", type=Path, default=HERE / "training" / "work")
     parser.add_argument("--start", action="store_true", help="start from the shipped weights")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    curve = train(args.minutes, args.work, args.start)
+    curve = train(args.minutes, args.work, start=args.start)
     from .picture import loss_curve, sample_grid
     loss_curve(curve, HERE / "training" / "loss.svg")
     sample_grid(HERE / "training" / "samples.png")

@@ -7,7 +7,7 @@ import nodes as host_nodes
 import numpy as np
 import pytest
 import torch
-from palimpsest.miniature import reader, scenes
+from palimpsest.miniature import reader, scenes, train
 from palimpsest.miniature.model import WEIGHTS, _part, load_miniature
 from palimpsest.miniature.networks import CLIP, TextEncoder
 from palimpsest.miniature.picture import sample_with
@@ -23,7 +23,7 @@ def miniature():
 
 @pytest.fixture(scope="module")
 def held_out():
-    drawn = [scenes.held_out_scene(i) for i in range(200)]
+    drawn = [scenes.held_out_scene(i) for i in range(150)]
     return drawn, torch.stack([torch.from_numpy(scenes.render(s)) for s in drawn])
 
 
@@ -80,7 +80,7 @@ def test_autoencoder_keeps_26_db(miniature, held_out):
     pictures = held_out[1]
     latent = miniature[2].encode(pictures)
     back = miniature[2].decode(latent)
-    assert latent.shape == (200, 4, 16, 16) and back.shape == pictures.shape
+    assert latent.shape == (150, 4, 16, 16) and back.shape == pictures.shape
     assert -10 * (back - pictures).square().mean().log10() >= 26
     inside = miniature[0].model.process_latent_in(latent)
     assert (inside.std((0, 2, 3)) - 1).abs().max() < .15 and inside.mean((0, 2, 3)).abs().max() < .15
@@ -163,10 +163,19 @@ def test_loading_twice_gives_the_same_bytes():
 
 
 def test_samples_show_what_captions_ask(miniature):
-    drawn = [s for s in map(scenes.held_out_scene, range(500, 600)) if len(s.objs) == 1 and s.style == "photo"][:24]
+    drawn = [s for s in map(scenes.held_out_scene, range(500, 600)) if len(s.objs) == 1 and s.style == "photo"][:16]
     pictures = sample_with(*miniature, [s.caption() for s in drawn], steps=20, cfg=5., seed=1)
     hits = {}
     for scene, seen in zip(drawn, reader.read(pictures)):
         for name in ("shape", "colour", "ground"):
             hits.setdefault(name, []).append(seen[name] == scenes.visible(scene)[name])
     assert np.mean(hits["colour"]) >= .8 and np.mean(hits["ground"]) >= .9 and np.mean(hits["shape"]) >= .6, hits
+
+
+def test_training_runs_from_nothing_to_weights_that_load(tmp_path):
+    curve = train.train(.05, tmp_path / "work", tmp_path, count=96)
+    again = train.train(.05, tmp_path / "work", tmp_path, count=96)
+    shipped, made = load_file(WEIGHTS), load_file(tmp_path / WEIGHTS.name)
+    assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in shipped.items()}
+    assert curve == again, "a finished training is not trained again"
+    assert load_file(tmp_path / "reader.safetensors").keys() == load_file(reader.WEIGHTS).keys()
