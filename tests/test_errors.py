@@ -1,0 +1,357 @@
+"""What cannot work is told with two facts and the remedy, before the first model call."""
+import dataclasses
+import re
+from contextlib import contextmanager
+from copy import copy
+from functools import cache
+
+import comfy.samplers
+import pytest
+import tiny
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+from palimpsest.host.sampling import Solver, schedule
+from palimpsest.inversion.trajectory import Inversion, Theta, check_schedule
+from palimpsest.nodes.attention import (PalimpsestAttentionHeatmap, PalimpsestAttentionInject, PalimpsestAttentionMask,
+                                        PalimpsestAttentionStore)
+from palimpsest.nodes.blending import PalimpsestLatentBlend
+from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
+from palimpsest.nodes.prompt import PalimpsestPromptEdit
+from runs import Case, clip, prompts
+
+WINDOW = torch.ones(1, 64, 64)
+INJECT = {"cross_start": 0.0, "cross_end": 0.8, "self_start": 0.0, "self_end": 0.4, "cross_resolution": 1.0,
+          "self_resolution": 0.5, "word_weights": "", "word_ends": ""}
+
+
+@pytest.fixture(autouse=True)
+def executor():
+    """As the host's executor runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@cache
+def plain(**kwargs):
+    return Case(steps=3, **kwargs)
+
+
+def counting(**kwargs):
+    """A case whose MODEL counts its forwards in `calls`."""
+    case = copy(plain(**kwargs))
+    case.model, case.calls = counted(case.model)
+    return case
+
+
+def counted(model):
+    calls, m = [], model.clone()
+
+    def count(executor, *args, **kwargs):
+        calls.append(1)
+        return executor(*args, **kwargs)
+
+    m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", count)
+    return m, calls
+
+
+@contextmanager
+def refused(calls, *facts):
+    """ValueError with every one of these facts in its message, and no forward."""
+    before = len(calls)
+    with pytest.raises(ValueError) as caught:
+        yield
+    missing = [fact for fact in facts if fact not in str(caught.value)]
+    assert not missing, str(caught.value)
+    assert len(calls) == before
+
+
+def inject(case, model=None, edit=None, inversion=None, **changed):
+    return PalimpsestAttentionInject.execute(model or case.model, inversion or case.inversion, edit or case.edit,
+                                             **{**INJECT, **changed}).result[0]
+
+
+def blend(case, model=None, inversion=None, start=0.2, source_words="", target_words="", threshold=0.3, **inputs):
+    return PalimpsestLatentBlend.execute(model or case.model, inversion or case.inversion, start, source_words, target_words,
+                                         threshold, **inputs).result[0]
+
+
+def store(case, model=None, edit=None, inversion=None):
+    return PalimpsestAttentionStore.execute(model or case.model, inversion or case.inversion, edit or case.edit, 0.5).result[0]
+
+
+@cache
+def maps(**kwargs):
+    """ATTENTION of a plain case."""
+    return store(plain(**kwargs))
+
+
+def replay(case, model=None, inversion=None, start=0.0, sampler=None):
+    return PalimpsestReplay.execute(model or case.model, inversion or case.inversion, start, sampler).result
+
+
+def window(case, model):
+    return blend(case, model, mask=WINDOW)
+
+
+EDITORS = {"Attention Inject": inject, "Latent Blend": window, "Attention Store": store, "Replay": replay}
+OTHERS = {"sdxl": ("model is BaseModel, this MODEL's is SDXL", tiny.sdxl), "sd2": ("prediction is eps, this MODEL's is v", tiny.sd2),
+          "flux": ("model is BaseModel, this MODEL's is Flux", tiny.flux)}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("editor", EDITORS)
+def test_an_inversion_of_another_family(editor, family):
+    case = plain()
+    fact, make = OTHERS[family]
+    other, calls = counted(make())
+    if family == "flux" and editor.startswith("Attention"):
+        fact = "edits the attention of U-Nets (SD1.x, SD2.x, SDXL), this MODEL is Flux"
+    with refused(calls, fact, "choose a checkpoint" if fact.startswith("edits") else "invert again with this one"):
+        EDITORS[editor](case, other)
+
+
+@pytest.mark.parametrize("family", tiny.FLOWS)
+def test_flow_models_have_no_attention_editors_yet(family):
+    case = counting()
+    flow, calls = counted(tiny.FLOWS[family]())
+    inversion = PalimpsestDDIMInvert.execute(flow, tiny.cond(), {"samples": tiny.latent(flow)}, 2, "ddim_uniform").result[0]
+    for act, name in ((inject, "Attention Inject"), (store, "Attention Store")):
+        with refused(calls, name, "SD1.x, SD2.x, SDXL", type(flow.model).__name__, "choose a checkpoint"):
+            act(case, flow, inversion=inversion)
+    with refused(calls, "Latent Blend by words", type(flow.model).__name__, "choose a checkpoint"):
+        blend(case, flow, inversion, target_words="cat", attention=maps())
+
+
+@pytest.mark.parametrize("edit", [inject, window])
+def test_latents_of_another_size(edit):
+    case, wide = counting(), plain(size=16)
+    with refused(case.calls, "[4, 16, 16]", "[4, 8, 8]", "Replay's LATENT"):
+        case.sample(edit(case, case.model), latent=wide.noise)
+
+
+@pytest.mark.parametrize("edit", [inject, window])
+def test_a_schedule_that_leaves_the_inversions(edit):
+    case = counting()
+    normal = schedule(case.model, "normal", 5)
+    assert normal[0] > case.sigmas[0]
+    with refused(case.calls, "5 steps", "sigma 14.61", case.inversion.schedule, "Replay's SIGMAS"):
+        case.sample(edit(case, case.model), sigmas=normal)
+
+
+def test_levels_between_independently_noised_ones():
+    case = counting()
+    inversion = dataclasses.replace(case.inversion, trajectory="independent")
+    between = (case.sigmas[:-1] + case.sigmas[1:]) / 2
+    with refused(case.calls, f"{len(between) - 1} steps", case.inversion.schedule, "Replay's SIGMAS"):
+        case.sample(blend(case, inversion=inversion, mask=WINDOW), sigmas=torch.cat([between, torch.zeros(1)])[1:])
+
+
+@pytest.mark.parametrize("act, of_source", [
+    (lambda c, a: inject(c, word_weights="horse: 2"), False), (lambda c, a: inject(c, word_ends="horse: 0.2"), False),
+    (lambda c, a: c.sample(blend(c, target_words="cat, horse", attention=a)), False),
+    (lambda c, a: blend(c, source_words="horse", attention=a), True),
+    (lambda c, a: PalimpsestAttentionMask.execute(a, "horse", 0.3, 0, 0.0), True),
+    (lambda c, a: PalimpsestAttentionHeatmap.execute(a, torch.zeros(1, 64, 64, 3), "horse"), True)])
+def test_an_unknown_word(act, of_source):
+    """All the words of the prompt are listed."""
+    case = counting()
+    with refused(case.calls, '"horse"', "a, red, cat, on, a, mat" if of_source else "a, blue, cat, on, a, mat"):
+        act(case, maps())
+
+
+def test_a_word_swap_of_prompts_of_different_length():
+    with refused([], "source prompt has 3 words, target 4", "choose refinement"):
+        PalimpsestPromptEdit.execute(clip(), "a red cat", "a red fluffy cat", "word swap")
+
+
+def test_a_word_mask_that_comes_out_empty():
+    case, attention = counting(), maps()
+    for act in (lambda: blend(case, source_words="cat", threshold=1.0, attention=attention),
+                lambda: blend(case, source_words="cat", threshold=1.0, attention=attention, mask=WINDOW),
+                lambda: blend(case, target_words="cat", threshold=1.0, attention=attention),
+                lambda: PalimpsestAttentionMask.execute(attention, "cat", 1.0, 0, 0.0)):
+        with refused(case.calls, "'cat'", "threshold 1.0", "empty", "lower the threshold (paper: 0.3)"):
+            act()
+
+
+def test_an_empty_mask_is_meant():
+    case = plain()
+    out = case.sample(blend(case, start=0.0, mask=0 * WINDOW))
+    torch.testing.assert_close(case.model.model.process_latent_in(out), case.inversion.latents[-1], rtol=0, atol=1e-4)
+
+
+def test_an_inversion_of_another_text():
+    case = counting()
+    _, _, other = prompts(case.clip, "a green bird", "a blue bird")
+    for act in (inject, store):
+        with refused(case.calls, "'a red cat on a mat'", "'a green bird'", "the same Prompt Edit"):
+            act(case, edit=other)
+
+
+def test_an_attention_of_another_picture():
+    case = counting()
+    for other, fact in (({"source": "a green bird"}, "'a green bird'"), ({"size": 16}, "16 × 16"), ({"batch": 2}, "2 pictures")):
+        attention = maps(**other)
+        for words in ({"source_words": "a"}, {"target_words": "a"}):
+            with refused(case.calls, "'a red cat on a mat'", "8 × 8", fact, "the same INVERSION"):
+                blend(case, attention=attention, **words)
+
+
+def test_an_inversion_without_words():
+    """Made from the host's own CLIP Text Encode."""
+    case = counting()
+    plain = PalimpsestDDIMInvert.execute(case.model, tiny.encode(case.clip, "a red cat on a mat"), {"samples": case.latent}, 3,
+                                         "ddim_uniform").result[0]
+    for act in (inject, store):
+        with refused(case.calls, "without them", "Prompt Edit's source CONDITIONING"):
+            act(case, inversion=plain)
+
+
+@pytest.mark.parametrize("text", ["a blue cat on a mat", "a green bird"])
+def test_a_target_that_prompt_edit_did_not_make(text):
+    case = counting()
+    by_words = blend(case, target_words="cat", attention=maps())
+    positive = tiny.encode(case.clip, text)
+    with refused(case.calls, "'a blue cat on a mat'", "a prompt that Prompt Edit did not make", "target CONDITIONING"):
+        case.sample(inject(case), positive)
+    with refused(case.calls, "carries no words", "target CONDITIONING"):
+        case.sample(by_words, positive)
+
+
+def test_a_target_of_another_prompt_edit():
+    case = counting()
+    with refused(case.calls, "'a blue cat on a mat'", "'a red cat on a mat'", "target CONDITIONING"):
+        case.sample(inject(case), case.source)
+
+
+def test_rows_that_are_no_multiple():
+    case, three = counting(batch=2, targets=("a blue cat on a mat", "a red dog on a mat")), torch.randn(3, 4, 8, 8)
+    for edit in (inject, window):
+        with refused(case.calls, "3 rows", "2 pictures", "Repeat Latent Batch"):
+            case.sample(edit(case, case.model), latent=three)
+    one = counting(targets=("a blue cat on a mat", "a red dog on a mat"))
+    with refused(one.calls, "2 target prompts", "3 rows", "Repeat Latent Batch"):
+        one.sample(inject(one), latent=three)
+    with refused(one.calls, "2 masks", "3 rows", "multiple of 2"):
+        one.sample(blend(one, mask=WINDOW.expand(2, -1, -1)), latent=three)
+
+
+def test_broken_latents():
+    case = counting()
+    broken = case.latent.clone()
+    broken[0, 0, 0, 0] = torch.nan
+    with refused(case.calls, "1 of 256 values", "NaN", "fp32"):
+        PalimpsestDDIMInvert.execute(case.model, case.source, {"samples": broken}, 3, "ddim_uniform")
+    with refused(case.calls, f"sigma {case.sigmas[0]:.4g}", "1 of 256 values", "fp32"):
+        Inversion(case.sigmas, (broken, *case.inversion.latents[1:]), case.source, case.inversion.fingerprint, provenance={})
+    for edit in (inject, window):
+        with refused(case.calls, "1 of 256 values", "NaN", "Replay's LATENT"):
+            case.sample(edit(case, case.model), latent=broken)
+
+
+@pytest.mark.parametrize("act, facts", [
+    (lambda c: inject(c, cross_end=0.0, self_end=0.0), ("0.0 to 0.0", "end above its start")),
+    (lambda c: inject(c, cross_start=1.0, cross_end=0.8, self_start=0.5, self_end=0.5), ("1.0 to 0.8", "0.5 to 0.5", "end above")),
+    (lambda c: inject(c, cross_resolution=0.0, self_resolution=0.0), ("up to 0.0 of", "from 0.0 to 0.4 up to 0.0", "0.5 or more")),
+    (lambda c: inject(c, cross_end=0.0, self_resolution=0.25), ("from 0.0 to 0.0 up to 1.0", "from 0.0 to 0.4 up to 0.25", "0.5 or more")),
+    (lambda c: blend(c), ("neither MASK nor ATTENTION", "connect one")),
+    (lambda c: blend(c, source_words="cat"), ("words but no ATTENTION", "Attention Store")),
+    (lambda c: blend(c, mask=WINDOW, target_words="cat"), ("words but no ATTENTION", "Attention Store")),
+    (lambda c: blend(c, mask=WINDOW, attention=maps()), ("ATTENTION but no source_words or target_words", "name the words")),
+    (lambda c: blend(c, mask=WINDOW, start=1.0), ("starts at 1.0", "ends at 1")),
+    (lambda c: PalimpsestAttentionMask.execute(maps(), " ", 0.3, 0, 0.0), ("no word", "a, red, cat, on, a, mat")),
+])
+def test_a_node_that_would_do_nothing(act, facts):
+    case = counting()
+    with pytest.raises(ValueError) as caught:
+        act(case)
+    assert all(fact in str(caught.value) for fact in facts), str(caught.value)
+
+
+def test_an_editor_that_meets_none_of_the_steps(caplog):
+    """A warning: the other steps may be another sampler's."""
+    case = plain()
+    late, early = case.sigmas[-3:], case.sigmas[:3]
+    case.sample(inject(case, cross_end=0.3, self_end=0.3), latent=case.inversion.at(float(late[0])), sigmas=late)
+    case.sample(blend(case, start=0.9, mask=WINDOW), sigmas=early)
+    assert [len(re.findall(f"{name} acts on none of the 2 steps", caplog.text)) for name in ("Attention Inject", "Latent Blend")] == [1, 1]
+    case.sample(blend(case, inject(case), mask=WINDOW))
+    assert caplog.text.count("acts on none") == 2
+
+
+@pytest.mark.parametrize("edited", [inject, window, lambda case, model: replay(case, model)[0]])
+def test_an_edited_model_where_the_source_is_read(edited):
+    case = counting()
+    model = edited(case, case.model)
+    with refused(case.calls, "DDIM Invert", "1 edit", "before the first editor"):
+        PalimpsestDDIMInvert.execute(model, case.source, {"samples": case.latent}, 3, "ddim_uniform")
+    with refused(case.calls, "Attention Store", "1 edit", "before the first editor"):
+        store(case, model)
+
+
+@pytest.mark.parametrize("edit", [inject, window])
+def test_what_an_inversion_learned_and_nobody_applies(edit):
+    case = counting()
+    case.inversion = dataclasses.replace(case.inversion, method="Null-Text", theta={
+        "null embeddings": Theta(torch.zeros(len(case.sigmas) - 1, 1, 77, 64), "step", "prediction")})
+    with refused(case.calls, "Null-Text", "null embeddings", "Replay Inversion"):
+        case.sample(edit(case, case.model))
+
+
+def test_an_inversion_without_a_trajectory():
+    case = counting()
+    bare = dataclasses.replace(case.inversion, latents=None)
+    for act in (lambda: blend(case, inversion=bare, mask=WINDOW), lambda: case.sample(inject(case, inversion=bare)),
+                lambda: store(case, inversion=bare), lambda: replay(case, inversion=bare)):
+        with refused(case.calls, "DDIM INVERSION", "trajectory", "DDIM Invert"):
+            act()
+
+
+def test_a_noise_mask_on_the_latent():
+    case = counting()
+    m, sampler, sigmas, latent = replay(case)
+    with refused(case.calls, "noise_mask", "adds no noise", "Latent Blend (Inversion)"):
+        SamplerCustom.execute(m, False, 0, 1.0, case.target, case.null, sampler, sigmas, {**latent, "noise_mask": torch.ones(1, 64, 64)})
+
+
+def test_a_sampler_of_another_class():
+    class Exotic(comfy.samplers.Sampler):
+        pass
+
+    case = counting()
+    with refused(case.calls, "Exotic", "KSAMPLER", "KSamplerSelect"):
+        replay(case, sampler=Exotic())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 333, 999, 1000])
+def test_every_count_of_steps_makes_a_schedule(steps):
+    check_schedule(schedule(plain().model, "ddim_uniform", steps))
+
+
+@pytest.mark.parametrize("changed", [
+    dict(cross_start=0.0, cross_end=1.0, self_start=0.0, self_end=1.0, cross_resolution=1.0, self_resolution=1.0),
+    dict(cross_start=0.99, cross_end=1.0, self_start=1.0, self_end=0.0), dict(cross_end=0.0, self_resolution=1.0),
+    dict(word_weights="blue: -2, cat: 10, default: 0", word_ends="mat: 0, default: 1")])
+def test_attention_inject_at_the_ends_of_its_widgets(changed):
+    case = plain()
+    assert case.sample(inject(case, **changed)).isfinite().all()
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_attention_mask_at_the_ends_of_its_widgets(size):
+    """The widest blur and growth, on the smallest picture and with none."""
+    attention = maps(size=size)
+    for image in (None, torch.zeros(1, 8 * size, 8 * size, 3)):
+        for threshold, grow, blur in ((0.0, 64, 16.0), (0.99, 0, 0.1), (0.9, 1, 16.0)):
+            mask = PalimpsestAttentionMask.execute(attention, "cat", threshold, grow, blur, image).result[0]
+            side = size if image is None else 8 * size
+            assert mask.shape == (1, side, side) and mask.isfinite().all() and 0 <= mask.min() and 0 < mask.max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("start", [0.0, 0.99])
+def test_latent_blend_at_the_ends_of_its_widgets(start):
+    case, attention = plain(), maps()
+    for threshold in (0.0, 0.99):
+        model = blend(case, start=start, source_words="cat", target_words="blue", threshold=threshold, attention=attention)
+        assert case.sample(model).isfinite().all()

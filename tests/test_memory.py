@@ -1,0 +1,77 @@
+"""The pack allocates no attention map: every tensor that any operation makes is seen from below, in runs of a 64 × 64 latent."""
+from functools import cache, partial
+
+import pytest
+import torch
+from comfy.ldm.modules.attention import attention_basic, attention_pytorch
+from editors import EDITORS
+from palimpsest.nodes.attention import PalimpsestAttentionInject, PalimpsestAttentionStore
+from runs import Case
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+HEADS = 2
+LONG = " in front of a very small house on a green hill far away" * 7  # three chunks of tokens
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation returns."""
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
+        return out
+
+
+def everywhere(case, model=None, weights="cat: 3", ends="cat: 0.5"):
+    """Self- and cross-attention at every resolution, with both calls of cross-attention."""
+    return PalimpsestAttentionInject.execute(model or case.model, case.inversion, case.edit, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0,
+                                             weights, ends).result[0]
+
+
+@cache
+def case(size=64):
+    return Case(source="a red cat on a mat" + LONG, targets=("a blue cat on a mat" + LONG,), size=size, steps=2)
+
+
+def through(backend, model):
+    """The MODEL with its attention computed by one of the host's functions."""
+    m = model.clone()
+    options = m.model_options["transformer_options"]
+    options["optimized_attention_override"] = lambda function, *args, **kwargs: backend(*args, **kwargs)
+    return m
+
+
+def largest(run, *args, **kwargs):
+    with torch.inference_mode(), Largest() as seen:
+        run(*args, **kwargs)
+    return seen.numel
+
+
+@cache
+def plain():
+    """The largest tensor of plain sampling of one row."""
+    return largest(case().sample, through(attention_pytorch, case().model), cfg=1.0)
+
+
+def test_a_map_would_be_larger_than_anything_plain_sampling_makes():
+    """Self-attention's of the latent's own resolution, and cross-attention's of this prompt; and the mode sees one made."""
+    tokens = len(case().edit.pairs[0].target.ids)
+    assert min(HEADS * 64 ** 4, HEADS * 64 ** 2 * tokens) > plain()
+    small = case(32)
+    model = everywhere(small)
+    assert largest(small.sample, through(attention_basic, model), cfg=1.0) == HEADS * 32 ** 4
+    assert largest(small.sample, through(attention_pytorch, model), cfg=1.0) < HEADS * 32 ** 2 * tokens
+
+
+@pytest.mark.parametrize("editor", {**EDITORS, "everywhere": everywhere})
+def test_an_edited_run_makes_nothing_larger_than_plain_sampling(editor):
+    """At one row a forward, the reference's included."""
+    edited = {**EDITORS, "everywhere": everywhere}[editor](case(), through(attention_pytorch, case().model))
+    assert largest(case().sample, edited, cfg=1.0) <= plain()
+
+
+def test_word_maps_of_a_picture_are_made_without_maps():
+    model = through(attention_pytorch, case().model)
+    assert largest(partial(PalimpsestAttentionStore.execute, model, case().inversion, case().edit, 1.0)) <= plain()
