@@ -115,13 +115,11 @@ def _write(edits, call, site, inner, q, k, v, options):
     chunks = [(i, u, *call.chunk(i, u)) for i, u in zip(options["cond_or_uncond"], options["uuids"])] if acting else []
     if not any(role == "target" for _, _, role, _ in chunks):
         return inner(q, k, v, options)
-    count = q.shape[0] // len(chunks)
     out = []
-    for i, (index, uuid, role, entry) in enumerate(chunks):
-        qkv = [x[i * count:(i + 1) * count] for x in (q, k, v)]
+    for (index, uuid, role, entry), *qkv in zip(chunks, *(x.chunk(len(chunks)) for x in (q, k, v))):
         here = {**options, "cond_or_uncond": [index], "uuids": [uuid]}
         chosen = acting if role == "target" else []
-        rows = Rows(call, entry, count)
+        rows = Rows(call, entry, qkv[2].shape[0])
         out.append(_chain(chosen, rows, site, _bound(inner, here))(*qkv))
         for edit in chosen:
             if edit.observe:
@@ -151,7 +149,8 @@ def _source(edit, rows, site):
             return None
         if kept["grid"] != site.grid and (name == "q" or site.kind == "self"):
             x = _window(x, kept["grid"], site.grid, rows)
-        return x.expand(rows.count, -1, -1) if x.shape[0] == 1 else repeat_to_batch_size(x, rows.count)
+        count = rows.count * x.shape[0] // edit.inversion.batch  # another pack may cut q into tiles, rows of their own
+        return x.expand(count, -1, -1) if x.shape[0] == 1 else repeat_to_batch_size(x, count)
 
     return Source(seen("q"), seen("k"), seen("v"))
 

@@ -80,15 +80,23 @@ class Run:
                         "sampler takes the steps they name.", name, len(steps), steps[0], steps[-1])
 
     def role(self, conds, index) -> str:
-        """"target" or "null" for a cond list the host handed to calc_cond_batch, by identity, else by its entries' uuids."""
-        uuids = {e["uuid"] for e in conds[index]}
-        names = ([n for n, mine in self.guider.conds.items() if mine is conds[index]]
-                 or [n for n, mine in self.guider.conds.items() if uuids & {e["uuid"] for e in mine}])
-        return "target" if names and not any("negative" in n for n in names) else "null"
+        """"target", "null" or "other" for a cond list the host handed to calc_cond_batch: by identity, else by where its first
+        entry comes from (the host appends to each list the areas of the others, under their uuids)."""
+        names = [n for n, mine in self.guider.conds.items() if mine is conds[index]]
+        first = {e["uuid"] for e in conds[index][:1]}
+        names = names or [n for n, own in self.guider.original_conds.items() if first & {e["uuid"] for e in own}]
+        if names and set(names) <= self._edited():
+            return "target"
+        return "null" if any("negative" in n for n in names) else "other"
 
     def targets(self) -> list:
-        """The processed target entries: every one that is not in a negative list."""
-        return [e for name, entries in self.guider.conds.items() if "negative" not in name for e in entries]
+        """The processed target entries."""
+        return [e for name in self._edited() for e in self.guider.conds[name]]
+
+    def _edited(self) -> set:
+        """The guider's lists that hold the target: the positive one, or where a guider has none, those that are not negative."""
+        conds = self.guider.conds
+        return {"positive"} & conds.keys() or {name for name in conds if "negative" not in name}
 
 
 def editors(model) -> tuple:
@@ -248,8 +256,14 @@ class Call:
     sigma: float
 
     def chunk(self, index, uuid):
-        """(role, entry) of one chunk of a forward, from its `cond_or_uncond` index and uuid."""
-        return self.run.role(self.conds, index), next(e for e in self.conds[index] if e["uuid"] == uuid)
+        """(role, entry) of one chunk of a forward, from its `cond_or_uncond` index and uuid.
+
+        Where another list has an area, the host makes an entry of the same area here: its text, and so its tokens, are
+        those of an entry of this list."""
+        entry = next(e for e in self.conds[index] if e["uuid"] == uuid)
+        text = entry["model_conds"].get("c_crossattn")
+        owner = next(e for e in self.conds[index] if e["model_conds"].get("c_crossattn") is text)
+        return self.run.role(self.conds, index), {**entry, "palimpsest_tokens": owner.get("palimpsest_tokens")}
 
 
 _WRAPPERS = {WrappersMP.PREPARE_SAMPLING: _prepare_sampling, WrappersMP.SAMPLER_SAMPLE: _sampler_sample,

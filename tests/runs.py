@@ -9,6 +9,8 @@ from palimpsest.host.sampling import Solver, schedule
 from palimpsest.host.tokens import encode, tokenize_rows
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert
 
+_last = {}  # the host collects all garbage, slowly, once the MODEL that it loaded last is gone
+
 
 @cache
 def parts(family, dtype):
@@ -50,6 +52,7 @@ class Case:
             guider = comfy.samplers.CFGGuider(model or self.model)
             guider.set_conds(positive or self.target, negative or self.null)
             guider.set_cfg(cfg)
+        _last[self.model] = guider.model_patcher
         x = self.noise if latent is None else latent
         sampler = Solver.of(comfy.samplers.sampler_object(sampler)) if isinstance(sampler, str) else sampler
         with torch.inference_mode():

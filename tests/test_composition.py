@@ -464,10 +464,12 @@ def test_of_every_guiders_prompts_the_positive_alone_is_edited(editor, family, g
 
 @each_with("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_near_fp32(editor, family, dtype):
+    """One prediction in half precision is within 2 eps of its norm, and CFG 7.5 adds two of them 7.5 and 6.5 times, ten times
+    one's error. The edit itself is larger."""
     half, full = case(family, dtype=dtype), case(family)
     found, wanted = half.sample(EDITORS[editor](half)), full.sample(EDITORS[editor](full))
-    plain = half.sample(), full.sample()
-    print(editor, family, dtype, ((found - wanted).norm() / wanted.norm()) / torch.finfo(dtype).eps, ((plain[0] - plain[1]).norm() / plain[1].norm()) / torch.finfo(dtype).eps, (wanted-plain[1]).norm()/wanted.norm()/torch.finfo(dtype).eps)
+    error, edit = ((x - wanted).norm() / wanted.norm() / torch.finfo(dtype).eps for x in (found, full.sample()))
+    assert error <= 20 < edit
 
 
 OTHER_NOISE = "starts from other noise"

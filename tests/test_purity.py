@@ -1,0 +1,234 @@
+"""A run leaves nothing: not when it ends, is cancelled or fails. The same MODEL samples the same bytes before and after."""
+import gc
+import weakref
+from contextlib import nullcontext
+from functools import cache
+
+import comfy.utils
+import pytest
+import torch
+from comfy.model_management import InterruptProcessingException
+from comfy.patcher_extension import WrappersMP
+from editors import EDITORS, READS, STEPS, each, each_with
+from palimpsest.attention.control import host_attention
+from palimpsest.host.session import RUN, editors
+from palimpsest.nodes.attention import PalimpsestAttentionStore
+from runs import Case
+
+
+@cache
+def case(family):
+    return Case(family, steps=STEPS)
+
+
+@cache
+def edited(editor, family):
+    """The one MODEL that a cached node hands to every run."""
+    return EDITORS[editor](case(family))
+
+
+def shape_of(value):
+    """What a container holds, to the leaves, which count by identity; tensors of the pack's values by identity and version."""
+    if isinstance(value, dict):
+        return {k: shape_of(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)) and not hasattr(value, "_fields"):
+        return type(value).__name__, [shape_of(v) for v in value]
+    return id(value), getattr(value, "_version", 0) if isinstance(value, torch.Tensor) and not value.is_inference() else 0
+
+
+def state(model):
+    """Everything of a MODEL that a run could leave something in."""
+    parts = (model.model_options, model.wrappers, model.callbacks, model.injections, model.attachments, model.patches,
+             model.object_patches, model.additional_models, model.hook_patches)
+    hooks = [(name, len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.model.named_modules()]
+    attributes = {name: sorted(m.__dict__) for name, m in model.model.named_modules()}
+    return [shape_of(p) for p in parts], hooks, attributes
+
+
+def inputs(case):
+    """Copies of the values that the nodes of a run share."""
+    inversion = case.inversion
+    tensors = [*inversion.latents, inversion.sigmas, case.noise, case.sigmas, case.latent]
+    for conditioning in (case.source, case.target, case.null, inversion.conditioning):
+        for cross, extra in conditioning:
+            tensors += [cross, *(v for _, v in sorted(extra.items()) if isinstance(v, torch.Tensor))]
+    tensors += [t for pair in case.edit.pairs for t in (pair.mapper, pair.kept)]
+    keys = [sorted(extra) for c in (case.source, case.target, case.null) for _, extra in c]
+    return [t.clone() for t in tensors], keys
+
+
+def equal(a, b):
+    return a[1] == b[1] and all(map(torch.equal, a[0], b[0])) and len(a[0]) == len(b[0])
+
+
+@pytest.fixture
+def unchanged():
+    """Asserts, after the test's runs, that nothing of MODELs, weights and values has changed and that they sample as before."""
+    checks = []
+
+    def watch(case, *models):
+        weights = {k: v.clone() for k, v in case.model.model.state_dict().items()}
+        before = [(m, case.sample(m, sampler="dpmpp_2m"), state(m)) for m in (case.model, *models)]
+        checks.append((case, weights, inputs(case), before))
+
+    yield watch
+    assert checks
+    for case, weights, values, before in checks:
+        for model, sampled, held in before:
+            assert state(model) == held
+            assert torch.equal(case.sample(model, sampler="dpmpp_2m"), sampled)
+            assert state(model) == held
+        assert equal(inputs(case), values)
+        found = case.model.model.state_dict()
+        assert found.keys() == weights.keys() and all(torch.equal(found[k], weights[k]) for k in weights)
+
+
+class Trail:
+    """Weak references to all that runs of `model`, a clone, gather: the Run, its reference, kept features and memories."""
+
+    def __init__(self, model):
+        self.model, self.tensors, self.objects = model.clone(), {}, {}
+        self.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "trail", lambda *args, **kwargs: self._apply(*args, **kwargs))
+
+    def _apply(self, executor, *args, **kwargs):
+        x0 = executor(*args, **kwargs)
+        run = args[5][RUN]
+        encoded = [c for entries in run.reference.entries for e in entries for c in e["model_conds"].values()]
+        for value in (run, run.reference, *encoded):
+            self.objects[id(value)] = weakref.ref(value)
+        for kept in (*run.reference.kept.values(), *run.memories.values()):
+            for value in kept.values():
+                for t in value if isinstance(value, tuple) else (value,):
+                    if isinstance(t, torch.Tensor):
+                        self.tensors[id(t)] = weakref.ref(t)
+        return x0
+
+    def alive(self):
+        return [r() for r in (*self.tensors.values(), *self.objects.values()) if r() is not None]
+
+
+@each
+def test_the_same_bytes_again_whatever_was_sampled_between(editor, family, unchanged):
+    """The same edited MODEL, as a cached node gives it, and an equal one made anew, as an uncached node does."""
+    c, model = case(family), edited(editor, family)
+    other = edited("reweight" if editor == "blend" else "blend", family)
+    unchanged(c, model)
+    first = c.sample(model, sampler="dpmpp_2m_sde", seed=5)
+    assert torch.equal(c.sample(model, sampler="dpmpp_2m_sde", seed=5), first)
+    assert not torch.equal(c.sample(other, sampler="dpmpp_2m_sde", seed=5), first)
+    assert torch.equal(c.sample(model, sampler="dpmpp_2m_sde", seed=5), first)
+    assert torch.equal(c.sample(EDITORS[editor](c), sampler="dpmpp_2m_sde", seed=5), first)
+
+
+@each
+def test_attaching_an_editor_changes_no_other_model(editor, family):
+    c = case(family)
+    base, chained = state(c.model), EDITORS["blend"](c)
+    before = state(chained)
+    model = EDITORS[editor](c, chained)
+    assert len(editors(model)) > len(editors(chained)) == 1 and editors(c.model) == ()
+    assert state(c.model) == base and state(chained) == before
+
+
+@each
+def test_what_a_run_gathers_dies_with_it(editor, family):
+    """Without waiting for the garbage collector, which would come late for a graphics card."""
+    c, trail = case(family), Trail(edited(editor, family))
+    gc.collect()
+    gc.disable()
+    try:
+        c.sample(trail.model)
+        assert not trail.alive()
+    finally:
+        gc.enable()
+    assert len(trail.objects) > 1 and bool(trail.tensors) == (editor != "blend")
+
+
+@pytest.mark.parametrize("editor", sorted(READS))
+def test_kept_features_live_for_one_sigma(editor):
+    c, trail = case("sd15"), Trail(edited(editor, "sd15"))
+    most = []
+
+    def count(step, x0, x, total):
+        most.append(sum(r() is not None for r in trail.tensors.values()))
+
+    c.sample(trail.model, callback=count)
+    assert most[0] > most[-1] and len(trail.tensors) > most[0]
+
+
+class Broken(RuntimeError):
+    """Of another pack's patch."""
+
+
+def cancelled(step):
+    """The host cancels from its progress hook, inside the sampler's callback."""
+    def run(case, model):
+        def cancel(value, total, preview, node_id=None):
+            if value == step + 1:
+                raise InterruptProcessingException()
+
+        comfy.utils.set_progress_bar_global_hook(cancel)
+        bar = comfy.utils.ProgressBar(STEPS)
+        try:
+            case.sample(model, callback=lambda i, x0, x, total: bar.update_absolute(i + 1, total))
+        finally:
+            comfy.utils.set_progress_bar_global_hook(None)
+    return run
+
+
+def broken(step, source=False):
+    """Another pack's patch raises at a step, while the target or while the source is read."""
+    def run(case, model):
+        def patch(q, k, v, options):
+            sampled = options["sample_sigmas"].tolist().index(float(options["sigmas"][0]))
+            sources = {e["uuid"] for entries in options[RUN].reference.entries for e in entries}
+            if sampled == step and options["block"][0] == "output" and (not source or sources & set(options["uuids"])):
+                raise Broken()
+            return host_attention(q, k, v, options)
+
+        model = model.clone()
+        for number in range(len(model.model.diffusion_model.output_blocks)):
+            model.set_model_attn2_replace(patch, "output", number)
+        case.sample(model)
+    return run
+
+
+ENDS = {"cancelled at the first step": cancelled(0), "cancelled at the last": cancelled(STEPS - 1),
+        "broken at the first": broken(0), "broken in the source": broken(1, source=True),
+        "broken at the last": broken(STEPS - 1)}
+
+
+@each_with("end", ENDS)
+def test_a_cancelled_or_failed_run_leaves_nothing(editor, family, end, unchanged):
+    c, trail = case(family), Trail(edited(editor, family))
+    unchanged(c, edited(editor, family))
+    read = editor in READS or end != "broken in the source"
+    with pytest.raises((InterruptProcessingException, Broken)) if read else nullcontext() as caught:
+        ENDS[end](c, trail.model)
+    runs = [r for r in trail.alive() if hasattr(r, "memories")]
+    assert all(not r.memories and not r.reference.kept for r in runs)  # even while the traceback holds the run
+    assert trail.objects or end == "broken at the first"
+    del caught, runs
+    gc.collect()
+    assert not trail.alive()
+
+
+@pytest.mark.parametrize("end", ["whole", "cancelled"])
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
+def test_reading_a_pictures_maps_leaves_nothing(family, end, unchanged):
+    c = case(family)
+    unchanged(c)
+
+    def read():
+        with torch.inference_mode():
+            return PalimpsestAttentionStore.execute(c.model, c.inversion, c.edit, 0.5).result[0].maps
+
+    maps = read()
+    if end == "cancelled":
+        comfy.utils.set_progress_bar_global_hook(lambda *args, **kwargs: (_ for _ in ()).throw(InterruptProcessingException()))
+        try:
+            with pytest.raises(InterruptProcessingException):
+                read()
+        finally:
+            comfy.utils.set_progress_bar_global_hook(None)
+    assert torch.equal(read(), maps)
