@@ -69,7 +69,7 @@ def train(arguments):
 
 
 def bench(arguments):
-    names = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if not p.stem.startswith("_"))
+    names = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if "def main(" in p.read_text(encoding="utf-8"))
     if not arguments or arguments[0] not in names:
         raise SetupError("bench needs a name, one of: " + ", ".join(names))
     return run(prepare(), "pack.py", "palimpsest.bench." + arguments[0], *arguments[1:])
