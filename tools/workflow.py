@@ -17,7 +17,7 @@ WORDS, SEEN = "star", "green, dotted, star, sky, background"
 CFG = 3.0  # of the miniature; 7.5 suits SD
 KEEPS = {"self_end": 0.8, "self_resolution": 1.0}  # the miniature's 16² latent: its outlines live at full resolution
 SHARE = 0.5  # of a word's largest attention: the maps have 8² cells here
-BLUE, GREEN, VIOLET, BROWN, GREY = "#3f789e", "#8A8", "#a1309b", "#b06634", "#444"
+BLUE, GREEN, VIOLET, BROWN, YELLOW = "#3f789e", "#8A8", "#a1309b", "#b06634", "#b58b2a"
 
 OWN_MODEL = """### With your own model and picture
 1. Put **Load Checkpoint** (SD 1.x, 2.x or SDXL) in place of *Load Miniature*, and **Load Image** in place of *Miniature Scene*. \
@@ -142,7 +142,7 @@ def main_job(info: dict) -> dict:
         kept = c.node("ImageCompositeMasked", "Keep pixels outside the mask", destination=scene["source"],
                       source=decoded["IMAGE"], mask=mask["MASK"])
         c.node("SaveImage", None, 300, images=kept["IMAGE"], filename_prefix="palimpsest/edited")
-    with c.group("5  Compare", GREY):
+    with c.group("5  Compare", YELLOW):
         c.column(760)
         for when, picture in (("before", decoded), ("after", kept)):
             c.node("PalimpsestEditReport", f"Edit Report {when} compositing", 210, source=scene["source"], edited=picture["IMAGE"],
