@@ -58,7 +58,7 @@ def word_maps(attention, site: Site, q, k, groups, length):
 class WordMaps(AttentionEdit):
     """Gathers the maps of words of the prompt being sampled, at the sites of one resolution, into the run's memory.
 
-    words(tokens) names the Words wanted of one row's Tokens. `mean(run)` is [rows, words, h, w], or None before the first."""
+    words(prompts) names the Words wanted of each of several prompts' Tokens. `mean(run)` is [rows, words, h, w], or None before the first."""
     words: object
     share: float
 
@@ -67,9 +67,8 @@ class WordMaps(AttentionEdit):
         if not known:
             raise ValueError("Words are to be found in the sampled prompt, but it carries no words: connect Prompt Edit's "
                              "target CONDITIONING to the sampler.")
-        for tokens in known:
-            for row in tokens:
-                self.words(row)
+        for prompts in known:
+            self.words(prompts)
 
     def acts(self, run, site, sigma):
         return site.kind == "cross" and site.share == self.share
@@ -79,7 +78,8 @@ class WordMaps(AttentionEdit):
         if tokens is None:
             return
         length = len(tokens[0].ids)
-        groups = [[w.positions for w in self.words(tokens[i % len(tokens)])] for i in range(rows.count)]
+        words = self.words(tokens)
+        groups = [[w.positions for w in words[i % len(tokens)]] for i in range(rows.count)]
         maps = word_maps(attention, site, q, k, groups, length)
         memory = rows.call.run.memory(self)
         memory["sum"] = memory.get("sum", 0) + maps
@@ -101,7 +101,7 @@ def read_maps(model, inversion, share=0.25) -> Attention:
     require_plain(model, "Attention Store")
     share, batch = resolution(model, share), inversion.batch
     noise = inversion.at(float(inversion.sigmas[0]))  # an error where no trajectory was kept
-    editor = WordMaps(lambda tokens: tokens.words, share)
+    editor = WordMaps(lambda prompts: [tokens.words for tokens in prompts], share)
     together = max(1, ROWS // batch) if rows_may_mix(model, inversion.conditioning) else 1
     total = 0
 

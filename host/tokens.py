@@ -89,9 +89,32 @@ def encode(clip, tokens: tuple[Tokens, ...]) -> list:
     return conditioning
 
 
-def parse_words(names: str, tokens: Tokens) -> list[Word]:
-    """The words that a list like "cat, dog#2" names, in its order; none from an empty list."""
-    return [tokens.find(name) for name in re.split(r"[,\n]", names) if name.strip()]
+def find_in_some(name: str, prompts: Sequence[Tokens]) -> "list[Word | None]":
+    """The word called `name` in each of the prompts that have it; ValueError where none has."""
+    found = []
+    for tokens in prompts:
+        try:
+            found.append(tokens.find(name))
+        except ValueError as error:
+            found.append(None)
+            unknown = error
+    if not any(found):
+        raise unknown
+    return found
+
+
+def parse_words(names: str, prompts: Sequence[Tokens]) -> list[list[Word]]:
+    """For each prompt its words that a list like "cat, dog#2" names, in the list's order; none from an empty list.
+
+    ValueError: a name that no prompt has, or a prompt that has none of the names.
+    """
+    names = [name for name in re.split(r"[,\n]", names) if name.strip()]
+    columns = [find_in_some(name, prompts) for name in names]
+    rows = [[column[i] for column in columns if column[i]] for i in range(len(prompts))]
+    for tokens, words in zip(prompts, rows):
+        if names and not words:
+            tokens.find(names[0])  # says that it is not there
+    return rows
 
 
 def parse_word_values(text: str) -> dict[str, float]:

@@ -10,7 +10,7 @@ from ..attention.store import Attention, read_maps
 from ..blending.local_blend import threshold_maps
 from ..host.sampling import check_family
 from ..host.session import attach
-from ..host.tokens import parse_word_values, parse_words
+from ..host.tokens import find_in_some, parse_word_values, parse_words
 from ..inversion.trajectory import Inversion
 from ..metrics.masks import grow as grow_mask
 from .drawing import heat_rows, sheet
@@ -36,15 +36,9 @@ def per_token(values: dict, edit: PromptEdit, default: float) -> tuple:
     for name, value in values.items():
         if name == "default":
             continue
-        found = []
-        for pair, tensor in zip(edit.pairs, tensors):
-            try:
-                tensor[list(pair.target.find(name).positions)] = value
-                found.append(pair)
-            except ValueError as error:
-                unknown = error
-        if not found:
-            raise unknown
+        for tensor, word in zip(tensors, find_in_some(name, [pair.target for pair in edit.pairs])):
+            if word:
+                tensor[list(word.positions)] = value
     return tuple(tensors)
 
 
@@ -151,9 +145,8 @@ class PalimpsestAttentionHeatmap(io.ComfyNode):
     @classmethod
     def execute(cls, attention, image, words) -> io.NodeOutput:
         rows = []
-        for i in range(attention.maps.shape[0]):
-            tokens = attention.tokens[i % len(attention.tokens)]
-            chosen = parse_words(words, tokens) if words.strip() else tokens.words
+        for i, found in enumerate(parse_words(words, attention.tokens)):
+            chosen = found or attention.tokens[i].words
             maps = {f"{w.text}#{n}" if n > 1 else w.text: attention.map(i, [w])
                     for w, n in zip(chosen, _occurrences(chosen))}
             rows += heat_rows(image[i % image.shape[0]], maps)
@@ -192,8 +185,8 @@ class PalimpsestAttentionMask(io.ComfyNode):
     def execute(cls, attention, words, threshold, grow, blur, image=None) -> io.NodeOutput:
         size = attention.latent if image is None else tuple(image.shape[1:3])
         cell = size[0] / attention.latent[0]
-        chosen = [parse_words(words, attention.tokens[i % len(attention.tokens)]) for i in range(attention.maps.shape[0])]
-        if not all(chosen):
+        chosen = parse_words(words, attention.tokens)
+        if not words.strip():
             raise ValueError(f"Attention Mask has no word to find; the source's words are: "
                              f"{', '.join(w.text for w in attention.tokens[0].words)}.")
         mask = torch.stack([word_mask(attention, i, found, size, threshold) for i, found in enumerate(chosen)])

@@ -73,12 +73,12 @@ class PalimpsestLatentBlend(io.ComfyNode):
                 raise ValueError(f"The mask of {source_words.strip() or target_words!r} at threshold {threshold} is empty: lower the "
                                  "threshold (paper: 0.3).")
         if source_words.strip():
-            named = torch.stack([word_mask(attention, i, parse_words(source_words, attention.tokens[i % len(attention.tokens)]),
-                                           size, threshold) for i in range(attention.maps.shape[0])])
+            named = torch.stack([word_mask(attention, i, found, size, threshold)
+                                 for i, found in enumerate(parse_words(source_words, attention.tokens))])
             rows = math.lcm(len(named), 1 if cells is None else len(cells))
             cells = named if cells is None else torch.maximum(*(repeat_to_batch_size(m, rows) for m in (cells, named)))
         if target_words.strip():
-            gather = WordMaps(lambda tokens: parse_words(target_words, tokens), attention.share)
+            gather = WordMaps(lambda prompts: parse_words(target_words, prompts), attention.share)
             model = attach(model, gather)
         return io.NodeOutput(attach(model, LocalBlend(inversion, cells, start, gather and gather.mean, threshold)))
 

@@ -115,7 +115,11 @@ def test_a_prompt_that_the_tokenizer_splits_elsewhere_is_refused(clip):
 def test_a_word_is_found_by_name_case_and_number(clip):
     tokens = tokenize(clip, 'A "Cat", a dog & a cat.')  # punctuation belongs to its word, and its name is without it
     assert [tokens.find(n).positions for n in ("cat", "CAT#1", " cat#2 ", "&")] == [(2, 3, 4), (2, 3, 4), (9, 10), (7,)]
-    assert [w.text for w in parse_words("dog, cat#2,\n", tokens)] == ["dog", "cat."] and parse_words(" ", tokens) == []
+    other = tokenize(clip, "a dog")
+    chosen = parse_words("dog, cat#2,\n", [tokens, other])
+    assert [[w.text for w in row] for row in chosen] == [["dog", "cat."], ["dog"]] and parse_words(" ", [tokens]) == [[]]
+    with pytest.raises(ValueError, match='"cat" names no word of "a dog"'):
+        parse_words("cat", [tokens, other])
 
 
 @pytest.mark.parametrize("name, said", [
