@@ -16,8 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "palimpsest"
-# The host's default attention on a CPU cuts maps into chunks, which is slow to differentiate.
-HOST_OPTIONS = {"palimpsest.miniature.train": ["--use-pytorch-cross-attention"]}
+# The host's default attention on a CPU cuts maps into chunks, which is slow to differentiate, and no GPU's.
+HOST_OPTIONS = dict.fromkeys(("palimpsest.miniature.train", "palimpsest.bench.cost"), ["--use-pytorch-cross-attention"])
 
 
 def find_host(here: Path = Path(__file__).absolute().parents[1]) -> "Path | None":
