@@ -1,14 +1,15 @@
 """Palimpsest: editing pictures by inversion, as nodes for ComfyUI."""
+from importlib import import_module
+
 from comfy_api.latest import ComfyExtension
 
-from .nodes import attention, blending, inversion, miniature, prompt, report
-
 WEB_DIRECTORY = "./web"
+FAMILIES = ("miniature", "prompt", "inversion", "attention", "blending", "report")
 
 
 class Palimpsest(ComfyExtension):
     async def get_node_list(self):
-        return [node for family in (miniature, prompt, inversion, attention, blending, report) for node in family.NODES]
+        return [node for family in FAMILIES for node in import_module(f"{__name__}.nodes.{family}").NODES]
 
 
 async def comfy_entrypoint():
