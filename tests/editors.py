@@ -57,8 +57,9 @@ def blend(case, model=None):
 
 
 def blend_words(case, model=None):
+    """Random nets give words flat maps: only a high threshold makes a mask of a part of the picture."""
     word = shared_word(case)
-    return PalimpsestLatentBlend.execute(model or case.model, case.inversion, 0.5, word, word, 0.8,
+    return PalimpsestLatentBlend.execute(model or case.model, case.inversion, 0.5, word, word, 0.95,
                                          attention=store(case)).result[0]
 
 

@@ -283,9 +283,9 @@ def test_another_packs_attention_is_called_wherever_the_hosts_would_be(editor, f
     assert sorted(map(sorted, seen.values())) == sorted(
         sorted({k.sigma for k in of(chunks, role)}) for role in ("positive", "negative", "reference") if of(chunks, role))
     assert torch.equal(found, c.sample(after))
-    assert differ(found, c.sample(EDITORS[editor](c))) and differ(found, c.sample(patched(c.model)))
-    same = patched(EDITORS[editor](c), host_attention)
-    assert torch.equal(c.sample(same), c.sample(EDITORS[editor](c)))
+    edited = c.sample(EDITORS[editor](c))
+    assert differ(found, edited) and differ(found, c.sample(patched(c.model)))
+    assert torch.equal(c.sample(patched(EDITORS[editor](c), host_attention)), edited)
 
 
 def test_of_two_patches_at_one_place_the_hosts_choice_is_called():
@@ -475,16 +475,14 @@ def test_half_precision_is_near_fp32(editor, family, dtype):
 OTHER_NOISE = "starts from other noise"
 
 
-@each
-def test_other_noise_is_said_once_a_run_and_never_of_replays_latent(editor, family, caplog):
-    c = case(family)
-    for start, sampler in ((0.0, "euler"), (0.5, "dpmpp_2m"), (0.0, "dpmpp_2m_sde")):
-        model, solver, sigmas, latent = PalimpsestReplay.execute(
-            EDITORS[editor](c), c.inversion, start, KSamplerSelect.execute(sampler).result[0]).result
-        for add_noise in (False, True):
-            SamplerCustom.execute(model, add_noise, 3, 7.5, c.target, c.null, solver, sigmas, latent)
+@each_with("replayed", [(0.0, "euler"), (0.5, "dpmpp_2m"), (0.0, "dpmpp_2m_sde")])
+def test_other_noise_is_said_once_a_run_and_never_of_replays_latent(editor, family, replayed, caplog):
+    c, (start, sampler) = case(family), replayed
+    model, solver, sigmas, latent = PalimpsestReplay.execute(
+        EDITORS[editor](c), c.inversion, start, KSamplerSelect.execute(sampler).result[0]).result
+    SamplerCustom.execute(model, True, 3, 7.5, c.target, c.null, solver, sigmas, latent)
     assert OTHER_NOISE not in caplog.text
     for run in (1, 2):
-        SamplerCustom.execute(model, True, 3, 7.5, c.target, c.null, KSamplerSelect.execute("euler").result[0],
-                              c.sigmas, {"samples": c.noise})
+        SamplerCustom.execute(model, True, 3, 7.5, c.target, c.null, KSamplerSelect.execute(sampler).result[0], c.sigmas,
+                              {"samples": c.noise})
         assert caplog.text.count(OTHER_NOISE) == run
