@@ -2,6 +2,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import renoise
+
 
 @dataclass(frozen=True)
 class Method:
@@ -12,4 +14,8 @@ class Method:
 
 METHODS = {
     "DDIM": Method(),
+    "Fixed Point": Method(),
+    "Negative Prompt": Method(),
+    "ReNoise": Method(),
+    "ReNoise Ancestral": Method(renoise.reverse),
 }

@@ -1,0 +1,1 @@
+"""Guidance: one file a paper, editors of how predictions are combined."""

@@ -1,0 +1,306 @@
+"""Fixed-point and ReNoise inversion, negative-prompt inversion and proximal guidance."""
+from functools import cache
+
+import comfy.k_diffusion.sampling
+import pytest
+import tiny
+import torch
+from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
+from palimpsest.guidance import proximal
+from palimpsest.inversion import ddim, fixed_point, renoise
+from palimpsest.inversion.negative_prompt import slerp
+from palimpsest.nodes.guidance import PalimpsestProximalGuidance
+from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
+from palimpsest.nodes.refine import (
+    PalimpsestFixedPointInvert, PalimpsestNegativePromptInvert, PalimpsestReNoiseInvert)
+
+euler = comfy.k_diffusion.sampling.sample_euler
+STEPS = 5
+
+
+@pytest.fixture(autouse=True)
+def executor():
+    """As the host's executor runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@cache
+def family(name, output=0.05):
+    """A small network scaled down until its steps contract."""
+    return {**tiny.UNETS, **tiny.FLOWS}[name](output=output)
+
+
+def picture(model, batch=1):
+    return {"samples": model.model.process_latent_out(tiny.latent(model, batch))}
+
+
+def invert(node, model, *settings, steps=STEPS, batch=1, source=None, **kwargs):
+    return node.execute(model, source or tiny.cond(), picture(model, batch), steps, "ddim_uniform", *settings, **kwargs).result[0]
+
+
+def replay(model, inversion, cfg=1.0, negative=None, edited=None, prompt=None):
+    m, solver, sigmas, latent = PalimpsestReplay.execute(edited or model, inversion, 0.0).result
+    found = SamplerCustom.execute(m, False, 5, cfg, prompt or tiny.cond(), negative or tiny.cond(seed=9), solver, sigmas, latent)
+    return model.model.process_latent_in(found.result[0]["samples"])
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+def lost(model, inversion):
+    return relative(replay(model, inversion), inversion.latents[-1])
+
+
+def gaussian(x, sigma):
+    """The perfect denoiser of N(0, 1): ε = x·σ/(1+σ²), so that an Euler step is a product and its exact inverse a quotient."""
+    return x / (1 + sigma.view(-1, 1) ** 2)
+
+
+def curved(x, sigma):
+    """A denoiser that mixes the values of a latent, and bends."""
+    return x - sigma.view(-1, 1) * torch.tanh(x @ MIX)
+
+
+MIX = 0.6 * torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+
+
+def start(rows=2):
+    return torch.randn(rows, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def levels(steps, top=14.6):
+    return torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** 2 * top
+
+
+@pytest.mark.parametrize("memory", [0, 2])
+@pytest.mark.parametrize("flow", [False, True])
+def test_one_iteration_is_ddim_inversion_to_the_bit(memory, flow):
+    x, sigmas = start(), levels(8, 1.0)
+    expected = ddim.invert(curved, x, sigmas, disable=True, flow=flow)
+    for found in (fixed_point.invert(curved, x, sigmas, disable=True, flow=flow, iterations=1, memory=memory)[0],
+                  renoise.invert(curved, x, sigmas, disable=True, flow=flow, iterations=0)[0]):
+        assert len(found) == 9 and all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("memory", [0, 2])
+def test_iterations_reach_the_exact_inverse_of_eulers_step(memory):
+    x, sigmas = start(), levels(30)
+    path, used = fixed_point.invert(gaussian, x, sigmas, disable=True, iterations=2000, tolerance=1e-15, memory=memory)
+    exact = x
+    for clean, noisy in zip(sigmas.flip(0), sigmas.flip(0)[1:]):
+        exact = exact / (1 - (noisy - clean) * noisy / (1 + noisy ** 2))
+    assert relative(path[0], exact) < 1e-12
+    assert relative(euler(gaussian, path[0], sigmas, disable=True), x) < 1e-12
+    assert len(used) == 30 and max(used) < 2000
+
+
+def test_the_round_trip_improves_with_every_iteration_and_faster_under_anderson():
+    x, sigmas = start(), levels(10, 1.0)
+
+    def error(iterations, memory):
+        path, _ = fixed_point.invert(curved, x, sigmas, disable=True, iterations=iterations, tolerance=0.0, memory=memory)
+        return relative(euler(curved, path[0], sigmas, disable=True), x)
+
+    plain, mixed = [error(n, 0) for n in (1, 2, 4, 8)], [error(n, 2) for n in (1, 2, 4, 8)]
+    assert all(b < a / 2 for a, b in zip(plain, plain[1:]))
+    assert mixed[2] < plain[2] and mixed[3] < plain[3] / 30, (plain, mixed)
+
+
+def test_anderson_solves_a_linear_step_of_two_dimensions_in_four_evaluations():
+    """The weights are the least squares ones: with m differences an affine map of m dimensions is solved exactly."""
+    mix = torch.tensor([[0.5, 0.3], [-0.2, 0.4]], dtype=torch.float64)
+    x, errors = fixed_point.iterate(lambda x: x @ mix + 1, torch.zeros(3, 2, dtype=torch.float64), 4, 0.0, 2)
+    exact = torch.linalg.solve((torch.eye(2) - mix).mT, torch.ones(2, dtype=torch.float64))
+    assert relative(x, exact.expand(3, 2)) < 1e-6 and errors[1] > 1e-2
+
+
+@pytest.mark.parametrize("memory", [0, 2])
+def test_a_picture_is_inverted_as_it_would_be_alone_and_rests_when_it_has_arrived(memory):
+    settings = {"disable": True, "iterations": 40, "tolerance": 1e-6, "memory": memory}
+    pair = torch.cat([start(1), 0.01 * start(1).flip(1)])  # the second is nearly linear and arrives at another time
+    both, used = fixed_point.invert(curved, pair, levels(10, 1.0), **settings)
+    alone = [fixed_point.invert(curved, x[None], levels(10, 1.0), **settings) for x in pair]
+    for i, (path, _) in enumerate(alone):
+        torch.testing.assert_close(torch.stack(both)[:, i], torch.stack(path)[:, 0], rtol=1e-12, atol=1e-12)
+    assert used == [max(pair) for pair in zip(*(u for _, u in alone))] and alone[0][1] != alone[1][1]
+
+
+def test_steps_that_do_not_contract_are_told(caplog):
+    fixed_point.invert(lambda x, s: x - 3 * s.view(-1, 1) * x, start(), torch.tensor([1.0, 0.0]), disable=True, iterations=4)
+    assert "does not contract at sigma 1:" in caplog.text and "1 is DDIM" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl", "sd3"])
+def test_ten_steps_return_ten_times_nearer_than_ddim_inversion(name):
+    model = family(name)
+    before = lost(model, invert(PalimpsestDDIMInvert, model, steps=10))
+    inversion = invert(PalimpsestFixedPointInvert, model, 10, 1e-6, "anderson", steps=10)
+    few = invert(PalimpsestFixedPointInvert, model, 3, 1e-6, "anderson", steps=10)
+    assert lost(model, inversion) < min(before / 1000, lost(model, few)) or lost(model, inversion) < 1e-6
+    assert lost(model, few) < before / 10
+    assert sum(inversion.provenance["iterations"]) == inversion.provenance["evaluations"] < 100
+    assert len(inversion.provenance["iterations"]) == inversion.provenance["steps"] and inversion.method == "Fixed Point"
+
+
+def test_renoising_averages_the_last_predictions_and_all_of_them_at_early_levels():
+    x, sigmas = start(), torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    path, theta = renoise.invert(curved, x, sigmas, disable=True, flow=True, iterations=4, average=2, early_iterations=2, early=0.6)
+
+    def predictions(x, noisy, step, count):
+        found, z = [], x
+        for _ in range(count):
+            found.append(torch.tanh(z @ MIX))  # ε of `curved`
+            z = x + step * found[-1]
+        return found
+
+    first = x + 0.5 * sum(predictions(x, 0.5, 0.5, 3)) / 3
+    second = first + 0.5 * sum(predictions(first, 1.0, 0.5, 5)[3:]) / 2
+    torch.testing.assert_close(path, [second, first, x], rtol=1e-12, atol=1e-12)
+    assert not theta
+
+
+def test_renoising_with_the_last_prediction_alone_is_fixed_point_iteration():
+    x, sigmas = start(), levels(6, 1.0)
+    found = renoise.invert(curved, x, sigmas, disable=True, iterations=4, average=1)[0]
+    expected = fixed_point.invert(curved, x, sigmas, disable=True, iterations=5, tolerance=0.0)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl", "sd3"])
+def test_renoise_returns_nearer_than_ddim_inversion(name):
+    model = family(name)
+    inversion = invert(PalimpsestReNoiseInvert, model, 3, 2, 3, 0.0, 0)
+    assert lost(model, inversion) < lost(model, invert(PalimpsestDDIMInvert, model)) / 4
+    assert inversion.provenance["evaluations"] == 4 * inversion.provenance["steps"] and not inversion.theta
+
+
+@pytest.mark.parametrize("name", tiny.UNETS)
+def test_noise_correction_makes_ancestral_steps_exact(name):
+    """All but the last, which adds no noise; with few renoisings the estimate itself is poor, and each step is exact all the same."""
+    model, settings = family(name, 0.2), (1, 1, 1, 1.0)
+    inversion = invert(PalimpsestReNoiseInvert, model, *settings, 7, batch=2)
+    m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
+    short = SamplerCustom.execute(m, False, 0, 1.0, tiny.cond(), tiny.cond(), solver, sigmas[:-1], latent).result[0]["samples"]
+    assert relative(model.model.process_latent_in(short), inversion.latents[-2]) < 1e-4
+    noise = inversion.theta["noise"].tensor
+    assert noise.shape[:2] == (inversion.provenance["steps"], 2) and not noise[-1].any() and noise[:-1].std() > 0.5
+    other = invert(PalimpsestReNoiseInvert, model, *settings, 8, batch=2)
+    assert relative(other.latents[0], inversion.latents[0]) > 1e-2
+    again = invert(PalimpsestReNoiseInvert, model, *settings, 7, batch=2)
+    assert all(map(torch.equal, again.latents, inversion.latents))
+
+
+def test_ancestral_renoise_is_replayed_by_its_own_sampler_and_on_its_own_levels_only():
+    model = family("sd15")
+    inversion = invert(PalimpsestReNoiseInvert, model, 1, 1, 1, 0.5, 0)
+    with pytest.raises(ValueError, match="ReNoise Ancestral recorded noise.*leave the sampler input empty"):
+        PalimpsestReplay.execute(model, inversion, 0.0, KSamplerSelect.execute("euler").result[0])
+    assert not inversion.covers(float(inversion.sigmas[:2].mean()))
+    m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
+    four = {"samples": latent["samples"].repeat(4, 1, 1, 1)}
+    rows = SamplerCustom.execute(m, False, 0, 1.0, tiny.cond(), tiny.cond(), solver, sigmas, four).result[0]["samples"]
+    torch.testing.assert_close(rows[3:], rows[:1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="eta 0.5.*flow model.*eta to 0"):
+        invert(PalimpsestReNoiseInvert, family("sd3"), 1, 1, 1, 0.5, 0)
+    with pytest.raises(ValueError, match="last 3 predictions, 1 iterations make 2"):
+        invert(PalimpsestReNoiseInvert, model, 1, 3, 1, 0.0, 0)
+
+
+@pytest.mark.parametrize("name", tiny.UNETS)
+def test_the_negative_prompt_inversion_cancels_guidance(name):
+    """Embedding and, on SDXL, the pooled vector: replay at CFG 7.5 is replay at CFG 1."""
+    model = family(name, 0.2)
+    inversion = invert(PalimpsestNegativePromptInvert, model, 0.0, batch=2, source=tiny.cond(batch=2))
+    plain = invert(PalimpsestDDIMInvert, model, batch=2, source=tiny.cond(batch=2))
+    expected = replay(model, plain, prompt=tiny.cond(batch=2))
+    assert relative(replay(model, inversion, 7.5, prompt=tiny.cond(batch=2)), expected) < 1e-4
+    assert relative(replay(model, plain, 7.5, prompt=tiny.cond(batch=2)), expected) > 0.05
+    assert inversion.provenance["evaluations"] == plain.provenance["evaluations"]
+    assert [t.tensor.shape[:2] for t in inversion.theta.values()] == [(1, 2), (1, 2)]  # no copies a step
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_interpolation_ends_at_the_connected_negative(name):
+    model = family(name, 0.2)
+    inversion = invert(PalimpsestNegativePromptInvert, model, 1.0, negative=tiny.cond(seed=9))
+    plain = invert(PalimpsestDDIMInvert, model)
+    expected = replay(model, plain, 4.0, tiny.cond(seed=9))
+    torch.testing.assert_close(replay(model, inversion, 4.0, tiny.cond(seed=2)), expected, rtol=1e-4, atol=1e-4)
+    halfway = invert(PalimpsestNegativePromptInvert, model, 0.5, negative=tiny.cond(seed=9))
+    assert relative(replay(model, halfway, 4.0), expected) > 1e-3
+    with pytest.raises(ValueError, match="interpolation of 0.5 and no negative"):
+        invert(PalimpsestNegativePromptInvert, model, 0.5)
+    with pytest.raises(ValueError, match=r"\[5, 64\].*\[8, 64\].*interpolation to 0"):
+        invert(PalimpsestNegativePromptInvert, model, 0.5, negative=tiny.cond(tokens=5))
+
+
+def test_slerp_walks_the_sphere_at_constant_speed():
+    a, b = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0]])
+    third = torch.tensor(torch.pi / 6)
+    torch.testing.assert_close(slerp(1 / 3, a, b)[0], torch.stack([third.cos(), third.sin()]))
+    assert torch.equal(slerp(1 / 3, a[1:], b[1:]), a[1:])  # equal embeddings have no angle
+
+
+def test_prox_minimises_its_functional():
+    """Against a search: argmin over z of (z - d)²/2 + λ·|z| for l1, and of (z - d)²/2 + λ²/2·[z ≠ 0] for l0."""
+    d, z, limit = torch.linspace(-3, 3, 61)[:, None], torch.linspace(-4, 4, 8001), torch.tensor(1.01)
+    penalties = {"l1": limit * z.abs(), "l0": limit ** 2 / 2 * (z.abs() > 1e-6)}
+    for norm, penalty in penalties.items():
+        best = z[((z - d) ** 2 / 2 + penalty).argmin(1)]
+        torch.testing.assert_close(proximal.prox(d[:, 0], limit, norm), best, rtol=0, atol=2e-3)
+
+
+def test_the_threshold_is_each_pictures_quantile_and_the_edit_grows_by_cells():
+    d = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
+    limit = proximal.threshold(d, 0.7)
+    assert [round(float((row.abs() > t).float().mean()), 2) for row, t in zip(d, limit)] == [0.3, 0.3]
+    dot = torch.zeros(1, 2, 1, 9, 9)
+    dot[0, 1, 0, 4, 4] = -1
+    grown = proximal.edited(dot, torch.tensor(0.5), 2)
+    assert grown.shape == dot.shape and grown[0, 1, 0, 2:7, 2:7].all() and grown.sum() == 25
+
+
+@cache
+def npi():
+    with torch.inference_mode():
+        return invert(PalimpsestNegativePromptInvert, family("sd15", 0.2), 0.0)
+
+
+def guided(*settings, hook=None, cfg=7.5):
+    model = family("sd15", 0.2)
+    edited = PalimpsestProximalGuidance.execute(model, npi(), *settings).result[0]
+    if hook:
+        edited.set_model_sampler_post_cfg_function(hook)
+    return replay(model, npi(), cfg, prompt=tiny.cond(seed=4), edited=edited)
+
+
+def test_proximal_guidance_keeps_the_largest_differences():
+    shares = []
+
+    def hook(args):
+        shares.append(float((args["cond_denoised"] != args["uncond_denoised"]).float().mean()))
+        return args["denoised"]
+
+    source, plain = npi().latents[-1], replay(family("sd15", 0.2), npi(), 7.5, prompt=tiny.cond(seed=4))
+    found = guided("l0", 0.7, 0.0, 0.6, 1, hook=hook)
+    assert len(shares) == npi().provenance["steps"] and all(share == pytest.approx(0.3, abs=0.01) for share in shares)
+    assert relative(found, source) < relative(plain, source)
+    drawn = guided("l0", 0.7, 1.0, 0.0, 1)
+    same = (drawn - source).abs() < 1e-5
+    assert 0.05 < same.float().mean() < 0.7 and not (found - source).abs().lt(1e-5).any()  # η = 1: the source outside the grown edit
+
+
+def test_every_widget_of_proximal_guidance_acts():
+    base = ("l0", 0.7, 0.5, 0.4, 1)
+    settings = [base, ("l1", *base[1:]), ("l0", 0.5, *base[2:]), (*base[:2], 0.1, *base[3:]), (*base[:3], 0.9, 1), (*base[:4], 3)]
+    found = [guided(*s) for s in settings]
+    assert all(relative(a, found[0]) > 1e-4 for a in found[1:]) and torch.equal(guided(*base), found[0])
+
+
+def test_proximal_guidance_without_effect_is_refused():
+    with pytest.raises(ValueError, match="difference of two predictions.*CFG 1"):
+        guided("l0", 0.7, 0.1, 0.6, 1, cfg=1.0)
+    with pytest.raises(ValueError, match="plain guidance"):
+        guided("l0", 0.0, 0.0, 0.6, 1)
