@@ -1,0 +1,111 @@
+"""Save and Load Inversion, in the host's output and input folders."""
+import os
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..host.sampling import Fingerprint
+from ..host.session import log
+from ..host.tokens import Tokens, Word
+from ..inversion.storage import load, save
+from .runner import InversionType
+
+SUFFIX = ".inversion.safetensors"
+KNOWN = Fingerprint, Tokens, Word
+
+
+def inside(path, folder) -> str:
+    """The real path, once it is seen to lie in the folder, links and ".." followed."""
+    path, folder = os.path.realpath(path), os.path.realpath(folder)
+    if os.path.splitdrive(path)[0] != os.path.splitdrive(folder)[0] or os.path.commonpath((path, folder)) != folder:
+        raise ValueError(f"{path} lies outside {folder}, the only folder for this: give a name inside it.")
+    return path
+
+
+def find(file) -> str:
+    """The path of a name such as "palimpsest/cat_00001_.inversion.safetensors [output]"; [input] is the other folder."""
+    folders = {" [output]": folder_paths.get_output_directory(), " [input]": folder_paths.get_input_directory()}
+    mark = next((m for m in folders if file.endswith(m)), None)
+    if mark is None or not file.endswith(SUFFIX + mark) or "\0" in file:
+        raise ValueError(f"{file!r} is no inversion of the output or input folder: choose a file named …{SUFFIX} from the list.")
+    path = inside(os.path.join(folders[mark], file.removesuffix(mark)), folders[mark])
+    if not os.path.isfile(path):
+        raise ValueError(f"{file} is not there any more: choose another file, or save the inversion again.")
+    return path
+
+
+def listed() -> list:
+    """The inversions in the output and the input folder, newest first."""
+    found = []
+    for mark, folder in (("output", folder_paths.get_output_directory()), ("input", folder_paths.get_input_directory())):
+        found += [(p.stat().st_mtime, f"{p.relative_to(folder).as_posix()} [{mark}]")
+                  for p in Path(folder).rglob(f"*{SUFFIX}") if p.is_file()]
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def size_in_words(path) -> str:
+    return f"{os.path.getsize(path) / 2 ** 20:.1f} MiB"
+
+
+class PalimpsestSaveInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestSaveInversion", display_name="Save Inversion", category="palimpsest/inversion",
+            description="Writes an inversion into the host's output folder, for Load Inversion: trajectory, source prompt, and what the "
+                        "method learned. A safetensors file, exact to the bit.",
+            inputs=[
+                InversionType.Input("inversion"),
+                io.String.Input("filename_prefix", default="palimpsest/inversion",
+                                tooltip="Folder and name within the output folder, as Save Image takes them; a number is added, nothing "
+                                        "is overwritten."),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="The name that Load Inversion lists.")],
+            is_output_node=True)
+
+    @classmethod
+    def execute(cls, inversion, filename_prefix) -> io.NodeOutput:
+        output = folder_paths.get_output_directory()
+        inside(os.path.join(output, filename_prefix), output)  # before the host makes a folder
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
+        file = f"{name}_{counter:05}_{SUFFIX}"
+        path = inside(os.path.join(folder, file), output)
+        save(path, inversion, KNOWN)
+        text = f"{Path(subfolder, file).as_posix()} [output]"
+        log.info("Saved %s, %s.", text, size_in_words(path))
+        return io.NodeOutput(text, ui=ui.PreviewText(f"{text}, {size_in_words(path)}"))
+
+
+class PalimpsestLoadInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestLoadInversion", display_name="Load Inversion", category="palimpsest/inversion",
+            description="Reads an inversion that Save Inversion wrote. Its latents are read from the file as they are needed.",
+            inputs=[io.Combo.Input("file", options=listed(), tooltip=f"Files named …{SUFFIX} in the output and input folders, newest first; "
+                                                                     "press R for a new list.")],
+            outputs=[InversionType.Output(display_name="inversion")])
+
+    @classmethod
+    def validate_inputs(cls, file):
+        try:
+            find(file)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file):
+        state = os.stat(find(file))
+        return state.st_mtime_ns, state.st_size
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        path = find(file)
+        inversion = load(path, KNOWN)
+        text = f"{inversion.method}, {inversion.schedule}, {size_in_words(path)}"
+        return io.NodeOutput(inversion, ui=ui.PreviewText(text))
+
+
+NODES = [PalimpsestSaveInversion, PalimpsestLoadInversion]

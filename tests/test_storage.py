@@ -1,0 +1,235 @@
+"""Inversions saved to and loaded from the host's folders."""
+import dataclasses
+import json
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import folder_paths
+import pytest
+import tiny
+import torch
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+from pack import ROOT
+from palimpsest.host.sampling import Fingerprint
+from palimpsest.host.tokens import encode, tokenize_rows
+from palimpsest.inversion.storage import KEY, load, save
+from palimpsest.inversion.trajectory import Theta
+from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
+from palimpsest.nodes.storage import KNOWN, PalimpsestLoadInversion, PalimpsestSaveInversion
+from safetensors.torch import save_file
+
+STEPS = 3
+
+
+@pytest.fixture(autouse=True)
+def executor():
+    """As the host's executor runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """The host's output and input folder, empty."""
+    for name in ("output", "input"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
+    return tmp_path / "output", tmp_path / "input"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.sd15()
+
+
+@pytest.fixture(scope="module")
+def inversion(model):
+    """Of a prompt that Prompt Edit encoded, with something learned."""
+    with torch.inference_mode():
+        clip = tiny.clip()
+        source = encode(clip, tokenize_rows(clip, ["a photo of a (cat:1.2)"]))
+        source[0][1]["guidance"] = 3.5
+        latent = {"samples": model.model.process_latent_out(tiny.latent(model, 2))}
+        made = PalimpsestDDIMInvert.execute(model, source, latent, STEPS, "ddim_uniform").result[0]
+        learned = made.conditioning[0][0].expand(4, -1, -1, -1)[:, :1]  # shares its memory with the source
+        return dataclasses.replace(made, theta={"uncond": Theta(learned, "step", "prediction")})
+
+
+def saved(inversion, prefix="cats/tabby"):
+    return PalimpsestSaveInversion.execute(inversion, prefix).result[0]
+
+
+def loaded(file):
+    assert PalimpsestLoadInversion.validate_inputs(file) is True
+    return PalimpsestLoadInversion.execute(file).result[0]
+
+
+def refused(file, message):
+    """By the check before the workflow runs, and by the node itself."""
+    assert isinstance(PalimpsestLoadInversion.validate_inputs(file), str)
+    for call in (PalimpsestLoadInversion.execute, PalimpsestLoadInversion.fingerprint_inputs):
+        with pytest.raises(ValueError, match=message):
+            call(file)
+
+
+def digest(tensors):
+    return sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
+
+
+def same(a, b):
+    """Equal to the bit, in types too."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, Theta):
+        return same(a.tensor, b.tensor) and (a.axis, a.applied_by) == (b.axis, b.applied_by)
+    if hasattr(a, "items"):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def test_everything_comes_back_to_the_bit(folders, inversion):
+    file = saved(inversion)
+    assert file == "cats/tabby_00001_.inversion.safetensors [output]"
+    found = loaded(file)
+    for field in dataclasses.fields(inversion):
+        if not field.name.startswith("_"):
+            assert same(getattr(found, field.name), getattr(inversion, field.name)), field.name
+    assert found.tokens[0].find("cat").text == "cat" and isinstance(found.fingerprint, Fingerprint)
+    assert type(found.provenance) is type(inversion.provenance)
+
+
+def test_a_learned_only_inversion_without_a_trajectory_comes_back(folders, inversion):
+    found = loaded(saved(dataclasses.replace(inversion, latents=None)))
+    assert found.latents is None and same(found.theta, inversion.theta)
+
+
+def test_a_new_process_reads_the_same_bytes_without_the_host(folders, inversion):
+    path = folders[0] / saved(inversion).removesuffix(" [output]")
+    code = f"""
+import importlib.util, sys
+from dataclasses import make_dataclass
+from hashlib import sha256
+spec = importlib.util.spec_from_file_location("inversion", {str(ROOT / "inversion" / "__init__.py")!r},
+                                              submodule_search_locations=[{str(ROOT / "inversion")!r}])
+sys.modules["inversion"] = importlib.util.module_from_spec(spec)
+from inversion.storage import load
+known = [make_dataclass(n, f.split()) for n, f in [("Fingerprint", "model latent_format channels prediction weights"),
+                                                    ("Tokens", "text ids weights words"), ("Word", "text positions")]]
+found = load({str(path)!r}, known)
+tensors = [found.sigmas, *found.latents, found.conditioning[0][0], found.theta["uncond"].tensor]
+print(sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest(), "comfy" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = [inversion.sigmas, *inversion.latents, inversion.conditioning[0][0], inversion.theta["uncond"].tensor]
+    assert result.stdout.split() == [digest(expected), "False"]
+
+
+def test_a_loaded_inversion_is_replayed_to_the_same_bytes(folders, model, inversion):
+    def replay(inversion):
+        m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
+        found = SamplerCustom.execute(m, False, 5, 3.0, tiny.cond(), tiny.cond(seed=9), solver, sigmas, latent)
+        return found.result[0]["samples"]
+    assert torch.equal(replay(loaded(saved(inversion))), replay(inversion))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not tell what is mapped")
+def test_latents_are_mapped_from_the_file(folders, inversion):
+    """Each lies at an address that the system has mapped from the file, so a long trajectory takes no memory until it is read."""
+    file = saved(inversion)
+    latents = loaded(file).latents
+    lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    path = str(folders[0] / file.removesuffix(" [output]"))
+    mapped = [[int(end, 16) for end in line[0].split("-")] for line in lines if line[-1] == path]
+    assert all(any(low <= t.data_ptr() < high for low, high in mapped) for t in latents)
+
+
+def test_nothing_is_overwritten_and_the_size_is_shown(folders, inversion):
+    first = PalimpsestSaveInversion.execute(inversion, "cats/tabby")
+    second = PalimpsestSaveInversion.execute(inversion, "cats/tabby")
+    assert second.result[0] == "cats/tabby_00002_.inversion.safetensors [output]"
+    assert first.ui.as_dict()["text"][0] == f"{first.result[0]}, 0.1 MiB"
+    assert sorted(p.name for p in (folders[0] / "cats").iterdir()) == [
+        "tabby_00001_.inversion.safetensors", "tabby_00002_.inversion.safetensors"]
+
+
+def test_the_picker_lists_the_inversions_of_both_folders_and_nothing_else(folders, inversion):
+    file = saved(inversion)
+    source = folders[0] / file.removesuffix(" [output]")
+    (folders[1] / "mine.inversion.safetensors").write_bytes(source.read_bytes())
+    (folders[0] / "lora.safetensors").write_bytes(b"x")
+    node = PalimpsestLoadInversion.GET_NODE_INFO_V1()
+    options = node["input"]["required"]["file"][1]["options"]
+    assert sorted(options) == sorted([file, "mine.inversion.safetensors [input]"])
+    assert same(loaded("mine.inversion.safetensors [input]").latents, inversion.latents)
+
+
+def test_a_changed_file_is_read_again(folders, inversion):
+    file = saved(inversion)
+    before = PalimpsestLoadInversion.fingerprint_inputs(file)
+    assert before == PalimpsestLoadInversion.fingerprint_inputs(file)
+    save(folders[0] / file.removesuffix(" [output]"), dataclasses.replace(inversion, method="Fixed Point"), KNOWN)
+    assert PalimpsestLoadInversion.fingerprint_inputs(file) != before
+
+
+@pytest.mark.parametrize("file", [
+    "../secret.inversion.safetensors [output]", "a/../../secret.inversion.safetensors [output]",
+    "{outside}/secret.inversion.safetensors [output]", "link.inversion.safetensors [output]", "out/secret.inversion.safetensors [input]"])
+def test_no_path_outside_the_folders_is_read(folders, inversion, file):
+    outside = folders[0].parent
+    save(outside / "secret.inversion.safetensors", inversion, KNOWN)
+    (folders[0] / "link.inversion.safetensors").symlink_to(outside / "secret.inversion.safetensors")
+    (folders[1] / "out").symlink_to(outside)
+    refused(file.format(outside=outside), "outside .*put, the only folder")
+
+
+@pytest.mark.parametrize("file, message", [
+    ("a.inversion.safetensors", "no inversion of the output or input"), ("a.inversion.safetensors [temp]", "no inversion of"),
+    ("lora.safetensors [output]", "no inversion of"), ("a\0.inversion.safetensors [output]", "no inversion of"),
+    ("gone.inversion.safetensors [output]", "not there any more")])
+def test_other_names_are_refused(folders, file, message):
+    refused(file, message)
+
+
+@pytest.mark.parametrize("prefix", ["../x", "a/../../x", "{outside}/x", "link/x"])
+def test_no_path_outside_the_output_folder_is_written(folders, inversion, prefix):
+    outside = folders[0].parent
+    (outside / "elsewhere").mkdir()
+    (folders[0] / "link").symlink_to(outside / "elsewhere")
+    before = sorted(outside.rglob("*"))
+    with pytest.raises(ValueError, match="outside .*output, the only folder"):
+        saved(inversion, prefix.format(outside=outside))
+    assert sorted(outside.rglob("*")) == before
+
+
+def test_truncated_foreign_and_newer_files_are_told_apart(folders, inversion):
+    path = folders[0] / "x.inversion.safetensors"
+    save(path, inversion, KNOWN)
+    whole = path.read_bytes()
+    for size in (0, 5, 200, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=rf"x.inversion.safetensors \({size} bytes\).*truncated"):
+            load(path, KNOWN)
+    save_file({"lora": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match="1 tensors without an INVERSION"):
+        load(path, KNOWN)
+    save_file({"x": torch.ones(2)}, path, metadata={KEY: json.dumps({"version": 2, "inversion": "unknown"})})
+    with pytest.raises(ValueError, match="format 2, this version of Palimpsest reads up to 1: update"):
+        load(path, KNOWN)
+    for strange in ("{", "[]", '{"version": 1, "inversion": {"sigmas": {"tensor": "absent"}}}',
+                    '{"version": 1, "inversion": {"sigmas": {"Popen": {"args": "true"}}}}',
+                    '{"version": 1, "inversion": {"sigmas": {"a": 1, "b": 2}}}'):
+        save_file({"x": torch.ones(2)}, path, metadata={KEY: strange})
+        with pytest.raises(ValueError, match="cannot be read as an INVERSION"):
+            load(path, KNOWN)
+
+
+@pytest.mark.parametrize("held", [object(), {"control": object()}, [torch.nn.Linear(1, 1)], float("nan")])
+def test_what_is_no_plain_value_is_refused_and_leaves_no_file(folders, inversion, held):
+    conditioning = [[inversion.conditioning[0][0], {**inversion.conditioning[0][1], "extra": held}]]
+    with pytest.raises(ValueError, match=r"(object|Linear|float) at conditioning\.0\.1\.extra.*cannot keep"):
+        saved(dataclasses.replace(inversion, conditioning=conditioning))
+    assert not [p for p in folders[0].rglob("*") if p.is_file()]
