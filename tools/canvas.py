@@ -87,7 +87,8 @@ class Canvas:
             given, widget = inputs.pop(name, None), is_widget(type_, options)
             if widget:
                 listed = schema["input"]["optional" if optional else "required"][name][0]
-                values.append(first_value(type_, options, listed) if given is None or isinstance(given, tuple) else given)
+                unset = given is None or isinstance(given, tuple)
+                values.append(first_value(type_, options, listed) if unset else given)
                 values += ["fixed"] * is_controlled(name, type_, options)
                 high += (TEXT if options.get("multiline") else WIDGET) * (1 + is_controlled(name, type_, options))
             if not widget or isinstance(given, tuple):
@@ -134,8 +135,8 @@ class Canvas:
 def to_api(ui: dict, info: dict) -> dict:
     """The prompt of a workflow: {node id: {class_type, inputs, _meta.title}}. ValueError on a node the host lacks.
 
-    ui: the canvas's JSON; info: the host's /object_info. Notes, and nodes that are muted or bypassed with the links from
-    them, are left out.
+    ui: the canvas's JSON; info: the host's /object_info. Notes are left out, and nodes that are muted or bypassed with
+    the links from them.
     """
     running = [n for n in ui["nodes"] if n["mode"] not in (NEVER, BYPASS) and n["type"] not in ("Note", "MarkdownNote")]
     unknown = sorted({n["type"] for n in running} - info.keys())

@@ -39,8 +39,9 @@ def titled(graph: dict, title: str) -> str:
 
 
 def prepare(graph: dict, edit, seed: int, kind: str, steps: int, cfg: float) -> dict:
-    """The main workflow's prompt set to one edit of one scene, with a node for each picture that the demo keeps, under its name."""
-    values = {"Miniature Scene": {"seed": seed, "kind": kind}, "DDIM Invert": {"steps": steps}, "Sample the edit": {"cfg": cfg},
+    """The main workflow's prompt set to one edit of one scene, and a node for each picture to keep, under its name."""
+    values = {"Miniature Scene": {"seed": seed, "kind": kind}, "DDIM Invert": {"steps": steps},
+              "Sample the edit": {"cfg": cfg},
               "Words that may change": {"value": changed_words(edit)},
               "Attention Heatmap": {"words": shown_words(edit.source_text)},
               "Attention Inject": LOOSER if kind in LOOSE_KINDS else {}}
@@ -49,7 +50,8 @@ def prepare(graph: dict, edit, seed: int, kind: str, steps: int, cfg: float) -> 
     kept = {name: [titled(graph, title), 0] for name, title in PICTURES.items()}
     more = {"mask picture": ("MaskToImage", {"mask": kept["mask"]})}
     kept["mask"] = ["mask picture", 0]
-    more |= {name: ("SaveImage", {"images": place, "filename_prefix": f"{NAME}/{name}"}) for name, place in kept.items()}
+    more |= {name: ("SaveImage", {"images": place, "filename_prefix": f"{NAME}/{name}"})
+             for name, place in kept.items()}
     return graph | {name: {"class_type": type_, "inputs": inputs, "_meta": {"title": f"keep {name}"}}
                     for name, (type_, inputs) in more.items()}
 
@@ -63,7 +65,7 @@ def refusal(answer: dict) -> str:
 
 
 async def execute(server: Server, graph: dict, watch=lambda: None) -> dict:
-    """Queue the prompt, show its progress, wait for its end and return the outputs by node. `watch` is called all the while."""
+    """Queue the prompt, show its progress, wait for its end, return the outputs by node; `watch` is called meanwhile."""
     client, terminal = uuid.uuid4().hex, sys.stdout.isatty()
 
     def name(node):
@@ -81,7 +83,7 @@ async def execute(server: Server, graph: dict, watch=lambda: None) -> dict:
                 event = json.loads(message.data)
                 kind, data = event["type"], event["data"]
                 if kind == "executing" and data["node"]:
-                    print(f"{chr(10) if terminal else ''}  {name(data['node'])}", end="" if terminal else "\n", flush=True)
+                    print(f"{chr(10) * terminal}  {name(data['node'])}", end="" if terminal else "\n", flush=True)
                 elif kind == "progress" and terminal:
                     print(f"\r  {name(data['node'])} {data['value']}/{data['max']}", end="", flush=True)
                 elif kind in ("execution_error", "execution_interrupted"):
@@ -96,7 +98,7 @@ async def execute(server: Server, graph: dict, watch=lambda: None) -> dict:
 
 
 class Memory:
-    """The most memory that a process and its children were seen to hold, bytes; looked at on every message of the server."""
+    """The most memory, in bytes, that a process and its children were seen to hold, looked at on each call."""
 
     def __init__(self, pid: int):
         self.process, self.most = psutil.Process(pid), 0
@@ -121,11 +123,11 @@ def run(settings: dict, edit) -> "tuple[dict, dict, dict]":
             memory, begun = Memory(server.process.pid), time.monotonic()
             outputs = asyncio.run(execute(server, graph, memory))
             cost = {"seconds": round(time.monotonic() - begun, 1), "peak memory, MB": round(memory.most / 2 ** 20),
-                    "peak memory is": "the largest resident set of the server's process, seen at each of its progress messages"}
+                    "peak memory is": "the server process's largest resident set, looked at on each of its messages"}
             found = {name: server.get(f"/view?{urlencode(outputs[name]['images'][0])}") for name in PICTURES}
             said = {when: numbers(outputs[titled(graph, title)]["text"][0]) for when, title in REPORTS.items()}
-    inject = graph[titled(graph, "Attention Inject")]["inputs"]
-    return found, said, cost | {"model evaluations, row-passes": evaluations(inject, settings["steps"], settings["cfg"])}
+    rows = evaluations(graph[titled(graph, "Attention Inject")]["inputs"], settings["steps"], settings["cfg"])
+    return found, said, cost | {"model evaluations, row-passes": rows}
 
 
 def numbers(text: str) -> "dict[str, float]":
@@ -135,7 +137,7 @@ def numbers(text: str) -> "dict[str, float]":
 
 
 def evaluations(inject: dict, steps: int, cfg: float) -> "dict[str, int]":
-    """Rows that the workflow sends through the network: every step of every pass, and the reference while maps are injected."""
+    """Rows that go through the network: each step of each pass, and the reference while maps are injected."""
     from palimpsest.host.sampling import schedule
     from palimpsest.miniature.model import load_miniature
     model = load_miniature()[0]
@@ -143,7 +145,8 @@ def evaluations(inject: dict, steps: int, cfg: float) -> "dict[str, int]":
     spans = [(level(inject[f"{kind}_start"]), level(inject[f"{kind}_end"])) for kind in ("cross", "self")]
     read = sum(any(high >= sigma >= low and high > low for high, low in spans)
                for sigma in schedule(model, "ddim_uniform", steps)[:-1].tolist())
-    rows = {"inversion": steps, "maps": steps, "reconstruction": steps, "edit": steps * (1 + (cfg != 1)), "reference": read}
+    rows = {"inversion": steps, "maps": steps, "reconstruction": steps, "edit": steps * (1 + (cfg != 1)),
+            "reference": read}
     return rows | {"all": sum(rows.values())}
 
 
@@ -193,13 +196,14 @@ def compose(edit, pictures: dict, report: dict):
                  ("PSNR", f"{after['reconstruction_psnr']:.2f} dB"), ("of the VAE alone", f"{trip['psnr']:.2f} dB")]),
              tile(pictures["edited"][0], "edited", [("the reader sees it", "yes" if after["success"] else "no"),
                                                     ("kept of the rest", f"{100 * after['kept']:.0f} %")]),
-             tile(torch.from_numpy(edit.target_image), "exact target", [("PSNR of edited", f"{after['target_psnr']:.2f} dB"),
-                                                                        ("of the ideal edit", f"{ideal['target_psnr']:.2f} dB")]),
+             tile(torch.from_numpy(edit.target_image), "exact target", [
+                 ("PSNR of edited", f"{after['target_psnr']:.2f} dB"),
+                 ("of the ideal edit", f"{ideal['target_psnr']:.2f} dB")]),
              tile(colours(difference / difference.max()), "|edited - source|", [
                  ("background PSNR", f"{after['background_psnr']:.2f} dB"),
                  ("of the ideal edit", f"{ideal['background_psnr']:.2f} dB")]),
              tile(pictures["mask"][0], "mask", [("of the words", report["settings"]["words"])])]
-    parts = [Image.fromarray((part * 255).round().byte().numpy()) for part in (sheet([tiles])[0], pictures["heatmap"][0])]
+    parts = [Image.fromarray((part[0] * 255).round().byte().numpy()) for part in (sheet([tiles]), pictures["heatmap"])]
     top, font = 78, ImageFont.load_default(20)
     page = Image.new("RGB", (max(p.width for p in parts), top + sum(p.height for p in parts)), PAPER)
     draw = ImageDraw.Draw(page)
@@ -221,12 +225,12 @@ def strict(value):
 
 def headline(report: dict) -> "list[str]":
     """The five numbers that matter, each beside the best that could be had."""
-    before, after, ideal, trip = (report[k] for k in ("before compositing", "after compositing", "ideal edit", "VAE round trip"))
-    return [f"reconstruction  {after['reconstruction_psnr']:.2f} dB PSNR (the VAE alone: {trip['psnr']:.2f} dB)",
-            f"background      {before['background_psnr']:.2f} dB PSNR, {after['background_psnr']:.2f} dB after compositing "
+    before, after, ideal = (report[name] for name in ("before compositing", "after compositing", "ideal edit"))
+    alone, seen = report["VAE round trip"]["psnr"], "success" if after["success"] else "no success"
+    return [f"reconstruction  {after['reconstruction_psnr']:.2f} dB PSNR (the VAE alone: {alone:.2f} dB)",
+            f"background      {before['background_psnr']:.2f} dB PSNR, composited {after['background_psnr']:.2f} dB "
             f"(the ideal edit: {ideal['background_psnr']:.2f} dB)",
-            f"edit            {'success' if after['success'] else 'no success'}, {100 * after['kept']:.0f} % of the rest kept "
-            "(read off the picture)",
+            f"edit            {seen}, {100 * after['kept']:.0f} % of the rest kept (read off the picture)",
             f"evaluations     {report['model evaluations, row-passes']['all']} rows through the network",
             f"time            {report['seconds']:.1f} s, at most {report['peak memory, MB']} MB"]
 
@@ -248,7 +252,8 @@ def main() -> int:
     OUTPUT.mkdir(parents=True, exist_ok=True)
     files, said, cost = run(settings, edit)
     pictures = {name: picture(png) for name, png in files.items()}
-    report = {"settings": settings | {"source": edit.source_text, "target": edit.target_text, "words": changed_words(edit)},
+    asked = {"source": edit.source_text, "target": edit.target_text, "words": changed_words(edit)}
+    report = {"settings": settings | asked,
               "host": f"ComfyUI {host_version(find_host())}",
               "machine": f"{platform.platform()}, Python {platform.python_version()}"} | cost
     for where, found in measure(edit, pictures).items():

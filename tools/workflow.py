@@ -20,12 +20,12 @@ SHARE = 0.5  # of a word's largest attention: the maps have 8² cells here
 BLUE, GREEN, VIOLET, BROWN, YELLOW = "#3f789e", "#8A8", "#a1309b", "#b06634", "#b58b2a"
 
 OWN_MODEL = """### With your own model and picture
-1. Put **Load Checkpoint** (SD 1.x, 2.x or SDXL) in place of *Load Miniature*, and **Load Image** in place of *Miniature Scene*. \
-The picture's sides are to be multiples of 8: crop or scale it first.
+1. Put **Load Checkpoint** (SD 1.x, 2.x or SDXL) in place of *Load Miniature*, and **Load Image** in place \
+of *Miniature Scene*. The picture's sides are to be multiples of 8: crop or scale it first.
 """
 
-ABOUT_MAIN = OWN_MODEL + """2. *Prompt Edit*: as source, write what the picture **shows**; as target, the same sentence with a word rewritten, \
-added or taken out.
+ABOUT_MAIN = OWN_MODEL + """2. *Prompt Edit*: as source, write what the picture **shows**; as target, the same \
+sentence with a word rewritten, added or taken out.
 3. *Words that may change*: what the edit may write over, in words of the source. The mask follows them.
 4. Set what was chosen for the miniature back to the papers' values: CFG 7.5 in *Sample the edit*; `self_end` 0.4 and \
 `self_resolution` 0.5 in *Attention Inject*; `threshold` 0.3 in *Attention Mask* and *Latent Blend*.
@@ -34,14 +34,16 @@ added or taken out.
 
 As it stands it runs on the small model that comes with the pack, in seconds."""
 
-ABOUT_MAPS = OWN_MODEL + """2. *Prompt Edit*: as source, write what the picture **shows**. The target plays no part here.
-3. *Attention Mask*: name words of the source. `threshold` higher is tighter; `grow` and `blur` soften the edge, in cells of the latent.
+ABOUT_MAPS = OWN_MODEL + """2. *Prompt Edit*: as source, write what the picture **shows**. The target plays no part.
+3. *Attention Mask*: name words of the source. `threshold` higher is tighter; `grow` and `blur` soften the edge, in \
+cells of the latent.
 
-The mask goes to any node that takes one: *Latent Blend (Inversion)*, *ImageCompositeMasked*, *Set Latent Noise Mask*."""
+The mask goes to any node that takes one: *Latent Blend (Inversion)*, *ImageCompositeMasked*, \
+*Set Latent Noise Mask*."""
 
 
 def changed_words(edit) -> str:
-    """What an edit of a scene writes over, in words of its source: the objects it changes, the ground, or all of them."""
+    """What an edit of a scene writes over, in words of its source: the objects it changes, the ground, or all."""
     source, target = edit.source, edit.target
     shapes = [o.shape for o in source.objs]
     nouns = [f"{o.shape}#{shapes[:i + 1].count(o.shape)}" if shapes.count(o.shape) > 1 else o.shape
@@ -55,7 +57,7 @@ def shown_words(text: str) -> str:
 
 
 def host_nodes():
-    """Register the host's own nodes and the pack's in this process. Returns the host's server object, which serves nothing."""
+    """Register the host's nodes and the pack's in this process; returns the host's server object, which serves nobody."""
     import nodes
     import palimpsest
     import server
@@ -76,15 +78,16 @@ def host_nodes():
 def object_info() -> dict:
     """What the host's /object_info says of a node's inputs and outputs, for every registered node."""
     import nodes
-    return {name: _info(name, node, nodes.NODE_DISPLAY_NAME_MAPPINGS) for name, node in nodes.NODE_CLASS_MAPPINGS.items()}
+    titles = nodes.NODE_DISPLAY_NAME_MAPPINGS
+    return {name: _info(node, titles.get(name, name)) for name, node in nodes.NODE_CLASS_MAPPINGS.items()}
 
 
-def _info(name, node, titles):
+def _info(node, title):
     if hasattr(node, "GET_NODE_INFO_V1"):
         return node.GET_NODE_INFO_V1()
     inputs = node.INPUT_TYPES()
-    return {"input": inputs, "input_order": {part: list(of) for part, of in inputs.items()}, "output": node.RETURN_TYPES,
-            "output_name": getattr(node, "RETURN_NAMES", node.RETURN_TYPES), "display_name": titles.get(name, name)}
+    return {"input": inputs, "input_order": {part: list(of) for part, of in inputs.items()}, "display_name": title,
+            "output": node.RETURN_TYPES, "output_name": getattr(node, "RETURN_NAMES", node.RETURN_TYPES)}
 
 
 def picture_and_words(c: Canvas, note: str, tall: int, target: bool = True):
@@ -106,8 +109,9 @@ def replay(c: Canvas, title: str, model, inversion, positive, negative, cfg: flo
     c.column(290)
     r = c.node("PalimpsestReplay", model=model, inversion=inversion["inversion"])
     c.column(290)
-    return c.node("SamplerCustom", title, 180, model=r["model"], positive=positive, negative=negative, sampler=r["sampler"],
-                  sigmas=r["sigmas"], latent_image=r["latent"], add_noise=False, noise_seed=0, cfg=cfg)
+    return c.node("SamplerCustom", title, 180, model=r["model"], positive=positive, negative=negative,
+                  sampler=r["sampler"], sigmas=r["sigmas"], latent_image=r["latent"], add_noise=False, noise_seed=0,
+                  cfg=cfg)
 
 
 def main_job(info: dict) -> dict:
@@ -118,16 +122,19 @@ def main_job(info: dict) -> dict:
         null = c.node("CLIPTextEncode", "Null prompt", clip=loader["CLIP"], text="")
     with c.group("2  Invert, and back as it was", GREEN):
         c.column(290)
-        inversion = c.node("PalimpsestDDIMInvert", model=loader["MODEL"], source=words["source"], latent=encoded["LATENT"])
-        again = replay(c, "Sample the source again", loader["MODEL"], inversion, words["source"], null["CONDITIONING"], 1.0)
-        reconstruction = c.node("VAEDecode", "Reconstruction", samples=again["output"], vae=loader["VAE"])
+        inversion = c.node("PalimpsestDDIMInvert", model=loader["MODEL"], source=words["source"],
+                           latent=encoded["LATENT"])
+        again = replay(c, "Sample the source again", loader["MODEL"], inversion, words["source"],
+                       null["CONDITIONING"], 1.0)
+        replayed = c.node("VAEDecode", "Reconstruction", samples=again["output"], vae=loader["VAE"])
     with c.group("3  See where words lie", VIOLET):
         c.column(290)
         attention = c.node("PalimpsestAttentionStore", model=loader["MODEL"], inversion=inversion["inversion"],
                            prompt_edit=words["prompt edit"])
         named = c.node("PrimitiveString", "Words that may change", value=WORDS)
         c.column(640)
-        c.node("PalimpsestAttentionHeatmap", None, 160, attention=attention["ATTENTION"], image=scene["source"], words=SEEN)
+        c.node("PalimpsestAttentionHeatmap", None, 160, attention=attention["ATTENTION"], image=scene["source"],
+               words=SEEN)
         mask = c.node("PalimpsestAttentionMask", None, 240, attention=attention["ATTENTION"], words=named["STRING"],
                       threshold=SHARE, grow=1, blur=0.5, image=scene["source"])
     with c.group("4  Edit", BROWN):
@@ -145,8 +152,9 @@ def main_job(info: dict) -> dict:
     with c.group("5  Compare", YELLOW):
         c.column(760)
         for when, picture in (("before", decoded), ("after", kept)):
-            c.node("PalimpsestEditReport", f"Edit Report {when} compositing", 210, source=scene["source"], edited=picture["IMAGE"],
-                   reconstruction=reconstruction["IMAGE"], target=scene["exact target"], mask=scene["edit mask"])
+            c.node("PalimpsestEditReport", f"Edit Report {when} compositing", 210, source=scene["source"],
+                   edited=picture["IMAGE"], reconstruction=replayed["IMAGE"], target=scene["exact target"],
+                   mask=scene["edit mask"])
     return c.json()
 
 
@@ -157,15 +165,17 @@ def maps_to_a_mask(info: dict) -> dict:
         loader, scene, words, encoded = picture_and_words(c, ABOUT_MAPS, 460, target=False)
     with c.group("2  Invert", GREEN):
         c.column(290)
-        inversion = c.node("PalimpsestDDIMInvert", model=loader["MODEL"], source=words["source"], latent=encoded["LATENT"])
+        inversion = c.node("PalimpsestDDIMInvert", model=loader["MODEL"], source=words["source"],
+                           latent=encoded["LATENT"])
         attention = c.node("PalimpsestAttentionStore", model=loader["MODEL"], inversion=inversion["inversion"],
                            prompt_edit=words["prompt edit"])
     with c.group("3  See, and mask", VIOLET):
         c.column(720)
-        c.node("PalimpsestAttentionHeatmap", None, 280, attention=attention["ATTENTION"], image=scene["source"], words=SEEN)
+        c.node("PalimpsestAttentionHeatmap", None, 280, attention=attention["ATTENTION"], image=scene["source"],
+               words=SEEN)
         c.column(290)
-        mask = c.node("PalimpsestAttentionMask", None, 280, attention=attention["ATTENTION"], words=WORDS, threshold=SHARE,
-                      grow=1, blur=0.5, image=scene["source"])
+        mask = c.node("PalimpsestAttentionMask", None, 280, attention=attention["ATTENTION"], words=WORDS,
+                      threshold=SHARE, grow=1, blur=0.5, image=scene["source"])
         c.column(290)
         c.node("MaskPreview", None, 280, mask=mask["MASK"])
     return c.json()
