@@ -30,10 +30,8 @@ from ..nodes.prompt import PalimpsestPromptEdit
 from .stats import paired_bootstrap
 
 KINDS = ("colour", "object", "material", "background")
-# A new shape must leave the old one's outline: the paper's shorter schedules for edits of geometry.
 INJECT = {"cross_start": 0.0, "cross_end": 0.8, "self_start": 0.0, "self_end": 0.4, "cross_resolution": 1.0,
           "self_resolution": 0.5, "word_weights": "", "word_ends": ""}
-SETTINGS = {"object": {"cross_end": 0.2, "self_end": 0.0}}
 RESULTS = Path(__file__).parent / "results" / "edits.json"
 
 
@@ -47,8 +45,8 @@ def sample(model, start, positive, negative, cfg):
     return guider.sample(torch.zeros_like(x), x, sampler, sigmas, disable_pbar=True, seed=0)
 
 
-def edit_all(kind, edits, parts, steps, cfg):
-    """(sources, exact targets, masks, {method: pictures [B, H, W, C]}) of one kind of edit, all scenes in one batch."""
+def edit_all(edits, parts, steps, cfg):
+    """(sources, exact targets, masks, {method: pictures [B, H, W, C]}) of some edits, all in one batch."""
     model, clip, vae = parts
     pictures, truth, masks = (torch.stack([torch.from_numpy(getattr(e, n)) for e in edits])
                               for n in ("source_image", "target_image", "mask"))
@@ -59,9 +57,8 @@ def edit_all(kind, edits, parts, steps, cfg):
     latent = {"samples": vae.encode(pictures)}
     inversion = PalimpsestDDIMInvert.execute(model, source, latent, steps, "ddim_uniform").result[0]
     replayed, *start = PalimpsestReplay.execute(model, inversion, 0.0).result
-    settings = {**INJECT, **SETTINGS.get(kind, {})}
     whole = {**INJECT, "cross_end": 1.0, "self_end": 1.0, "self_resolution": 1.0}
-    injected = PalimpsestAttentionInject.execute(replayed, inversion, edit, **settings).result[0]
+    injected = PalimpsestAttentionInject.execute(replayed, inversion, edit, **INJECT).result[0]
     mirror = PalimpsestAttentionInject.execute(replayed, inversion, unchanged, **whole).result[0]
     blended = PalimpsestLatentBlend.execute(injected, inversion, 0.0, "", "", 0.3, mask=masks).result[0]
     runs = {"replay": (replayed, source, 1.0), "inject source": (mirror, same, 1.0), "plain": (replayed, target, cfg),
@@ -98,11 +95,11 @@ def main():
         parts = load_miniature()
         for kind in KINDS:
             edits = [held_out_edit(args.seed + i, kind) for i in range(args.count)]
-            table[kind] = score(edits, *edit_all(kind, edits, parts, args.steps, args.cfg))
+            table[kind] = score(edits, *edit_all(edits, parts, args.steps, args.cfg))
             print(report({kind: table[kind]}), flush=True)
     table["all"] = {m: {n: torch.cat([table[k][m][n] for k in KINDS]) for n in table["colour"][m]} for m in table["colour"]}
     print(report({"all": table["all"]}))
-    result = {"settings": {k: v for k, v in vars(args).items() if k != "out"} | {"inject": INJECT, "by kind": SETTINGS},
+    result = {"settings": {k: v for k, v in vars(args).items() if k != "out"} | {"inject": INJECT},
               "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
               "seconds": round(time.time() - started), "means": means(table), "differences": differences(table["all"])}
     args.out.parent.mkdir(exist_ok=True)
