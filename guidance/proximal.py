@@ -1,14 +1,16 @@
-"""ProxEdit: Improving Tuning-Free Real Image Editing with Proximal Guidance. Han, Wen, Chen, Zhang, Song, Ren, Gao, Stathopoulos,
-He, Chen, Metaxas, WACV 2024. arXiv:2306.05414
+"""ProxEdit: Improving Tuning-Free Real Image Editing with Proximal Guidance. Han, Wen, Chen, Zhang, Song, Ren, Gao,
+Stathopoulos, He, Chen, Metaxas, WACV 2024. arXiv:2306.05414
 
 Guidance amplifies the whole difference ε_c - ε_u, artefacts included. A proximal operator keeps what is large of it:
     ε = ε_u + w·prox_λ(ε_c - ε_u),
-with λ a quantile of the difference's magnitude; prox of the l0 norm zeroes what is under λ, of the l1 norm also shrinks the rest by
-λ. Late in the schedule, where the difference stays under λ (grown by some cells), the predicted x0 is drawn to the source's:
+with λ a quantile of the difference's magnitude; prox of the l0 norm zeroes what is under λ, of the l1 norm also shrinks
+the rest by λ. Late in the schedule, where the difference stays under λ (grown by some cells), the predicted x0 is drawn
+to the source's:
     x0 <- x0 - η·(1 - M)·(x0 - x0*),
-the paper's reconstruction guidance. x0 is affine in ε, so the operator acts on the host's x0 predictions, and for eps, v and flow alike.
-Differs from the authors' code, which shrinks by λ under l0 as well (and twice under l1): here both norms are the paper's. λ is
-each picture's own, not the batch's.
+the paper's reconstruction guidance. x0 is affine in ε, so the operator acts on the host's x0 predictions, and for eps,
+v and flow alike.
+Differs from the authors' code, which shrinks by λ under l0 as well (and twice under l1): here both norms are the
+paper's. λ is each picture's own, not the batch's.
 """
 from dataclasses import dataclass
 
@@ -23,10 +25,12 @@ NORMS = "l0", "l1"
 
 
 def threshold(difference: Tensor, quantile: float) -> Tensor:
-    """λ of each row of [B,…], in a shape that broadcasts with it; 0 for quantile 0, where all of the difference is kept."""
+    """λ of each row of [B,…], in a shape that broadcasts with it; 0 for quantile 0, where all of the difference is
+    kept."""
     if not quantile:
         return difference.new_zeros(len(difference), *[1] * (difference.ndim - 1))
-    return difference.abs().flatten(1).float().quantile(quantile, dim=1).view(-1, *[1] * (difference.ndim - 1)).to(difference)
+    limit = difference.abs().flatten(1).float().quantile(quantile, dim=1)
+    return limit.view(-1, *[1] * (difference.ndim - 1)).to(difference)
 
 
 def prox(difference: Tensor, limit: Tensor, norm: str) -> Tensor:
@@ -44,8 +48,8 @@ def edited(difference: Tensor, limit: Tensor, radius: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Proximal(Editor):
-    """norm: "l0" or "l1"; quantile: of the difference, 0..1; rate: η; start: percent of the schedule from which x0 is drawn to the
-    source; radius: cells by which the edited places grow."""
+    """norm: "l0" or "l1"; quantile: of the difference, 0..1; rate: η; start: percent of the schedule from which x0 is
+    drawn to the source; radius: cells by which the edited places grow."""
     inversion: object
     norm: str = "l0"
     quantile: float = 0.7
@@ -57,11 +61,13 @@ class Proximal(Editor):
         scale = getattr(run.guider, "cfg", None)
         if "negative" not in run.guider.conds or scale == 1:
             has = "no negative" if "negative" not in run.guider.conds else "CFG 1"
-            raise ValueError(f"Proximal Guidance works on the difference of two predictions, and this guider has {has}: sample with "
+            raise ValueError(f"Proximal Guidance works on the difference of two predictions, and this guider has "
+                             f"{has}: sample with "
                              "a negative and CFG over 1 (paper: 7.5).")
 
     def combine(self, args) -> list:
-        """The host's pre-CFG hook: [cond, uncond] x0 predictions, the cond moved so that their difference is prox of what it was."""
+        """The host's pre-CFG hook: [cond, uncond] x0 predictions, the cond moved so that their difference is prox of
+        what it was."""
         cond, uncond, *rest = args["conds_out"]
         run = running(args["model_options"])
         if run is None or args["conds"][1] is None:

@@ -10,9 +10,10 @@ from .session import Editor
 
 @dataclass(frozen=True, eq=False)
 class Learned(Editor):
-    """Marks an INVERSION as replayed. Its θ_F named "uncond" or "cond" and applied by "prediction" takes the place of the negative or
-    the positive cross-attention embedding: [steps, B, tokens, C] with axis "step" at its own σ, [1, B, tokens, C] with axis "run"
-    throughout. "uncond_pooled" and "cond_pooled" [1, B, P], axis "run", do so for the pooled embedding of models that read one."""
+    """Marks an INVERSION as replayed. Its θ_F named "uncond" or "cond" and applied by "prediction" takes the place of
+    the negative or the positive cross-attention embedding: [steps, B, tokens, C] with axis "step" at its own σ, [1, B,
+    tokens, C] with axis "run" throughout. "uncond_pooled" and "cond_pooled" [1, B, P], axis "run", do so for the pooled
+    embedding of models that read one."""
     inversion: object
     replays = True
 
@@ -21,8 +22,8 @@ class Learned(Editor):
             theta = self.inversion.theta.get(name)
             if theta is not None:
                 embedding = theta.tensor[0 if theta.axis == "run" else self.inversion.step(sigma)]
-                conds = [c if c is None or run.role(conds, i) != role else [self._with(e, embedding, name, run) for e in c]
-                         for i, c in enumerate(conds)]
+                conds = [c if c is None or run.role(conds, i) != role
+                         else [self._with(e, embedding, name, run) for e in c] for i, c in enumerate(conds)]
         return conds
 
     def _with(self, entry, embedding, name, run):
@@ -42,6 +43,6 @@ class Learned(Editor):
 def _adm(entry, name, run):
     """The host's own vector of the entry's pooled embedding and sizes."""
     device = entry["model_conds"]["y"].cond.device
-    encoded, = encode_model_conds(run.guider.inner_model.extra_conds, [entry], torch.empty(run.shape, device=device), device,
-                                  "negative" if name == "uncond" else "positive")
+    sizes, prompt_type = torch.empty(run.shape, device=device), "negative" if name == "uncond" else "positive"
+    encoded, = encode_model_conds(run.guider.inner_model.extra_conds, [entry], sizes, device, prompt_type)
     return encoded["model_conds"]["y"]

@@ -1,14 +1,14 @@
-"""Effective Real Image Editing with Accelerated Iterative Diffusion Inversion (AIDI). Pan, Gherardi, Xie, Huang, ICCV 2023.
-arXiv:2309.04907
+"""Effective Real Image Editing with Accelerated Iterative Diffusion Inversion (AIDI). Pan, Gherardi, Xie, Huang, ICCV
+2023. arXiv:2309.04907
 
-A DDIM step from the noisier x_n gives x_c = x_n + (σ_c - σ_n)·ε(x_n, σ_n), so the x_n that belongs to a known x_c is a fixed
-point of
+A DDIM step from the noisier x_n gives x_c = x_n + (σ_c - σ_n)·ε(x_n, σ_n), so the x_n that belongs to a known x_c is a
+fixed point of
     f(x) = x_c + (σ_n - σ_c)·ε(x, σ_n).
 DDIM inversion is one iteration of f from a guess. Where f contracts, iterating it (AIDI_F) leads to the latent that the
-sampler takes back exactly; Anderson acceleration (AIDI_A) mixes the last m + 1 images f(x) by the weights, of sum 1, that make
-the mixed residual f(x) - x least.
-Differs from the paper: the weights are solved for every picture by itself; each picture rests once its residual is under the
-tolerance; no blended guidance (the source is inverted at guidance 1).
+sampler takes back exactly; Anderson acceleration (AIDI_A) mixes the last m + 1 images f(x) by the weights, of sum 1,
+that make the mixed residual f(x) - x least.
+Differs from the paper: the weights are solved for every picture by itself; each picture rests once its residual is
+under the tolerance; no blended guidance (the source is inverted at guidance 1).
 """
 import logging
 
@@ -35,8 +35,9 @@ def anderson(residuals: list, images: list) -> Tensor:
 
 
 def iterate(f, x: Tensor, iterations: int, tolerance: float, memory: int):
-    """(x, errors): up to `iterations` of x <- f(x) from a guess x [B,C,…], and at each the largest residual ‖f(x) - x‖ of the
-    pictures, as a share of the guess's norm. A picture whose residual is at most `tolerance` takes its image and rests."""
+    """(x, errors): up to `iterations` of x <- f(x) from a guess x [B,C,…], and at each the largest residual ‖f(x) - x‖
+    of the pictures, as a share of the guess's norm. A picture whose residual is at most `tolerance` takes its image and
+    rests."""
     residuals, images, errors = [], [], []
     scale = x.flatten(1).norm(dim=1)
     resting = x.new_zeros(x.shape[0], dtype=torch.bool)
@@ -63,9 +64,10 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
            tolerance=1e-5, memory=0) -> tuple[list, list]:
     """Follow the reverse process from the clean latent x [B,C,…] to σ[0], solving each step by fixed-point iteration.
 
-    model(x, sigma [B], **extra_args) returns x0; sigmas [S+1] descend to 0; callback gets k-diffusion's dict at every model
-    call. memory: 0 for plain iteration, m for Anderson acceleration.
-    Returns S+1 latents in the order of sigmas, the clean one last, and the number of iterations of each step, in the same order.
+    model(x, sigma [B], **extra_args) returns x0; sigmas [S+1] descend to 0; callback gets k-diffusion's dict at every
+    model call. memory: 0 for plain iteration, m for Anderson acceleration.
+    Returns S+1 latents in the order of sigmas, the clean one last, and the number of iterations of each step, in the
+    same order.
     """
     extra_args = extra_args or {}
     path, used = [x], []
@@ -83,8 +85,9 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
         guess = x if flow else x * ((1 + noisy ** 2) / (1 + clean ** 2)).sqrt()
         x, errors = iterate(f, guess, iterations, tolerance, memory)
         if errors[-1] > errors[0]:
-            log.warning("The fixed-point iteration does not contract at sigma %.4g: in %d iterations its residual grew from %.2g to "
-                        "%.2g. Take more steps or fewer iterations (1 is DDIM inversion).", noisy, len(errors), errors[0], errors[-1])
+            log.warning("The fixed-point iteration does not contract at sigma %.4g: in %d iterations its residual grew "
+                        "from %.2g to %.2g. Take more steps or fewer iterations (1 is DDIM "
+                        "inversion).", noisy, len(errors), errors[0], errors[-1])
         path.append(x)
         used.append(len(errors))
     return path[::-1], used[::-1]

@@ -1,12 +1,13 @@
-"""Negative-prompt Inversion: Fast Image Inversion for Editing with Text-guided Diffusion Models. Miyake, Iohara, Saito, Tanaka,
-2023. arXiv:2305.16807
+"""Negative-prompt Inversion: Fast Image Inversion for Editing with Text-guided Diffusion Models. Miyake, Iohara, Saito,
+Tanaka, 2023. arXiv:2305.16807
 
-Null-text inversion optimises the unconditional embedding until sampling with guidance w, ε_u + w·(ε_c - ε_u), follows the DDIM
-trajectory of the source prompt. Where neighbouring steps predict alike, the optimum is near the source prompt's own embedding: with
-it as the negative prompt the guidance cancels and the source comes back as at guidance 1, without optimisation.
+Null-text inversion optimises the unconditional embedding until sampling with guidance w, ε_u + w·(ε_c - ε_u), follows
+the DDIM trajectory of the source prompt. Where neighbouring steps predict alike, the optimum is near the source
+prompt's own embedding: with it as the negative prompt the guidance cancels and the source comes back as at guidance 1,
+without optimisation.
 
-`weight` walks on the sphere from the source's embedding (0, the paper) to the null prompt's (1), as ProxEdit (Han et al. 2024,
-arXiv:2306.05414) does for edits that the negative prompt holds back.
+`weight` walks on the sphere from the source's embedding (0, the paper) to the null prompt's (1), as ProxEdit (Han et
+al. 2024, arXiv:2306.05414) does for edits that the negative prompt holds back.
 """
 import torch
 import torch.nn.functional as F
@@ -25,12 +26,14 @@ def slerp(weight: float, a: Tensor, b: Tensor) -> Tensor:
 
 
 def learned(source: list, null: "list | None" = None, weight=0.0) -> dict:
-    """θ_F of a source CONDITIONING: "uncond" [1,B,tokens,C] and, where it has one, "uncond_pooled" [1,B,P], for the whole run."""
+    """θ_F of a source CONDITIONING: "uncond" [1,B,tokens,C] and, where it has one, "uncond_pooled" [1,B,P], for the
+    whole run."""
     def between(a, b):
         if weight == 0:
             return a
         if a.shape[1:] != b.shape[1:]:
-            raise ValueError(f"The negative's embedding is {list(b.shape[1:])} (tokens, width), the source's {list(a.shape[1:])}: "
+            raise ValueError(f"The negative's embedding is {list(b.shape[1:])} (tokens, width), the source's "
+                             f"{list(a.shape[1:])}: "
                              "encode both with the same CLIP, or set interpolation to 0.")
         return slerp(weight, *torch.broadcast_tensors(a, b.to(a)))
 

@@ -1,14 +1,14 @@
-"""ReNoise: Real Image Inversion Through Iterative Noising. Garibi, Patashnik, Voynov, Averbuch-Elor, Cohen-Or, ECCV 2024.
-arXiv:2403.14602
+"""ReNoise: Real Image Inversion Through Iterative Noising. Garibi, Patashnik, Voynov, Averbuch-Elor, Cohen-Or, ECCV
+2024. arXiv:2403.14602
 
-A sampler's step, z_{t-1} = φ·z_t + ψ·ε(z_t, t) + ρ·ε_t, is turned around: z_t = (z_{t-1} - ψ·ε(z_t, t) - ρ·ε_t)/φ. The unknown z_t
-inside ε is first z_{t-1}, then K times the estimate just found ("renoising"), and the last direction is the average of the
-network's last predictions. In x and σ a step of Euler (ancestral) reads
+A sampler's step, z_{t-1} = φ·z_t + ψ·ε(z_t, t) + ρ·ε_t, is turned around: z_t = (z_{t-1} - ψ·ε(z_t, t) - ρ·ε_t)/φ. The
+unknown z_t inside ε is first z_{t-1}, then K times the estimate just found ("renoising"), and the last direction is the
+average of the network's last predictions. In x and σ a step of Euler (ancestral) reads
     x_c = x_n + (σ_down - σ_n)·ε(x_n, σ_n) + σ_up·ε_t,
 with σ_down = σ_c and σ_up = 0 where it is deterministic.
-Noise correction (samplers that add noise): once x_n stands, ε_t becomes the one noise with which the step gives x_c exactly; it is
-kept, and the reverse adds it. The step to σ = 0 adds none, so its own error stays.
-Differs from the paper: the editability losses on the predicted noise are left out. Written from the paper alone.
+Noise correction (samplers that add noise): once x_n stands, ε_t becomes the one noise with which the step gives x_c
+exactly; it is kept, and the reverse adds it. The step to σ = 0 adds none, so its own error stays.
+Differs from the paper: the editability losses on the predicted noise are left out. Written without the authors' code.
 """
 import torch
 from torch import Tensor
@@ -25,18 +25,19 @@ def ancestral_step(noisy: Tensor, clean: Tensor, eta: float):
     return (clean ** 2 - up ** 2).clamp(min=0).sqrt(), up
 
 
-def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, flow=False, iterations=9, average=2,
-           early_iterations=5, early=0.0, eta=0.0, seed=0) -> tuple[list, dict]:
-    """Follow the reverse process from the clean latent x [B,C,…] to σ[0], with `iterations` renoisings a step and the mean of the
-    last `average` predictions; at levels under σ `early`, with `early_iterations` and the mean of all predictions.
+def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, flow=False, iterations=9,
+           average=2, early_iterations=5, early=0.0, eta=0.0, seed=0) -> tuple[list, dict]:
+    """Follow the reverse process from the clean latent x [B,C,…] to σ[0], with `iterations` renoisings a step and the
+    mean of the last `average` predictions; at levels under σ `early`, with `early_iterations` and the mean of all
+    predictions.
 
-    model(x, sigma [B], **extra_args) returns x0; sigmas [S+1] descend to 0; callback gets k-diffusion's dict at every model call.
-    eta > 0 inverts Euler ancestral, with noise drawn from the seed and then corrected; not on flow models.
+    model(x, sigma [B], **extra_args) returns x0; sigmas [S+1] descend to 0; callback gets k-diffusion's dict at every
+    model call. eta > 0 inverts Euler ancestral, with noise drawn from the seed and then corrected; not on flow models.
     Returns S+1 latents in the order of sigmas, and {"noise": Theta [S,B,C,…]} where eta > 0.
     """
     if flow and eta > 0:
-        raise ValueError(f"ReNoise's noise correction at eta {eta:g} is known for eps and v models, this MODEL is a flow model: "
-                         "set eta to 0.")
+        raise ValueError(f"ReNoise's noise correction at eta {eta:g} is known for eps and v models, this MODEL is a "
+                         "flow model: set eta to 0.")
     extra_args = extra_args or {}
     generator = torch.Generator().manual_seed(seed)
     path, noises = [x], []

@@ -18,7 +18,8 @@ FIELDS = "sigmas", "latents", "conditioning", "fingerprint", "method", "trajecto
 
 
 def save(path, inversion: Inversion, known=()):
-    """Write an INVERSION to `path`, at once or not at all. known: the dataclasses of plain values that it may hold beside Theta.
+    """Write an INVERSION to `path`, at once or not at all. known: the dataclasses of plain values that it may hold
+    beside Theta.
 
     ValueError, naming where it stands, on anything that is neither a tensor nor a plain value (ControlNets, hooks).
     """
@@ -44,18 +45,19 @@ def load(path, known=()) -> Inversion:
         with safe_open(path, framework="pt", device="cpu") as file:
             text = (file.metadata() or {}).get(KEY)
             if text is None:
-                raise ValueError(f"{name} is a safetensors file of {len(file.keys())} tensors without an INVERSION: choose one that Save "
-                                 "Inversion wrote.")
+                raise ValueError(f"{name} is a safetensors file of {len(file.keys())} tensors without an INVERSION: "
+                                 "choose one that Save Inversion wrote.")
             record = json.loads(text)
             if record["version"] > VERSION:
-                raise ValueError(f"{name} has INVERSION format {record['version']}, this version of Palimpsest reads up to {VERSION}: "
+                raise ValueError(f"{name} has INVERSION format {record['version']}, this version of Palimpsest reads "
+                                 f"up to {VERSION}: "
                                  "update Palimpsest, or invert again.")
             names = {kind.__name__: kind for kind in (Theta, *known)}
             return Inversion(**{name: _unpack(v, file, names) for name, v in record["inversion"].items()})
     except (SafetensorError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         size = os.path.getsize(path)
-        raise ValueError(f"{name} ({size} bytes) cannot be read as an INVERSION ({error}): it is truncated or of another kind; copy it "
-                         "again, or invert again.") from error
+        raise ValueError(f"{name} ({size} bytes) cannot be read as an INVERSION ({error}): it is truncated or of "
+                         "another kind; copy it again, or invert again.") from error
 
 
 def _pack(value, place, tensors, names):
@@ -76,8 +78,8 @@ def _pack(value, place, tensors, names):
         return {type(value).__name__: held}
     if hasattr(value, "items") and all(isinstance(k, str) for k in value):
         return {"dict": {k: _pack(v, f"{place}.{k}", tensors, names) for k, v in value.items()}}
-    raise ValueError(f"The INVERSION holds a {type(value).__name__} at {place}, which a file of tensors and plain values cannot keep: "
-                     "remove the node that put it into the source CONDITIONING, and invert again.")
+    raise ValueError(f"The INVERSION holds a {type(value).__name__} at {place}, which a file of tensors and plain "
+                     "values cannot keep: remove the node that put it into the source CONDITIONING, and invert again.")
 
 
 def _unpack(value, file, names):

@@ -12,23 +12,26 @@ class PalimpsestProximalGuidance(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestProximalGuidance", display_name="Proximal Guidance", category="palimpsest/guidance",
-            description="Keeps of the guidance only where source and target clearly differ (ProxEdit, Han et al. 2024). Made for "
-                        "Negative-Prompt Invert; sample at CFG over 1.",
+            description="Keeps of the guidance only where source and target clearly differ (ProxEdit, Han et al. "
+                        "2024). Made for Negative-Prompt Invert; sample at CFG over 1.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 io.Combo.Input("prox", options=list(NORMS), default="l0",
-                               tooltip="l0 zeroes small differences, l1 also shrinks the large ones by the threshold. Paper: l0."),
+                               tooltip="l0 zeroes small differences, l1 also shrinks the large ones by the threshold. "
+                                       "Paper: l0."),
                 io.Float.Input("quantile", default=0.7, min=0.0, max=0.99, step=0.01,
-                               tooltip="The share of the difference between the two predictions that counts as small. 0: plain guidance. "
-                                       "Paper: 0.7."),
+                               tooltip="The share of the difference between the two predictions that counts as small. "
+                                       "0: plain guidance. Paper: 0.7."),
                 io.Float.Input("recon_lr", default=0.1, min=0.0, max=1.0, step=0.01,
-                               tooltip="How far the prediction is drawn to the source where the difference is small; 1 puts the source "
-                                       "there, 0 does nothing. Paper: 0.1."),
+                               tooltip="How far the prediction is drawn to the source where the difference is small; 1 "
+                                       "puts the source there, 0 does nothing. Paper: 0.1."),
                 io.Float.Input("recon_start", default=0.6, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule from which recon_lr acts. Paper: 0.6 (timesteps under 400)."),
+                               tooltip="Share of the schedule from which recon_lr acts. Paper: 0.6 (timesteps under "
+                                       "400)."),
                 io.Int.Input("dilate", default=1, min=0, max=16,
-                             tooltip="Latent cells by which the edited places grow before recon_lr acts outside them. Paper: 1."),
+                             tooltip="Latent cells by which the edited places grow before recon_lr acts outside them. "
+                                     "Paper: 1."),
             ],
             outputs=[io.Model.Output()])
 
@@ -36,10 +39,11 @@ class PalimpsestProximalGuidance(io.ComfyNode):
     def execute(cls, model, inversion, prox, quantile, recon_lr, recon_start, dilate) -> io.NodeOutput:
         check_family(model, inversion)
         if recon_lr and inversion.latents is None:
-            raise ValueError(f"Proximal Guidance draws to the source's latent, the {inversion.method} INVERSION has none: invert with a "
-                             "method that keeps its trajectory, such as Negative-Prompt Invert.")
+            raise ValueError(f"Proximal Guidance draws to the source's latent, the {inversion.method} INVERSION has "
+                             "none: invert with a method that keeps its trajectory, such as Negative-Prompt Invert.")
         if not quantile and not recon_lr:
-            raise ValueError("Proximal Guidance with quantile 0 and recon_lr 0 is plain guidance: raise one (paper: 0.7 and 0.1).")
+            raise ValueError("Proximal Guidance with quantile 0 and recon_lr 0 is plain guidance: raise one (paper: "
+                             "0.7 and 0.1).")
         editor = Proximal(inversion, prox, quantile, recon_lr, recon_start, dilate)
         return io.NodeOutput(guide(attach(model, editor), editor))
 

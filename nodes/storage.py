@@ -24,11 +24,13 @@ def inside(path, folder) -> str:
 
 
 def find(file) -> str:
-    """The path of a name such as "palimpsest/cat_00001_.inversion.safetensors [output]"; [input] is the other folder."""
+    """The path of a name such as "palimpsest/cat_00001_.inversion.safetensors [output]"; [input] is the other
+    folder."""
     folders = {" [output]": folder_paths.get_output_directory(), " [input]": folder_paths.get_input_directory()}
     mark = next((m for m in folders if file.endswith(m)), None)
     if mark is None or not file.endswith(SUFFIX + mark) or "\0" in file:
-        raise ValueError(f"{file!r} is no inversion of the output or input folder: choose a file named …{SUFFIX} from the list.")
+        raise ValueError(f"{file!r} is no inversion of the output or input folder: choose a file named …{SUFFIX} from "
+                         "the list.")
     path = inside(os.path.join(folders[mark], file.removesuffix(mark)), folders[mark])
     if not os.path.isfile(path):
         raise ValueError(f"{file} is not there any more: choose another file, or save the inversion again.")
@@ -38,7 +40,8 @@ def find(file) -> str:
 def listed() -> list:
     """The inversions in the output and the input folder, newest first."""
     found = []
-    for mark, folder in (("output", folder_paths.get_output_directory()), ("input", folder_paths.get_input_directory())):
+    folders = {"output": folder_paths.get_output_directory(), "input": folder_paths.get_input_directory()}
+    for mark, folder in folders.items():
         found += [(p.stat().st_mtime, f"{p.relative_to(folder).as_posix()} [{mark}]")
                   for p in Path(folder).rglob(f"*{SUFFIX}") if p.is_file()]
     return [name for _, name in sorted(found, reverse=True)]
@@ -53,13 +56,13 @@ class PalimpsestSaveInversion(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestSaveInversion", display_name="Save Inversion", category="palimpsest/inversion",
-            description="Writes an inversion into the host's output folder, for Load Inversion: trajectory, source prompt, and what the "
-                        "method learned. A safetensors file, exact to the bit.",
+            description="Writes an inversion into the host's output folder, for Load Inversion: trajectory, source "
+                        "prompt, and what the method learned. A safetensors file, exact to the bit.",
             inputs=[
                 InversionType.Input("inversion"),
                 io.String.Input("filename_prefix", default="palimpsest/inversion",
-                                tooltip="Folder and name within the output folder, as Save Image takes them; a number is added, nothing "
-                                        "is overwritten."),
+                                tooltip="Folder and name within the output folder, as Save Image takes them; a number "
+                                        "is added, nothing is overwritten."),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="The name that Load Inversion lists.")],
             is_output_node=True)
@@ -82,9 +85,10 @@ class PalimpsestLoadInversion(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestLoadInversion", display_name="Load Inversion", category="palimpsest/inversion",
-            description="Reads an inversion that Save Inversion wrote. Its latents are read from the file as they are needed.",
-            inputs=[io.Combo.Input("file", options=listed(), tooltip=f"Files named …{SUFFIX} in the output and input folders, newest first; "
-                                                                     "press R for a new list.")],
+            description="Reads an inversion that Save Inversion wrote. Its latents are read from the file as they are "
+                        "needed.",
+            inputs=[io.Combo.Input("file", options=listed(), tooltip=f"Files named …{SUFFIX} in the output and input "
+                                                                     "folders, newest first; press R for a new list.")],
             outputs=[InversionType.Output(display_name="inversion")])
 
     @classmethod

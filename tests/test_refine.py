@@ -38,12 +38,14 @@ def picture(model, batch=1):
 
 
 def invert(node, model, *settings, steps=STEPS, batch=1, source=None, **kwargs):
-    return node.execute(model, source or tiny.cond(), picture(model, batch), steps, "ddim_uniform", *settings, **kwargs).result[0]
+    given = model, source or tiny.cond(), picture(model, batch), steps, "ddim_uniform"
+    return node.execute(*given, *settings, **kwargs).result[0]
 
 
 def replay(model, inversion, cfg=1.0, negative=None, edited=None, prompt=None):
     m, solver, sigmas, latent = PalimpsestReplay.execute(edited or model, inversion, 0.0).result
-    found = SamplerCustom.execute(m, False, 5, cfg, prompt or tiny.cond(), negative or tiny.cond(seed=9), solver, sigmas, latent)
+    prompts = prompt or tiny.cond(), negative or tiny.cond(seed=9)
+    found = SamplerCustom.execute(m, False, 5, cfg, *prompts, solver, sigmas, latent)
     return model.model.process_latent_in(found.result[0]["samples"])
 
 
@@ -56,7 +58,7 @@ def lost(model, inversion):
 
 
 def gaussian(x, sigma):
-    """The perfect denoiser of N(0, 1): ε = x·σ/(1+σ²), so that an Euler step is a product and its exact inverse a quotient."""
+    """The perfect denoiser of N(0, 1): ε = x·σ/(1+σ²), so an Euler step is a product, its inverse a quotient."""
     return x / (1 + sigma.view(-1, 1) ** 2)
 
 
@@ -102,7 +104,8 @@ def test_the_round_trip_improves_with_every_iteration_and_faster_under_anderson(
     x, sigmas = start(), levels(10, 1.0)
 
     def error(iterations, memory):
-        path, _ = fixed_point.invert(curved, x, sigmas, disable=True, iterations=iterations, tolerance=0.0, memory=memory)
+        settings = {"iterations": iterations, "tolerance": 0.0, "memory": memory}
+        path, _ = fixed_point.invert(curved, x, sigmas, disable=True, **settings)
         return relative(euler(curved, path[0], sigmas, disable=True), x)
 
     plain, mixed = [error(n, 0) for n in (1, 2, 4, 8)], [error(n, 2) for n in (1, 2, 4, 8)]
@@ -130,7 +133,8 @@ def test_a_picture_is_inverted_as_it_would_be_alone_and_rests_when_it_has_arrive
 
 
 def test_steps_that_do_not_contract_are_told(caplog):
-    fixed_point.invert(lambda x, s: x - 3 * s.view(-1, 1) * x, start(), torch.tensor([1.0, 0.0]), disable=True, iterations=4)
+    sigmas = torch.tensor([1.0, 0.0])
+    fixed_point.invert(lambda x, s: x - 3 * s.view(-1, 1) * x, start(), sigmas, disable=True, iterations=4)
     assert "does not contract at sigma 1:" in caplog.text and "1 is DDIM" in caplog.text
 
 
@@ -143,7 +147,7 @@ def test_ten_steps_return_ten_times_nearer_than_ddim_inversion(name):
     assert lost(model, inversion) < min(before / 1000, lost(model, few)) or lost(model, inversion) < 1e-6
     assert lost(model, few) < before / 10
     assert sum(inversion.provenance["iterations"]) == inversion.provenance["evaluations"] < 100
-    assert len(inversion.provenance["iterations"]) == inversion.provenance["steps"] and inversion.method == "Fixed Point"
+    assert len(inversion.provenance["iterations"]) == inversion.provenance["steps"]
 
 
 def test_on_the_miniature_three_iterations_at_ten_steps_return_ten_times_nearer():
@@ -160,7 +164,8 @@ def test_on_the_miniature_three_iterations_at_ten_steps_return_ten_times_nearer(
 
 def test_renoising_averages_the_last_predictions_and_all_of_them_at_early_levels():
     x, sigmas = start(), torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
-    path, theta = renoise.invert(curved, x, sigmas, disable=True, flow=True, iterations=4, average=2, early_iterations=2, early=0.6)
+    settings = {"iterations": 4, "average": 2, "early_iterations": 2, "early": 0.6}
+    path, theta = renoise.invert(curved, x, sigmas, disable=True, flow=True, **settings)
 
     def predictions(x, noisy, step, count):
         found, z = [], x
@@ -192,12 +197,12 @@ def test_renoise_returns_nearer_than_ddim_inversion(name):
 
 @pytest.mark.parametrize("name", tiny.UNETS)
 def test_noise_correction_makes_ancestral_steps_exact(name):
-    """All but the last, which adds no noise; with few renoisings the estimate itself is poor, and each step is exact all the same."""
+    """All but the last, which adds no noise; a poor estimate, of few renoisings, is taken back exactly all the same."""
     model, settings = family(name, 0.2), (1, 1, 1, 1.0)
     inversion = invert(PalimpsestReNoiseInvert, model, *settings, 7, batch=2)
     m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
-    short = SamplerCustom.execute(m, False, 0, 1.0, tiny.cond(), tiny.cond(), solver, sigmas[:-1], latent).result[0]["samples"]
-    assert relative(model.model.process_latent_in(short), inversion.latents[-2]) < 1e-4
+    short = SamplerCustom.execute(m, False, 0, 1.0, tiny.cond(), tiny.cond(), solver, sigmas[:-1], latent)
+    assert relative(model.model.process_latent_in(short.result[0]["samples"]), inversion.latents[-2]) < 1e-4
     noise = inversion.theta["noise"].tensor
     assert noise.shape[:2] == (inversion.provenance["steps"], 2) and not noise[-1].any() and noise[:-1].std() > 0.5
     other = invert(PalimpsestReNoiseInvert, model, *settings, 8, batch=2)
@@ -303,12 +308,14 @@ def test_proximal_guidance_keeps_the_largest_differences():
     assert relative(found, source) < relative(plain, source)
     drawn = guided("l0", 0.7, 1.0, 0.0, 1)
     same = (drawn - source).abs() < 1e-5
-    assert 0.05 < same.float().mean() < 0.7 and not (found - source).abs().lt(1e-5).any()  # η = 1: the source outside the grown edit
+    assert 0.05 < same.float().mean() < 0.7  # η = 1: the source itself outside the grown edit
+    assert not (found - source).abs().lt(1e-5).any()
 
 
 def test_every_widget_of_proximal_guidance_acts():
     base = ("l0", 0.7, 0.5, 0.4, 1)
-    settings = [base, ("l1", *base[1:]), ("l0", 0.5, *base[2:]), (*base[:2], 0.1, *base[3:]), (*base[:3], 0.9, 1), (*base[:4], 3)]
+    settings = [base, ("l1", *base[1:]), ("l0", 0.5, *base[2:]), (*base[:2], 0.1, *base[3:]), (*base[:3], 0.9, 1),
+                (*base[:4], 3)]
     found = [guided(*s) for s in settings]
     assert all(relative(a, found[0]) > 1e-4 for a in found[1:]) and torch.equal(guided(*base), found[0])
 

@@ -138,7 +138,8 @@ def test_a_loaded_inversion_is_replayed_to_the_same_bytes(folders, model, invers
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not tell what is mapped")
 def test_latents_are_mapped_from_the_file(folders, inversion):
-    """Each lies at an address that the system has mapped from the file, so a long trajectory takes no memory until it is read."""
+    """Each lies at an address that the system has mapped from the file, so a long trajectory takes no memory until it
+    is read."""
     file = saved(inversion)
     latents = loaded(file).latents
     lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
@@ -177,7 +178,8 @@ def test_a_changed_file_is_read_again(folders, inversion):
 
 @pytest.mark.parametrize("file", [
     "../secret.inversion.safetensors [output]", "a/../../secret.inversion.safetensors [output]",
-    "{outside}/secret.inversion.safetensors [output]", "link.inversion.safetensors [output]", "out/secret.inversion.safetensors [input]"])
+    "{outside}/secret.inversion.safetensors [output]", "link.inversion.safetensors [output]",
+    "out/secret.inversion.safetensors [input]"])
 def test_no_path_outside_the_folders_is_read(folders, inversion, file):
     outside = folders[0].parent
     save(outside / "secret.inversion.safetensors", inversion, KNOWN)
@@ -187,7 +189,9 @@ def test_no_path_outside_the_folders_is_read(folders, inversion, file):
 
 
 @pytest.mark.parametrize("file, message", [
-    ("a.inversion.safetensors", "no inversion of the output or input"), ("a.inversion.safetensors [temp]", "no inversion of"),
+    ("a.inversion.safetensors", "no inversion of the output or input"), ("a.inversion.safetensors [temp]", "no "
+                                                                                                           "inversion "
+                                                                                                           "of"),
     ("lora.safetensors [output]", "no inversion of"), ("a\0.inversion.safetensors [output]", "no inversion of"),
     ("gone.inversion.safetensors [output]", "not there any more")])
 def test_other_names_are_refused(folders, file, message):
