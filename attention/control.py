@@ -121,6 +121,9 @@ def _write(edits, call, site, inner, q, k, v, options):
         chosen = acting if role == "target" else []
         rows = Rows(call, entry, qkv[2].shape[0])
         out.append(_chain(chosen, rows, site, _bound(inner, here))(*qkv))
+        if out[-1].shape[:2] != qkv[0].shape[:2]:
+            raise ValueError(f"{site.kind.title()}-attention of the source is cut into tiles of {out[-1].shape[1]} tokens, the "
+                             f"target's of {qkv[0].shape[1]}: another node cuts at random; set HyperTile's swap_size to 1.")
         for edit in chosen:
             if edit.observe:
                 edit.observe(rows, site, *qkv, _chain(chosen, rows, site, _bound(host_attention, here)))

@@ -1,4 +1,5 @@
 """Short runs of the host on small models, shared by the tests of editors."""
+import atexit
 from functools import cache
 
 import comfy.samplers
@@ -10,6 +11,7 @@ from palimpsest.host.tokens import encode, tokenize_rows
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert
 
 _last = {}  # the host collects all garbage, slowly, once the MODEL that it loaded last is gone
+atexit.register(_last.clear)
 
 
 @cache

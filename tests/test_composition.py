@@ -20,6 +20,7 @@ from comfy_extras.nodes_perpneg import PerpNegGuider
 from editors import CROSS_END, EDITORS, READS, SELF_END, STEPS, each, each_with
 from palimpsest.attention.control import AttentionEdit, host_attention, positions
 from palimpsest.host.session import attach
+from palimpsest.nodes.attention import PalimpsestAttentionInject
 from palimpsest.nodes.inversion import PalimpsestReplay
 from runs import Case
 
@@ -74,7 +75,8 @@ class Chunk:
 
 
 def watch(case, model, guider=None, order=("positive", "negative"), run=None, cfg=7.5, **kwargs):
-    """(result, Chunks) of one run. A chunk whose entry is none of the guider's is the reference's."""
+    """(result, Chunks) of one run. A chunk whose entry is none of the guider's is the reference's. Beside another's wrapper such
+    as this one the source is read at one σ a forward."""
     noted = []
 
     def apply(executor, x, t, c_concat, c_crossattn, control, options, *args, **extra):
@@ -246,7 +248,7 @@ def test_another_packs_patch_acts_before_and_after_the_editor_alike(editor, fami
     c = case(family, size=16)
     before, after = EDITORS[editor](c, other(c.model)), other(EDITORS[editor](c))
     found, chunks = watch(c, before)
-    assert torch.equal(found, c.sample(after))
+    assert torch.equal(found, watch(c, after)[0])
     assert differ(found, c.sample(EDITORS[editor](c))) and differ(found, c.sample(other(c.model)))
     read = Counter(k.sigma for k in of(chunks, "reference"))
     assert all(n == 1 for n in read.values()) and bool(read) == (editor in READS)
@@ -261,6 +263,15 @@ def test_tiles_are_the_same_however_the_host_batches(family, prompts, split):
     together = c.sample(model, latent=starts)
     split(c)
     assert_close(c.sample(model, latent=starts), together)
+
+
+def test_tiles_cut_at_random_are_refused():
+    """HyperTile draws them anew at every call, so the source's are not the target's."""
+    c = case("sd15", size=16)
+    model = PalimpsestAttentionInject.execute(c.model, c.inversion, c.edit, 0.0, 0.8, 0.0, 0.5, 1.0, 1.0, "", "").result[0]
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"tiles of \d+ tokens, the target's of \d+.*swap_size"):
+        c.sample(HyperTile.execute(model, 32, 3, 0, False)[0])
 
 
 @each_with("place", [("attn1",), ("attn2", 0), ("attn2",), ("attn1", 0)])
@@ -282,10 +293,10 @@ def test_another_packs_attention_is_called_wherever_the_hosts_would_be(editor, f
     found, chunks = watch(c, before)
     assert sorted(map(sorted, seen.values())) == sorted(
         sorted({k.sigma for k in of(chunks, role)}) for role in ("positive", "negative", "reference") if of(chunks, role))
-    assert torch.equal(found, c.sample(after))
-    edited = c.sample(EDITORS[editor](c))
+    assert torch.equal(found, watch(c, after)[0])
+    edited, _ = watch(c, EDITORS[editor](c))
     assert differ(found, edited) and differ(found, c.sample(patched(c.model)))
-    assert torch.equal(c.sample(patched(EDITORS[editor](c), host_attention)), edited)
+    assert torch.equal(watch(c, patched(EDITORS[editor](c), host_attention))[0], edited)
 
 
 def test_of_two_patches_at_one_place_the_hosts_choice_is_called():

@@ -27,6 +27,12 @@ def edited(editor, family):
     return EDITORS[editor](case(family))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def none_outlives_the_host():
+    yield
+    edited.cache_clear()
+
+
 def shape_of(value):
     """What a container holds, to the leaves, which count by identity; tensors of the pack's values by identity and version."""
     if isinstance(value, dict):
