@@ -1,5 +1,6 @@
 """The shipped workflows on the host's own executor, and the names that saved workflows depend on."""
 import asyncio
+import inspect
 import json
 from itertools import combinations
 from pathlib import Path
@@ -61,8 +62,8 @@ class Executor:
     """The host's executor, which keeps what it computed between runs as a server does."""
 
     def __init__(self, server):
-        new = host_version(find_host()).split(".") > ["0", "3", "64"]
-        cache = {"cache_args": {"ram": 0, "ram_inactive": 0, "lru": 0}} if new else {"cache_size": 0}
+        known = inspect.signature(execution.PromptExecutor).parameters  # older hosts say it otherwise
+        cache = {"cache_args": {"ram": 0, "ram_inactive": 0, "lru": 0}} if "cache_args" in known else {"cache_size": 0}
         self.host = execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC, **cache)
 
     def __call__(self, graph):
@@ -141,7 +142,7 @@ def test_it_runs_as_it_is_and_ends_in_pictures(name, server, info, done):
     run, graph = done[:2] if name == workflow.MAIN else (Executor(server), prompt(name, info))
     assert run(graph), run.host.status_messages[-1]
     shown = run.pictures(graph)
-    ends = ("Save Image", *demo.REPORTS.values()) if name == workflow.MAIN else ("Preview Mask",)
+    ends = ("Save Image", *demo.REPORTS.values()) if name == workflow.MAIN else ("The mask",)
     for title in ("Attention Heatmap", "Attention Mask", *ends):
         assert shown[title] and all(picture.std() > 1 for picture in shown[title])
 

@@ -65,7 +65,7 @@ def refusal(answer: dict) -> str:
 
 
 async def execute(server: Server, graph: dict, watch=lambda: None) -> dict:
-    """Queue the prompt, show its progress, wait for its end, return the outputs by node; `watch` is called meanwhile."""
+    """Queue the prompt, show its progress and return its outputs by node at its end; `watch` is called meanwhile."""
     client, terminal = uuid.uuid4().hex, sys.stdout.isatty()
 
     def name(node):

@@ -8,7 +8,7 @@ import logging
 import sys
 
 from canvas import Canvas
-from pack import ROOT, load_pack
+from pack import ROOT, find_host, load_pack
 
 FOLDER = ROOT / "workflows"
 MAIN, MAPS = "Rewrite a word, keep the rest", "Attention maps to a mask"
@@ -57,9 +57,10 @@ def shown_words(text: str) -> str:
 
 
 def host_nodes():
-    """Register the host's nodes and the pack's in this process; returns the host's server object, which serves nobody."""
+    """Register the host's nodes and the pack's in this process; returns its server object, which serves nobody."""
     import nodes
     import palimpsest
+    sys.path.insert(0, str(find_host()))  # an older `nodes` puts a folder with another `utils` before it
     import server
 
     async def register():
@@ -177,7 +178,7 @@ def maps_to_a_mask(info: dict) -> dict:
         mask = c.node("PalimpsestAttentionMask", None, 280, attention=attention["ATTENTION"], words=WORDS,
                       threshold=SHARE, grow=1, blur=0.5, image=scene["source"])
         c.column(290)
-        c.node("MaskPreview", None, 280, mask=mask["MASK"])
+        c.node("MaskPreview", "The mask", 280, mask=mask["MASK"])
     return c.json()
 
 
