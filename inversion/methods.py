@@ -2,7 +2,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import renoise
+from . import bdia, ddpm, direct, edict, renoise
 
 
 @dataclass(frozen=True)
@@ -18,4 +18,9 @@ METHODS = {
     "Negative Prompt": Method(),
     "ReNoise": Method(),
     "ReNoise Ancestral": Method(renoise.reverse),
+    "EDICT": Method(edict.reverse),
+    "BDIA": Method(bdia.reverse),
+    "Direct": Method(direct.reverse),
+    "DDPM": Method(ddpm.reverse),
+    "CycleDiffusion": Method(ddpm.reverse),
 }
