@@ -4,7 +4,7 @@ from importlib import import_module
 from comfy_api.latest import ComfyExtension
 
 WEB_DIRECTORY = "./web"
-FAMILIES = ("miniature", "prompt", "inversion", "refine", "storage", "attention", "blending", "guidance", "report")
+FAMILIES = ("miniature", "prompt", "inversion", "exact", "refine", "storage", "attention", "blending", "guidance", "report")
 
 
 class Palimpsest(ComfyExtension):
