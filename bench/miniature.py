@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from ..miniature import scenes
 from ..miniature.model import load_miniature
-from ..miniature.picture import sample_with
+from ..miniature.picture import sample
 from ..miniature.reader import read
 
 RESULTS = Path(__file__).parent / "results" / "miniature.json"
@@ -44,7 +44,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def in_batches(captions: list[str], cfg: float, loaded, size: int = 25) -> torch.Tensor:
     starts = range(0, len(captions), size)
-    return torch.cat([sample_with(*loaded, captions[i:i + size], cfg=cfg, seed=i) for i in starts])
+    return torch.cat([sample(*loaded, captions[i:i + size], cfg=cfg, seed=i) for i in starts])
 
 
 def measure(captions: int, scales: list[float]) -> dict:
@@ -58,7 +58,7 @@ def measure(captions: int, scales: list[float]) -> dict:
                               "lowest PSNR, dB": psnr(smeared, truth).min().item()},
               "reader on renders": accuracy(truth, drawn), "reader on round trips": accuracy(smeared, drawn)}
     began = time.monotonic()
-    sample_with(*loaded, [drawn[0].caption()])
+    sample(*loaded, [drawn[0].caption()])
     report["seconds for one picture, 50 steps with CFG"] = time.monotonic() - began
     texts = [s.caption() for s in drawn]
     report["text to image"] = {f"CFG {c:g}": accuracy(in_batches(texts, c, loaded), drawn) for c in scales}

@@ -141,7 +141,8 @@ class ReaderNet(nn.Module):
         return nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
 
     def forward(self, x):
-        return dict(zip(READER_HEADS, self.head(self.body(x)).split([len(v) for v in READER_HEADS.values()], -1)))
+        logits = self.head(F.dropout(self.body(x), .1, self.training))
+        return dict(zip(READER_HEADS, logits.split([len(v) for v in READER_HEADS.values()], -1)))
 
 
 def new_unet(device="cpu"):

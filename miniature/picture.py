@@ -26,14 +26,11 @@ def loss_curve(curve: list[tuple[int, float]], path: Path, width: int = 640, hei
                     f'<polyline points="{points}" fill="none" stroke="#2255cc" stroke-width="1.5"/></svg>\n')
 
 
-def sample(captions: list[str], steps: int = 50, cfg: float = 3., seed: int = 0) -> torch.Tensor:
-    """Pictures (B, 128, 128, 3) of captions by the shipped miniature, through the host's own DDIM on ddim_uniform."""
-    from .model import load_miniature
-    return sample_with(*load_miniature(), captions, steps, cfg, seed)
+def sample(model, clip, vae, captions: list[str], steps: int = 50, cfg: float = 5., seed: int = 0) -> torch.Tensor:
+    """Pictures (B, 128, 128, 3) of captions, through the host's own DDIM on ddim_uniform.
 
-
-def sample_with(model, clip, vae, captions: list[str], steps: int = 50, cfg: float = 3., seed: int = 0) -> torch.Tensor:
-    """As `sample`, with a loaded (MODEL, CLIP, VAE). One run for all captions: each is a row of one CONDITIONING."""
+    One run for all captions: each is a row of one CONDITIONING.
+    """
     import comfy.sample
     encode = clip.encode_from_tokens_scheduled
     rows = [encode(clip.tokenize(c))[0] for c in captions]
@@ -54,8 +51,9 @@ def sheet(pictures: torch.Tensor, columns: int) -> Image.Image:
 
 def sample_grid(path: Path, columns: int = 8, rows: int = 4):
     """Samples of held-out captions; the same captions' own pictures under each row."""
+    from .model import load_miniature
     drawn = [scenes.held_out_scene(i) for i in range(columns * rows)]
-    made = sample([s.caption() for s in drawn])
+    made = sample(*load_miniature(), [s.caption() for s in drawn])
     truth = torch.stack([torch.from_numpy(scenes.render(s)) for s in drawn])
     both = [part for i in range(0, len(drawn), columns) for part in (made[i:i + columns], truth[i:i + columns])]
-    sheet(torch.cat(both), columns).save(path)
+    sheet(torch.cat(both), columns).save(path, quality=90)

@@ -16,7 +16,7 @@ WEIGHTS = Path(__file__).with_name("reader.safetensors")
 @lru_cache(maxsize=1)
 def _net() -> ReaderNet:
     net = ReaderNet()
-    net.load_state_dict({k: v.float() for k, v in load_file(WEIGHTS).items()}, strict=False)    # no batch counters
+    net.load_state_dict(load_file(WEIGHTS))
     return net.eval().requires_grad_(False)
 
 

@@ -175,11 +175,13 @@ def labels(drawn: list[scenes.Scene]) -> dict[str, torch.Tensor]:
 
 
 def reader_loss(pictures: torch.Tensor, smeared: torch.Tensor, target: dict, batch: int):
-    """Cross-entropy over the heads; half the pictures have been through the autoencoder, some are noisy."""
+    """Cross-entropy over the heads; half the pictures have been through the autoencoder, all are shifted and noisy."""
     def loss(net, g):
-        index = torch.randint(0, len(smeared), (batch,), generator=g)
         half = batch // 2
-        image = to_input(torch.cat([pictures[index[:half]], smeared[index[half:]]]), next(net.parameters()).device)
+        index = torch.cat([torch.randint(0, len(p), (half,), generator=g) for p in (pictures, smeared)])
+        shift = (4 * torch.randint(-2, 3, (2,), generator=g)).tolist()
+        image = torch.cat([pictures[index[:half]], smeared[index[half:]]]).roll(shift, (1, 2))
+        image = to_input(image, next(net.parameters()).device)
         noise = .03 * torch.rand((batch, 1, 1, 1), generator=g) * torch.randn(image.shape, generator=g)
         logits = net(image + noise.to(image))
         each = [F.cross_entropy(v.float(), target[h][index].to(image.device), ignore_index=-100, reduction="sum",
@@ -242,10 +244,14 @@ def shipped(vocab: list[int]) -> dict[str, dict[str, torch.Tensor]]:
     return parts
 
 
+def _half(net) -> dict[str, torch.Tensor]:
+    return {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in net.state_dict().items()}
+
+
 def pack(path: Path, vocab: list[int], ae, net):
     """Ship fp16 weights: `ae.*`, `unet.*`, `text.*`, and the token ids of the text encoder's rows."""
     parts = {"ae": ae, "unet": net["unet"], "text": net["text"]}
-    state = {f"{p}.{k}": v.half().cpu().contiguous() for p, m in parts.items() for k, v in m.state_dict().items()}
+    state = {f"{p}.{k}": v for p, m in parts.items() for k, v in _half(m).items()}
     save_file({**state, "ae.mean": ae.mean.cpu(), "ae.std": ae.std.cpu(), "vocab": torch.tensor(vocab)}, path)
 
 
@@ -267,10 +273,9 @@ def train(minutes: float, work: Path, out: Path = HERE, start: bool = False, cou
 
     latents = _through(lambda x: (ae.enc(x).float() - ae.mean) / ae.std, pictures, device)
     smeared = _through(lambda x: to_bytes(ae.dec(ae.enc(x))), pictures[:20_000], device)
-    reader = Fit("reader", ReaderNet().to(device), reader_loss(pictures, smeared, labels(drawn[:20_000]), batch),
+    reader = Fit("reader", ReaderNet().to(device), reader_loss(pictures, smeared, labels(drawn), batch),
                  minutes * SHARES["reader"], 3e-3, work).run()
-    save_file({k: v.half().cpu().contiguous() for k, v in reader.state_dict().items() if v.is_floating_point()},
-              out / READER)
+    save_file(_half(reader), out / READER)
 
     net = torch.nn.ModuleDict(dict(unet=new_unet(), text=TextEncoder(len(vocab)))).to(device)
     if given:
@@ -293,7 +298,7 @@ def main(argv: list[str] | None = None):
     curve = train(args.minutes, args.work, start=args.start)
     from .picture import loss_curve, sample_grid
     loss_curve(curve, HERE / "training" / "loss.svg")
-    sample_grid(HERE / "training" / "samples.png")
+    sample_grid(HERE / "training" / "samples.jpg")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from palimpsest.miniature import reader, scenes, train
 from palimpsest.miniature.model import WEIGHTS, _part, load_miniature
 from palimpsest.miniature.networks import CLIP, TextEncoder
-from palimpsest.miniature.picture import sample_with
+from palimpsest.miniature.picture import sample
 from safetensors.torch import load_file
 
 ONE_WORD = ("object", "colour", "background", "style", "material")
@@ -158,13 +158,13 @@ def test_loading_twice_gives_the_same_bytes():
     pictures = []
     for _ in range(2):
         model, clip, vae = load_miniature()
-        pictures.append(sample_with(model, clip, vae, ["a photo of a red star on a sand background"], steps=4, seed=5))
+        pictures.append(sample(model, clip, vae, ["a photo of a red star on a sand background"], steps=4, seed=5))
     assert torch.equal(*pictures)
 
 
 def test_samples_show_what_captions_ask(miniature):
     drawn = [s for s in map(scenes.held_out_scene, range(500, 600)) if len(s.objs) == 1 and s.style == "photo"][:16]
-    pictures = sample_with(*miniature, [s.caption() for s in drawn], steps=20, cfg=5., seed=1)
+    pictures = sample(*miniature, [s.caption() for s in drawn], steps=20, cfg=5., seed=1)
     hits = {}
     for scene, seen in zip(drawn, reader.read(pictures)):
         for name in ("shape", "colour", "ground"):
