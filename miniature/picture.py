@@ -26,7 +26,7 @@ def loss_curve(curve: list[tuple[int, float]], path: Path, width: int = 640, hei
                     f'<polyline points="{points}" fill="none" stroke="#2255cc" stroke-width="1.5"/></svg>\n')
 
 
-def sample(model, clip, vae, captions: list[str], steps: int = 50, cfg: float = 5., seed: int = 0) -> torch.Tensor:
+def sample(model, clip, vae, captions: list[str], steps: int = 50, cfg: float = 3., seed: int = 0) -> torch.Tensor:
     """Pictures (B, 128, 128, 3) of captions, through the host's own DDIM on ddim_uniform.
 
     One run for all captions: each is a row of one CONDITIONING.

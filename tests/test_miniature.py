@@ -169,7 +169,7 @@ def test_samples_show_what_captions_ask(miniature):
     for scene, seen in zip(drawn, reader.read(pictures)):
         for name in ("shape", "colour", "ground"):
             hits.setdefault(name, []).append(seen[name] == scenes.visible(scene)[name])
-    assert np.mean(hits["colour"]) >= .8 and np.mean(hits["ground"]) >= .9 and np.mean(hits["shape"]) >= .6, hits
+    assert np.mean(hits["colour"]) >= .8 and np.mean(hits["ground"]) >= .9 and np.mean(hits["shape"]) >= .75, hits
 
 
 def test_training_runs_from_nothing_to_weights_that_load(tmp_path):
