@@ -103,10 +103,10 @@ def _at(edits, call, where, inner, q, k, v, options):
 
 
 def _read(edits, call, site, inner, q, k, v, options):
-    wanted = "".join(edit.keeps(call.run, site, call.sigma) for edit in edits)  # all of one INVERSION
+    wanted = "".join(edit.keeps(call.run, site, level) for edit in edits for level in call.levels)  # all of one INVERSION
     if wanted:
         call.run.reference.kept[id(edits[0].inversion), site.kind, site.position] = {
-            "grid": site.grid, **{name: x for name, x in zip("qkv", (q, k, v)) if name in wanted}}
+            "grid": site.grid, "levels": call.levels, **{name: x for name, x in zip("qkv", (q, k, v)) if name in wanted}}
     return inner(q, k, v, options)
 
 
@@ -147,9 +147,9 @@ def _source(edit, rows, site):
     kept = rows.call.run.reference.kept.get((id(getattr(edit, "inversion", None)), site.kind, site.position), {})
 
     def seen(name):
-        x = kept.get(name)
-        if x is None:
+        if name not in kept:
             return None
+        x = kept[name].unflatten(0, (len(kept["levels"]), -1))[kept["levels"].index(rows.call.sigma)]
         if kept["grid"] != site.grid and (name == "q" or site.kind == "self"):
             x = _window(x, kept["grid"], site.grid, rows)
         count = rows.count * x.shape[0] // edit.inversion.batch  # another pack may cut q into tiles, rows of their own

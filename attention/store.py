@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ..host.reference import levels_together
 from ..host.sampling import Solver, sample
 from ..host.session import attach, require_plain, rows_may_mix, running
 from .control import AttentionEdit, Site, positions
-
-ROWS = 8  # of one forward where several steps share it
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +101,7 @@ def read_maps(model, inversion, share=0.25) -> Attention:
     share, batch = resolution(model, share), inversion.batch
     noise = inversion.at(float(inversion.sigmas[0]))  # an error where no trajectory was kept
     editor = WordMaps(lambda prompts: [tokens.words for tokens in prompts], share)
-    together = max(1, ROWS // batch) if rows_may_mix(model, inversion.conditioning) else 1
+    together = levels_together(batch, inversion.shape[-2:]) if rows_may_mix(model, inversion.conditioning) else 1
     total = 0
 
     def solver(denoise, x, sigmas, extra_args, callback, disable):

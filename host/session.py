@@ -161,7 +161,8 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
         raise ValueError(f"{bad} of {latent_image.numel()} values of the LATENT being sampled are NaN or infinite: connect Replay's "
                          "LATENT, or repair the node that made it.")
     _check(run)
-    run.reference = Reference(guider, _sources(run.editors))
+    run.reference = Reference(guider, _sources(run.editors), sigmas,
+                              lambda inversion: rows_may_mix(guider.model_patcher, inversion.conditioning))
     for editor in run.editors:
         editor.begin(run)
     options[RUN] = run
@@ -226,12 +227,11 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     for editor in run.editors:
         conds = editor.conditions(run, conds, sigma)
 
-    def patch(chosen, conds, mode="read"):
-        return _install(model_options, chosen, Call(run, mode, conds, sigma))
+    def read(readers, entries, levels):
+        return _install(model_options, readers, Call(run, "read", entries, sigma, levels))
 
-    readers = [e for e in run.editors if e.reads(run, sigma)]
-    run.reference.read(executor, model, x_in, timestep, sigma, readers, patch)
-    return executor(model, conds, x_in, timestep, patch(run.editors, conds, "write"))
+    run.reference.read(executor, model, x_in, timestep, sigma, lambda level: [e for e in run.editors if e.reads(run, level)], read)
+    return executor(model, conds, x_in, timestep, _install(model_options, run.editors, Call(run, "write", conds, sigma)))
 
 
 def _install(model_options, chosen, call) -> dict:
@@ -249,11 +249,13 @@ def _install(model_options, chosen, call) -> dict:
 
 @dataclass(frozen=True)
 class Call:
-    """One calc_cond_batch: the run, "read" (the reference's rows) or "write" (the host's own), its cond lists and σ."""
+    """One calc_cond_batch: the run, "read" (the reference's rows) or "write" (the host's own), its cond lists and σ; where it
+    reads, all the σ of its rows."""
     run: Run
     mode: str
     conds: list
     sigma: float
+    levels: tuple = ()
 
     def chunk(self, index, uuid):
         """(role, entry) of one chunk of a forward, from its `cond_or_uncond` index and uuid.
