@@ -5,8 +5,8 @@
 Two models: the miniature on 16 × 16 latents, and a random U-Net of SD1.5's shape on 64 × 64. In each round every run is timed
 once, plain and edited in turn; a ratio is edited / plain of one round, its median over the rounds is told with its range.
 The reference's rows cost the forwards of r rows on a share f of the steps, so an edit is promised to take at most
-1 + f · r / 2B + 0.1 times plain sampling of B rows. Memory is the largest sum of tensors alive that a run has allocated,
-promised to be at most 1.3 times plain's; the weights come on top of both. Writes bench/results/cost.json.
+1 + f · r / 2B + 0.1 times plain sampling of B rows. Memory is the weights and the largest sum of tensors that are alive at once
+in a run, promised to be at most 1.3 times plain's; the tensors alone stand beside. Writes bench/results/cost.json.
 """
 import argparse
 import json
@@ -62,28 +62,35 @@ class Bench:
         _, self.sampler, self.sigmas, latent = PalimpsestReplay.execute(model, self.inversion, 0.0).result
         self.latent = latent["samples"]
         self.maps = PalimpsestAttentionStore.execute(model, self.inversion, self.edit, 0.25).result[0]
-        self.counted, self.rows = model.clone(), 0
-        self.counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", self._count)
-
-    def _count(self, executor, x, *args, **kwargs):
-        self.rows += len(x)
-        return executor(x, *args, **kwargs)
 
     def edited(self, settings, blended):
-        model = PalimpsestAttentionInject.execute(self.counted, self.inversion, self.edit, **settings).result[0]
+        model = PalimpsestAttentionInject.execute(self.model, self.inversion, self.edit, **settings).result[0]
         if blended:
             model = PalimpsestLatentBlend.execute(model, self.inversion, 0.2, "star", "star", 0.3, attention=self.maps).result[0]
         return model
 
-    def run(self, model, batch):
-        """(seconds, rows that the network saw) of one sampling."""
+    def run(self, model, batch) -> float:
+        """Seconds of one sampling."""
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(self.target, self.null)
         guider.set_cfg(CFG)
         x = self.latent.expand(batch, -1, -1, -1)
-        self.rows, began = 0, time.perf_counter()
+        began = time.perf_counter()
         guider.sample(torch.zeros_like(x), x, self.sampler, self.sigmas, disable_pbar=True, seed=0)
-        return time.perf_counter() - began, self.rows
+        return time.perf_counter() - began
+
+    def rows(self, model, batch) -> int:
+        """Rows that the network sees in one sampling."""
+        rows, counted = 0, model.clone()
+
+        def count(executor, x, *args, **kwargs):
+            nonlocal rows
+            rows += len(x)
+            return executor(x, *args, **kwargs)
+
+        counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", count)
+        self.run(counted, batch)
+        return rows
 
 
 def peak(run, *args) -> int:
@@ -105,29 +112,29 @@ def peak(run, *args) -> int:
 
 def measure(bench, rounds) -> dict:
     runs = {name: (bench.edited(settings, blended), batch) for name, (batch, settings, blended) in RUNS.items()}
-    plain = {f"plain, {batch} rows": (bench.counted, batch) for batch in sorted({batch for _, batch in runs.values()})}
-    for model, batch in (*plain.values(), *runs.values()):
-        bench.run(model, batch)  # warm
-    seconds, rows = {}, {}
+    plain = {f"plain, {batch} rows": (bench.model, batch) for batch in sorted({batch for _, batch in runs.values()})}
+    every = plain | runs
+    rows = {name: bench.rows(*run) for name, run in every.items()}  # warms up too
+    seconds = {name: [] for name in every}
     for _ in range(rounds):
-        for name, run in (plain | runs).items():
-            spent, rows[name] = bench.run(*run)
-            seconds.setdefault(name, []).append(spent)
-    memory = {name: peak(bench.run, *run) for name, run in (plain | runs).items()}
+        for name, run in every.items():
+            seconds[name].append(bench.run(*run))
+    memory = {name: peak(bench.run, *run) for name, run in every.items()}
     weights = sum(p.numel() * p.element_size() for p in bench.model.model.parameters())
     return {name: compare(name, f"plain, {batch} rows", batch, len(bench.sigmas) - 1, seconds, rows, memory, weights)
             for name, (_, batch) in runs.items()}
 
 
 def compare(name, plain, batch, steps, seconds, rows, memory, weights) -> dict:
+    both = (memory[name] + weights) / (memory[plain] + weights)
     ratios = [a / b for a, b in zip(seconds[name], seconds[plain])]
     share = (rows[name] - rows[plain]) / steps
     return {"rows": batch, "share of steps read": share, "row passes": rows[name] / rows[plain],
             "seconds": median(seconds[name]), "seconds, plain": median(seconds[plain]),
             "time": median(ratios), "time, range": [min(ratios), max(ratios)], "time promised": 1 + share / (2 * batch) + MARGIN,
-            "memory": memory[name] / memory[plain], "memory promised": MEMORY,
-            "memory, MB": memory[name] / 2 ** 20, "memory, plain, MB": memory[plain] / 2 ** 20,
-            "memory with weights": (memory[name] + weights) / (memory[plain] + weights)}
+            "memory": both, "memory promised": MEMORY, "memory without weights": memory[name] / memory[plain],
+            "memory without weights, MB": memory[name] / 2 ** 20, "the same, plain": memory[plain] / 2 ** 20,
+            "weights, MB": weights / 2 ** 20}
 
 
 def small(args):
@@ -154,11 +161,11 @@ def large(args):
 
 
 def report(table) -> str:
-    lines = [f"{'':58s}{'time':>7s}{'range':>14s}{'promise':>9s}{'memory':>9s}{'promise':>9s}"]
+    lines = [f"{'':58s}{'time':>7s}{'range':>14s}{'promise':>9s}{'memory':>9s}{'promise':>9s}{'tensors':>9s}"]
     for name, r in table.items():
         low, high = r["time, range"]
         lines.append(f"  {name:56s}{r['time']:>7.3f}{f'{low:.2f} - {high:.2f}':>14s}{r['time promised']:>9.3f}"
-                     f"{r['memory']:>9.3f}{r['memory promised']:>9.2f}")
+                     f"{r['memory']:>9.3f}{r['memory promised']:>9.2f}{r['memory without weights']:>9.3f}")
     return "\n".join(lines)
 
 
