@@ -2,14 +2,13 @@
 
 Each is a function (case, model=the case's own) -> edited MODEL, for any prompts that a Case can hold.
 """
-from functools import cache
-
 import pytest
 import tiny
 import torch
 from palimpsest.attention.alignment import PromptEdit, align
 from palimpsest.nodes.attention import PalimpsestAttentionInject, PalimpsestAttentionStore
 from palimpsest.nodes.blending import PalimpsestLatentBlend
+from runs import kept
 
 STEPS, SELF_END, CROSS_END = 3, 0.5, 0.8
 
@@ -21,17 +20,18 @@ def shared_word(case):
     return next(w.name for w in reversed(prompts[0].words) if all(w.name in found for found in names))
 
 
-@cache
+@kept
 def store(case):
     with torch.inference_mode():
         return PalimpsestAttentionStore.execute(case.model, case.inversion, case.edit, 0.25).result[0]
 
 
 def inject(case, model=None, mode=None, weights="", ends=""):
-    """On three steps: self- and cross-attention are edited at the first, cross-attention at the second, nothing at the last."""
+    """On three steps: self- and cross-attention are edited at the first, cross-attention at the second."""
     edit = case.edit if mode is None else PromptEdit(tuple(align(p.source, p.target, mode) for p in case.edit.pairs))
-    return PalimpsestAttentionInject.execute(model or case.model, case.inversion, edit, 0.0, CROSS_END, 0.0, SELF_END, 1.0, 0.5,
-                                             weights, ends).result[0]
+    schedules = 0.0, CROSS_END, 0.0, SELF_END
+    return PalimpsestAttentionInject.execute(model or case.model, case.inversion, edit, *schedules, 1.0, 0.5, weights,
+                                             ends).result[0]
 
 
 def swap(case, model=None):
@@ -74,6 +74,7 @@ def blend_then_inject(case, model=None):
 EDITORS = {"swap": swap, "refine": refine, "reweight": reweight, "blend": blend, "blend by words": blend_words,
            "inject, blend": inject_then_blend, "blend, inject": blend_then_inject}
 READS = {"swap", "refine", "reweight", "inject, blend", "blend, inject"}  # the source's features, until CROSS_END
+WORDS = {"blend by words", "inject, blend", "blend, inject"}  # with a threshold on words' maps
 FAMILIES = list(tiny.UNETS)
 each = pytest.mark.parametrize("editor, family", [(e, f) for e in EDITORS for f in FAMILIES])
 

@@ -14,14 +14,21 @@ _last = {}  # the host collects all garbage, slowly, once the MODEL that it load
 atexit.register(_last.clear)
 
 
-@cache
+def kept(function):
+    """`cache`, emptied before the interpreter takes the host's modules apart: its MODELs need them to die quietly."""
+    function = cache(function)
+    atexit.register(function.cache_clear)
+    return function
+
+
+@kept
 def parts(family, dtype):
     """(MODEL, CLIP) of a family, made once: no test may change them."""
     with torch.inference_mode():
         return tiny.UNETS[family](dtype=dtype), (tiny.sdxl_clip if family == "sdxl" else clip)()
 
 
-@cache
+@kept
 def clip():
     return tiny.clip()
 

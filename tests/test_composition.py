@@ -2,7 +2,6 @@
 guiders, dtypes, and however the host batches. What can be stated as an equality is."""
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from functools import cache
 
 import comfy.cldm.cldm
 import comfy.controlnet
@@ -17,12 +16,12 @@ from comfy_extras.nodes_freelunch import FreeU
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import PerpNegGuider
-from editors import CROSS_END, EDITORS, READS, SELF_END, STEPS, each, each_with
+from editors import CROSS_END, EDITORS, FAMILIES, READS, SELF_END, STEPS, WORDS, each, each_with
 from palimpsest.attention.control import AttentionEdit, host_attention, positions
 from palimpsest.host.session import attach
 from palimpsest.nodes.attention import PalimpsestAttentionInject
 from palimpsest.nodes.inversion import PalimpsestReplay
-from runs import Case
+from runs import Case, kept
 
 LONG = "soft light, " * 26  # 78 tokens
 PROMPTS = {"plain": ("a red cat on a mat", "a blue cat on a mat"),
@@ -33,7 +32,7 @@ PROMPTS = {"plain": ("a red cat on a mat", "a blue cat on a mat"),
 each_family = pytest.mark.parametrize("family", tiny.UNETS)
 
 
-@cache
+@kept
 def made(family, source, targets, size=8, dtype=torch.float32, picture=None):
     """A Case of one picture, of the second of two (1) or of both (2)."""
     pictures = tiny.latent(tiny.UNETS[family](), 2, size)
@@ -64,8 +63,8 @@ def differ(a, b):
 
 @dataclass(frozen=True)
 class Chunk:
-    """One cond entry's part of a forward: the list it stands in, its place among the entries of all lists, the shape and
-    the prediction of its rows, whether a ControlNet acted, and how many chunks the forward had."""
+    """One cond entry's part of a forward: the list it stands in, the list and place it comes from, its rows' prediction,
+    whether a ControlNet acted, and how many chunks the forward had."""
     sigma: float
     role: str
     entry: "tuple | None"
@@ -75,8 +74,8 @@ class Chunk:
 
 
 def watch(case, model, guider=None, order=("positive", "negative"), run=None, cfg=7.5, **kwargs):
-    """(result, Chunks) of one run. A chunk whose entry is none of the guider's is the reference's. Beside another's wrapper such
-    as this one the source is read at one σ a forward."""
+    """(result, Chunks) of one run. A chunk whose entry is none of the guider's is the reference's. Beside another's
+    wrapper, such as this one, the source is read at one σ a forward."""
     noted = []
 
     def apply(executor, x, t, c_concat, c_crossattn, control, options, *args, **extra):
@@ -172,9 +171,8 @@ def limit(case, percent):
     return case.model.get_model_object("model_sampling").percent_to_sigma(percent)
 
 
-@pytest.mark.parametrize("null", ["", LONG])
-@pytest.mark.parametrize("prompts", PROMPTS)
-@each_family
+@pytest.mark.parametrize("prompts, null, family", [
+    (p, null, FAMILIES[(i + j) % 3]) for i, p in enumerate(PROMPTS) for j, null in enumerate(["", LONG])])
 def test_source_as_target_changes_no_prediction(family, prompts, null):
     """With the host's repetition of columns where prompt and null prompt differ in length."""
     c = case(family, prompts)
@@ -245,7 +243,7 @@ def hyper_tile(model):
 @each_with("other", [lora, pag, free_u, hyper_tile])
 def test_another_packs_patch_acts_before_and_after_the_editor_alike(editor, family, other):
     """With tiles of 4 × 4 cells where HyperTile cuts them: on the grid where self-attention is edited too."""
-    c = case(family, size=16)
+    c = case(family, size=16 if other is hyper_tile else 8)
     before, after = EDITORS[editor](c, other(c.model)), other(EDITORS[editor](c))
     found, chunks = watch(c, before)
     assert torch.equal(found, watch(c, after)[0])
@@ -268,7 +266,8 @@ def test_tiles_are_the_same_however_the_host_batches(family, prompts, split):
 def test_tiles_cut_at_random_are_refused():
     """HyperTile draws them anew at every call, so the source's are not the target's."""
     c = case("sd15", size=16)
-    model = PalimpsestAttentionInject.execute(c.model, c.inversion, c.edit, 0.0, 0.8, 0.0, 0.5, 1.0, 1.0, "", "").result[0]
+    everywhere = 0.0, 0.8, 0.0, 0.5, 1.0, 1.0, "", ""
+    model = PalimpsestAttentionInject.execute(c.model, c.inversion, c.edit, *everywhere).result[0]
     torch.manual_seed(0)
     with pytest.raises(ValueError, match=r"tiles of \d+ tokens, the target's of \d+.*swap_size"):
         c.sample(HyperTile.execute(model, 32, 3, 0, False)[0])
@@ -276,7 +275,7 @@ def test_tiles_cut_at_random_are_refused():
 
 @each_with("place", [("attn1",), ("attn2", 0), ("attn2",), ("attn1", 0)])
 def test_another_packs_attention_is_called_wherever_the_hosts_would_be(editor, family, place):
-    """Under the host's two kinds of key, on either side of the editor, for the target, the null prompt and the source."""
+    """Under the host's two kinds of key, on either side of the editor, for target, null prompt and source."""
     c, seen, (slot, *depth) = case(family), defaultdict(set), place
 
     def patch(q, k, v, options):
@@ -291,8 +290,8 @@ def test_another_packs_attention_is_called_wherever_the_hosts_would_be(editor, f
 
     before, after = EDITORS[editor](c, patched(c.model)), patched(EDITORS[editor](c))
     found, chunks = watch(c, before)
-    assert sorted(map(sorted, seen.values())) == sorted(
-        sorted({k.sigma for k in of(chunks, role)}) for role in ("positive", "negative", "reference") if of(chunks, role))
+    wanted = [sorted({k.sigma for k in of(chunks, role)}) for role in ("positive", "negative", "reference")]
+    assert sorted(map(sorted, seen.values())) == sorted(filter(None, wanted))
     assert torch.equal(found, watch(c, after)[0])
     edited, _ = watch(c, EDITORS[editor](c))
     assert differ(found, edited) and differ(found, c.sample(patched(c.model)))
@@ -316,7 +315,7 @@ def test_of_two_patches_at_one_place_the_hosts_choice_is_called():
     assert set(called) == {("first", 0), ("all", 1)}
 
 
-@cache
+@kept
 def control_net(family):
     """A small ControlNet of the host's, shaped like the family's U-Net."""
     config = dict(case(family).model.model.model_config.unet_config, dtype=torch.float32)
@@ -475,12 +474,17 @@ def test_of_every_guiders_prompts_the_positive_alone_is_edited(editor, family, g
 
 @each_with("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_near_fp32(editor, family, dtype):
-    """One prediction in half precision is within 2 eps of its norm, and CFG 7.5 adds two of them 7.5 and 6.5 times, ten times
-    one's error. The edit itself is larger."""
+    """A prediction in half precision is off by some 2 eps of its norm, and CFG 7.5 adds two of them 7.5 and 6.5 times, as
+    independent errors ten times one: 20 eps. The edit itself is larger. Where words' maps meet a threshold a cell may fall
+    on its other side, so editors by words are held to the predictions at the source's latents."""
     half, full = case(family, dtype=dtype), case(family)
-    found, wanted = half.sample(EDITORS[editor](half)), full.sample(EDITORS[editor](full))
-    error, edit = ((x - wanted).norm() / wanted.norm() / torch.finfo(dtype).eps for x in (found, full.sample()))
-    assert error <= 20 < edit
+    found, wanted = (c.sample(EDITORS[editor](c)) for c in (half, full))
+    assert found.isfinite().all()
+    edit = (wanted - full.sample()).norm() / wanted.norm()
+    if editor in WORDS:
+        found, wanted = (torch.cat([k.x0 for k in of(predictions(c, EDITORS[editor](c)), "positive")])
+                         for c in (half, full))
+    assert (found - wanted).norm() / wanted.norm() <= 20 * torch.finfo(dtype).eps < edit
 
 
 OTHER_NOISE = "starts from other noise"
@@ -493,7 +497,7 @@ def test_other_noise_is_said_once_a_run_and_never_of_replays_latent(editor, fami
         EDITORS[editor](c), c.inversion, start, KSamplerSelect.execute(sampler).result[0]).result
     SamplerCustom.execute(model, True, 3, 7.5, c.target, c.null, solver, sigmas, latent)
     assert OTHER_NOISE not in caplog.text
+    solver = KSamplerSelect.execute(sampler).result[0]
     for run in (1, 2):
-        SamplerCustom.execute(model, True, 3, 7.5, c.target, c.null, KSamplerSelect.execute(sampler).result[0], c.sigmas,
-                              {"samples": c.noise})
+        SamplerCustom.execute(model, True, 3, 7.5, c.target, c.null, solver, c.sigmas, {"samples": c.noise})
         assert caplog.text.count(OTHER_NOISE) == run
