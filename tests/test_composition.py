@@ -63,7 +63,7 @@ def differ(a, b):
 
 @dataclass(frozen=True)
 class Chunk:
-    """One cond entry's part of a forward: the list it stands in, the list and place it comes from, its rows' prediction,
+    """One cond entry's part of a forward: the list it stands in, the list and place it comes from, its prediction,
     whether a ControlNet acted, and how many chunks the forward had."""
     sigma: float
     role: str
@@ -474,9 +474,9 @@ def test_of_every_guiders_prompts_the_positive_alone_is_edited(editor, family, g
 
 @each_with("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_near_fp32(editor, family, dtype):
-    """A prediction in half precision is off by some 2 eps of its norm, and CFG 7.5 adds two of them 7.5 and 6.5 times, as
-    independent errors ten times one: 20 eps. The edit itself is larger. Where words' maps meet a threshold a cell may fall
-    on its other side, so editors by words are held to the predictions at the source's latents."""
+    """A prediction in half precision is off by some 2 eps of its norm, and CFG 7.5 adds two of them 7.5 and 6.5 times,
+    as independent errors ten times one: 20 eps. The edit itself is larger. Where words' maps meet a threshold a cell may
+    fall on its other side, so editors by words are held to the predictions at the source's latents."""
     half, full = case(family, dtype=dtype), case(family)
     found, wanted = (c.sample(EDITORS[editor](c)) for c in (half, full))
     assert found.isfinite().all()
