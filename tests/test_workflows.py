@@ -41,6 +41,12 @@ def server(tmp_path_factory):
         getattr(folder_paths, f"set_{kind}_directory")(folder)
 
 
+def test_every_node_has_a_help_page_that_the_host_serves():
+    """The frontend asks for docs/<node id>.md in the pack's web folder."""
+    pages = Path(palimpsest.__file__).parent / palimpsest.WEB_DIRECTORY / "docs"
+    assert {page.stem for page in pages.glob("*.md")} == FROZEN.keys()
+
+
 @pytest.fixture(scope="module")
 def info(server):
     return workflow.object_info()

@@ -90,7 +90,7 @@ async def execute(server: Server, graph: dict, watch=lambda: None) -> dict:
                 elif kind in ("execution_error", "execution_interrupted"):
                     raise SetupError(f"the workflow failed in {data['node_type']}: "
                                      f"{data.get('exception_message', 'interrupted').strip()}; see {server.log}")
-                elif kind == "execution_success":
+                elif kind == "executing":  # no node: the run is over and its history written
                     break
             else:
                 raise SetupError(f"ComfyUI stopped during the workflow; see {server.log}")
