@@ -57,14 +57,14 @@ def _cpu(value):
     return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
-def inputs(steps=50):
+def inputs(steps=50, why=None):
     """MODEL, source, LATENT, steps and scheduler, which every inversion node begins with; `own_sigmas()` goes last."""
     return [
         io.Model.Input("model", tooltip="The MODEL before any Palimpsest editor; LoRA may be on it."),
         io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is."),
         io.Latent.Input("latent", tooltip="The picture, from VAE Encode. A noise mask on it is ignored."),
         io.Int.Input("steps", default=steps, min=1, max=1000,
-                     tooltip=f"Levels of the trajectory. More reconstruct better; the paper takes {steps}."),
+                     tooltip=why or f"Levels of the trajectory. More reconstruct better; the paper takes {steps}."),
         io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="ddim_uniform",
                        tooltip="The host's schedule. The papers' is ddim_uniform (leading spacing)."),
     ]
