@@ -67,9 +67,12 @@ class AttentionEdit(Editor):
         options = model_options.copy()
         to = options["transformer_options"] = options["transformer_options"].copy()
         replace = to["patches_replace"] = dict(to.get("patches_replace", {}))
+        sites = call.run.memory(positions)
+        if not sites:
+            sites.update(positions(call.run.guider.inner_model.diffusion_model))
         for kind, slot in _SLOTS.items():
             slots = replace[slot] = dict(replace.get(slot, {}))
-            for position, share in positions(call.run.guider.inner_model.diffusion_model).items():
+            for position, share in sites.items():
                 inner = slots.get(position, slots.get(position[:2], host_attention))
                 slots[position] = partial(_at, edits, call, (kind, position, share), inner)
         return options

@@ -96,7 +96,8 @@ class PromptToPrompt(AttentionEdit):
         memory = call.run.memory(self)
         if memory.get("sigma") != call.sigma:
             def scheduled(ends):
-                return torch.tensor([call.run.within(call.sigma, self.cross[0], end) for end in ends.tolist()]).float()
+                now = {end: call.run.within(call.sigma, self.cross[0], end) for end in set(ends.tolist())}
+                return torch.tensor([now[end] for end in ends.tolist()]).float()
             both = [coefficients(pair, scheduled(ends), e) for pair, ends, e in zip(self.pairs, self.ends, self.weights)]
             mapped, own = (torch.stack(t) for t in zip(*both))
             memory.update(sigma=call.sigma, now=(mapped.to(like), own.to(like) if own.any() else None))

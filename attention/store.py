@@ -76,17 +76,17 @@ class WordMaps(AttentionEdit):
         tokens = rows.entry.get("palimpsest_tokens")
         if tokens is None:
             return
-        length = len(tokens[0].ids)
-        words = self.words(tokens)
-        groups = [[w.positions for w in words[i % len(tokens)]] for i in range(rows.count)]
-        maps = word_maps(attention, site, q, k, groups, length)
         memory = rows.call.run.memory(self)
+        if id(tokens) not in memory:
+            memory[id(tokens)] = [[word.positions for word in words] for words in self.words(tokens)]
+        groups = [memory[id(tokens)][i % len(tokens)] for i in range(rows.count)]
+        maps = word_maps(attention, site, q, k, groups, len(tokens[0].ids))
         memory["sum"] = memory.get("sum", 0) + maps
         memory["count"] = memory.get("count", 0) + 1
 
     def mean(self, run):
         memory = run.memory(self)
-        return memory["sum"] / memory["count"] if memory else None
+        return memory["sum"] / memory["count"] if "sum" in memory else None
 
 
 def resolution(model, share) -> float:

@@ -256,12 +256,18 @@ class Call:
     conds: list
     sigma: float
     levels: tuple = ()
+    chunks: dict = field(default_factory=dict)
 
     def chunk(self, index, uuid):
         """(role, entry) of one chunk of a forward, from its `cond_or_uncond` index and uuid.
 
         Where another list has an area, the host makes an entry of the same area here: its text, and so its tokens, are
         those of an entry of this list."""
+        if (index, uuid) not in self.chunks:
+            self.chunks[index, uuid] = self._chunk(index, uuid)
+        return self.chunks[index, uuid]
+
+    def _chunk(self, index, uuid):
         entry = next(e for e in self.conds[index] if e["uuid"] == uuid)
         text = entry["model_conds"].get("c_crossattn")
         owner = next(e for e in self.conds[index] if e["model_conds"].get("c_crossattn") is text)
