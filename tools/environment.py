@@ -155,9 +155,10 @@ def _try_lock(file) -> bool:
 
 
 def child_environment(**more: str) -> "dict[str, str]":
-    """The environment of a child process: nothing of the caller's own Python may leak into ours."""
+    """The environment of a child process: nothing of the caller's own Python may leak into ours, and threads wait asleep, since
+    spinning ones take ten times longer on a machine that is busy with something else."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX")}
-    return kept | {"PYTHONNOUSERSITE": "1"} | more
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | kept | {"PYTHONNOUSERSITE": "1"} | more
 
 
 def explain(stderr: str, what: str) -> str:
