@@ -1,12 +1,13 @@
 """What an edit costs: time and peak memory of edited runs beside plain CFG sampling, on the same attention backend.
 
-    python tools/dev.py bench cost [--rounds 5] [--steps 20] [--large-steps 4] [--dtype float32] [--only small|large]
+    python tools/dev.py bench cost [--rounds 5] [--steps 20] [--large-steps 2] [--dtype float32] [--only small|large]
 
-Two models: the miniature on 16 × 16 latents, and a random U-Net of SD1.5's shape on 64 × 64. In each round every run is timed
-once, plain and edited in turn; a ratio is edited / plain of one round, its median over the rounds is told with its range, and
-beside it the ratio of processor times, which other jobs of the machine disturb less. The reference's rows cost the forwards of r rows on a share f of the steps, so an edit is promised to take at most
-1 + f · r / 2B + 0.1 times plain sampling of B rows. Memory is the weights and the largest sum of tensors that are alive at once
-in a run, promised to be at most 1.3 times plain's; the tensors alone stand beside. Writes bench/results/cost.json.
+Two models: the miniature on 16 × 16 latents, and a random U-Net of SD1.5's shape on 64 × 64. In each round every run is
+timed once, plain and edited in turn; a ratio is edited / plain of one round, its median over the rounds is told with its
+range, and beside it the ratio of processor times, which other jobs of the machine disturb less. The reference's rows cost
+the forwards of r rows on a share f of the steps, so an edit is promised to take at most 1 + f · r / 2B + 0.1 times plain
+sampling of B rows. Memory is the weights and the largest sum of tensors that are alive at once in a run, promised to be at
+most 1.3 times plain's; the tensors alone stand beside. Writes bench/results/cost.json.
 """
 import argparse
 import json
@@ -66,7 +67,8 @@ class Bench:
     def edited(self, settings, blended):
         model = PalimpsestAttentionInject.execute(self.model, self.inversion, self.edit, **settings).result[0]
         if blended:
-            model = PalimpsestLatentBlend.execute(model, self.inversion, 0.2, "star", "star", 0.3, attention=self.maps).result[0]
+            model = PalimpsestLatentBlend.execute(model, self.inversion, 0.2, "star", "star", 0.3,
+                                                  attention=self.maps).result[0]
         return model
 
     def run(self, model, batch) -> tuple:
@@ -174,7 +176,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="of the miniature")
-    parser.add_argument("--large-steps", type=int, default=4, help="of the U-Net of SD1.5's shape")
+    parser.add_argument("--large-steps", type=int, default=2, help="of the U-Net of SD1.5's shape")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the same")
     parser.add_argument("--only", choices=["small", "large"])
     parser.add_argument("--out", type=Path, default=RESULTS)

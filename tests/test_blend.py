@@ -53,7 +53,8 @@ class Record:
     def _outer(self, executor, x, timestep, *args, **kwargs):
         self.now = {"seen": []}
         got = executor(x, timestep, *args, **kwargs)
-        self.calls.append((float(timestep[0]), x.clone(), torch.stack(self.now["seen"]), self.now["given"], got.clone()))
+        now = self.now
+        self.calls.append((float(timestep[0]), x.clone(), torch.stack(now["seen"]), now["given"], got.clone()))
         return got
 
     def _inner(self, executor, *args, **kwargs):
@@ -105,7 +106,8 @@ def test_a_blend_at_the_last_step_only_is_told_apart(sampler):
     assert close(run.result[..., half() == 0], picture(case)[..., half() == 0])
     limit = case.model.get_model_object("model_sampling").percent_to_sigma(START)
     demanded = [sigma <= limit for sigma, *_ in run.calls]
-    assert {sigma for sigma, *_ in run.calls if sigma <= run.limit} == {float(case.sigmas[-2])} and sum(run.since()) < sum(demanded)
+    assert {sigma for sigma, *_ in run.calls if sigma <= run.limit} == {float(case.sigmas[-2])}
+    assert sum(run.since()) < sum(demanded)
     assert run.keeps(half()) != [(now, now) for now in demanded]
 
 

@@ -77,7 +77,8 @@ def blend(case, model=None, inversion=None, start=0.2, source_words="", target_w
 
 
 def store(case, model=None, edit=None, inversion=None):
-    return PalimpsestAttentionStore.execute(model or case.model, inversion or case.inversion, edit or case.edit, 0.5).result[0]
+    return PalimpsestAttentionStore.execute(model or case.model, inversion or case.inversion, edit or case.edit,
+                                            0.5).result[0]
 
 
 @cache
@@ -95,7 +96,8 @@ def window(case, model):
 
 
 EDITORS = {"Attention Inject": inject, "Latent Blend": window, "Attention Store": store, "Replay": replay}
-OTHERS = {"sdxl": ("model is BaseModel, this MODEL's is SDXL", tiny.sdxl), "sd2": ("prediction is eps, this MODEL's is v", tiny.sd2),
+OTHERS = {"sdxl": ("model is BaseModel, this MODEL's is SDXL", tiny.sdxl),
+          "sd2": ("prediction is eps, this MODEL's is v", tiny.sd2),
           "flux": ("model is BaseModel, this MODEL's is Flux", tiny.flux)}
 
 
@@ -191,7 +193,8 @@ def test_an_inversion_of_another_text():
 
 def test_an_attention_of_another_picture():
     case = counting()
-    for other, fact in (({"source": "a green bird"}, "'a green bird'"), ({"size": 16}, "16 × 16"), ({"batch": 2}, "2 pictures")):
+    for other, fact in (({"source": "a green bird"}, "'a green bird'"), ({"size": 16}, "16 × 16"),
+                        ({"batch": 2}, "2 pictures")):
         attention = maps(**other)
         for words in ({"source_words": "a"}, {"target_words": "a"}):
             with refused(case.calls, "'a red cat on a mat'", "8 × 8", fact, "the same INVERSION"):
@@ -252,9 +255,12 @@ def test_broken_latents():
 
 @pytest.mark.parametrize("act, facts", [
     (lambda c: inject(c, cross_end=0.0, self_end=0.0), ("0.0 to 0.0", "end above its start")),
-    (lambda c: inject(c, cross_start=1.0, cross_end=0.8, self_start=0.5, self_end=0.5), ("1.0 to 0.8", "0.5 to 0.5", "end above")),
-    (lambda c: inject(c, cross_resolution=0.0, self_resolution=0.0), ("up to 0.0 of", "from 0.0 to 0.4 up to 0.0", "0.5 or more")),
-    (lambda c: inject(c, cross_end=0.0, self_resolution=0.25), ("from 0.0 to 0.0 up to 1.0", "from 0.0 to 0.4 up to 0.25", "0.5 or more")),
+    (lambda c: inject(c, cross_start=1.0, cross_end=0.8, self_start=0.5, self_end=0.5),
+     ("1.0 to 0.8", "0.5 to 0.5", "end above")),
+    (lambda c: inject(c, cross_resolution=0.0, self_resolution=0.0),
+     ("up to 0.0 of", "from 0.0 to 0.4 up to 0.0", "0.5 or more")),
+    (lambda c: inject(c, cross_end=0.0, self_resolution=0.25),
+     ("from 0.0 to 0.0 up to 1.0", "from 0.0 to 0.4 up to 0.25", "0.5 or more")),
     (lambda c: blend(c), ("neither MASK nor ATTENTION", "connect one")),
     (lambda c: blend(c, source_words="cat"), ("words but no ATTENTION", "Attention Store")),
     (lambda c: blend(c, mask=WINDOW, target_words="cat"), ("words but no ATTENTION", "Attention Store")),
@@ -275,7 +281,8 @@ def test_an_editor_that_meets_none_of_the_steps(caplog):
     late, early = case.sigmas[-3:], case.sigmas[:3]
     case.sample(inject(case, cross_end=0.3, self_end=0.3), latent=case.inversion.at(float(late[0])), sigmas=late)
     case.sample(blend(case, start=0.9, mask=WINDOW), sigmas=early)
-    assert [len(re.findall(f"{name} acts on none of the 2 steps", caplog.text)) for name in ("Attention Inject", "Latent Blend")] == [1, 1]
+    for name in ("Attention Inject", "Latent Blend"):
+        assert len(re.findall(f"{name} acts on none of the 2 steps", caplog.text)) == 1
     case.sample(blend(case, inject(case), mask=WINDOW))
     assert caplog.text.count("acts on none") == 2
 
@@ -312,7 +319,8 @@ def test_a_noise_mask_on_the_latent():
     case = counting()
     m, sampler, sigmas, latent = replay(case)
     with refused(case.calls, "noise_mask", "adds no noise", "Latent Blend (Inversion)"):
-        SamplerCustom.execute(m, False, 0, 1.0, case.target, case.null, sampler, sigmas, {**latent, "noise_mask": torch.ones(1, 64, 64)})
+        SamplerCustom.execute(m, False, 0, 1.0, case.target, case.null, sampler, sigmas,
+                              {**latent, "noise_mask": torch.ones(1, 64, 64)})
 
 
 def test_a_sampler_of_another_class():
