@@ -4,7 +4,9 @@ from importlib import import_module
 from comfy_api.latest import ComfyExtension
 
 WEB_DIRECTORY = "./web"
-FAMILIES = ("miniature", "prompt", "inversion", "exact", "refine", "storage", "attention", "blending", "guidance", "report")
+FAMILIES = ("miniature", "prompt", "inversion", "exact", "refine", "regularized", "null_text", "tuning", "storage",
+            "attention", "features", "sharing", "blending", "masks", "guidance", "semantic", "excite", "objects", "report",
+            "inversion_report")
 
 
 class Palimpsest(ComfyExtension):

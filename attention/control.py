@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 from comfy.utils import repeat_to_batch_size
 
-from ..host.session import Editor
+from ..host.session import Editor, log
 
 _SLOTS = {"self": "attn1", "cross": "attn2"}
 
@@ -47,9 +48,10 @@ class Rows:
 
 
 class AttentionEdit(Editor):
-    """An edit of attention: `acts` and `attend` for the target's rows; `keeps` names what of the source's q, k, v it reads.
-    One that only looks gives `observe` instead of `attend`."""
-    observe = None
+    """An edit of attention: `acts` and `attend` for the target's rows, or for those of all `roles`; `keeps` names what of the
+    source's q, k, v it reads. One that only looks gives `observe` instead of `attend`. Of several the one of lowest `rank` is
+    nearest to the attention itself, of equal ranks the first attached."""
+    observe, roles, rank = None, ("target",), 0
 
     def acts(self, run, site, sigma) -> bool:
         raise NotImplementedError
@@ -114,14 +116,14 @@ def _read(edits, call, site, inner, q, k, v, options):
 
 
 def _write(edits, call, site, inner, q, k, v, options):
-    acting = [e for e in edits if e.acts(call.run, site, call.sigma)]
+    acting = sorted((e for e in edits if e.acts(call.run, site, call.sigma)), key=lambda e: e.rank)
     chunks = [(i, u, *call.chunk(i, u)) for i, u in zip(options["cond_or_uncond"], options["uuids"])] if acting else []
-    if not any(role == "target" for _, _, role, _ in chunks):
+    if not any(role in e.roles for _, _, role, _ in chunks for e in acting):
         return inner(q, k, v, options)
     out = []
     for (index, uuid, role, entry), *qkv in zip(chunks, *(x.chunk(len(chunks)) for x in (q, k, v))):
         here = {**options, "cond_or_uncond": [index], "uuids": [uuid]}
-        chosen = acting if role == "target" else []
+        chosen = [e for e in acting if role in e.roles]
         rows = Rows(call, entry, qkv[2].shape[0])
         out.append(_chain(chosen, rows, site, _bound(inner, here))(*qkv))
         if out[-1].shape[:2] != qkv[0].shape[:2]:
@@ -141,11 +143,11 @@ def _chain(edits, rows, site, attention):
     """attention(q, k, v) through the edits, the first attached innermost."""
     for edit in edits:
         if not edit.observe:
-            attention = partial(edit.attend, rows, site, source=_source(edit, rows, site), attention=attention)
+            attention = partial(edit.attend, rows, site, source=source_of(edit, rows, site), attention=attention)
     return attention
 
 
-def _source(edit, rows, site):
+def source_of(edit, rows, site) -> Source:
     """The source's features for these rows: of picture i mod B for row i, and of the entry's own window of the latent."""
     kept = rows.call.run.reference.kept.get((id(getattr(edit, "inversion", None)), site.kind, site.position), {})
 
@@ -168,6 +170,24 @@ def _window(x, full, grid, rows):
                  for start, whole, side, part in zip(starts, full, rows.call.run.shape[-2:], grid))
     x = x.unflatten(1, full)[:, top:top + grid[0], left:left + grid[1]]
     return x.flatten(1, 2)
+
+
+def in_tiles(edit, rows, site, q) -> bool:
+    """Whether another node cut q into tiles, whose tokens a mask of the grid does not know; said once a run."""
+    tiles = q.shape[1] != site.grid[0] * site.grid[1]
+    if tiles and not rows.call.run.memory(edit).setdefault("tiles", False):
+        rows.call.run.memory(edit)["tiles"] = True
+        log.warning("%s leaves its masks aside where another node cuts self-attention into tiles of %d tokens: remove HyperTile "
+                    "to use them everywhere.", edit.name, q.shape[1])
+    return tiles
+
+
+def mask_at(mask, rows, site):
+    """[B, tokens] of a mask [B, h, w] at the latent's size: its mean over each token's cells, in the entry's own window."""
+    if "area" in rows.entry:
+        height, width, top, left = rows.entry["area"]
+        mask = mask[:, top:top + height, left:left + width]
+    return F.adaptive_avg_pool2d(mask.float(), site.grid).flatten(1)
 
 
 def require_unet(model, node):

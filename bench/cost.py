@@ -32,6 +32,7 @@ from ..miniature.model import load_miniature
 from ..nodes.attention import PalimpsestAttentionInject, PalimpsestAttentionStore
 from ..nodes.blending import PalimpsestLatentBlend
 from ..nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
+from .inversions import execute
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 SOURCE, TARGET = "a photo of a red star on green grass", "a photo of a blue star on green grass"
@@ -39,11 +40,6 @@ CFG, MARGIN, MEMORY = 7.5, 0.1, 1.3
 DEFAULTS = {"cross_start": 0.0, "cross_end": 0.8, "self_start": 0.0, "self_end": 0.4, "cross_resolution": 1.0,
             "self_resolution": 0.5, "word_weights": "", "word_ends": ""}
 WHOLE = {**DEFAULTS, "cross_end": 1.0, "self_end": 1.0}
-RUNS = {"Attention Inject, whole schedule": (1, WHOLE, False), "Attention Inject, defaults": (1, DEFAULTS, False),
-        "Attention Inject, defaults, Latent Blend by words": (1, DEFAULTS, True),
-        "Attention Inject, whole schedule, 4 rows of one picture": (4, WHOLE, False)}
-
-
 class Bench:
     """A model, one picture's inversion and the two prompts."""
 
@@ -64,12 +60,21 @@ class Bench:
         self.latent = latent["samples"]
         self.maps = PalimpsestAttentionStore.execute(model, self.inversion, self.edit, 0.25).result[0]
 
-    def edited(self, settings, blended):
-        model = PalimpsestAttentionInject.execute(self.model, self.inversion, self.edit, **settings).result[0]
-        if blended:
-            model = PalimpsestLatentBlend.execute(model, self.inversion, 0.2, "star", "star", 0.3,
-                                                  attention=self.maps).result[0]
+    def injected(self, settings):
+        return PalimpsestAttentionInject.execute(self.model, self.inversion, self.edit, **settings).result[0]
+
+    def blended(self):
+        return PalimpsestLatentBlend.execute(self.injected(DEFAULTS), self.inversion, 0.2, "star", "star", 0.3,
+                                             attention=self.maps).result[0]
+
+    def sega(self, concepts):
+        model = self.model
+        for _ in range(concepts):
+            model = execute("semantic.PalimpsestSEGAGuidance", {"model": model, "concept": self.target, "warmup": 0.0})
         return model
+
+    def other(self, node, **settings):
+        return execute(node, {"model": self.model, "inversion": self.inversion, **settings})
 
     def run(self, model, batch) -> tuple:
         """Seconds of one sampling, by the clock and of the processor."""
@@ -95,6 +100,20 @@ class Bench:
         return rows
 
 
+RUNS = {  # name: (rows of the batch, the edited MODEL)
+    "Attention Inject, whole schedule": (1, lambda b: b.injected(WHOLE)),
+    "Attention Inject, defaults": (1, lambda b: b.injected(DEFAULTS)),
+    "Attention Inject, defaults, Latent Blend by words": (1, Bench.blended),
+    "Attention Inject, whole schedule, 4 rows of one picture": (4, lambda b: b.injected(WHOLE)),
+    "MasaCtrl, defaults": (1, lambda b: b.other("features.PalimpsestMutualSelfAttention")),
+    "Plug-and-Play, defaults": (1, lambda b: b.other("features.PalimpsestPlugAndPlay")),
+    "Free-Prompt Edit, defaults": (1, lambda b: b.other("features.PalimpsestFreePromptEdit")),
+    "Noise Mask, defaults": (1, lambda b: b.other("blending.PalimpsestNoiseMask")),
+    "SEGA, one concept throughout": (1, lambda b: b.sega(1)),
+    "SEGA, three concepts throughout": (1, lambda b: b.sega(3)),
+}
+
+
 def peak(run, *args) -> int:
     """Bytes of tensors that a run has alive at most, beyond those that were there before."""
     if torch.cuda.is_available():
@@ -113,7 +132,7 @@ def peak(run, *args) -> int:
 
 
 def measure(bench, rounds) -> dict:
-    runs = {name: (bench.edited(settings, blended), batch) for name, (batch, settings, blended) in RUNS.items()}
+    runs = {name: (edited(bench), batch) for name, (batch, edited) in RUNS.items()}
     plain = {f"plain, {batch} rows": (bench.model, batch) for batch in sorted({batch for _, batch in runs.values()})}
     every = plain | runs
     rows = {name: bench.rows(*run) for name, run in every.items()}  # warms up too
@@ -183,14 +202,16 @@ def main():
     args = parser.parse_args()
     models = {"small": ("miniature, 16 × 16", small), "large": ("SD1.5's shape, 64 × 64", large)}
     backend = attention.optimized_attention.__name__
-    result = {"settings": {k: v for k, v in vars(args).items() if k != "out"} | {"cfg": CFG, "sampler": "euler", "runs": RUNS},
-              "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-                         f"{comfy.model_management.get_torch_device()}",
-              "versions": {"torch": torch.__version__, "comfyui": comfyui_version.__version__}, "attention": backend}
-    print(f"{result['machine']}; torch {torch.__version__}, ComfyUI {comfyui_version.__version__}, {backend}")
+    about = {"settings": {k: v for k, v in vars(args).items() if k not in ("out", "only")} | {"cfg": CFG, "sampler": "euler",
+                          "inject": {"defaults": DEFAULTS, "whole schedule": WHOLE}},
+             "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+                        f"{comfy.model_management.get_torch_device()}",
+             "versions": {"torch": torch.__version__, "comfyui": comfyui_version.__version__}, "attention": backend}
+    print(f"{about['machine']}; torch {torch.__version__}, ComfyUI {comfyui_version.__version__}, {backend}")
+    results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+    args.out.parent.mkdir(exist_ok=True)
     with torch.inference_mode():
         for name, make in (m for key, m in models.items() if args.only in (None, key)):
-            result[name] = measure(make(args), args.rounds)
-            print(f"{name}\n{report(result[name])}", flush=True)
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            results[name] = {**about, "measured": measure(make(args), args.rounds)}
+            args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            print(f"{name}\n{report(results[name]['measured'])}", flush=True)

@@ -31,11 +31,11 @@ class Fingerprint:
 class Solver(comfy.samplers.Sampler):
     """Runs `function(model, x, sigmas, extra_args=, callback=, disable=, **extra_options)` from the LATENT as it is.
 
-    No noise is added and nothing is scaled, whatever noise the sampler node offers.
+    No noise is added and nothing is scaled, whatever noise the sampler node offers. inversion: the one whose own steps it takes.
     """
 
-    def __init__(self, function, extra_options={}):
-        self.function, self.extra_options = function, dict(extra_options)
+    def __init__(self, function, extra_options={}, inversion=None):
+        self.function, self.extra_options, self.inversion = function, dict(extra_options), inversion
 
     @classmethod
     def of(cls, sampler):
@@ -89,7 +89,12 @@ def sample(model, conditioning, latent: Tensor, sigmas: Tensor, solver, cfg=1.0,
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": conditioning, **({} if negative is None else {"negative": negative})})
     guider.set_cfg(cfg)
-    preview = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    return run(guider, latent, sigmas, solver, callback, seed)
+
+
+def run(guider, latent: Tensor, sigmas: Tensor, solver, callback=None, seed=0) -> Tensor:
+    """The same on a guider of one's own."""
+    preview = latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1)
 
     def step(*state):
         preview(*state)

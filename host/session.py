@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass, field
 
 import comfy.sampler_helpers
+import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from comfy.utils import repeat_to_batch_size
 
@@ -20,7 +21,11 @@ log = logging.getLogger("palimpsest")
 
 class Editor:
     """Base of what a node attaches to a MODEL. Subclasses are frozen dataclasses, with the field `inversion` where they hold one;
-    a run's own state lives in `run.memory`."""
+    a run's own state lives in `run.memory`. prompts: CONDITIONINGs of its own; `run.prompts(editor)` has them encoded."""
+    prompts = ()
+
+    lends = False  # whether its inversion is of another picture than the one sampled, so that no run begins at its noise
+    holds = False  # whether it keeps a part of the picture as it was: then it has the last word, wherever it stands in the chain
 
     def __deepcopy__(self, memo):
         return self
@@ -33,8 +38,12 @@ class Editor:
         return False
 
     def conditions(self, run, conds, sigma):
-        """The cond lists that the host is to evaluate, entries under their own uuids."""
+        """The cond lists that the host is to evaluate, entries under their own uuids; lists may be added at the end."""
         return conds
+
+    def predicted(self, run, x0s, x, sigma):
+        """The x0 predictions of those lists, without those of the lists that `conditions` added."""
+        return x0s
 
     def before(self, run, x, sigma):
         """The x that the model is to see, in sampler space."""
@@ -54,6 +63,7 @@ class Run:
     editors: tuple
     reference: Reference = field(init=False)
     started: bool = False
+    encoded: dict = field(default_factory=dict)
     memories: dict = field(default_factory=dict)
     levels: dict = field(default_factory=dict)
 
@@ -62,6 +72,17 @@ class Run:
 
     def memory(self, editor) -> dict:
         return self.memories.setdefault(id(editor), {})
+
+    def prompts(self, editor) -> list:
+        """The cond lists of the editor's own prompts, which are neither the guider's nor exchange areas or control with them."""
+        return self.encoded[id(editor)]
+
+    def read(self, x, sigma):
+        """Has the source's features of σ read now, for an editor whose `before` needs them; those that the call of the model reads."""
+        options = self.guider.model_options
+        to = {**options["transformer_options"], RUN: self, "sample_sigmas": self.sigmas}
+        _read(self, comfy.samplers.calc_cond_batch, self.guider.inner_model, x, x.new_full((len(x),), sigma),
+              {**options, "transformer_options": to})
 
     def within(self, sigma, start, end) -> bool:
         """Whether σ lies between two percents of the full schedule (the host's `percent_to_sigma`)."""
@@ -104,13 +125,21 @@ def editors(model) -> tuple:
     return model.model_options["transformer_options"].get(KEY, ())
 
 
-def attach(model, editor):
-    """A clone of the MODEL with one more editor."""
+def attach(model, editor, replacing=None):
+    """A clone of the MODEL with one more editor, or with it in the place of another."""
     m = model.clone()
-    m.model_options["transformer_options"][KEY] = (*editors(model), editor)
+    held = tuple(editor if e is replacing else e for e in editors(model))
+    m.model_options["transformer_options"][KEY] = held if replacing else (*held, editor)
     for kind, wrapper in _WRAPPERS.items():
         if not m.get_wrappers(kind, KEY):
             m.add_wrapper_with_key(kind, KEY, wrapper)
+    return m
+
+
+def alone(model, editor):
+    """A clone of the MODEL with this one of its editors only."""
+    m = model.clone()
+    m.model_options["transformer_options"][KEY] = (editor,)
     return m
 
 
@@ -146,41 +175,53 @@ def running(model_options):
 
 
 def _prepare_sampling(executor, model, noise_shape, conds, *args, **kwargs):
-    """Lets the host count the sources among what it loads and makes room for, then takes them out again."""
-    sources = {f"{KEY}.{i}": comfy.sampler_helpers.convert_cond(inversion.conditioning)
-               for i, inversion in enumerate(_sources(editors(model)))}
-    real_model, conds, models = executor(model, noise_shape, {**conds, **sources}, *args, **kwargs)
-    return real_model, {k: c for k, c in conds.items() if k not in sources}, models
+    """Lets the host count the sources and the editors' prompts in what it loads and makes room for, then takes them out again."""
+    own = [inversion.conditioning for inversion in _sources(editors(model))] + [p for e in editors(model) for p in e.prompts]
+    own = {f"{KEY}.{i}": comfy.sampler_helpers.convert_cond(conditioning) for i, conditioning in enumerate(own)}
+    real_model, conds, models = executor(model, noise_shape, {**conds, **own}, *args, **kwargs)
+    return real_model, {k: c for k, c in conds.items() if k not in own}, models
 
 
-def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs):
+def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, *args, **kwargs):
     options = extra_args["model_options"]["transformer_options"]
     run = Run(guider, sigmas, tuple(latent_image.shape), options[KEY])
     bad = int((~latent_image.isfinite()).sum())
     if bad:
         raise ValueError(f"{bad} of {latent_image.numel()} values of the LATENT being sampled are NaN or infinite: connect Replay's "
                          "LATENT, or repair the node that made it.")
-    _check(run)
+    _check(run, getattr(executor.class_obj, "inversion", None))
     run.reference = Reference(guider, _sources(run.editors), sigmas,
                               lambda inversion: rows_may_mix(guider.model_patcher, inversion.conditioning))
     for editor in run.editors:
+        run.encoded[id(editor)] = [_encode(guider, prompt, noise, latent_image, denoise_mask) for prompt in editor.prompts]
         editor.begin(run)
     options[RUN] = run
     try:
-        return executor(guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs)
+        return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
     finally:
         del options[RUN]
         run.reference.clear()
         run.memories.clear()
 
 
-def _check(run):
-    """What no run can work with, for every editor that holds an INVERSION."""
+def _encode(guider, prompt, noise, latent_image, denoise_mask) -> list:
+    """A cond list, encoded as the host encodes the guider's."""
+    conds = {"positive": comfy.sampler_helpers.convert_cond(prompt)}
+    device = guider.model_patcher.load_device
+    return comfy.samplers.process_conds(guider.inner_model, noise, conds, device, latent_image, denoise_mask)["positive"]
+
+
+def _check(run, stepped):
+    """What no run can work with, for every editor that holds an INVERSION; stepped: the one whose own steps the SAMPLER takes."""
     replayed = {id(e.inversion) for e in run.editors if getattr(e, "replays", False)}
     for inversion in _distinct(run.editors):
         if inversion.theta and id(inversion) not in replayed:
             raise ValueError(f"The {inversion.method} INVERSION learned {', '.join(inversion.theta)} and nothing applies it: "
                              "put Replay Inversion on this MODEL and sample with its SAMPLER.")
+        recorded = [name for name, theta in inversion.theta.items() if theta.applied_by == "step"]
+        if recorded and inversion is not stepped:
+            raise ValueError(f"The {inversion.method} INVERSION recorded {', '.join(recorded)} for its own steps, and another SAMPLER is "
+                             "connected: connect Replay's SAMPLER.")
         if inversion.latents is None:
             if inversion in _sources(run.editors):
                 raise ValueError(f"The {inversion.method} INVERSION holds no trajectory and an editor on this MODEL reads one: "
@@ -203,35 +244,43 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):
     if not run.started:
         run.started = True
         _warn_of_other_noise(run, x, sigma)
-    for editor in run.editors:
+    for editor in sorted(run.editors, key=lambda e: e.holds):
         x = editor.before(run, x, sigma)
     x0 = executor(x, timestep, model_options, seed)
-    for editor in reversed(run.editors):
+    for editor in sorted(reversed(run.editors), key=lambda e: e.holds):
         x0 = editor.after(run, x0, sigma)
     return x0
 
 
 def _warn_of_other_noise(run, x, sigma):
-    for inversion in (i for i in _distinct(run.editors) if i.latents):
-        known = repeat_to_batch_size(inversion.at(sigma), x.shape[0]).to(x)
-        if (x - known).norm() > 0.5 * known.norm():
-            log.warning("Sampling starts from other noise than the inversion (%.0f %% of its norm apart at sigma %.3g): connect "
-                        "Replay's LATENT and SAMPLER, or turn add_noise off.", 100 * (x - known).norm() / known.norm(), sigma)
+    known = [repeat_to_batch_size(i.at(sigma), x.shape[0]).to(x) for i in _distinct(e for e in run.editors if not e.lends) if i.latents]
+    apart = min(((x - z).norm() / z.norm() for z in known), default=0)
+    if apart > 0.5:
+        log.warning("Sampling starts from other noise than the inversion (%.0f %% of its norm apart at sigma %.3g): connect "
+                    "Replay's LATENT and SAMPLER, or turn add_noise off.", 100 * apart, sigma)
 
 
 def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     run = running(model_options)
-    if run is None:
+    if run is None or any(conds[0] is entries for entries in run.reference.entries):
         return executor(model, conds, x_in, timestep, model_options)
     sigma = float(timestep[0])
     for editor in run.editors:
         conds = editor.conditions(run, conds, sigma)
+    _read(run, executor, model, x_in, timestep, model_options)
+    x0s = executor(model, conds, x_in, timestep, _install(model_options, run.editors, Call(run, "write", conds, sigma)))
+    for editor in reversed(run.editors):
+        x0s = editor.predicted(run, x0s, x_in, sigma)
+    return x0s
 
-    def read(readers, entries, levels):
+
+def _read(run, executor, model, x_in, timestep, model_options):
+    sigma = float(timestep[0])
+
+    def patch(readers, entries, levels):
         return _install(model_options, readers, Call(run, "read", entries, sigma, levels))
 
-    run.reference.read(executor, model, x_in, timestep, sigma, lambda level: [e for e in run.editors if e.reads(run, level)], read)
-    return executor(model, conds, x_in, timestep, _install(model_options, run.editors, Call(run, "write", conds, sigma)))
+    run.reference.read(executor, model, x_in, timestep, sigma, lambda level: [e for e in run.editors if e.reads(run, level)], patch)
 
 
 def _install(model_options, chosen, call) -> dict:

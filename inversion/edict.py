@@ -47,8 +47,8 @@ def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable
             seen["x0"], eps = noise_at(model, latent, level, n, dtype, extra_args, flow)
             return eps
 
-        pair = step(pair, turns[i] % 2, n, c, noise, p)
-        tell(callback, i, pair[0].to(dtype), n, seen["x0"])
+        before, pair = pair, step(pair, turns[i] % 2, n, c, noise, p)
+        tell(callback, i, before[0].to(dtype), n, seen["x0"])
         yield pair
 
 

@@ -2,25 +2,32 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import bdia, ddpm, direct, edict, renoise
+from . import bdia, ddpm, direct, edict, ledits, renoise
 
 
 @dataclass(frozen=True)
 class Method:
     """reverse(inversion) gives the method's own solver, of k-diffusion's signature, for a θ_F applied by "step"; None where Euler's
-    steps, and so any host SAMPLER, walk the trajectory back."""
+    steps, and so any host SAMPLER, walk the trajectory back. guided: what it learned belongs to the CFG it was learned at."""
     reverse: "Callable | None" = None
+    guided: bool = False
 
 
 METHODS = {
     "DDIM": Method(),
     "Fixed Point": Method(),
     "Negative Prompt": Method(),
+    "Null-Text": Method(guided=True),
+    "Prompt Tuning": Method(guided=True),
+    "StyleDiffusion": Method(guided=True),
+    "KV": Method(guided=True),
+    "Regularized": Method(),
     "ReNoise": Method(),
     "ReNoise Ancestral": Method(renoise.reverse),
-    "EDICT": Method(edict.reverse),
-    "BDIA": Method(bdia.reverse),
-    "Direct": Method(direct.reverse),
+    "EDICT": Method(edict.reverse, guided=True),
+    "BDIA": Method(bdia.reverse, guided=True),
+    "Direct": Method(direct.reverse, guided=True),
     "DDPM": Method(ddpm.reverse),
     "CycleDiffusion": Method(ddpm.reverse),
+    "LEDITS++": Method(ledits.reverse),
 }

@@ -127,6 +127,13 @@ class Inversion:
                              f"schedule is {self.schedule}. Sample with Replay's SIGMAS and without intermediate levels (euler).")
         return level
 
+    def landing(self, sigma: float) -> Tensor:
+        """The x0 [B,C,…] with which a step from σ keeps to the source: the clean latent, less what a recorded last step adds to it."""
+        added = self.theta.get("z") or self.theta.get("offset")
+        if added is None or self._level(sigma) != len(self.sigmas) - 2:
+            return self.latents[-1]
+        return self.latents[-1] - added.tensor[-1]
+
     def require(self, sigmas: Tensor):
         """Raise ValueError, naming both schedules, where a sampler's SIGMAS meet a level that `at` cannot give."""
         missed = [s for s in sigmas[:-1].tolist() if not self.covers(s)]

@@ -63,11 +63,11 @@ class PalimpsestReplay(io.ComfyNode):
             raise ValueError(f"Starting at {start:.0%} leaves no step of the inversion's {inversion.schedule}: choose "
                              "an earlier start (0 is the noisiest level).")
         own = reverse(inversion) if reverse else comfy.k_diffusion.sampling.sample_euler
-        solver = Solver(own) if sampler is None else Solver.of(sampler)
+        solver = Solver(own, inversion=inversion) if sampler is None else Solver.of(sampler)
         if sampler is not None and solver.adds_noise:
             log.warning("The SAMPLER adds noise of its own: edits work, but reconstruction is not promised.")
         latent = model.model.process_latent_out(inversion.at(float(sigmas[0])))
-        return io.NodeOutput(attach(model, Learned(inversion)), solver, sigmas, {"samples": latent})
+        return io.NodeOutput(attach(model, Learned(inversion, METHODS[inversion.method].guided)), solver, sigmas, {"samples": latent})
 
 
 NODES = [PalimpsestDDIMInvert, PalimpsestReplay]

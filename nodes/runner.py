@@ -1,4 +1,5 @@
 """What every inversion node shares: its inputs and outputs, the checks before the first model call, and the run."""
+import dataclasses
 import time
 
 import comfy.model_management
@@ -8,7 +9,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..host.sampling import Solver, fingerprint, patches, sample, schedule
+from ..host.gradients import PromptGuider, differentiable
+from ..host.sampling import Solver, check_family, fingerprint, patches, run, sample, schedule
 from ..host.session import require_plain
 from ..inversion.trajectory import Inversion, check_schedule
 
@@ -99,18 +101,13 @@ def invert(name, method, model, source, latent, steps, scheduler, sigmas, solve,
     scheduler = scheduler if sigmas is None else "own"
     sigmas = schedule(model, scheduler, steps) if sigmas is None else sigmas.float().cpu()
     check_schedule(sigmas)
-    found, rows = [], []
+    found = []
 
     def solver(*args, **kwargs):
         found.extend(solve(*args, flow=identity.prediction == "flow", **kwargs))
         return found[0][0]
 
-    def count(executor, x, *args, **kwargs):
-        rows.append(len(x))
-        return executor(x, *args, **kwargs)
-
-    counted = model.clone()
-    counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "palimpsest.count", count)
+    counted, rows = counting(model)
     began = time.perf_counter()
     noise = sample(counted, conditioning, x, sigmas, Solver(solver), cfg, negative)
     latents, theta = found
@@ -120,3 +117,60 @@ def invert(name, method, model, source, latent, steps, scheduler, sigmas, solve,
          "patches": patches(model), **noted})
     noise = noise.to(comfy.model_management.intermediate_device())
     return io.NodeOutput(inversion, {"samples": noise}, sigmas)
+
+
+def learn(name, method, model, inversion, solve, prompts=None, **noted) -> io.NodeOutput:
+    """Let a method learn θ_F along an INVERSION's trajectory, with gradients through the MODEL; returns the new INVERSION.
+
+    name and method: as in `invert`. solve(model, x, sigmas, extra_args, callback, disable, path=, flow=) gets x and path, the
+    S+1 latents of the trajectory, in sampler space, and returns ({name: Theta}, notes for the provenance). model asks for its
+    prompt through host/gradients.prompted: "source", or one of `prompts` {name: CONDITIONING}.
+    """
+    require_plain(model, name)
+    check_family(model, inversion)
+    if inversion.latents is None or inversion.theta or inversion.trajectory != "deterministic":
+        raise ValueError(f"{name} follows a trajectory that Euler's steps made, this INVERSION's method is {inversion.method}: connect "
+                         "DDIM Invert, Fixed-Point Invert or ReNoise Invert (eta 0).")
+    found = []
+
+    def solver(net, x, *args, **kwargs):
+        path = [z.clone().to(x) for z in inversion.latents]
+        found.extend(solve(net, path[0], *args, path=path, flow=inversion.fingerprint.prediction == "flow", **kwargs))
+        return path[-1]
+
+    counted, rows = counting(model)
+    began = time.perf_counter()
+    with differentiable(counted) as m:
+        conds = {role: _own(c) for role, c in {"source": inversion.conditioning, **(prompts or {})}.items()}
+        clean = m.model.process_latent_out(inversion.latents[-1].clone())
+        run(PromptGuider(m, conds), clean, inversion.sigmas.clone(), Solver(solver))
+    theta, told = found
+    spent = {"evaluations": inversion.provenance.get("evaluations", 0) + sum(rows),
+             "seconds": inversion.provenance.get("seconds", 0.0) + time.perf_counter() - began}
+    return io.NodeOutput(dataclasses.replace(inversion, method=method, theta=theta, provenance={
+        **inversion.provenance, "trajectory": inversion.method, **spent, **noted, **told}))
+
+
+def counting(model):
+    """A clone of the MODEL and the list of the rows that its network sees: each forward's, and twice as many for a backward."""
+    rows = []
+
+    def count(executor, x, *args, **kwargs):
+        rows.append(len(x))
+        out = executor(x, *args, **kwargs)
+        if out.requires_grad:
+            out.register_hook(lambda grad: rows.append(2 * len(x)))
+        return out
+
+    counted = model.clone()
+    counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "palimpsest.count", count)
+    return counted, rows
+
+
+def _own(value):
+    """A copy of a CONDITIONING whose tensors are no inference tensors."""
+    if isinstance(value, list):
+        return [_own(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _own(v) for k, v in value.items()}
+    return value.clone() if isinstance(value, torch.Tensor) else value

@@ -2,7 +2,9 @@
 import os
 from pathlib import Path
 
+import comfy.latent_formats
 import folder_paths
+import torch
 from comfy_api.latest import io, ui
 
 from ..host.sampling import Fingerprint
@@ -13,6 +15,7 @@ from .runner import InversionType
 
 SUFFIX = ".inversion.safetensors"
 KNOWN = Fingerprint, Tokens, Word
+THUMBNAIL = 128  # pixels or more on the longer side
 
 
 def inside(path, folder) -> str:
@@ -51,6 +54,21 @@ def size_in_words(path) -> str:
     return f"{os.path.getsize(path) / 2 ** 20:.1f} MiB"
 
 
+def shown(inversion, text, cls) -> dict:
+    """What a node shows: a text, and the pictures as the host's quick preview sees their clean latents."""
+    known = getattr(comfy.latent_formats, inversion.fingerprint.latent_format, None)
+    factors = known().latent_rgb_factors if known else None
+    parts = ui.PreviewText(text).as_dict()
+    if factors is None or inversion.latents is None or len(factors) != inversion.shape[0]:
+        return parts
+    bias = torch.tensor(known().latent_rgb_factors_bias or [0.0] * 3)
+    clean = inversion.latents[-1].flatten(2, -3)[:, :, 0] if inversion.latents[-1].ndim > 4 else inversion.latents[-1]
+    picture = torch.einsum("bchw,cd->bhwd", clean, torch.tensor(factors)) + bias
+    times = -(-THUMBNAIL // max(clean.shape[-2:]))
+    picture = (picture / 2 + 0.5).clamp(0, 1).repeat_interleave(times, 1).repeat_interleave(times, 2)
+    return parts | ui.PreviewImage(picture, cls=cls).as_dict()
+
+
 class PalimpsestSaveInversion(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -77,7 +95,7 @@ class PalimpsestSaveInversion(io.ComfyNode):
         save(path, inversion, KNOWN)
         text = f"{Path(subfolder, file).as_posix()} [output]"
         log.info("Saved %s, %s.", text, size_in_words(path))
-        return io.NodeOutput(text, ui=ui.PreviewText(f"{text}, {size_in_words(path)}"))
+        return io.NodeOutput(text, ui=shown(inversion, f"{text}, {size_in_words(path)}", cls))
 
 
 class PalimpsestLoadInversion(io.ComfyNode):
@@ -109,7 +127,7 @@ class PalimpsestLoadInversion(io.ComfyNode):
         path = find(file)
         inversion = load(path, KNOWN)
         text = f"{inversion.method}, {inversion.schedule}, {size_in_words(path)}"
-        return io.NodeOutput(inversion, ui=ui.PreviewText(text))
+        return io.NodeOutput(inversion, ui=shown(inversion, text, cls))
 
 
 NODES = [PalimpsestSaveInversion, PalimpsestLoadInversion]

@@ -7,7 +7,13 @@ import tiny
 import torch
 from palimpsest.attention.alignment import PromptEdit, align
 from palimpsest.nodes.attention import PalimpsestAttentionInject, PalimpsestAttentionStore
-from palimpsest.nodes.blending import PalimpsestLatentBlend
+from palimpsest.nodes.blending import (PalimpsestBlendedLatent, PalimpsestInjectComposite, PalimpsestLatentBlend,
+                                       PalimpsestNoiseMask, PalimpsestObjectAwareBlend)
+from palimpsest.nodes.excite import PalimpsestAttendExcite, PalimpsestCrossAttentionGuidance
+from palimpsest.nodes.features import (PalimpsestFreePromptEdit, PalimpsestMutualSelfAttention, PalimpsestPlugAndPlay,
+                                       PalimpsestPromptMixing)
+from palimpsest.nodes.semantic import PalimpsestLEDITS, PalimpsestSEGAGuidance
+from palimpsest.nodes.sharing import PalimpsestAttentionReweight, PalimpsestCrossImageAttention, PalimpsestStyleAligned
 from runs import kept
 
 STEPS, SELF_END, CROSS_END = 3, 0.5, 0.8
@@ -56,11 +62,53 @@ def blend(case, model=None):
     return PalimpsestLatentBlend.execute(model or case.model, case.inversion, 0.5, "", "", 0.3, mask=mask).result[0]
 
 
+def quarter(case):
+    """A mask of the upper left quarter, in pixels."""
+    height, width = case.latent.shape[-2:]
+    mask = torch.zeros(1, height * 8, width * 8)
+    mask[:, :height * 4, :width * 4] = 1
+    return mask
+
+
+def shrinking(case, model=None):
+    """Grown by two cells at the first of three steps, by one at the second."""
+    return PalimpsestBlendedLatent.execute(model or case.model, 2, 0.6, case.inversion, quarter(case)).result[0]
+
+
+def objects(case, model=None):
+    """Two objects, from the first and the second of three steps on."""
+    for mask, start in ((quarter(case), 0.0), (quarter(case).flip(1, 2), 0.3)):
+        model = PalimpsestObjectAwareBlend.execute(model or case.model, case.inversion, mask, start).result[0]
+    return model
+
+
+def noise_mask(case, model=None):
+    return PalimpsestNoiseMask.execute(model or case.model, case.inversion, "source", 0.0, 1.0, 0.5).result[0]
+
+
+def composite(case, model=None):
+    """The picture set into itself: its queries and keys everywhere, until the blend ends at the second of three steps."""
+    return PalimpsestInjectComposite.execute(model or case.model, case.inversion, case.inversion, quarter(case), 0, CROSS_END,
+                                             SELF_END, 0).result[0]
+
+
 def blend_words(case, model=None):
     """Random nets give words flat maps: only a high threshold makes a mask of a part of the picture."""
     word = shared_word(case)
     return PalimpsestLatentBlend.execute(model or case.model, case.inversion, 0.5, word, word, 0.95,
                                          attention=store(case)).result[0]
+
+
+def sega(case, model=None):
+    """Two concepts, one removed, that act from the first and the second of three steps on."""
+    for text, direction, warmup in (("a hat", "add", 0.0), ("fur", "remove", 0.3)):
+        model = PalimpsestSEGAGuidance.execute(model or case.model, tiny.encode(case.clip, text), direction, 5.0, warmup, 1.0, 0.9,
+                                               1.0, 0.1, 0.4).result[0]
+    return model
+
+
+def ledits(case, model=None):
+    return PalimpsestLEDITS.execute(model or case.model, case.clip, "a hat", "add", 5.0, 0.0, 1.0, 0.7).result[0]
 
 
 def inject_then_blend(case, model=None):
@@ -71,10 +119,79 @@ def blend_then_inject(case, model=None):
     return inject(case, blend_words(case, model))
 
 
+def mutual(case, model=None):
+    return PalimpsestMutualSelfAttention.execute(model or case.model, case.inversion, 0.0, CROSS_END, "", "", "", 0.1,
+                                                 False).result[0]
+
+
+def mutual_words(case, model=None):
+    """The source's mask from words, the target's painted."""
+    word, (height, width) = shared_word(case), case.latent.shape[-2:]
+    mask = torch.zeros(1, height * 8, width * 8)
+    mask[:, :, :width * 4] = 1
+    return PalimpsestMutualSelfAttention.execute(model or case.model, case.inversion, 0.0, CROSS_END, "", word, "", 0.5,
+                                                 False, target_mask=mask, attention=store(case)).result[0]
+
+
+def plug_and_play(case, model=None):
+    return PalimpsestPlugAndPlay.execute(model or case.model, case.inversion, CROSS_END, CROSS_END, "", "", False).result[0]
+
+
+def free_prompt(case, model=None):
+    return PalimpsestFreePromptEdit.execute(model or case.model, case.inversion, 0.0, CROSS_END, "").result[0]
+
+
+def excite(case, model=None):
+    """One move at the first of three steps, and up to two more at the second."""
+    return PalimpsestAttendExcite.execute(model or case.model, shared_word(case), 100.0, 0.5, "0.2: 0.9", 2, 0.25).result[0]
+
+
+def pull(case, model=None):
+    return PalimpsestCrossAttentionGuidance.execute(model or case.model, case.inversion, 20.0, 0.0, CROSS_END).result[0]
+
+
+def mixing(case, model=None):
+    """The source prompt's values in the target; shapes of a quarter are preserved."""
+    height, width = case.latent.shape[-2:]
+    mask = torch.zeros(1, height * 8, width * 8)
+    mask[:, :height * 4, :width * 4] = 1
+    return PalimpsestPromptMixing.execute(model or case.model, case.source, 0.0, CROSS_END, "", "", 0.3, CROSS_END, "",
+                                          inversion=case.inversion, mask=mask).result[0]
+
+
+def style_aligned(case, model=None):
+    return PalimpsestStyleAligned.execute(model or case.model, 0.0, CROSS_END, 0.69, 1.0, True, "", False,
+                                          case.inversion).result[0]
+
+
+def cross_image(case, model=None):
+    """The picture's own appearance."""
+    return PalimpsestCrossImageAttention.execute(model or case.model, case.inversion, 0.0, CROSS_END, CROSS_END, 0.2, 1.0, 1.67,
+                                                 "").result[0]
+
+
+def weigh(case, model=None):
+    """A word's factor; it may act in a quarter only."""
+    word = shared_word(case)
+    return PalimpsestAttentionReweight.execute(model or case.model, f"{word}: 3", word, "", 0.3, 0.0, CROSS_END,
+                                               mask=quarter(case)).result[0]
+
+
 EDITORS = {"swap": swap, "refine": refine, "reweight": reweight, "blend": blend, "blend by words": blend_words,
-           "inject, blend": inject_then_blend, "blend, inject": blend_then_inject}
-READS = {"swap", "refine", "reweight", "inject, blend", "blend, inject"}  # the source's features, until CROSS_END
-WORDS = {"blend by words", "inject, blend", "blend, inject"}  # with a threshold on words' maps
+           "inject, blend": inject_then_blend, "blend, inject": blend_then_inject, "mutual": mutual,
+           "mutual by words": mutual_words, "plug and play": plug_and_play, "free prompt": free_prompt, "mixing": mixing,
+           "excite": excite, "pull": pull,
+           "sega": sega, "ledits": ledits, "shrinking": shrinking, "objects": objects, "noise mask": noise_mask,
+           "composite": composite, "style aligned": style_aligned, "cross image": cross_image, "weigh": weigh}
+FEATURES = {"composite", "mutual", "mutual by words", "plug and play", "free prompt", "mixing",
+            "style aligned", "cross image"}  # of every entry, until CROSS_END
+READS = {"swap", "refine", "reweight", "inject, blend", "blend, inject", "pull", *FEATURES}  # the source's features, until CROSS_END
+ACTS = READS | {"weigh"}  # on predictions, until CROSS_END
+MOVES = {"excite", "pull"}  # the latent itself, so that no prompt, the null one neither, is predicted at the latent that was given
+BARE = {"blend", "shrinking"}  # which gather nothing in a run
+WORDS = {"blend by words", "inject, blend", "blend, inject", "mutual by words", "sega", "ledits",
+         "noise mask"}  # with a threshold on maps
+CONCEPTS = {"sega": 2, "ledits": 1, "noise mask": 1}  # prompts of their own, in the target's forward
 FAMILIES = list(tiny.UNETS)
 each = pytest.mark.parametrize("editor, family", [(e, f) for e in EDITORS for f in FAMILIES])
 

@@ -6,10 +6,11 @@ import tiny
 import torch
 import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
+from nodes import common_ksampler
 from palimpsest.attention.control import host_attention, positions
 from palimpsest.attention.store import read_maps
 from palimpsest.blending.local_blend import latent_mask
-from palimpsest.nodes.blending import PalimpsestLatentBlend
+from palimpsest.nodes.blending import PalimpsestBlendedLatent, PalimpsestLatentBlend, PalimpsestObjectAwareBlend
 from runs import Case, invert
 
 SAMPLERS = ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde"]
@@ -271,3 +272,184 @@ def test_what_a_run_gathers_ends_with_it():
     model = blend(case, start=0.0, target_words="blue", threshold=0.9, attention=attention)
     first = case.sample(model)
     assert torch.equal(case.sample(model), first)
+
+
+def named(attention, case, word, size, grow=True):
+    """[h, w] of a source word's explicit map over 0.9 of its maximum."""
+    found = attention.map(0, [case.inversion.tokens[0].find(word)])
+    if grow:
+        return over(found, size, 0.9)
+    found = F.interpolate(found[None, None], size=size, mode="bilinear")[0, 0]
+    return found > 0.9 * found.max()
+
+
+@pytest.mark.parametrize("inputs", [{"mask": half(16)[None]}, {"source_words": "cat"},
+                                    {"source_words": "cat", "mask": half(16)[None]}])
+def test_subtracted_words_are_taken_out_of_whatever_mask(inputs):
+    case = Case(size=16)
+    attention = read_maps(case.model, case.inversion, 0.5)
+    wanted = named(attention, case, "cat", (16, 16)) if "source_words" in inputs else torch.zeros(16, 16, dtype=torch.bool)
+    wanted = (wanted | (half(16) == 1)) if "mask" in inputs else wanted
+    without = wanted & ~named(attention, case, "red", (16, 16), grow=False)
+    run = Record(case, subtract_words="red", threshold=0.9, attention=attention, **inputs)
+    assert without.any() and not torch.equal(without, wanted)
+    assert run.keeps(without) == [(now, now) for now in run.since()]
+
+
+def test_words_that_take_out_the_whole_mask_are_refused():
+    case = Case(size=16)
+    attention = read_maps(case.model, case.inversion, 0.5)
+    mask = named(attention, case, "red", (16, 16), grow=False).float()[None]
+    with pytest.raises(ValueError, match="'red'.*nothing of the mask is left"):
+        blend(case, mask=mask, subtract_words="red", threshold=0.9, attention=attention)
+    with pytest.raises(ValueError, match="neither MASK nor ATTENTION"):
+        blend(case, subtract_words="red", attention=attention)
+
+
+def test_masks_in_time_follow_each_other():
+    """Three masks from 0.4 on, for a fifth of the schedule each."""
+    case = Case(steps=10)
+    masks = torch.stack([half(), 1 - half(), half().T])
+    run = Record(case, mask=masks, masks_in_time=True)
+    percent = case.model.get_model_object("model_sampling").percent_to_sigma
+    seen = []
+    for sigma, asked, x, given, got in run.calls:
+        if sigma > run.limit:
+            continue
+        now = (sigma <= percent(0.6)) + (sigma <= percent(0.8))
+        assert torch.equal(got, torch.where(masks[now] == 1, given, case.inversion.latents[-1]))
+        assert torch.equal(x, torch.where(masks[now] == 1, asked, case.inversion.at(sigma)).expand_as(x))
+        seen.append(now)
+    assert set(seen) == {0, 1, 2} and seen == sorted(seen)
+    for wrong in ({"mask": masks[:1]}, {"source_words": "cat", "attention": read_maps(case.model, case.inversion, 0.5)}):
+        with pytest.raises(ValueError, match="batch of two or more"):
+            blend(case, masks_in_time=True, **wrong)
+
+
+def calls_of(case, edit, **kwargs):
+    """(σ, the network's x, the sampler's x0) of every call of a run of edit(MODEL)."""
+    calls = []
+
+    def sampler(executor, *args):
+        got = executor(*args)
+        calls[-1].append(got.clone())
+        return got
+
+    def network(executor, x, *args, **more):
+        rows = len(case.noise)
+        if not calls or len(calls[-1]) == 2:
+            calls.append([x[:rows].clone()])
+        return executor(x, *args, **more)
+
+    model = case.model.clone()
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "sampler", sampler)
+    model = edit(model)
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "network", network)
+    case.sample(model, **kwargs)
+    return [(sigma, *call) for sigma, call in zip(case.sigmas[:-1].tolist(), calls, strict=True)]
+
+
+def dot(size=8):
+    mask = torch.zeros(1, 8 * size, 8 * size)
+    mask[0, 8 * 4, 8 * 4] = 1  # in cell (4, 4)
+    return mask
+
+
+def square(radius, size=8):
+    cells = torch.zeros(size, size, dtype=torch.bool)
+    cells[4 - radius:5 + radius, 4 - radius:5 + radius] = True
+    return cells
+
+
+@pytest.mark.parametrize("family", [*tiny.UNETS, *tiny.FLOWS])
+def test_a_shrinking_mask_is_a_cell_smaller_at_every_part_of_the_schedule(family):
+    """Of two cells until 0.6: 5² cells until 0.3, 3² until 0.6, then itself; the source outside, bit for bit."""
+    case = Case(family, steps=10) if family in tiny.UNETS else Flow(family, steps=10)
+    percent = case.model.get_model_object("model_sampling").percent_to_sigma
+    source, radii = case.inversion, []
+    for sigma, x, got in calls_of(case, lambda m: PalimpsestBlendedLatent.execute(m, 2, 0.6, source, dot()).result[0]):
+        radii.append((sigma > percent(0.3)) + (sigma > percent(0.6)))
+        outside = ~square(radii[-1])
+        assert torch.equal(x[..., outside], source.at(sigma)[..., outside])
+        assert torch.equal(got[..., outside], source.latents[-1][..., outside])
+        assert not torch.equal(got[..., ~outside], source.latents[-1][..., ~outside])
+    assert set(radii) == {0, 1, 2} and radii == sorted(radii, reverse=True)
+
+
+def test_without_an_inversion_the_hosts_noise_mask_shrinks():
+    """At every call the host blends outside the grown mask; Differential Diffusion is called with it, on either side."""
+    case = Case(steps=10)
+    cells = square(0).float()[None]
+    seen = []
+
+    def inner(sigma, mask, extra_options):
+        seen.append((float(sigma[0]), mask.clone()))
+        return mask
+
+    model = case.model.clone()
+    model.set_model_denoise_mask_function(inner)
+    model = PalimpsestBlendedLatent.execute(model, 2, 0.6).result[0]
+    found = masked(case, model, cells)
+    percent = case.model.get_model_object("model_sampling").percent_to_sigma
+    assert len(seen) == 10
+    for sigma, mask in seen:
+        assert torch.equal(mask[0, 0] == 1, square((sigma > percent(0.3)) + (sigma > percent(0.6))))
+    picture = case.latent[..., ~square(0)]
+    torch.testing.assert_close(found[..., ~square(0)], picture, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, masked(case, case.model, cells), atol=1e-3)
+    assert torch.equal(found, masked(case, PalimpsestBlendedLatent.execute(case.model, 2, 0.6).result[0], cells))
+
+
+def masked(case, model, cells):
+    """The host's KSampler on a LATENT with a noise mask."""
+    latent = {"samples": case.latent, "noise_mask": cells}
+    with torch.inference_mode():
+        return common_ksampler(model, 3, 10, 4.0, "euler", "ddim_uniform", case.target, case.null, latent)[0]["samples"]
+
+
+def test_blended_latent_takes_both_or_neither():
+    case = Case()
+    for inputs, lacks in (({"mask": dot()}, "no INVERSION"), ({"inversion": case.inversion}, "no MASK")):
+        with pytest.raises(ValueError, match=f"{lacks}: connect both"):
+            PalimpsestBlendedLatent.execute(case.model, 3, 0.75, **inputs)
+    two = PalimpsestBlendedLatent.execute(case.model, 3, 0.75, case.inversion, dot().repeat(2, 1, 1)).result[0]
+    with pytest.raises(ValueError, match="2 masks.*3 rows"):
+        case.sample(two, latent=case.noise.repeat(3, 1, 1, 1))
+
+
+def objects(case, *pairs):
+    """edit(MODEL) of one Object-Aware Blend a pair of (mask, start)."""
+    def edit(model):
+        for mask, start in pairs:
+            model = PalimpsestObjectAwareBlend.execute(model, case.inversion, mask, start).result[0]
+        return model
+    return edit
+
+
+@pytest.mark.parametrize("family", [*tiny.UNETS, *tiny.FLOWS])
+def test_each_object_begins_from_the_sources_latent_at_its_own_step(family):
+    """Whatever noise the run began with; before, its place holds the source, and outside all places it stays, bit for bit."""
+    case = Case(family, steps=10) if family in tiny.UNETS else Flow(family, steps=10)
+    percent = case.model.get_model_object("model_sampling").percent_to_sigma
+    early, late = torch.zeros(2, 1, 64, 64)
+    early[:, :, :24], late[:, :, 40:] = 1, 1
+    noise = torch.randn(case.noise.shape, generator=torch.Generator().manual_seed(5)) * case.noise.std()
+    begun = torch.zeros(8, 8, dtype=torch.bool)
+    for sigma, x, got in calls_of(case, objects(case, (late, 0.6), (early, 0.25)), latent=noise):
+        assert torch.equal(x[..., ~begun], case.inversion.at(sigma)[..., ~begun])
+        begun[:, :3] |= sigma <= percent(0.25)
+        begun[:, 5:] |= sigma <= percent(0.6)
+        assert torch.equal(got[..., ~begun], case.inversion.latents[-1][..., ~begun])
+        assert not begun.any() or not torch.isclose(got[..., begun], case.inversion.latents[-1][..., begun]).any()
+    assert begun.float().mean() == 6 / 8
+
+
+def test_the_order_of_objects_does_not_matter_and_each_ones_start_does():
+    case = Case(steps=10)
+    a, b = (half()[None], 0.3), (1 - half()[None], 0.6)
+    first = case.sample(objects(case, a, b)(case.model))
+    assert torch.equal(case.sample(objects(case, b, a)(case.model)), first)
+    soft = (0.5 * half()[None], 0.3)
+    assert torch.equal(case.sample(objects(case, soft, soft)(case.model)), case.sample(objects(case, soft)(case.model)))
+    for other in ((a, (b[0], 0.5)), ((a[0], 0.1), b), (a,)):
+        assert not torch.allclose(case.sample(objects(case, *other)(case.model)), first, atol=1e-3)

@@ -242,9 +242,11 @@ def test_an_inversion_with_guidance_replays_however_the_host_batches_cond_and_un
     assert relative(replay(model, inversion, 1.0), latent["samples"]) > 1e-2  # the guidance belongs to it
 
 
+@pytest.mark.parametrize("family", tiny.FLOWS)
 @pytest.mark.parametrize("name", ["EDICT", "BDIA", "Direct"])
-def test_flow_models_replay_too(name):
-    model = tiny.sd3(output=0.05)
+def test_flow_models_replay_too(name, family):
+    """To full noise and back, a hundred times nearer than DDIM inversion."""
+    model = tiny.FLOWS[family](output=0.05)
     latent = picture(model)
     ddim, own = (invert(n, model, latent, sigmas=torch.linspace(1, 0, STEPS + 1)) for n in ("DDIM", name))
     assert own.latents[0].isfinite().all()
@@ -355,3 +357,14 @@ def test_guidance_without_a_negative_is_refused(name):
 def test_a_gamma_that_many_steps_would_blow_up_is_refused():
     with pytest.raises(ValueError, match=r"gamma 0.5, 50 steps .* by 1e\+15.*1.0 from 40 steps"):
         invert("BDIA", tiny.sd15(), steps=50)
+
+
+@pytest.mark.parametrize("name", ["EDICT", "BDIA", "Direct", "DDPM", "CycleDiffusion"])
+def test_another_sampler_than_replays_is_refused(name):
+    model = tiny.sd15()
+    inversion = invert(name, model)
+    m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
+    euler = KSamplerSelect.execute("euler").result[0]
+    with pytest.raises(ValueError, match="connect Replay's SAMPLER"):
+        SamplerCustom.execute(m, False, 0, 1.0, tiny.cond(), tiny.cond(), euler, sigmas, latent)
+    SamplerCustom.execute(m, False, 0, 1.0, tiny.cond(), tiny.cond(), solver, sigmas, latent)

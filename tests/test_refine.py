@@ -138,7 +138,7 @@ def test_steps_that_do_not_contract_are_told(caplog):
     assert "does not contract at sigma 1:" in caplog.text and "1 is DDIM" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl", "sd3"])
+@pytest.mark.parametrize("name", [*tiny.UNETS, *tiny.FLOWS])
 def test_ten_steps_return_ten_times_nearer_than_ddim_inversion(name):
     model = family(name)
     before = lost(model, invert(PalimpsestDDIMInvert, model, steps=10))
@@ -187,7 +187,7 @@ def test_renoising_with_the_last_prediction_alone_is_fixed_point_iteration():
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl", "sd3"])
+@pytest.mark.parametrize("name", [*tiny.UNETS, *tiny.FLOWS])
 def test_renoise_returns_nearer_than_ddim_inversion(name):
     model = family(name)
     inversion = invert(PalimpsestReNoiseInvert, model, 3, 2, 3, 0.0, 0)

@@ -7,10 +7,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import folder_paths
+import numpy as np
 import pytest
 import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
+from latent_preview import Latent2RGBPreviewer
 from pack import ROOT
 from palimpsest.host.sampling import Fingerprint
 from palimpsest.host.tokens import encode, tokenize_rows
@@ -18,6 +20,7 @@ from palimpsest.inversion.storage import KEY, load, save
 from palimpsest.inversion.trajectory import Theta
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from palimpsest.nodes.storage import KNOWN, PalimpsestLoadInversion, PalimpsestSaveInversion
+from PIL import Image
 from safetensors.torch import save_file
 
 STEPS = 3
@@ -152,9 +155,26 @@ def test_nothing_is_overwritten_and_the_size_is_shown(folders, inversion):
     first = PalimpsestSaveInversion.execute(inversion, "cats/tabby")
     second = PalimpsestSaveInversion.execute(inversion, "cats/tabby")
     assert second.result[0] == "cats/tabby_00002_.inversion.safetensors [output]"
-    assert first.ui.as_dict()["text"][0] == f"{first.result[0]}, 0.1 MiB"
+    assert first.ui["text"][0] == f"{first.result[0]}, 0.1 MiB"
     assert sorted(p.name for p in (folders[0] / "cats").iterdir()) == [
         "tabby_00001_.inversion.safetensors", "tabby_00002_.inversion.safetensors"]
+
+
+@pytest.mark.parametrize("family", [*tiny.UNETS, *tiny.FLOWS])
+def test_both_nodes_show_the_picture_as_the_hosts_preview_does(folders, family):
+    model = (tiny.UNETS | tiny.FLOWS)[family]()
+    latent = {"samples": model.model.process_latent_out(tiny.latent(model, 2))}
+    made = PalimpsestDDIMInvert.execute(model, tiny.cond(), latent, STEPS, "ddim_uniform").result[0]
+    kind = model.model.latent_format
+    host = Latent2RGBPreviewer(kind.latent_rgb_factors, kind.latent_rgb_factors_bias)
+    stored = PalimpsestSaveInversion.execute(made, "thumbnail")
+    for ui in (stored.ui, PalimpsestLoadInversion.execute(stored.result[0]).ui):
+        assert len(ui["images"]) == 2
+        for image, clean in zip(ui["images"], made.latents[-1]):
+            path = Path(folder_paths.get_directory_by_type(image["type"]), image["subfolder"], image["filename"])
+            expected = host.decode_latent_to_preview(clean[None]).resize((128, 128), Image.Resampling.NEAREST)
+            difference = np.abs(np.asarray(Image.open(path), dtype=int)[..., :3] - np.asarray(expected, dtype=int))
+            assert difference.max() <= 1
 
 
 def test_the_picker_lists_the_inversions_of_both_folders_and_nothing_else(folders, inversion):

@@ -1,6 +1,5 @@
 """The shipped workflows on the host's own executor, and the names that saved workflows depend on."""
 import asyncio
-import inspect
 import json
 from itertools import combinations
 from pathlib import Path
@@ -9,7 +8,6 @@ import comfy.model_base
 import comfy.model_management
 import comfy.utils
 import demo
-import execution
 import folder_paths
 import numpy as np
 import palimpsest
@@ -18,6 +16,7 @@ import workflow
 from canvas import TITLE, declared, is_widget, to_api
 from comfy_execution.utils import get_executing_context
 from environment import host_version
+from headless import Executor
 from pack import find_host
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, parse_caption
 from PIL import Image
@@ -58,37 +57,12 @@ def drawn(name):
 
 def prompt(name, info, steps=STEPS, cfg=workflow.CFG):
     graph = to_api(drawn(name), info)
-    graph[demo.titled(graph, "DDIM Invert")]["inputs"]["steps"] = steps
+    for node in graph.values():
+        node["inputs"].update({"steps": steps} if "steps" in node["inputs"] else {})
+        node["inputs"].update({"iterations": 1} if "iterations" in node["inputs"] else {})
     if name == workflow.MAIN:
         graph[demo.titled(graph, "Sample the edit")]["inputs"]["cfg"] = cfg
     return graph
-
-
-class Executor:
-    """The host's executor, which keeps what it computed between runs as a server does."""
-
-    def __init__(self, server):
-        known = inspect.signature(execution.PromptExecutor).parameters  # older hosts say it otherwise
-        cache = {"cache_args": {"ram": 0, "ram_inactive": 0, "lru": 0}} if "cache_args" in known else {"cache_size": 0}
-        self.host = execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC, **cache)
-
-    def __call__(self, graph):
-        valid, error, outputs, _ = asyncio.run(execution.validate_prompt("test", graph, None))
-        assert valid, error
-        self.host.execute(graph, "test", {}, outputs)
-        return self.host.success
-
-    def cached(self):
-        return {n for event, data in self.host.status_messages if event == "execution_cached" for n in data["nodes"]}
-
-    def pictures(self, graph):
-        """The pixels that every node showed or saved, by its title."""
-        return {graph[node]["_meta"]["title"]: [np.asarray(Image.open(place(image))) for image in shown["images"]]
-                for node, shown in self.host.history_result["outputs"].items() if "images" in shown}
-
-
-def place(image):
-    return Path(folder_paths.get_directory_by_type(image["type"]), image["subfolder"], image["filename"])
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +122,9 @@ def test_it_runs_as_it_is_and_ends_in_pictures(name, server, info, done):
     run, graph = done[:2] if name == workflow.MAIN else (Executor(server), prompt(name, info))
     assert run(graph), run.host.status_messages[-1]
     shown = run.pictures(graph)
-    ends = ("Save Image", *demo.REPORTS.values()) if name == workflow.MAIN else ("The mask",)
-    for title in ("Attention Heatmap", "Attention Mask", *ends):
+    words = "Attention Heatmap", "Attention Mask"
+    ends = {workflow.MAIN: (*words, "Save Image", *demo.REPORTS.values()), workflow.MAPS: (*words, "The mask")}
+    for title in ends.get(name, ("Save Image", "Edit Report")):
         assert shown[title] and all(picture.std() > 1 for picture in shown[title])
 
 

@@ -61,7 +61,8 @@ def demo(arguments):
 
 
 def test(arguments):
-    return run(prepare(("torch", "pytest", "diffusers")), "pack.py", "pytest", "--import-mode=importlib", *arguments)
+    workers = str(min(4, os.cpu_count() or 1))
+    return run(prepare(("torch", "pytest", "xdist", "diffusers")), "pack.py", "pytest", "--import-mode=importlib", "-n", workers, *arguments)
 
 
 def train(arguments):

@@ -9,20 +9,14 @@ import sys
 
 from canvas import Canvas
 from pack import ROOT, find_host, load_pack
+from parts import BLUE, BROWN, CFG, GREEN, KEEPS, OWN_MODEL, VIOLET, YELLOW, picture_and_words, replay
+from techniques import TECHNIQUES
 
 FOLDER = ROOT / "workflows"
 MAIN, MAPS = "Rewrite a word, keep the rest", "Attention maps to a mask"
 SCENE = {"seed": 12, "kind": "colour"}
 WORDS, SEEN = "star", "green, dotted, star, sky, background"
-CFG = 3.0  # of the miniature; 7.5 suits SD
-KEEPS = {"self_end": 0.8, "self_resolution": 1.0}  # the miniature's 16² latent: its outlines live at full resolution
 SHARE = 0.5  # of a word's largest attention: the maps have 8² cells here
-BLUE, GREEN, VIOLET, BROWN, YELLOW = "#3f789e", "#8A8", "#a1309b", "#b06634", "#b58b2a"
-
-OWN_MODEL = """### With your own model and picture
-1. Put **Load Checkpoint** (SD 1.x, 2.x or SDXL) in place of *Load Miniature*, and **Load Image** in place \
-of *Miniature Scene*. The picture's sides are to be multiples of 8: crop or scale it first.
-"""
 
 ABOUT_MAIN = OWN_MODEL + """2. *Prompt Edit*: as source, write what the picture **shows**; as target, the same \
 sentence with a word rewritten, added or taken out.
@@ -91,35 +85,11 @@ def _info(node, title):
             "output": node.RETURN_TYPES, "output_name": getattr(node, "RETURN_NAMES", node.RETURN_TYPES)}
 
 
-def picture_and_words(c: Canvas, note: str, tall: int, target: bool = True):
-    """The first group. Returns the loader, the scene, Prompt Edit and the encoded picture."""
-    c.column(360)
-    c.note("How to use your own", note, tall)
-    c.column(320)
-    loader = c.node("PalimpsestLoadMiniature")
-    scene = c.node("PalimpsestMiniatureScene", None, 220, **SCENE)
-    c.column(320)
-    words = c.node("PalimpsestPromptEdit", clip=loader["CLIP"], source=scene["source text"],
-                   target=scene["target text" if target else "source text"])
-    encoded = c.node("VAEEncode", pixels=scene["source"], vae=loader["VAE"])
-    return loader, scene, words, encoded
-
-
-def replay(c: Canvas, title: str, model, inversion, positive, negative, cfg: float):
-    """Replay Inversion into the host's sampler, two columns. Returns the sampler's node."""
-    c.column(290)
-    r = c.node("PalimpsestReplay", model=model, inversion=inversion["inversion"])
-    c.column(290)
-    return c.node("SamplerCustom", title, 180, model=r["model"], positive=positive, negative=negative,
-                  sampler=r["sampler"], sigmas=r["sigmas"], latent_image=r["latent"], add_noise=False, noise_seed=0,
-                  cfg=cfg)
-
-
 def main_job(info: dict) -> dict:
     """Rewrite a word of a picture's prompt and keep everything else, pixels outside the mask exactly."""
     c = Canvas(info, MAIN)
     with c.group("1  Picture and words", BLUE):
-        loader, scene, words, encoded = picture_and_words(c, ABOUT_MAIN, 640)
+        loader, scene, words, encoded = picture_and_words(c, ABOUT_MAIN, 640, SCENE)
         null = c.node("CLIPTextEncode", "Null prompt", clip=loader["CLIP"], text="")
     with c.group("2  Invert, and back as it was", GREEN):
         c.column(290)
@@ -163,7 +133,7 @@ def maps_to_a_mask(info: dict) -> dict:
     """Where a model sees each word of a picture's prompt, and a mask from that."""
     c = Canvas(info, MAPS)
     with c.group("1  Picture and words", BLUE):
-        loader, scene, words, encoded = picture_and_words(c, ABOUT_MAPS, 460, target=False)
+        loader, scene, words, encoded = picture_and_words(c, ABOUT_MAPS, 460, SCENE, target=False)
     with c.group("2  Invert", GREEN):
         c.column(290)
         inversion = c.node("PalimpsestDDIMInvert", model=loader["MODEL"], source=words["source"],
@@ -182,7 +152,7 @@ def maps_to_a_mask(info: dict) -> dict:
     return c.json()
 
 
-DRAWN = {MAIN: main_job, MAPS: maps_to_a_mask}
+DRAWN = {MAIN: main_job, MAPS: maps_to_a_mask, **TECHNIQUES}
 
 
 def text(ui: dict) -> str:

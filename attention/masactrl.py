@@ -1,0 +1,76 @@
+"""MasaCtrl: Tuning-Free Mutual Self-Attention Control for Consistent Image Synthesis and Editing. Cao, Wang, Qi, Shan, Qie,
+Zheng, ICCV 2023. arXiv:2304.08465
+
+From step S and layer L on, the target's queries look up the source's contents: out = Attention(Q, K_s, V_s), so the new prompt
+gives pose and layout and the source its appearance. To keep foreground and background apart (section 3.3), with masks M_s, M
+of the object in source and target:
+
+    f_o = Attention(Q, K_s, V_s; M_s)    f_b = Attention(Q, K_s, V_s; 1 - M_s)    out = f_o ⊙ M + f_b ⊙ (1 - M)
+
+where a mask in an attention leaves only those keys. The masks are given, or are cross-attention maps of the object's words,
+scaled to 0..1 and cut at a threshold (0.1).
+Keys are gathered, so any attention function serves. K_s and V_s are read by the reference branch at the inversion's own
+latents, never from a reconstruction that drifts: this is also Tuning-Free Inversion-Enhanced Control (Duan, Cui, Kang, Zhang,
+Fei, Fan, Huang 2023, arXiv:2312.14611).
+Differs from the paper: the null prompt's rows, where they look up the source too as in the authors' code, find what it shows
+under its own prompt (the same where it was inverted with an empty one, as the authors do with real pictures); the target's maps
+are means over all steps before, not of the step alone; an empty side of M_s at a layer means all its keys.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from comfy.utils import repeat_to_batch_size
+
+from .control import in_tiles, mask_at
+from .layers import SelfAttentionEdit
+
+
+def object_mask(maps, size, threshold):
+    """[B, h, w] in {0, 1} from words' maps [B, words, h', w']: their sum, scaled to 0..1, where it is at least `threshold`."""
+    total = maps.float().sum(1, keepdim=True)
+    low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)
+    scaled = (total - low) / (high - low).clamp(min=torch.finfo(total.dtype).tiny)
+    return (F.interpolate(scaled, size)[:, 0] >= threshold).float()
+
+
+@dataclass(frozen=True, eq=False)
+class MutualSelfAttention(SelfAttentionEdit):
+    """source, target: masks [B, h, w] at the latent's size, 1 on the object, or None; gathered(run): in place of the target's,
+    maps [rows, words, h', w'] of its words in this run so far, or None, cut at `threshold`."""
+    source: torch.Tensor = None
+    target: torch.Tensor = None
+    gathered: object = None
+    threshold: float = 0.1
+    needs, name = "kv", "Mutual Self-Attention"
+
+    @property
+    def masks(self):
+        return [m for m in (self.source, self.target) if m is not None]
+
+    def before(self, run, x, sigma):
+        maps = self.gathered(run) if self.gathered else None
+        if maps is not None:
+            run.memory(self)["target"] = object_mask(maps, run.shape[-2:], self.threshold)
+        return x
+
+    def attend(self, rows, site, q, k, v, source, attention):
+        target = rows.call.run.memory(self).get("target", self.target)
+        if target is None or in_tiles(self, rows, site, q):
+            return attention(q, source.k, source.v)
+        inside = mask_at(self.source, rows, site) >= 0.5  # [masks, keys]
+        m = repeat_to_batch_size(mask_at(target, rows, site), rows.count)[..., None].to(q)
+        out = torch.empty_like(q)
+        for i, keys in enumerate(inside):
+            mine = slice(i, None, len(inside))
+            f_o, f_b = (attention(q[mine], *_only(side, source.k[mine], source.v[mine])) for side in (keys, ~keys))
+            out[mine] = f_o * m[mine] + f_b * (1 - m[mine])
+        return out
+
+
+def _only(keys, *tensors):
+    """The tokens of some (rows, tokens, channels) that a boolean [tokens] on the CPU names; all of them if it names none."""
+    if not keys.any():
+        return tensors
+    index = keys.nonzero()[:, 0].to(tensors[0].device)
+    return [t.index_select(1, index) for t in tensors]

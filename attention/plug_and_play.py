@@ -1,0 +1,97 @@
+"""Plug-and-Play Diffusion Features for Text-Driven Image-to-Image Translation. Tumanyan, Geyer, Bagon, Dekel, CVPR 2023.
+arXiv:2211.12572
+
+Spatial features of one decoder layer carry the source's semantic layout, and self-attention its finer structure. While the
+target is sampled, at each step
+
+    f*_t^4 <- f_t^4        for the first 80 % of the schedule (tau_f)
+    A*_t^l <- A_t^l, l >= 4   for the first 50 % (tau_A)
+
+f^4 is what the decoder's second residual block at a quarter of the latent's side computes before its skip is added (the output
+of the block's last convolution), as in the authors' code; A^l are the self-attention maps of the decoder but for its first
+layer, put in place by the source's q and k (free_prompt.py).
+Differs from the paper: source features are read at the inversion's own latents with its own prompt (the authors invert with an
+empty one). As in the authors' code they may be given to the null prompt's rows too.
+"""
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ..host.session import Editor
+from .control import Rows, Site, source_of
+from .layers import places
+
+
+def second_block(unet) -> frozenset:
+    """The output block of the decoder's second transformer (u1), or of its only one."""
+    numbers = sorted({p.position[1] for p in places(unet) if p.section == "u"})
+    return frozenset(numbers[:2][-1:])
+
+
+def after_first(unet) -> frozenset:
+    """Self-attention of the decoder but for its first transformer (u1 and on), unless it has only one."""
+    mine = [p for p in places(unet) if p.section == "u"]
+    return frozenset(p.position for p in mine if p.block > 0 or mine[-1].block == 0)
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualFeatures(Editor):
+    """The source's residual features in the rows of some `roles`, in some output blocks, until the end percent."""
+    inversion: object
+    blocks: frozenset
+    end: float
+    roles: tuple = ("target",)
+
+    def begin(self, run):
+        run.warn_if_idle("Plug-and-Play Features", lambda sigma: self.reads(run, sigma))
+
+    def reads(self, run, sigma):
+        return run.within(sigma, 0.0, self.end)
+
+    @staticmethod
+    def install(model_options, edits, call):
+        """model_options whose forwards pass the residual branches through `_at`; the hooks live for one forward."""
+        options = model_options.copy()
+        to = options["transformer_options"] = options["transformer_options"].copy()
+        wrappers = to["wrappers"] = dict(to.get("wrappers", {}))
+        around = wrappers[WrappersMP.APPLY_MODEL] = dict(wrappers.get(WrappersMP.APPLY_MODEL, {}))
+        around["palimpsest.features"] = [partial(_forward, edits, call)]
+        return options
+
+
+def _forward(edits, call, executor, *args, **kwargs):
+    """One forward of the host's apply_model, whose sixth argument is transformer_options."""
+    outputs, hooks = executor.class_obj.diffusion_model.output_blocks, []
+    try:
+        for number in frozenset().union(*(e.blocks for e in edits)):
+            branch = outputs[number][0].out_layers[-1]
+            hooks.append(branch.register_forward_hook(partial(_at, edits, call, number, args[5])))
+        return executor(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _at(edits, call, number, options, branch, inputs, h):
+    """h: (rows, channels, height, width), the residual branch of one output block."""
+    grid = tuple(h.shape[-2:])
+    site = Site("feature", ("output", number), grid, None, None)
+    mine = [e for e in edits if number in e.blocks]
+    if call.mode == "read":
+        if any(e.reads(call.run, level) for e in mine for level in call.levels):
+            call.run.reference.kept[id(mine[0].inversion), site.kind, site.position] = {  # a token a place, as queries are
+                "grid": grid, "levels": call.levels, "q": h.flatten(2).transpose(1, 2)}
+        return h
+    acting = [e for e in mine if e.reads(call.run, call.sigma)]
+    if not acting:
+        return h
+    keys = list(zip(options["cond_or_uncond"], options["uuids"]))
+    out = list(h.chunk(len(keys)))
+    for i, key in enumerate(keys):
+        role, entry = call.chunk(*key)
+        for edit in (e for e in acting if role in e.roles):
+            source = source_of(edit, Rows(call, entry, len(out[i])), site).q
+            out[i] = source.transpose(1, 2).reshape_as(out[i])
+    return torch.cat(out)

@@ -1,0 +1,109 @@
+"""Style Aligned Image Generation via Shared Attention. Hertz, Voynov, Fruchter, Cohen-Or, CVPR 2024. arXiv:2312.02133
+
+Pictures take on the style of a reference r by attending, in every self-attention, to its tokens beside their own, with queries
+and keys normalised to the reference's statistics (mean and deviation of each channel over the tokens):
+
+    Q̂_t = AdaIN(Q_t, Q_r)    K̂_t = AdaIN(K_t, K_r)    out = Attention(Q̂_t, [K̂_t; K_r], [V_t; V_r])
+
+r is the first row of the batch or, to transfer the style of a given picture, its inversion; then the authors' code raises the
+reference's scores by a shift (ln 2), and may scale them:  score_r <- scale · score_r + shift.
+No map is made: scaling the scores is scaling K_r, and a shift is one more channel in each head, constant in the queries and
+in the keys the shift; so fused kernels do the work.
+Differs from the paper: K_r, V_r are read at the inversion's own latents; the null prompt's rows, where they share too, are
+given those of the picture's own prompt. The authors' code may also share the statistics of GroupNorm; that is left out.
+Checked against google/style-aligned (Apache-2.0).
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .control import AttentionEdit, Source
+from .layers import SelfAttentionEdit
+
+NAME = "Style Aligned"
+
+
+def adain(x, reference):
+    """x [rows, tokens, channels] with the mean and deviation over tokens that each channel of the reference has."""
+    (mean, std), (mean_r, std_r) = ((y.float().mean(1, keepdim=True), (y.float().var(1, keepdim=True) + 1e-5).sqrt())
+                                    for y in (x, reference))
+    return ((x - mean) / std * std_r + mean_r).to(x)
+
+
+def biased(q, k, v, bias, heads, attention):
+    """Attention with bias[key] added to the scores, through any function that divides scores by the root of a head's width.
+
+    Each head is given eight more channels, as kernels like them, of which one carries the bias."""
+    dim = q.shape[-1] // heads
+    wide = dim + 8
+    q, k, v = (F.pad(x.unflatten(-1, (heads, dim)), (0, 8)) for x in (q * (wide / dim) ** 0.5, k, v))
+    q[..., dim], k[..., dim] = wide ** 0.5, bias.to(k)[:, None]
+    return attention(*(x.flatten(2) for x in (q, k, v))).unflatten(-1, (heads, wide))[..., :dim].flatten(2)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """scale, shift: of the reference's scores; normalised: whether queries and keys take its statistics."""
+    scale: float
+    shift: float
+    normalised: bool
+
+    def __call__(self, q, k, v, reference, heads, attention):
+        """The output for q, k, v [rows, tokens, channels] that share the reference's, as many rows."""
+        if self.normalised:
+            q, k = adain(q, reference.q), adain(k, reference.k)
+        keys, values = torch.cat([k, self.scale * reference.k], 1), torch.cat([v, reference.v], 1)
+        if self.shift:
+            bias = torch.cat([x.new_full(x.shape[1:2], shift) for x, shift in ((k, 0.0), (reference.k, self.shift))])
+            out = biased(q, keys, values, bias, heads, attention)
+        else:
+            out = attention(q, keys, values)
+        return out[:, :q.shape[1]]  # a function that gives the values as they are, such as PAG's, gives them all
+
+
+@dataclass(frozen=True, eq=False)
+class ReferencePicture(SelfAttentionEdit):
+    """Every row shares the inversion's picture."""
+    lends = True
+    share: Sharing = None
+    needs, name, rank = "qkv", NAME, -1  # others know no more keys than the grid has
+
+    def attend(self, rows, site, q, k, v, source, attention):
+        _require_all(rows, q)
+        k, v, *source = (x.reshape(len(q), -1, x.shape[-1]) for x in (k, v, source.q, source.k, source.v))  # in q's tiles
+        return self.share(q, k, v, Source(*source), site.heads, attention)
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceRow(AttentionEdit):
+    """Rows share the first of their batch, which stays as it is."""
+    layers: frozenset
+    start: float
+    end: float
+    roles: tuple = ("target", "null")
+    share: Sharing = None
+    rank = -1
+
+    def begin(self, run):
+        if run.shape[0] < 2:
+            raise ValueError(f"{NAME} without an INVERSION shares the style of the first row, and the latent being sampled has "
+                             f"{run.shape[0]} row: give it two or more (Repeat Latent Batch), or connect an INVERSION.")
+        run.warn_if_idle(NAME, lambda sigma: run.within(sigma, self.start, self.end))
+
+    def acts(self, run, site, sigma):
+        return site.kind == "self" and site.position in self.layers and run.within(sigma, self.start, self.end)
+
+    def attend(self, rows, site, q, k, v, source, attention):
+        _require_all(rows, q)
+        k, v = (x.reshape(len(q), -1, x.shape[-1]) for x in (k, v))
+        first = len(q) // rows.count  # rows of q that are the first picture's: its tiles
+        reference = Source(*(x[:first].repeat(rows.count - 1, 1, 1) for x in (q, k, v)))
+        others = self.share(q[first:], k[first:], v[first:], reference, site.heads, attention)
+        return torch.cat([attention(q[:first], k[:first], v[:first]), others])
+
+
+def _require_all(rows, q):
+    if len(q) % rows.count:
+        raise ValueError(f"{NAME} is given {len(q)} of {rows.count} rows by another editor that has a mask for each row, and "
+                         "shares among all: give that editor one mask.")

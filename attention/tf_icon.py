@@ -1,0 +1,85 @@
+"""TF-ICON: Diffusion-Based Training-Free Cross-Domain Image Composition. Lu, Liu, Kong, ICCV 2023. arXiv:2307.12493
+
+An object of a reference picture is set into a main picture. Both are inverted, and with M the object's mask and M_u the user's
+region around it the start is
+    x_T = M · x_T^r + (1 - M_u) · x_T^m + (M_u - M) · z,   z ~ N(0, I).
+Until τ_A (0.4 of the schedule) self-attention works on a composed field: the main picture's logits between its own tokens, the
+reference's between the object's, and Q^m (K^r)^T between both; until τ_B (0.8) the main picture's latent is put back outside M_u.
+Here every token brings its own query and key, the reference's in M, the main picture's outside M_u, the sampled picture's
+between, so that one softmax of q k^T is the field. In the object's rows that is Q^r (K^m)^T, where the authors transpose
+Q^m (K^r)^T. Differs also in that the reference lies on a canvas of the main picture's size, the object where it is to be, and in
+that pictures are inverted with their own prompts, not with the authors' exceptional one.
+"""
+from dataclasses import dataclass
+
+import torch
+from comfy.utils import repeat_to_batch_size
+from torch import Tensor
+
+from ..blending.local_blend import blend, require_rows
+from .control import AttentionEdit, in_tiles, mask_at, source_of
+
+
+@dataclass(frozen=True, eq=False)
+class Donor(AttentionEdit):
+    """Keeps queries and keys of self-attention of a picture, for another editor to read. end: percent of the schedule."""
+    inversion: object
+    end: float
+
+    def reads(self, run, sigma):
+        return run.within(sigma, 0.0, self.end)
+
+    def acts(self, run, site, sigma):
+        return False
+
+    def keeps(self, run, site, sigma):
+        return "qk" if site.kind == "self" and self.reads(run, sigma) else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Composite(Donor):
+    """inversion: of the main picture; end: τ_A; donor: of the reference; place, region: M and M_u, [masks, h, w] in {0, 1} at the
+    latent's size; blend_end: τ_B; seed: of z."""
+    donor: Donor
+    place: Tensor
+    region: Tensor
+    blend_end: float
+    seed: int
+    name = "Inject Composite"
+
+    def begin(self, run):
+        require_rows(run, len(self.place), self.name)
+        run.warn_if_idle(self.name, lambda sigma: run.within(sigma, 0.0, max(self.end, self.blend_end)))
+
+    def before(self, run, x, sigma):
+        if not run.memory(self):
+            run.memory(self)["begun"] = True
+            x = self._start(run, x, sigma)
+        return self._held(run, x, self.inversion.at(sigma), sigma)
+
+    def after(self, run, x0, sigma):
+        return self._held(run, x0, self.inversion.latents[-1], sigma)
+
+    def _start(self, run, x, sigma):
+        """The composed start, at whatever σ the run begins; between object and background the main picture is noised anew."""
+        sampling = run.guider.model_patcher.get_model_object("model_sampling")
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(self.seed)).to(x)
+        clean = repeat_to_batch_size(self.inversion.latents[-1], x.shape[0]).to(x)
+        between = sampling.noise_scaling(x.new_tensor(sigma), noise, clean)
+        return blend(blend(between, self.donor.inversion.at(sigma), 1 - self.place), self.inversion.at(sigma), self.region)
+
+    def _held(self, run, x, main, sigma):
+        return blend(x, main, self.region) if run.within(sigma, 0.0, self.blend_end) else x
+
+    def acts(self, run, site, sigma):
+        return site.kind == "self" and self.reads(run, sigma)
+
+    def attend(self, rows, site, q, k, v, source, attention):
+        if in_tiles(self, rows, site, q):
+            return attention(q, k, v)
+        other = source_of(self.donor, rows, site)
+        inside, near = (repeat_to_batch_size(mask_at(m, rows, site) >= 0.5, rows.count)[..., None].to(q.device)
+                        for m in (self.place, self.region))
+        q, k = (torch.where(inside, theirs, torch.where(near, own, main))
+                for theirs, main, own in ((other.q, source.q, q), (other.k, source.k, k)))
+        return attention(q, k, v)

@@ -1,0 +1,233 @@
+"""Every inversion on the same held-out scenes of the miniature: what comes back, what can be edited, and what it costs.
+
+    python tools/dev.py bench inversions [--count 50] [--steps 50] [--cfg 7.5] [--only NAME ...]
+
+Scene i is the source of held-out one-word edit i, of the four kinds in turn. Reconstruction is PSNR of the source prompt's plain
+replay, beside the autoencoder's own round trip. Success (the scene reader sees the new attribute) and background (PSNR outside
+the true mask grown by two latent cells) are those of the target prompt at --cfg, plain and with Attention Inject at its defaults.
+Methods whose recording belongs to one guidance are inverted at the guidance that they are replayed at. Two rows are DDIM Invert
+again: with the source re-read at every step (Attention Inject over the whole schedule, nothing edited), which is what Direct
+inversion gives an editor; and with a source branch that drifts as it is sampled along at --cfg, as in Prompt-to-Prompt as
+published.
+
+Each row is written to bench/results/inversions.json once it is measured; rows that stand there with the same settings are kept,
+unless --only names them. Prints the README's table.
+"""
+import argparse
+import dataclasses
+import json
+import platform
+import statistics
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from ..metrics.edits import edit_scores
+from ..metrics.masks import background_mask
+from ..metrics.pixels import psnr
+from ..miniature.model import load_miniature
+from ..miniature.reader import read
+from ..miniature.scenes import held_out_edit, visible
+from ..nodes.attention import PalimpsestAttentionInject
+from ..nodes.inversion import PalimpsestReplay
+from ..nodes.inversion_report import replay
+from ..nodes.prompt import PalimpsestPromptEdit
+from .edits import INJECT, KINDS, sample
+from .stats import paired_bootstrap
+
+WHOLE = {**INJECT, "cross_end": 1.0, "self_end": 1.0, "self_resolution": 1.0}
+RESULTS = Path(__file__).parent / "results" / "inversions.json"
+
+
+@dataclass(frozen=True)
+class Method:
+    """node: module and class; settings: beside the node's defaults, a function of the number of steps where they depend on it;
+    guided: what it records belongs to the CFG; source: "re-read" or "drifting", where the row is about that; edits: whether its
+    Replay is made for other prompts than the source's; faithful: settings for the replay of the source, where they differ."""
+    node: str
+    settings: object = dataclasses.field(default_factory=dict)
+    guided: bool = False
+    source: str = ""
+    edits: bool = True
+    faithful: dict = dataclasses.field(default_factory=dict)
+
+
+METHODS = {
+    "DDIM": Method("inversion.PalimpsestDDIMInvert"),
+    "DDIM + reference (= Direct inversion)": Method("inversion.PalimpsestDDIMInvert", source="re-read"),
+    "plain P2P (drifting source)": Method("inversion.PalimpsestDDIMInvert", source="drifting"),
+    "Fixed point (AIDI)": Method("refine.PalimpsestFixedPointInvert"),
+    "ReNoise": Method("refine.PalimpsestReNoiseInvert"),
+    "Regularized (pix2pix-zero)": Method("regularized.PalimpsestRegularizedInvert"),
+    "Negative-prompt": Method("refine.PalimpsestNegativePromptInvert"),
+    "Null-text": Method("null_text.PalimpsestNullTextOptimize"),
+    "Prompt tuning": Method("tuning.PalimpsestPromptTuningInvert", faithful={"mix": 0.0}),
+    "StyleDiffusion": Method("tuning.PalimpsestStyleDiffusionInvert"),
+    "KV inversion": Method("tuning.PalimpsestKVInvert"),
+    "EDICT": Method("exact.PalimpsestEDICTInvert", guided=True),
+    "BDIA": Method("exact.PalimpsestBDIAInvert", lambda steps: {"gamma": 1.0 if steps > 20 else 0.5}, guided=True),
+    "Direct (offsets)": Method("exact.PalimpsestDirectInvert", guided=True, edits=False),
+    "Edit-friendly DDPM": Method("exact.PalimpsestDDPMInvert", guided=True),
+    "LEDITS++": Method("semantic.PalimpsestLEDITSInvert", guided=True),
+    "CycleDiffusion": Method("exact.PalimpsestCycleDiffusionInvert"),
+}
+DIFFERENCES = [("Negative-prompt", "DDIM"), ("Null-text", "Negative-prompt")]
+
+
+def known_inputs(node: str) -> dict:
+    """The inputs of a node, "module.Class", by name."""
+    return {i.id: i for i in found(node).define_schema().inputs}
+
+
+def found(node: str):
+    module, name = node.split(".")
+    return getattr(import_module(f"..nodes.{module}", __package__), name)
+
+
+def execute(node: str, given: dict):
+    """A node's first output, every input at its default but those given."""
+    defaults = {n: i.default for n, i in known_inputs(node).items() if getattr(i, "default", None) is not None}
+    return found(node).execute(**defaults | given).result[0]
+
+
+class Scenes:
+    """Some edits as one batch: pictures and masks, conditionings, and the sources' round trips."""
+
+    def __init__(self, parts, edits):
+        self.parts, self.edits = parts, edits
+        _, clip, vae = parts
+        self.pictures = torch.stack([torch.from_numpy(e.source_image) for e in edits])
+        self.masks = torch.stack([torch.from_numpy(e.mask) for e in edits])
+        texts = ["\n".join(getattr(e, n) for e in edits) for n in ("source_text", "target_text")]
+        self.source, self.target, self.edit = PalimpsestPromptEdit.execute(clip, *texts, "auto").result
+        self.unchanged = PalimpsestPromptEdit.execute(clip, texts[0], texts[0], "auto").result[2]
+        self.null = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+        self.latent = {"samples": vae.encode(self.pictures)}
+        self.round_trip = vae.decode(self.latent["samples"])
+
+    def invert(self, method: Method, cfg, steps, **changed):
+        """The INVERSION that a method's node makes of the sources, every input at its default but those that the scenes give."""
+        held = {"model": self.parts[0], "source": self.source, "latent": self.latent, "steps": steps, "cfg": cfg}
+        inputs = known_inputs(method.node)
+        if "inversion" in inputs:
+            held["inversion"] = self.invert(METHODS["DDIM"], cfg, steps)
+        if "negative" in inputs and (method.guided or not inputs["negative"].optional):
+            held["negative"] = self.null
+        settings = method.settings(steps) if callable(method.settings) else method.settings
+        return execute(method.node, settings | {n: v for n, v in held.items() if n in inputs} | changed)
+
+    def replay(self, inversion, prompt, cfg, read_by=None, edit=lambda model: model, **inject):
+        """Pictures of a prompt sampled from an inversion with edit(MODEL); with PROMPT_EDIT, under Attention Inject that reads
+        `read_by`."""
+        model, *start = PalimpsestReplay.execute(self.parts[0], inversion, 0.0).result
+        model = edit(model)
+        if inject:
+            model = PalimpsestAttentionInject.execute(model, read_by or inversion, **inject).result[0]
+        return self.parts[2].decode(sample(model, start, prompt, self.null, cfg))
+
+    def drifting(self, inversion, cfg):
+        """The INVERSION with the latents that a source branch sampled along at this CFG passes through, in place of its own."""
+        path, _ = replay(PalimpsestReplay.execute(self.parts[0], inversion, 0.0).result, inversion, cfg, self.null)
+        return dataclasses.replace(inversion, latents=path)
+
+
+def measure(scenes: Scenes, method: Method, cfg, steps) -> dict:
+    """{number: [B]} of one method."""
+    inversion = scenes.invert(method, cfg, steps)
+    faithful = scenes.invert(method, cfg, steps, **method.faithful) if method.faithful else inversion
+    gentle = scenes.invert(method, 1.0, steps) if method.guided else faithful
+    read_by = scenes.drifting(inversion, cfg) if method.source == "drifting" else inversion
+    same = {"prompt_edit": scenes.unchanged, **WHOLE} if method.source == "re-read" else {}
+    made = {"recon_1": scenes.replay(gentle, scenes.source, 1.0, **same),
+            "recon_cfg": scenes.replay(faithful, scenes.source, cfg, **same)}
+    if method.edits:
+        made["inject"] = scenes.replay(inversion, scenes.target, cfg, read_by, prompt_edit=scenes.edit, **INJECT)
+        made["plain"] = scenes.replay(inversion, scenes.target, cfg)
+    wanted = [{n: v for n, v in visible(e.target).items() if visible(e.source).get(n) != v} for e in scenes.edits]
+    before, background = read(scenes.round_trip), background_mask(scenes.masks)
+    numbers = {"ceiling": psnr(scenes.round_trip, scenes.pictures)}
+    numbers |= {name: psnr(made[name], scenes.pictures) for name in ("recon_1", "recon_cfg")}
+    for name in ("inject", "plain") if method.edits else ():
+        numbers[f"{name}_success"] = edit_scores(read(made[name]), before, wanted)[0]
+        numbers[f"{name}_background"] = psnr(made[name], scenes.pictures, background)
+    for name in ("evaluations", "seconds"):
+        numbers[name] = torch.full((len(wanted),), inversion.provenance[name] / len(wanted))
+    return numbers
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=50, help="scenes")
+    parser.add_argument("--steps", type=int, default=50, help="of every inversion and replay")
+    parser.add_argument("--cfg", type=float, default=7.5)
+    parser.add_argument("--seed", type=int, default=0, help="number of the first held-out edit")
+    parser.add_argument("--batch", type=int, default=25, help="scenes that are inverted together")
+    parser.add_argument("--only", nargs="+", choices=METHODS, help="measure these rows, again if they stand there")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    result = stored(args)
+    with torch.inference_mode():
+        batches = None
+        for name in args.only or [n for n in METHODS if n not in result["pictures"]]:
+            batches = batches or held_out(args)
+            found = [measure(scenes, METHODS[name], args.cfg, args.steps) for scenes in batches]
+            result = stored(args)  # another process may have measured other rows
+            result["pictures"][name] = {n: rounded(torch.cat([f[n].double() for f in found])) for n in found[0]}
+            result["machine"] = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+            result["differences"] = differences(result["pictures"])
+            args.out.parent.mkdir(exist_ok=True)
+            args.out.write_text(json.dumps(result) + "\n")
+            print(name, means(result["pictures"][name]), flush=True)
+    print(table(result))
+
+
+def stored(args) -> dict:
+    """What was measured with these settings."""
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "only")}
+    result = json.loads(args.out.read_text()) if args.out.exists() else {}
+    return result if result.get("settings") == settings else {"settings": settings, "pictures": {}}
+
+
+def held_out(args) -> list:
+    parts = load_miniature()
+    edits = [held_out_edit(args.seed + i, KINDS[i % len(KINDS)]) for i in range(args.count)]
+    return [Scenes(parts, edits[i:i + args.batch]) for i in range(0, len(edits), args.batch)]
+
+
+def rounded(values) -> list:
+    """JSON has no nan: None where an edit leaves no background."""
+    return [None if v != v else round(v, 4) for v in values.tolist()]
+
+
+def means(row) -> dict:
+    return {name: round(statistics.fmean(v for v in values if v is not None), 4) for name, values in row.items()}
+
+
+def differences(rows) -> dict:
+    """Paired bootstrap intervals of reconstruction at the higher guidance."""
+    found = {}
+    for a, b in DIFFERENCES:
+        if a in rows and b in rows:
+            pair = (torch.tensor(rows[n]["recon_cfg"], dtype=torch.double) for n in (a, b))
+            found[f"{a} - {b}"] = [round(v, 4) for v in paired_bootstrap(*pair, torch.Generator().manual_seed(0))]
+    return found
+
+
+def table(result) -> str:
+    """The README's table: means over the scenes, in the order of METHODS."""
+    cfg = f"{result['settings']['cfg']:g}"
+    lines = [f"| inversion | back at CFG 1 | back at CFG {cfg} | Inject: success | background | plain: success | background "
+             "| row passes | seconds |", "|---|---|---|---|---|---|---|---|---|"]
+    rows = {n: means(result["pictures"][n]) for n in METHODS if n in result["pictures"]}
+    for name, row in rows.items():
+        cells = [f"{row['recon_1']:.1f} dB", f"{row['recon_cfg']:.1f} dB"]
+        for kind in ("inject", "plain"):
+            cells += [f"{row[kind + '_success']:.0%}", f"{row[kind + '_background']:.1f} dB"] if METHODS[name].edits else ["", ""]
+        lines.append("| " + " | ".join([name, *cells, f"{row['evaluations']:.0f}", f"{row['seconds']:.1f}"]) + " |")
+    ceiling = next(iter(rows.values()))["ceiling"]
+    lines.append(f"| *autoencoder alone* | {ceiling:.1f} dB | {ceiling:.1f} dB | | | | | | |")
+    lines += [f"{pair}, back at CFG {cfg}: {mean:+.2f} ({low:+.2f} to {high:+.2f}) dB"
+              for pair, (mean, low, high) in result["differences"].items()]
+    return "\n".join(lines)

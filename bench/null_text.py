@@ -1,0 +1,127 @@
+"""Null-text optimisation: reconstruction against cost, ours beside the published loop, on the same model in the same run.
+
+    python tools/dev.py bench null_text [--count 8] [--steps 50] [--cfg 7.5]
+
+Held-out scenes of the miniature are inverted once. Each row is one run of all of them, then replayed plainly at the CFG with the
+embeddings learned. Cost is network row-passes a step and picture, forward 1, backward 2, without the inversion's own. The peer is
+the authors' loop: from the null prompt's embedding, Adam with a learning rate of 1e-2 that falls to half, at most 10 inner steps, ended
+early under a loss of 1e-5 + 2e-5·i, and a guided step of two rows at the end. PSNR is to the picture's own round trip through the
+autoencoder, mean over pictures. Each run takes all pictures together, and ends a step when the last of them is near enough.
+Writes bench/results/null_text.json and prints the table.
+"""
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import comfy.samplers
+import comfyui_version
+import torch
+
+from ..host.gradients import prompted
+from ..inversion.trajectory import Theta
+from ..metrics.pixels import psnr
+from ..miniature.model import load_miniature
+from ..miniature.scenes import held_out_edit
+from ..nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
+from ..nodes.null_text import PalimpsestNullTextOptimize
+from ..nodes.prompt import PalimpsestPromptEdit
+from ..nodes.runner import learn
+
+RESULTS = Path(__file__).parent / "results" / "null_text.json"
+KINDS = ("colour", "object", "material", "background")
+
+
+def published(cond, uncond, path, sigmas, embedding, cfg, inner):
+    """The authors' loop. Returns the embeddings, one a step."""
+    x, rows, learned, steps = path[0], path[0].new_ones(len(path[0])), [], len(sigmas) - 1
+    embedding = embedding.expand(len(x), -1, -1).clone()
+    for i in range(steps):
+        sigma, following, share = sigmas[i], sigmas[i + 1], 50 * i / steps
+        leaf = embedding.detach().clone().requires_grad_()
+        optimiser = torch.optim.Adam([leaf], lr=1e-2 * (1 - share / 100))
+        with torch.no_grad():
+            guide = cond(x, sigma * rows)
+
+        def step():
+            null = uncond(x, sigma * rows, leaf)
+            return x + (following - sigma) / sigma * (x - null - cfg * (guide - null))
+
+        for _ in range(inner):
+            losses = ((step() - path[i + 1]) / (1 + following ** 2).sqrt()).square().flatten(1).mean(1)
+            optimiser.zero_grad()
+            losses.sum().backward()
+            optimiser.step()
+            if losses.max() < 1e-5 + 2e-5 * share:
+                break
+        embedding = leaf.detach()
+        learned.append(embedding.cpu())
+        with torch.no_grad():
+            cond(x, sigma * rows)  # theirs predicts both rows again for the step
+            x = step()
+    return learned
+
+
+def authors(model, inversion, null, cfg, inner):
+    """The published loop as an INVERSION."""
+    def solve(net, x, sigmas, extra_args=None, callback=None, disable=None, *, path, flow):
+        learned = published(lambda x, s: prompted(net, extra_args, "source", x, s),
+                            lambda x, s, e: prompted(net, extra_args, "start", x, s, e), path, sigmas, null[0][0].clone(), cfg, inner)
+        return {"uncond": Theta(torch.stack(learned), "step", "prediction")}, {}
+    return learn("The published loop", "Null-Text", model, inversion, solve, {"start": null}).result[0]
+
+
+def replay(model, inversion, source, null, cfg):
+    """Plain sampling of the source prompt at a CFG, model space."""
+    m, sampler, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
+    guider = comfy.samplers.CFGGuider(m)
+    guider.set_conds(source, null)
+    guider.set_cfg(cfg)
+    x = latent["samples"]
+    return guider.sample(torch.zeros_like(x), x, sampler, sigmas, disable_pbar=True, seed=0)
+
+
+def measure(args) -> dict:
+    model, clip, vae = load_miniature()
+    edits = [held_out_edit(i, KINDS[i % len(KINDS)]) for i in range(args.count)]
+    pictures = torch.stack([torch.from_numpy(e.source_image) for e in edits])
+    texts = "\n".join(e.source_text for e in edits)
+    source = PalimpsestPromptEdit.execute(clip, texts, texts, "auto").result[0]
+    null = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    latent = {"samples": vae.encode(pictures)}
+    ceiling = vae.decode(latent["samples"])
+    inversion = PalimpsestDDIMInvert.execute(model, source, latent, args.steps, "ddim_uniform").result[0]
+    table = {}
+
+    def row(name, learned, cfg):
+        cost = learned.provenance["evaluations"] - inversion.provenance["evaluations"]
+        found = vae.decode(replay(model, learned, source, null, cfg))
+        table[name] = {"cost": cost / args.steps / args.count, "psnr": float(psnr(found, ceiling).mean()),
+                       "seconds": learned.provenance["seconds"] - inversion.provenance["seconds"]}
+        print(f"| {name} | {table[name]['cost']:.1f} | {table[name]['psnr']:.1f} dB | {table[name]['seconds']:.0f} |", flush=True)
+
+    row("CFG 1, nothing learned", inversion, 1.0)
+    row(f"CFG {args.cfg:g}, nothing learned", inversion, args.cfg)
+    for inner in (1, 2, 5, 10):
+        row(f"published loop, at most {inner} inner steps", authors(model, inversion, null, args.cfg, inner), args.cfg)
+    for start, negative in (("negative", null), ("source prompt", None)):
+        for iterations in (1, 2, 5, 10):
+            learned = PalimpsestNullTextOptimize.execute(model, inversion, args.cfg, iterations, 1e-5, start, negative).result[0]
+            row(f"Null-Text Optimize from the {start}, at most {iterations}", learned, args.cfg)
+    return table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--cfg", type=float, default=7.5)
+    args = parser.parse_args()
+    print("| | row-passes a step | to the ceiling | seconds |\n|---|---|---|---|")
+    began = time.time()
+    with torch.inference_mode():
+        table = measure(args)
+    about = {"settings": vars(args), "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+             "versions": {"torch": torch.__version__, "comfyui": comfyui_version.__version__}, "seconds": time.time() - began}
+    RESULTS.write_text(json.dumps({**about, "measured": table}, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,238 @@
+"""SceneBench: edits whose exact answer is known, by any inversion and any editor.
+
+    python tools/dev.py bench scenes [--split public] [--cases 30] [--inversion NAME ...] [--editor NAME ...] [--steps 50] [--cfg 4]
+
+A case is one held-out edit of a miniature scene, of one of eight kinds: source picture, two prompts, edit mask and the exact target
+picture; 30 of each kind are 240 cases. The public split is for choosing settings, the held-out one for claims. Inversions are the rows of
+bench/inversions.py, editors those of EDITORS below, all at their nodes' defaults unless a row says otherwise.
+
+Each case gives one JSON line in output/scenes/: success (the scene reader sees what was asked) and kept (the other attributes read as
+before), background PSNR and SSIM outside the mask grown by two latent cells and the ideal edit's, PSNR to the exact target and inside the
+mask, reconstruction at this CFG beside the autoencoder's, network row-passes, seconds and on a GPU peak memory. A line that is there is not
+measured again, so an interrupted run goes on where it was. Prints a table and writes it to bench/results/scenes.json with paired bootstrap
+intervals against the first editor, and a sheet of one case a kind, output/scenes/sheet.png.
+"""
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..metrics.edits import edit_numbers, edit_scores, ideal_edit
+from ..metrics.pixels import psnr
+from ..miniature.model import load_miniature
+from ..miniature.reader import read
+from ..miniature.scenes import EDIT_KINDS, held_out_edit, visible
+from ..nodes.drawing import sheet, tile
+from .inversions import METHODS, Scenes, execute, rounded
+from .stats import paired_bootstrap
+
+SPLITS = {"public": 0, "held-out": 10_000}  # number of the first held-out edit
+ROOT = Path(__file__).parents[1]
+RESULTS, LINES = ROOT / "bench" / "results" / "scenes.json", ROOT / "output" / "scenes"
+
+
+def node(name, **settings):
+    """An editor that is one node on MODEL and INVERSION."""
+    return lambda scenes, model, inversion: execute(name, {"model": model, "inversion": inversion, **settings})
+
+
+def inject(scenes, model, inversion):
+    return execute("attention.PalimpsestAttentionInject", {"model": model, "inversion": inversion, "prompt_edit": scenes.edit})
+
+
+def masked(name, before=None, **settings):
+    """An editor node that takes the true edit mask, on top of another editor."""
+    def edit(scenes, model, inversion):
+        model = before(scenes, model, inversion) if before else model
+        return execute(name, {"model": model, "inversion": inversion, "mask": scenes.masks, **settings})
+    return edit
+
+
+def diffedit(scenes, model, inversion):
+    mask = execute("masks.PalimpsestDiffEditMask", {"model": scenes.parts[0], "source": scenes.source, "target": scenes.target,
+                                                    "latent": scenes.latent})
+    return execute("blending.PalimpsestLatentBlend", {"model": model, "inversion": inversion, "mask": mask})
+
+
+EDITORS = {
+    "plain": lambda scenes, model, inversion: model,
+    "Attention Inject": inject,
+    "Inject + Latent Blend (true mask)": masked("blending.PalimpsestLatentBlend", inject),
+    "Inject + Noise Mask": lambda scenes, model, inversion: node("blending.PalimpsestNoiseMask")(
+        scenes, inject(scenes, model, inversion), inversion),
+    "Inject + Proximal Guidance": lambda scenes, model, inversion: node("guidance.PalimpsestProximalGuidance")(
+        scenes, inject(scenes, model, inversion), inversion),
+    "MasaCtrl": node("features.PalimpsestMutualSelfAttention"),
+    "Plug-and-Play": node("features.PalimpsestPlugAndPlay"),
+    "Free-Prompt Edit": node("features.PalimpsestFreePromptEdit"),
+    "DiffEdit": diffedit,
+    "Noise Mask": node("blending.PalimpsestNoiseMask"),
+    "Blended Latent (true mask)": masked("blending.PalimpsestBlendedLatent"),
+    "Object-Aware Blend (true mask)": masked("blending.PalimpsestObjectAwareBlend"),
+}
+
+
+class Counter:
+    """Rows that go through a MODEL's network, its time, and on a GPU its peak memory."""
+
+    def __init__(self, model):
+        self.network = model.model.diffusion_model
+
+    def __enter__(self):
+        self.rows, self.began = 0, time.perf_counter()
+        self.hook = self.network.register_forward_pre_hook(self._count)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        return self
+
+    def _count(self, network, args):
+        self.rows += len(args[0])
+
+    def __exit__(self, *error):
+        self.hook.remove()
+        self.seconds = time.perf_counter() - self.began
+        self.peak = torch.cuda.max_memory_allocated() / 2 ** 20 if torch.cuda.is_available() else float("nan")
+
+
+def measure(scenes, inversion, spent, editors, args) -> dict:
+    """{editor: (numbers {name: [B]}, pictures)} of some cases that one INVERSION holds."""
+    truth = torch.stack([torch.from_numpy(e.target_image) for e in scenes.edits])
+    wanted = [{n: v for n, v in visible(e.target).items() if visible(e.source).get(n) != v} for e in scenes.edits]
+    before, vae = read(scenes.round_trip), scenes.parts[2]
+    replayed = scenes.replay(inversion, scenes.source, args.cfg)
+    ideal = edit_numbers(scenes.pictures, ideal_edit(scenes.pictures, truth, scenes.masks, vae.encode, vae.decode), target=truth,
+                         mask=scenes.masks)
+    shared = {"ceiling_psnr": psnr(scenes.round_trip, scenes.pictures),
+              **{f"ideal_{n}": ideal[n] for n in ("background_psnr", "target_psnr")}}
+    found = {}
+    for name in editors:
+        with Counter(scenes.parts[0]) as counted:
+            made = scenes.replay(inversion, scenes.target, args.cfg, edit=lambda model: EDITORS[name](scenes, model, inversion))
+        success, kept = edit_scores(read(made), before, wanted)
+        numbers = edit_numbers(scenes.pictures, made, replayed, truth, scenes.masks)
+        wanted_numbers = "background_psnr", "background_ssim", "target_psnr", "target_mask_psnr", "reconstruction_psnr"
+        cost = {"rows": (counted.rows + spent.rows) / len(wanted), "seconds": (counted.seconds + spent.seconds) / len(wanted),
+                "peak_mb": counted.peak}
+        found[name] = {"success": success, "kept": kept, **{n: numbers[n] for n in wanted_numbers}, **shared,
+                       **{n: torch.full((len(wanted),), float(v)) for n, v in cost.items()}}, made
+    return found
+
+
+def run(args, lines: Path):
+    """Append the lines that are missing."""
+    held, first = set(stored(lines)), SPLITS[args.split]
+    parts = load_miniature()
+    for kind in args.kind:
+        for start in range(0, args.cases, args.batch):
+            numbers = range(first + start, first + min(start + args.batch, args.cases))
+            names = [f"{kind}-{n}" for n in numbers]
+            missing = {i: [e for e in args.editor if not {(n, i, e) for n in names} <= held] for i in args.inversion}
+            if not any(missing.values()):
+                continue
+            scenes = Scenes(parts, [held_out_edit(n, kind) for n in numbers])
+            for inversion_name, editors in missing.items():
+                if not editors:
+                    continue
+                with Counter(parts[0]) as spent:
+                    inversion = scenes.invert(METHODS[inversion_name], args.cfg, args.steps)
+                for editor, (found, pictures) in measure(scenes, inversion, spent, editors, args).items():
+                    columns = {n: rounded(v.double()) for n, v in found.items()}
+                    with lines.open("a", encoding="utf-8") as file:
+                        for i, name in enumerate(names):
+                            if (name, inversion_name, editor) not in held:
+                                file.write(json.dumps({"case": name, "kind": kind, "inversion": inversion_name, "editor": editor,
+                                                       **{n: v[i] for n, v in columns.items()}}) + "\n")
+                    if start == 0:
+                        keep(pictures[0], lines.with_suffix("") / f"{kind} {inversion_name} {editor}.png")
+                    print(kind, names[0], inversion_name, editor, flush=True)
+
+
+def keep(picture, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((picture * 255).round().byte().numpy()).save(path)
+
+
+def stored(lines: Path) -> dict:
+    """{(case, inversion, editor): line}."""
+    rows = map(json.loads, lines.read_text(encoding="utf-8").splitlines()) if lines.exists() else ()
+    return {(r["case"], r["inversion"], r["editor"]): r for r in rows}
+
+
+def mean(rows, name):
+    values = [r[name] for r in rows if r[name] is not None]
+    return sum(values) / len(values) if values else None
+
+
+def summary(rows, args) -> dict:
+    """{inversion + editor: means, by kind too, and the paired differences from the first editor on the same inversion}."""
+    found = {}
+    names = [n for n in rows[0] if n not in ("case", "kind", "inversion", "editor")]
+    for inversion in args.inversion:
+        first = {r["case"]: r for r in rows if (r["inversion"], r["editor"]) == (inversion, args.editor[0])}
+        for editor in args.editor:
+            mine = [r for r in rows if (r["inversion"], r["editor"]) == (inversion, editor)]
+            entry = {"cases": len(mine), **{n: mean(mine, n) for n in names},
+                     "kinds": {k: {n: mean([r for r in mine if r["kind"] == k], n) for n in ("success", "background_psnr", "target_psnr")}
+                               for k in args.kind}}
+            for n in ("success", "background_psnr", "target_psnr") if editor != args.editor[0] else ():
+                pairs = [(r[n], first[r["case"]][n]) for r in mine if None not in (r[n], first[r["case"]][n])]
+                entry[f"{n}, over {args.editor[0]}"] = paired_bootstrap(*torch.tensor(pairs).double().T, torch.Generator().manual_seed(0))
+            found[f"{inversion}, {editor}"] = entry
+    return found
+
+
+def table(found, args) -> str:
+    lines = ["| | success | kept | background | to the target | row passes | " + " | ".join(args.kind) + " |",
+             "|---|" + "---|" * (5 + len(args.kind))]
+    for name, r in found.items():
+        kinds = " | ".join(f"{r['kinds'][k]['success']:.0%}" for k in args.kind)
+        lines.append(f"| {name} | {r['success']:.0%} | {r['kept']:.1%} | {r['background_psnr']:.1f} dB | {r['target_psnr']:.1f} dB | "
+                     f"{r['rows']:.0f} | {kinds} |")
+    return "\n".join(lines)
+
+
+def draw(args, pictures: Path):
+    """One case a kind: source, exact target, and what every method made of it."""
+    rows = []
+    for kind in args.kind:
+        edit = held_out_edit(SPLITS[args.split], kind)
+        made = [tile(torch.from_numpy(getattr(edit, f"{n}_image")), f"{kind}: {n}") for n in ("source", "target")]
+        for inversion in args.inversion:
+            for editor in args.editor:
+                with Image.open(pictures / f"{kind} {inversion} {editor}.png") as image:
+                    pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+                    made.append(tile(pixels.view(image.height, image.width, 3) / 255, editor if len(args.inversion) == 1 else
+                                     f"{inversion}, {editor}"))
+        rows.append(made)
+    keep(sheet(rows)[0], LINES / "sheet.png")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--split", choices=SPLITS, default="public")
+    parser.add_argument("--cases", type=int, default=30, help="of each kind")
+    parser.add_argument("--kind", nargs="+", choices=EDIT_KINDS, default=list(EDIT_KINDS))
+    parser.add_argument("--inversion", nargs="+", choices=METHODS, default=["DDIM"])
+    parser.add_argument("--editor", nargs="+", choices=EDITORS, default=list(EDITORS))
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--cfg", type=float, default=4.0)
+    parser.add_argument("--batch", type=int, default=15, help="cases that are edited together")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    lines = LINES / f"{args.split} {args.steps} steps CFG {args.cfg:g}.jsonl"
+    lines.parent.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        run(args, lines)
+    cases = {f"{k}-{SPLITS[args.split] + n}" for k in args.kind for n in range(args.cases)}
+    rows = [r for (case, inversion, editor), r in stored(lines).items()
+            if case in cases and inversion in args.inversion and editor in args.editor]
+    found = summary(rows, args)
+    settings = {n: v for n, v in vars(args).items() if n != "out"}
+    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    args.out.write_text(json.dumps({"settings": settings, "machine": machine, "measured": found}, indent=1) + "\n", encoding="utf-8")
+    draw(args, lines.with_suffix(""))
+    print(table(found, args))

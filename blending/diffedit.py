@@ -1,0 +1,60 @@
+"""DiffEdit: Diffusion-based Semantic Image Editing with Mask Guidance. Couairon, Verbeek, Schwenk, Cord, ICLR 2023.
+arXiv:2210.11427
+
+Step 1 of its section 3.2, the mask. The picture is noised to the strength r, and where the noise predicted for the query Q
+is not that predicted for the reference text R, the edit is to happen:
+    M = mean over n noises and over channels of |ε(x_r, Q) - ε(x_r, R)|.
+Extremes are removed, M is scaled to 0..1 and binarised. The authors' settings are n = 10, r = 0.5 and the threshold 0.5;
+extremes are clamped at 3 times the mean of M, as diffusers' pipeline has it.
+At one σ every model's ε is (x - x0)/σ, or as near a multiple of x0, and scaling M takes the factor out again: M is read
+from the host's x0, on eps, v and flow models alike. The guidance scale drops out in the same way.
+Differs from diffusers' pipeline: each picture's map has its own mean, and r is a share of the whole schedule, not of some
+steps of it (there 0.5 of 50 steps is timestep 481 of 1000, here 499.5).
+"""
+import comfy.samplers
+import torch
+from comfy.utils import ProgressBar
+from torch import Tensor
+
+from ..host.sampling import Solver
+
+ROWS = 8  # latents of one forward, which has both prompts for each
+
+
+class Difference(comfy.samplers.CFGGuider):
+    """Predicts x0(target) - x0(source), both in one batch where the host finds room for it."""
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):
+        both = [self.conds["target"], self.conds["source"]]
+        target, source = comfy.samplers.calc_cond_batch(self.inner_model, both, x, timestep, model_options)
+        return target - source
+
+
+def difference_map(model, source, target, latent: Tensor, maps=10, strength=0.5, seed=0) -> Tensor:
+    """M [B, h, w] of pictures in model space [B, C, …, h, w], before it is scaled.
+
+    strength: the noise level, as a share of the schedule from its clean end, over 0 and up to 1."""
+    sampling = model.get_model_object("model_sampling")
+    sigma = torch.tensor(float(sampling.percent_to_sigma(1 - strength)))
+    noise = torch.randn(maps, *latent.shape, generator=torch.Generator().manual_seed(seed))
+    total = torch.zeros(len(latent), *latent.shape[-2:])
+    bar = ProgressBar(maps)
+
+    def solver(denoise, x, sigmas, extra_args, callback, disable):
+        for part in noise.split(max(1, ROWS // len(x))):
+            noised = sampling.noise_scaling(sigma.to(x), part.to(x), x).flatten(0, 1)
+            found = denoise(noised, sigma.to(x).expand(len(noised)), **extra_args).float().abs()
+            total.add_(found.unflatten(0, part.shape[:2]).flatten(2, -3).mean(2).sum(0).cpu())
+            bar.update(len(part))
+        return x
+
+    guider = Difference(model)
+    guider.inner_set_conds({"target": target, "source": source})
+    sigmas = torch.stack([sigma, torch.zeros(())])
+    guider.sample(torch.zeros_like(latent), latent, Solver(solver), sigmas, disable_pbar=True, seed=seed)
+    return total / maps
+
+
+def scaled(difference: Tensor, clamp=3.0) -> Tensor:
+    """M [B, h, w] in 0..1: clamped at `clamp` times each map's mean, which is 1 then."""
+    return (difference / (clamp * difference.mean((1, 2), keepdim=True))).clamp(max=1)

@@ -1,0 +1,80 @@
+"""Moving the latent before a step, and the gradient of a loss on the target's cross-attention maps that most moves follow.
+
+What an editor adds to its step starts from the moved latent. The host's sampler keeps its own x, so the difference comes back in the
+x0 it sees: with Δ = x' - x, a step of Euler's from x with x0 + σ'/(σ - σ')·Δ ends where one from x' with x0 does. Maps are
+materialised at the sites that the loss reads, and in that forward only.
+"""
+from dataclasses import dataclass
+
+import comfy.model_management as management
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..attention.control import AttentionEdit
+from ..host.gradients import graph, without_control_weights
+from ..host.sampling import prediction_type
+from ..host.session import Call, Editor
+
+
+@dataclass(frozen=True, eq=False)
+class _Looks(AttentionEdit):
+    """Shows the target's rows at the cross-attentions of which at(site) says so to look(rows, site, q, k)."""
+    at: object
+    look: object
+
+    def acts(self, run, site, sigma):
+        return site.kind == "cross" and self.at(site)
+
+    def observe(self, rows, site, q, k, v, attention):
+        self.look(rows, site, q, k)
+
+
+class Mover(Editor):
+    """`move` gives the x from which the step is to be taken."""
+
+    def move(self, run, x, sigma) -> Tensor:
+        raise NotImplementedError
+
+    def before(self, run, x, sigma):
+        moved = self.move(run, x, sigma)
+        clean = following(run, sigma)
+        run.memory(self)["shift"] = clean / (sigma - clean) * (moved - x)
+        return moved
+
+    def after(self, run, x0, sigma):
+        return x0 + run.memory(self).pop("shift")
+
+
+def following(run, sigma) -> float:
+    """The σ of the run's next level."""
+    return next((s for s in run.sigmas.tolist() if s < sigma * (1 - 1e-4)), 0.0)
+
+
+def probabilities(q, k, heads) -> Tensor:
+    """[rows, heads, places, tokens]: softmax(q kᵀ/√d)."""
+    q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+
+
+def of_text(maps, rows) -> Tensor:
+    """Maps [..., tokens] over the text of the rows' entry; the host may repeat a shorter one's columns."""
+    return maps.unflatten(-1, (-1, rows.entry["model_conds"]["c_crossattn"].cond.shape[1])).sum(-2)
+
+
+def slope(run, x, sigma, at, look, loss):
+    """(L [B], c²·∂L/∂x) for a loss() [B] of what look(rows, site, q, k) was shown of the target at the sites chosen by at(site).
+
+    With z = x/c the latent of the papers, c = √(1 + σ²) (1 on flow models), z - s·∂L/∂z is x - s·c²·∂L/∂x. Editors take no
+    part; ControlNets do, as constants. Where no entry of the target is evaluated at σ, both are 0."""
+    management.throw_exception_if_processing_interrupted()
+    targets = without_control_weights(run.targets())
+    with graph(run, run.memory(graph)) as options:
+        seen = x.clone().requires_grad_()
+        options = AttentionEdit.install(options, [_Looks(at, look)], Call(run, "write", [targets], sigma))
+        comfy.samplers.calc_cond_batch(run.guider.inner_model, [targets], seen, seen.new_full((len(x),), sigma), options)
+        found = loss()
+        if found is None:
+            return x.new_zeros(len(x)), torch.zeros_like(x)
+        scale = 1 if prediction_type(run.guider.model_patcher) == "flow" else 1 + sigma ** 2
+        return found.detach(), scale * torch.autograd.grad(found.sum(), seen)[0]

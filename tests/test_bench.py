@@ -1,0 +1,95 @@
+"""The benchmarks of edits: cases, resumption, PIE-Bench's format."""
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from palimpsest.bench import pie, scenes
+from palimpsest.miniature.scenes import held_out_edit
+from PIL import Image
+
+
+def run(module, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    module.main()
+
+
+def runs_of(mask):
+    """A mask as PIE-Bench writes it."""
+    found, flat = [], mask.flatten() > 0
+    for i, value in enumerate(flat):
+        if value and (i == 0 or not flat[i - 1]):
+            found += [i, 1]
+        elif value:
+            found[-1] += 1
+    return found
+
+
+def test_run_lengths_decode_to_the_mask_and_its_border():
+    mask = pie.decode_mask([0, 3, 30, 2, 62, 9], (8, 8))
+    inside = mask[1:-1, 1:-1]
+    assert mask[0].all() and mask[-1].all() and mask[:, 0].all() and mask[:, -1].all()
+    assert np.argwhere(inside).tolist() == [[2, 5]]  # 30 is row 3, column 6
+    generator = np.random.default_rng(0)
+    drawn = (generator.random((16, 16)) > 0.5).astype(np.float32)
+    drawn[[0, -1]] = drawn[:, [0, -1]] = 1
+    assert np.array_equal(pie.decode_mask(runs_of(drawn), (16, 16)), drawn)
+
+
+def test_a_pie_bench_folder_is_edited_and_measured_by_its_conventions(tmp_path, monkeypatch, capsys):
+    (tmp_path / "annotation_images" / "0_random").mkdir(parents=True)
+    entries = {}
+    for i in range(2):
+        edit = held_out_edit(i, "colour")
+        path = f"0_random/{i:012}.png"
+        Image.fromarray((edit.source_image * 255).round().astype(np.uint8)).save(tmp_path / "annotation_images" / path)
+        word = next(a for a, b in zip(edit.target_text.split(), edit.source_text.split()) if a != b)
+        entries[f"{i:012}"] = {"image_path": path, "original_prompt": edit.source_text, "editing_type_id": "0", "mask": runs_of(edit.mask),
+                               "editing_prompt": edit.target_text.replace(word, f"[{word}]")}
+    (tmp_path / "mapping_file.json").write_text(json.dumps(entries))
+    found = pie.cases(tmp_path, 700)
+    assert [c.target_text for c in found] == [held_out_edit(i, "colour").target_text for i in range(2)]
+    out = tmp_path / "pie.jsonl"
+    run(pie, monkeypatch, tmp_path, "--steps", 2, "--editor", "plain", "--out", out, "--count", 1)
+    first = out.read_text()
+    run(pie, monkeypatch, tmp_path, "--steps", 2, "--editor", "plain", "--out", out)
+    assert out.read_text().startswith(first)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [r["case"] for r in rows] == list(entries)
+    for row, case in zip(rows, found):
+        share = 1 - case.mask.mean()
+        assert row["pie_psnr"] == pytest.approx(row["background_psnr"] - 10 * np.log10(share), abs=1e-3)
+    assert "plain 2" in capsys.readouterr().out
+
+
+def test_scene_bench_goes_on_where_it_was_and_gives_the_same_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "LINES", tmp_path)
+    common = "--kind", "colour", "style", "--steps", 2, "--batch", 1, "--out", tmp_path / "table.json", "--inversion", "DDIM"
+    lines = tmp_path / "public 2 steps CFG 4.jsonl"
+
+    def rows():
+        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines.read_text().splitlines()]
+
+    run(scenes, monkeypatch, *common, "--cases", 1, "--editor", "plain")
+    first, whole = rows(), lines.read_text()
+    run(scenes, monkeypatch, *common, "--cases", 2, "--editor", "plain", "Attention Inject")
+    assert lines.read_text().startswith(whole) and len(rows()) == 8
+    assert len({(r["case"], r["editor"]) for r in rows()}) == 8
+    found = json.loads((tmp_path / "table.json").read_text())["measured"]
+    assert found["DDIM, plain"]["cases"] == 4 and len(found["DDIM, Attention Inject"]["success, over plain"]) == 3
+    assert Image.open(tmp_path / "sheet.png").width > 500
+    lines.unlink()
+    run(scenes, monkeypatch, *common, "--cases", 1, "--editor", "plain")
+    assert rows() == first
+
+
+def test_the_rows_of_a_scene_bench_line_are_those_of_the_network():
+    """Two steps of inversion at CFG 1, two of the edit at CFG 4 in two rows, and the autoencoder's never."""
+    parts = scenes.load_miniature()
+    with torch.inference_mode():
+        made = scenes.Scenes(parts, [held_out_edit(0, "colour")])
+        with scenes.Counter(parts[0]) as counted:
+            inversion = made.invert(scenes.METHODS["DDIM"], 4.0, 2)
+            made.replay(inversion, made.target, 4.0)
+    assert counted.rows == 2 + 2 * 2

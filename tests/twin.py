@@ -1,0 +1,51 @@
+"""diffusers' side of a parity test: its U-Net with a small host model's weights, prompts by table, its schedulers' settings."""
+from types import SimpleNamespace
+
+import comfy.utils
+import tiny
+import torch
+from diffusers import UNet2DConditionModel
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
+            "timestep_spacing": "leading"}  # the host's ddim_uniform, on eps and v models
+
+
+def unet(model) -> UNet2DConditionModel:
+    """diffusers' network with the weights of a host model of one residual block a level, such as `tiny.sd15`."""
+    config = model.model.model_config.unet_config
+    down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in config["transformer_depth"]]
+    made = UNet2DConditionModel(
+        sample_size=8, block_out_channels=[config["model_channels"] * m for m in config["channel_mult"]], layers_per_block=1,
+        cross_attention_dim=tiny.DIM, attention_head_dim=config["num_heads"], down_block_types=down,
+        up_block_types=[name.replace("Down", "Up") for name in reversed(down)]).eval()
+    weights = model.model.diffusion_model.state_dict()
+    names = comfy.utils.unet_to_diffusers(config)
+    made.load_state_dict({theirs: weights[ours].clone() for theirs, ours in names.items() if ours in weights})
+    return made
+
+
+class Prompts(torch.nn.Module):
+    """A pipeline's tokenizer and text encoder in one: looks embeddings [1, tokens, DIM] up by their text, and the number of their
+    tokens from BOS to EOS."""
+    model_max_length = 77
+    dtype, device, config, added_tokens_encoder = torch.float32, torch.device("cpu"), SimpleNamespace(), {}
+
+    def __init__(self, table, lengths=None):
+        super().__init__()
+        self.texts, self.embeddings, self.lengths = list(table), list(table.values()), lengths or {}
+
+    def tokenize(self, text):
+        return []
+
+    def forward(self, asked, **kwargs):
+        if torch.is_tensor(asked):
+            return (torch.cat([self.embeddings[i] for i in asked[:, 0].tolist()]),)
+        texts = [asked] if isinstance(asked, str) else asked
+        rows = torch.tensor([self.texts.index(text) for text in texts])
+        return SimpleNamespace(input_ids=rows[:, None].expand(-1, self.embeddings[0].shape[1]),
+                               length=torch.tensor([self.lengths.get(text, 2) for text in texts]))
+
+
+def z_of(x, sigma):
+    """The DDIM latent z of a latent x of the host's samplers."""
+    return x / (1 + sigma ** 2) ** 0.5

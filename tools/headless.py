@@ -1,0 +1,36 @@
+"""Running prompts on the host's own executor in this process, and the pictures that its nodes show."""
+import asyncio
+import inspect
+from pathlib import Path
+
+import execution
+import folder_paths
+import numpy as np
+from PIL import Image
+
+
+class Executor:
+    """The host's executor, which keeps what it computed between runs as a server does."""
+
+    def __init__(self, server):
+        known = inspect.signature(execution.PromptExecutor).parameters  # older hosts say it otherwise
+        cache = {"cache_args": {"ram": 0, "ram_inactive": 0, "lru": 0}} if "cache_args" in known else {"cache_size": 0}
+        self.host = execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC, **cache)
+
+    def __call__(self, graph):
+        valid, error, outputs, _ = asyncio.run(execution.validate_prompt("test", graph, None))
+        assert valid, error
+        self.host.execute(graph, "test", {}, outputs)
+        return self.host.success
+
+    def cached(self):
+        return {n for event, data in self.host.status_messages if event == "execution_cached" for n in data["nodes"]}
+
+    def pictures(self, graph):
+        """The pixels that every node showed or saved, by its title."""
+        return {graph[node]["_meta"]["title"]: [np.asarray(Image.open(place(image))) for image in shown["images"]]
+                for node, shown in self.host.history_result["outputs"].items() if "images" in shown}
+
+
+def place(image):
+    return Path(folder_paths.get_directory_by_type(image["type"]), image["subfolder"], image["filename"])

@@ -1,0 +1,87 @@
+"""The nodes' texts on the canvas, in English from their own schemas, and what the other languages still owe.
+
+Run as a script it writes locales/en/nodeDefs.json again. A text whose English has changed since is taken out of the other
+languages, as is one that no node has any more, and what is missing from them is printed: the exit status is 1 until it
+is translated. COMFYUI_PATH names the host.
+"""
+import asyncio
+import json
+import logging
+import sys
+
+from canvas import declared
+from pack import ROOT, load_pack
+
+FOLDER = ROOT / "locales"
+
+
+def infos() -> list:
+    """What the host's /object_info says of each of the pack's nodes."""
+    import palimpsest
+    return [node.GET_NODE_INFO_V1() for node in asyncio.run(asyncio.run(palimpsest.comfy_entrypoint()).get_node_list())]
+
+
+def english() -> dict:
+    """The nodes' own texts, as the frontend reads them from nodeDefs.json."""
+    return {info["name"]: _texts(info) for info in infos()}
+
+
+def _texts(info):
+    tips = info.get("output_tooltips") or [None] * len(info["output"])
+    found = {"display_name": info["display_name"], "description": info["description"],
+             "inputs": {name: _named(options.get("display_name") or name, options.get("tooltip"))
+                        for name, _, options, _ in declared(info)},
+             "outputs": {str(i): _named(name, tip) for i, (name, tip) in enumerate(zip(info["output_name"], tips))}}
+    return {part: text for part, text in found.items() if text}
+
+
+def _named(name, tooltip):
+    return {"name": name, "tooltip": tooltip} if tooltip else {"name": name}
+
+
+def flat(defs, *path) -> dict:
+    """{"node.inputs.name.tooltip": text} of a nodeDefs.json."""
+    if isinstance(defs, str):
+        return {".".join(path): defs}
+    return {key: text for part, inner in defs.items() for key, text in flat(inner, *path, part).items()}
+
+
+def kept(words, old, new):
+    """What of `words`, a translation of the English `old`, still says what the English `new` does; in new's order."""
+    if isinstance(new, str):
+        return words if old in (None, new) else None
+    inner = {part: kept(words[part], (old or {}).get(part), text) for part, text in new.items() if part in words}
+    return {part: text for part, text in inner.items() if text}
+
+
+def read(language: str, name: str = "nodeDefs") -> dict:
+    path = FOLDER / language / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write(language: str, defs: dict):
+    text = json.dumps(defs, indent=1, ensure_ascii=False) + "\n"
+    (FOLDER / language / "nodeDefs.json").write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    logging.disable(logging.WARNING)
+    load_pack()
+    old, new, owed = read("en"), english(), 0
+    write("en", new)
+    for language in sorted({folder.name for folder in FOLDER.iterdir()} - {"en"}):
+        words = read(language)
+        now = kept(words, old, new)
+        write(language, now)
+        for key, text in flat(words).items():
+            if key not in flat(now):
+                print(f"{language}: {'stale' if key in flat(new) else 'superfluous'}, taken out: {key}: {text}")
+        for key, text in flat(new).items():
+            if key not in flat(now):
+                print(f"{language}: missing: {key}: {text}")
+                owed += 1
+    return int(owed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""The pictures that the template browser shows of the small workflows: each is run as it is, and its edit put beside its source.
+
+COMFYUI_PATH names the host. Give names of workflows to draw these only.
+"""
+import json
+import logging
+import sys
+import tempfile
+
+from canvas import to_api
+from pack import load_pack
+from workflow import FOLDER, host_nodes, object_info
+
+SIDE, GAP = 300, 8
+
+
+def main(names) -> int:
+    logging.disable(logging.WARNING)
+    load_pack()
+    server = host_nodes()
+    server.client_id, server.send_sync = None, lambda *args: None  # nobody is connected
+    import folder_paths
+    import numpy as np
+    from headless import Executor
+    from palimpsest.miniature.scenes import held_out_edit
+    from PIL import Image
+    from techniques import TABLE
+    info = object_info()
+    with tempfile.TemporaryDirectory() as folder:
+        folder_paths.set_output_directory(folder)
+        folder_paths.set_temp_directory(folder)
+        for name in names or TABLE:
+            graph = to_api(json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")), info)
+            run = Executor(server)
+            if not run(graph):
+                raise SystemExit(f"{name}: {run.host.status_messages[-1]}")
+            source = held_out_edit(TABLE[name].seed, TABLE[name].kind).source_image
+            page = Image.new("RGB", (2 * SIDE + GAP, SIDE), "white")
+            for i, pixels in enumerate(((source * 255).round().astype(np.uint8), run.pictures(graph)["Save Image"][0])):
+                page.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (i * (SIDE + GAP), 0))
+            page.save(FOLDER / f"{name}.jpg", quality=88)
+            print(FOLDER / f"{name}.jpg", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
