@@ -2,17 +2,20 @@
 
 Four things stand in the way of a backward pass. Weights that a loader node made are inference tensors, which autograd refuses to
 save: computing in another dtype casts them to fresh tensors, and where the dtype is the same, copies take their place while a
-forward lasts. Some blocks write into tensors that autograd saved. Some fused kernels have no derivative; the host leaves them out while
+forward lasts. Some blocks write into tensors that autograd saved; those are copied first. Some fused kernels have no derivative; the host leaves them out while
 `in_training` is set. Some attention backends return no graph; PyTorch's own does.
 """
+from collections import defaultdict
 from contextlib import contextmanager
 from functools import partial
+from weakref import WeakSet
 
 import comfy.model_management as management
 import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import get_attention_function
 from comfy.patcher_extension import WrappersMP
+from torch.utils._python_dispatch import TorchDispatchMode
 
 KEY = "palimpsest.gradients"
 FP32 = 4 * 2 ** 30  # bytes of weights: larger models compute in bf16, or SDXL's graph at 1024 px outgrows 24 GB (bench gradients)
@@ -38,13 +41,46 @@ def differentiable(model):
 @contextmanager
 def _recording():
     """Autograd outside the executor's inference mode, in-place writes and fused kernels taken care of."""
-    training = getattr(management, "in_training", False)
-    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+    training, copying = getattr(management, "in_training", False), _CopyBeforeWrite()
+    with (torch.inference_mode(False), torch.enable_grad(), copying,
+          torch.autograd.graph.saved_tensors_hooks(copying.pack, lambda held: held.tensor)):
         management.in_training = True
         try:
             yield
         finally:
             management.in_training = training
+
+
+class _Held:
+    """A tensor that autograd saved."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+class _CopyBeforeWrite(TorchDispatchMode):
+    """Copies what autograd saved before an operation writes into its storage. PyTorch's allow_mutation_on_saved_tensors does so
+    too, but knows a tensor by addresses that the next one may be given: a gradient in fifty came out wrong."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = defaultdict(WeakSet)  # by storage, which lives as long as what holds it
+
+    def pack(self, tensor):
+        held = _Held(tensor)
+        self.held[tensor.untyped_storage().data_ptr()].add(held)
+        return held
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for i, argument in enumerate(function._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written = args[i] if i < len(args) else kwargs.get(argument.name)
+                for tensor in written if isinstance(written, (list, tuple)) else [written]:
+                    if tensor is not None:
+                        for held in self.held.pop(tensor.untyped_storage().data_ptr(), ()):
+                            held.tensor = held.tensor.clone()
+        return function(*args, **kwargs)
 
 
 @contextmanager
