@@ -142,12 +142,12 @@ def free_prompt(case, model=None):
 
 
 def excite(case, model=None):
-    """One move at the first of three steps, and up to two more at the second; small ones, or a random net turns rounding to chaos."""
-    return PalimpsestAttendExcite.execute(model or case.model, shared_word(case), 0.1, 0.5, "0.2: 0.9", 2, 0.25).result[0]
+    """One move at the first of three steps, and up to two more at the second."""
+    return PalimpsestAttendExcite.execute(model or case.model, shared_word(case), 100.0, 0.5, "0.2: 0.9", 2, 0.25).result[0]
 
 
 def pull(case, model=None):
-    return PalimpsestCrossAttentionGuidance.execute(model or case.model, case.inversion, 0.1, 0.0, CROSS_END).result[0]
+    return PalimpsestCrossAttentionGuidance.execute(model or case.model, case.inversion, 20.0, 0.0, CROSS_END).result[0]
 
 
 def mixing(case, model=None):

@@ -93,6 +93,23 @@ def test_large_models_are_differentiated_in_bf16(family, dtype, monkeypatch):
     assert float(found.norm()) == pytest.approx(float(exact.norm()), rel=0.03)
 
 
+def test_what_autograd_saved_is_copied_before_a_write():
+    """The base of a saved view is written into; so are tensors whose memory the next ones may be given."""
+    with torch.inference_mode(), gradients._recording():
+        x = torch.randn(32, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        h = 2 * x
+        squares = h[1:].square().sum()
+        h += 1
+        assert torch.allclose(torch.autograd.grad(squares, x)[0][1:], 8 * x[1:])
+        for _ in range(50):
+            h = 3 * x
+            cubes = h.pow(3).sum()
+            h += 1
+            cosines = h.sin().sum()
+            del h
+            assert torch.allclose(torch.autograd.grad(cubes + cosines, x)[0], 81 * x ** 2 + 3 * (3 * x + 1).cos())
+
+
 @pytest.mark.parametrize("family", ["sd15", "flux"])
 def test_nothing_stays_in_the_model(family):
     model = EVERY[family]()
