@@ -7,12 +7,12 @@ import comfy.samplers
 import pytest
 import tiny
 import torch
-import twin
 from diffusers import DDIMScheduler
 from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite.pipeline_stable_diffusion_attend_and_excite import \
     StableDiffusionAttendAndExcitePipeline
 from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_diffusion_pix2pix_zero import \
     StableDiffusionPix2PixZeroPipeline
+from palimpsest.bench import twin
 from palimpsest.guidance.attend_excite import neglect, text_positions
 from palimpsest.guidance.moving import slope
 from palimpsest.host.sampling import Solver

@@ -6,11 +6,11 @@ import comfy.supported_models
 import pytest
 import tiny
 import torch
-import twin
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from diffusers import DPMSolverMultistepScheduler
 from diffusers.pipelines.ledits_pp import LEditsPPPipelineStableDiffusion
 from diffusers.pipelines.ledits_pp.pipeline_leditspp_stable_diffusion import compute_noise
+from palimpsest.bench import twin
 from palimpsest.guidance.ledits import smoothed
 from palimpsest.host.sampling import Solver
 from palimpsest.host.tokens import tokenize

@@ -5,10 +5,10 @@ import comfy.samplers
 import pytest
 import tiny
 import torch
-import twin
 from comfy.patcher_extension import WrappersMP
 from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionDiffEditPipeline
 from palimpsest.attention.control import host_attention, positions
+from palimpsest.bench import twin
 from palimpsest.blending.diffedit import difference_map, scaled
 from palimpsest.blending.noise_mask import relevance
 from palimpsest.host.sampling import Solver

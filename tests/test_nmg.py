@@ -3,9 +3,9 @@ import comfy.model_management as management
 import pytest
 import tiny
 import torch
-import twin
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import BasicGuider
+from palimpsest.bench import twin
 from palimpsest.miniature.model import load_miniature
 from palimpsest.miniature.scenes import held_out_edit
 from palimpsest.nodes.guidance import PalimpsestNoiseMapGuidance

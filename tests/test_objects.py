@@ -5,7 +5,7 @@ import comfy.utils
 import pytest
 import tiny
 import torch
-import twin
+from palimpsest.bench import twin
 from palimpsest.guidance.delta_denoise import WEIGHT, descend, levels
 from palimpsest.guidance.moving import slope
 from palimpsest.guidance.self_guidance import NOISE, SelfGuidance, appearance, centroid, shape, transformed

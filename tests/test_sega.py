@@ -6,11 +6,11 @@ import nodes as host
 import pytest
 import tiny
 import torch
-import twin
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import BasicGuider
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from diffusers import DDIMScheduler, SemanticStableDiffusionPipeline
+from palimpsest.bench import twin
 from palimpsest.guidance.sega import largest
 from palimpsest.host.sampling import Solver
 from palimpsest.host.session import editors

@@ -1,8 +1,7 @@
-"""diffusers' side of a parity test: its U-Net with a small host model's weights, prompts by table, its schedulers' settings."""
+"""diffusers' side of a comparison on equal weights: its U-Net with those of a host model, prompts by table, its schedulers' settings."""
 from types import SimpleNamespace
 
 import comfy.utils
-import tiny
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -10,13 +9,15 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
             "timestep_spacing": "leading"}  # the host's ddim_uniform, on eps and v models
 
 
-def unet(model) -> UNet2DConditionModel:
-    """diffusers' network with the weights of a host model of one residual block a level, such as `tiny.sd15`."""
+def unet(model, size=8) -> UNet2DConditionModel:
+    """diffusers' network with the weights of a host model of SD1.x's kind, for latents of `size` where a pipeline asks."""
     config = model.model.model_config.unet_config
-    down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in config["transformer_depth"]]
+    blocks, widths = config["num_res_blocks"][0], [config["model_channels"] * m for m in config["channel_mult"]]
+    down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in config["transformer_depth"][::blocks]]
+    heads = [width // config["num_head_channels"] if config["num_heads"] == -1 else config["num_heads"] for width in widths]
     made = UNet2DConditionModel(
-        sample_size=8, block_out_channels=[config["model_channels"] * m for m in config["channel_mult"]], layers_per_block=1,
-        cross_attention_dim=tiny.DIM, attention_head_dim=config["num_heads"], down_block_types=down,
+        sample_size=size, block_out_channels=widths, layers_per_block=blocks, cross_attention_dim=config["context_dim"],
+        attention_head_dim=heads, down_block_types=down,
         up_block_types=[name.replace("Down", "Up") for name in reversed(down)]).eval()
     weights = model.model.diffusion_model.state_dict()
     names = comfy.utils.unet_to_diffusers(config)
@@ -25,7 +26,7 @@ def unet(model) -> UNet2DConditionModel:
 
 
 class Prompts(torch.nn.Module):
-    """A pipeline's tokenizer and text encoder in one: looks embeddings [1, tokens, DIM] up by their text, and the number of their
+    """A pipeline's tokenizer and text encoder in one: looks embeddings [1, tokens, width] up by their text, and the number of their
     tokens from BOS to EOS."""
     model_max_length = 77
     dtype, device, config, added_tokens_encoder = torch.float32, torch.device("cpu"), SimpleNamespace(), {}
