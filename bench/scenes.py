@@ -9,8 +9,8 @@ bench/inversions.py, editors those of EDITORS below, all at their nodes' default
 Each case gives one JSON line in output/scenes/: success (the scene reader sees what was asked) and kept (the other attributes read as
 before), background PSNR and SSIM outside the mask grown by two latent cells and the ideal edit's, PSNR to the exact target and inside the
 mask, reconstruction at this CFG beside the autoencoder's, network row-passes, seconds and on a GPU peak memory. A line that is there is not
-measured again, so an interrupted run goes on where it was. Prints a table and writes it to bench/results/scenes.json with paired bootstrap
-intervals against the first editor, and a sheet of one case a kind, output/scenes/sheet.png.
+measured again, so an interrupted run goes on where it was. Prints a table and writes it to bench/results/scenes.json, beside other rows of the
+same settings, with paired bootstrap intervals against the first editor, and a sheet of one case a kind, output/scenes/sheet.png.
 """
 import argparse
 import json
@@ -21,6 +21,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..attention.store import resolution
+from ..guidance.ledits import LEDITS, Grounded
+from ..host.session import attach
 from ..metrics.edits import edit_numbers, edit_scores, ideal_edit
 from ..metrics.pixels import psnr
 from ..miniature.model import load_miniature
@@ -58,6 +61,16 @@ def diffedit(scenes, model, inversion):
     return execute("blending.PalimpsestLatentBlend", {"model": model, "inversion": inversion, "mask": mask})
 
 
+def sega(scenes, model, inversion):
+    return execute("semantic.PalimpsestSEGAGuidance", {"model": model, "concept": scenes.target})
+
+
+def ledits(scenes, model, inversion):
+    """The node takes one text; here every picture has its own."""
+    concept = Grounded(scenes.target, 5.0, 0.0, 1.0, 0.9, tokens=tuple(pair.target for pair in scenes.edit.pairs))
+    return attach(model, LEDITS((concept,), share=resolution(model, 0.25)))
+
+
 EDITORS = {
     "plain": lambda scenes, model, inversion: model,
     "Attention Inject": inject,
@@ -73,7 +86,12 @@ EDITORS = {
     "Noise Mask": node("blending.PalimpsestNoiseMask"),
     "Blended Latent (true mask)": masked("blending.PalimpsestBlendedLatent"),
     "Object-Aware Blend (true mask)": masked("blending.PalimpsestObjectAwareBlend"),
+    "Cross-Attention Guidance": node("excite.PalimpsestCrossAttentionGuidance"),
+    "Noise Map Guidance": node("guidance.PalimpsestNoiseMapGuidance"),
+    "SEGA (target as concept)": sega,
+    "LEDITS++ (target as concept)": ledits,
 }
+SOURCE_SAMPLED = {"SEGA (target as concept)", "LEDITS++ (target as concept)"}
 
 
 class Counter:
@@ -111,7 +129,8 @@ def measure(scenes, inversion, spent, editors, args) -> dict:
     found = {}
     for name in editors:
         with Counter(scenes.parts[0]) as counted:
-            made = scenes.replay(inversion, scenes.target, args.cfg, edit=lambda model: EDITORS[name](scenes, model, inversion))
+            prompt = scenes.source if name in SOURCE_SAMPLED else scenes.target
+            made = scenes.replay(inversion, prompt, args.cfg, edit=lambda model: EDITORS[name](scenes, model, inversion))
         success, kept = edit_scores(read(made), before, wanted)
         numbers = edit_numbers(scenes.pictures, made, replayed, truth, scenes.masks)
         wanted_numbers = "background_psnr", "background_ssim", "target_psnr", "target_mask_psnr", "reconstruction_psnr"
@@ -185,6 +204,12 @@ def summary(rows, args) -> dict:
     return found
 
 
+def measured(path, settings) -> dict:
+    """What stands there of other rows, measured with these settings."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return before["measured"] if before.get("settings") == settings else {}
+
+
 def table(found, args) -> str:
     lines = ["| | success | kept | background | to the target | row passes | " + " | ".join(args.kind) + " |",
              "|---|" + "---|" * (5 + len(args.kind))]
@@ -230,8 +255,8 @@ def main():
     cases = {f"{k}-{SPLITS[args.split] + n}" for k in args.kind for n in range(args.cases)}
     rows = [r for (case, inversion, editor), r in stored(lines).items()
             if case in cases and inversion in args.inversion and editor in args.editor]
-    found = summary(rows, args)
-    settings = {n: v for n, v in vars(args).items() if n != "out"}
+    settings = {n: v for n, v in vars(args).items() if n not in ("out", "inversion", "editor", "batch")}
+    found = {**measured(args.out, settings), **summary(rows, args)}
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     args.out.write_text(json.dumps({"settings": settings, "machine": machine, "measured": found}, indent=1) + "\n", encoding="utf-8")
     draw(args, lines.with_suffix(""))

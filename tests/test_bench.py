@@ -79,6 +79,8 @@ def test_scene_bench_goes_on_where_it_was_and_gives_the_same_lines(tmp_path, mon
     found = json.loads((tmp_path / "table.json").read_text())["measured"]
     assert found["DDIM, plain"]["cases"] == 4 and len(found["DDIM, Attention Inject"]["success, over plain"]) == 3
     assert Image.open(tmp_path / "sheet.png").width > 500
+    run(scenes, monkeypatch, *common, "--cases", 2, "--editor", "plain")
+    assert json.loads((tmp_path / "table.json").read_text())["measured"] == found
     lines.unlink()
     run(scenes, monkeypatch, *common, "--cases", 1, "--editor", "plain")
     assert rows() == first
