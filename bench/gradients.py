@@ -2,10 +2,10 @@
 
     python tools/dev.py bench gradients
 
-The host's networks of SD1.5 and SDXL are built of fake tensors, weights in fp16, computed with in the dtype that host/gradients.py
-chooses for their size, and run once on one row. Counted are the weights, every distinct storage that autograd saves (the fp32 casts of the weights
-among them), and the largest single tensor made, as an allowance for what a backward has in hand. On a GPU the result is compared
-with nothing: it is the count of bytes, whatever the device.
+The host's networks of SD1.5 and SDXL are built of fake tensors, weights in fp16, computed with in the dtype that
+host/gradients.py chooses for their size, and run once on one row. Counted are the weights, every distinct storage that autograd
+saves (the fp32 casts of the weights among them), and the largest single tensor made, as an allowance for what a backward has in
+hand. It is a count of bytes, the same on any device.
 """
 import json
 from pathlib import Path
@@ -19,16 +19,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..host.gradients import FP32, pytorch_attention
 
 RESULTS = Path(__file__).parent / "results" / "gradients.json"
-COMMON = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 2, "use_spatial_transformer": True,
-          "legacy": False, "use_checkpoint": False}
+COMMON = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 2,
+          "use_spatial_transformer": True, "legacy": False, "use_checkpoint": False}
 NETWORKS = {
-    "SD1.5, 512 px": (64, 768, None, {**COMMON, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "num_heads": 8, "context_dim": 768,
-                                      "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
-                                      "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]}),
-    "SDXL, 1024 px": (128, 2048, 2816, {**COMMON, "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "num_head_channels": 64,
-                                        "context_dim": 2048, "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
-                                        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "use_linear_in_transformer": True,
-                                        "num_classes": "sequential", "adm_in_channels": 2816})}
+    "SD1.5, 512 px": (64, 768, None, {
+        **COMMON, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "num_heads": 8, "context_dim": 768,
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]}),
+    "SDXL, 1024 px": (128, 2048, 2816, {
+        **COMMON, "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "num_head_channels": 64, "context_dim": 2048,
+        "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "use_linear_in_transformer": True,
+        "num_classes": "sequential", "adm_in_channels": 2816})}
 
 
 class Largest(TorchDispatchMode):
@@ -60,12 +62,14 @@ def count(side, width, pooled, config) -> dict:
             network(torch.zeros(1, 4, side, side, dtype=compute), torch.zeros(1), context=embedding.to(compute),
                     y=None if pooled is None else torch.zeros(1, pooled, dtype=compute),
                     transformer_options={"optimized_attention_override": pytorch_attention})
-    return {"computed in": str(compute), "weights": weights, "saved": sum(saved.values()), "largest": largest.size, "all": weights + sum(saved.values()) + 3 * largest.size}
+    found = {"weights": weights, "saved": sum(saved.values()), "largest": largest.size}
+    return {"computed in": str(compute), **found, "all": weights + found["saved"] + 3 * largest.size}
 
 
 def main():
     table = {}
     for name, network in NETWORKS.items():
         table[name] = count(*network)
-        print(name, ", ".join(f"{key} {value if isinstance(value, str) else f'{value / 2 ** 30:.2f} GB'}" for key, value in table[name].items()), flush=True)
+        sizes = (f"{key} {value if isinstance(value, str) else f'{value / 2 ** 30:.2f} GB'}" for key, value in table[name].items())
+        print(name, ", ".join(sizes), flush=True)
     RESULTS.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

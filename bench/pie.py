@@ -1,13 +1,13 @@
 """PIE-Bench (Ju et al. 2023, arXiv:2310.01506) with your own checkpoint: its pictures, prompts, masks and its own conventions.
 
-    python tools/dev.py bench pie FOLDER [--checkpoint FILE] [--inversion NAME] [--editor NAME ...] [--count 700] [--steps 50] [--cfg 7.5]
-        [--clip-vision FILE --clip-text FILE]
+    python tools/dev.py bench pie FOLDER [--checkpoint FILE] [--inversion NAME] [--editor NAME ...] [--count 700] [--steps 50]
+        [--cfg 7.5] [--clip-vision FILE --clip-text FILE]
 
-FOLDER holds mapping_file.json and annotation_images/. Without a checkpoint the miniature edits, which knows nothing of photographs. Background
-MSE, PSNR and SSIM are PIE-Bench's (the edited region black in both pictures, the mean over the whole picture, dB averaged), and beside them
-ours, by the background's area alone. CLIP similarities, of the whole picture and of the edited region to the target prompt, need a CLIP
-vision and a CLIP text model with its projection (the tables' are ViT-L/14). One JSON line a picture in output/pie.jsonl; a picture that stands
-there is not edited again.
+FOLDER holds mapping_file.json and annotation_images/. Without a checkpoint the miniature edits, which knows nothing of photographs.
+Background MSE, PSNR and SSIM are PIE-Bench's (the edited region black in both pictures, the mean over the whole picture, dB averaged),
+and beside them ours, by the background's area alone. CLIP similarities, of the whole picture and of the edited region to the target
+prompt, need a CLIP vision and a CLIP text model with its projection (the tables' are ViT-L/14). One JSON line a picture in
+output/pie.jsonl; a picture that stands there is not edited again.
 """
 import argparse
 import json
@@ -22,7 +22,7 @@ from PIL import Image
 from ..metrics.pixels import pie_mse, pie_psnr, pie_ssim, psnr, ssim
 from ..miniature.model import load_miniature
 from .inversions import METHODS, Scenes
-from .scenes import EDITORS
+from .scenes import EDITORS, edited
 
 LINES = Path(__file__).parents[1] / "output" / "pie.jsonl"
 
@@ -34,12 +34,13 @@ class Case:
         with Image.open(Path(folder, "annotation_images", entry["image_path"])) as image:
             self.source_image = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
         self.number, self.kind = number, entry["editing_type_id"]
-        self.source_text, self.target_text = (entry[n].replace("[", "").replace("]", "") for n in ("original_prompt", "editing_prompt"))
+        self.source_text, self.target_text = (
+            entry[n].replace("[", "").replace("]", "") for n in ("original_prompt", "editing_prompt"))
         self.mask = decode_mask(entry["mask"], self.source_image.shape[:2])
 
 
 def decode_mask(runs, size) -> np.ndarray:
-    """A mask [height, width] in {0, 1} of PIE-Bench's run lengths, start and length in turn over the rows; its border counts as edited."""
+    """A mask [height, width] in {0, 1} of PIE-Bench's run lengths, start and length in turn over the rows; its border is edited."""
     flat = np.zeros(size[0] * size[1], dtype=np.float32)
     for start, length in zip(runs[::2], runs[1::2], strict=True):
         flat[start:start + length] = 1
@@ -65,13 +66,14 @@ class Clip:
         return (100 * torch.cosine_similarity(seen.float(), said.float().to(seen))).clamp(min=0)
 
 
-def measure(case, scenes, edited, clip=None) -> dict:
+def measure(case, scenes, made, clip=None) -> dict:
     mask, background = scenes.masks, 1 - scenes.masks
-    numbers = {"pie_mse": pie_mse(scenes.pictures, edited, mask), "pie_psnr": pie_psnr(scenes.pictures, edited, mask),
-               "pie_ssim": pie_ssim(scenes.pictures, edited, mask), "background_psnr": psnr(scenes.pictures, edited, background),
-               "background_ssim": ssim(scenes.pictures, edited, background)}
+    numbers = {"pie_mse": pie_mse(scenes.pictures, made, mask), "pie_psnr": pie_psnr(scenes.pictures, made, mask),
+               "pie_ssim": pie_ssim(scenes.pictures, made, mask), "background_psnr": psnr(scenes.pictures, made, background),
+               "background_ssim": ssim(scenes.pictures, made, background)}
     if clip is not None:
-        numbers |= {"clip_whole": clip.score(edited, case.target_text), "clip_edited": clip.score(edited * mask[..., None], case.target_text)}
+        numbers |= {"clip_whole": clip.score(made, case.target_text),
+                    "clip_edited": clip.score(made * mask[..., None], case.target_text)}
     return {n: None if not v.isfinite().all() else round(float(v), 6) for n, v in numbers.items()}
 
 
@@ -80,7 +82,8 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--checkpoint")
     parser.add_argument("--inversion", choices=METHODS, default="DDIM")
-    parser.add_argument("--editor", nargs="+", choices=[n for n in EDITORS if "true mask" not in n], default=["plain", "Attention Inject"])
+    parser.add_argument("--editor", nargs="+", choices=[n for n in EDITORS if "true mask" not in n],
+                        default=["plain", "Attention Inject"])
     parser.add_argument("--count", type=int, default=700)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=7.5)
@@ -105,12 +108,12 @@ def main():
             scenes = Scenes(parts, [case])
             inversion = scenes.invert(METHODS[args.inversion], args.cfg, args.steps)
             for editor in missing:
-                edited = scenes.replay(inversion, scenes.target, args.cfg, edit=lambda model: EDITORS[editor](scenes, model, inversion))
-                rows.append({"case": case.number, "kind": case.kind, "editor": editor, **about, **measure(case, scenes, edited, clip)})
+                made = edited(scenes, inversion, editor, args.cfg)
+                rows.append({"case": case.number, "kind": case.kind, "editor": editor, **about, **measure(case, scenes, made, clip)})
                 with args.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
     for editor in args.editor:
         mine = [r for r in rows if r["editor"] == editor]
-        means = {n: [r[n] for r in mine if r.get(n) is not None] for n in ("pie_mse", "pie_psnr", "pie_ssim", "background_psnr", "background_ssim",
-                                                                          "clip_whole", "clip_edited")}
+        numbers = "pie_mse", "pie_psnr", "pie_ssim", "background_psnr", "background_ssim", "clip_whole", "clip_edited"
+        means = {n: [r[n] for r in mine if r.get(n) is not None] for n in numbers}
         print(editor, len(mine), ", ".join(f"{n} {sum(v) / len(v):.4g}" for n, v in means.items() if v))

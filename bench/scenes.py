@@ -2,15 +2,16 @@
 
     python tools/dev.py bench scenes [--split public] [--cases 30] [--inversion NAME ...] [--editor NAME ...] [--steps 50] [--cfg 4]
 
-A case is one held-out edit of a miniature scene, of one of eight kinds: source picture, two prompts, edit mask and the exact target
-picture; 30 of each kind are 240 cases. The public split is for choosing settings, the held-out one for claims. Inversions are the rows of
-bench/inversions.py, editors those of EDITORS below, all at their nodes' defaults unless a row says otherwise.
+A case is one held-out edit of a miniature scene, of one of eight kinds: source picture, two prompts, edit mask and the exact
+target picture; 30 of each kind are 240 cases. The public split is for choosing settings, the held-out one for claims. Inversions are
+the rows of bench/inversions.py, editors those of EDITORS below, all at their nodes' defaults unless a row says otherwise.
 
-Each case gives one JSON line in output/scenes/: success (the scene reader sees what was asked) and kept (the other attributes read as
-before), background PSNR and SSIM outside the mask grown by two latent cells and the ideal edit's, PSNR to the exact target and inside the
-mask, reconstruction at this CFG beside the autoencoder's, network row-passes, seconds and on a GPU peak memory. A line that is there is not
-measured again, so an interrupted run goes on where it was. Prints a table and writes it to bench/results/scenes.json, beside other rows of the
-same settings, with paired bootstrap intervals against the first editor, and a sheet of one case a kind, output/scenes/sheet.png.
+Each case gives one JSON line in output/scenes/: success (the scene reader sees what was asked) and kept (the other attributes read
+as before), background PSNR and SSIM outside the mask grown by two latent cells and the ideal edit's, PSNR to the exact target and
+inside the mask, reconstruction at this CFG beside the autoencoder's, network row-passes, seconds and on a GPU peak memory. A line
+that is there is not measured again, so an interrupted run goes on where it was. Prints a table and writes it to
+bench/results/scenes.json, beside other rows of the same settings, with paired bootstrap intervals against the first editor, and a
+sheet of one case a kind, output/scenes/sheet.png.
 """
 import argparse
 import json
@@ -91,7 +92,14 @@ EDITORS = {
     "SEGA (target as concept)": sega,
     "LEDITS++ (target as concept)": ledits,
 }
+COMPARED = "success", "background_psnr", "target_psnr"
 SOURCE_SAMPLED = {"SEGA (target as concept)", "LEDITS++ (target as concept)"}
+
+
+def edited(scenes, inversion, name, cfg):
+    """Pictures [B,H,W,3] of one editor on an INVERSION."""
+    prompt = scenes.source if name in SOURCE_SAMPLED else scenes.target
+    return scenes.replay(inversion, prompt, cfg, edit=lambda model: EDITORS[name](scenes, model, inversion))
 
 
 class Counter:
@@ -129,8 +137,7 @@ def measure(scenes, inversion, spent, editors, args) -> dict:
     found = {}
     for name in editors:
         with Counter(scenes.parts[0]) as counted:
-            prompt = scenes.source if name in SOURCE_SAMPLED else scenes.target
-            made = scenes.replay(inversion, prompt, args.cfg, edit=lambda model: EDITORS[name](scenes, model, inversion))
+            made = edited(scenes, inversion, name, args.cfg)
         success, kept = edit_scores(read(made), before, wanted)
         numbers = edit_numbers(scenes.pictures, made, replayed, truth, scenes.masks)
         wanted_numbers = "background_psnr", "background_ssim", "target_psnr", "target_mask_psnr", "reconstruction_psnr"
@@ -195,11 +202,11 @@ def summary(rows, args) -> dict:
         for editor in args.editor:
             mine = [r for r in rows if (r["inversion"], r["editor"]) == (inversion, editor)]
             entry = {"cases": len(mine), **{n: mean(mine, n) for n in names},
-                     "kinds": {k: {n: mean([r for r in mine if r["kind"] == k], n) for n in ("success", "background_psnr", "target_psnr")}
-                               for k in args.kind}}
-            for n in ("success", "background_psnr", "target_psnr") if editor != args.editor[0] else ():
+                     "kinds": {k: {n: mean([r for r in mine if r["kind"] == k], n) for n in COMPARED} for k in args.kind}}
+            for n in COMPARED if editor != args.editor[0] else ():
                 pairs = [(r[n], first[r["case"]][n]) for r in mine if None not in (r[n], first[r["case"]][n])]
-                entry[f"{n}, over {args.editor[0]}"] = paired_bootstrap(*torch.tensor(pairs).double().T, torch.Generator().manual_seed(0))
+                entry[f"{n}, over {args.editor[0]}"] = paired_bootstrap(*torch.tensor(pairs).double().T,
+                                                                        torch.Generator().manual_seed(0))
             found[f"{inversion}, {editor}"] = entry
     return found
 
@@ -215,8 +222,8 @@ def table(found, args) -> str:
              "|---|" + "---|" * (5 + len(args.kind))]
     for name, r in found.items():
         kinds = " | ".join(f"{r['kinds'][k]['success']:.0%}" for k in args.kind)
-        lines.append(f"| {name} | {r['success']:.0%} | {r['kept']:.1%} | {r['background_psnr']:.1f} dB | {r['target_psnr']:.1f} dB | "
-                     f"{r['rows']:.0f} | {kinds} |")
+        lines.append(f"| {name} | {r['success']:.0%} | {r['kept']:.1%} | {r['background_psnr']:.1f} dB | "
+                     f"{r['target_psnr']:.1f} dB | {r['rows']:.0f} | {kinds} |")
     return "\n".join(lines)
 
 
@@ -258,6 +265,7 @@ def main():
     settings = {n: v for n, v in vars(args).items() if n not in ("out", "inversion", "editor", "batch")}
     found = {**measured(args.out, settings), **summary(rows, args)}
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    args.out.write_text(json.dumps({"settings": settings, "machine": machine, "measured": found}, indent=1) + "\n", encoding="utf-8")
+    result = {"settings": settings, "machine": machine, "measured": found}
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(args, lines.with_suffix(""))
     print(table(found, args))

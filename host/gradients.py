@@ -2,8 +2,8 @@
 
 Four things stand in the way of a backward pass. Weights that a loader node made are inference tensors, which autograd refuses to
 save: computing in another dtype casts them to fresh tensors, and where the dtype is the same, copies take their place while a
-forward lasts. Some blocks write into tensors that autograd saved; those are copied first. Some fused kernels have no derivative; the host leaves them out while
-`in_training` is set. Some attention backends return no graph; PyTorch's own does.
+forward lasts. Some blocks write into tensors that autograd saved; those are copied first. Some fused kernels have no derivative;
+the host leaves them out while `in_training` is set. Some attention backends return no graph; PyTorch's own does.
 """
 from collections import defaultdict
 from contextlib import contextmanager
@@ -85,9 +85,9 @@ class _CopyBeforeWrite(TorchDispatchMode):
 
 @contextmanager
 def graph(run, memory):
-    """model_options for calls of the model between two steps of a run, which autograd differentiates for x; editors take no part.
-    Forward and backward belong inside; tensors that enter the graph must be made or cloned inside. memory: where the copies of the
-    weights stay until the run ends."""
+    """model_options for calls of the model between two steps of a run, which autograd differentiates for x; editors take no
+    part. Forward and backward belong inside; tensors that enter the graph must be made or cloned inside. memory: where the copies
+    of the weights stay until the run ends."""
     copied = partial(_on_copies, memory.setdefault("weights", {}))
     options = run.guider.model_options  # before the run put itself there, so the editors are not asked
     wrappers = options["transformer_options"].get("wrappers", {})
@@ -99,7 +99,8 @@ def graph(run, memory):
 
 
 def without_control_weights(entries) -> list:
-    """Processed cond entries whose ControlNets autograd takes for constants, and without GLIGEN: their weights are inference tensors."""
+    """Processed cond entries whose ControlNets autograd takes for constants, and without GLIGEN: their weights are inference
+    tensors."""
     held = {id(e["control"]): _Constant(e["control"]) for e in entries if "control" in e}
     return [{k: held[id(v)] if k == "control" else v for k, v in e.items() if k != "gligen"} for e in entries]
 
