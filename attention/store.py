@@ -57,7 +57,8 @@ def word_maps(attention, site: Site, q, k, groups, length):
 class WordMaps(AttentionEdit):
     """Gathers the maps of words of the prompt being sampled, at the sites of one resolution, into the run's memory.
 
-    words(prompts) names the Words wanted of each of several prompts' Tokens. `mean(run)` is [rows, words, h, w], or None before the first."""
+    words(prompts) names the Words wanted of each of several prompts' Tokens. `mean(run)` is [rows, words, h, w], or None before
+    the first."""
     words: object
     share: float
 

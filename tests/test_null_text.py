@@ -251,7 +251,8 @@ def test_guided_sampling_and_its_losses_equal_diffusers():
 def test_the_benchmarks_peer_is_the_published_loop():
     """Its embeddings are those that diffusers' community pipeline learns on a network of closed form."""
     expected = json.loads((Path(__file__).parent / "data" / "null_text.json").read_text(encoding="utf-8"))["embeddings"]
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=0)
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading",
+                              steps_offset=0)
     scheduler.set_timesteps(50)
     generator, double = torch.Generator().manual_seed(0), {"dtype": torch.float64}
     mix, words = (torch.randn(n, 16, generator=generator, **double) / k for n, k in ((16, 4), (6, 2)))
