@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -32,7 +33,7 @@ from ..miniature.model import load_miniature
 from ..nodes.attention import PalimpsestAttentionInject, PalimpsestAttentionStore
 from ..nodes.blending import PalimpsestLatentBlend
 from ..nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
-from .inversions import execute
+from .inversions import execute, known_inputs
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 SOURCE, TARGET = "a photo of a red star on green grass", "a photo of a blue star on green grass"
@@ -40,24 +41,25 @@ CFG, MARGIN, MEMORY = 7.5, 0.1, 1.3
 DEFAULTS = {"cross_start": 0.0, "cross_end": 0.8, "self_start": 0.0, "self_end": 0.4, "cross_resolution": 1.0,
             "self_resolution": 0.5, "word_weights": "", "word_ends": ""}
 WHOLE = {**DEFAULTS, "cross_end": 1.0, "self_end": 1.0}
+
+
 class Bench:
     """A model, one picture's inversion and the two prompts."""
 
-    def __init__(self, model, clip, size, steps, width=None):
-        self.model, self.steps = model, steps
+    def __init__(self, model, clip, size, steps, width=None, texts=(SOURCE, TARGET), picture=None):
+        self.model, self.clip, self.steps, self.texts = model, clip, steps, texts
         generator = torch.Generator().manual_seed(0)
 
         def prompt(tokens):
             (cross, extras), = encode(clip, tokens)
             return [[cross if width is None else torch.randn(*cross.shape[:2], width, generator=generator), extras]]
 
-        source, target, null = (tokenize_rows(clip, [text]) for text in (SOURCE, TARGET, ""))
+        source, target, null = (tokenize_rows(clip, [text]) for text in (*texts, ""))
         self.source, self.target, self.null = prompt(source), prompt(target), prompt(null)
         self.edit = PromptEdit((align(source[0], target[0]),))
-        latent = {"samples": torch.randn(1, 4, size, size, generator=generator)}
-        self.inversion = PalimpsestDDIMInvert.execute(model, self.source, latent, steps, "ddim_uniform").result[0]
-        _, self.sampler, self.sigmas, latent = PalimpsestReplay.execute(model, self.inversion, 0.0).result
-        self.latent = latent["samples"]
+        self.picture = {"samples": torch.randn(1, 4, size, size, generator=generator) if picture is None else picture}
+        self.inversion = PalimpsestDDIMInvert.execute(model, self.source, self.picture, steps, "ddim_uniform").result[0]
+        _, *self.start = PalimpsestReplay.execute(model, self.inversion, 0.0).result
         self.maps = PalimpsestAttentionStore.execute(model, self.inversion, self.edit, 0.25).result[0]
 
     def injected(self, settings):
@@ -74,17 +76,23 @@ class Bench:
         return model
 
     def other(self, node, **settings):
-        return execute(node, {"model": self.model, "inversion": self.inversion, **settings})
+        """A node's output, every input at its default but those that it must be given."""
+        mask = torch.zeros(1, 8, 8)
+        mask[:, :4, :4] = 1
+        given = {"model": self.model, "clip": self.clip, "source": self.source, "target": self.target, "negative": self.null,
+                 "mix": self.source, "latent": self.picture, "steps": self.steps, "mask": mask,
+                 **dict.fromkeys(("inversion", "appearance", "reference"), self.inversion)}
+        needed = {name for name, i in known_inputs(node).items() if not i.optional}
+        return execute(node, {name: value for name, value in given.items() if name in needed} | settings)
 
-    def run(self, model, batch) -> tuple:
-        """Seconds of one sampling, by the clock and of the processor."""
+    def run(self, model, batch=1, positive=None, cfg=CFG, start=None, callback=None):
+        """One sampling, model space; start: Replay's (SAMPLER, SIGMAS, LATENT) of another inversion."""
+        sampler, sigmas, latent = start or self.start
         guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(self.target, self.null)
-        guider.set_cfg(CFG)
-        x = self.latent.expand(batch, -1, -1, -1)
-        began = time.perf_counter(), time.process_time()
-        guider.sample(torch.zeros_like(x), x, self.sampler, self.sigmas, disable_pbar=True, seed=0).cpu()
-        return time.perf_counter() - began[0], time.process_time() - began[1]
+        guider.set_conds(positive or self.target, self.null)
+        guider.set_cfg(cfg)
+        x = latent["samples"].expand(batch, -1, -1, -1)
+        return guider.sample(torch.zeros_like(x), x, sampler, sigmas, callback=callback, disable_pbar=True, seed=0).cpu()
 
     def rows(self, model, batch) -> int:
         """Rows that the network sees in one sampling."""
@@ -114,15 +122,37 @@ RUNS = {  # name: (rows of the batch, the edited MODEL)
 }
 
 
-def peak(run, *args) -> int:
+def clocked(runs, rounds) -> dict:
+    """{name: [(seconds by the clock, of the processor)] a round} of runs, {name: function}, in turn."""
+    seconds = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            began = time.perf_counter(), time.process_time()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    return seconds
+
+
+def ratios(ours, theirs) -> dict:
+    """Of two lists that `clocked` gave: median and range of the rounds' ratios."""
+    found = {}
+    for i, clock in enumerate(("time", "processor time")):
+        each = [a[i] / b[i] for a, b in zip(ours, theirs)]
+        found |= {clock: median(each), f"{clock}, range": [min(each), max(each)]}
+    return {"seconds": median(s for s, _ in ours), **found}
+
+
+def peak(run) -> int:
     """Bytes of tensors that a run has alive at most, beyond those that were there before."""
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        run(*args)
+        run()
         return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run(*args)
+        run()
     alive = highest = 0
     events = (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]")
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -131,32 +161,28 @@ def peak(run, *args) -> int:
     return highest
 
 
+def weights(model) -> int:
+    return sum(p.numel() * p.element_size() for p in model.model.parameters())
+
+
 def measure(bench, rounds) -> dict:
-    runs = {name: (edited(bench), batch) for name, (batch, edited) in RUNS.items()}
-    plain = {f"plain, {batch} rows": (bench.model, batch) for batch in sorted({batch for _, batch in runs.values()})}
-    every = plain | runs
+    edits = {name: (edited(bench), batch) for name, (batch, edited) in RUNS.items()}
+    every = {f"plain, {batch} rows": (bench.model, batch) for batch in sorted({batch for _, batch in edits.values()})} | edits
     rows = {name: bench.rows(*run) for name, run in every.items()}  # warms up too
-    seconds = {name: [] for name in every}
-    for _ in range(rounds):
-        for name, run in every.items():
-            seconds[name].append(bench.run(*run))
-    memory = {name: peak(bench.run, *run) for name, run in every.items()}
-    weights = sum(p.numel() * p.element_size() for p in bench.model.model.parameters())
-    return {name: compare(name, f"plain, {batch} rows", batch, len(bench.sigmas) - 1, seconds, rows, memory, weights)
-            for name, (_, batch) in runs.items()}
+    runs = {name: partial(bench.run, *run) for name, run in every.items()}
+    seconds, memory = clocked(runs, rounds), {name: peak(run) for name, run in runs.items()}
+    return {name: compare(name, f"plain, {batch} rows", batch, bench.steps, seconds, rows, memory, weights(bench.model))
+            for name, (_, batch) in edits.items()}
 
 
-def compare(name, plain, batch, steps, seconds, rows, memory, weights) -> dict:
-    both = (memory[name] + weights) / (memory[plain] + weights)
-    ratios, processor = ([a[clock] / b[clock] for a, b in zip(seconds[name], seconds[plain])] for clock in (0, 1))
+def compare(name, plain, batch, steps, seconds, rows, memory, held) -> dict:
     share = (rows[name] - rows[plain]) / steps
     return {"rows": batch, "share of steps read": share, "row passes": rows[name] / rows[plain],
-            "seconds": median(s for s, _ in seconds[name]), "seconds, plain": median(s for s, _ in seconds[plain]),
-            "time": median(ratios), "time, range": [min(ratios), max(ratios)], "processor time": median(processor),
-            "processor time, range": [min(processor), max(processor)], "time promised": 1 + share / (2 * batch) + MARGIN,
-            "memory": both, "memory promised": MEMORY, "memory without weights": memory[name] / memory[plain],
+            "seconds, plain": median(s for s, _ in seconds[plain]), **ratios(seconds[name], seconds[plain]),
+            "time promised": 1 + share / (2 * batch) + MARGIN, "memory": (memory[name] + held) / (memory[plain] + held),
+            "memory promised": MEMORY, "memory without weights": memory[name] / memory[plain],
             "memory without weights, MB": memory[name] / 2 ** 20, "the same, plain": memory[plain] / 2 ** 20,
-            "weights, MB": weights / 2 ** 20}
+            "weights, MB": held / 2 ** 20}
 
 
 def small(args):
@@ -165,21 +191,35 @@ def small(args):
 
 
 def large(args):
-    """SD1.5's U-Net of random weights."""
+    return Bench(random_unet(320, 768, args.dtype), load_miniature()[1], 64, args.large_steps, width=768)
+
+
+def random_unet(channels, width, dtype="float32"):
+    """SD1.5's U-Net of random weights, with so many channels at its top and text embeddings so wide."""
     config = comfy.supported_models.SD15({
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2],
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": channels, "num_res_blocks": [2, 2, 2, 2],
         "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
-        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "context_dim": 768, "use_spatial_transformer": True,
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "context_dim": width, "use_spatial_transformer": True,
         "use_linear_in_transformer": False, "legacy": False, "use_checkpoint": False, "adm_in_channels": None,
         "use_temporal_attention": False, "use_temporal_resblock": False})
-    config.set_inference_dtype(getattr(torch, args.dtype), None)
+    config.set_inference_dtype(getattr(torch, dtype), None)
     model = comfy.model_base.BaseModel(config)
     for name, p in model.named_parameters():
         p.data.normal_(0, p[0].numel() ** -0.5) if p.ndim > 1 else p.data.fill_(float(name.endswith("weight")))
     model.diffusion_model.out[2].weight.data.mul_(0.2)
     device = comfy.model_management.get_torch_device()
-    patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
-    return Bench(patcher, load_miniature()[1], 64, args.large_steps, width=768)
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
+
+
+def about() -> dict:
+    """What a result was measured on."""
+    device, known = comfy.model_management.get_torch_device(), Path("/proc/cpuinfo")
+    names = [line.split(": ")[1] for line in known.read_text().splitlines() if "model name" in line] if known.exists() else []
+    processor = (names or [platform.processor() or platform.machine()])[0]
+    graphics = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return {"machine": f"{processor}, {torch.get_num_threads()} threads{graphics}",
+            "versions": {"torch": torch.__version__, "comfyui": comfyui_version.__version__},
+            "attention": attention.optimized_attention.__name__}
 
 
 def report(table) -> str:
@@ -201,17 +241,13 @@ def main():
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     models = {"small": ("miniature, 16 × 16", small), "large": ("SD1.5's shape, 64 × 64", large)}
-    backend = attention.optimized_attention.__name__
-    about = {"settings": {k: v for k, v in vars(args).items() if k not in ("out", "only")} | {"cfg": CFG, "sampler": "euler",
-                          "inject": {"defaults": DEFAULTS, "whole schedule": WHOLE}},
-             "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-                        f"{comfy.model_management.get_torch_device()}",
-             "versions": {"torch": torch.__version__, "comfyui": comfyui_version.__version__}, "attention": backend}
-    print(f"{about['machine']}; torch {torch.__version__}, ComfyUI {comfyui_version.__version__}, {backend}")
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "only")} | {
+        "cfg": CFG, "sampler": "euler", "inject": {"defaults": DEFAULTS, "whole schedule": WHOLE}}
+    print("; ".join(map(str, about().values())))
     results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     args.out.parent.mkdir(exist_ok=True)
     with torch.inference_mode():
         for name, make in (m for key, m in models.items() if args.only in (None, key)):
-            results[name] = {**about, "measured": measure(make(args), args.rounds)}
+            results[name] = {"settings": settings, **about(), "measured": measure(make(args), args.rounds)}
             args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             print(f"{name}\n{report(results[name]['measured'])}", flush=True)

@@ -1,4 +1,4 @@
-"""diffusers' side of a comparison on equal weights: its U-Net with those of a host model, prompts by table, its schedulers' settings."""
+"""diffusers' side of a comparison: its U-Net with a host model's weights, prompts by table, its schedulers' settings."""
 from types import SimpleNamespace
 
 import comfy.utils
@@ -26,8 +26,8 @@ def unet(model, size=8) -> UNet2DConditionModel:
 
 
 class Prompts(torch.nn.Module):
-    """A pipeline's tokenizer and text encoder in one: looks embeddings [1, tokens, width] up by their text, and the number of their
-    tokens from BOS to EOS."""
+    """A pipeline's tokenizer and text encoder in one: looks embeddings [1, tokens, width] up by their text, and the number of
+    their tokens from BOS to EOS."""
     model_max_length = 77
     dtype, device, config, added_tokens_encoder = torch.float32, torch.device("cpu"), SimpleNamespace(), {}
 
