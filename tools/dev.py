@@ -73,7 +73,8 @@ def bench(arguments):
     names = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if "def main(" in p.read_text(encoding="utf-8"))
     if not arguments or arguments[0] not in names:
         raise SetupError("bench needs a name, one of: " + ", ".join(names))
-    return run(prepare(), "pack.py", "palimpsest.bench." + arguments[0], *arguments[1:])
+    modules = ("torch", "diffusers") if arguments[0] == "speed" else ("torch",)
+    return run(prepare(modules), "pack.py", "palimpsest.bench." + arguments[0], *arguments[1:])
 
 
 def serve(arguments):

@@ -17,7 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "palimpsest"
 # The host's default attention on a CPU cuts maps into chunks, which is slow to differentiate, and no GPU's.
-HOST_OPTIONS = dict.fromkeys(("palimpsest.miniature.train", "palimpsest.bench.cost"), ["--use-pytorch-cross-attention"])
+HOST_OPTIONS = dict.fromkeys(("palimpsest.miniature.train", "palimpsest.bench.cost", "palimpsest.bench.speed"),
+                             ["--use-pytorch-cross-attention"])
 
 
 def find_host(here: Path = Path(__file__).absolute().parents[1]) -> "Path | None":
