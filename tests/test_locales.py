@@ -3,6 +3,7 @@ import re
 import shutil
 import sys
 
+import help_pictures
 import locales
 import pytest
 from pack import ROOT, find_host
@@ -88,6 +89,25 @@ def test_chinese_help_pages_say_what_the_english_ones_do(english, chinese):
         assert rows(theirs) == expected, name
         assert numbers(theirs) == numbers(ours), name
         assert is_chinese(theirs.splitlines()[1]), name
+
+
+def test_help_pages_name_every_input_and_say_what_to_try_and_what_it_does(english):
+    for name, texts in english.items():
+        page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+        assert {i for row in rows(page) for i in row.split(", ")} == texts.get("inputs", {}).keys(), name
+        assert not re.search(r"\| *\|", page.replace("|\n|", "")), name
+
+
+def test_help_pages_show_their_pictures(english):
+    """One file for both languages: the frontend looks for `src` in /extensions/<pack>/docs/, where the English pages lie."""
+    shown = set()
+    for name in english:
+        ours, theirs = (re.findall(r"!\[.+?\]\((.+?)\)", (PAGES / page).read_text(encoding="utf-8"))
+                        for page in (f"{name}.md", f"{name}/zh.md"))
+        assert ours == theirs, name
+        shown.update(ours)
+    assert shown == {path.relative_to(PAGES).as_posix() for path in PAGES.rglob("*.*") if path.suffix != ".md"}
+    assert shown <= {f"Palimpsest{name}/example.jpg" for name in help_pictures.PAGES}
 
 
 def test_a_text_whose_english_changed_is_missing_until_it_is_translated_again():
