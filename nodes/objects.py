@@ -1,4 +1,6 @@
 """Editing an object that a prompt names: rewritten by score distillation, moved and resized, removed."""
+import re
+
 import comfy.model_management
 import comfy.sampler_helpers
 import torch
@@ -6,10 +8,15 @@ from comfy_api.latest import io
 
 from ..attention.control import require_unet
 from ..attention.store import resolution as nearest
+from ..blending.local_blend import LocalBlend, latent_mask, threshold_maps
 from ..guidance.delta_denoise import PairGuider, descend, levels
+from ..guidance.magic_remover import MagicRemover, object_map
 from ..guidance.self_guidance import SelfGuidance
 from ..host.sampling import Solver, check_family, prediction_type, run
 from ..host.session import attach, require_plain
+from ..host.tokens import parse_words
+from .attention import AttentionType
+from .blending import check_attention, check_trajectory
 from .runner import InversionType, source_latent
 
 
@@ -111,4 +118,58 @@ class PalimpsestSelfGuidance(io.ComfyNode):
         return io.NodeOutput(attach(model, editor))
 
 
-NODES = [PalimpsestDeltaDenoise, PalimpsestSelfGuidance]
+class PalimpsestMagicRemover(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestMagicRemover", display_name="MagicRemover", category="palimpsest/guidance",
+            description="Removes the object that words name: its place is filled from what lies around it, and nothing else changes "
+                        "(Yang et al. 2023). Sample with the prompt that leaves it out, or with the source's, and Replay.",
+            inputs=[
+                io.Model.Input("model"),
+                InversionType.Input("inversion"),
+                io.String.Input("words", default="", tooltip="The object, by all words of the source prompt that are its own: "
+                                "'purple, heart'; the second of two is 'heart#2'."),
+                io.Float.Input("threshold", default=0.3, min=0.0, max=0.99, step=0.01,
+                               tooltip="Where the words' maps reach this share of their largest value is the object's place."),
+                io.Float.Input("scale", default=1.0, min=0.0, max=1000.0, step=0.1,
+                               tooltip="How far the latent is moved away from the words, where the sampled prompt has them. Program: 1. "
+                                       "0: the place is only filled."),
+                io.Float.Input("start", default=0.15, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share of the schedule at which it begins. Program: 0.15."),
+                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share at which the removal ends; the rest of the picture is held to the end. Program: 1."),
+                io.Mask.Input("mask", optional=True, tooltip="1 on the object, in place of ATTENTION."),
+                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the object's place."),
+            ],
+            outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model, inversion, words, threshold, scale, start, end, mask=None, attention=None) -> io.NodeOutput:
+        require_unet(model, "MagicRemover")
+        check_trajectory(model, inversion, "MagicRemover")
+        if (mask is None) == (attention is None):
+            has = "neither MASK nor ATTENTION" if mask is None else "both MASK and ATTENTION"
+            raise ValueError(f"MagicRemover has {has} to tell the object's place: connect one of them.")
+        if attention is not None and not words.strip():
+            raise ValueError("MagicRemover has ATTENTION and no words to find in it: write the object's, as in 'purple, heart'.")
+        if start >= end:
+            raise ValueError(f"MagicRemover starts at {start:g} and ends at {end:g}, so that no step is left: lower start or raise end "
+                             "(0.15 and 1 do well).")
+        size = tuple(inversion.shape[-2:])
+        if mask is not None:
+            place, share = latent_mask(mask, size), nearest(model, 0.25)
+        else:
+            check_attention(attention, inversion)
+            named = [[(tokens.words.index(word),) for word in found]
+                     for tokens, found in zip(attention.tokens, parse_words(words, attention.tokens))]
+            maps = object_map(attention.maps.movedim(1, -1), [named[i % len(named)] for i in range(inversion.batch)])
+            place, share = threshold_maps(maps[:, None], size, threshold, grow=False), attention.share
+        if inversion.tokens:
+            parse_words(words, inversion.tokens)  # an unknown word is an error
+        names = tuple(filter(str.strip, re.split(r"[,\n]", words)))
+        return io.NodeOutput(attach(attach(model, MagicRemover(inversion, names, place, scale, share, start, end)),
+                                    LocalBlend(inversion, place, start)))
+
+
+NODES = [PalimpsestDeltaDenoise, PalimpsestSelfGuidance, PalimpsestMagicRemover]

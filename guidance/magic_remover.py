@@ -1,0 +1,116 @@
+"""MagicRemover: Tuning-free Text-guided Image Inpainting with Diffusion Models. Yang, Zhang, Ma, Liu, Fu, He, 2023. arXiv:2310.02848
+
+A word names what is to go. The picture's own prompt is sampled from its inversion; from a share of the schedule on every self-attention
+looks up the source's keys and values, and the latent is moved so that the word's cross-attention A falls to its least value,
+    L = mean (m ⊙ (15·A/max A_0 - min))²,   z_t <- z_t - √(1 - ᾱ_t)·m ⊙ ∇_{z_t} L,
+A the mean map over sites and heads and the product of the object's tokens, A_0 the first that is seen, m where the object lies: before
+half of the schedule twice a step (the classifier optimisation), then once. Outside m the source's latents are put back at every step.
+In x = z/√ᾱ and σ, with c = √(1 + σ²), that is x <- x - s·σ·c·m ⊙ ∇_x L; s is 1 there.
+
+The paper's abstract and a published program of the method (mycfhs/Magicremover) were at hand, its equations were not. Ours: the place m
+is known before the run, from a mask or from the source's maps, where the program joins the object's map at the end of the inversion and
+the upper fifth of A; the looked-up keys leave out those in m, without which the object finds itself there again; every move is made
+before the step, where the program puts the last one into its direction; the gradient is taken without the looked-up features; the
+picture is held by the inversion's own latents, not by null-text optimisation. A prompt that does not name the object is not moved for.
+"""
+from dataclasses import dataclass
+
+import torch
+from comfy.utils import repeat_to_batch_size
+from torch import Tensor
+
+from ..attention.control import AttentionEdit, in_tiles, mask_at
+from ..blending.local_blend import require_rows
+from ..host.tokens import find_in_some
+from .moving import Mover, of_text, probabilities, slope
+
+TWICE = 0.5  # the percent of the schedule until which there are two moves a step
+
+
+def object_map(maps: Tensor, places: list) -> Tensor:
+    """[B, …]: of each row's maps [B, …, tokens] the geometric mean over its words, each a tuple of positions."""
+    return torch.stack([torch.stack([A[..., list(p)].sum(-1) for p in words]).clamp(min=1e-8).log().mean(0).exp() for A, words in zip(maps, places)])
+
+
+def activation(A: Tensor, least: Tensor, first: Tensor, m: Tensor) -> Tensor:
+    """L [B] of maps A, their least values and the largest of the first, within m [B, …]."""
+    return (m * 15 * (A - least) / first).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True, eq=False)
+class MagicRemover(Mover, AttentionEdit):
+    """words: the names of the object's, or none; place: m [masks, h, w] at the latent's size; scale: s; share: of the latent's side, the grid whose
+    maps are read; start, end: percents of the schedule."""
+    inversion: object
+    words: tuple
+    place: Tensor
+    scale: float = 1.0
+    share: float = 0.25
+    start: float = 0.15
+    end: float = 1.0
+    roles, name = ("target", "null"), "MagicRemover"
+
+    def begin(self, run):
+        require_rows(run, len(self.place), self.name)
+        for prompts in (e["palimpsest_tokens"] for e in run.targets() if "palimpsest_tokens" in e):
+            run.memory(self)[id(prompts)] = self.named(prompts)
+        run.warn_if_idle(self.name, lambda sigma: self.reads(run, sigma))
+
+    def named(self, prompts) -> list:
+        """For each prompt the token positions of each of the words; none where a prompt lacks one."""
+        try:
+            columns = [find_in_some(name, prompts) for name in self.words]
+        except ValueError:
+            return []
+        return [[word.positions for word in row] for row in zip(*columns)] if all(map(all, columns)) else []
+
+    def reads(self, run, sigma):
+        return run.within(sigma, self.start, self.end)
+
+    def acts(self, run, site, sigma):
+        return site.kind == "self" and self.reads(run, sigma)
+
+    def keeps(self, run, site, sigma):
+        return "kv" if self.acts(run, site, sigma) else ""
+
+    def attend(self, rows, site, q, k, v, source, attention):
+        if in_tiles(self, rows, site, q):
+            return attention(q, source.k, source.v)
+        outside, out = mask_at(self.place, rows, site) == 0, torch.empty_like(q)  # [masks, keys]
+        for i, keys in enumerate(outside):
+            mine, kept = slice(i, None, len(outside)), (keys if keys.any() else ~keys).nonzero()[:, 0].to(q.device)
+            out[mine] = attention(q[mine], *(x[mine].index_select(1, kept) for x in (source.k, source.v)))
+        return out
+
+    def move(self, run, x, sigma):
+        if self.reads(run, sigma):
+            m, amount = self._place(x), self.scale * sigma / (1 + sigma ** 2) ** 0.5
+            for _ in range(2 if run.within(sigma, self.start, TWICE) else 1):
+                x = x - amount * m * slope(run, x, sigma, lambda site: site.share == self.share, *self._activation(run))[1]
+        return x
+
+    def _place(self, x):
+        m = repeat_to_batch_size(self.place, len(x)).to(x)
+        return m.view(len(m), *[1] * (x.ndim - 3), *m.shape[1:])
+
+    def _activation(self, run):
+        """(look, loss) of L; of several target entries the mean."""
+        maps, memory = {}, run.memory(self)
+
+        def look(rows, site, q, k):
+            named = memory.get(id(rows.entry.get("palimpsest_tokens")))
+            if named:
+                found = of_text(probabilities(q, k, site.heads).mean(1), rows)
+                found = object_map(found, [named[i % len(named)] for i in range(rows.count)])
+                maps.setdefault(rows.entry["uuid"], []).append((found, mask_at(self.place, rows, site)))
+
+        def loss():
+            terms = []
+            for uuid, found in maps.items():
+                A, (_, m) = sum(A for A, _ in found) / len(found), found[0]
+                first = memory.setdefault(uuid, A.detach().amax(1, keepdim=True))
+                terms.append(activation(A, A.detach().amin(1, keepdim=True), first, repeat_to_batch_size(m, len(A)).to(A)))
+            maps.clear()
+            return sum(terms) / len(terms) if terms else None
+
+        return look, loss
