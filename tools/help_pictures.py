@@ -205,21 +205,6 @@ def cross_image(c, label):
     c.sample(label, p, inversion, words["source"], 1.0, model=editor["MODEL"])
 
 
-def style_aligned(c, label):
-    """Two pictures from one noise, the second in the style of an inverted one."""
-    p = c.scene(source=None)
-    scene, _, inversion = read(c, p, None, 1, "style", "exact target")
-    styled = c.node("PalimpsestStyleAligned", model=p.loader["MODEL"], inversion=inversion["inversion"], null_too=False)
-    c.show("the style's picture", scene["exact target"])
-    words = encoded(c, p, "words", "a photo of a red heart on a wall background")
-    empty = c.node("EmptyLatentImage", width=128, height=128, batch_size=1)
-    for title, model in (("without", p.loader["MODEL"]), (label, styled["MODEL"])):
-        start = c.node("PalimpsestReplay", model=model, inversion=inversion["inversion"])
-        made = c.node("SamplerCustom", model=start["model"], positive=words["CONDITIONING"], negative=p.null["CONDITIONING"],
-                      sampler=start["sampler"], sigmas=start["sigmas"], latent_image=empty["LATENT"], noise_seed=0, cfg=CFG)
-        c.decoded(title, p, made["output"])
-
-
 def composite(c, label):
     p = c.scene(14, "add")
     scene, _, reference = read(c, p, None, 2, "add", "exact target")
@@ -313,7 +298,6 @@ PAGES = {
     "PlugAndPlay": technique("The same layout, repainted (Plug-and-Play)", seed=3),
     "FreePromptEdit": technique("Keep the geometry, no source prompt (Free-Prompt Edit)"),
     "PromptMixing": technique("Variations of an object's shape (Prompt Mixing)", "source prompt alone"),
-    "StyleAligned": style_aligned,
     "CrossImageAttention": cross_image,
     "InjectComposite": composite,
     "LatentBlend": blend,
