@@ -29,7 +29,8 @@ TWICE = 0.5  # the percent of the schedule until which there are two moves a ste
 
 def object_map(maps: Tensor, places: list) -> Tensor:
     """[B, …]: of each row's maps [B, …, tokens] the geometric mean over its words, each a tuple of positions."""
-    return torch.stack([torch.stack([A[..., list(p)].sum(-1) for p in words]).clamp(min=1e-8).log().mean(0).exp() for A, words in zip(maps, places)])
+    words = (torch.stack([A[..., list(p)].sum(-1) for p in row]) for A, row in zip(maps, places))
+    return torch.stack([w.clamp(min=1e-8).log().mean(0).exp() for w in words])
 
 
 def activation(A: Tensor, least: Tensor, first: Tensor, m: Tensor) -> Tensor:
@@ -39,8 +40,8 @@ def activation(A: Tensor, least: Tensor, first: Tensor, m: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class MagicRemover(Mover, AttentionEdit):
-    """words: the names of the object's, or none; place: m [masks, h, w] at the latent's size; scale: s; share: of the latent's side, the grid whose
-    maps are read; start, end: percents of the schedule."""
+    """words: the names of the object's, or none; place: m [masks, h, w] at the latent's size; scale: s; share: of the latent's side,
+    the grid whose maps are read; start, end: percents of the schedule."""
     inversion: object
     words: tuple
     place: Tensor
