@@ -7,7 +7,7 @@ the host leaves them out while `in_training` is set. Some attention backends ret
 """
 from collections import defaultdict
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from weakref import WeakSet
 
 import comfy.model_management as management
@@ -73,14 +73,19 @@ class _CopyBeforeWrite(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        for i, argument in enumerate(function._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                written = args[i] if i < len(args) else kwargs.get(argument.name)
-                for tensor in written if isinstance(written, (list, tuple)) else [written]:
-                    if tensor is not None:
-                        for held in self.held.pop(tensor.untyped_storage().data_ptr(), ()):
-                            held.tensor = held.tensor.clone()
+        for i, name in _written(function):
+            found = args[i] if i < len(args) else kwargs.get(name)
+            for tensor in found if isinstance(found, (list, tuple)) else [found]:
+                if tensor is not None:
+                    for held in self.held.pop(tensor.untyped_storage().data_ptr(), ()):
+                        held.tensor = held.tensor.clone()
         return function(*args, **kwargs)
+
+
+@cache
+def _written(function) -> list:
+    """(place, name) of the arguments that an operation writes into."""
+    return [(i, a.name) for i, a in enumerate(function._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
 
 
 @contextmanager

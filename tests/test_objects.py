@@ -1,5 +1,5 @@
 """Delta Denoising Score against the paper's equation, a closed form and the authors' notebook; Self-Guidance's energy against closed
-forms and its gradient against differences; both on the host."""
+forms and its gradient against differences; MagicRemover; all on the host."""
 import comfy.model_management as management
 import comfy.utils
 import pytest
@@ -12,7 +12,7 @@ from palimpsest.guidance.self_guidance import NOISE, SelfGuidance, appearance, c
 from palimpsest.host.sampling import Solver
 from palimpsest.host.session import editors, running
 from palimpsest.nodes.attention import PalimpsestAttentionInject
-from palimpsest.nodes.objects import PalimpsestDeltaDenoise, PalimpsestSelfGuidance
+from palimpsest.nodes.objects import PalimpsestDeltaDenoise, PalimpsestMagicRemover, PalimpsestSelfGuidance
 from runs import Case, kept
 
 CFG = 7.5
@@ -263,3 +263,31 @@ def test_what_self_guidance_cannot_do_is_said():
         c.sample(guide(c.model, c.inversion, words="dog"))
     with pytest.raises(ValueError, match="the sampled prompt carries no words"):
         c.sample(guide(c.model, c.inversion), positive=tiny.encode(c.clip, "a blue cat"))
+
+
+def remove(c, **given):
+    settings = {"words": "cat", "threshold": 0.3, "scale": 5.0, "start": 0.0, "end": 1.0, "mask": corner(c)} | given
+    return PalimpsestMagicRemover.execute(c.model, c.inversion, *(settings.pop(n) for n in ("words", "threshold", "scale", "start", "end")),
+                                          **settings).result[0]
+
+
+def corner(c):
+    mask = torch.zeros(1, *(8 * n for n in c.latent.shape[-2:]))
+    mask[:, :32, :32] = 1
+    return mask
+
+
+def test_the_removed_place_changes_alone_and_words_move_it():
+    c = case()
+    found, filled, gone = (c.sample(remove(c, **given), positive=c.source) for given in ({}, {"scale": 0.0}, {"words": ""}))
+    for x in (found, filled):
+        torch.testing.assert_close(x[..., 4:, :], c.latent[..., 4:, :], rtol=0, atol=1e-5)
+    assert torch.equal(filled, gone) and relative(found, filled) > 1e-3 < relative(filled, c.sample(c.model, positive=c.source))
+
+
+def test_what_magic_remover_cannot_do_is_said():
+    c = case()
+    for given, message in (({"mask": None}, "neither MASK nor ATTENTION"), ({"end": 0.0}, "starts at 0 and ends at 0"),
+                           ({"words": "dog"}, '"dog" names no word')):
+        with pytest.raises(ValueError, match=message):
+            remove(c, **given)
