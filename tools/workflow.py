@@ -89,7 +89,7 @@ def main_job(info: dict) -> dict:
     """Rewrite a word of a picture's prompt and keep everything else, pixels outside the mask exactly."""
     c = Canvas(info, MAIN)
     with c.group("1  Picture and words", BLUE):
-        loader, scene, words, encoded = picture_and_words(c, ABOUT_MAIN, 640, SCENE)
+        loader, scene, words, encoded = picture_and_words(c, ABOUT_MAIN, 480, SCENE)
         null = c.node("CLIPTextEncode", "Null prompt", clip=loader["CLIP"], text="")
     with c.group("2  Invert, and back as it was", GREEN):
         c.column(290)
@@ -104,7 +104,7 @@ def main_job(info: dict) -> dict:
                            prompt_edit=words["prompt edit"])
         named = c.node("PrimitiveString", "Words that may change", value=WORDS)
         c.column(640)
-        c.node("PalimpsestAttentionHeatmap", None, 160, attention=attention["ATTENTION"], image=scene["source"],
+        c.node("PalimpsestAttentionHeatmap", None, 200, attention=attention["ATTENTION"], image=scene["source"],
                words=SEEN)
         mask = c.node("PalimpsestAttentionMask", None, 240, attention=attention["ATTENTION"], words=named["STRING"],
                       threshold=SHARE, grow=1, blur=0.5, image=scene["source"])

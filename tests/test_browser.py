@@ -1,0 +1,145 @@
+"""A user's view: the host's own frontend in a real browser opens every workflow, runs it, shows its help and its errors."""
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import workflow
+from browser import CHROMIUM, frontend
+from canvas import TITLE, declared, is_widget
+from comfy_server import Server, free_port
+from pack import NAME, find_host
+from PIL import Image
+
+pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+if not CHROMIUM:
+    pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
+pytestmark = pytest.mark.xdist_group("browser")  # one server and one browser for them all
+
+# What Nodes 2.0 draws of each node, in the canvas's units: its title, its texts that are cut, and a note that has to be scrolled.
+DRAWN = """() => [...document.querySelectorAll('[data-node-id]')].map(node => ({
+    id: +node.dataset.nodeId, title: node.querySelector('[data-testid=node-title]').innerText.trim(),
+    cut: [...node.querySelectorAll('.truncate')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText),
+    scrolled: [...node.querySelectorAll('*')].some(e => e.scrollHeight > e.clientHeight + 1
+        && getComputedStyle(e).overflowY === 'auto' && e.innerText.length > 50),
+    size: [node.offsetWidth, node.offsetHeight]}))"""
+LINKED = """() => app.graph.nodes.map(node => ({type: node.type, errors: node.has_errors,
+    open: node.inputs.filter(input => input.link === null).map(input => input.name)}))"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("base")
+    with Server(find_host(), Path(sys.executable), base, free_port(), log=base / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def opened(server):
+    with frontend(server, 1280, 800) as view:
+        view.set(Comfy__Minimap__Visible=False)
+        yield view
+
+
+@pytest.fixture
+def view(opened):
+    """The page, which at the test's end must have told no error."""
+    opened.errors.clear()
+    yield opened
+    assert opened.errors == []
+
+
+def complaint(view):
+    """What the frontend says of a workflow above its canvas, "" where it has nothing to say."""
+    overlay = view.page.get_by_test_id("error-overlay")
+    return overlay.inner_text() if overlay.is_visible() else ""
+
+
+def test_the_template_browser_shows_every_workflow_and_a_click_opens_it(view):
+    view.page.get_by_role("button", name="Templates").first.click()
+    dialog = view.page.get_by_role("dialog")
+    dialog.get_by_text(NAME, exact=True).first.click()
+    for name in workflow.DRAWN:
+        card = dialog.get_by_test_id(f"template-workflow-{name}")
+        card.scroll_into_view_if_needed()
+        card.locator("img").first.wait_for()
+        view.page.wait_for_function("picture => picture.complete", arg=card.locator("img").first.element_handle())
+        assert card.locator("img").first.evaluate("picture => picture.naturalWidth") >= 500, name
+    dialog.get_by_test_id(f"template-workflow-{workflow.MAIN}").click()
+    dialog.wait_for(state="hidden")
+    saved = json.loads((workflow.FOLDER / f"{workflow.MAIN}.json").read_text(encoding="utf-8"))
+    view.page.wait_for_function("count => app.graph.nodes.length === count", arg=len(saved["nodes"]))
+    assert complaint(view) == ""
+
+
+@pytest.mark.parametrize("name", workflow.DRAWN)
+def test_every_workflow_is_drawn_whole(name, view, server):
+    """Every node is known and titled, nothing is cut off, and every input that is needed has its wire."""
+    view.set(Comfy__VueNodes__Enabled=True)
+    saved = json.loads((workflow.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    view.load(name)
+    view.page.wait_for_function("count => document.querySelectorAll('[data-node-id] [data-testid=node-title]').length === count",
+                                arg=len(saved["nodes"]))
+    view.page.wait_for_timeout(300)
+    assert complaint(view) == ""
+    info = json.loads(server.get("/object_info"))
+    drawn = {node["id"]: node for node in view.page.evaluate(DRAWN)}
+    for node in saved["nodes"]:
+        seen = drawn[node["id"]]
+        assert seen["title"] == (node.get("title") or info[node["type"]]["display_name"])
+        assert not seen["cut"] and not seen["scrolled"], seen
+        assert seen["size"] == [node["size"][0], node["size"][1] + TITLE], "it grew over its neighbours"
+    for node in view.page.evaluate(LINKED):
+        needed = {name for name, kind, options, optional in declared(info.get(node["type"], {"input_order": {}}))
+                  if not optional and not is_widget(kind, options)}
+        assert not node["errors"] and not needed & set(node["open"]), node
+
+
+def test_a_node_that_the_host_lacks_is_told(view):
+    """Which is what the test above would see."""
+    graph = json.loads((workflow.FOLDER / f"{workflow.MAPS}.json").read_text(encoding="utf-8"))
+    graph["nodes"][1]["type"] = "PalimpsestElsewhere"
+    view.page.evaluate("graph => app.loadGraphData(graph)", graph)
+    view.page.get_by_test_id("error-overlay").wait_for()
+    assert "missing" in complaint(view).lower()
+
+
+def test_the_run_button_ends_in_a_picture_on_the_canvas(view):
+    view.set(Comfy__VueNodes__Enabled=True)
+    view.load(workflow.MAIN)
+    assert view.run()["kind"] == "execution_success"
+    for title in "Save Image", "Miniature Scene":
+        picture = view.page.locator("[data-node-id]").filter(has_text=title).locator("img").last
+        view.page.wait_for_function("picture => picture.naturalWidth === 128", arg=picture.element_handle())
+        shown = view.page.request.get(picture.evaluate("picture => picture.src"))
+        assert np.asarray(Image.open(io.BytesIO(shown.body()))).std() > 10, title
+
+
+def test_an_error_of_the_packs_is_shown_with_its_remedy(view):
+    """A word that the prompt does not have."""
+    view.load(workflow.MAPS)
+    view.page.evaluate("""() => { const node = app.graph.nodes.find(node => node.type === 'PalimpsestAttentionMask')
+        node.widgets.find(widget => widget.name === 'words').value = 'horse' }""")
+    assert view.run()["kind"] == "execution_error"
+    view.page.get_by_test_id("error-overlay").wait_for()
+    view.page.get_by_test_id("error-overlay-see-errors").click()
+    view.page.get_by_text('"horse"').first.wait_for()
+
+
+@pytest.mark.parametrize("locale, words", [("en", "Reads a picture into noise"), ("zh", "把图像读成噪声")])
+def test_a_nodes_help_page_opens_in_the_users_language(locale, words, view):
+    view.set(Comfy__Locale=locale, Comfy__VueNodes__Enabled=True)
+    view.load(workflow.MAPS)
+    page = view.page
+    x, y = page.evaluate("""() => { const node = app.graph.nodes.find(node => node.type === 'PalimpsestDDIMInvert')
+        app.canvas.ds.scale = 1
+        app.canvas.ds.offset = [300 - node.pos[0], 300 - node.pos[1]]
+        app.canvas.setDirty(true, true)
+        return [340, 285] }""")
+    page.wait_for_timeout(500)
+    page.mouse.click(x, y)
+    page.get_by_test_id("info-button").click()
+    page.get_by_text(words).wait_for()
+    page.get_by_text("2010.02502").wait_for()

@@ -1,0 +1,119 @@
+"""The host's own frontend in headless Chromium. Run as a script it draws docs/canvas.jpg: the main workflow after a run.
+
+COMFYUI_PATH names the host. Chromium is the system's (apt-get install chromium): Playwright drives it and downloads none.
+"""
+import io
+import json
+import re
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from comfy_server import Server, free_port
+from pack import NAME, ROOT, find_host
+from workflow import MAIN
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+           "--disable-component-update", "--disable-sync"]
+# What the frontend says by itself: of a new user's files, of a help page's other places, and of hosts that it may not ask.
+HOSTS_OWN = re.compile(r"/user\.css|/api/userdata|/docs/\w+/en\.md|graph accessed before initialization|"
+                       r"^(Connecting to '|Fetch API cannot load )https://")
+WIDE, GAP = 1600, 10
+LOAD = """async ([pack, name]) => {
+    const answer = await fetch(`/api/workflow_templates/${pack}/${encodeURIComponent(name)}.json`)
+    await app.loadGraphData(await answer.json(), true, true, name)
+}"""
+RUN = """async () => {
+    const ends = ['execution_success', 'execution_error', 'execution_interrupted']
+    window.ended = null
+    for (const kind of ends) app.api.addEventListener(kind, event => { window.ended = {kind, ...event.detail} }, {once: true})
+}"""
+# The canvas's part that fills the window.
+SHOW = """([x, y, width, height]) => {
+    const {ds, canvas} = app.canvas, box = canvas.getBoundingClientRect()
+    ds.scale = Math.min(box.width / width, box.height / height)
+    ds.offset = [(box.width / ds.scale - width) / 2 - x, (box.height / ds.scale - height) / 2 - y]
+    app.canvas.setDirty(true, true)
+}"""
+
+
+class Frontend:
+    """A page of the frontend, and the errors that its console and its scripts told, the host's own left out."""
+
+    def __init__(self, page, url: str):
+        self.page, self.url, self.errors = page, url, []
+        page.set_default_timeout(120_000)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", self._heard)
+        page.goto(url)
+        page.wait_for_function("window.app?.extensionManager && document.querySelector('#graph-canvas')")
+        page.get_by_role("dialog").wait_for()  # a new user is shown the templates
+        page.keyboard.press("Escape")
+        page.get_by_role("dialog").wait_for(state="hidden")
+
+    def _heard(self, message):
+        text = f"{message.text} {message.location['url']}"
+        if message.type == "error" and message.location["url"].startswith(self.url) and not HOSTS_OWN.search(text):
+            self.errors.append(text)
+
+    def set(self, **settings):
+        """Settings by name, with __ for the dots."""
+        for name, value in settings.items():
+            self.page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name.replace("__", "."), value])
+
+    def load(self, name: str):
+        self.page.evaluate(LOAD, [NAME, name])
+
+    def run(self) -> dict:
+        """Press the button, and say how it ended."""
+        self.page.evaluate(RUN)
+        self.page.get_by_test_id("queue-button").click()
+        return self.page.wait_for_function("window.ended").json_value()
+
+
+@contextmanager
+def frontend(server: Server, width: int, height: int):
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS, timeout=120_000)
+        try:
+            yield Frontend(browser.new_page(viewport={"width": width, "height": height}), server.url)
+        finally:
+            browser.close()
+
+
+def main() -> int:
+    from PIL import Image
+    with (tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base,
+          Server(find_host(), Path(sys.executable), Path(base), free_port(), log=Path(base) / "log") as server,
+          frontend(server, 2 * WIDE, WIDE) as view):
+        view.set(Comfy__VueNodes__Enabled=True, Comfy__Minimap__Visible=False, Comfy__Graph__CanvasInfo=False,
+                 Comfy__Graph__CanvasMenu=False)
+        view.load(MAIN)
+        assert view.run()["kind"] == "execution_success", (Path(base) / "log").read_text()
+        view.page.evaluate("app.extensionManager.focusMode = true")  # no bars
+        view.page.wait_for_timeout(5000)  # the last pictures, and the note that says so
+        frames = view.page.evaluate("app.graph.groups.map(group => [...group._bounding])")
+        strips = []
+        for part in frames[:3], frames[3:]:
+            x, y = part[0][0] - GAP, part[0][1] - GAP
+            size = part[-1][0] + part[-1][2] + GAP - x, max(h for *_, h in part) + 2 * GAP
+            view.page.evaluate(SHOW, [x, y, *size])
+            view.page.wait_for_timeout(3000)
+            shot = Image.open(io.BytesIO(view.page.locator("#graph-canvas-container").screenshot()))
+            high = round(shot.width * size[1] / size[0])
+            shot = shot.crop((0, (shot.height - high) // 2, shot.width, (shot.height + high) // 2))
+            strips.append(shot.convert("RGB").resize((WIDE, round(WIDE * high / shot.width)), Image.Resampling.LANCZOS))
+    page = Image.new("RGB", (WIDE, sum(strip.height for strip in strips)))
+    for strip, top in zip(strips, (0, strips[0].height)):
+        page.paste(strip, (0, top))
+    page.save(ROOT / "docs" / "canvas.jpg", quality=80, optimize=True)
+    print(ROOT / "docs" / "canvas.jpg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
