@@ -77,11 +77,11 @@ class MagicRemover(Mover, AttentionEdit):
     def attend(self, rows, site, q, k, v, source, attention):
         if in_tiles(self, rows, site, q):
             return attention(q, source.k, source.v)
-        outside, out = mask_at(self.place, rows, site) == 0, torch.empty_like(q)  # [masks, keys]
-        for i, keys in enumerate(outside):
-            mine, kept = slice(i, None, len(outside)), (keys if keys.any() else ~keys).nonzero()[:, 0].to(q.device)
-            out[mine] = attention(q[mine], *(x[mine].index_select(1, kept) for x in (source.k, source.v)))
-        return out
+        outside = (mask_at(self.place, rows, site) == 0).to(source.v)
+        outside[~outside.any(1)] = 1
+        outside = repeat_to_batch_size(outside, len(q))[..., None]
+        share = attention(q, source.k, outside.expand_as(source.v))  # of a softmax over all keys, so that other packs see all
+        return attention(q, source.k, outside * source.v) / share.clamp(min=1e-4)
 
     def move(self, run, x, sigma):
         if self.reads(run, sigma):

@@ -490,7 +490,7 @@ def test_of_every_guiders_prompts_the_positive_alone_is_edited(editor, family, g
 def test_half_precision_is_near_fp32(editor, family, dtype):
     """A prediction in half precision is off by some 2 eps of its norm, and CFG 7.5 adds two of them 7.5 and 6.5 times,
     as independent errors ten times one: 20 eps. The edit itself is larger. Where words' maps meet a threshold a cell may
-    fall on its other side, so editors by words are held to the predictions at the source's latents."""
+    fall on its other side, and a sign may turn, so such editors are held to the predictions at the source's latents."""
     half, full = case(family, dtype=dtype), case(family)
     found, wanted = (c.sample(EDITORS[editor](c)) for c in (half, full))
     assert found.isfinite().all()

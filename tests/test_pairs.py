@@ -17,7 +17,7 @@ from palimpsest.nodes.tuning import PalimpsestKVInvert, PalimpsestPromptTuningIn
 from runs import Case, kept
 
 SINGLE = [n for n in EDITORS if "," not in n and n not in ("refine", "mutual by words")]
-QUARTER = {"blend", "shrinking", "objects"}  # whose masks leave the upper right corner to the source
+QUARTER = {"blend", "shrinking", "objects", "remove"}  # whose masks leave the upper right corner to the source
 PAIRS = [(a, b, FAMILIES[i % len(FAMILIES)]) for i, (a, b) in enumerate(combinations(SINGLE, 2))]
 
 
