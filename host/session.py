@@ -243,7 +243,7 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):
     sigma = float(timestep[0])
     if not run.started:
         run.started = True
-        _warn_of_other_noise(run, x, sigma)
+        _check_noise(run, x, sigma)
     for editor in sorted(run.editors, key=lambda e: e.holds):
         x = editor.before(run, x, sigma)
     x0 = executor(x, timestep, model_options, seed)
@@ -252,9 +252,12 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):
     return x0
 
 
-def _warn_of_other_noise(run, x, sigma):
+def _check_noise(run, x, sigma):
     known = [repeat_to_batch_size(i.at(sigma), x.shape[0]).to(x) for i in _distinct(e for e in run.editors if not e.lends) if i.latents]
-    apart = min(((x - z).norm() / z.norm() for z in known), default=0)
+    apart, noisy = min((((x - z).norm() / z.norm(), z.norm()) for z in known), default=(0, 0))
+    if 4 * x.norm() < noisy:
+        raise ValueError(f"Sampling starts at sigma {sigma:.3g} from a latent of {100 * x.norm() / noisy:.0f} % of the INVERSION's norm "
+                         "there, a picture without its noise: connect Replay's LATENT.")
     if apart > 0.5:
         log.warning("Sampling starts from other noise than the inversion (%.0f %% of its norm apart at sigma %.3g): connect "
                     "Replay's LATENT and SAMPLER, or turn add_noise off.", 100 * apart, sigma)

@@ -133,6 +133,14 @@ def test_latents_of_another_size(edit):
 
 
 @pytest.mark.parametrize("edit", [inject, window])
+def test_the_pictures_own_latent_in_place_of_its_noise(edit):
+    """As far below the noise as a picture is at a trained model's first level."""
+    case = counting()
+    with refused(case.calls, f"sigma {float(case.sigmas[0]):.3g}", "11 % of the INVERSION's norm", "Replay's LATENT"):
+        case.sample(edit(case, case.model), latent=case.noise / 9)
+
+
+@pytest.mark.parametrize("edit", [inject, window])
 def test_a_schedule_that_leaves_the_inversions(edit):
     case = counting()
     normal = schedule(case.model, "normal", 5)
@@ -279,7 +287,8 @@ def test_an_editor_that_meets_none_of_the_steps(caplog):
     """A warning: the other steps may be another sampler's."""
     case = plain()
     late, early = case.sigmas[-3:], case.sigmas[:3]
-    case.sample(inject(case, cross_end=0.3, self_end=0.3), latent=case.inversion.at(float(late[0])), sigmas=late)
+    there = case.model.model.process_latent_out(case.inversion.at(float(late[0])))
+    case.sample(inject(case, cross_end=0.3, self_end=0.3), latent=there, sigmas=late)
     case.sample(blend(case, start=0.9, mask=WINDOW), sigmas=early)
     for name in ("Attention Inject", "Latent Blend"):
         assert len(re.findall(f"{name} acts on none of the 2 steps", caplog.text)) == 1

@@ -7,7 +7,7 @@ BLUE, GREEN, VIOLET, BROWN, YELLOW = "#3f789e", "#8A8", "#a1309b", "#b06634", "#
 
 OWN_MODEL = """### With your own model and picture
 1. Put **Load Checkpoint** (SD 1.x, 2.x or SDXL) in place of *Load Miniature*, and **Load Image** in place \
-of *Miniature Scene*. The picture's sides are to be multiples of 8: crop or scale it first.
+of *Miniature Scene*. The picture's sides are to be multiples of 8: crop or scale it first, for the miniature to about 128.
 """
 
 
