@@ -124,7 +124,7 @@ class PalimpsestMagicRemover(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestMagicRemover", display_name="MagicRemover", category="palimpsest/guidance",
             description="Removes the object that words name: its place is filled from what lies around it, and nothing else changes "
-                        "(Yang et al. 2023). Sample with the prompt that leaves it out, or with the source's, and Replay.",
+                        "(Yang et al. 2023). Sample a prompt of what is to be seen there.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),

@@ -26,7 +26,7 @@ def injected(c, p, inversion, **settings):
 class Technique:
     """about: what it shows and what to set on SD. kind and seed: the miniature's picture and edit. invert(canvas, parts) and
     edit(canvas, parts, inversion) place nodes; the latter's MODEL is sampled, at `cfg`, from `start` on; without `invert` it makes a
-    LATENT. target: which of Prompt Edit's CONDITIONINGs is sampled."""
+    LATENT. target: which of Prompt Edit's CONDITIONINGs is sampled, unless a prompt of its own is."""
     about: str
     edit: Callable
     kind: str = "colour"
@@ -35,6 +35,7 @@ class Technique:
     cfg: float = CFG
     start: float = 0.0
     target: str = "target"
+    prompt: str = ""
 
 
 def draw(technique: Technique, name: str, info: dict) -> dict:
@@ -51,8 +52,11 @@ def draw(technique: Technique, name: str, info: dict) -> dict:
     with c.group("3  Edit", BROWN):
         c.column(320)
         editor = t.edit(c, p, inversion)
+        prompt = words[t.target]
+        if t.prompt:
+            prompt = c.node("CLIPTextEncode", "What lies there", clip=loader["CLIP"], text=t.prompt)["CONDITIONING"]
         latent = editor["LATENT"] if inversion is None else replay(
-            c, "Sample the edit", editor["MODEL"], inversion, words[t.target], null["CONDITIONING"], t.cfg, t.start)["output"]
+            c, "Sample the edit", editor["MODEL"], inversion, prompt, null["CONDITIONING"], t.cfg, t.start)["output"]
         edited = c.node("VAEDecode", "Edited", samples=latent, vae=loader["VAE"])
     with c.group("4  Compare", YELLOW):
         c.column(760)
@@ -84,6 +88,14 @@ def proximal(c, p, inversion):
 def on_model(kind, **settings):
     """An editor that takes MODEL and INVERSION and nothing else."""
     return lambda c, p, inversion: c.node(kind, model=p.loader["MODEL"], inversion=inversion["inversion"], **settings)
+
+
+def removed(c, p, inversion):
+    return c.node("PalimpsestMagicRemover", model=p.loader["MODEL"], inversion=inversion["inversion"], mask=p.scene["edit mask"])
+
+
+def weighed(c, p, inversion):
+    return c.node("PalimpsestAttentionReweight", model=p.loader["MODEL"], word_weights="blue: 3")
 
 
 def encoded(c, p, title, text):
@@ -250,6 +262,18 @@ TABLE = {
         "2. On SD: CFG 5, and *Edit Direction* with lists of sentences instead of one target.\n\nA gradient draws the target's attention maps "
         "to the source's at every step.",
         on_model("PalimpsestCrossAttentionGuidance"), seed=8),
+    "Move an object (Self-Guidance)": Technique(
+        "2. *words*: all words of the object. Set *move_x*, *move_y* and *resize*. On SD too a low CFG, and Replay's own prompt.\n\nSampling "
+        "is led so that the words attend to the object's shape, moved.",
+        on_model("PalimpsestSelfGuidance", words="green, dotted, star", move_x=0.2), cfg=1.5, target="source"),
+    "Take an object away (MagicRemover)": Technique(
+        "2. Draw the object's place as a MASK, or name it in *words* with Attention Store. *What lies there*: a prompt of what is to be "
+        "seen in its place, and of nothing else. On SD: CFG 7.5.\n\nThe place is filled from what lies around it.",
+        removed, kind="delete", seed=1, prompt="a photo of a sky background"),
+    "A word that counts for more (Attention Re-weight)": Technique(
+        "2. *word_weights*: the target's words and their factors. On SD: 2 to 10.\n\nThe word's attention is multiplied; a negative factor "
+        "turns it round.",
+        weighed, seed=12),
     "Kept by the noise map (Noise Map Guidance)": Technique(
         "2. On SD: CFG 7.5.\n\nEach step is drawn to the inversion's own next latent before the prompt acts.",
         on_model("PalimpsestNoiseMapGuidance"), seed=9),
