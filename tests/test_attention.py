@@ -159,6 +159,11 @@ class Noted(Looks):
         return attention(q, k, v)
 
 
+def assert_rounding(a, b):
+    """Equal to some ten roundings of fp32, of the largest value: each forward adds up in an order of its own."""
+    assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_reference_shows_what_the_source_alone_shows(family):
     """With the target's rows at the source's latent and the source's prompt, the features of both are the same."""
@@ -168,7 +173,7 @@ def test_the_reference_shows_what_the_source_alone_shows(family):
     assert len(notes) == 2 * len(positions(case.model.model.diffusion_model))
     for q, k, v, source in (n for found in notes.values() for n in found):
         for mine, theirs in ((q, source.q), (k, source.k), (v, source.v)):
-            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+            assert_rounding(mine, theirs)
 
 
 def rows_of_forwards(run, case, *args, **kwargs):
@@ -216,7 +221,7 @@ def test_source_as_target_changes_no_prediction(family):
     editor = PromptToPrompt(case.inversion, edit.pairs, (0.0, 1.0), (0.0, 1.0), (whole,), (whole,), 1.0, 1.0)
     edited = case.predictions(attach(case.model, editor), target)
     for a, b in zip(edited, case.predictions(case.model, case.source), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert_rounding(a, b)
 
 
 def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one():
