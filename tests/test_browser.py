@@ -16,7 +16,6 @@ from PIL import Image
 pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
 if not CHROMIUM:
     pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
-pytestmark = pytest.mark.xdist_group("browser")  # one server and one browser for them all
 
 # What Nodes 2.0 draws of each node, in the canvas's units: its title, its texts that are cut, and a note that has to be scrolled.
 DRAWN = """() => [...document.querySelectorAll('[data-node-id]')].map(node => ({

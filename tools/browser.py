@@ -45,7 +45,7 @@ class Frontend:
 
     def __init__(self, page, url: str):
         self.page, self.url, self.errors = page, url, []
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(240_000)  # a machine may be busy with other tests
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self._heard)
         page.goto(url)
@@ -78,7 +78,7 @@ class Frontend:
 def frontend(server: Server, width: int, height: int):
     from playwright.sync_api import sync_playwright
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS, timeout=120_000)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS, timeout=240_000)
         try:
             yield Frontend(browser.new_page(viewport={"width": width, "height": height}), server.url)
         finally:

@@ -63,7 +63,7 @@ def demo(arguments):
 def test(arguments):
     workers = str(min(4, os.cpu_count() or 1))
     setup = prepare(("torch", "pytest", "xdist", "diffusers"))
-    return run(setup, "pack.py", "pytest", "--import-mode=importlib", "-n", workers, "--dist", "loadgroup", *arguments)
+    return run(setup, "pack.py", "pytest", "--import-mode=importlib", "-n", workers, "--dist", "loadfile", *arguments)
 
 
 def train(arguments):
