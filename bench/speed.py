@@ -1,12 +1,13 @@
 """What speed and memory an edit takes: beside the published pipelines, beside plain sampling, and as a run grows.
 
-    python tools/dev.py bench speed [--only peers nodes growth] [--rounds 5] [--steps 10] [--community FOLDER]
+    python tools/dev.py bench speed [--only peers learned nodes growth] [--rounds 5] [--steps 10] [--community FOLDER]
 
 Peers: diffusers' pipelines on equal weights, steps and device, from the same noise; their weights ask for no gradient. The model
-is SD1.5's U-Net of random weights with --channels at its top, and the miniature for what only a trained model shows. FOLDER is
-diffusers' examples/community, which its package does not hold: without it Prompt-to-Prompt is left out, and the peer of null-text is
-the published loop on this host. "difference" is how far apart, relatively, the two results are, where they are to be equal. Null-text
-learns another embedding: there stands, ours first, how far from the picture the embeddings of each one lead.
+is SD1.5's U-Net of random weights with --channels at its top. FOLDER is diffusers' examples/community, which its package does not
+hold: without it Prompt-to-Prompt is left out. "difference" is how far apart, relatively, the two results are, where they are to be
+equal.
+Learned: null-text on the miniature, which is trained; without FOLDER its peer is the published loop on this host. Each learns
+embeddings of its own: there stands, ours first, how far from the picture they lead.
 Nodes: every editor and every inversion at its defaults beside plain sampling with CFG of as many steps, on the miniature.
 Growth: some of them over steps, rows of a batch, sides of the latent and numbers of concepts, beside plain sampling of the same.
 
@@ -277,19 +278,25 @@ def beside(runs, base, rounds) -> dict:
 
 
 def peers(args) -> dict:
+    return measured(Peers(random_unet(args.channels, CLIP["hidden_size"]), load_miniature()[1], args.size, args.steps, args.community),
+                    NARROW, args)
+
+
+def learned(args) -> dict:
     model, clip, vae = load_miniature()
     edit = held_out_edit(0, "colour")
     picture = vae.encode(torch.from_numpy(edit.source_image)[None])
-    texts = edit.source_text, edit.target_text
-    narrow = Peers(random_unet(args.channels, CLIP["hidden_size"]), clip, args.size, args.steps, args.community)
-    trained = Peers(model, clip, 16, args.steps, args.community, texts=texts, picture=picture)
-    measured = {}
-    for b, rows in ((narrow, NARROW), (trained, TRAINED)):
-        for name, row in rows.items():
-            if args.community or "Prompt-to-Prompt" not in name:
-                measured[name] = compare(b, row, args.rounds)
-                print(peer_row(name, measured[name]), flush=True)
-    return measured
+    return measured(Peers(model, clip, 16, args.steps, args.community, texts=(edit.source_text, edit.target_text), picture=picture),
+                    TRAINED, args)
+
+
+def measured(b, rows, args) -> dict:
+    found = {}
+    for name, row in rows.items():
+        if args.community or "Prompt-to-Prompt" not in name:
+            found[name] = compare(b, row, args.rounds)
+            print(peer_row(name, found[name]), flush=True)
+    return found
 
 
 EDITORS = {name: edited for name, (rows, edited) in RUNS.items() if rows == 1} | {
@@ -352,9 +359,10 @@ def peer_row(name, r) -> str:
 def table(results) -> str:
     """The README's rows."""
     lines = []
-    if "peers" in results:
-        lines += [line("ours over theirs", "time", "range", "processor time", "memory", "difference"), line(*["---"] * 6)]
-        lines += [peer_row(*row) for row in results["peers"]["measured"].items()]
+    for part in ("peers", "learned"):
+        if part in results:
+            lines += ["", line("ours over theirs", "time", "range", "processor time", "memory", "difference"), line(*["---"] * 6)]
+            lines += [peer_row(*row) for row in results[part]["measured"].items()]
     if "nodes" in results:
         lines += ["", line("over plain sampling", "time", "range", "processor time", "memory"), line(*["---"] * 5)]
         lines += [line(name, *spread(r)) for name, r in results["nodes"]["measured"].items()]
@@ -383,9 +391,10 @@ def main():
         for part in args.only:
             settings = {k: getattr(args, k) for k in ("rounds", "steps", "channels", "size")}
             results[part] = {
-                "settings": {**settings, "community": bool(args.community)}, **about(), "diffusers": diffusers.__version__, "measured": PARTS[part](args)}
+                "settings": {**settings, "community": bool(args.community)}, **about(), "diffusers": diffusers.__version__,
+                "measured": PARTS[part](args)}
             args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(json.loads(args.out.read_text(encoding="utf-8"))))
 
 
-PARTS = {"peers": peers, "nodes": nodes, "growth": growth}
+PARTS = {"peers": peers, "learned": learned, "nodes": nodes, "growth": growth}
