@@ -2,7 +2,9 @@
 import atexit
 from functools import cache
 
+import comfy.model_management as management
 import comfy.samplers
+import pytest
 import tiny
 import torch
 from palimpsest.attention.alignment import PromptEdit, align
@@ -38,6 +40,27 @@ def prompts(clip, source, *targets, mode="auto"):
     sources, targets = tokenize_rows(clip, [source] if isinstance(source, str) else source), tokenize_rows(clip, targets)
     pairs = tuple(align(sources[i % len(sources)], t, mode) for i, t in enumerate(targets))
     return encode(clip, sources), encode(clip, targets), PromptEdit(pairs)
+
+
+def relative(a, b):
+    """|a - b| over |b|."""
+    return float((a - b).norm() / b.norm())
+
+
+def cancelled_in(forward, model, call) -> int:
+    """Cancels call() in a forward of the model, counted from 1; how many forwards there were."""
+    forwards = []
+
+    def interrupt(*args, **kwargs):
+        forwards.append(1)
+        if len(forwards) == forward:
+            management.interrupt_current_processing()
+
+    hook = model.model.diffusion_model.register_forward_hook(interrupt)
+    with pytest.raises(management.InterruptProcessingException):
+        call()
+    hook.remove()
+    return len(forwards)
 
 
 class Case:

@@ -7,6 +7,7 @@ from diffusers import DDIMInverseScheduler
 
 from palimpsest.host.sampling import Solver, sample, schedule
 from palimpsest.inversion import ddim
+from runs import relative
 
 euler = comfy.k_diffusion.sampling.sample_euler
 STEPS = 50
@@ -39,10 +40,6 @@ def host_path(model, latent, conditioning, sigmas):
 
     sample(model, conditioning, latent, sigmas, Solver(solve))
     return path[::-1]
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 @torch.inference_mode()

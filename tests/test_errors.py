@@ -11,7 +11,7 @@ import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import SamplerCustom
-from palimpsest.host.sampling import Solver, schedule
+from palimpsest.host.sampling import schedule
 from palimpsest.inversion.trajectory import Inversion, Theta, check_schedule
 from palimpsest.nodes.attention import (PalimpsestAttentionHeatmap, PalimpsestAttentionInject, PalimpsestAttentionMask,
                                         PalimpsestAttentionStore)

@@ -12,6 +12,7 @@ from palimpsest.inversion import bdia, cycle_diffusion, ddpm, edict
 from palimpsest.nodes.exact import (
     PalimpsestBDIAInvert, PalimpsestCycleDiffusionInvert, PalimpsestDDPMInvert, PalimpsestDirectInvert, PalimpsestEDICTInvert)
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
+from runs import relative
 
 AUTHORS = json.loads((Path(__file__).parent / "data" / "exact.json").read_text())
 STEPS = 10
@@ -23,10 +24,6 @@ def executor():
     """As the host's executor runs nodes."""
     with torch.inference_mode():
         yield
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def mse(a, b):

@@ -3,7 +3,6 @@ host."""
 from dataclasses import replace
 
 import comfy.model_management as management
-import comfy.samplers
 import pytest
 import tiny
 import torch
@@ -18,7 +17,7 @@ from palimpsest.guidance.moving import slope
 from palimpsest.host.sampling import Solver
 from palimpsest.host.session import attach, editors, running
 from palimpsest.nodes.excite import PalimpsestAttendExcite, PalimpsestCrossAttentionGuidance, PalimpsestEditDirection
-from runs import Case, kept
+from runs import Case, kept, relative
 
 STEPS, CFG = 10, 7.5
 CATS, DOGS = "a cat on a mat\na sleeping cat", "a dog on a mat\nmy dog\na dog, asleep"
@@ -35,10 +34,6 @@ def excite(model, words="cat, mat", scale=20.0, end=0.5, thresholds="0: 0.05, 0.
 
 def pull(model, inversion, amount=0.1, start=0.0, end=1.0):
     return PalimpsestCrossAttentionGuidance.execute(model, inversion, amount, start, end).result[0]
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 @kept

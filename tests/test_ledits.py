@@ -19,13 +19,9 @@ from palimpsest.inversion.ddpm import independent_path
 from palimpsest.inversion.trajectory import Theta
 from palimpsest.nodes.inversion import PalimpsestReplay
 from palimpsest.nodes.semantic import PalimpsestLEDITS, PalimpsestLEDITSInvert, PalimpsestSEGAGuidance
-from runs import Case, kept
+from runs import Case, kept, relative
 
 STEPS = 10
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def scheduler():

@@ -16,7 +16,7 @@ from palimpsest.miniature.model import load_miniature
 from palimpsest.miniature.scenes import held_out_edit
 from palimpsest.nodes.blending import PalimpsestInjectComposite, PalimpsestNoiseMask
 from palimpsest.nodes.masks import PalimpsestDiffEditMask
-from runs import Case, kept
+from runs import Case, kept, relative
 
 ALL = {**tiny.UNETS, **tiny.FLOWS}
 
@@ -31,10 +31,6 @@ def executor():
 @kept
 def model_of(family):
     return ALL[family]()
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def diffedit(model, source=None, target=None, latent=None, maps=10, strength=0.5, threshold=0.5, clamp=3.0, seed=0, batch=1):

@@ -11,7 +11,7 @@ from palimpsest.miniature.scenes import held_out_edit
 from palimpsest.nodes.guidance import PalimpsestNoiseMapGuidance
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from palimpsest.nodes.semantic import PalimpsestSEGAGuidance
-from runs import Case, invert, kept
+from runs import Case, invert, kept, relative
 
 STEPS, SCALE, CFG = 5, 3.0, 4.0
 
@@ -19,10 +19,6 @@ STEPS, SCALE, CFG = 5, 3.0, 4.0
 @kept
 def case(**kwargs):
     return Case(steps=STEPS, **kwargs)
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def guided(model, inversion, scale=SCALE):

@@ -16,6 +16,7 @@ from palimpsest.inversion import null_text, pivot
 from palimpsest.nodes.exact import PalimpsestEDICTInvert
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from palimpsest.nodes.null_text import PalimpsestNullTextOptimize
+from runs import cancelled_in, relative
 
 CFG, STEPS = 7.5, 5
 EVERY = {**tiny.UNETS, **tiny.FLOWS}
@@ -37,10 +38,6 @@ def replay(model, inversion, cfg=CFG):
         m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
         found = SamplerCustom.execute(m, False, 5, cfg, tiny.cond(), tiny.cond(seed=9), solver, sigmas, latent)
         return model.model.process_latent_in(found.result[0]["samples"])
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def scalar(model):
@@ -125,18 +122,8 @@ def test_nothing_stays_in_the_model(family):
 def test_a_cancelled_run_stops_at_the_next_update_and_leaves_nothing(monkeypatch):
     model = tiny.sd15()
     inversion = inverted(model)
-    before, forwards = replay(model, inversion), []
-
-    def interrupt(*args, **kwargs):
-        forwards.append(1)
-        if len(forwards) == 4:
-            comfy.model_management.interrupt_current_processing()
-
-    hook = model.model.diffusion_model.register_forward_hook(interrupt)
-    with pytest.raises(comfy.model_management.InterruptProcessingException):
-        optimise(model, inversion)
-    hook.remove()
-    assert len(forwards) == 4
+    before = replay(model, inversion)
+    assert cancelled_in(4, model, lambda: optimise(model, inversion)) == 4
     assert torch.equal(replay(model, inversion), before)
 
 

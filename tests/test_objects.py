@@ -13,7 +13,7 @@ from palimpsest.host.sampling import Solver
 from palimpsest.host.session import editors, running
 from palimpsest.nodes.attention import PalimpsestAttentionInject
 from palimpsest.nodes.objects import PalimpsestDeltaDenoise, PalimpsestMagicRemover, PalimpsestSelfGuidance
-from runs import Case, kept
+from runs import Case, kept, relative
 
 CFG = 7.5
 
@@ -21,10 +21,6 @@ CFG = 7.5
 @kept
 def case(**kwargs):
     return Case(**kwargs)
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def delta(model, source, target, negative, latent, iterations=6, lr=0.1, cfg=CFG, start=0.05, end=0.95, seed=3, **extra):

@@ -4,7 +4,6 @@ from functools import cache
 from itertools import combinations
 
 import pytest
-import tiny
 import torch
 from editors import EDITORS, FAMILIES, STEPS
 from palimpsest.nodes.exact import (PalimpsestBDIAInvert, PalimpsestCycleDiffusionInvert, PalimpsestDDPMInvert, PalimpsestDirectInvert,

@@ -15,6 +15,7 @@ from palimpsest.nodes.guidance import PalimpsestProximalGuidance
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from palimpsest.nodes.refine import (
     PalimpsestFixedPointInvert, PalimpsestNegativePromptInvert, PalimpsestReNoiseInvert)
+from runs import relative
 
 euler = comfy.k_diffusion.sampling.sample_euler
 STEPS = 5
@@ -47,10 +48,6 @@ def replay(model, inversion, cfg=1.0, negative=None, edited=None, prompt=None):
     prompts = prompt or tiny.cond(), negative or tiny.cond(seed=9)
     found = SamplerCustom.execute(m, False, 5, cfg, *prompts, solver, sigmas, latent)
     return model.model.process_latent_in(found.result[0]["samples"])
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def lost(model, inversion):

@@ -20,6 +20,7 @@ from palimpsest.host.sampling import Solver, check_family, fingerprint, predicti
 from palimpsest.host.session import Editor, attach, editors
 from palimpsest.inversion.trajectory import Theta
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
+from runs import relative
 
 STEPS = 12
 FAMILIES = {**tiny.UNETS, **tiny.FLOWS}
@@ -51,10 +52,6 @@ def replay(model, inversion, start=0.0, sampler=None, add_noise=False, prompt=No
     prompt, negative = prompt or tiny.cond(), tiny.cond(seed=9)
     found = SamplerCustom.execute(m, add_noise, seed, cfg, prompt, negative, solver, sigmas, latent)
     return found.result[0]["samples"]
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def state(model):

@@ -15,7 +15,7 @@ from palimpsest.guidance.sega import largest
 from palimpsest.host.sampling import Solver
 from palimpsest.host.session import editors
 from palimpsest.nodes.semantic import PalimpsestSEGAGuidance, PalimpsestSEGARegions
-from runs import Case, kept
+from runs import Case, kept, relative
 
 STEPS = 5
 
@@ -34,10 +34,6 @@ def concept(text, family="sd15"):
 def sega(model, prompt, direction="add", scale=5.0, warmup=0.2, cooldown=1.0, threshold=0.9, weight=1.0, momentum=0.1, beta=0.4):
     return PalimpsestSEGAGuidance.execute(model, prompt, direction, scale, warmup, cooldown, threshold, weight, momentum,
                                           beta).result[0]
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def diffusers_latents(c, model, z, concepts, momentum, beta, cfg, steps):

@@ -1,5 +1,4 @@
 """Inversions that learn how the target is sampled: prompt tuning, StyleDiffusion, KV inversion."""
-import comfy.model_management
 import pytest
 import tiny
 import torch
@@ -12,7 +11,7 @@ from palimpsest.nodes.attention import PalimpsestAttentionInject
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from palimpsest.nodes.storage import KNOWN
 from palimpsest.nodes.tuning import PalimpsestKVInvert, PalimpsestPromptTuningInvert, PalimpsestStyleDiffusionInvert
-from runs import Case
+from runs import Case, cancelled_in, relative
 
 CFG, STEPS = 7.5, 4
 EVERY = {**tiny.UNETS, **tiny.FLOWS}
@@ -53,10 +52,6 @@ def replay(model, inversion, prompt=None, cfg=CFG, after=lambda model: model):
         return model.model.process_latent_in(found.result[0]["samples"])
 
 
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
-
-
 @everywhere
 def test_no_step_ends_worse_than_it_began_and_replay_comes_nearer(name, family):
     model = EVERY[family]()
@@ -84,18 +79,8 @@ def test_nothing_stays_in_the_model(name):
 def test_a_cancelled_run_stops_at_the_next_update_and_leaves_nothing(name):
     model = tiny.sd15()
     inversion = inverted(model)
-    before, forwards = replay(model, inversion), []
-
-    def interrupt(*args, **kwargs):
-        forwards.append(1)
-        if len(forwards) == 4:
-            comfy.model_management.interrupt_current_processing()
-
-    hook = model.model.diffusion_model.register_forward_hook(interrupt)
-    with pytest.raises(comfy.model_management.InterruptProcessingException):
-        LEARN[name](model, inversion)
-    hook.remove()
-    assert len(forwards) == 4
+    before = replay(model, inversion)
+    assert cancelled_in(4, model, lambda: LEARN[name](model, inversion)) == 4
     assert torch.equal(replay(model, inversion), before)
 
 

@@ -1,0 +1,159 @@
+"""Every editor beside other packs' patches and a ControlNet."""
+from collections import Counter, defaultdict
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import nodes as host
+import pytest
+import tiny
+import torch
+from comfy_extras.nodes_freelunch import FreeU
+from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from editors import EDITORS, READS, each_with
+from palimpsest.attention.control import host_attention
+from palimpsest.nodes.attention import PalimpsestAttentionInject
+from runs import kept
+from watching import assert_close, case, differ, each_family, limit, near, of, watch
+
+
+def lora(model):
+    """A LoRA of rank 2 on every attention key."""
+    generator, patched = torch.Generator().manual_seed(8), model.clone()
+    weights = {}
+    for name, p in model.model.named_parameters():
+        if name.endswith("to_k.weight"):
+            up, down = (torch.randn(size, generator=generator) for size in ((p.shape[0], 2), (2, p.shape[1])))
+            weights[name] = ("diff", (up @ down * p.shape[1] ** -0.5,))
+    assert len(patched.add_patches(weights)) == len(weights) > 4
+    return patched
+
+
+def pag(model):
+    return PerturbedAttentionGuidance.execute(model, 3.0).result[0]
+
+
+def free_u(model):
+    return FreeU.execute(model, 1.1, 1.2, 0.9, 0.2).result[0]
+
+
+def hyper_tile(model):
+    return HyperTile.execute(model, 32, 1, 1, False)[0]
+
+
+@each_with("other", [lora, pag, free_u, hyper_tile])
+def test_another_packs_patch_acts_before_and_after_the_editor_alike(editor, family, other):
+    """With tiles of 4 × 4 cells where HyperTile cuts them: on the grid where self-attention is edited too."""
+    c = case(family, size=16 if other is hyper_tile else 8)
+    before, after = EDITORS[editor](c, other(c.model)), other(EDITORS[editor](c))
+    found, chunks = watch(c, before)
+    assert torch.equal(found, watch(c, after)[0])
+    assert differ(found, c.sample(EDITORS[editor](c))) and differ(found, c.sample(other(c.model)))
+    read = Counter(k.sigma for k in of(chunks, "reference"))
+    assert all(n == 1 for n in read.values()) and bool(read) == (editor in READS)
+
+
+@pytest.mark.parametrize("prompts", ["plain", "target long"])
+@each_family
+def test_tiles_are_the_same_however_the_host_batches(family, prompts, split):
+    """HyperTile gives q more rows than k and v have: rows are found in each by itself."""
+    c = case(family, prompts, size=16)
+    model, starts = hyper_tile(EDITORS["swap"](c)), near(c, 2)
+    together = c.sample(model, latent=starts)
+    split(c)
+    assert_close(c.sample(model, latent=starts), together)
+
+
+def test_tiles_cut_at_random_are_refused():
+    """HyperTile draws them anew at every call, so the source's are not the target's."""
+    c = case("sd15", size=16)
+    everywhere = 0.0, 0.8, 0.0, 0.5, 1.0, 1.0, "", ""
+    model = PalimpsestAttentionInject.execute(c.model, c.inversion, c.edit, *everywhere).result[0]
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"tiles of \d+ tokens, the target's of \d+.*swap_size"):
+        c.sample(HyperTile.execute(model, 32, 3, 0, False)[0])
+
+
+@each_with("place", [("attn1",), ("attn2", 0), ("attn2",), ("attn1", 0)])
+def test_another_packs_attention_is_called_wherever_the_hosts_would_be(editor, family, place):
+    """Under the host's two kinds of key, on either side of the editor, for target, null prompt and source."""
+    c, seen, (slot, *depth) = case(family), defaultdict(set), place
+
+    def patch(q, k, v, options):
+        for uuid in options["uuids"]:
+            seen[uuid].add(float(options["sigmas"][0]))
+        return 1.5 * host_attention(q, k, v, options)
+
+    def patched(model, function=patch):
+        model = model.clone()
+        model.set_model_patch_replace(function, slot, "middle", 0, *depth)
+        return model
+
+    before, after = EDITORS[editor](c, patched(c.model)), patched(EDITORS[editor](c))
+    found, chunks = watch(c, before)
+    wanted = [sorted({k.sigma for k in of(chunks, role)}) for role in {k.role for k in chunks}]
+    assert sorted(map(sorted, seen.values())) == sorted(wanted)
+    assert torch.equal(found, watch(c, after)[0])
+    edited, _ = watch(c, EDITORS[editor](c))
+    assert differ(found, edited) and differ(found, c.sample(patched(c.model)))
+    assert torch.equal(watch(c, patched(EDITORS[editor](c), host_attention))[0], edited)
+
+
+def test_of_two_patches_at_one_place_the_hosts_choice_is_called():
+    """The key with a depth wins over the key without."""
+    c, called = case("sdxl"), []
+
+    def patch(name):
+        def function(q, k, v, options):
+            called.append((name, options["block_index"]))
+            return host_attention(q, k, v, options)
+        return function
+
+    model = EDITORS["swap"](c)
+    model.set_model_attn1_replace(patch("all"), "middle", 0)
+    model.set_model_attn1_replace(patch("first"), "middle", 0, 0)
+    c.sample(model)
+    assert set(called) == {("first", 0), ("all", 1)}
+
+
+@kept
+def control_net(family):
+    """A small ControlNet of the host's, shaped like the family's U-Net."""
+    config = dict(case(family).model.model.model_config.unet_config, dtype=torch.float32)
+    with torch.inference_mode():
+        net = tiny.fill(comfy.cldm.cldm.ControlNet(hint_channels=3, **config))
+    return comfy.controlnet.ControlNet(net, load_device=torch.device("cpu"))
+
+
+def hint(case):
+    height, width = case.latent.shape[-2:]
+    return torch.rand(1, height * 8, width * 8, 3, generator=torch.Generator().manual_seed(4))
+
+
+def plainly(case):
+    """(positive, negative) of Apply ControlNet on the target, which the host gives to the null prompt too."""
+    return host.ControlNetApply().apply_controlnet(case.target, control_net(case.family), hint(case), 0.7)[0], case.null
+
+
+def advanced(case):
+    """The same of Apply ControlNet (Advanced), on the target alone and for a part of the schedule."""
+    return host.ControlNetApplyAdvanced().apply_controlnet(
+        case.target, case.null, control_net(case.family), hint(case), 0.7, 0.2, 0.6)[0], case.null
+
+
+@each_with("apply", [plainly, advanced])
+def test_a_control_net_on_the_target_never_meets_the_source(editor, family, apply, split):
+    c = case(family)
+    model, (positive, negative) = EDITORS[editor](c), apply(c)
+    found, chunks = watch(c, model, positive=positive, negative=negative)
+    free, unguided = watch(c, model)
+    percents = (0.2, 0.6) if apply is advanced else (0.0, 1.0)
+    for k in chunks:
+        within = limit(c, percents[0]) >= k.sigma >= limit(c, percents[1])
+        assert k.controlled == (within and (k.role == "positive" or k.role == "negative" and apply is plainly))
+    assert {k.controlled for k in of(chunks, "positive")} == ({True} if apply is plainly else {True, False})
+    for a, b in zip(of(chunks, "reference"), of(unguided, "reference"), strict=True):
+        assert torch.equal(a.x0, b.x0)
+    assert differ(found, free) and differ(found, c.sample(positive=positive, negative=negative))
+    split(c)
+    assert_close(c.sample(model, positive, negative=negative), found)

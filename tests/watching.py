@@ -1,0 +1,110 @@
+"""Cases of every family and what each forward of a run predicted, shared by the tests of all editors."""
+from dataclasses import dataclass
+
+import comfy.samplers
+import pytest
+import tiny
+import torch
+from comfy.patcher_extension import WrappersMP
+from editors import ACTS, CROSS_END, READS, STEPS
+from runs import Case, kept
+
+LONG = "soft light, " * 26  # 78 tokens
+PROMPTS = {"plain": ("a red cat on a mat", "a blue cat on a mat"),
+           "weights": ("a (red:1.3) cat on a mat", "a (blue:0.7) cat on a (mat:1.2)"),
+           "target long": ("a red cat on a mat", f"a blue cat on a mat, {LONG}"),
+           "source long": (f"a red cat on a mat, {LONG}", "a blue cat on a mat"),
+           "both long": (f"a red cat on a mat, {LONG}", f"a blue cat on a mat, {LONG}")}
+each_family = pytest.mark.parametrize("family", tiny.UNETS)
+
+
+@kept
+def made(family, source, targets, size=8, dtype=torch.float32, picture=None):
+    """A Case of one picture, of the second of two (1) or of both (2)."""
+    pictures = tiny.latent(tiny.UNETS[family](), 2, size)
+    latent = None if picture is None else pictures if picture == 2 else pictures[picture:picture + 1]
+    return Case(family, source, targets, steps=STEPS, size=size, dtype=dtype, latent=latent)
+
+
+def case(family, prompts="plain", **kwargs):
+    source, target = PROMPTS[prompts]
+    return made(family, source, (target,), **kwargs)
+
+
+def near(case, rows, seed=8):
+    """Starts of their own for several rows, near enough to the inverted noise to be edits of it."""
+    noise = torch.randn((rows, *case.noise.shape[1:]), generator=torch.Generator().manual_seed(seed))
+    return case.noise.repeat(rows // len(case.noise), 1, 1, 1) + 0.2 * case.noise.std() * noise
+
+
+def assert_close(a, b, tolerance=2e-5):
+    """Equal to fp32 rounding: a forward rounds some hundred times (1e-6), CFG 7.5 and four steps carry it tenfold."""
+    worst = float((a - b).abs().max() / b.abs().max())
+    assert worst <= tolerance, worst
+
+
+def differ(a, b):
+    return float((a - b).abs().max() / b.abs().max()) > 1e-3
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One cond entry's part of a forward: the list it stands in, "reference", or "added" and its number where an editor added the
+    list; the list and place it comes from, its prediction, whether a ControlNet acted, and how many chunks the forward had."""
+    sigma: float
+    role: str
+    entry: "tuple | None"
+    x0: torch.Tensor
+    controlled: bool
+    together: int
+
+
+def watch(case, model, guider=None, order=("positive", "negative"), run=None, cfg=7.5, **kwargs):
+    """(result, Chunks) of one run. A chunk whose entry is none of the guider's is the reference's. Beside another's
+    wrapper, such as this one, the source is read at one σ a forward."""
+    noted = []
+
+    def apply(executor, x, t, c_concat, c_crossattn, control, options, *args, **extra):
+        x0 = executor(x, t, c_concat, c_crossattn, control, options, *args, **extra)
+        if x.requires_grad:  # a forward for an editor's gradient
+            return x0
+        chunks = list(zip(options["cond_or_uncond"], options["uuids"], x0.chunk(len(options["uuids"]))))
+        noted.extend((float(options["sigmas"][0]), *chunk, control is not None, len(chunks)) for chunk in chunks)
+        return x0
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", apply)
+    positive, negative = kwargs.pop("positive", case.target), kwargs.pop("negative", case.null)
+    if guider is None:
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+    else:
+        guider = guider(model)
+    result = (run or case.sample)(guider=guider, **kwargs)
+    entries = {e["uuid"]: (name, i) for name, found in guider.original_conds.items() for i, e in enumerate(found)}
+    roles = dict(enumerate(order))
+    return result, [Chunk(sigma, roles.get(index, f"added {index}") if uuid in entries or index else "reference",
+                          entries.get(uuid), *rest) for sigma, index, uuid, *rest in noted]
+
+
+def predictions(case, model, positive=None, **kwargs):
+    """Chunks with the rows at the source's own latent at every σ, whatever was predicted before."""
+    return watch(case, model, run=lambda guider: case.predictions(None, None, guider=guider),
+                 positive=positive or case.target, **kwargs)[1]
+
+
+def of(chunks, role):
+    return [c for c in chunks if c.role == role]
+
+
+def acts(editor, case, sigma, editors=ACTS):
+    return editor in editors and sigma >= limit(case, CROSS_END)
+
+
+def reads(editor, case, sigma):
+    return acts(editor, case, sigma, READS)
+
+
+def limit(case, percent):
+    return case.model.get_model_object("model_sampling").percent_to_sigma(percent)
