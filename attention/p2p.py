@@ -52,8 +52,8 @@ class PromptToPrompt(AttentionEdit):
             raise ValueError(f"Attention Inject edits towards {', '.join(repr(t.text) for t in self._targets)}, the positive "
                              f"being sampled is {seen}: connect Prompt Edit's target CONDITIONING to the sampler.")
         if run.shape[0] % len(self.pairs):
-            raise ValueError(f"Prompt Edit holds {len(self.pairs)} target prompts, the latent being sampled has {run.shape[0]} rows: "
-                             f"repeat the LATENT to a multiple of {len(self.pairs)} (Repeat Latent Batch).")
+            raise ValueError(f"Prompt Edit holds {len(self.pairs)} target prompts, the latent being sampled has {run.shape[0]} "
+                             f"rows: repeat the LATENT to a multiple of {len(self.pairs)} (Repeat Latent Batch).")
         run.warn_if_idle("Attention Inject", lambda sigma: self.reads(run, sigma))
 
     @property

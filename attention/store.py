@@ -16,8 +16,8 @@ from .control import AttentionEdit, Site, positions
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """The ATTENTION value. tokens: the source's Tokens, one a picture; maps: [B, words, h, w] float32 on the CPU, the probability a
-    place gives to each of the words, in the order of Tokens.words; latent: its (height, width); share: h / height."""
+    """The ATTENTION value. tokens: the source's Tokens, one a picture; maps: [B, words, h, w] float32 on the CPU, the probability
+    a place gives to each of the words, in the order of Tokens.words; latent: its (height, width); share: h / height."""
     tokens: tuple
     maps: torch.Tensor
     latent: tuple

@@ -5,8 +5,8 @@
 For each kind of edit (colour, object, material, background) the same scenes are edited by every method: sampling the target
 from the inverted noise, with Attention Inject, and with Latent Blend under the true edit mask. Two rows edit nothing: the plain
 replay of the source at CFG 1, and the same under Attention Inject over the whole schedule ("inject source"). Success and kept
-are read by the scene reader; background is PSNR outside the true mask grown by two latent cells, beside the ideal edit's (the exact
-target blended into the source's latent). Writes bench/results/edits.json and prints the table.
+are read by the scene reader; background is PSNR outside the true mask grown by two latent cells, beside the ideal edit's (the
+exact target blended into the source's latent). Writes bench/results/edits.json and prints the table.
 """
 import argparse
 import json

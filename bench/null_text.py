@@ -4,10 +4,10 @@
 
 Held-out scenes of the miniature are inverted once. Each row is one run of all of them, then replayed plainly at the CFG with the
 embeddings learned. Cost is network row-passes a step and picture, forward 1, backward 2, without the inversion's own. The peer is
-the authors' loop: from the null prompt's embedding, Adam with a learning rate of 1e-2 that falls to half, at most 10 inner steps, ended
-early under a loss of 1e-5 + 2e-5·i, and a guided step of two rows at the end. PSNR is to the picture's own round trip through the
-autoencoder, mean over pictures. Each run takes all pictures together, and ends a step when the last of them is near enough.
-Writes bench/results/null_text.json and prints the table.
+the authors' loop: from the null prompt's embedding, Adam with a learning rate of 1e-2 that falls to half, at most 10 inner steps,
+ended early under a loss of 1e-5 + 2e-5·i, and a guided step of two rows at the end. PSNR is to the picture's own round trip
+through the autoencoder, mean over pictures. Each run takes all pictures together, and ends a step when the last of them is near
+enough. Writes bench/results/null_text.json and prints the table.
 """
 import argparse
 import json

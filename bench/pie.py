@@ -3,11 +3,11 @@
     python tools/dev.py bench pie FOLDER [--checkpoint FILE] [--inversion NAME] [--editor NAME ...] [--count 700] [--steps 50]
         [--cfg 7.5] [--clip-vision FILE --clip-text FILE]
 
-FOLDER holds mapping_file.json and annotation_images/. Without a checkpoint the miniature edits, which knows nothing of photographs.
-Background MSE, PSNR and SSIM are PIE-Bench's (the edited region black in both pictures, the mean over the whole picture, dB averaged),
-and beside them ours, by the background's area alone. CLIP similarities, of the whole picture and of the edited region to the target
-prompt, need a CLIP vision and a CLIP text model with its projection (the tables' are ViT-L/14). One JSON line a picture in
-output/pie.jsonl; a picture that stands there is not edited again.
+FOLDER holds mapping_file.json and annotation_images/. Without a checkpoint the miniature edits, which knows nothing of
+photographs. Background MSE, PSNR and SSIM are PIE-Bench's (the edited region black in both pictures, the mean over the whole
+picture, dB averaged), and beside them ours, by the background's area alone. CLIP similarities, of the whole picture and of the
+edited region to the target prompt, need a CLIP vision and a CLIP text model with its projection (the tables' are ViT-L/14). One
+JSON line a picture in output/pie.jsonl; a picture that stands there is not edited again.
 """
 import argparse
 import json
@@ -40,7 +40,8 @@ class Case:
 
 
 def decode_mask(runs, size) -> np.ndarray:
-    """A mask [height, width] in {0, 1} of PIE-Bench's run lengths, start and length in turn over the rows; its border is edited."""
+    """A mask [height, width] in {0, 1} of PIE-Bench's run lengths, start and length in turn over the rows; its border is
+    edited."""
     flat = np.zeros(size[0] * size[1], dtype=np.float32)
     for start, length in zip(runs[::2], runs[1::2], strict=True):
         flat[start:start + length] = 1

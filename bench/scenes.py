@@ -1,15 +1,16 @@
 """SceneBench: edits whose exact answer is known, by any inversion and any editor.
 
-    python tools/dev.py bench scenes [--split public] [--cases 30] [--inversion NAME ...] [--editor NAME ...] [--steps 50] [--cfg 4]
+    python tools/dev.py bench scenes [--split public] [--cases 30] [--inversion NAME ...] [--editor NAME ...] [--steps 50] [--cfg
+    4]
 
 A case is one held-out edit of a miniature scene, of one of eight kinds: source picture, two prompts, edit mask and the exact
-target picture; 30 of each kind are 240 cases. The public split is for choosing settings, the held-out one for claims. Inversions are
-the rows of bench/inversions.py, editors those of EDITORS below, all at their nodes' defaults unless a row says otherwise.
+target picture; 30 of each kind are 240 cases. The public split is for choosing settings, the held-out one for claims. Inversions
+are the rows of bench/inversions.py, editors those of EDITORS below, all at their nodes' defaults unless a row says otherwise.
 
-Each case gives one JSON line in output/scenes/: success (the scene reader sees what was asked) and kept (the other attributes read
-as before), background PSNR and SSIM outside the mask grown by two latent cells and the ideal edit's, PSNR to the exact target and
-inside the mask, reconstruction at this CFG beside the autoencoder's, network row-passes, seconds and on a GPU peak memory. A line
-that is there is not measured again, so an interrupted run goes on where it was. Prints a table and writes it to
+Each case gives one JSON line in output/scenes/: success (the scene reader sees what was asked) and kept (the other attributes
+read as before), background PSNR and SSIM outside the mask grown by two latent cells and the ideal edit's, PSNR to the exact
+target and inside the mask, reconstruction at this CFG beside the autoencoder's, network row-passes, seconds and on a GPU peak
+memory. A line that is there is not measured again, so an interrupted run goes on where it was. Prints a table and writes it to
 bench/results/scenes.json, beside other rows of the same settings, with paired bootstrap intervals against the first editor, and a
 sheet of one case a kind, output/scenes/sheet.png.
 """

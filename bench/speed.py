@@ -4,8 +4,8 @@
 
 Peers: diffusers' pipelines on equal weights, steps and device, from the same noise; their weights ask for no gradient. The model
 is SD1.5's U-Net of random weights with --channels at its top. FOLDER is diffusers' examples/community, which its package does not
-hold: without it Prompt-to-Prompt is left out. "difference" is how far apart, relatively, the two results are, where they are to be
-equal.
+hold: without it Prompt-to-Prompt is left out. "difference" is how far apart, relatively, the two results are, where they are to
+be equal.
 Learned: null-text on the miniature, which is trained; without FOLDER its peer is the published loop on this host. Each learns
 embeddings of its own: there stands, ours first, how far from the picture they lead.
 Nodes: every editor and every inversion at its defaults beside plain sampling with CFG of as many steps, on the miniature.

@@ -1,7 +1,7 @@
 """Moving the latent before a step, and the gradient of a loss on the target's cross-attention maps that most moves follow.
 
-What an editor adds to its step starts from the moved latent. The host's sampler keeps its own x, so the difference comes back in the
-x0 it sees: with Δ = x' - x, a step of Euler's from x with x0 + σ'/(σ - σ')·Δ ends where one from x' with x0 does. Maps are
+What an editor adds to its step starts from the moved latent. The host's sampler keeps its own x, so the difference comes back in
+the x0 it sees: with Δ = x' - x, a step of Euler's from x with x0 + σ'/(σ - σ')·Δ ends where one from x' with x0 does. Maps are
 materialised at the sites that the loss reads, and in that forward only.
 """
 from dataclasses import dataclass

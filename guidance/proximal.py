@@ -61,9 +61,8 @@ class Proximal(Editor):
         scale = getattr(run.guider, "cfg", None)
         if "negative" not in run.guider.conds or scale == 1:
             has = "no negative" if "negative" not in run.guider.conds else "CFG 1"
-            raise ValueError(f"Proximal Guidance works on the difference of two predictions, and this guider has "
-                             f"{has}: sample with "
-                             "a negative and CFG over 1 (paper: 7.5).")
+            raise ValueError(f"Proximal Guidance works on the difference of two predictions, and this guider has {has}: sample "
+                             "with a negative and CFG over 1 (paper: 7.5).")
 
     def combine(self, args) -> list:
         """The host's pre-CFG hook: [cond, uncond] x0 predictions, the cond moved so that their difference is prox of

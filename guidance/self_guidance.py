@@ -1,17 +1,19 @@
-"""Diffusion Self-Guidance for Controllable Image Generation. Epstein, Jabri, Poole, Efros, Holynski, NeurIPS 2023. arXiv:2306.00986
+"""Diffusion Self-Guidance for Controllable Image Generation. Epstein, Jabri, Poole, Efros, Holynski, NeurIPS 2023.
+arXiv:2306.00986
 
 Where a prompt's word k attends, A_k, and the network's features Ψ tell what its object is like:
     centroid = Σ (x, y)·A_k / Σ A_k,   shape = norm(sigmoid(10·(norm(A_k) - 0.5))),   appearance = Σ shape·Ψ / Σ shape,
 norm to 0..1. An energy g of these, by which they differ from what is wanted, guides sampling beside classifier-free guidance,
     ε̂ = ε_cfg + v·σ_t·∇_{z_t} g.
-In x = z/√ᾱ and σ that is x0 <- x0 - v·σ²·∇_x g. A picture is edited by what its own maps at the same σ say, marked *: the object k
-is to have its shape moved and resized, T, which fixes its position and size as well, and the other objects o keep theirs,
+In x = z/√ᾱ and σ that is x0 <- x0 - v·σ²·∇_x g. A picture is edited by what its own maps at the same σ say, marked *: the object
+k is to have its shape moved and resized, T, which fixes its position and size as well, and the other objects o keep theirs,
     g = ‖shape_k - T(shape*_k)‖₁ + mean_o ‖shape_o - shape*_o‖₁ + w_a·mean_{k,o} ‖appearance - appearance*‖₁,
 each term a mean over sites, ‖·‖₁ a mean over places or channels.
 
-T turns about the centroid of shape*_k. Ψ are the queries of the decoder's cross-attentions at the sites whose maps are read, a linear
-map of the activations there, where the paper takes the activations themselves. v, w_a and the span of the schedule are what did best
-on the miniature, and every step in the span is guided. Written without the authors' code, and with the paper's abstract alone at hand.
+T turns about the centroid of shape*_k. Ψ are the queries of the decoder's cross-attentions at the sites whose maps are read, a
+linear map of the activations there, where the paper takes the activations themselves. v, w_a and the span of the schedule are
+what did best on the miniature, and every step in the span is guided. Written without the authors' code, and with the paper's
+abstract alone at hand.
 """
 from dataclasses import dataclass
 
@@ -49,7 +51,8 @@ def appearance(S: Tensor, features: Tensor) -> Tensor:
 
 
 def transformed(S: Tensor, around: Tensor, move, resize: float) -> Tensor:
-    """T(S): S [B,h,w] resized about a point [B,2] (x, y) and moved by (dx, dy), all in shares of the picture; 0 comes in at its sides."""
+    """T(S): S [B,h,w] resized about a point [B,2] (x, y) and moved by (dx, dy), all in shares of the picture; 0 comes in at its
+    sides."""
     y, x = torch.meshgrid(*((torch.arange(n, device=S.device) + 0.5) / n for n in S.shape[1:]), indexing="ij")
     to = torch.stack([x, y], -1) - around.new_tensor(move) - around[:, None, None]
     return F.grid_sample(S[:, None], 2 * (around[:, None, None] + to / resize) - 1, align_corners=False)[:, 0]
@@ -62,8 +65,8 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SelfGuidance(AttentionEdit):
-    """words: the object's; others: the names of other objects' words; move: (dx, dy) in shares of the picture; resize: s; share: of the
-    latent's side, the grid whose maps are read; scale: v; appearance: w_a; start, end: percents of the schedule."""
+    """words: the object's; others: the names of other objects' words; move: (dx, dy) in shares of the picture; resize: s; share:
+    of the latent's side, the grid whose maps are read; scale: v; appearance: w_a; start, end: percents of the schedule."""
     inversion: object
     words: str
     others: str = ""
@@ -79,8 +82,9 @@ class SelfGuidance(AttentionEdit):
         known = [e["palimpsest_tokens"] for e in run.targets() if "palimpsest_tokens" in e]
         source = self.inversion.conditioning[0][1].get("palimpsest_tokens")
         if not known or source is None:
-            raise ValueError(f"Self-Guidance looks for {self.words!r} in both prompts, and the {'source' if source is None else 'sampled'} "
-                             "prompt carries no words: connect Prompt Edit's source to the inversion and its target to the sampler.")
+            raise ValueError(f"Self-Guidance looks for {self.words!r} in both prompts, and the "
+                             f"{'source' if source is None else 'sampled'} prompt carries no words: connect Prompt Edit's "
+                             "source to the inversion and its target to the sampler.")
         memory = run.memory(self)
         memory["source"] = self._places(source)
         memory["target"] = {id(tokens): self._places(tokens) for tokens in known}
@@ -134,7 +138,8 @@ class SelfGuidance(AttentionEdit):
                 for n in range(len(places[0]))]
 
     def energy(self, ours: list, theirs: list, features=None) -> Tensor:
-        """g [B] at one site, of the maps [B,h,w] of the object and of each other in the target and in the source; features: both's Ψ."""
+        """g [B] at one site, of the maps [B,h,w] of the object and of each other in the target and in the source; features:
+        both's Ψ."""
         shapes, known = ([shape(A) for A in maps] for maps in (ours, theirs))
         g = distance(shapes[0], transformed(known[0], centroid(known[0]), self.move, self.resize))
         if len(ours) > 1:

@@ -19,7 +19,8 @@ def levels_together(rows, size) -> int:
 
 class Reference:
     """What the source shows at the σ that were read last, `levels[id(inversion)]`: `kept[id(inversion), site]`, filled by the
-    editors' own patches in "read" mode, σ by σ in its rows. may_mix(inversion): whether rows of different σ may share a forward."""
+    editors' own patches in "read" mode, σ by σ in its rows. may_mix(inversion): whether rows of different σ may share a
+    forward."""
 
     def __init__(self, guider, inversions, sigmas, may_mix):
         self.inversions, self.steps, self.kept, self.levels = inversions, sigmas[:-1].tolist(), {}, {}
@@ -53,7 +54,8 @@ class Reference:
                 executor(model, [entries], x, rows, patch(list(dict.fromkeys(sum(mine.values(), []))), [entries], levels))
 
     def _ahead(self, sigma, together) -> list:
-        """σ and the steps after it, as many as share a forward; a solver that goes between the steps has every level read alone."""
+        """σ and the steps after it, as many as share a forward; a solver that goes between the steps has every level read
+        alone."""
         if sigma not in self.steps:
             self.together = [1] * len(self.together)
             return [sigma]

@@ -78,7 +78,8 @@ class Run:
         return self.encoded[id(editor)]
 
     def read(self, x, sigma):
-        """Has the source's features of σ read now, for an editor whose `before` needs them; those that the call of the model reads."""
+        """Has the source's features of σ read now, for an editor whose `before` needs them; those that the call of the model
+        reads."""
         options = self.guider.model_options
         to = {**options["transformer_options"], RUN: self, "sample_sigmas": self.sigmas}
         _read(self, comfy.samplers.calc_cond_batch, self.guider.inner_model, x, x.new_full((len(x),), sigma),
@@ -97,8 +98,8 @@ class Run:
         """Say that an editor acts(σ) at no step of this run; a warning, since another sampler may take the other steps."""
         steps = self.sigmas[:-1].tolist()
         if not any(map(acts, steps)):
-            log.warning("%s acts on none of the %d steps being sampled (sigma %.4g to %.4g): move its start and end, unless another "
-                        "sampler takes the steps they name.", name, len(steps), steps[0], steps[-1])
+            log.warning("%s acts on none of the %d steps being sampled (sigma %.4g to %.4g): move its start and end, unless "
+                        "another sampler takes the steps they name.", name, len(steps), steps[0], steps[-1])
 
     def role(self, conds, index) -> str:
         """"target", "null" or "other" for a cond list the host handed to calc_cond_batch: by identity, else by where its first
@@ -187,8 +188,8 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
     run = Run(guider, sigmas, tuple(latent_image.shape), options[KEY])
     bad = int((~latent_image.isfinite()).sum())
     if bad:
-        raise ValueError(f"{bad} of {latent_image.numel()} values of the LATENT being sampled are NaN or infinite: connect Replay's "
-                         "LATENT, or repair the node that made it.")
+        raise ValueError(f"{bad} of {latent_image.numel()} values of the LATENT being sampled are NaN or infinite: connect "
+                         "Replay's LATENT, or repair the node that made it.")
     _check(run, getattr(executor.class_obj, "inversion", None))
     run.reference = Reference(guider, _sources(run.editors), sigmas,
                               lambda inversion: rows_may_mix(guider.model_patcher, inversion.conditioning))
@@ -220,8 +221,8 @@ def _check(run, stepped):
                              "put Replay Inversion on this MODEL and sample with its SAMPLER.")
         recorded = [name for name, theta in inversion.theta.items() if theta.applied_by == "step"]
         if recorded and inversion is not stepped:
-            raise ValueError(f"The {inversion.method} INVERSION recorded {', '.join(recorded)} for its own steps, and another SAMPLER is "
-                             "connected: connect Replay's SAMPLER.")
+            raise ValueError(f"The {inversion.method} INVERSION recorded {', '.join(recorded)} for its own steps, and another "
+                             "SAMPLER is connected: connect Replay's SAMPLER.")
         if inversion.latents is None:
             if inversion in _sources(run.editors):
                 raise ValueError(f"The {inversion.method} INVERSION holds no trajectory and an editor on this MODEL reads one: "
@@ -256,8 +257,8 @@ def _check_noise(run, x, sigma):
     known = [repeat_to_batch_size(i.at(sigma), x.shape[0]).to(x) for i in _distinct(e for e in run.editors if not e.lends) if i.latents]
     apart, noisy = min((((x - z).norm() / z.norm(), z.norm()) for z in known), default=(0, 0))
     if 4 * x.norm() < noisy:
-        raise ValueError(f"Sampling starts at sigma {sigma:.3g} from a latent of {100 * x.norm() / noisy:.0f} % of the INVERSION's norm "
-                         "there, a picture without its noise: connect Replay's LATENT.")
+        raise ValueError(f"Sampling starts at sigma {sigma:.3g} from a latent of {100 * x.norm() / noisy:.0f} % of the "
+                         "INVERSION's norm there, a picture without its noise: connect Replay's LATENT.")
     if apart > 0.5:
         log.warning("Sampling starts from other noise than the inversion (%.0f %% of its norm apart at sigma %.3g): connect "
                     "Replay's LATENT and SAMPLER, or turn add_noise off.", 100 * apart, sigma)

@@ -7,8 +7,9 @@ from . import bdia, ddpm, direct, edict, ledits, renoise
 
 @dataclass(frozen=True)
 class Method:
-    """reverse(inversion) gives the method's own solver, of k-diffusion's signature, for a θ_F applied by "step"; None where Euler's
-    steps, and so any host SAMPLER, walk the trajectory back. guided: what it learned belongs to the CFG it was learned at."""
+    """reverse(inversion) gives the method's own solver, of k-diffusion's signature, for a θ_F applied by "step"; None where
+    Euler's steps, and so any host SAMPLER, walk the trajectory back. guided: what it learned belongs to the CFG it was learned
+    at."""
     reverse: "Callable | None" = None
     guided: bool = False
 

@@ -33,8 +33,7 @@ def learned(source: list, null: "list | None" = None, weight=0.0) -> dict:
             return a
         if a.shape[1:] != b.shape[1:]:
             raise ValueError(f"The negative's embedding is {list(b.shape[1:])} (tokens, width), the source's "
-                             f"{list(a.shape[1:])}: "
-                             "encode both with the same CLIP, or set interpolation to 0.")
+                             f"{list(a.shape[1:])}: encode both with the same CLIP, or set interpolation to 0.")
         return slerp(weight, *torch.broadcast_tensors(a, b.to(a)))
 
     (a, extras), (b, others) = source[0], (null or source)[0]

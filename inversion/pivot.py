@@ -3,10 +3,11 @@ z*_0, at each step t by some θ_t of the prediction:
 
     min over θ_t of ‖z*_{t-1} - z_{t-1}(z̄_t, θ_t)‖²,    then z̄_{t-1} = z_{t-1}(z̄_t, θ_t), θ_{t-1} = θ_t.
 
-What θ is, and where it acts, is the paper's. The step is Euler's; the loss is the mean square in z = x/√(1+σ²), the papers' latent
-(z = x on flow models), and a picture's step ends early under `tolerance`, which grows by twice itself for every fiftieth of the
-schedule, as in null-text inversion's code. The optimiser is L-BFGS, whose memory goes from step to step as θ does, since neighbouring
-steps have like curvature; its first step along the gradient g is ℓ/(2‖g‖²), which solves a linear residual of one dimension.
+What θ is, and where it acts, is the paper's. The step is Euler's; the loss is the mean square in z = x/√(1+σ²), the papers'
+latent (z = x on flow models), and a picture's step ends early under `tolerance`, which grows by twice itself for every fiftieth
+of the schedule, as in null-text inversion's code. The optimiser is L-BFGS, whose memory goes from step to step as θ does, since
+neighbouring steps have like curvature; its first step along the gradient g is ℓ/(2‖g‖²), which solves a linear residual of one
+dimension.
 """
 from dataclasses import dataclass, field
 

@@ -49,9 +49,8 @@ def load(path, known=()) -> Inversion:
                                  "choose one that Save Inversion wrote.")
             record = json.loads(text)
             if record["version"] > VERSION:
-                raise ValueError(f"{name} has INVERSION format {record['version']}, this version of Palimpsest reads "
-                                 f"up to {VERSION}: "
-                                 "update Palimpsest, or invert again.")
+                raise ValueError(f"{name} has INVERSION format {record['version']}, this version of Palimpsest reads up to "
+                                 f"{VERSION}: update Palimpsest, or invert again.")
             names = {kind.__name__: kind for kind in (Theta, *known)}
             return Inversion(**{name: _unpack(v, file, names) for name, v in record["inversion"].items()})
     except (SafetensorError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:

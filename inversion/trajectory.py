@@ -128,7 +128,8 @@ class Inversion:
         return level
 
     def landing(self, sigma: float) -> Tensor:
-        """The x0 [B,C,…] with which a step from σ keeps to the source: the clean latent, less what a recorded last step adds to it."""
+        """The x0 [B,C,…] with which a step from σ keeps to the source: the clean latent, less what a recorded last step adds to
+        it."""
         added = self.theta.get("z") or self.theta.get("offset")
         if added is None or self._level(sigma) != len(self.sigmas) - 2:
             return self.latents[-1]

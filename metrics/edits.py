@@ -37,8 +37,8 @@ def edit_scores(edited: Sequence[Mapping[str, str]], source: Sequence[Mapping[st
     share of the other attributes that read as in the round trip, nan where the edit names them all.
     """
     if not len(edited) == len(source) == len(wanted):
-        raise ValueError(f"{len(edited)} edited readings, {len(source)} of sources, {len(wanted)} wishes: "
-                         "give one of each for every edit")
+        raise ValueError(f"{len(edited)} edited readings, {len(source)} of sources, {len(wanted)} wishes: give one of each for "
+                         "every edit")
     success = [all(e.get(name) == value for name, value in w.items()) for e, w in zip(edited, wanted)]
     kept = [[e.get(name) == value for name, value in s.items() if name not in w]
             for e, s, w in zip(edited, source, wanted)]

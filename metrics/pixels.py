@@ -39,8 +39,8 @@ def ssim(a: Tensor, b: Tensor, where: Tensor | None = None) -> Tensor:
     With `where`, only windows centred on its pixels, with moments from those pixels alone: nothing else counts.
     """
     if min(a.shape[1:3]) < 6:
-        raise ValueError(f"SSIM mirrors 5 pixels at a border and the picture is {a.shape[2]}x{a.shape[1]}: "
-                         "use a larger picture")
+        raise ValueError(f"SSIM mirrors 5 pixels at a border and the picture is {a.shape[2]}x{a.shape[1]}: use a larger "
+                         "picture")
     weight = _weight(a, where).movedim(-1, 1)
     a, b = a.double().movedim(-1, 1), b.double().movedim(-1, 1)
     share = _window(weight)

@@ -57,19 +57,19 @@ class PalimpsestAttentionInject(io.ComfyNode):
                 io.Float.Input("cross_start", default=0.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the schedule at which cross-attention maps begin to be replaced. Paper: 0."),
                 io.Float.Input("cross_end", default=0.8, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share at which it ends. Higher keeps more of the source's layout. Paper: 0.8, 0.4 for looser "
-                                       "edits."),
+                               tooltip="Share at which it ends. Higher keeps more of the source's layout. Paper: 0.8, 0.4 for "
+                                       "looser edits."),
                 io.Float.Input("self_start", default=0.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the schedule at which self-attention maps begin to be replaced. Paper: 0."),
                 io.Float.Input("self_end", default=0.4, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share at which it ends. Higher keeps shapes; lower it to change a shape. Paper: 0.4, tried from "
-                                       "0.3 to 0.7."),
+                               tooltip="Share at which it ends. Higher keeps shapes; lower it to change a shape. Paper: 0.4, "
+                                       "tried from 0.3 to 0.7."),
                 io.Float.Input("cross_resolution", default=1.0, min=0.0, max=1.0, step=0.0625,
                                tooltip="Cross-attention is replaced where its grid's side is at most this share of the latent's: "
                                        "1 = everywhere (paper), 0.25 = 16² tokens of a 64² latent."),
                 io.Float.Input("self_resolution", default=0.5, min=0.0, max=1.0, step=0.0625,
-                               tooltip="The same for self-attention. 0.5 = 32² tokens of a 64² latent (the authors' code for real "
-                                       "pictures); 0.25 = 16² (the paper's own)."),
+                               tooltip="The same for self-attention. 0.5 = 32² tokens of a 64² latent (the authors' code for "
+                                       "real pictures); 0.25 = 16² (the paper's own)."),
                 io.String.Input("word_weights", default="", tooltip="Re-weighting: the strength of target words' maps, as in "
                                 "'fluffy: 3, snow: -1'. 1 = unchanged. Paper: -2 to 10."),
                 io.String.Input("word_ends", default="", tooltip="An end of its own for a target word's cross-attention, as in "
@@ -92,8 +92,8 @@ class PalimpsestAttentionInject(io.ComfyNode):
         if not (cross or self_):
             raise ValueError(
                 f"Attention Inject would change nothing: cross-attention runs from {cross_start} to {cross_end} up to "
-                f"{cross_resolution} of the latent's side, self-attention from {self_start} to {self_end} up to {self_resolution}; "
-                f"set an end above its start (paper: 0.8 and 0.4) and a resolution of {coarsest} or more.")
+                f"{cross_resolution} of the latent's side, self-attention from {self_start} to {self_end} up to "
+                f"{self_resolution}; set an end above its start (paper: 0.8 and 0.4) and a resolution of {coarsest} or more.")
         return io.NodeOutput(attach(model, PromptToPrompt(
             inversion, prompt_edit.pairs, (cross_start if cross else 1.0, cross_end), (self_start if self_ else 1.0, self_end), ends,
             weights, cross_resolution, self_resolution)))
@@ -112,8 +112,8 @@ class PalimpsestAttentionStore(io.ComfyNode):
                 InversionType.Input("inversion"),
                 PromptEditType.Input("prompt_edit"),
                 io.Float.Input("resolution", default=0.25, min=0.0, max=1.0, step=0.0625,
-                               tooltip="The maps' side as a share of the latent's; the nearest one at or under it that the model has. "
-                                       "0.25 = 16² of a 64² latent (paper), which is where words lie clearest."),
+                               tooltip="The maps' side as a share of the latent's; the nearest one at or under it that the "
+                                       "model has. 0.25 = 16² of a 64² latent (paper), which is where words lie clearest."),
             ],
             outputs=[AttentionType.Output(display_name="ATTENTION")],
         )

@@ -31,8 +31,8 @@ def check_trajectory(model, inversion, name):
     """The INVERSION must be of this family of models and hold the source's latents."""
     check_family(model, inversion)
     if inversion.latents is None:
-        raise ValueError(f"{name} holds the source's latents, the {inversion.method} INVERSION has none: "
-                         "invert with a method that keeps its trajectory, such as DDIM Invert.")
+        raise ValueError(f"{name} holds the source's latents, the {inversion.method} INVERSION has none: invert with a method "
+                         "that keeps its trajectory, such as DDIM Invert.")
 
 
 class PalimpsestLatentBlend(io.ComfyNode):

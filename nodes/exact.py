@@ -39,8 +39,8 @@ def check_guidance(name, cfg, negative):
 
 def check_stochastic(name, model):
     if prediction_type(model) == "flow":
-        raise ValueError(f"{name} reads the noise maps of a DDPM chain, this {type(model.model).__name__} MODEL predicts by flow and "
-                         "has none: use DDIM Invert or Direct Invert, or an eps or v model (SD1.x, SD2.x, SDXL).")
+        raise ValueError(f"{name} reads the noise maps of a DDPM chain, this {type(model.model).__name__} MODEL predicts by "
+                         "flow and has none: use DDIM Invert or Direct Invert, or an eps or v model (SD1.x, SD2.x, SDXL).")
 
 
 def stacked(tensors, axis="step"):
@@ -57,8 +57,8 @@ class PalimpsestEDICTInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestEDICTInvert", display_name="EDICT Invert", category="palimpsest/inversion",
-            description="Inverts exactly with two coupled latents (Wallace et al. 2023): Replay at the same CFG and prompts returns "
-                        "the picture. Two model evaluations a step, here and in Replay.",
+            description="Inverts exactly with two coupled latents (Wallace et al. 2023): Replay at the same CFG and prompts "
+                        "returns the picture. Two model evaluations a step, here and in Replay.",
             inputs=[
                 *inputs(),
                 io.Float.Input("p", default=edict.P, min=0.5, max=1.0, step=0.01,
@@ -82,13 +82,13 @@ class PalimpsestBDIAInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestBDIAInvert", display_name="BDIA Invert", category="palimpsest/inversion",
-            description="Inverts exactly by integrating every step in both directions (Zhang et al. 2023): Replay at the same CFG and "
-                        "prompts returns the picture. One model evaluation a step, and one more.",
+            description="Inverts exactly by integrating every step in both directions (Zhang et al. 2023): Replay at the same "
+                        "CFG and prompts returns the picture. One model evaluation a step, and one more.",
             inputs=[
                 *inputs(10),
                 io.Float.Input("gamma", default=bdia.GAMMA, min=0.1, max=1.0, step=0.01,
-                               tooltip="How much of the last step's error the next one puts right. The paper takes 0.5 for 10 steps and "
-                                       "1.0 for 40: under 1 the noise grows as gamma^-steps, and edits suffer."),
+                               tooltip="How much of the last step's error the next one puts right. The paper takes 0.5 for 10 "
+                                       "steps and 1.0 for 40: under 1 the noise grows as gamma^-steps, and edits suffer."),
                 *guidance("Guidance of the inversion. The authors edit real pictures at 3; sample at the same value."), own_sigmas()],
             outputs=outputs())
 
@@ -113,16 +113,16 @@ class PalimpsestDirectInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestDirectInvert", display_name="Direct Invert (PnP Inversion)", category="palimpsest/inversion",
-            description="DDIM inversion, and for each step the offset that leads sampling at the given CFG back to the picture (Ju et "
-                        "al. 2024). With an editor it equals DDIM Invert, whose source branch never drifts; the offsets serve Replay of "
-                        "the source prompt, at the CFG and with the negative they were recorded with.",
+            description="DDIM inversion, and for each step the offset that leads sampling at the given CFG back to the picture "
+                        "(Ju et al. 2024). With an editor it equals DDIM Invert, whose source branch never drifts; the offsets "
+                        "serve Replay of the source prompt, at the CFG and with the negative they were recorded with.",
             inputs=[
                 *inputs(),
                 io.Float.Input("scale", default=1.0, min=0.0, max=1.0, step=0.05,
-                               tooltip="Share of each step's distance to the source that its offset puts right. The paper takes 1, which "
-                                       "returns the picture; 0 is plain DDIM."),
-                *guidance("The CFG of the replay that the offsets are recorded for; the inversion itself runs at 1. The paper edits at "
-                          "7.5."), own_sigmas()],
+                               tooltip="Share of each step's distance to the source that its offset puts right. The paper "
+                                       "takes 1, which returns the picture; 0 is plain DDIM."),
+                *guidance("The CFG of the replay that the offsets are recorded for; the inversion itself runs at 1. The paper "
+                          "edits at 7.5."), own_sigmas()],
             outputs=outputs())
 
     @classmethod
@@ -148,9 +148,9 @@ class PalimpsestDDPMInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestDDPMInvert", display_name="DDPM Invert (edit-friendly)", category="palimpsest/inversion",
-            description="Noises the picture to every level by itself and reads off the noise maps that lead DDPM sampling through them "
-                        "(Huberman-Spiegelglas et al. 2024). Replay returns the picture; with another prompt it edits. The paper's skip "
-                        "is Replay's start (skip 36 of 100 steps: 0.36). Eps and v models.",
+            description="Noises the picture to every level by itself and reads off the noise maps that lead DDPM sampling "
+                        "through them (Huberman-Spiegelglas et al. 2024). Replay returns the picture; with another prompt it "
+                        "edits. The paper's skip is Replay's start (skip 36 of 100 steps: 0.36). Eps and v models.",
             inputs=[*inputs(100), *seeded(1.0),
                     *guidance("Guidance of the inversion. The paper takes 3.5 with an empty negative, and 15 to sample the target."),
                     own_sigmas()],
@@ -175,9 +175,9 @@ class PalimpsestCycleDiffusionInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestCycleDiffusionInvert", display_name="CycleDiffusion Invert", category="palimpsest/inversion",
-            description="DPM-Encoder: draws the levels from the picture's own posterior and reads off the noise that leads sampling "
-                        "through them (Wu & De la Torre 2023). Runs without guidance, as the paper. Replay returns the picture; with "
-                        "the target prompt at CFG 1 to 5 it is CycleDiffusion. Eps and v models.",
+            description="DPM-Encoder: draws the levels from the picture's own posterior and reads off the noise that leads "
+                        "sampling through them (Wu & De la Torre 2023). Runs without guidance, as the paper. Replay returns "
+                        "the picture; with the target prompt at CFG 1 to 5 it is CycleDiffusion. Eps and v models.",
             inputs=[*inputs(100), *seeded(0.1), own_sigmas()], outputs=outputs())
 
     @classmethod

@@ -18,15 +18,14 @@ class PalimpsestCrossAttentionGuidance(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestCrossAttentionGuidance", display_name="Cross-Attention Guidance", category="palimpsest/guidance",
             description="Moves each step's latent so that the target's words attend where the source's did, which holds the "
-                        "structure "
-                        "(pix2pix-zero, Parmar et al. 2023). For Edit Direction or any edited prompt; for Euler's steps.",
+                        "structure (pix2pix-zero, Parmar et al. 2023). For Edit Direction or any edited prompt; for Euler's "
+                        "steps.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 io.Float.Input("amount", default=0.1, min=0.001, max=100.0, step=0.01,
                                tooltip="How far a step moves along the gradient; higher keeps more of the source's structure. "
-                                       "Paper: 0.1 "
-                                       "for real pictures, 0.15 for sampled ones."),
+                                       "Paper: 0.1 for real pictures, 0.15 for sampled ones."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the schedule at which it begins. Paper: 0."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
@@ -39,9 +38,8 @@ class PalimpsestCrossAttentionGuidance(io.ComfyNode):
         require_unet(model, "Cross-Attention Guidance")
         check_family(model, inversion)
         if start >= end:
-            raise ValueError(f"Cross-Attention Guidance starts at {start:g} and ends at {end:g}, so that no step is left: lower "
-                             f"start or "
-                             "raise end (paper: 0 and 1).")
+            raise ValueError(f"Cross-Attention Guidance starts at {start:g} and ends at {end:g}, so that no step is left: "
+                             "lower start or raise end (paper: 0 and 1).")
         return io.NodeOutput(attach(model, CrossAttentionGuidance(inversion, amount, start, end)))
 
 
@@ -59,8 +57,7 @@ class PalimpsestEditDirection(io.ComfyNode):
                                 "\"a cat sleeps\" … Paper: a thousand, written by a language model; a dozen do."),
                 io.String.Input("target_sentences", multiline=True, tooltip="Sentences about what it is to become, one a line."),
                 io.Conditioning.Input("conditioning", tooltip="The prompt to be edited: Prompt Edit's source, or another that "
-                                                              "shows the "
-                                      "thing."),
+                                                              "shows the thing."),
                 io.Float.Input("scale", default=1.0, min=-10.0, max=10.0, step=0.05,
                                tooltip="How much of the direction is added; under 0 the way back. Paper: 1."),
             ],
@@ -71,8 +68,7 @@ class PalimpsestEditDirection(io.ComfyNode):
         source, target = ([line.strip() for line in text.split("\n") if line.strip()] for text in (source_sentences, target_sentences))
         if not (source and target):
             raise ValueError(f"An edit direction leads from sentences to others, and there are {len(source)} source sentences "
-                             f"and "
-                             f"{len(target)} target sentences: write at least one of each, one a line.")
+                             f"and {len(target)} target sentences: write at least one of each, one a line.")
         if not scale or set(source) == set(target):
             raise ValueError(f"Edit Direction would change nothing: scale is {scale:g} and the two lists "
                              f"{'agree' if set(source) == set(target) else 'differ'}: raise scale, and write what differs.")
@@ -105,13 +101,12 @@ class PalimpsestAttendExcite(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestAttendExcite", display_name="Attend-and-Excite", category="palimpsest/guidance",
             description="Moves the latent until each named word is attended to somewhere, so that no object of the prompt is "
-                        "left out "
-                        "(Chefer et al. 2023). On noise or on an inversion, with Prompt Edit's target; for Euler's steps.",
+                        "left out (Chefer et al. 2023). On noise or on an inversion, with Prompt Edit's target; for Euler's "
+                        "steps.",
             inputs=[
                 io.Model.Input("model"),
                 io.String.Input("words", default="", tooltip="The words of the sampled prompt that are to be seen, as in 'cat, "
-                                                             "frog'; the "
-                                "second of two is 'cat#2'. The paper names the nouns."),
+                                                             "frog'; the second of two is 'cat#2'. The paper names the nouns."),
                 io.Float.Input("scale", default=20.0, min=0.1, max=1000.0, step=0.1,
                                tooltip="How far a step moves along the gradient, at the first; it falls to 0.71 of it. Paper: "
                                        "20."),
@@ -119,13 +114,12 @@ class PalimpsestAttendExcite(io.ComfyNode):
                                tooltip="Share of the schedule at which it ends. Paper: 0.5."),
                 io.String.Input("thresholds", default=", ".join(f"{k:g}: {v:g}" for k, v in THRESHOLDS.items()),
                                 tooltip="Where the latent is moved until every word is attended to as much: share of the "
-                                        "schedule and "
-                                        "level, both 0 to 1. Empty: one move a step only. Paper: 0: 0.05, 0.2: 0.5, 0.4: 0.8."),
+                                        "schedule and level, both 0 to 1. Empty: one move a step only. Paper: 0: 0.05, 0.2: "
+                                        "0.5, 0.4: 0.8."),
                 io.Int.Input("refinements", default=20, min=1, max=100, tooltip="The most moves at a threshold. Paper: 20."),
                 io.Float.Input("resolution", default=0.25, min=0.0, max=1.0, step=0.0625,
                                tooltip="Maps are read where the grid's side is this share of the latent's, or the nearest "
-                                       "coarser the model "
-                                       "has: 0.25 is 16² tokens of a 64² latent (paper)."),
+                                       "coarser the model has: 0.25 is 16² tokens of a 64² latent (paper)."),
             ],
             outputs=[io.Model.Output()])
 
@@ -134,8 +128,7 @@ class PalimpsestAttendExcite(io.ComfyNode):
         require_unet(model, "Attend-and-Excite")
         if not words.strip():
             raise ValueError("Attend-and-Excite attends to words, and none is named: write those of the prompt that are to be "
-                             "seen, as in "
-                             "'cat, frog'.")
+                             "seen, as in 'cat, frog'.")
         if not end:
             raise ValueError("Attend-and-Excite that ends at 0 changes nothing: raise end (paper: 0.5).")
         try:
@@ -144,8 +137,7 @@ class PalimpsestAttendExcite(io.ComfyNode):
             levels = ((-1, 0),)
         if not all(0 <= n <= 1 for pair in levels for n in pair):
             raise ValueError(f"Thresholds are shares of the schedule with levels, both 0 to 1, and these are {thresholds!r}: "
-                             f"write them as "
-                             "in '0: 0.05, 0.2: 0.5, 0.4: 0.8'.")
+                             "write them as in '0: 0.05, 0.2: 0.5, 0.4: 0.8'.")
         return io.NodeOutput(attach(model, AttendExcite(words, nearest(model, resolution), scale, end, levels, refinements)))
 
 

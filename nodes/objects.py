@@ -25,8 +25,9 @@ class PalimpsestDeltaDenoise(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestDeltaDenoise", display_name="Delta Denoise (DDS)", category="palimpsest/guidance",
-            description="Changes a picture step by step by the difference of two predictions, the target prompt's on the picture and the "
-                        "source prompt's on the original (Hertz et al. 2023). A sampler of its own, without an inversion.",
+            description="Changes a picture step by step by the difference of two predictions, the target prompt's on the "
+                        "picture and the source prompt's on the original (Hertz et al. 2023). A sampler of its own, without an "
+                        "inversion.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL before any Palimpsest editor; LoRA may be on it."),
                 io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is."),
@@ -53,8 +54,8 @@ class PalimpsestDeltaDenoise(io.ComfyNode):
         require_plain(model, "Delta Denoise (DDS)")
         flow = prediction_type(model) == "flow"
         if start > end:
-            raise ValueError(f"Delta Denoise (DDS) draws levels from {start:g} to {end:g} of the schedule, and there are none: lower start "
-                             "or raise end (paper: 0.05 and 0.95).")
+            raise ValueError(f"Delta Denoise (DDS) draws levels from {start:g} to {end:g} of the schedule, and there are none: "
+                             "lower start or raise end (paper: 0.05 and 0.95).")
         x = source_latent(model, latent)
         generator = torch.Generator().manual_seed(seed)
         sigmas = levels(model.get_model_object("model_sampling"), iterations, start, end, generator)
@@ -74,13 +75,13 @@ class PalimpsestSelfGuidance(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestSelfGuidance", display_name="Self-Guidance", category="palimpsest/guidance",
-            description="Moves and resizes the object that words name and keeps its looks and the other objects, by guidance from "
-                        "cross-attention maps (Epstein et al. 2023). Sample with Prompt Edit's target and Replay.",
+            description="Moves and resizes the object that words name and keeps its looks and the other objects, by guidance "
+                        "from cross-attention maps (Epstein et al. 2023). Sample with Prompt Edit's target and Replay.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
-                io.String.Input("words", default="", tooltip="The object, by words that both prompts have: 'heart', or better all of its own, "
-                                "'purple, heart'; the second of two is 'heart#2'."),
+                io.String.Input("words", default="", tooltip="The object, by words that both prompts have: 'heart', or better "
+                                "all of its own, 'purple, heart'; the second of two is 'heart#2'."),
                 io.Float.Input("move_x", default=0.0, min=-1.0, max=1.0, step=0.01,
                                tooltip="How far it moves to the right, as a share of the picture's width; under 0 to the left."),
                 io.Float.Input("move_y", default=0.0, min=-1.0, max=1.0, step=0.01,
@@ -97,8 +98,8 @@ class PalimpsestSelfGuidance(io.ComfyNode):
                 io.Float.Input("end", default=0.8, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the schedule at which it ends."),
                 io.Float.Input("resolution", default=0.5, min=0.0, max=1.0, step=0.0625,
-                               tooltip="Maps are read where the grid's side is this share of the latent's, or the nearest coarser the model "
-                                       "has: 0.5 is 32² tokens of a 64² latent."),
+                               tooltip="Maps are read where the grid's side is this share of the latent's, or the nearest "
+                                       "coarser the model has: 0.5 is 32² tokens of a 64² latent."),
             ],
             outputs=[io.Model.Output()])
 
@@ -111,8 +112,8 @@ class PalimpsestSelfGuidance(io.ComfyNode):
             raise ValueError("Self-Guidance moves an object, and no word names one: write those of the prompt that do, as in "
                              "'purple, heart'.")
         if start >= end:
-            raise ValueError(f"Self-Guidance starts at {start:g} and ends at {end:g}, so that no step is left: lower start or raise "
-                             "end (0 and 0.8 do well).")
+            raise ValueError(f"Self-Guidance starts at {start:g} and ends at {end:g}, so that no step is left: lower start or "
+                             "raise end (0 and 0.8 do well).")
         editor = SelfGuidance(inversion, words, others, (move_x, move_y), resize, nearest(model, resolution), scale, appearance, start,
                               end)
         return io.NodeOutput(attach(model, editor))
@@ -123,8 +124,8 @@ class PalimpsestMagicRemover(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestMagicRemover", display_name="MagicRemover", category="palimpsest/guidance",
-            description="Removes the object that words name: its place is filled from what lies around it, and nothing else changes "
-                        "(Yang et al. 2023). Sample a prompt of what is to be seen there.",
+            description="Removes the object that words name: its place is filled from what lies around it, and nothing else "
+                        "changes (Yang et al. 2023). Sample a prompt of what is to be seen there.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
@@ -133,8 +134,8 @@ class PalimpsestMagicRemover(io.ComfyNode):
                 io.Float.Input("threshold", default=0.3, min=0.0, max=0.99, step=0.01,
                                tooltip="Where the words' maps reach this share of their largest value is the object's place."),
                 io.Float.Input("scale", default=1.0, min=0.0, max=1000.0, step=0.1,
-                               tooltip="How far the latent is moved away from the words, where the sampled prompt has them. Program: 1. "
-                                       "0: the place is only filled."),
+                               tooltip="How far the latent is moved away from the words, where the sampled prompt has them. "
+                                       "Program: 1. 0: the place is only filled."),
                 io.Float.Input("start", default=0.15, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the schedule at which it begins. Program: 0.15."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
@@ -154,8 +155,8 @@ class PalimpsestMagicRemover(io.ComfyNode):
         if attention is not None and not words.strip():
             raise ValueError("MagicRemover has ATTENTION and no words to find in it: write the object's, as in 'purple, heart'.")
         if start >= end:
-            raise ValueError(f"MagicRemover starts at {start:g} and ends at {end:g}, so that no step is left: lower start or raise end "
-                             "(0.15 and 1 do well).")
+            raise ValueError(f"MagicRemover starts at {start:g} and ends at {end:g}, so that no step is left: lower start or "
+                             "raise end (0.15 and 1 do well).")
         size = tuple(inversion.shape[-2:])
         if mask is not None:
             place, share = latent_mask(mask, size), nearest(model, 0.25)

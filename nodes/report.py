@@ -28,11 +28,10 @@ def check(source: Tensor, edited: Tensor, **others: Tensor | None) -> dict[str, 
     batch, size = max(len(t) for t in given.values()), source.shape[1:3]
     for name, t in given.items():
         if t.shape[1:3] != size:
-            raise ValueError(f"{name} is {t.shape[2]}x{t.shape[1]} and source is {size[1]}x{size[0]}: "
-                             f"resize {name} to the source's size")
+            raise ValueError(f"{name} is {t.shape[2]}x{t.shape[1]} and source is {size[1]}x{size[0]}: resize {name} to the "
+                             "source's size")
         if len(t) not in (1, batch):
-            raise ValueError(f"{name} holds {len(t)} pictures and the largest input {batch}: "
-                             f"connect one for all, or {batch}")
+            raise ValueError(f"{name} holds {len(t)} pictures and the largest input {batch}: connect one for all, or {batch}")
     return {name: t.float().cpu().expand(batch, *t.shape[1:]) for name, t in given.items()}
 
 

@@ -129,8 +129,8 @@ def learn(name, method, model, inversion, solve, prompts=None, **noted) -> io.No
     require_plain(model, name)
     check_family(model, inversion)
     if inversion.latents is None or inversion.theta or inversion.trajectory != "deterministic":
-        raise ValueError(f"{name} follows a trajectory that Euler's steps made, this INVERSION's method is {inversion.method}: connect "
-                         "DDIM Invert, Fixed-Point Invert or ReNoise Invert (eta 0).")
+        raise ValueError(f"{name} follows a trajectory that Euler's steps made, this INVERSION's method is {inversion.method}: "
+                         "connect DDIM Invert, Fixed-Point Invert or ReNoise Invert (eta 0).")
     found = []
 
     def solver(net, x, *args, **kwargs):

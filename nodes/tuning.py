@@ -47,8 +47,9 @@ class PalimpsestPromptTuningInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestPromptTuningInvert", display_name="Prompt Tuning Invert", category="palimpsest/inversion",
-            description="Tunes the prompt's embedding for each step, so that sampling with guidance follows the inversion (Dong et "
-                        "al. 2023). Replay Inversion mixes it with the target's: more of the target, more of the edit.",
+            description="Tunes the prompt's embedding for each step, so that sampling with guidance follows the inversion "
+                        "(Dong et al. 2023). Replay Inversion mixes it with the target's: more of the target, more of the "
+                        "edit.",
             inputs=[
                 *inputs(10, "Paper: 5, of another optimiser."),
                 io.Float.Input("mix", default=0.8, min=0.0, max=0.99, step=0.01,
@@ -86,16 +87,17 @@ class PalimpsestStyleDiffusionInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestStyleDiffusionInvert", display_name="StyleDiffusion Invert", category="palimpsest/inversion",
-            description="Learns at each step what cross-attention's values lack to bring the picture back with guidance; its maps, "
-                        "and so the layout, stay (Li et al. 2023). Replay Inversion adds it to the target's values.",
+            description="Learns at each step what cross-attention's values lack to bring the picture back with guidance; its "
+                        "maps, and so the layout, stay (Li et al. 2023). Replay Inversion adds it to the target's values.",
             inputs=[
                 *inputs(10, "The authors': 100, of a network."),
                 io.Float.Input("regularise", default=1.0, min=0.0, max=1000.0, step=0.1,
                                tooltip="Weight of attention regularisation: higher holds the words' maps nearer to those of the "
                                        "inversion, 0 leaves them free. Not the paper's number, which was not to be had."),
                 io.Float.Input("end", default=0.5, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule until which another prompt gets what was learned; higher keeps more "
-                                       "of the picture and hinders the edit. The source prompt always gets it. The authors': 0.5."),
+                               tooltip="Share of the schedule until which another prompt gets what was learned; higher keeps "
+                                       "more of the picture and hinders the edit. The source prompt always gets it. The "
+                                       "authors': 0.5."),
             ],
             outputs=[InversionType.Output(display_name="inversion")])
 
@@ -132,9 +134,9 @@ class PalimpsestKVInvert(io.ComfyNode):
             inputs=[
                 *inputs(10, "Not the paper's number."),
                 io.String.Input("layers", default="", tooltip=(
-                    "Layers of self-attention, written as 'd2.2-9, m0, u0.4': section (d, m, u), transformer, layer, counted from "
-                    "0. More of them hold more of the picture and take more memory. Empty: the last on each grid of up (SD1.x and "
-                    "SD2.x: u2, u5, u8; SDXL: u2.9, u5.1). Not the paper's.")),
+                    "Layers of self-attention, written as 'd2.2-9, m0, u0.4': section (d, m, u), transformer, layer, counted "
+                    "from 0. More of them hold more of the picture and take more memory. Empty: the last on each grid of up "
+                    "(SD1.x and SD2.x: u2, u5, u8; SDXL: u2.9, u5.1). Not the paper's.")),
             ],
             outputs=[InversionType.Output(display_name="inversion")])
 

@@ -1,5 +1,5 @@
-"""Every editor by name, as its node makes it. An editor listed here gets every test of composition and purity. Noise Map Guidance is
-not: its gradient is of an L1 norm, whose signs turn with rounding, and every equality would be a toss.
+"""Every editor by name, as its node makes it. An editor listed here gets every test of composition and purity. Noise Map Guidance
+is not: its gradient is of an L1 norm, whose signs turn with rounding, and every equality would be a toss.
 
 Each is a function (case, model=the case's own) -> edited MODEL, for any prompts that a Case can hold.
 """
@@ -179,7 +179,8 @@ def style_aligned(case, model=None):
 
 
 def cross_image(case, model=None):
-    """The picture's own appearance, with AdaIN in a quarter: over the whole it takes away most of what rounding was small against."""
+    """The picture's own appearance, with AdaIN in a quarter: over the whole it takes away most of what rounding was small
+    against."""
     return PalimpsestCrossImageAttention.execute(model or case.model, case.inversion, 0.0, CROSS_END, CROSS_END, 0.2, 1.0, 1.67, "",
                                                  structure_mask=quarter(case), appearance_mask=quarter(case)).result[0]
 

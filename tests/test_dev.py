@@ -205,8 +205,8 @@ def test_a_port_in_use_is_one_line(capsys):
         taken.listen()
         port = taken.getsockname()[1]
         assert dev.main(["serve", "--port", str(port)]) == 1
-        assert capsys.readouterr().err == (f"palimpsest: port {port} is in use: name another with --port, "
-                                           "or leave it out for a free one\n")
+        assert capsys.readouterr().err == (f"palimpsest: port {port} is in use: name another with --port, or leave it out for "
+                                           "a free one\n")
         assert free_port() != port
 
 

@@ -1,4 +1,5 @@
-"""Exact inversions: EDICT, BDIA, Direct, edit-friendly DDPM, CycleDiffusion; against closed forms, papers and the host's nodes."""
+"""Exact inversions: EDICT, BDIA, Direct, edit-friendly DDPM, CycleDiffusion; against closed forms, papers and the host's
+nodes."""
 import json
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""Attend-and-Excite and pix2pix-zero against diffusers' pipelines, their gradients against differences of their losses, and on the
-host."""
+"""Attend-and-Excite and pix2pix-zero against diffusers' pipelines, their gradients against differences of their losses, and on
+the host."""
 from dataclasses import replace
 
 import comfy.model_management as management
@@ -91,7 +91,8 @@ class Tied(torch.optim.SGD):
 @pytest.mark.parametrize("amount, tied", [(0.1, True), (20.0, True), (20.0, False)])
 @torch.inference_mode()
 def test_cross_attention_guidance_equals_diffusers_pipeline(amount, tied, monkeypatch):
-    """Whose step leaves from the row of the null prompt, moved by that row's own maps; ours is its run with both rows moved alike."""
+    """Whose step leaves from the row of the null prompt, moved by that row's own maps; ours is its run with both rows moved
+    alike."""
     c = case()
     directed = PalimpsestEditDirection.execute(c.clip, CATS, DOGS, c.source, 1.0).result[0]
     prompts = twin.Prompts({"": c.null[0][0], "source": c.source[0][0]})

@@ -67,7 +67,8 @@ def test_a_map_would_be_larger_than_anything_plain_sampling_makes():
 
 
 def needed(editor):
-    """What an editor whose paper reads maps may hold at once: parts of them (contrast), or cross-attention's alone (their losses)."""
+    """What an editor whose paper reads maps may hold at once: parts of them (contrast), or cross-attention's alone (their
+    losses)."""
     tokens = len(case().edit.pairs[0].target.ids)
     return {"cross image": cross_image.CELLS, "pull": HEADS * 64 ** 2 * tokens, "excite": HEADS * 64 ** 2 * tokens}.get(editor, 0)
 

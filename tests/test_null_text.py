@@ -147,7 +147,8 @@ def test_lbfgs_solves_each_row_of_a_quadratic_by_itself():
 
 
 def linear(sigmas, steps=4, batch=2):
-    """A denoiser that is linear in the embedding, x0 = mean over tokens · mix + x/2, and a pivot that guidance 1 does not follow."""
+    """A denoiser that is linear in the embedding, x0 = mean over tokens · mix + x/2, and a pivot that guidance 1 does not
+    follow."""
     generator = torch.Generator().manual_seed(1)
     mix = torch.randn(6, 6, generator=generator)
     source = torch.randn(1, 3, 6, generator=generator)

@@ -1,5 +1,5 @@
-"""Delta Denoising Score against the paper's equation, a closed form and the authors' notebook; Self-Guidance's energy against closed
-forms and its gradient against differences; MagicRemover; all on the host."""
+"""Delta Denoising Score against the paper's equation, a closed form and the authors' notebook; Self-Guidance's energy against
+closed forms and its gradient against differences; MagicRemover; all on the host."""
 import comfy.model_management as management
 import comfy.utils
 import pytest

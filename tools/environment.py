@@ -88,8 +88,8 @@ def host_version(host: Path) -> str:
                          "or leave --comfyui and COMFYUI_PATH out to use a private one") from None
     numbers = [tuple(int(n) for n in v.split(".")) for v in (version, OLDEST_HOST)]
     if numbers[0] < numbers[1]:
-        raise SetupError(f"ComfyUI {version} in {host} is too old, {OLDEST_HOST} or later is needed: update it, "
-                         "or leave --comfyui and COMFYUI_PATH out to use a private one")
+        raise SetupError(f"ComfyUI {version} in {host} is too old, {OLDEST_HOST} or later is needed: update it, or leave "
+                         "--comfyui and COMFYUI_PATH out to use a private one")
     return version
 
 
@@ -107,11 +107,10 @@ def own_python(host: Path, modules: "tuple[str, ...]") -> "Path | None":
 def check_python():
     version = "%d.%d" % sys.version_info[:2]
     if sys.version_info[:2] > NEWEST_PYTHON:
-        raise SetupError(f"{TORCH[0]} is not built for Python {version}: run this with Python 3.10 to "
-                         "%d.%d" % NEWEST_PYTHON)
+        raise SetupError(f"{TORCH[0]} is not built for Python {version}: run this with Python 3.10 to %d.%d" % NEWEST_PYTHON)
     if not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")):
-        raise SetupError(f"this Python cannot make environments (no venv or ensurepip): "
-                         f"on Debian and Ubuntu run `sudo apt install python{version}-venv`, then the same again")
+        raise SetupError("this Python cannot make environments (no venv or ensurepip): on Debian and Ubuntu run `sudo apt "
+                         f"install python{version}-venv`, then the same again")
 
 
 def check_space(folder: Path, gigabytes: float) -> bool:
@@ -253,8 +252,8 @@ def prepare(modules: "tuple[str, ...]" = ("torch",)) -> Setup:
         if python:
             say(f"using ComfyUI {version} in {own} with {python}")
             return Setup(own, python)
-        say(f"no Python beside {own} has {', '.join(modules)}: it gets an environment of its own here "
-            "(run this with a Python that has them to use that one)")
+        say(f"no Python beside {own} has {', '.join(modules)}: it gets an environment of its own here (run this with a Python "
+            "that has them to use that one)")
     cache = cache_folder()
     setup, steps = plan(cache, own)
     if setup.python.exists() and all(step.stamp.exists() for step in steps):

@@ -40,8 +40,8 @@ def load_pack(*options: str):
         return sys.modules[NAME]
     host = find_host()
     if host is None or not (host / "comfy" / "options.py").is_file():
-        raise RuntimeError(f"no ComfyUI {f'in {host}' if host else 'named'}: run `python tools/dev.py test`, "
-                           "or set COMFYUI_PATH to a ComfyUI folder")
+        raise RuntimeError(f"no ComfyUI {f'in {host}' if host else 'named'}: run `python tools/dev.py test`, or set "
+                           "COMFYUI_PATH to a ComfyUI folder")
     # `nodes` is a module of the host and a folder of the pack: the pack's root must not be searched.
     sys.path[:] = [str(host), *(p for p in sys.path if Path(p).resolve() not in (ROOT, host))]
     import torch

@@ -25,8 +25,8 @@ def injected(c, p, inversion, **settings):
 @dataclass(frozen=True)
 class Technique:
     """about: what it shows and what to set on SD. kind and seed: the miniature's picture and edit. invert(canvas, parts) and
-    edit(canvas, parts, inversion) place nodes; the latter's MODEL is sampled, at `cfg`, from `start` on; without `invert` it makes a
-    LATENT. target: which of Prompt Edit's CONDITIONINGs is sampled, unless a prompt of its own is."""
+    edit(canvas, parts, inversion) place nodes; the latter's MODEL is sampled, at `cfg`, from `start` on; without `invert` it
+    makes a LATENT. target: which of Prompt Edit's CONDITIONINGs is sampled, unless a prompt of its own is."""
     about: str
     edit: Callable
     kind: str = "colour"
@@ -183,26 +183,23 @@ def delta(c, p, inversion):
 LOOSE = {"cross_end": 0.4, "self_end": 0.2}
 TABLE = {
     "Edit at high guidance (null-text)": Technique(
-        "2. *Null-Text Optimize* learns once for a picture; then queue as many targets as you like.\n"
-        "3. On SD set *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5.\n\n"
-        "Guidance 7.5 loses the picture that DDIM inversion found; with an embedding learned for each step it comes back, and the edit "
-        "keeps to it. The report shows the replay of the source at that guidance. *Prompt Tuning Invert*, *StyleDiffusion Invert* and *KV "
-        "Inversion* stand in the same place.",
+        "2. *Null-Text Optimize* learns once for a picture; then queue as many targets as you like.\n3. On SD set *Attention "
+        "Inject* back: `self_end` 0.4, `self_resolution` 0.5.\n\nGuidance 7.5 loses the picture that DDIM inversion found; "
+        "with an embedding learned for each step it comes back, and the edit keeps to it. The report shows the replay of the "
+        "source at that guidance. *Prompt Tuning Invert*, *StyleDiffusion Invert* and *KV Inversion* stand in the same place.",
         injected, invert=null_text, cfg=7.5),
     "Edit at high guidance, nothing learned (negative prompt)": Technique(
-        "2. On SD set *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5.\n\n"
-        "The source prompt as the negative: guidance cancels where the target says the same. *Proximal Guidance* keeps of the rest only "
-        "what clearly differs.",
+        "2. On SD set *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5.\n\nThe source prompt as the negative: "
+        "guidance cancels where the target says the same. *Proximal Guidance* keeps of the rest only what clearly differs.",
         proximal, invert=partial(inverted, kind="PalimpsestNegativePromptInvert"), cfg=7.5),
     "An exact inversion, with its own sampler (EDICT)": Technique(
-        "2. On SD set *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5; 50 steps, and the CFG you sample at in the "
-        "inversion too (paper: 3).\n\n"
-        "Two coupled latents return the picture exactly; *Replay Inversion* brings the method's own SAMPLER, so leave its sampler input "
-        "open. BDIA Invert and Direct Invert are drawn the same way.",
+        "2. On SD set *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5; 50 steps, and the CFG you sample at in "
+        "the inversion too (paper: 3).\n\nTwo coupled latents return the picture exactly; *Replay Inversion* brings the "
+        "method's own SAMPLER, so leave its sampler input open. BDIA Invert and Direct Invert are drawn the same way.",
         injected, invert=edict),
     "Edit-friendly noise (DDPM)": Technique(
-        "2. On SD: 100 steps, `cfg` 3.5 in the inversion with the null prompt as negative, 15 in the sampler.\n\n"
-        "Every level is noised by itself and keeps its noise map. *Replay Inversion* starts at 0.36: later keeps more of the picture.",
+        "2. On SD: 100 steps, `cfg` 3.5 in the inversion with the null prompt as negative, 15 in the sampler.\n\nEvery level "
+        "is noised by itself and keeps its noise map. *Replay Inversion* starts at 0.36: later keeps more of the picture.",
         injected, invert=partial(inverted, kind="PalimpsestDDPMInvert", steps=50), start=0.36),
     "Another pose, the same looks (MasaCtrl)": Technique(
         "2. On SD: CFG 7.5.\n\nThe target's queries look up the source's contents: the new prompt lays out the pose, the source fills it.",
@@ -214,12 +211,12 @@ TABLE = {
         "2. On SD: CFG 7.5. The source prompt may be left empty.\n\nOnly the source's self-attention maps are held.",
         on_model("PalimpsestFreePromptEdit"), seed=2),
     "Variations of an object's shape (Prompt Mixing)": Technique(
-        "2. On SD: CFG 7.5.\n\nIn the middle of the schedule the other word's values shape the object; before and after, the source's "
-        "prompt keeps layout and looks.",
+        "2. On SD: CFG 7.5.\n\nIn the middle of the schedule the other word's values shape the object; before and after, the "
+        "source's prompt keeps layout and looks.",
         mixing, kind="object", seed=3, target="source"),
     "A mask from two prompts (DiffEdit)": Technique(
-        "2. On SD: CFG 7.5.\n\nWhere the noise predicted for the two prompts differs, the picture may change; everywhere else the source "
-        "comes back exactly.",
+        "2. On SD: CFG 7.5.\n\nWhere the noise predicted for the two prompts differs, the picture may change; everywhere else "
+        "the source comes back exactly.",
         diffedit, seed=4),
     "A mask found on the way (Noise Mask)": Technique(
         "2. On SD: CFG 7.5.\n\nAt every step the target's prediction is compared with the source's; where they agree the source stays.",
@@ -228,51 +225,51 @@ TABLE = {
         "2. Draw your own MASK in place of the scene's. On SD: CFG 7.5.\n\nThe mask begins grown, so that a small place has room to begin an edit.",
         blended, kind="object", seed=1),
     "An object with its own step (Object-Aware Blend)": Technique(
-        "2. Draw your own MASK in place of the scene's; chain one node an object. On SD: CFG 7.5.\n\nEach object is edited from its own step "
-        "on, late for a colour, early for a shape.",
+        "2. Draw your own MASK in place of the scene's; chain one node an object. On SD: CFG 7.5.\n\nEach object is edited "
+        "from its own step on, late for a colour, early for a shape.",
         object_aware, seed=1),
     "Add a concept (SEGA)": Technique(
-        "2. *Concept*: what to add, or to remove; chain one *SEGA Guidance* a concept. On SD: CFG 7.5, threshold 0.9.\n\nThe source prompt is "
-        "sampled; the concept acts only where the model sees it.",
+        "2. *Concept*: what to add, or to remove; chain one *SEGA Guidance* a concept. On SD: CFG 7.5, threshold 0.9.\n\nThe "
+        "source prompt is sampled; the concept acts only where the model sees it.",
         sega, target="source", cfg=CFG),
     "Add a concept to a picture (LEDITS++)": Technique(
-        "2. On SD: threshold 0.9 and 50 steps for SDXL.\n\nNoise maps of a solver of few steps return the picture; the concept acts where its "
-        "words' attention and its guidance agree.",
+        "2. On SD: threshold 0.9 and 50 steps for SDXL.\n\nNoise maps of a solver of few steps return the picture; the concept "
+        "acts where its words' attention and its guidance agree.",
         ledits, invert=partial(inverted, kind="PalimpsestLEDITSInvert"), target="source", cfg=1.0),
     "How well was it inverted, and keep it": Technique(
-        "2. On SD: 50 steps.\n\n*Fixed-Point Invert* returns the picture more exactly than DDIM. *Inversion Report* shows what comes back, and "
-        "*Save Inversion* keeps it for *Load Inversion* another day.",
+        "2. On SD: 50 steps.\n\n*Fixed-Point Invert* returns the picture more exactly than DDIM. *Inversion Report* shows what "
+        "comes back, and *Save Inversion* keeps it for *Load Inversion* another day.",
         injected, invert=reported, seed=7),
     "The looks of another picture (Cross-Image Attention)": Technique(
         "2. Load your second picture in place of *The other picture*.\n\nThis picture's structure looks up the other's appearance.",
         appearance, seed=1, target="source"),
     "In the style of another picture (Style Aligned)": Technique(
-        "2. Load your second picture in place of *The other picture*. On SD: CFG 10 (paper).\n\nAttention is shared with the other picture's "
-        "inversion.",
+        "2. Load your second picture in place of *The other picture*. On SD: CFG 10 (paper).\n\nAttention is shared with the "
+        "other picture's inversion.",
         style, kind="background", seed=0, target="source"),
     "Set another picture's object in (Inject Composite)": Technique(
-        "2. Load your second picture in place of *The other picture*, and draw the place as a MASK. On SD: CFG 2.5 to 5.\n\nTwo inversions "
-        "share one attention field (TF-ICON).",
+        "2. Load your second picture in place of *The other picture*, and draw the place as a MASK. On SD: CFG 2.5 to "
+        "5.\n\nTwo inversions share one attention field (TF-ICON).",
         composed, kind="add", seed=0, cfg=2.5),
     "Nothing left out (Attend-and-Excite)": Technique(
-        "2. *words*: what the prompt names and the picture neglects. On SD: CFG 7.5.\n\nEach step moves the latent until every word is seen "
-        "somewhere.",
+        "2. *words*: what the prompt names and the picture neglects. On SD: CFG 7.5.\n\nEach step moves the latent until every "
+        "word is seen somewhere.",
         excited, kind="add", seed=0),
     "Held by its attention maps (pix2pix-zero)": Technique(
-        "2. On SD: CFG 5, and *Edit Direction* with lists of sentences instead of one target.\n\nA gradient draws the target's attention maps "
-        "to the source's at every step.",
+        "2. On SD: CFG 5, and *Edit Direction* with lists of sentences instead of one target.\n\nA gradient draws the target's "
+        "attention maps to the source's at every step.",
         on_model("PalimpsestCrossAttentionGuidance"), seed=8),
     "Move an object (Self-Guidance)": Technique(
-        "2. *words*: all words of the object. Set *move_x*, *move_y* and *resize*. On SD too a low CFG, and Replay's own prompt.\n\nSampling "
-        "is led so that the words attend to the object's shape, moved.",
+        "2. *words*: all words of the object. Set *move_x*, *move_y* and *resize*. On SD too a low CFG, and Replay's own "
+        "prompt.\n\nSampling is led so that the words attend to the object's shape, moved.",
         on_model("PalimpsestSelfGuidance", words="green, dotted, star", move_x=0.2), cfg=1.5, target="source"),
     "Take an object away (MagicRemover)": Technique(
-        "2. Draw the object's place as a MASK, or name it in *words* with Attention Store. *What lies there*: a prompt of what is to be "
-        "seen in its place, and of nothing else. On SD: CFG 7.5.\n\nThe place is filled from what lies around it.",
+        "2. Draw the object's place as a MASK, or name it in *words* with Attention Store. *What lies there*: a prompt of what "
+        "is to be seen in its place, and of nothing else. On SD: CFG 7.5.\n\nThe place is filled from what lies around it.",
         removed, kind="delete", seed=1, prompt="a photo of a sky background"),
     "A word that counts for more (Attention Re-weight)": Technique(
-        "2. *word_weights*: the target's words and their factors. On SD: 2 to 10.\n\nThe word's attention is multiplied; a negative factor "
-        "turns it round.",
+        "2. *word_weights*: the target's words and their factors. On SD: 2 to 10.\n\nThe word's attention is multiplied; a "
+        "negative factor turns it round.",
         weighed, seed=12),
     "Kept by the noise map (Noise Map Guidance)": Technique(
         "2. On SD: CFG 7.5.\n\nEach step is drawn to the inversion's own next latent before the prompt acts.",
