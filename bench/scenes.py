@@ -1,7 +1,6 @@
 """SceneBench: edits whose exact answer is known, by any inversion and any editor.
 
-    python tools/dev.py bench scenes [--split public] [--cases 30] [--inversion NAME ...] [--editor NAME ...] [--steps 50] [--cfg
-    4]
+    python tools/dev.py bench scenes [--split public] [--cases 30] [--steps 50] [--cfg 4] [--inversion NAME ...] [--editor NAME ...]
 
 A case is one held-out edit of a miniature scene, of one of eight kinds: source picture, two prompts, edit mask and the exact
 target picture; 30 of each kind are 240 cases. The public split is for choosing settings, the held-out one for claims. Inversions

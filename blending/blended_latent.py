@@ -12,7 +12,6 @@ back by compositing.
 """
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..metrics.masks import grow as grown

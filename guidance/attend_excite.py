@@ -4,8 +4,7 @@ Cohen-Or, SIGGRAPH 2023. arXiv:2301.13826
 What a prompt names is missing from the picture where none of its places attends to the word. A, the mean of the cross-attention
 maps at a quarter of the latent's side over sites and heads, becomes softmax(100·A) over the text's tokens without BOS, and each
 named word s a map smoothed by a Gaussian, A_s = G(A)_s. Before a step in the first half of the schedule the latent moves,
-    L = max_s (1 - max A_s),   z_t <- z_t - α_t·∇_{z_t} L,   α_t = 20·√r, r falling from 1 to ½ over the steps (Alg. 1, l. 2 to
-    9),
+    L = max_s (1 - max A_s),   z_t <- z_t - α_t·∇_{z_t} L,   α_t = 20·√r, r falling from 1 to ½ over the steps (Alg. 1),
 and at the shares 0, 0.2 and 0.4 of the schedule again and again until every max A_s reaches 0.05, 0.5 and 0.8 (l. 10), at most 20
 times. As in the authors' code (diffusers' StableDiffusionAttendAndExcitePipeline) the softmax leaves out the last column too, the
 Gaussian is that of LEDITS++, and a refinement makes one more move than it needs. Every token of a named word counts by itself.

@@ -14,7 +14,6 @@ paper's. λ is each picture's own, not the batch's.
 """
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor

@@ -10,7 +10,7 @@ class Method:
     """reverse(inversion) gives the method's own solver, of k-diffusion's signature, for a θ_F applied by "step"; None where
     Euler's steps, and so any host SAMPLER, walk the trajectory back. guided: what it learned belongs to the CFG it was learned
     at."""
-    reverse: "Callable | None" = None
+    reverse: Callable | None = None
     guided: bool = False
 
 

@@ -5,7 +5,6 @@ import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor

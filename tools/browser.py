@@ -3,7 +3,6 @@
 COMFYUI_PATH names the host. Chromium is the system's (apt-get install chromium): Playwright drives it and downloads none.
 """
 import io
-import json
 import re
 import shutil
 import sys
