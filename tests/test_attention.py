@@ -5,6 +5,7 @@ import pytest
 import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
+from explicit import DIM, HEADS, SIDE, Call, apply_maps, attention, softmax_maps
 from palimpsest.attention.control import AttentionEdit, Rows, Site, Source, positions
 from palimpsest.attention.p2p import PromptToPrompt
 from palimpsest.attention.store import read_maps, word_maps
@@ -13,21 +14,7 @@ from palimpsest.host.session import attach
 from runs import Case, clip, prompts
 
 FAMILIES = list(tiny.UNETS)
-HEADS, DIM, PIXELS = 2, 8, 16
-
-
-def softmax_maps(q, k):
-    """[rows, heads, pixels, tokens], explicitly."""
-    q, k = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k))
-    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
-
-
-def apply_maps(maps, v):
-    return (maps @ v.unflatten(-1, (HEADS, -1)).transpose(1, 2)).transpose(1, 2).flatten(2)
-
-
-def attention(q, k, v):
-    return apply_maps(softmax_maps(q, k), v)
+PIXELS = SIDE * SIDE
 
 
 class Schedule:
@@ -41,12 +28,6 @@ class Schedule:
 
     def memory(self, editor):
         return self.memories.setdefault(id(editor), {})
-
-
-@dataclass
-class Call:
-    run: Schedule
-    sigma: float = 1.0
 
 
 CASES = {"swap": ("a red cat on a mat", ["a blue dog on a mat"], {}, {}),

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from explicit import HEADS, SIDE, Call, Run, apply_maps, attention, features, only, relative, softmax_maps
 from palimpsest.attention.control import Rows, Site, Source, host_attention, mask_at, positions
 from palimpsest.attention.free_prompt import SelfAttentionMaps
 from palimpsest.attention.layers import coarse, decoder, listed, parse_layers, places
@@ -21,7 +22,6 @@ from palimpsest.nodes.features import (PalimpsestFreePromptEdit, PalimpsestMutua
 from palimpsest.nodes.refine import PalimpsestFixedPointInvert
 from runs import Case, kept, prompts
 
-HEADS, DIM, SIDE = 2, 8, 4
 FAMILIES = list(tiny.UNETS)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -29,46 +29,6 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 @kept
 def case(family="sd15", **kwargs):
     return Case(family, steps=3, **kwargs)
-
-
-def relative(a, b):
-    return float((a - b).abs().max() / b.abs().max())
-
-
-def softmax_maps(q, k, keys=None):
-    """[rows, heads, queries, keys], explicitly; keys: a boolean [rows, keys] of those that may be looked up."""
-    q, k = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k))
-    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    if keys is not None:
-        scores = scores.masked_fill(~keys[:, None, None], -torch.inf)
-    return scores.softmax(-1)
-
-
-def apply_maps(maps, v):
-    return (maps @ v.unflatten(-1, (HEADS, -1)).transpose(1, 2)).transpose(1, 2).flatten(2)
-
-
-def attention(q, k, v):
-    return apply_maps(softmax_maps(q, k), v)
-
-
-def features(rows, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(rows, SIDE * SIDE, HEADS * DIM, generator=generator).double() for _ in range(3)]
-
-
-@dataclass
-class Run:
-    """Stands where a run stands, for the maths of one site."""
-    shape: tuple = (1, 4, 2 * SIDE, 2 * SIDE)
-
-    def memory(self, editor):
-        return self.__dict__.setdefault("memories", {})
-
-
-@dataclass
-class Call:
-    run: Run
 
 
 def attend(editor, rows, target, source):
@@ -161,7 +121,7 @@ def test_masked_mutual_self_attention_is_the_papers_equation_with_masked_maps():
     inside, m = inside.flatten(1).repeat(2, 1), torch.zeros(2, SIDE, SIDE).double()
     m[0, :, 2:], m[1] = 1, 0.25
     m = m.flatten(1).repeat(2, 1)[..., None]
-    f_o, f_b = (apply_maps(softmax_maps(target[0], source[1], keys), source[2]) for keys in (inside, ~inside))
+    f_o, f_b = (apply_maps(softmax_maps(target[0], source[1], only(keys[:, None, None])), source[2]) for keys in (inside, ~inside))
     got = attend(MutualSelfAttention(None, frozenset(), 0, 1, (), places_, wanted), 4, target, source)
     torch.testing.assert_close(got, f_o * m + f_b * (1 - m), rtol=1e-10, atol=1e-10)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 import tiny
 import torch
+from explicit import DIM, HEADS, SIDE, Call, Run, apply_maps, attention, by_head, features, only, relative, softmax_maps
 from palimpsest.attention import cross_image
 from palimpsest.attention.control import Rows, Site, Source
 from palimpsest.attention.cross_image import CrossImage, contrasted, statistics, two_finest
@@ -18,7 +19,6 @@ from palimpsest.nodes.sharing import PalimpsestAttentionReweight, PalimpsestCros
 from runs import Case, invert, kept
 from test_features import sd15, sdxl
 
-HEADS, DIM, SIDE = 2, 8, 4
 FAMILIES = list(tiny.UNETS)
 SITE = Site("self", ("output", 0, 0), (SIDE, SIDE), 0.5, HEADS)
 
@@ -26,48 +26,6 @@ SITE = Site("self", ("output", 0, 0), (SIDE, SIDE), 0.5, HEADS)
 @kept
 def case(family="sd15", **kwargs):
     return Case(family, steps=3, **kwargs)
-
-
-def relative(a, b):
-    return float((a - b).abs().max() / b.abs().max())
-
-
-def by_head(x):
-    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
-
-
-def softmax_maps(q, k, bias=0.0):
-    """[rows, heads, queries, keys], explicitly."""
-    q, k = by_head(q), by_head(k)
-    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias).softmax(-1)
-
-
-def apply_maps(maps, v):
-    return (maps @ by_head(v)).transpose(1, 2).flatten(2)
-
-
-def attention(q, k, v):
-    return apply_maps(softmax_maps(q, k), v)
-
-
-def features(rows, seed, tokens=SIDE * SIDE):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(rows, tokens, HEADS * DIM, generator=generator).double() + i for i in range(3)]
-
-
-@dataclass
-class Run:
-    """Stands where a run stands, for the maths of one site."""
-    shape: tuple = (1, 4, 2 * SIDE, 2 * SIDE)
-
-    def memory(self, editor):
-        return self.__dict__.setdefault("memories", {})
-
-
-@dataclass
-class Call:
-    run: Run
-    sigma: float = 1.0
 
 
 def plain_adain(x, reference):
@@ -273,7 +231,7 @@ def test_re_weighting_scales_words_maps_and_restraint_leaves_them_out_of_the_sof
     factors = torch.tensor([1, 1, 3, -1, -1.0]).double().repeat(repeats)
     out = torch.tensor([0, 0, 0, 1, 1.0]).bool().repeat(repeats)
     inside = apply_maps(softmax_maps(q, k) * factors, v)
-    outside = apply_maps(softmax_maps(q, k, torch.zeros(len(out)).masked_fill(out, -torch.inf)) * factors, v)
+    outside = apply_maps(softmax_maps(q, k, only(~out)) * factors, v)
     m = m.flatten(1)[..., None]
     torch.testing.assert_close(got, m * inside + (1 - m) * outside, rtol=1e-10, atol=1e-10)
 

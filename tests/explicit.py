@@ -1,0 +1,54 @@
+"""Attention at one site in explicit softmax maps, as the papers write it, and what stands there for the host's run."""
+from dataclasses import dataclass
+
+import torch
+
+HEADS, DIM, SIDE = 2, 8, 4
+
+
+def relative(a, b):
+    """The largest difference over the largest value."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def by_head(x):
+    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+
+def softmax_maps(q, k, bias=0.0):
+    """[rows, heads, queries, keys]"""
+    return (by_head(q) @ by_head(k).transpose(-1, -2) / (q.shape[-1] // HEADS) ** 0.5 + bias).softmax(-1)
+
+
+def only(keys):
+    """The bias under which no others are looked up."""
+    return torch.zeros(keys.shape).masked_fill(~keys, -torch.inf)
+
+
+def apply_maps(maps, v):
+    return (maps @ by_head(v)).transpose(1, 2).flatten(2)
+
+
+def attention(q, k, v):
+    return apply_maps(softmax_maps(q, k), v)
+
+
+def features(rows, seed, tokens=SIDE * SIDE):
+    """q, k and v [rows, tokens, channels], each about a mean of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(rows, tokens, HEADS * DIM, generator=generator).double() + i for i in range(3)]
+
+
+@dataclass
+class Run:
+    """Stands where a run stands, for the maths of one site."""
+    shape: tuple = (1, 4, 2 * SIDE, 2 * SIDE)
+
+    def memory(self, editor):
+        return self.__dict__.setdefault("memories", {})
+
+
+@dataclass
+class Call:
+    run: Run
+    sigma: float = 1.0
