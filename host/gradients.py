@@ -67,7 +67,7 @@ class _CopyBeforeWrite(TorchDispatchMode):
         self.held = defaultdict(WeakSet)  # by storage, which lives as long as what holds it
 
     def pack(self, tensor):
-        held = _Held(tensor)
+        held = _Held(tensor.detach())  # the tensor itself would keep its graph, and be kept by it
         self.held[tensor.untyped_storage().data_ptr()].add(held)
         return held
 

@@ -1,9 +1,12 @@
 """Prompts: words, tokens and their alignment."""
+import logging
+
 from comfy_api.latest import io
 
 from ..attention.alignment import PromptEdit, align
 from ..host.tokens import encode, tokenize_rows
 
+log = logging.getLogger("palimpsest")
 MODES = {"auto": "auto", "word swap": "replace", "refinement": "refine"}
 
 
@@ -48,6 +51,11 @@ class PalimpsestPromptEdit(io.ComfyNode):
             sources = sources[:1]
         sources, targets = tokenize_rows(clip, sources), tokenize_rows(clip, targets)
         pairs = tuple(align(sources[i % len(sources)], tokens, MODES[mode]) for i, tokens in enumerate(targets))
+        for pair in pairs:
+            known, wanted = ([word.name for word in prompt.words] for prompt in (pair.source, pair.target))
+            if len(known) > 1 and len(wanted) > 1 and not set(known) & set(wanted):
+                log.warning('Prompt Edit: no word of "%s" is one of the source\'s "%s", so no word\'s attention is known to stay: '
+                            "repeat the words of what is to be kept.", pair.target.text, pair.source.text)
         return io.NodeOutput(encode(clip, sources), encode(clip, targets), PromptEdit(pairs))
 
 

@@ -175,6 +175,14 @@ def test_a_word_swap_of_prompts_of_different_length():
         PalimpsestPromptEdit.execute(clip(), "a red cat", "a red fluffy cat", "word swap")
 
 
+@pytest.mark.parametrize("source, target, said", [
+    ("a red cat", "two blue dogs", True), ("a red cat", "fish on sand", True), ("a red cat", "a blue dog", False),
+    ("cat", "dog", False), ("", "two blue dogs", False)])
+def test_a_target_of_other_words_alone_is_said(source, target, said, caplog):
+    PalimpsestPromptEdit.execute(clip(), source, target, "auto")
+    assert (f'no word of "{target}"' in caplog.text) == said
+
+
 def test_a_word_mask_that_comes_out_empty():
     case, attention = counting(), maps()
     for act in (lambda: blend(case, source_words="cat", threshold=1.0, attention=attention),

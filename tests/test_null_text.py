@@ -1,4 +1,5 @@
 """Null-text optimisation and gradients through the host's model."""
+import gc
 import json
 from pathlib import Path
 
@@ -88,6 +89,15 @@ def test_large_models_are_differentiated_in_bf16(family, dtype, monkeypatch):
     assert not torch.equal(found, exact)
     assert torch.cosine_similarity(found.flatten(), exact.flatten(), dim=0) > 0.998
     assert float(found.norm()) == pytest.approx(float(exact.norm()), rel=0.03)
+
+
+def test_a_graph_that_is_never_walked_back_goes_with_its_loss():
+    """As of each step's last look, which finds it near enough."""
+    with gradients._recording():
+        x = torch.ones(3, requires_grad=True)
+        x.exp().softmax(0).square().sum()
+    gc.collect()
+    assert not [o for o in gc.get_objects() if isinstance(o, gradients._Held)]
 
 
 def test_what_autograd_saved_is_copied_before_a_write():
