@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from palimpsest.bench import pie, scenes, speed
+from palimpsest.bench import pie, scenes
 from palimpsest.miniature.scenes import held_out_edit
 from PIL import Image
 
@@ -95,20 +95,3 @@ def test_the_rows_of_a_scene_bench_line_are_those_of_the_network():
             inversion = made.invert(scenes.METHODS["DDIM"], 4.0, 2)
             made.replay(inversion, made.target, 4.0)
     assert counted.rows == 2 + 2 * 2
-
-
-def test_speed_times_runs_of_equal_results_and_prints_the_readmes_rows(tmp_path, monkeypatch, capsys):
-    same = "plain sampling with CFG", "SEGA, three concepts", "LEDITS++, one concept", "DDIM inversion", "DiffEdit's mask"
-    monkeypatch.setattr(speed, "NARROW", {name: speed.NARROW[name] for name in same})
-    monkeypatch.setattr(speed, "TRAINED", {name: speed.TRAINED[name] for name in [*speed.TRAINED][:1]})
-    monkeypatch.setattr(speed, "EDITORS", {name: speed.EDITORS[name] for name in ("Proximal Guidance",)})
-    monkeypatch.setattr(speed, "METHODS", {name: speed.METHODS[name] for name in ("DDIM",)})
-    monkeypatch.setattr(speed, "AXES", {"steps": (2,), "rows": (1, 2), "side": (8,), "concepts": (1,)})
-    out = tmp_path / "speed.json"
-    run(speed, monkeypatch, "--rounds", 1, "--steps", 4, "--channels", 32, "--size", 16, "--out", out)
-    found = {part: json.loads(out.read_text())[part]["measured"] for part in ("peers", "nodes", "growth")}
-    assert [*found["peers"]] == [*same, *speed.TRAINED]
-    assert max(found["peers"][name]["difference"] for name in same) < 1e-3
-    assert found["growth"]["rows"]["2"]["DDIM Invert"]["memory"] < 1  # one row of each picture, plain sampling has two
-    printed = capsys.readouterr().out
-    assert all(f"| {name} | " in printed for name in (*same, "Proximal Guidance", "DDIM, the inversion", "Attention Inject"))
