@@ -226,8 +226,9 @@ def report(table) -> str:
     lines = [f"{'':58s}{'time':>7s}{'range':>14s}{'processor':>11s}{'promise':>9s}{'memory':>9s}{'promise':>9s}{'tensors':>9s}"]
     for name, r in table.items():
         low, high = r["time, range"]
-        lines.append("  "
-                     f"{name:56s}{r['time']:>7.3f}{f'{low:.2f} - {high:.2f}':>14s}{r['processor time']:>11.3f}{r['time promised']:>9.3f}{r['memory']:>9.3f}{r['memory promised']:>9.2f}{r['memory without weights']:>9.3f}")
+        lines.append(f"  {name:56s}{r['time']:>7.3f}{f'{low:.2f} - {high:.2f}':>14s}{r['processor time']:>11.3f}"
+                     f"{r['time promised']:>9.3f}{r['memory']:>9.3f}{r['memory promised']:>9.2f}"
+                     f"{r['memory without weights']:>9.3f}")
     return "\n".join(lines)
 
 

@@ -51,11 +51,11 @@ class PalimpsestPromptEdit(io.ComfyNode):
             sources = sources[:1]
         sources, targets = tokenize_rows(clip, sources), tokenize_rows(clip, targets)
         pairs = tuple(align(sources[i % len(sources)], tokens, MODES[mode]) for i, tokens in enumerate(targets))
-        for pair in pairs:
-            known, wanted = ([word.name for word in prompt.words] for prompt in (pair.source, pair.target))
-            if len(known) > 1 and len(wanted) > 1 and not set(known) & set(wanted):
-                log.warning('Prompt Edit: no word of "%s" is one of the source\'s "%s", so no word\'s attention is known to stay: '
-                            "repeat the words of what is to be kept.", pair.target.text, pair.source.text)
+        for pair in pairs if mode == "auto" else ():
+            known, wanted = ({word.name for word in prompt.words} for prompt in (pair.source, pair.target))
+            if min(len(known), len(wanted)) > 1 and not known & wanted:
+                log.warning('Prompt Edit: "%s" shares no word with the source\'s "%s", so nothing says what is to be kept: '
+                            "repeat its words, or choose a mode.", pair.target.text, pair.source.text)
         return io.NodeOutput(encode(clip, sources), encode(clip, targets), PromptEdit(pairs))
 
 

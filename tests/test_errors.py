@@ -175,12 +175,13 @@ def test_a_word_swap_of_prompts_of_different_length():
         PalimpsestPromptEdit.execute(clip(), "a red cat", "a red fluffy cat", "word swap")
 
 
-@pytest.mark.parametrize("source, target, said", [
-    ("a red cat", "two blue dogs", True), ("a red cat", "fish on sand", True), ("a red cat", "a blue dog", False),
-    ("cat", "dog", False), ("", "two blue dogs", False)])
-def test_a_target_of_other_words_alone_is_said(source, target, said, caplog):
-    PalimpsestPromptEdit.execute(clip(), source, target, "auto")
-    assert (f'no word of "{target}"' in caplog.text) == said
+@pytest.mark.parametrize("source, target, mode, said", [
+    ("a red cat", "two blue dogs", "auto", True), ("a red cat", "fish on sand below", "auto", True),
+    ("a red cat", "two blue dogs", "word swap", False), ("a red cat", "a blue dog", "auto", False),
+    ("cat", "dog", "auto", False), ("", "two blue dogs", "auto", False)])
+def test_a_target_of_other_words_alone_is_said(source, target, mode, said, caplog):
+    PalimpsestPromptEdit.execute(clip(), source, target, mode)
+    assert (f'"{target}" shares no word' in caplog.text) == said
 
 
 def test_a_word_mask_that_comes_out_empty():
