@@ -163,7 +163,7 @@ def ledits(b, count):
 
 def diffedit(b):
     theirs = b.pipeline(diffusers.StableDiffusionDiffEditPipeline,
-                        inverse_scheduler=diffusers.DDIMInverseScheduler(**twin.SCHEDULE))
+                        inverse_scheduler=diffusers.DDIMInverseScheduler(**twin.SCHEDULE, clip_sample=False))
     theirs.vae = SimpleNamespace(dtype=torch.float32)  # is asked for nothing else
     return theirs
 
