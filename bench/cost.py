@@ -1,16 +1,19 @@
 """What an edit costs: time and peak memory of edited runs beside plain CFG sampling, on the same attention backend.
 
-    python tools/dev.py bench cost [--rounds 5] [--steps 20] [--large-steps 2] [--dtype float32] [--only small|large]
+    python tools/dev.py bench cost [--only miniature sd15-64 sdxl-64 sd15-128 sdxl-128] [--rounds 5] [--steps 20]
+        [--large-steps 2] [--dtype bfloat16]
 
-Two models: the miniature on 16 × 16 latents, and a random U-Net of SD1.5's shape on 64 × 64. In each round every run is
-timed once, plain and edited in turn; a ratio is edited / plain of one round, its median over the rounds is told with its
-range, and beside it the ratio of processor times, which other jobs of the machine disturb less. The reference's rows cost
-the forwards of r rows on a share f of the steps, so an edit is promised to take at most 1 + f · r / 2B + 0.1 times plain
-sampling of B rows. Memory is the weights and the largest sum of tensors that are alive at once in a run, promised to be at
-most 1.3 times plain's; the tensors alone stand beside. Writes bench/results/cost.json.
+The models: the miniature on 16 × 16 latents, and random U-Nets of SD1.5's and SDXL's shape on 64 × 64 and 128 × 128, the last with
+a few editors. In each round every run is timed once, plain and edited in turn; a ratio is edited / plain of one round, its median
+over the rounds is told with its range, and beside it the ratio of processor times, which other jobs of the machine disturb less.
+The reference's rows cost the forwards of r rows on a share f of the steps, so an edit is promised to take at most
+1 + f · r / 2B + 0.1 times plain sampling of B rows; to one that follows a gradient nothing is promised. Memory is the weights and
+the largest sum of tensors that are alive at once in a run, promised to be at most 1.3 times plain's; the tensors alone stand
+beside. Writes bench/results/cost.json, keeping the models that were not measured.
 """
 import argparse
 import json
+import math
 import platform
 import time
 from functools import partial
@@ -33,11 +36,15 @@ from ..miniature.model import load_miniature
 from ..nodes.attention import PalimpsestAttentionInject, PalimpsestAttentionStore
 from ..nodes.blending import PalimpsestLatentBlend
 from ..nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
+from .gradients import SHAPES
 from .inversions import execute, known_inputs
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 SOURCE, TARGET = "a photo of a red star on green grass", "a photo of a blue star on green grass"
+CONCEPT = "a blue star"
 CFG, MARGIN, MEMORY = 7.5, 0.1, 1.3
+KINDS = {"SD1.5": (comfy.supported_models.SD15, comfy.model_base.BaseModel),
+         "SDXL": (comfy.supported_models.SDXL, comfy.model_base.SDXL)}
 DEFAULTS = {"cross_start": 0.0, "cross_end": 0.8, "self_start": 0.0, "self_end": 0.4, "cross_resolution": 1.0,
             "self_resolution": 0.5, "word_weights": "", "word_ends": ""}
 WHOLE = {**DEFAULTS, "cross_end": 1.0, "self_end": 1.0}
@@ -46,13 +53,16 @@ WHOLE = {**DEFAULTS, "cross_end": 1.0, "self_end": 1.0}
 class Bench:
     """A model, one picture's inversion and the two prompts."""
 
-    def __init__(self, model, clip, size, steps, width=None, texts=(SOURCE, TARGET), picture=None):
+    def __init__(self, model, clip, size, steps, shape=None, texts=(SOURCE, TARGET), picture=None):
         self.model, self.clip, self.steps, self.texts = model, clip, steps, texts
         generator = torch.Generator().manual_seed(0)
 
         def prompt(tokens):
             (cross, extras), = encode(clip, tokens)
-            return [[cross if width is None else torch.randn(*cross.shape[:2], width, generator=generator), extras]]
+            if shape:
+                cross = torch.randn(*cross.shape[:2], SHAPES[shape]["context_dim"], generator=generator)
+                extras = {**extras, "pooled_output": torch.randn(1, 1280, generator=generator)}  # SDXL's; SD1.5 has no use for it
+            return [[cross, extras]]
 
         source, target, null = (tokenize_rows(clip, [text]) for text in (*texts, ""))
         self.source, self.target, self.null = prompt(source), prompt(target), prompt(null)
@@ -108,18 +118,40 @@ class Bench:
         return rows
 
 
-RUNS = {  # name: (rows of the batch, the edited MODEL)
-    "Attention Inject, whole schedule": (1, lambda b: b.injected(WHOLE)),
-    "Attention Inject, defaults": (1, lambda b: b.injected(DEFAULTS)),
-    "Attention Inject, defaults, Latent Blend by words": (1, Bench.blended),
-    "Attention Inject, whole schedule, 4 rows of one picture": (4, lambda b: b.injected(WHOLE)),
-    "MasaCtrl, defaults": (1, lambda b: b.other("features.PalimpsestMutualSelfAttention")),
-    "Plug-and-Play, defaults": (1, lambda b: b.other("features.PalimpsestPlugAndPlay")),
-    "Free-Prompt Edit, defaults": (1, lambda b: b.other("features.PalimpsestFreePromptEdit")),
-    "Noise Mask, defaults": (1, lambda b: b.other("blending.PalimpsestNoiseMask")),
-    "SEGA, one concept throughout": (1, lambda b: b.sega(1)),
-    "SEGA, three concepts throughout": (1, lambda b: b.sega(3)),
+WHOLE_INJECT = "Attention Inject, whole schedule"
+EDITORS = {  # name: the edited MODEL, every input at its default but those that it must be given
+    WHOLE_INJECT: lambda b: b.injected(WHOLE),
+    "Attention Inject": lambda b: b.injected(DEFAULTS),
+    "Attention Inject, Latent Blend by words": Bench.blended,
+    "Attention Re-weight": lambda b: b.other("sharing.PalimpsestAttentionReweight", word_weights="star: 3"),
+    "MasaCtrl": lambda b: b.other("features.PalimpsestMutualSelfAttention"),
+    "Plug-and-Play": lambda b: b.other("features.PalimpsestPlugAndPlay"),
+    "Free-Prompt Edit": lambda b: b.other("features.PalimpsestFreePromptEdit"),
+    "Prompt Mixing": lambda b: b.other("features.PalimpsestPromptMixing"),
+    "Style Aligned": lambda b: b.other("sharing.PalimpsestStyleAligned", inversion=b.inversion),
+    "Cross-Image Attention": lambda b: b.other("sharing.PalimpsestCrossImageAttention"),
+    "Inject Composite": lambda b: b.other("blending.PalimpsestInjectComposite"),
+    "Blended Latent": lambda b: b.other("blending.PalimpsestBlendedLatent", inversion=b.inversion, mask=torch.ones(1, 8, 8)),
+    "Object-Aware Blend": lambda b: b.other("blending.PalimpsestObjectAwareBlend"),
+    "Noise Mask": lambda b: b.other("blending.PalimpsestNoiseMask"),
+    "Proximal Guidance": lambda b: b.other("guidance.PalimpsestProximalGuidance"),
+    "SEGA, one concept": lambda b: b.sega(1),
+    "SEGA, three concepts": lambda b: b.sega(3),
+    "LEDITS++": lambda b: b.other("semantic.PalimpsestLEDITS", concept=CONCEPT),
 }
+GRADIENT = {
+    "Noise Map Guidance": lambda b: b.other("guidance.PalimpsestNoiseMapGuidance"),
+    "Cross-Attention Guidance": lambda b: b.other("excite.PalimpsestCrossAttentionGuidance"),
+    "Attend-and-Excite, a move a step": lambda b: b.other("excite.PalimpsestAttendExcite", words="star, grass", thresholds=""),
+    "Self-Guidance": lambda b: b.other("objects.PalimpsestSelfGuidance", words="star", move_x=0.2, appearance=0.05),
+    "MagicRemover": lambda b: b.other("objects.PalimpsestMagicRemover", words="star", attention=b.maps),
+}
+FOUR = "Attention Inject, whole schedule, 4 rows of one picture"
+EVERY = EDITORS | GRADIENT | {FOUR: EDITORS[WHOLE_INJECT]}
+FEW = {name: EDITORS[name] for name in (WHOLE_INJECT, "Attention Inject, Latent Blend by words", "MasaCtrl", "SEGA, one concept")}
+MODELS = {  # name: (one of SHAPES or the miniature, the latent's side, what is measured)
+    "miniature": (None, 16, EVERY), "sd15-64": ("SD1.5", 64, EVERY), "sdxl-64": ("SDXL", 64, EDITORS),
+    "sd15-128": ("SD1.5", 128, FEW), "sdxl-128": ("SDXL", 128, FEW)}
 
 
 def clocked(runs, rounds) -> dict:
@@ -165,45 +197,46 @@ def weights(model) -> int:
     return sum(p.numel() * p.element_size() for p in model.model.parameters())
 
 
-def measure(bench, rounds) -> dict:
-    edits = {name: (edited(bench), batch) for name, (batch, edited) in RUNS.items()}
-    every = {f"plain, {batch} rows": (bench.model, batch) for batch in sorted({batch for _, batch in edits.values()})} | edits
-    rows = {name: bench.rows(*run) for name, run in every.items()}  # warms up too
-    runs = {name: partial(bench.run, *run) for name, run in every.items()}
-    seconds, memory = clocked(runs, rounds), {name: peak(run) for name, run in runs.items()}
-    return {name: compare(name, f"plain, {batch} rows", batch, bench.steps, seconds, rows, memory, weights(bench.model))
+def measure(b, editors, rounds) -> dict:
+    """{name: numbers} of edited runs beside plain ones of as many rows, for editors as in EDITORS."""
+    edits = {name: (edited(b), 4 if name == FOUR else 1) for name, edited in editors.items()}
+    every = {plain(batch): (b.model, batch) for batch in sorted({batch for _, batch in edits.values()})} | edits
+    rows = {}
+    memory = {name: peak(lambda: rows.update({name: b.rows(*run)})) for name, run in every.items()}  # warms up too
+    seconds = clocked({name: partial(b.run, *run) for name, run in every.items()}, rounds)
+    return {name: compare(name, plain(batch), batch, b.steps, seconds, rows, memory, weights(b.model))
             for name, (_, batch) in edits.items()}
+
+
+def plain(batch) -> str:
+    return f"plain, {batch} rows"
 
 
 def compare(name, plain, batch, steps, seconds, rows, memory, held) -> dict:
     share = (rows[name] - rows[plain]) / steps
+    promised = None if name in GRADIENT else 1 + share / (2 * batch) + MARGIN
     return {"rows": batch, "share of steps read": share, "row passes": rows[name] / rows[plain],
             "seconds, plain": median(s for s, _ in seconds[plain]), **ratios(seconds[name], seconds[plain]),
-            "time promised": 1 + share / (2 * batch) + MARGIN, "memory": (memory[name] + held) / (memory[plain] + held),
+            "time promised": promised, "memory": (memory[name] + held) / (memory[plain] + held),
             "memory promised": MEMORY, "memory without weights": memory[name] / memory[plain],
             "memory without weights, MB": memory[name] / 2 ** 20, "the same, plain": memory[plain] / 2 ** 20,
             "weights, MB": held / 2 ** 20}
 
 
-def small(args):
+def benched(shape, side, args):
+    """A Bench of one of SHAPES, or of the miniature."""
     model, clip, _ = load_miniature()
-    return Bench(model, clip, 16, args.steps)
+    if shape is None:
+        return Bench(model, clip, side, args.steps)
+    return Bench(random_unet(shape, dtype=args.dtype), clip, side, args.large_steps, shape)
 
 
-def large(args):
-    return Bench(random_unet(320, 768, args.dtype), load_miniature()[1], 64, args.large_steps, width=768)
-
-
-def random_unet(channels, width, dtype="float32"):
-    """SD1.5's U-Net of random weights, with so many channels at its top and text embeddings so wide."""
-    config = comfy.supported_models.SD15({
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": channels, "num_res_blocks": [2, 2, 2, 2],
-        "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
-        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "context_dim": width, "use_spatial_transformer": True,
-        "use_linear_in_transformer": False, "legacy": False, "use_checkpoint": False, "adm_in_channels": None,
-        "use_temporal_attention": False, "use_temporal_resblock": False})
+def random_unet(shape, dtype="float32", **other):
+    """A U-Net of one of SHAPES of random weights, other settings of its configuration aside."""
+    kind, base = KINDS[shape]
+    config = kind({**SHAPES[shape], **other})
     config.set_inference_dtype(getattr(torch, dtype), None)
-    model = comfy.model_base.BaseModel(config)
+    model = base(config)
     for name, p in model.named_parameters():
         p.data.normal_(0, p[0].numel() ** -0.5) if p.ndim > 1 else p.data.fill_(float(name.endswith("weight")))
     model.diffusion_model.out[2].weight.data.mul_(0.2)
@@ -227,28 +260,28 @@ def report(table) -> str:
     for name, r in table.items():
         low, high = r["time, range"]
         lines.append(f"  {name:56s}{r['time']:>7.3f}{f'{low:.2f} - {high:.2f}':>14s}{r['processor time']:>11.3f}"
-                     f"{r['time promised']:>9.3f}{r['memory']:>9.3f}{r['memory promised']:>9.2f}"
+                     f"{r['time promised'] or math.nan:>9.3f}{r['memory']:>9.3f}{r['memory promised']:>9.2f}"
                      f"{r['memory without weights']:>9.3f}")
     return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="of the miniature")
-    parser.add_argument("--large-steps", type=int, default=2, help="of the U-Net of SD1.5's shape")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the same")
-    parser.add_argument("--only", choices=["small", "large"])
+    parser.add_argument("--large-steps", type=int, default=2, help="of the U-Nets of random weights")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"], help="of the same")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    models = {"small": ("miniature, 16 × 16", small), "large": ("SD1.5's shape, 64 × 64", large)}
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "only")} | {
         "cfg": CFG, "sampler": "euler", "inject": {"defaults": DEFAULTS, "whole schedule": WHOLE}}
     print("; ".join(map(str, about().values())))
     results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     args.out.parent.mkdir(exist_ok=True)
     with torch.inference_mode():
-        for name, make in (m for key, m in models.items() if args.only in (None, key)):
-            results[name] = {"settings": settings, **about(), "measured": measure(make(args), args.rounds)}
+        for name, (shape, side, editors) in ((name, MODELS[name]) for name in args.only):
+            measured = measure(benched(shape, side, args), editors, args.rounds)
+            results[name] = {"settings": settings, **about(), "measured": measured}
             args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             print(f"{name}\n{report(results[name]['measured'])}", flush=True)

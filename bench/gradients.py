@@ -21,16 +21,17 @@ from ..host.gradients import FP32, pytorch_attention
 RESULTS = Path(__file__).parent / "results" / "gradients.json"
 COMMON = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 2,
           "use_spatial_transformer": True, "legacy": False, "use_checkpoint": False}
-NETWORKS = {
-    "SD1.5, 512 px": (64, 768, None, {
+SHAPES = {
+    "SD1.5": {
         **COMMON, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "num_heads": 8, "context_dim": 768,
         "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
-        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]}),
-    "SDXL, 1024 px": (128, 2048, 2816, {
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]},
+    "SDXL": {
         **COMMON, "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "num_head_channels": 64, "context_dim": 2048,
         "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
         "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "use_linear_in_transformer": True,
-        "num_classes": "sequential", "adm_in_channels": 2816})}
+        "num_classes": "sequential", "adm_in_channels": 2816}}
+NETWORKS = {"SD1.5, 512 px": ("SD1.5", 64), "SDXL, 1024 px": ("SDXL", 128)}
 
 
 class Largest(TorchDispatchMode):
@@ -45,7 +46,8 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def count(side, width, pooled, config) -> dict:
+def count(shape, side) -> dict:
+    config, pooled = SHAPES[shape], SHAPES[shape].get("adm_in_channels")
     with FakeTensorMode():
         network = openai.UNetModel(**config, dtype=torch.float16, operations=comfy.ops.manual_cast)
         for p in network.parameters():
@@ -57,7 +59,7 @@ def count(side, width, pooled, config) -> dict:
             saved[t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
             return t
 
-        embedding = torch.zeros(1, 77, width, requires_grad=True)
+        embedding = torch.zeros(1, 77, config["context_dim"], requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), Largest() as largest:
             network(torch.zeros(1, 4, side, side, dtype=compute), torch.zeros(1), context=embedding.to(compute),
                     y=None if pooled is None else torch.zeros(1, pooled, dtype=compute),

@@ -42,12 +42,11 @@ from ..miniature.scenes import held_out_edit
 from ..nodes.attention import PalimpsestAttentionInject
 from ..nodes.inversion import PalimpsestReplay
 from . import twin
-from .cost import CFG, DEFAULTS, RUNS, Bench, about, clocked, peak, random_unet, ratios
+from .cost import CFG, CONCEPT, DEFAULTS, EDITORS, GRADIENT, Bench, about, clocked, peak, random_unet, ratios
 from .inversions import METHODS, execute
 from .null_text import authors, replay
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
-CONCEPT = "a blue star"
 
 
 class Peers(Bench):
@@ -278,8 +277,8 @@ def beside(runs, base, rounds) -> dict:
 
 
 def peers(args) -> dict:
-    return measured(Peers(random_unet(args.channels, CLIP["hidden_size"]), load_miniature()[1], args.size, args.steps, args.community),
-                    NARROW, args)
+    model = random_unet("SD1.5", model_channels=args.channels, context_dim=CLIP["hidden_size"])
+    return measured(Peers(model, load_miniature()[1], args.size, args.steps, args.community), NARROW, args)
 
 
 def learned(args) -> dict:
@@ -299,27 +298,13 @@ def measured(b, rows, args) -> dict:
     return found
 
 
-EDITORS = {name: edited for name, (rows, edited) in RUNS.items() if rows == 1} | {
-    "Attention Re-weight": lambda b: b.other("sharing.PalimpsestAttentionReweight", word_weights="star: 3"),
-    "Prompt Mixing": lambda b: b.other("features.PalimpsestPromptMixing"),
-    "Style Aligned": lambda b: b.other("sharing.PalimpsestStyleAligned", inversion=b.inversion),
-    "Cross-Image Attention": lambda b: b.other("sharing.PalimpsestCrossImageAttention"),
-    "Inject Composite": lambda b: b.other("blending.PalimpsestInjectComposite"),
-    "Blended Latent": lambda b: b.other("blending.PalimpsestBlendedLatent", inversion=b.inversion, mask=torch.ones(1, 8, 8)),
-    "Object-Aware Blend": lambda b: b.other("blending.PalimpsestObjectAwareBlend"),
-    "Proximal Guidance": lambda b: b.other("guidance.PalimpsestProximalGuidance"),
-    "LEDITS++": lambda b: b.other("semantic.PalimpsestLEDITS", concept=CONCEPT),
-    "Noise Map Guidance": lambda b: b.other("guidance.PalimpsestNoiseMapGuidance"),
-    "Cross-Attention Guidance": lambda b: b.other("excite.PalimpsestCrossAttentionGuidance"),
-    "Attend-and-Excite": lambda b: b.other("excite.PalimpsestAttendExcite", words="star, grass"),
-    "Self-Guidance": lambda b: b.other("objects.PalimpsestSelfGuidance", words="star", move_x=0.2)}
 PLAIN = "plain"
 
 
 def nodes(args) -> dict:
     model, clip, _ = load_miniature()
     b = Bench(model, clip, 16, args.steps)
-    runs = {PLAIN: partial(b.run, model)} | {name: partial(b.run, edited(b)) for name, edited in EDITORS.items()}
+    runs = {PLAIN: partial(b.run, model)} | {name: partial(b.run, edited(b)) for name, edited in (EDITORS | GRADIENT).items()}
     runs["Delta Denoise, as many iterations"] = partial(b.other, "objects.PalimpsestDeltaDenoise", iterations=args.steps)
     runs |= {f"{name}, the inversion": partial(b.other, method.node) for name, method in METHODS.items() if not method.source}
     return beside(runs, PLAIN, args.rounds)
