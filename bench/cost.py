@@ -33,6 +33,7 @@ from comfy.patcher_extension import WrappersMP
 from ..attention.alignment import PromptEdit, align
 from ..host.tokens import encode, tokenize_rows
 from ..miniature.model import load_miniature
+from ..miniature.networks import CLIP
 from ..nodes.attention import PalimpsestAttentionInject, PalimpsestAttentionStore
 from ..nodes.blending import PalimpsestLatentBlend
 from ..nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
@@ -53,21 +54,14 @@ WHOLE = {**DEFAULTS, "cross_end": 1.0, "self_end": 1.0}
 class Bench:
     """A model, one picture's inversion and the two prompts."""
 
-    def __init__(self, model, clip, size, steps, shape=None, texts=(SOURCE, TARGET), picture=None):
+    def __init__(self, model, clip, size, steps, texts=(SOURCE, TARGET), picture=None):
         self.model, self.clip, self.steps, self.texts = model, clip, steps, texts
-        generator = torch.Generator().manual_seed(0)
-
-        def prompt(tokens):
-            (cross, extras), = encode(clip, tokens)
-            if shape:
-                cross = torch.randn(*cross.shape[:2], SHAPES[shape]["context_dim"], generator=generator)
-                extras = {**extras, "pooled_output": torch.randn(1, 1280, generator=generator)}  # SDXL's; SD1.5 has no use for it
-            return [[cross, extras]]
 
         source, target, null = (tokenize_rows(clip, [text]) for text in (*texts, ""))
-        self.source, self.target, self.null = prompt(source), prompt(target), prompt(null)
+        self.source, self.target, self.null = (encode(clip, tokens) for tokens in (source, target, null))
         self.edit = PromptEdit((align(source[0], target[0]),))
-        self.picture = {"samples": torch.randn(1, 4, size, size, generator=generator) if picture is None else picture}
+        noise = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(0))
+        self.picture = {"samples": noise if picture is None else picture}
         self.inversion = PalimpsestDDIMInvert.execute(model, self.source, self.picture, steps, "ddim_uniform").result[0]
         _, *self.start = PalimpsestReplay.execute(model, self.inversion, 0.0).result
         self.maps = PalimpsestAttentionStore.execute(model, self.inversion, self.edit, 0.25).result[0]
@@ -90,8 +84,8 @@ class Bench:
         mask = torch.zeros(1, 8, 8)
         mask[:, :4, :4] = 1
         given = {"model": self.model, "clip": self.clip, "source": self.source, "target": self.target, "negative": self.null,
-                 "mix": self.source, "latent": self.picture, "steps": self.steps, "mask": mask,
-                 **dict.fromkeys(("inversion", "appearance", "reference"), self.inversion)}
+                 "latent": self.picture, "steps": self.steps, "mask": mask, "inversion": self.inversion,
+                 "reference": self.inversion}
         needed = {name for name, i in known_inputs(node).items() if not i.optional}
         return execute(node, {name: value for name, value in given.items() if name in needed} | settings)
 
@@ -127,9 +121,9 @@ EDITORS = {  # name: the edited MODEL, every input at its default but those that
     "MasaCtrl": lambda b: b.other("features.PalimpsestMutualSelfAttention"),
     "Plug-and-Play": lambda b: b.other("features.PalimpsestPlugAndPlay"),
     "Free-Prompt Edit": lambda b: b.other("features.PalimpsestFreePromptEdit"),
-    "Prompt Mixing": lambda b: b.other("features.PalimpsestPromptMixing"),
+    "Prompt Mixing": lambda b: b.other("features.PalimpsestPromptMixing", mix=b.source),
     "Style Aligned": lambda b: b.other("sharing.PalimpsestStyleAligned", inversion=b.inversion),
-    "Cross-Image Attention": lambda b: b.other("sharing.PalimpsestCrossImageAttention"),
+    "Cross-Image Attention": lambda b: b.other("sharing.PalimpsestCrossImageAttention", appearance=b.inversion),
     "Inject Composite": lambda b: b.other("blending.PalimpsestInjectComposite"),
     "Blended Latent": lambda b: b.other("blending.PalimpsestBlendedLatent", inversion=b.inversion, mask=torch.ones(1, 8, 8)),
     "Object-Aware Blend": lambda b: b.other("blending.PalimpsestObjectAwareBlend"),
@@ -143,7 +137,7 @@ GRADIENT = {
     "Noise Map Guidance": lambda b: b.other("guidance.PalimpsestNoiseMapGuidance"),
     "Cross-Attention Guidance": lambda b: b.other("excite.PalimpsestCrossAttentionGuidance"),
     "Attend-and-Excite, a move a step": lambda b: b.other("excite.PalimpsestAttendExcite", words="star, grass", thresholds=""),
-    "Self-Guidance": lambda b: b.other("objects.PalimpsestSelfGuidance", words="star", move_x=0.2, appearance=0.05),
+    "Self-Guidance": lambda b: b.other("objects.PalimpsestSelfGuidance", words="star", move_x=0.2),
     "MagicRemover": lambda b: b.other("objects.PalimpsestMagicRemover", words="star", attention=b.maps),
 }
 FOUR = "Attention Inject, whole schedule, 4 rows of one picture"
@@ -228,13 +222,15 @@ def benched(shape, side, args):
     model, clip, _ = load_miniature()
     if shape is None:
         return Bench(model, clip, side, args.steps)
-    return Bench(random_unet(shape, dtype=args.dtype), clip, side, args.large_steps, shape)
+    return Bench(random_unet(shape, args.dtype), clip, side, args.large_steps)
 
 
 def random_unet(shape, dtype="float32", **other):
-    """A U-Net of one of SHAPES of random weights, other settings of its configuration aside."""
+    """A U-Net of one of SHAPES of random weights, for the miniature's text embeddings; other: of its configuration."""
     kind, base = KINDS[shape]
-    config = kind({**SHAPES[shape], **other})
+    width = CLIP["hidden_size"]
+    pooled = {"adm_in_channels": width + 6 * 256} if "adm_in_channels" in SHAPES[shape] else {}
+    config = kind({**SHAPES[shape], "context_dim": width, **pooled, **other})
     config.set_inference_dtype(getattr(torch, dtype), None)
     model = base(config)
     for name, p in model.named_parameters():

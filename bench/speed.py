@@ -37,7 +37,6 @@ from tqdm import tqdm
 from ..host.tokens import tokenize
 from ..inversion.trajectory import Theta
 from ..miniature.model import load_miniature
-from ..miniature.networks import CLIP
 from ..miniature.scenes import held_out_edit
 from ..nodes.attention import PalimpsestAttentionInject
 from ..nodes.inversion import PalimpsestReplay
@@ -277,7 +276,7 @@ def beside(runs, base, rounds) -> dict:
 
 
 def peers(args) -> dict:
-    model = random_unet("SD1.5", model_channels=args.channels, context_dim=CLIP["hidden_size"])
+    model = random_unet("SD1.5", model_channels=args.channels)
     return measured(Peers(model, load_miniature()[1], args.size, args.steps, args.community), NARROW, args)
 
 

@@ -1,13 +1,14 @@
 """Gradients through the host's model, inside its inference mode.
 
 Four things stand in the way of a backward pass. Weights that a loader node made are inference tensors, which autograd refuses to
-save: computing in another dtype casts them to fresh tensors, and where the dtype is the same, copies take their place while a
-forward lasts. Some blocks write into tensors that autograd saved; those are copied first. Some fused kernels have no derivative;
-the host leaves them out while `in_training` is set. Some attention backends return no graph; PyTorch's own does.
+save: computing in another dtype casts them to fresh tensors, and where the dtype is the same, others on the same memory take
+their place while a forward lasts. Some blocks write into tensors that autograd saved; those are copied first. Some fused kernels
+have no derivative; the host leaves them out while `in_training` is set. Some attention backends return no graph; PyTorch's own
+does.
 """
 from collections import defaultdict
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from weakref import WeakSet
 
 import comfy.model_management as management
@@ -15,7 +16,8 @@ import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import get_attention_function
 from comfy.patcher_extension import WrappersMP
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 KEY = "palimpsest.gradients"
 FP32 = 4 * 2 ** 30  # bytes of weights: larger models compute in bf16, or SDXL's graph at 1024 px outgrows 24 GB (bench gradients)
@@ -31,7 +33,7 @@ def differentiable(model):
         dtype = m.model_dtype()
         compute = torch.float32 if dtype == torch.float32 or m.model_size() <= FP32 else torch.bfloat16
         if dtype == compute:
-            m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, partial(_on_copies, {}))
+            m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, partial(_on_stand_ins, {}))
         else:
             m.set_model_compute_dtype(compute)
         m.model_options["transformer_options"]["optimized_attention_override"] = pytorch_attention
@@ -43,7 +45,7 @@ def _recording():
     """Autograd outside the executor's inference mode, in-place writes and fused kernels taken care of."""
     training, copying = getattr(management, "in_training", False), _CopyBeforeWrite()
     with (torch.inference_mode(False), torch.enable_grad(), copying,
-          torch.autograd.graph.saved_tensors_hooks(copying.pack, lambda held: held.tensor)):
+          torch.autograd.graph.saved_tensors_hooks(copying.pack, _Held.unpack)):
         management.in_training = True
         try:
             yield
@@ -52,15 +54,22 @@ def _recording():
 
 
 class _Held:
-    """A tensor that autograd saved."""
+    """A tensor that autograd saved, as it was then."""
 
     def __init__(self, tensor):
-        self.tensor = tensor
+        self.tensor, self.version = tensor, tensor._version
+
+    def unpack(self):
+        if self.tensor._version != self.version:
+            raise RuntimeError("A gradient needs a tensor that the model wrote into where PyTorch does not tell Python: this model "
+                               "runs with editors and inversions that take no gradient only.")
+        return self.tensor
 
 
-class _CopyBeforeWrite(TorchDispatchMode):
-    """Copies what autograd saved before an operation writes into its storage. PyTorch's allow_mutation_on_saved_tensors does so
-    too, but knows a tensor by addresses that the next one may be given: a gradient in fifty came out wrong."""
+class _CopyBeforeWrite(TorchFunctionMode):
+    """Copies what autograd saved before a function writes into its storage. PyTorch's allow_mutation_on_saved_tensors does so too,
+    but knows a tensor by addresses that the next one may be given: a gradient in fifty came out wrong; and it looks at every
+    operation, those of the backward pass too, which takes as long as a small model."""
 
     def __init__(self):
         super().__init__()
@@ -71,32 +80,27 @@ class _CopyBeforeWrite(TorchDispatchMode):
         self.held[tensor.untyped_storage().data_ptr()].add(held)
         return held
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        for i, name in _written(function):
-            found = args[i] if i < len(args) else kwargs.get(name)
-            for tensor in found if isinstance(found, (list, tuple)) else [found]:
-                if tensor is not None:
+        name = getattr(function, "__name__", "").partition(".")[0]  # of an operator's overload
+        writes = name == "__setitem__" or name.startswith("__i") or name.endswith("_") and not name.endswith("__")
+        if writes or "out" in kwargs or kwargs.get("inplace"):
+            for tensor in tree_leaves((args[:1], kwargs.get("out"))):
+                if isinstance(tensor, torch.Tensor):
                     for held in self.held.pop(tensor.untyped_storage().data_ptr(), ()):
-                        held.tensor = held.tensor.clone()
+                        held.__init__(held.tensor.clone())
         return function(*args, **kwargs)
-
-
-@cache
-def _written(function) -> list:
-    """(place, name) of the arguments that an operation writes into."""
-    return [(i, a.name) for i, a in enumerate(function._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
 
 
 @contextmanager
 def graph(run, memory):
     """model_options for calls of the model between two steps of a run, which autograd differentiates for x; editors take no
-    part. Forward and backward belong inside; tensors that enter the graph must be made or cloned inside. memory: where the copies
-    of the weights stay until the run ends."""
-    copied = partial(_on_copies, memory.setdefault("weights", {}))
+    part. Forward and backward belong inside; tensors that enter the graph must be made or cloned inside. memory: where the weights'
+    stand-ins stay until the run ends."""
+    on_stand_ins = partial(_on_stand_ins, memory.setdefault("weights", {}))
     options = run.guider.model_options  # before the run put itself there, so the editors are not asked
     wrappers = options["transformer_options"].get("wrappers", {})
-    applied = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), KEY: [copied]}
+    applied = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), KEY: [on_stand_ins]}
     to = {**options["transformer_options"], "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: applied},
           "sample_sigmas": run.sigmas, "optimized_attention_override": pytorch_attention}
     with _recording():
@@ -132,12 +136,19 @@ class _Call(torch.nn.Module):
         return function(*args, **kwargs)
 
 
-def _on_copies(copies, executor, *args, **kwargs):
+def _on_stand_ins(stand_ins, executor, *args, **kwargs):
     call = _Call(executor.class_obj.diffusion_model)
-    if not copies:
+    if not stand_ins:
+        make = torch.clone if getattr(getattr(executor.class_obj, "current_patcher", None), "is_dynamic", bool)() else _alias
         tensors = [*call.named_parameters(), *call.named_buffers()]
-        copies.update({name: t.detach().clone() for name, t in tensors if t.is_inference()})
-    return torch.func.functional_call(call, copies, (executor, *args), kwargs)
+        stand_ins.update({name: make(t.detach()) for name, t in tensors if t.is_inference()})
+    return torch.func.functional_call(call, stand_ins, (executor, *args), kwargs)
+
+
+def _alias(tensor):
+    """A tensor on the same memory that autograd may save."""
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+        tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def pytorch_attention(function, *args, **kwargs):

@@ -94,6 +94,7 @@ def follow(predict, path: list, sigmas: Tensor, start: Tensor, *, iterations=10,
             gradient, = torch.autograd.grad(loss.sum(), leaf)
             moved = optimiser.step(leaf.detach().flatten(1), gradient.flatten(1), now[0]).view_as(leaf)
             theta = _choose(best[0] <= limit, best[3], moved)  # a picture that is near enough rests
+        del denoised, penalty, landed, loss  # the last look's graph, or it stays through the next one
         x, theta = best[1], best[3]
         learned.append(theta.cpu())
         history.append([losses[0], losses[-1], update])

@@ -1,6 +1,7 @@
 """Null-text optimisation and gradients through the host's model."""
 import gc
 import json
+import weakref
 from pathlib import Path
 
 import comfy.model_management
@@ -98,6 +99,64 @@ def test_a_graph_that_is_never_walked_back_goes_with_its_loss():
         x.exp().softmax(0).square().sum()
     gc.collect()
     assert not [o for o in gc.get_objects() if isinstance(o, gradients._Held)]
+
+
+def test_the_last_look_of_a_step_keeps_no_graph_beside_the_next():
+    """A second graph is a second time the memory, gigabytes on SD."""
+    saved, path = [], [torch.full((1, 1, 2, 2), value) for value in (4.0, 2.0, 1.0, 0.0)]
+
+    def predict(x, sigma, pivot):
+        assert not any(held() for held in saved)
+        return lambda theta: (theta.exp().view_as(x), 0)
+
+    def pack(tensor):
+        held = gradients._Held(tensor.detach())
+        saved.append(weakref.ref(held))
+        return held
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, gradients._Held.unpack):
+        _, history = pivot.follow(predict, path, torch.tensor([14.0, 5.0, 1.0, 0.0]), torch.zeros(1, 4), iterations=2, tolerance=0.0)
+    assert saved and [updates for *_, updates in history] == [2, 2, 2]
+
+
+def test_weights_that_a_loader_made_are_not_copied():
+    model, saved, pack = tiny.sd15(), set(), gradients._CopyBeforeWrite.pack
+    weights = {p.untyped_storage().data_ptr() for p in model.model.parameters() if p.ndim > 1 and p.is_inference()}
+
+    def noted(self, tensor):
+        saved.add(tensor.untyped_storage().data_ptr())
+        return pack(self, tensor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradients._CopyBeforeWrite, "pack", noted)
+        scalar(model)
+    assert len(weights & saved) > len(weights) / 2
+
+
+WRITES = {  # into c
+    "+=": lambda c: c.__iadd__(1), "add_": lambda c: c.add_(1), "a slice": lambda c: c.__setitem__(slice(1), 1.0),
+    "of a view": lambda c: c[:1].zero_(), "out=": lambda c: torch.add(c, 1, out=c), "aten": lambda c: torch.ops.aten.add_.Tensor(c, 1),
+    "inplace=True": lambda c: torch.nn.functional.relu(c, inplace=True), "a list": lambda c: torch._foreach_add_([c], 1)}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_what_autograd_saved_is_copied_before_any_write(write):
+    with torch.inference_mode(), gradients._recording():
+        x, c = torch.ones(3, requires_grad=True), torch.tensor([-1.0, 2.0, 3.0])
+        before, product = c.clone(), (x * c).sum()
+        WRITES[write](c)
+        assert not torch.equal(c, before)
+        assert torch.equal(torch.autograd.grad(product, x)[0], before)
+
+
+def test_a_write_that_python_is_not_told_of_is_an_error():
+    with torch.inference_mode(), gradients._recording():
+        x, c = torch.ones(3, requires_grad=True), torch.ones(3)
+        product = (x * c).sum()
+        with torch._C.DisableTorchFunction():
+            c.add_(1)
+        with pytest.raises(RuntimeError, match="wrote into .* take no gradient"):
+            torch.autograd.grad(product, x)
 
 
 def test_what_autograd_saved_is_copied_before_a_write():
