@@ -56,7 +56,6 @@ class Bench:
 
     def __init__(self, model, clip, size, steps, texts=(SOURCE, TARGET), picture=None):
         self.model, self.clip, self.steps, self.texts = model, clip, steps, texts
-
         source, target, null = (tokenize_rows(clip, [text]) for text in (*texts, ""))
         self.source, self.target, self.null = (encode(clip, tokens) for tokens in (source, target, null))
         self.edit = PromptEdit((align(source[0], target[0]),))

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from palimpsest.bench import pie, scenes
+from palimpsest.bench import pie, scenes, speed
 from palimpsest.miniature.scenes import held_out_edit
 from PIL import Image
 
@@ -95,3 +95,29 @@ def test_the_rows_of_a_scene_bench_line_are_those_of_the_network():
             inversion = made.invert(scenes.METHODS["DDIM"], 4.0, 2)
             made.replay(inversion, made.target, 4.0)
     assert counted.rows == 2 + 2 * 2
+
+
+def test_the_best_choice_of_a_kind_succeeds_and_is_nearest_to_the_target():
+    def row(success, near):
+        return {"kinds": {"colour": {"success": success, "target_psnr": near}}}
+
+    found = {"a": row(0.75, 30.0), "b": row(0.9, 20.0), "c (true mask)": row(0.8, 25.0), "d": row(1.0, 15.0)}
+    *_, line = scenes.best(found, ["colour"]).splitlines()
+    assert line == "| colour | c (true mask) | 80% | 25.0 dB | b | 90% | 20.0 dB |"
+
+
+def test_speed_times_runs_of_equal_results_and_prints_the_readmes_rows(tmp_path, monkeypatch, capsys):
+    same, editor = ("SEGA, one concept", "DDIM inversion", "DiffEdit's mask"), "Proximal Guidance"
+    monkeypatch.setattr(speed, "NARROW", {name: speed.NARROW[name] for name in same})
+    monkeypatch.setattr(speed, "EDITORS", {editor: speed.EDITORS[editor]})
+    monkeypatch.setattr(speed, "GRADIENT", {})
+    monkeypatch.setattr(speed, "METHODS", {"DDIM": speed.METHODS["DDIM"]})
+    monkeypatch.setattr(speed, "AXES", {"steps": (2,), "rows": (1, 2), "side": (8,), "concepts": (1,)})
+    out = tmp_path / "speed.json"
+    run(speed, monkeypatch, "--only", "peers", "nodes", "growth", "--rounds", 1, "--steps", 2, "--channels", 32, "--size", 8,
+        "--out", out)
+    found = {part: numbers["measured"] for part, numbers in json.loads(out.read_text()).items()}
+    assert [*found["peers"]] == [*same] and max(r["difference"] for r in found["peers"].values()) < 1e-3
+    assert found["growth"]["rows"]["2"]["DDIM Invert"]["memory"] < 1  # one row of each picture, plain sampling has two
+    printed = capsys.readouterr().out
+    assert all(f"| {name} | " in printed for name in (*same, editor, "DDIM, the inversion", "Attention Inject"))

@@ -57,9 +57,10 @@ def technique(name, without=ALONE, **changed):
         t = replace(TABLE[name], **changed)
         p = c.scene(t.seed, t.kind)
         inversion = t.invert(c, p)
+        words = encoded(c, p, "Prompt", t.prompt)["CONDITIONING"] if t.prompt else t.target
         if without:
-            c.sample(without, p, inversion, t.target, t.cfg, t.start)
-        c.sample(label, p, inversion, t.target, t.cfg, t.start, t.edit(c, p, inversion)["MODEL"])
+            c.sample(without, p, inversion, words, t.cfg, t.start)
+        c.sample(label, p, inversion, words, t.cfg, t.start, t.edit(c, p, inversion)["MODEL"])
     return draw
 
 
@@ -205,6 +206,24 @@ def cross_image(c, label):
     c.sample(label, p, inversion, words["source"], 1.0, model=editor["MODEL"])
 
 
+def reweighted(c, label):
+    p = c.scene()
+    inversion = ddim(c, p)
+    c.sample("source prompt", p, inversion, cfg=CFG)
+    for weight in ("dotted: 4", "dotted: -1"):
+        editor = c.node("PalimpsestAttentionReweight", model=p.loader["MODEL"], word_weights=weight)
+        c.sample(weight, p, inversion, cfg=CFG, model=editor["MODEL"])
+
+
+def style_aligned(c, label):
+    t = TABLE["In the style of another picture (Style Aligned)"]
+    p = c.scene(t.seed, t.kind)
+    reference, _, other = read(c, p, None, 2, "style", "exact target")
+    editor = c.node("PalimpsestStyleAligned", model=p.loader["MODEL"], inversion=other["inversion"])
+    c.show("reference", reference["exact target"])
+    c.sample(label, p, ddim(c, p), t.target, t.cfg, model=editor["MODEL"])
+
+
 def composite(c, label):
     p = c.scene(14, "add")
     scene, _, reference = read(c, p, None, 2, "add", "exact target")
@@ -312,6 +331,13 @@ PAGES = {
     "CrossAttentionGuidance": technique("Held by its attention maps (pix2pix-zero)"),
     "EditDirection": direction,
     "DeltaDenoise": delta,
+    "AttendExcite": technique("Nothing left out (Attend-and-Excite)"),
+    "AttentionReweight": reweighted,
+    "MagicRemover": technique("Take an object away (MagicRemover)", "the prompt alone"),
+    "NoiseMapGuidance": technique("Kept by the noise map (Noise Map Guidance)"),
+    "SelfGuidance": technique("Move an object (Self-Guidance)", "source prompt alone"),
+    "StyleAligned": style_aligned,
+    "PromptEdit": replayed,
     "EditReport": report,
 }
 

@@ -95,7 +95,7 @@ def removed(c, p, inversion):
 
 
 def weighed(c, p, inversion):
-    return c.node("PalimpsestAttentionReweight", model=p.loader["MODEL"], word_weights="blue: 3")
+    return c.node("PalimpsestAttentionReweight", model=p.loader["MODEL"], word_weights="dotted: 4")
 
 
 def encoded(c, p, title, text):
@@ -107,6 +107,17 @@ def diffedit(c, p, inversion):
                   latent=p.encoded["LATENT"])
     c.column(320)
     return c.node("PalimpsestLatentBlend", model=p.loader["MODEL"], inversion=inversion["inversion"], mask=mask["MASK"])
+
+
+def held(c, p, inversion):
+    """Inject, and Latent Blend outside a mask."""
+    kept = injected(c, p, inversion, **LOOSE)
+    return c.node("PalimpsestLatentBlend", model=kept["MODEL"], inversion=inversion["inversion"], mask=p.scene["edit mask"])
+
+
+def noise_masked(c, p, inversion):
+    kept = injected(c, p, inversion)
+    return c.node("PalimpsestNoiseMask", model=kept["MODEL"], inversion=inversion["inversion"])
 
 
 def blended(c, p, inversion):
@@ -145,11 +156,11 @@ def reported(c, p):
     return inversion
 
 
-def other_picture(c, p, **picture):
-    """The inversion of a second picture."""
+def other_picture(c, p, shown="source", text="source text", **picture):
+    """The inversion of a second picture, one of its scene's two."""
     scene = c.node("PalimpsestMiniatureScene", "The other picture", 220, **picture)
-    words = c.node("PalimpsestPromptEdit", "Its prompt", clip=p.loader["CLIP"], source=scene["source text"], target=scene["source text"])
-    latent = c.node("VAEEncode", "Its latent", pixels=scene["source"], vae=p.loader["VAE"])
+    words = c.node("PalimpsestPromptEdit", "Its prompt", clip=p.loader["CLIP"], source=scene[text], target=scene[text])
+    latent = c.node("VAEEncode", "Its latent", pixels=scene[shown], vae=p.loader["VAE"])
     made = c.node("PalimpsestDDIMInvert", "Invert the other picture", model=p.loader["MODEL"], source=words["source"], latent=latent["LATENT"])
     c.column(320)
     return made
@@ -161,7 +172,7 @@ def appearance(c, p, inversion):
 
 
 def style(c, p, inversion):
-    other = other_picture(c, p, seed=2, kind="style")
+    other = other_picture(c, p, "exact target", "target text", seed=2, kind="style")
     return c.node("PalimpsestStyleAligned", model=p.loader["MODEL"], inversion=other["inversion"])
 
 
@@ -198,9 +209,10 @@ TABLE = {
         "method's own SAMPLER, so leave its sampler input open. BDIA Invert and Direct Invert are drawn the same way.",
         injected, invert=edict),
     "Edit-friendly noise (DDPM)": Technique(
-        "2. On SD: 100 steps, `cfg` 3.5 in the inversion with the null prompt as negative, 15 in the sampler.\n\nEvery level "
-        "is noised by itself and keeps its noise map. *Replay Inversion* starts at 0.36: later keeps more of the picture.",
-        injected, invert=partial(inverted, kind="PalimpsestDDPMInvert", steps=50), start=0.36),
+        "2. Draw your own MASK in place of the scene's. On SD: 100 steps, `cfg` 3.5 in the inversion with the null prompt as "
+        "negative, 15 in the sampler.\n\nEvery level is noised by itself and keeps its noise map. *Replay Inversion* starts at "
+        "0.36: later keeps more of the picture. With Inject and a blend it comes nearest when one object becomes another.",
+        held, invert=partial(inverted, kind="PalimpsestDDPMInvert", steps=50), start=0.36, kind="object", seed=3),
     "Another pose, the same looks (MasaCtrl)": Technique(
         "2. On SD: CFG 7.5.\n\nThe target's queries look up the source's contents: the new prompt lays out the pose, the source fills it.",
         on_model("PalimpsestMutualSelfAttention"), kind="pose", seed=0),
@@ -216,18 +228,19 @@ TABLE = {
         mixing, kind="object", seed=3, target="source"),
     "A mask from two prompts (DiffEdit)": Technique(
         "2. On SD: CFG 7.5.\n\nWhere the noise predicted for the two prompts differs, the picture may change; everywhere else "
-        "the source comes back exactly.",
-        diffedit, seed=4),
+        "the source comes back exactly. Best at taking something away.",
+        diffedit, kind="delete", seed=3),
     "A mask found on the way (Noise Mask)": Technique(
-        "2. On SD: CFG 7.5.\n\nAt every step the target's prediction is compared with the source's; where they agree the source stays.",
-        on_model("PalimpsestNoiseMask"), seed=5),
+        "2. On SD: CFG 7.5, and *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5.\n\nAt every step the target's "
+        "prediction is compared with the source's; where they agree the source stays. With *Attention Inject*, best for colours.",
+        noise_masked),
     "A mask that shrinks (Blended Latent)": Technique(
         "2. Draw your own MASK in place of the scene's. On SD: CFG 7.5.\n\nThe mask begins grown, so that a small place has room to begin an edit.",
-        blended, kind="object", seed=1),
+        blended, kind="add", seed=2),
     "An object with its own step (Object-Aware Blend)": Technique(
         "2. Draw your own MASK in place of the scene's; chain one node an object. On SD: CFG 7.5.\n\nEach object is edited "
         "from its own step on, late for a colour, early for a shape.",
-        object_aware, seed=1),
+        object_aware, kind="pose", seed=1),
     "Add a concept (SEGA)": Technique(
         "2. *Concept*: what to add, or to remove; chain one *SEGA Guidance* a concept. On SD: CFG 7.5, threshold 0.9.\n\nThe "
         "source prompt is sampled; the concept acts only where the model sees it.",
@@ -268,9 +281,9 @@ TABLE = {
         "is to be seen in its place, and of nothing else. On SD: CFG 7.5.\n\nThe place is filled from what lies around it.",
         removed, kind="delete", seed=1, prompt="a photo of a sky background"),
     "A word that counts for more (Attention Re-weight)": Technique(
-        "2. *word_weights*: the target's words and their factors. On SD: 2 to 10.\n\nThe word's attention is multiplied; a "
+        "2. *word_weights*: words of the prompt and their factors. On SD: 2 to 10.\n\nThe word's attention is multiplied; a "
         "negative factor turns it round.",
-        weighed, seed=12),
+        weighed, target="source"),
     "Kept by the noise map (Noise Map Guidance)": Technique(
         "2. On SD: CFG 7.5.\n\nEach step is drawn to the inversion's own next latent before the prompt acts.",
         on_model("PalimpsestNoiseMapGuidance"), seed=9),
