@@ -193,15 +193,15 @@ def weights(model) -> int:
 def measure(b, editors, rounds) -> dict:
     """{name: numbers} of edited runs beside plain ones of as many rows, for editors as in EDITORS."""
     edits = {name: (edited(b), 4 if name == FOUR else 1) for name, edited in editors.items()}
-    every = {plain(batch): (b.model, batch) for batch in sorted({batch for _, batch in edits.values()})} | edits
+    every = {unedited(batch): (b.model, batch) for batch in sorted({batch for _, batch in edits.values()})} | edits
     rows = {}
     memory = {name: peak(lambda: rows.update({name: b.rows(*run)})) for name, run in every.items()}  # warms up too
     seconds = clocked({name: partial(b.run, *run) for name, run in every.items()}, rounds)
-    return {name: compare(name, plain(batch), batch, b.steps, seconds, rows, memory, weights(b.model))
+    return {name: compare(name, unedited(batch), batch, b.steps, seconds, rows, memory, weights(b.model))
             for name, (_, batch) in edits.items()}
 
 
-def plain(batch) -> str:
+def unedited(batch) -> str:
     return f"plain, {batch} rows"
 
 

@@ -1,5 +1,4 @@
-"""Null-text optimisation and gradients through the host's model."""
-import gc
+"""Null-text optimisation."""
 import json
 import weakref
 from pathlib import Path
@@ -12,8 +11,6 @@ from comfy_extras.nodes_custom_sampler import SamplerCustom
 from diffusers import DDIMScheduler
 from palimpsest.bench.null_text import published
 from palimpsest.host import gradients
-from palimpsest.host.gradients import PromptGuider, differentiable, prompted
-from palimpsest.host.sampling import Solver, run, schedule
 from palimpsest.inversion import null_text, pivot
 from palimpsest.nodes.exact import PalimpsestEDICTInvert
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
@@ -42,65 +39,6 @@ def replay(model, inversion, cfg=CFG):
         return model.model.process_latent_in(found.result[0]["samples"])
 
 
-def scalar(model):
-    """The norm of the gradient of a fixed linear form of x0 for the prompt's embedding, on the host's network; the same by finite
-    differences along it; and the gradient."""
-    prompt, latent = tiny.cond(), tiny.latent(model)
-    generator = torch.Generator().manual_seed(7)
-    weights = torch.randn(latent.shape, generator=generator)
-    found = []
-
-    def solve(net, x, sigmas, extra_args=None, callback=None, disable=None):
-        def form(embedding):
-            return (prompted(net, extra_args, "source", x, sigmas[:1], embedding) * weights.to(x)).sum()
-
-        start = prompt[0][0].clone()
-        leaf = start.clone().requires_grad_()
-        gradient, = torch.autograd.grad(form(leaf), leaf)
-        along = gradient / gradient.norm()
-        step = 0.05
-        with torch.no_grad():
-            difference = (form(start + step * along) - form(start - step * along)) / (2 * step)
-        found.extend([float(gradient.norm()), float(difference), gradient])
-        return x
-
-    with torch.inference_mode(), differentiable(model) as m:
-        prompts = [[prompt[0][0].clone(), {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in prompt[0][1].items()}]]
-        sigmas = schedule(model, "ddim_uniform", 4)[1:].clone()
-        run(PromptGuider(m, {"source": prompts}), latent.clone(), sigmas, Solver(solve))
-    return found
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", EVERY)
-def test_the_gradient_equals_finite_differences(family, dtype):
-    """On every family, of weights as a loader makes them; 16-bit weights are computed with in fp32."""
-    gradient, difference, _ = scalar(EVERY[family](dtype=dtype))
-    assert gradient > 1e-4
-    assert difference == pytest.approx(gradient, rel=1e-2)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", sorted(EVERY.keys() - {"flux"}))
-def test_large_models_are_differentiated_in_bf16(family, dtype, monkeypatch):
-    """But for the small Flux, whose prediction itself is another in bf16 (a quarter of its norm)."""
-    _, _, exact = scalar(EVERY[family](dtype=dtype))
-    monkeypatch.setattr(gradients, "FP32", 0)
-    _, _, found = scalar(EVERY[family](dtype=dtype))
-    assert not torch.equal(found, exact)
-    assert torch.cosine_similarity(found.flatten(), exact.flatten(), dim=0) > 0.998
-    assert float(found.norm()) == pytest.approx(float(exact.norm()), rel=0.03)
-
-
-def test_a_graph_that_is_never_walked_back_goes_with_its_loss():
-    """As of each step's last look, which finds it near enough."""
-    with gradients._recording():
-        x = torch.ones(3, requires_grad=True)
-        x.exp().softmax(0).square().sum()
-    gc.collect()
-    assert not [o for o in gc.get_objects() if isinstance(o, gradients._Held)]
-
-
 def test_the_last_look_of_a_step_keeps_no_graph_beside_the_next():
     """A second graph is a second time the memory, gigabytes on SD."""
     saved, path = [], [torch.full((1, 1, 2, 2), value) for value in (4.0, 2.0, 1.0, 0.0)]
@@ -117,63 +55,6 @@ def test_the_last_look_of_a_step_keeps_no_graph_beside_the_next():
     with torch.autograd.graph.saved_tensors_hooks(pack, gradients._Held.unpack):
         _, history = pivot.follow(predict, path, torch.tensor([14.0, 5.0, 1.0, 0.0]), torch.zeros(1, 4), iterations=2, tolerance=0.0)
     assert saved and [updates for *_, updates in history] == [2, 2, 2]
-
-
-def test_weights_that_a_loader_made_are_not_copied():
-    model, saved, pack = tiny.sd15(), set(), gradients._CopyBeforeWrite.pack
-    weights = {p.untyped_storage().data_ptr() for p in model.model.parameters() if p.ndim > 1 and p.is_inference()}
-
-    def noted(self, tensor):
-        saved.add(tensor.untyped_storage().data_ptr())
-        return pack(self, tensor)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradients._CopyBeforeWrite, "pack", noted)
-        scalar(model)
-    assert len(weights & saved) > len(weights) / 2
-
-
-WRITES = {  # into c
-    "+=": lambda c: c.__iadd__(1), "add_": lambda c: c.add_(1), "a slice": lambda c: c.__setitem__(slice(1), 1.0),
-    "of a view": lambda c: c[:1].zero_(), "out=": lambda c: torch.add(c, 1, out=c), "aten": lambda c: torch.ops.aten.add_.Tensor(c, 1),
-    "inplace=True": lambda c: torch.nn.functional.relu(c, inplace=True), "a list": lambda c: torch._foreach_add_([c], 1)}
-
-
-@pytest.mark.parametrize("write", WRITES)
-def test_what_autograd_saved_is_copied_before_any_write(write):
-    with torch.inference_mode(), gradients._recording():
-        x, c = torch.ones(3, requires_grad=True), torch.tensor([-1.0, 2.0, 3.0])
-        before, product = c.clone(), (x * c).sum()
-        WRITES[write](c)
-        assert not torch.equal(c, before)
-        assert torch.equal(torch.autograd.grad(product, x)[0], before)
-
-
-def test_a_write_that_python_is_not_told_of_is_an_error():
-    with torch.inference_mode(), gradients._recording():
-        x, c = torch.ones(3, requires_grad=True), torch.ones(3)
-        product = (x * c).sum()
-        with torch._C.DisableTorchFunction():
-            c.add_(1)
-        with pytest.raises(RuntimeError, match="wrote into .* take no gradient"):
-            torch.autograd.grad(product, x)
-
-
-def test_what_autograd_saved_is_copied_before_a_write():
-    """The base of a saved view is written into; so are tensors whose memory the next ones may be given."""
-    with torch.inference_mode(), gradients._recording():
-        x = torch.randn(32, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        h = 2 * x
-        squares = h[1:].square().sum()
-        h += 1
-        assert torch.allclose(torch.autograd.grad(squares, x)[0][1:], 8 * x[1:])
-        for _ in range(50):
-            h = 3 * x
-            cubes = h.pow(3).sum()
-            h += 1
-            cosines = h.sin().sum()
-            del h
-            assert torch.allclose(torch.autograd.grad(cubes + cosines, x)[0], 81 * x ** 2 + 3 * (3 * x + 1).cos())
 
 
 @pytest.mark.parametrize("family", ["sd15", "flux"])
