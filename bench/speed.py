@@ -204,9 +204,10 @@ def cross_attention_guidance(b):
             lambda: b.call(theirs, b.texts[0], source_embeds=source, target_embeds=target), None)
 
 
-def null_text(b, start):
+def null_text(b, start, iterations=10):
     def ours():
-        return b.other("null_text.PalimpsestNullTextOptimize", start=start, negative=b.null if start == "negative" else None)
+        return b.other("null_text.PalimpsestNullTextOptimize", start=start, negative=b.null if start == "negative" else None,
+                       iterations=iterations)
 
     if b.community is None:
         return ours, lambda: authors(b.model, b.inversion, b.null, CFG, 10), lambda found: distance(b, replayed(b, found))
@@ -250,6 +251,7 @@ NARROW = {  # name: a function of Peers that gives ours, theirs and, where they 
 TRAINED = {
     "Null-text, from the source prompt (default)": partial(null_text, start="source prompt"),
     "Null-text, from the null prompt": partial(null_text, start="negative"),
+    "Null-text, from the source prompt, at most 2 updates, theirs 10": partial(null_text, start="source prompt", iterations=2),
 }
 
 

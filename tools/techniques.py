@@ -80,14 +80,18 @@ def null_text(c, p):
     return learned
 
 
-def proximal(c, p, inversion):
-    kept = injected(c, p, inversion)
-    return c.node("PalimpsestProximalGuidance", model=kept["MODEL"], inversion=inversion["inversion"])
-
-
 def on_model(kind, **settings):
     """An editor that takes MODEL and INVERSION and nothing else."""
     return lambda c, p, inversion: c.node(kind, model=p.loader["MODEL"], inversion=inversion["inversion"], **settings)
+
+
+def on_injected(kind, masked=False):
+    """An editor on top of Attention Inject, which ends sooner where the scene's mask holds the rest."""
+    def edit(c, p, inversion):
+        kept = injected(c, p, inversion, **(LOOSE if masked else {}))
+        mask = {"mask": p.scene["edit mask"]} if masked else {}
+        return c.node(kind, model=kept["MODEL"], inversion=inversion["inversion"], **mask)
+    return edit
 
 
 def removed(c, p, inversion):
@@ -107,22 +111,6 @@ def diffedit(c, p, inversion):
                   latent=p.encoded["LATENT"])
     c.column(320)
     return c.node("PalimpsestLatentBlend", model=p.loader["MODEL"], inversion=inversion["inversion"], mask=mask["MASK"])
-
-
-def held(c, p, inversion):
-    """Inject, and Latent Blend outside a mask."""
-    kept = injected(c, p, inversion, **LOOSE)
-    return c.node("PalimpsestLatentBlend", model=kept["MODEL"], inversion=inversion["inversion"], mask=p.scene["edit mask"])
-
-
-def noise_masked(c, p, inversion):
-    kept = injected(c, p, inversion)
-    return c.node("PalimpsestNoiseMask", model=kept["MODEL"], inversion=inversion["inversion"])
-
-
-def blended(c, p, inversion):
-    kept = injected(c, p, inversion, **LOOSE)
-    return c.node("PalimpsestBlendedLatent", model=kept["MODEL"], inversion=inversion["inversion"], mask=p.scene["edit mask"])
 
 
 def object_aware(c, p, inversion):
@@ -202,7 +190,7 @@ TABLE = {
     "Edit at high guidance, nothing learned (negative prompt)": Technique(
         "2. On SD set *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5.\n\nThe source prompt as the negative: "
         "guidance cancels where the target says the same. *Proximal Guidance* keeps of the rest only what clearly differs.",
-        proximal, invert=partial(inverted, kind="PalimpsestNegativePromptInvert"), cfg=7.5),
+        on_injected("PalimpsestProximalGuidance"), invert=partial(inverted, kind="PalimpsestNegativePromptInvert"), cfg=7.5),
     "An exact inversion, with its own sampler (EDICT)": Technique(
         "2. On SD set *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5; 50 steps, and the CFG you sample at in "
         "the inversion too (paper: 3).\n\nTwo coupled latents return the picture exactly; *Replay Inversion* brings the "
@@ -212,7 +200,8 @@ TABLE = {
         "2. Draw your own MASK in place of the scene's. On SD: 100 steps, `cfg` 3.5 in the inversion with the null prompt as "
         "negative, 15 in the sampler.\n\nEvery level is noised by itself and keeps its noise map. *Replay Inversion* starts at "
         "0.36: later keeps more of the picture. With Inject and a blend it comes nearest when one object becomes another.",
-        held, invert=partial(inverted, kind="PalimpsestDDPMInvert", steps=50), start=0.36, kind="object", seed=3),
+        on_injected("PalimpsestLatentBlend", masked=True), invert=partial(inverted, kind="PalimpsestDDPMInvert", steps=50),
+        start=0.36, kind="object", seed=3),
     "Another pose, the same looks (MasaCtrl)": Technique(
         "2. On SD: CFG 7.5.\n\nThe target's queries look up the source's contents: the new prompt lays out the pose, the source fills it.",
         on_model("PalimpsestMutualSelfAttention"), kind="pose", seed=0),
@@ -233,10 +222,10 @@ TABLE = {
     "A mask found on the way (Noise Mask)": Technique(
         "2. On SD: CFG 7.5, and *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5.\n\nAt every step the target's "
         "prediction is compared with the source's; where they agree the source stays. With *Attention Inject*, best for colours.",
-        noise_masked),
+        on_injected("PalimpsestNoiseMask")),
     "A mask that shrinks (Blended Latent)": Technique(
         "2. Draw your own MASK in place of the scene's. On SD: CFG 7.5.\n\nThe mask begins grown, so that a small place has room to begin an edit.",
-        blended, kind="add", seed=2),
+        on_injected("PalimpsestBlendedLatent", masked=True), kind="add", seed=2),
     "An object with its own step (Object-Aware Blend)": Technique(
         "2. Draw your own MASK in place of the scene's; chain one node an object. On SD: CFG 7.5.\n\nEach object is edited "
         "from its own step on, late for a colour, early for a shape.",
