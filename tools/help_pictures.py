@@ -277,6 +277,12 @@ def inversion_report(c, label):
            image=p.scene["source"], cfg=HIGH, negative=p.null["CONDITIONING"])
 
 
+def saved(c, label):
+    """What the node itself shows stands after the source."""
+    p = c.scene()
+    c.node("PalimpsestSaveInversion", label, inversion=ddim(c, p)["inversion"])
+
+
 def regions(c, label):
     t = TABLE["Add a concept (SEGA)"]
     p = c.scene(t.seed, t.kind, source=None)
@@ -309,6 +315,7 @@ PAGES = {
     "LEDITSInvert": both("PalimpsestLEDITSInvert", 30, CFG, 0.15),
     "RegularizedInvert": regularized,
     "InversionReport": inversion_report,
+    "SaveInversion": saved,
     "AttentionStore": store,
     "AttentionHeatmap": heatmap,
     "AttentionMask": masked,
@@ -357,7 +364,7 @@ def page(run, node, draw, info):
     images = {key: [np.asarray(Image.open(place(image))) for image in shown["images"]]
               for key, shown in run.host.history_result["outputs"].items() if "images" in shown}
     tiles = [tile(torch.from_numpy(images[key][0] / 255), n["_meta"]["title"])
-             for key, n in graph.items() if n["class_type"] == "PreviewImage"]
+             for key, n in graph.items() if n["class_type"] in ("PreviewImage", "PalimpsestSaveInversion")]
     whole = (sheet([tiles])[0].numpy() * 255).round().astype(np.uint8) if tiles else \
         next(images[key][0] for key, n in graph.items() if n["class_type"] in SHEETS)
     share = min(REDUCED, WIDE / whole.shape[1])
