@@ -9,7 +9,7 @@ over the rounds is told with its range, and beside it the ratio of processor tim
 The reference's rows cost the forwards of r rows on a share f of the steps, so an edit is promised to take at most
 1 + f · r / 2B + 0.1 times plain sampling of B rows; to one that follows a gradient nothing is promised. Memory is the weights and
 the largest sum of tensors that are alive at once in a run, promised to be at most 1.3 times plain's; the tensors alone stand
-beside. Writes bench/results/cost.json, keeping the models that were not measured.
+beside. Writes bench/results/cost.json, keeping the models that were not measured, and prints the README's rows.
 """
 import argparse
 import json
@@ -260,6 +260,20 @@ def report(table) -> str:
     return "\n".join(lines)
 
 
+def table(results) -> str:
+    """The README's rows: processor time over plain sampling's, with what is promised, and the most memory on any model."""
+    models = [name for name in MODELS if name in results]
+    lines = [f"| | {' | '.join(models)} | peak memory |", "|---|" + "---|" * (len(models) + 1)]
+    for editor in EVERY:
+        found = [results[name]["measured"].get(editor) for name in models]
+        if not any(found):
+            continue
+        cells = [f"{r['processor time']:.2f}" + (f" ({r['time promised']:.2f})" if r["time promised"] else "") if r else ""
+                 for r in found]
+        lines.append(f"| {editor} | {' | '.join(cells)} | {max(r['memory'] for r in found if r):.2f} |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
@@ -280,3 +294,4 @@ def main():
             results[name] = {"settings": settings, **about(), "measured": measured}
             args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             print(f"{name}\n{report(results[name]['measured'])}", flush=True)
+    print(table(results))

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from palimpsest.bench import pie, scenes, speed
+from palimpsest.bench import cost, pie, scenes, speed
 from palimpsest.miniature.scenes import held_out_edit
 from PIL import Image
 
@@ -121,3 +121,16 @@ def test_speed_times_runs_of_equal_results_and_prints_the_readmes_rows(tmp_path,
     assert found["growth"]["rows"]["2"]["DDIM Invert"]["memory"] < 1  # one row of each picture, plain sampling has two
     printed = capsys.readouterr().out
     assert all(f"| {name} | " in printed for name in (*same, editor, "DDIM, the inversion", "Attention Inject"))
+
+
+def test_cost_promises_by_the_rows_that_are_read_and_prints_the_readmes_rows(tmp_path, monkeypatch, capsys):
+    kept, moved = cost.WHOLE_INJECT, "Noise Map Guidance"
+    monkeypatch.setattr(cost, "MODELS", {"miniature": (None, 16, {name: cost.EVERY[name] for name in (kept, moved, cost.FOUR)})})
+    out = tmp_path / "cost.json"
+    run(cost, monkeypatch, "--rounds", 1, "--steps", 2, "--out", out)
+    found = json.loads(out.read_text())["miniature"]["measured"]
+    assert found[kept]["share of steps read"] == 1 and found[kept]["row passes"] == 1.5
+    assert found[kept]["time promised"] == pytest.approx(1.6) and found[cost.FOUR]["time promised"] == pytest.approx(1.225)
+    assert found[kept]["memory"] < 1.3 < found[moved]["memory"]  # the latter's graph
+    *_, line = (row for row in capsys.readouterr().out.splitlines() if row.startswith(f"| {moved} |"))
+    assert line == f"| {moved} | {found[moved]['processor time']:.2f} | {found[moved]['memory']:.2f} |"
