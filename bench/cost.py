@@ -4,7 +4,8 @@
         [--large-steps 2] [--dtype bfloat16]
 
 The models: the miniature on 16 × 16 latents, and random U-Nets of SD1.5's and SDXL's shape on 64 × 64 and 128 × 128, the last with
-a few editors. In each round every run is timed once, plain and edited in turn; a ratio is edited / plain of one round, its median
+a few editors, SDXL's with none that follows a gradient.
+In each round every run is timed once, plain and edited in turn; a ratio is edited / plain of one round, its median
 over the rounds is told with its range, and beside it the ratio of processor times, which other jobs of the machine disturb less.
 The reference's rows cost the forwards of r rows on a share f of the steps, so an edit is promised to take at most
 1 + f · r / 2B + 0.1 times plain sampling of B rows; to one that follows a gradient nothing is promised. Memory is the weights and

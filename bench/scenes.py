@@ -10,8 +10,8 @@ Each case gives one JSON line in output/scenes/: success (the scene reader sees 
 read as before), background PSNR and SSIM outside the mask grown by two latent cells and the ideal edit's, PSNR to the exact
 target and inside the mask, reconstruction at this CFG beside the autoencoder's, network row-passes, seconds and on a GPU peak
 memory. A line that is there is not measured again, so an interrupted run goes on where it was. Prints a table and writes it to
-bench/results/scenes.json, beside other rows of the same settings, with paired bootstrap intervals against the first editor, the best
-choice for each kind of edit, and a sheet of one case a kind, output/scenes/sheet.png.
+bench/results/scenes.json, beside other rows of the same settings, with paired bootstrap intervals against the first editor. Prints
+the best choice for each kind of edit too, and draws a sheet of one case a kind, output/scenes/sheet.png.
 """
 import argparse
 import json
@@ -237,12 +237,9 @@ def best(found, kinds) -> str:
         cells = []
         for rows in (found, [name for name in found if "true mask" not in name]):
             each = {name: found[name]["kinds"][kind] for name in rows}
-            good = [name for name, r in each.items() if r["success"] >= SUCCEEDS]
-            if good:
-                name = max(good, key=lambda n: each[n]["target_psnr"])
-                cells += [name, f"{each[name]['success']:.0%}", f"{each[name]['target_psnr']:.1f} dB"]
-            else:
-                cells += [""] * 3
+            good = {name: r for name, r in each.items() if r["success"] >= SUCCEEDS}
+            name = max(good, key=lambda n: good[n]["target_psnr"], default=None)
+            cells += [name, f"{good[name]['success']:.0%}", f"{good[name]['target_psnr']:.1f} dB"] if good else [""] * 3
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -57,18 +57,21 @@ class _Held:
     """A tensor that autograd saved, as it was then."""
 
     def __init__(self, tensor):
+        self.keep(tensor)
+
+    def keep(self, tensor):
         self.tensor, self.version = tensor, tensor._version
 
     def unpack(self):
         if self.tensor._version != self.version:
-            raise RuntimeError("A gradient needs a tensor that the model wrote into where PyTorch does not tell Python: this model "
-                               "runs with editors and inversions that take no gradient only.")
+            raise RuntimeError("A gradient needs a tensor that the model wrote into where PyTorch does not tell Python: this "
+                               "model runs with editors and inversions that take no gradient only.")
         return self.tensor
 
 
 class _CopyBeforeWrite(TorchFunctionMode):
-    """Copies what autograd saved before a function writes into its storage. PyTorch's allow_mutation_on_saved_tensors does so too,
-    but knows a tensor by addresses that the next one may be given: a gradient in fifty came out wrong; and it looks at every
+    """Copies what autograd saved before a function writes into its storage. PyTorch's allow_mutation_on_saved_tensors does so
+    too, but knows a tensor by addresses that the next one may be given: a gradient in fifty came out wrong; and it looks at every
     operation, those of the backward pass too, which takes as long as a small model."""
 
     def __init__(self):
@@ -88,15 +91,15 @@ class _CopyBeforeWrite(TorchFunctionMode):
             for tensor in tree_leaves((args[:1], kwargs.get("out"))):
                 if isinstance(tensor, torch.Tensor):
                     for held in self.held.pop(tensor.untyped_storage().data_ptr(), ()):
-                        held.__init__(held.tensor.clone())
+                        held.keep(held.tensor.clone())
         return function(*args, **kwargs)
 
 
 @contextmanager
 def graph(run, memory):
     """model_options for calls of the model between two steps of a run, which autograd differentiates for x; editors take no
-    part. Forward and backward belong inside; tensors that enter the graph must be made or cloned inside. memory: where the weights'
-    stand-ins stay until the run ends."""
+    part. Forward and backward belong inside; tensors that enter the graph must be made or cloned inside. memory: where the
+    weights' stand-ins stay until the run ends."""
     on_stand_ins = partial(_on_stand_ins, memory.setdefault("weights", {}))
     options = run.guider.model_options  # before the run put itself there, so the editors are not asked
     wrappers = options["transformer_options"].get("wrappers", {})
@@ -139,7 +142,8 @@ class _Call(torch.nn.Module):
 def _on_stand_ins(stand_ins, executor, *args, **kwargs):
     call = _Call(executor.class_obj.diffusion_model)
     if not stand_ins:
-        make = torch.clone if getattr(getattr(executor.class_obj, "current_patcher", None), "is_dynamic", bool)() else _alias
+        patcher = getattr(executor.class_obj, "current_patcher", None)  # whose dynamic memory may be given to other weights
+        make = torch.clone if getattr(patcher, "is_dynamic", bool)() else _alias
         tensors = [*call.named_parameters(), *call.named_buffers()]
         stand_ins.update({name: make(t.detach()) for name, t in tensors if t.is_inference()})
     return torch.func.functional_call(call, stand_ins, (executor, *args), kwargs)

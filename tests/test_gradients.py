@@ -86,8 +86,8 @@ def test_weights_that_a_loader_made_are_not_copied():
 
 WRITES = {  # into c
     "+=": lambda c: c.__iadd__(1), "add_": lambda c: c.add_(1), "a slice": lambda c: c.__setitem__(slice(1), 1.0),
-    "of a view": lambda c: c[:1].zero_(), "out=": lambda c: torch.add(c, 1, out=c), "aten": lambda c: torch.ops.aten.add_.Tensor(c, 1),
-    "inplace=True": lambda c: torch.nn.functional.relu(c, inplace=True), "a list": lambda c: torch._foreach_add_([c], 1)}
+    "of a view": lambda c: c[:1].zero_(), "out=": lambda c: torch.add(c, 1, out=c), "a list": lambda c: torch._foreach_add_([c], 1),
+    "aten": lambda c: torch.ops.aten.add_.Tensor(c, 1), "inplace=True": lambda c: torch.nn.functional.relu(c, inplace=True)}
 
 
 @pytest.mark.parametrize("write", WRITES)

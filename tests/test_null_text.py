@@ -53,7 +53,8 @@ def test_the_last_look_of_a_step_keeps_no_graph_beside_the_next():
         return held
 
     with torch.autograd.graph.saved_tensors_hooks(pack, gradients._Held.unpack):
-        _, history = pivot.follow(predict, path, torch.tensor([14.0, 5.0, 1.0, 0.0]), torch.zeros(1, 4), iterations=2, tolerance=0.0)
+        sigmas = torch.tensor([14.0, 5.0, 1.0, 0.0])
+        _, history = pivot.follow(predict, path, sigmas, torch.zeros(1, 4), iterations=2, tolerance=0.0)
     assert saved and [updates for *_, updates in history] == [2, 2, 2]
 
 
