@@ -120,6 +120,10 @@ def _write(edits, call, site, inner, q, k, v, options):
     chunks = [(i, u, *call.chunk(i, u)) for i, u in zip(options["cond_or_uncond"], options["uuids"])] if acting else []
     if not any(role in e.roles for _, _, role, _ in chunks for e in acting):
         return inner(q, k, v, options)
+    count, _, height, width = options["activations_shape"]
+    if site.kind == "self" and q.shape[0] * q.shape[1] != count * height * width:
+        raise ValueError(f"Self-attention has {q.shape[0] * q.shape[1]} queries for {count} grids of {height} x {width} tokens: "
+                         "another node merges tokens, other ones in the source than in the target; remove Token Merging.")
     out = []
     for (index, uuid, role, entry), *qkv in zip(chunks, *(x.chunk(len(chunks)) for x in (q, k, v))):
         here = {**options, "cond_or_uncond": [index], "uuids": [uuid]}
@@ -165,6 +169,9 @@ def source_of(edit, rows, site) -> Source:
 
 def _window(x, full, grid, rows):
     """The tokens of an area's window, from the tokens of the whole grid. Areas are (height, width, y, x) in latent units."""
+    if x.shape[1] != full[0] * full[1]:
+        raise ValueError(f"The source's self-attention is cut into tiles of {x.shape[1]} tokens, the target has an area of "
+                         f"{grid[0]} x {grid[1]} of its {full[0]} x {full[1]} tokens: remove HyperTile, or the area.")
     starts = rows.entry["area"][-2:]
     top, left = (min(round(start * whole / side), whole - part)
                  for start, whole, side, part in zip(starts, full, rows.call.run.shape[-2:], grid))

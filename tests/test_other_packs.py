@@ -10,6 +10,7 @@ import torch
 from comfy_extras.nodes_freelunch import FreeU
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_tomesd import TomePatchModel
 from editors import EDITORS, READS, each_with
 from palimpsest.attention.control import host_attention
 from palimpsest.nodes.attention import PalimpsestAttentionInject
@@ -64,14 +65,32 @@ def test_tiles_are_the_same_however_the_host_batches(family, prompts, split):
     assert_close(c.sample(model, latent=starts), together)
 
 
+def everywhere(c):
+    """Attention Inject at every grid, the latent's own too, where the host's nodes cut and merge tokens."""
+    return PalimpsestAttentionInject.execute(c.model, c.inversion, c.edit, 0.0, 0.8, 0.0, 0.5, 1.0, 1.0, "", "").result[0]
+
+
 def test_tiles_cut_at_random_are_refused():
     """HyperTile draws them anew at every call, so the source's are not the target's."""
     c = case("sd15", size=16)
-    everywhere = 0.0, 0.8, 0.0, 0.5, 1.0, 1.0, "", ""
-    model = PalimpsestAttentionInject.execute(c.model, c.inversion, c.edit, *everywhere).result[0]
     torch.manual_seed(0)
     with pytest.raises(ValueError, match=r"tiles of \d+ tokens, the target's of \d+.*swap_size"):
-        c.sample(HyperTile.execute(model, 32, 3, 0, False)[0])
+        c.sample(HyperTile.execute(everywhere(c), 32, 3, 0, False)[0])
+
+
+def test_tiles_of_an_area_are_refused():
+    """The source is read whole: its tiles are not the area's."""
+    c = case("sd15", size=16)
+    area = host.ConditioningSetArea().append(c.target, 64, 64, 0, 0, 1.0)[0]
+    with pytest.raises(ValueError, match=r"tiles of \d+ tokens, the target has an area of 8 x 8 of its 16 x 16"):
+        c.sample(hyper_tile(everywhere(c)), area)
+
+
+def test_merged_tokens_are_refused():
+    """Token Merging joins the source's tokens by their likeness in the source, and would part them by the target's."""
+    c = case("sd15", size=16)
+    with pytest.raises(ValueError, match=r"\d+ queries for \d+ grids of 16 x 16 tokens.*Token Merging"):
+        c.sample(TomePatchModel.execute(everywhere(c), 0.5).result[0])
 
 
 @each_with("place", [("attn1",), ("attn2", 0), ("attn2",), ("attn1", 0)])
