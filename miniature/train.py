@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from comfy.model_management import get_torch_device
 from safetensors.torch import load_file, save_file
 
 from . import scenes
@@ -56,7 +57,7 @@ def make_scenes(n: int, work: Path) -> tuple[torch.Tensor, list[scenes.Scene]]:
         pictures = np.lib.format.open_memmap(path.with_suffix(".part"), "w+", np.uint8, shape)
         for i, scene in enumerate(drawn):
             pictures[i] = np.rint(scenes.render(scene) * 255)
-        pictures.flush()
+        del pictures  # which writes it out; Windows renames no file that is mapped
         path.with_suffix(".part").rename(path)
     return torch.from_numpy(np.load(path, mmap_mode="c")), drawn
 
@@ -257,7 +258,7 @@ def pack(path: Path, vocab: list[int], ae, net):
 
 def train(minutes: float, work: Path, out: Path = HERE, start: bool = False, count: int = SCENES):
     """Train on `count` scenes for `minutes` of computing, weights into the folder `out`; returns the U-Net's curve."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = get_torch_device()
     batch, vocab = (128 if device.type == "cuda" else 32), vocabulary()
     work.mkdir(parents=True, exist_ok=True)
     given = shipped(vocab) if start else None
@@ -290,7 +291,7 @@ def train(minutes: float, work: Path, out: Path = HERE, start: bool = False, cou
 
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="train", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=20 if torch.cuda.is_available() else 165)
+    parser.add_argument("--minutes", type=float, default=20 if get_torch_device().type == "cuda" else 165)
     parser.add_argument("--work", type=Path, default=HERE / "training" / "work")
     parser.add_argument("--start", action="store_true", help="start from the shipped weights")
     args = parser.parse_args(argv)

@@ -65,7 +65,7 @@ class PalimpsestEDICTInvert(io.ComfyNode):
                                tooltip="How far the two latents keep apart when they are mixed at each step. The paper takes "
                                        f"{edict.P}; lower is steadier and less exact, 1 never mixes."),
                 *guidance("Guidance of the inversion. The paper edits real pictures at 3; sample at the same value."), own_sigmas()],
-            outputs=outputs())
+            outputs=outputs(own_reverse=True))
 
     @classmethod
     def execute(cls, model, source, latent, steps, scheduler, p, cfg, negative=None, sigmas=None) -> io.NodeOutput:
@@ -90,7 +90,7 @@ class PalimpsestBDIAInvert(io.ComfyNode):
                                tooltip="How much of the last step's error the next one puts right. The paper takes 0.5 for 10 "
                                        "steps and 1.0 for 40: under 1 the noise grows as gamma^-steps, and edits suffer."),
                 *guidance("Guidance of the inversion. The authors edit real pictures at 3; sample at the same value."), own_sigmas()],
-            outputs=outputs())
+            outputs=outputs(own_reverse=True))
 
     @classmethod
     def execute(cls, model, source, latent, steps, scheduler, gamma, cfg, negative=None, sigmas=None) -> io.NodeOutput:
@@ -154,7 +154,7 @@ class PalimpsestDDPMInvert(io.ComfyNode):
             inputs=[*inputs(100), *seeded(1.0),
                     *guidance("Guidance of the inversion. The paper takes 3.5 with an empty negative, and 15 to sample the target."),
                     own_sigmas()],
-            outputs=outputs())
+            outputs=outputs(own_reverse=True))
 
     @classmethod
     def execute(cls, model, source, latent, steps, scheduler, eta, seed, cfg, negative=None, sigmas=None) -> io.NodeOutput:
@@ -178,7 +178,7 @@ class PalimpsestCycleDiffusionInvert(io.ComfyNode):
             description="DPM-Encoder: draws the levels from the picture's own posterior and reads off the noise that leads "
                         "sampling through them (Wu & De la Torre 2023). Runs without guidance, as the paper. Replay returns "
                         "the picture; with the target prompt at CFG 1 to 5 it is CycleDiffusion. Eps and v models.",
-            inputs=[*inputs(100), *seeded(0.1), own_sigmas()], outputs=outputs())
+            inputs=[*inputs(100), *seeded(0.1), own_sigmas()], outputs=outputs(own_reverse=True))
 
     @classmethod
     def execute(cls, model, source, latent, steps, scheduler, eta, seed, sigmas=None) -> io.NodeOutput:

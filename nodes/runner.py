@@ -77,11 +77,13 @@ def own_sigmas():
                            tooltip="A schedule of your own, descending to 0. Wins over steps and scheduler.")
 
 
-def outputs():
+def outputs(own_reverse=False):
+    """INVERSION, noise and SIGMAS; `own_reverse`: no host sampler leads the noise back, only what the method recorded."""
+    use = ("The picture comes back from it through Replay only." if own_reverse else
+           "In KSampler Advanced: add_noise off, same scheduler and steps, CFG 1 to reconstruct. On flow models use Replay.")
     return [
         InversionType.Output(display_name="inversion"),
-        io.Latent.Output(display_name="noise", tooltip="The noisiest latent. In KSampler Advanced: add_noise off, same "
-                         "scheduler and steps, CFG 1 to reconstruct. On flow models use Replay."),
+        io.Latent.Output(display_name="noise", tooltip=f"The noisiest latent. {use}"),
         io.Sigmas.Output(display_name="sigmas"),
     ]
 

@@ -119,7 +119,7 @@ class PalimpsestLEDITSInvert(io.ComfyNode):
                              tooltip="Of the noise the levels are drawn with; the picture comes back with any."),
                 *guidance("Guidance of the inversion. The paper takes an empty source prompt at 1, or a source prompt at 3.5; "
                           "replay at the same value."), own_sigmas()],
-            outputs=outputs())
+            outputs=outputs(own_reverse=True))
 
     @classmethod
     def execute(cls, model, source, latent, steps, scheduler, seed, cfg, negative=None, sigmas=None) -> io.NodeOutput:

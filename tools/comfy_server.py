@@ -44,8 +44,7 @@ def link_pack(place: Path):
 def options(host: Path, python: Path, base: Path, port: int) -> "list[str]":
     """The command line for main.py, without what this version of the host does not know."""
     known = (host / "comfy" / "cli_args.py").read_text(encoding="utf-8")
-    probe = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    gpu = subprocess.run([python, "-c", probe], env=child_environment(), cwd=base).returncode == 0
+    gpu = subprocess.run([python, ROOT / "tools" / "pack.py", "--gpu"], env=child_environment(), cwd=base).returncode == 0
     wanted = [["--base-directory", str(base)], ["--port", str(port)], ["--listen", LOOPBACK], ["--disable-auto-launch"],
               ["--disable-all-custom-nodes"], ["--whitelist-custom-nodes", NAME], ["--disable-api-nodes"],
               ["--dont-print-server"], ["--database-url", "sqlite:///:memory:"], *([] if gpu else [["--cpu"]])]

@@ -16,6 +16,8 @@ from urllib.parse import urlencode
 
 import aiohttp
 import psutil
+
+sys.path.append(str(Path(__file__).resolve().parent))  # the Python of a portable ComfyUI leaves it out
 from canvas import to_api
 from comfy_server import Server, free_port
 from environment import SetupError, host_version, say

@@ -21,6 +21,7 @@ import os
 import subprocess
 from pathlib import Path
 
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # the Python of a portable ComfyUI leaves it out
 from comfy_server import Server, free_port
 from environment import SetupError, cache_folder, child_environment, key, prepare, say
 from pack import ROOT
@@ -62,7 +63,7 @@ def demo(arguments):
 
 def test(arguments):
     workers = str(min(4, os.cpu_count() or 1))
-    setup = prepare(("torch", "pytest", "xdist", "diffusers"))
+    setup = prepare(("pytest", "xdist", "diffusers"))
     return run(setup, "pack.py", "pytest", "--import-mode=importlib", "-n", workers, "--dist", "loadfile", *arguments)
 
 
@@ -74,7 +75,7 @@ def bench(arguments):
     names = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if "def main(" in p.read_text(encoding="utf-8"))
     if not arguments or arguments[0] not in names:
         raise SetupError("bench needs a name, one of: " + ", ".join(names))
-    modules = ("torch", "diffusers") if arguments[0] == "speed" else ("torch",)
+    modules = ("diffusers",) if arguments[0] == "speed" else ()
     return run(prepare(modules), "pack.py", "palimpsest.bench." + arguments[0], *arguments[1:])
 
 

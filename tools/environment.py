@@ -32,6 +32,7 @@ WINDOWS = os.name == "nt"
 # On disk, by step. Only on Linux does torch bring the CUDA libraries; pip holds the wheels beside what it unpacks.
 GIGABYTES = {"torch": 4.8, "wheels": 2.8} if sys.platform == "linux" else {"torch": 1.0, "wheels": 0.5}
 GIGABYTES |= {"host": 0.1, "requirements": 1.5, "tests": 0.3}
+HOST_MODULES = ("torch", "torchsde", "aiohttp", "psutil", "safetensors")  # by them a Python that runs ComfyUI is known
 
 
 class SetupError(Exception):
@@ -94,18 +95,21 @@ def host_version(host: Path) -> str:
 
 
 def own_python(host: Path, modules: "tuple[str, ...]") -> "Path | None":
-    """The Python of a user's own ComfyUI that has every one of `modules`: this one, or an environment beside it."""
+    """The Python that runs a user's own ComfyUI and has all `modules`: this one, or an environment beside it."""
     program = "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
     inside = Path("Scripts/python.exe" if WINDOWS else "bin/python")
     for python in (Path(sys.executable), host / "venv" / inside, host / ".venv" / inside,
                    host.parent / "python_embeded" / "python.exe"):
-        if python.exists() and not subprocess.run([python, "-c", program, *modules], cwd=host).returncode:
+        if python.exists() and not subprocess.run([python, "-c", program, *HOST_MODULES, *modules], cwd=host,
+                                                   env=child_environment()).returncode:
             return python
     return None
 
 
 def check_python():
     version = "%d.%d" % sys.version_info[:2]
+    if sys.platform == "darwin" and platform.machine() == "x86_64":
+        raise SetupError(f"{TORCH[0]} is not built for Macs with Intel processors: name a ComfyUI of your own with --comfyui PATH")
     if sys.version_info[:2] > NEWEST_PYTHON:
         raise SetupError(f"{TORCH[0]} is not built for Python {version}: run this with Python 3.10 to %d.%d" % NEWEST_PYTHON)
     if not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")):
@@ -149,16 +153,16 @@ def _try_lock(file) -> bool:
         else:
             import fcntl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):  # held by another, as POSIX and as Windows say it
         return False
     return True
 
 
 def child_environment(**more: str) -> "dict[str, str]":
-    """The environment of a child process: nothing of the caller's own Python may leak into ours, and threads wait asleep, since
+    """The environment of a child process: no paths of the caller's own Python may leak into ours, and threads wait asleep, since
     spinning ones take ten times longer on a machine that is busy with something else."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX")}
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | kept | {"PYTHONNOUSERSITE": "1"} | more
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | kept | more
 
 
 def explain(stderr: str, what: str) -> str:
@@ -243,7 +247,7 @@ def plan(cache: Path, host: "Path | None", thrifty: bool = False) -> "tuple[Setu
     ]
 
 
-def prepare(modules: "tuple[str, ...]" = ("torch",)) -> Setup:
+def prepare(modules: "tuple[str, ...]" = ()) -> Setup:
     """A host and a Python that runs it with `modules`, built first where they do not stand yet."""
     own = find_host()
     if own:
@@ -252,7 +256,7 @@ def prepare(modules: "tuple[str, ...]" = ("torch",)) -> Setup:
         if python:
             say(f"using ComfyUI {version} in {own} with {python}")
             return Setup(own, python)
-        say(f"no Python beside {own} has {', '.join(modules)}: it gets an environment of its own here (run this with a Python "
+        say(f"no Python beside {own} has {', '.join((*HOST_MODULES, *modules))}: it gets an environment of its own here (run this with a Python "
             "that has them to use that one)")
     cache = cache_folder()
     setup, steps = plan(cache, own)
@@ -275,7 +279,8 @@ def build(cache: Path, own: "Path | None"):
             shutil.rmtree(setup.python.parents[1], ignore_errors=True)
         left = [step for step in steps if not step.stamp.exists()]
         size = sum(step.gigabytes for step in left)
-        roomy = check_space(cache, size + (GIGABYTES["wheels"] if size > 1 else 0.1))
+        # Torch's wheels lie beside what they unpack to, and are gone before the rest comes.
+        roomy = check_space(cache, max(size, GIGABYTES["torch"] + GIGABYTES["wheels"] if size >= GIGABYTES["torch"] else 0.1))
         _, steps = plan(cache, own, thrifty=not roomy)
         if left:
             say(f"setting up in {cache}, once: {size:.1f} GB of disk" +

@@ -31,10 +31,19 @@ def find_host(here: Path = Path(__file__).absolute().parents[1]) -> "Path | None
     return None
 
 
+def gpu() -> bool:
+    """Whether CUDA runs a kernel: a card older than torch's build is found, but cannot."""
+    import torch
+    try:
+        return bool(torch.ones(1, device="cuda").add(1).item())
+    except (AssertionError, RuntimeError):  # built without CUDA; no device, no driver or no kernel
+        return False
+
+
 def load_pack(*options: str):
     """Put the host first on sys.path, parse its options as its main.py would, and return the package.
 
-    options: further command-line options of the host. `--cpu` is added where there is no CUDA device.
+    options: further command-line options of the host. `--cpu` is added where no CUDA device will do.
     """
     if NAME in sys.modules:
         return sys.modules[NAME]
@@ -44,8 +53,7 @@ def load_pack(*options: str):
                            "COMFYUI_PATH to a ComfyUI folder")
     # `nodes` is a module of the host and a folder of the pack: the pack's root must not be searched.
     sys.path[:] = [str(host), *(p for p in sys.path if Path(p).resolve() not in (ROOT, host))]
-    import torch
-    cpu = [] if torch.cuda.is_available() else ["--cpu"]
+    cpu = [] if gpu() else ["--cpu"]
     argv, sys.argv = sys.argv, [NAME, *cpu, *options]
     try:
         import comfy.options
@@ -66,6 +74,8 @@ def load_pack(*options: str):
 
 def main():
     module = sys.argv.pop(1)
+    if module == "--gpu":
+        return not gpu()
     sys.argv[0] = module
     if module != "pytest":  # which must come first to rewrite asserts; then tests/conftest.py loads the pack
         load_pack(*HOST_OPTIONS.get(module, ()))

@@ -243,11 +243,12 @@ TABLE = {
         "comes back, and *Save Inversion* keeps it for *Load Inversion* another day.",
         injected, invert=reported, seed=7),
     "The looks of another picture (Cross-Image Attention)": Technique(
-        "2. Load your second picture in place of *The other picture*.\n\nThis picture's structure looks up the other's appearance.",
+        "2. Load your second picture in place of *The other picture*. On SD: one prompt that names what both show, for "
+        "both and the sampling, at CFG 1.\n\nThis picture's structure looks up the other's appearance.",
         appearance, seed=1, target="source"),
     "In the style of another picture (Style Aligned)": Technique(
-        "2. Load your second picture in place of *The other picture*. On SD: CFG 10 (paper).\n\nAttention is shared with the "
-        "other picture's inversion.",
+        "2. Load your second picture in place of *The other picture*. On SD: CFG 10 (paper), and an empty "
+        "latent with noise.\n\nAttention is shared with the other picture's inversion.",
         style, kind="background", seed=0, target="source"),
     "Set another picture's object in (Inject Composite)": Technique(
         "2. Load your second picture in place of *The other picture*, and draw the place as a MASK. On SD: CFG 2.5 to "
