@@ -23,12 +23,13 @@ _SLOTS = {"self": "attn1", "cross": "attn2"}
 @dataclass(frozen=True)
 class Site:
     """Where attention is computed: kind "self" or "cross"; position (section, block, depth) in the host's names; the grid of
-    image tokens (height, width); its share of the latent's side (1, 1/2, 1/4 …); heads."""
+    image tokens (height, width); its share of the latent's side (1, 1/2, 1/4 …); heads; whether another's patch computes it."""
     kind: str
     position: tuple
     grid: tuple
     share: float
     heads: int
+    patched: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def host_attention(q, k, v, extra_options):
 
 def _at(edits, call, where, inner, q, k, v, options):
     kind, position, share = where
-    site = Site(kind, position, tuple(options["activations_shape"][-2:]), share, options["n_heads"])
+    site = Site(kind, position, tuple(options["activations_shape"][-2:]), share, options["n_heads"], inner is not host_attention)
     return (_read if call.mode == "read" else _write)(edits, call, site, inner, q, k, v, options)
 
 
@@ -153,21 +154,25 @@ def _chain(edits, rows, site, attention):
 
 def source_of(edit, rows, site) -> Source:
     """The source's features for these rows: of picture i mod B for row i, and of the entry's own window of the latent."""
-    kept = rows.call.run.reference.kept.get((id(getattr(edit, "inversion", None)), site.kind, site.position), {})
+    call = rows.call
+    kept = call.run.reference.kept.get((id(getattr(edit, "inversion", None)), site.kind, site.position), {})
+    if set(edit.keeps(call.run, site, call.sigma)) - kept.keys():
+        raise ValueError(f"The source's features are wanted at sigma {call.sigma:.3g}, and another node skipped the forward that "
+                         "shows them: put EasyCache or its like before the editors, or remove it.")
 
     def seen(name):
         if name not in kept:
             return None
-        x = kept[name].unflatten(0, (len(kept["levels"]), -1))[kept["levels"].index(rows.call.sigma)]
+        x = kept[name].unflatten(0, (len(kept["levels"]), -1))[kept["levels"].index(call.sigma)]
         if kept["grid"] != site.grid and (name == "q" or site.kind == "self"):
-            x = _window(x, kept["grid"], site.grid, rows)
+            x = window(x, kept["grid"], site.grid, rows)
         count = rows.count * x.shape[0] // edit.inversion.batch  # another pack may cut q into tiles, rows of their own
         return x.expand(count, -1, -1) if x.shape[0] == 1 else repeat_to_batch_size(x, count)
 
     return Source(seen("q"), seen("k"), seen("v"))
 
 
-def _window(x, full, grid, rows):
+def window(x, full, grid, rows):
     """The tokens of an area's window, from the tokens of the whole grid. Areas are (height, width, y, x) in latent units."""
     if x.shape[1] != full[0] * full[1]:
         raise ValueError(f"The source's self-attention is cut into tiles of {x.shape[1]} tokens, the target has an area of "

@@ -12,7 +12,8 @@ edited map is  A M · (r a e) + A* · ((1 - r) a e + (1 - a)).  Attention is lin
     softmax(q k^T) · M (r a e ⊙ V*)  +  softmax(q* k*^T) · (((1 - r) a e + 1 - a) ⊙ V*)
 
 and no map is ever made; the second call is skipped where its factor is zero. Self-attention: softmax(q k^T) · V*.
-Differs from the paper: the source's q and k come from the reference branch, so the source never drifts.
+Differs from the paper: the source's q and k come from the reference branch, so the source never drifts; what another pack's patch
+adds to attention, as IPAdapter's does, is added once.
 """
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ import torch
 from comfy.utils import repeat_to_batch_size
 
 from .control import AttentionEdit
+from .store import worded
 
 
 def coefficients(pair, scheduled, weights):
@@ -46,7 +48,7 @@ class PromptToPrompt(AttentionEdit):
     self_share: float = 0.5
 
     def begin(self, run):
-        texts = [e["palimpsest_tokens"] for e in run.targets() if "palimpsest_tokens" in e]
+        texts = [e["palimpsest_tokens"] for e in worded(run)]
         if self._targets not in texts:
             seen = "; ".join(repr(t.text) for tokens in texts for t in tokens) or "a prompt that Prompt Edit did not make"
             raise ValueError(f"Attention Inject edits towards {', '.join(repr(t.text) for t in self._targets)}, the positive "
@@ -89,7 +91,10 @@ class PromptToPrompt(AttentionEdit):
         out = attention(source.q, source.k, mapped @ v[:, :tokens])
         if own is None:
             return out
-        return out + attention(q, k, own.repeat(1, v.shape[1] // tokens)[..., None] * v)
+        rest = attention(q, k, own.repeat(1, v.shape[1] // tokens)[..., None] * v)
+        if site.patched:  # what another pack adds to attention, as IPAdapter does, is in both terms
+            rest = rest - attention(q, k, torch.zeros_like(v))
+        return out + rest
 
     def _now(self, call, like):
         """This σ's coefficients of all pairs, on the device and in the dtype of `like`; None for an own factor of zero."""

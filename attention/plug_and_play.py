@@ -50,6 +50,9 @@ class ResidualFeatures(Editor):
     def reads(self, run, sigma):
         return run.within(sigma, 0.0, self.end)
 
+    def keeps(self, run, site, sigma):
+        return "q" if self.reads(run, sigma) else ""
+
     @staticmethod
     def install(model_options, edits, call):
         """model_options whose forwards pass the residual branches through `_at`; the hooks live for one forward."""

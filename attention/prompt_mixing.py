@@ -22,6 +22,7 @@ from comfy.utils import repeat_to_batch_size
 from ..host.session import Editor
 from .control import in_tiles, mask_at
 from .layers import SelfAttentionEdit
+from .store import worded
 
 NAME = "Prompt Mixing"
 
@@ -35,7 +36,7 @@ class MixedValues(Editor):
     end: float
 
     def begin(self, run):
-        texts = [e["model_conds"]["c_crossattn"].cond for e in run.targets() if "palimpsest_tokens" in e]
+        texts = [e["model_conds"]["c_crossattn"].cond for e in worded(run)]
         if not texts:
             raise ValueError(f"{NAME} mixes values into the picture's prompt, but the positive being sampled is a prompt that "
                              "Prompt Edit did not make: connect Prompt Edit's source CONDITIONING to the sampler.")

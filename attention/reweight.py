@@ -10,7 +10,8 @@ Restraint keeps words W inside a region m: outside it their scores count for not
 which is linear in the values but for one division by what the other tokens have together, so that no map is made. m is a mask,
 or where other words lie: their maps in this run so far, thresholded as P2P's LocalBlend does.
 Differs from FoI: it modulates InstructPix2Pix's instruction and samples outside its mask without it; here it is words of a
-prompt, and their probability outside is shared out among the rest. Its equations were not at hand: this form is ours.
+prompt, and their probability outside is shared out among the rest. Its equations were not at hand: this form is ours. What
+another pack's patch adds to attention, as IPAdapter's does, stays as it is.
 """
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from comfy.utils import repeat_to_batch_size
 from ..blending.local_blend import latent_mask, require_rows, threshold_maps
 from ..host.tokens import find_in_some, parse_words
 from .control import AttentionEdit, mask_at
+from .store import worded
 
 NAME = "Attention Re-weight"
 
@@ -39,7 +41,7 @@ class Reweight(AttentionEdit):
     rank = 1  # other editors move words to the source's places
 
     def begin(self, run):
-        known = [e["palimpsest_tokens"] for e in run.targets() if "palimpsest_tokens" in e]
+        known = [e["palimpsest_tokens"] for e in worded(run)]
         if not known:
             raise ValueError(f"{NAME} finds words in the sampled prompt, but the positive being sampled carries none: connect "
                              "Prompt Edit's target CONDITIONING to the sampler.")
@@ -83,5 +85,6 @@ class Reweight(AttentionEdit):
         if region is None:
             return full
         m = repeat_to_batch_size(mask_at(region, rows, site), rows.count)[..., None].to(v)
-        others, share = attention(q, k, (1 - w) * c * v), attention(q, k, w.expand_as(v))
-        return m * full + (1 - m) * others / (1 - share).clamp(min=1e-3)
+        added = attention(q, k, torch.zeros_like(v)) if site.patched else 0  # by another pack, as IPAdapter does
+        others, share = (attention(q, k, x) - added for x in ((1 - w) * c * v, w.expand_as(v)))
+        return m * (full - added) + (1 - m) * others / (1 - share).clamp(min=1e-3) + added

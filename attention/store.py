@@ -2,8 +2,10 @@
 
 A word's map at a site is attention on one-hot values, which are 1 on the word's tokens: softmax(q k^T) · 1[word]. So fused
 kernels compute it and nothing of size heads × pixels × tokens is made. The maps of a picture are read along its known
-trajectory with the source prompt at CFG 1. Both are means over heads, over the sites of one resolution and over steps.
+trajectory with the source prompt at CFG 1. Both are means over heads, over the sites of one resolution and over steps; where
+a prompt is sampled in an area, its maps lie in that area, and a place has the mean of what was seen there.
 """
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,7 @@ import torch
 from ..host.reference import levels_together
 from ..host.sampling import Solver, sample
 from ..host.session import attach, require_plain, rows_may_mix, running
-from .control import AttentionEdit, Site, positions
+from .control import AttentionEdit, Site, positions, window
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,17 +55,41 @@ def word_maps(attention, site: Site, q, k, groups, length):
     return torch.cat(parts, 1)
 
 
+def in_place(maps, rows, site):
+    """An area's maps [rows, groups, h, w] on the grid of the whole latent, and how often each of its places was seen."""
+    full = tuple(math.ceil(side * site.share) for side in rows.call.run.shape[-2:])
+    cells = window(torch.arange(math.prod(full), device=maps.device).view(1, -1, 1), full, site.grid, rows).flatten()
+    whole, seen = maps.new_zeros(*maps.shape[:2], math.prod(full)), maps.new_zeros(math.prod(full))
+    whole[..., cells], seen[cells] = maps.flatten(2), 1
+    return whole.unflatten(2, full), seen.view(full)
+
+
+def require_columns(tokens, embedding):
+    """The tokens of a prompt must be those of all the columns of its embedding [rows, columns, channels]."""
+    if embedding.shape[1] != len(tokens[0].ids):
+        raise ValueError(f"{tokens[0].text!r} has {len(tokens[0].ids)} tokens and its CONDITIONING {embedding.shape[1]} columns: "
+                         "another node appended some, as Conditioning (Concat) does; write it all in one text of Prompt Edit.")
+
+
+def worded(run) -> list:
+    """The sampled entries that carry their prompt's tokens, the tokens of all their columns."""
+    found = [e for e in run.targets() if "palimpsest_tokens" in e]
+    for entry in found:
+        require_columns(entry["palimpsest_tokens"], entry["model_conds"]["c_crossattn"].cond)
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class WordMaps(AttentionEdit):
     """Gathers the maps of words of the prompt being sampled, at the sites of one resolution, into the run's memory.
 
-    words(prompts) names the Words wanted of each of several prompts' Tokens. `mean(run)` is [rows, words, h, w], or None before
-    the first."""
+    words(prompts) names the Words wanted of each of several prompts' Tokens. `mean(run)` is [rows, words, h, w], 0 outside of
+    all areas, or None before the first."""
     words: object
     share: float
 
     def begin(self, run):
-        known = [e["palimpsest_tokens"] for e in run.targets() if "palimpsest_tokens" in e]
+        known = [e["palimpsest_tokens"] for e in worded(run)]
         if not known:
             raise ValueError("Words are to be found in the sampled prompt, but it carries no words: connect Prompt Edit's "
                              "target CONDITIONING to the sampler.")
@@ -81,13 +107,15 @@ class WordMaps(AttentionEdit):
         if id(tokens) not in memory:
             memory[id(tokens)] = [[word.positions for word in words] for words in self.words(tokens)]
         groups = [memory[id(tokens)][i % len(tokens)] for i in range(rows.count)]
-        maps = word_maps(attention, site, q, k, groups, len(tokens[0].ids))
+        maps, seen = word_maps(attention, site, q, k, groups, len(tokens[0].ids)), 1
+        if "area" in rows.entry:
+            maps, seen = in_place(maps, rows, site)
         memory["sum"] = memory.get("sum", 0) + maps
-        memory["count"] = memory.get("count", 0) + 1
+        memory["count"] = memory.get("count", 0) + seen
 
     def mean(self, run):
         memory = run.memory(self)
-        return memory["sum"] / memory["count"] if "sum" in memory else None
+        return memory["sum"] / torch.as_tensor(memory["count"]).clamp(min=1) if "sum" in memory else None
 
 
 def resolution(model, share) -> float:
@@ -99,6 +127,9 @@ def resolution(model, share) -> float:
 def read_maps(model, inversion, share=0.25) -> Attention:
     """The maps of every word of the source, along the inversion's trajectory; several steps share a forward where they may."""
     require_plain(model, "Attention Store")
+    if not any(tokens.words for tokens in inversion.tokens):
+        raise ValueError(f"Attention Store maps the words of the source, the INVERSION's prompt {inversion.tokens[0].text!r} has "
+                         "none: write what the picture shows as Prompt Edit's source, and invert with it.")
     share, batch = resolution(model, share), inversion.batch
     noise = inversion.at(float(inversion.sigmas[0]))  # an error where no trajectory was kept
     editor = WordMaps(lambda prompts: [tokens.words for tokens in prompts], share)

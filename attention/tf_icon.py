@@ -17,6 +17,7 @@ from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ..blending.local_blend import blend, require_rows
+from ..guidance.moving import Mover
 from .control import AttentionEdit, in_tiles, mask_at, source_of
 
 
@@ -37,7 +38,7 @@ class Donor(AttentionEdit):
 
 
 @dataclass(frozen=True, eq=False)
-class Composite(Donor):
+class Composite(Mover, Donor):
     """inversion: of the main picture; end: τ_A; donor: of the reference; place, region: M and M_u, [masks, h, w] in {0, 1} at the
     latent's size; blend_end: τ_B; seed: of z."""
     donor: Donor
@@ -51,14 +52,13 @@ class Composite(Donor):
         require_rows(run, len(self.place), self.name)
         run.warn_if_idle(self.name, lambda sigma: run.within(sigma, 0.0, max(self.end, self.blend_end)))
 
-    def before(self, run, x, sigma):
+    def move(self, run, x, sigma):
         if not run.memory(self):
-            run.memory(self)["begun"] = True
             x = self._start(run, x, sigma)
         return self._held(run, x, self.inversion.at(sigma), sigma)
 
     def after(self, run, x0, sigma):
-        return self._held(run, x0, self.inversion.latents[-1], sigma)
+        return self._held(run, super().after(run, x0, sigma), self.inversion.latents[-1], sigma)
 
     def _start(self, run, x, sigma):
         """The composed start, at whatever σ the run begins; between object and background the main picture is noised anew."""

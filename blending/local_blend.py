@@ -19,7 +19,7 @@ from ..host.session import Editor
 
 def latent_mask(mask, size):
     """[B, h, w] mask of a latent from a picture's [B, H, W]: a latent cell takes the largest value that it covers."""
-    return F.adaptive_max_pool2d(mask[:, None].float(), size)[:, 0]
+    return F.adaptive_max_pool2d(mask[:, None].float().cpu(), size)[:, 0]
 
 
 def threshold_maps(maps, size, threshold, grow=True):

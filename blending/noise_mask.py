@@ -8,13 +8,15 @@ step puts the noised picture back.
 Differs from the paper, where "without" is InstructPix2Pix's image condition and R is read once, at 0.8 of the noise. Here it is
 the source's own prompt, or the null prompt (as in ProxEdit, Han et al. 2024, arXiv:2306.05414, whose masks follow the steps);
 R is read on the latent being sampled, at every step from `start` until `end` (once where end = start); and the picture
-put back is the inversion's. The x0 predictions stand for ε, of which they are a multiple at one σ.
+put back is the inversion's. The x0 predictions stand for ε, of which they are a multiple at one σ. As the paper's two have one
+image condition, these have one ControlNet, the target's: else the map would be of what that does.
 """
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..host.session import controlled_as, controls
 from .local_blend import Anchored
 
 AGAINST = "source", "null"
@@ -50,21 +52,21 @@ class NoiseMask(Anchored):
         run.warn_if_idle("Noise Mask", lambda sigma: run.within(sigma, self.start, 1.0))
 
     def conditions(self, run, conds, sigma):
-        """With the list of the other prompt, where it is not among them; once a σ."""
+        """With the list of the other prompt, where it is not among them under the target's ControlNet; once a σ."""
         memory = run.memory(self)
         known = memory.get("sigma") == sigma or "mask" in memory and not run.within(sigma, self.start, self.end)
         roles = [c and run.role(conds, i) for i, c in enumerate(conds)]
         memory["pair"] = None
         if known or "target" not in roles or not run.within(sigma, self.start, 1.0):
             return conds
-        given = len(conds)
-        if self.against == "source":
-            conds = [*conds, run.prompts(self)[0]]
-        elif "null" not in roles:  # the host leaves it out at CFG 1
-            conds = [*conds, run.guider.conds["negative"]]
-        other = roles.index("null") if len(conds) == given else given
-        memory.update(sigma=sigma, pair=(roles.index("target"), other, given))
-        return conds
+        index, given = roles.index("target"), len(conds)
+        target, null = conds[index], roles.index("null") if "null" in roles else None  # the host leaves it out at CFG 1
+        if self.against == "null" and null is not None and controls(conds[null], sigma) == controls(target, sigma):
+            memory.update(sigma=sigma, pair=(index, null, given))
+            return conds
+        memory.update(sigma=sigma, pair=(index, given, given))
+        other = run.prompts(self)[0] if self.against == "source" else run.guider.conds["negative"]
+        return [*conds, controlled_as(other, target, sigma)]
 
     def predicted(self, run, x0s, x, sigma):
         memory = run.memory(self)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..attention.store import worded
 from ..host.tokens import parse_words
 from .ledits import smoothed
 from .moving import Mover, of_text, probabilities, slope
@@ -47,7 +48,7 @@ class AttendExcite(Mover):
     refinements: int = 20
 
     def begin(self, run):
-        known = [e["palimpsest_tokens"] for e in run.targets() if "palimpsest_tokens" in e]
+        known = [e["palimpsest_tokens"] for e in worded(run)]
         if not known:
             raise ValueError("Attend-and-Excite looks for words in the sampled prompt, but it carries no words: connect Prompt "
                              "Edit's target CONDITIONING to the sampler.")

@@ -14,8 +14,10 @@ place m is known before the run, from a mask or from the source's maps, where th
 inversion and the upper fifth of A; the looked-up keys leave out those in m, without which the object finds itself there again;
 every move is made before the step, where the program puts the last one into its direction; the gradient is taken without the
 looked-up features; the picture is held by the inversion's own latents, not by null-text optimisation. A prompt that does not name
-the object is not moved for.
+the object is not moved for, and costs no gradient. Several objects of a picture are each moved in their own place, look up what
+lies outside all places, and the source is held outside all.
 """
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +25,8 @@ from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ..attention.control import AttentionEdit, in_tiles, mask_at
-from ..blending.local_blend import require_rows
+from ..attention.store import worded
+from ..blending.local_blend import LocalBlend, require_rows
 from ..host.tokens import find_in_some
 from .moving import Mover, of_text, probabilities, slope
 
@@ -41,10 +44,21 @@ def activation(A: Tensor, least: Tensor, first: Tensor, m: Tensor) -> Tensor:
     return (m * 15 * (A - least) / first).square().flatten(1).mean(1)
 
 
+def union(places: list) -> Tensor:
+    """[masks, h, w] of several places, of which row i has mask i mod their number, as it has of each."""
+    count = math.lcm(*map(len, places))
+    return torch.stack([repeat_to_batch_size(m, count) for m in places]).amax(0)
+
+
+class Surroundings(LocalBlend):
+    """The source outside the places of all objects that a MODEL's MagicRemovers remove."""
+
+
 @dataclass(frozen=True, eq=False)
 class MagicRemover(Mover, AttentionEdit):
     """words: the names of the object's, or none; place: m [masks, h, w] at the latent's size; scale: s; share: of the latent's
-    side, the grid whose maps are read; start, end: percents of the schedule."""
+    side, the grid whose maps are read; start, end: percents of the schedule. At self-attention the first of a run that reads at
+    a σ acts for all."""
     inversion: object
     words: tuple
     place: Tensor
@@ -53,11 +67,12 @@ class MagicRemover(Mover, AttentionEdit):
     start: float = 0.15
     end: float = 1.0
     roles, name = ("target", "null"), "MagicRemover"
+    rank = -0.5  # inside what passes it values, which are not looked up; outside Style Aligned (-1), which adds keys
 
     def begin(self, run):
         require_rows(run, len(self.place), self.name)
-        for prompts in (e["palimpsest_tokens"] for e in run.targets() if "palimpsest_tokens" in e):
-            run.memory(self)[id(prompts)] = self.named(prompts)
+        known = [e["palimpsest_tokens"] for e in worded(run)]
+        run.memory(self)["named"] = {id(prompts): self.named(prompts) for prompts in known}
         run.warn_if_idle(self.name, lambda sigma: self.reads(run, sigma))
 
     def named(self, prompts) -> list:
@@ -72,7 +87,10 @@ class MagicRemover(Mover, AttentionEdit):
         return run.within(sigma, self.start, self.end)
 
     def acts(self, run, site, sigma):
-        return site.kind == "self" and self.reads(run, sigma)
+        return site.kind == "self" and self._peers(run, sigma)[:1] == [self]
+
+    def _peers(self, run, sigma):
+        return [e for e in run.editors if isinstance(e, MagicRemover) and e.reads(run, sigma)]
 
     def keeps(self, run, site, sigma):
         return "kv" if self.acts(run, site, sigma) else ""
@@ -80,14 +98,20 @@ class MagicRemover(Mover, AttentionEdit):
     def attend(self, rows, site, q, k, v, source, attention):
         if in_tiles(self, rows, site, q):
             return attention(q, source.k, source.v)
-        outside = (mask_at(self.place, rows, site) == 0).to(source.v)
+        if len(q) != len(source.k):
+            raise ValueError(f"{self.name} is given {len(q)} of {rows.count} rows by another editor that has a mask for each row, "
+                             "and looks up the source for all: give that editor one mask.")
+        run, sigma = rows.call.run, rows.call.sigma
+        outside = (mask_at(union([e.place for e in self._peers(run, sigma)]), rows, site) == 0).to(source.v)
         outside[~outside.any(1)] = 1
         outside = repeat_to_batch_size(outside, len(q))[..., None]
         share = attention(q, source.k, outside.expand_as(source.v))  # of a softmax over all keys, so that other packs see all
+        if any(isinstance(e, AttentionEdit) and e.rank < self.rank and e.acts(run, site, sigma) for e in run.editors):
+            share = share + 1 - attention(q, source.k, torch.ones_like(source.v))  # and Style Aligned's own keys, which count
         return attention(q, source.k, outside * source.v) / share.clamp(min=1e-4)
 
     def move(self, run, x, sigma):
-        if self.reads(run, sigma):
+        if self.scale and any(run.memory(self)["named"].values()) and self.reads(run, sigma):
             m, amount = self._place(x), self.scale * sigma / (1 + sigma ** 2) ** 0.5
             for _ in range(2 if run.within(sigma, self.start, TWICE) else 1):
                 x = x - amount * m * slope(run, x, sigma, lambda site: site.share == self.share, *self._activation(run))[1]
@@ -102,7 +126,7 @@ class MagicRemover(Mover, AttentionEdit):
         maps, memory = {}, run.memory(self)
 
         def look(rows, site, q, k):
-            named = memory.get(id(rows.entry.get("palimpsest_tokens")))
+            named = memory["named"].get(id(rows.entry.get("palimpsest_tokens")))
             if named:
                 found = of_text(probabilities(q, k, site.heads).mean(1), rows)
                 found = object_map(found, [named[i % len(named)] for i in range(rows.count)])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..attention.control import AttentionEdit
-from ..host.gradients import graph, without_control_weights
+from ..host.gradients import derivative, graph, without_control_weights
 from ..host.sampling import prediction_type
 from ..host.session import Call, Editor
 
@@ -43,7 +43,7 @@ class Mover(Editor):
         return moved
 
     def after(self, run, x0, sigma):
-        return x0 + run.memory(self).pop("shift")
+        return x0 + run.memory(self)["shift"]
 
 
 def following(run, sigma) -> float:
@@ -77,4 +77,4 @@ def slope(run, x, sigma, at, look, loss):
         if found is None:
             return x.new_zeros(len(x)), torch.zeros_like(x)
         scale = 1 if prediction_type(run.guider.model_patcher) == "flow" else 1 + sigma ** 2
-        return found.detach(), scale * torch.autograd.grad(found.sum(), seen)[0]
+        return found.detach(), scale * derivative(found.sum(), seen, run.guider.inner_model)

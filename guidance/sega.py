@@ -9,6 +9,7 @@ and for all of them together, with weights g_e and a momentum ν,
 Until its warm-up ends a concept adds nothing but to ν, and ν itself is added once all warm-ups have ended. In x0 terms
 ε = (x - x0)/σ, so x0 <- x0 - σ·γ; on flow models ψ is a difference of velocities and the line is the same.
 
+Where the null prompt has a ControlNet the concept's row has it too: ψ is of the words.
 Percentiles are of each row and channel, and a concept may cool down, as in the authors' code (diffusers'
 SemanticStableDiffusionPipeline). Differs from that code: while only some warm-ups have ended it divides their concepts' weights
 by their sum, here g_e stays as it is. Checked against: diffusers 0.42.1, whole runs.
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..host.sampling import Solver, sample
-from ..host.session import Editor, alone, editors, running
+from ..host.session import Editor, alone, controlled_as, editors, running
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +71,9 @@ class SEGA(Editor):
         asked = [i for i, c in enumerate(self.concepts) if run.within(sigma, 0.0 if self.momentum else c.start, c.end)]
         nulls = [i for i, role in enumerate(roles) if role == "null"]
         unasked = [] if nulls or not asked else [next(c for n, c in run.guider.conds.items() if "negative" in n)]  # at CFG 1
-        first = len(conds) + len(unasked)
-        memory["asked"] = {first + n: i for n, i in enumerate(asked)}, len(conds), (nulls or [len(conds)])[-1]
-        return [*conds, *unasked, *(run.prompts(self)[i] for i in asked)]
+        count, null, conds = len(conds), (nulls or [len(conds)])[-1], [*conds, *unasked]
+        memory["asked"] = {len(conds) + n: i for n, i in enumerate(asked)}, count, null
+        return [*conds, *(controlled_as(run.prompts(self)[i], conds[null], sigma) for i in asked)]
 
     def predicted(self, run, x0s, x, sigma):
         memory = run.memory(self)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.control import AttentionEdit, source_of
+from ..attention.store import require_columns, worded
 from ..host.tokens import parse_words
 from .moving import of_text, probabilities, slope
 
@@ -79,12 +80,13 @@ class SelfGuidance(AttentionEdit):
     end: float = 0.8
 
     def begin(self, run):
-        known = [e["palimpsest_tokens"] for e in run.targets() if "palimpsest_tokens" in e]
+        known = [e["palimpsest_tokens"] for e in worded(run)]
         source = self.inversion.conditioning[0][1].get("palimpsest_tokens")
         if not known or source is None:
             raise ValueError(f"Self-Guidance looks for {self.words!r} in both prompts, and the "
                              f"{'source' if source is None else 'sampled'} prompt carries no words: connect Prompt Edit's "
                              "source to the inversion and its target to the sampler.")
+        require_columns(source, self.inversion.conditioning[0][0])
         memory = run.memory(self)
         memory["source"] = self._places(source)
         memory["target"] = {id(tokens): self._places(tokens) for tokens in known}

@@ -2,7 +2,7 @@
 
 Four things stand in the way of a backward pass. Weights that a loader node made are inference tensors, which autograd refuses to
 save: computing in another dtype casts them to fresh tensors, and where the dtype is the same, others on the same memory take
-their place while a forward lasts. Some blocks write into tensors that autograd saved; those are copied first. Some fused kernels
+their place while a forward lasts, or copies of those that the host's dynamic memory brings and may take away. Some blocks write into tensors that autograd saved; those are copied first. Some fused kernels
 have no derivative; the host leaves them out while `in_training` is set. Some attention backends return no graph; PyTorch's own
 does.
 """
@@ -27,9 +27,13 @@ FP32 = 4 * 2 ** 30  # bytes of weights: larger models compute in bf16, or SDXL's
 def differentiable(model):
     """A clone of the MODEL that autograd differentiates for x and for a prompt's embedding. Forward and backward belong inside;
     tensors that enter the graph must be made or cloned inside. Nothing stays in the model."""
+    dynamic = getattr(model, "is_dynamic", bool)()
+    if dynamic and model.cached_patcher_init is None:
+        raise ValueError("A gradient over all steps needs weights that stay in place, the node that loaded this MODEL knows only "
+                         "dynamic memory: load it with ComfyUI's own nodes, or start ComfyUI with --disable-dynamic-vram.")
     with _recording():
         # the host's dynamic memory may overwrite weights that autograd saved
-        m = model.clone(disable_dynamic=True) if getattr(model, "is_dynamic", bool)() else model.clone()
+        m = model.clone(disable_dynamic=True) if dynamic else model.clone()
         dtype = m.model_dtype()
         compute = torch.float32 if dtype == torch.float32 or m.model_size() <= FP32 else torch.bfloat16
         if dtype == compute:
@@ -141,12 +145,40 @@ class _Call(torch.nn.Module):
 
 def _on_stand_ins(stand_ins, executor, *args, **kwargs):
     call = _Call(executor.class_obj.diffusion_model)
+    brought = [m for m in call.modules() if hasattr(m, "_v")]  # by the host's dynamic memory, past any stand-in
     if not stand_ins:
-        patcher = getattr(executor.class_obj, "current_patcher", None)  # whose dynamic memory may be given to other weights
-        make = torch.clone if getattr(patcher, "is_dynamic", bool)() else _alias
-        tensors = [*call.named_parameters(), *call.named_buffers()]
-        stand_ins.update({name: make(t.detach()) for name, t in tensors if t.is_inference()})
-    return torch.func.functional_call(call, stand_ins, (executor, *args), kwargs)
+        theirs = {id(t) for m in brought for t in m.parameters(recurse=False)}
+        tensors = [(name, t.detach()) for name, t in (*call.named_parameters(), *call.named_buffers()) if id(t) not in theirs]
+        # all of them: one moved between devices is no inference tensor by name, but has no version either
+        stand_ins.update({name: _alias(t) for name, t in tensors if type(t) is torch.Tensor})
+    with _copied(brought):
+        return torch.func.functional_call(call, stand_ins, (executor, *args), kwargs)
+
+
+@contextmanager
+def _copied(modules):
+    """While it lasts the host computes with copies of these modules' weights, which autograd may save."""
+    before = [(m, name, m.__dict__.get(name)) for m in modules for name in ("weight_function", "bias_function")]
+    try:
+        for module, name, _ in before:
+            setattr(module, name, [torch.clone, *getattr(module, name)])
+        yield
+    finally:
+        for module, name, functions in before:
+            if functions is None:
+                delattr(module, name)
+            else:
+                setattr(module, name, functions)
+
+
+def derivative(loss, x, model):
+    """∂loss/∂x through the host's model (a BaseModel). What a float16 network would round to 0 on the way back is lifted first,
+    and less where it then overflows."""
+    half = (getattr(model, "manual_cast_dtype", None) or model.get_dtype()) == torch.float16
+    for lift in (2.0 ** 12, 2.0 ** 6, 1.0) if half else (1.0,):
+        found, = torch.autograd.grad(loss * lift, x, retain_graph=lift > 1)
+        if lift == 1 or found.isfinite().all():
+            return found / lift
 
 
 def _alias(tensor):
@@ -177,8 +209,8 @@ class PromptGuider(comfy.samplers.CFGGuider):
 
 def with_embedding(entry, embedding) -> dict:
     """A processed cond entry with another cross-attention embedding [B, tokens, C]."""
-    held = entry["model_conds"]["c_crossattn"]
-    return {**entry, "model_conds": {**entry["model_conds"], "c_crossattn": type(held)(embedding.to(held.cond.device))}}
+    kind = type(entry["model_conds"]["c_crossattn"])
+    return {**entry, "model_conds": {**entry["model_conds"], "c_crossattn": kind(embedding)}}
 
 
 def prompted(model, extra_args, name, x, sigma, embedding=None):

@@ -57,14 +57,14 @@ class Learned(Editor):
         held = entry["model_conds"]["c_crossattn"]
         if id(held) not in made:
             learned = repeat_to_batch_size(embedding, run.shape[0]).to(held.cond)
-            made[id(held)] = type(held)(self._mixed(name, learned, held.cond))
+            made[id(held)] = type(held)(self._mixed(name, learned, held.cond, run))
         changed = {"c_crossattn": made[id(held)]}
         pooled = self.inversion.theta.get(f"{name}_pooled")
         if pooled is not None and "y" in entry["model_conds"]:
             memory = run.memory(self)
             if entry["uuid"] not in memory:
                 own, y = entry["model_conds"]["y"], _adm({**entry, "pooled_output": pooled.tensor[0]}, name, run)
-                memory[entry["uuid"]] = type(y)(self._mixed(name, y.cond, own.cond))
+                memory[entry["uuid"]] = type(y)(self._mixed(name, y.cond, own.cond, run))
             changed["y"] = memory[entry["uuid"]]
         return {**entry, "model_conds": {**entry["model_conds"], **changed}}
 
@@ -102,14 +102,14 @@ class Learned(Editor):
         theta = self.inversion.theta.get(f"{name}_mix")
         return 0.0 if theta is None else float(theta.tensor)
 
-    def _mixed(self, name, learned, own):
+    def _mixed(self, name, learned, own, run):
         mix = self._mix(name)
-        return torch.lerp(learned, own.expand_as(learned), mix) if mix else learned
+        return torch.lerp(*(repeat_to_batch_size(t, run.shape[0]) for t in (learned, own)), mix) if mix else learned
 
 
 def _adm(entry, name, run):
     """The host's own vector of the entry's pooled embedding and sizes."""
     device = entry["model_conds"]["y"].cond.device
     sizes, prompt_type = torch.empty(run.shape, device=device), "negative" if name == "uncond" else "positive"
-    encoded, = encode_model_conds(run.guider.inner_model.extra_conds, [entry], sizes, device, prompt_type)
+    encoded, = encode_model_conds(run.guider.inner_model.extra_conds, [entry], sizes, device, prompt_type, latent_image=sizes)
     return encoded["model_conds"]["y"]

@@ -12,9 +12,9 @@ from comfy.sampler_helpers import convert_cond
 ROWS, CELLS = 3, 8192  # of one forward that several σ share: rows, and latent cells of all of them
 
 
-def levels_together(rows, size) -> int:
-    """How many σ may share a forward, with `rows` latents of size (height, width) at each."""
-    return max(1, min(ROWS, CELLS // (size[0] * size[1])) // rows)
+def levels_together(rows, size, most=ROWS, cells=CELLS) -> int:
+    """How many σ may share a forward of at most so many rows and cells, with `rows` latents of size (height, width) at each."""
+    return max(1, min(most, cells // (size[0] * size[1])) // rows)
 
 
 class Reference:

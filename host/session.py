@@ -5,6 +5,7 @@ wrappers give every editor its turn, ask the host where the run stands (σ, rows
 at its end, also when it is cancelled or fails. The model itself is never changed.
 """
 import logging
+import math
 from dataclasses import dataclass, field
 
 import comfy.sampler_helpers
@@ -158,6 +159,19 @@ def rows_may_mix(model, conditioning) -> bool:
     wrapped = {key for kinds in (model.wrappers, model.callbacks) for keys in kinds.values() for key, found in keys.items() if found}
     bound = {"start_percent", "end_percent", "timestep_start", "timestep_end", "control", "gligen", "hooks"}
     return not (foreign or wrapped - {KEY} or bound & {k for _, extras in conditioning for k in extras})
+
+
+def controls(entries, sigma) -> list:
+    """The ControlNets that processed cond entries have for the whole picture at σ, each once, with None where one has none."""
+    acting = (e for e in entries if "area" not in e and e.get("timestep_start", math.inf) >= sigma >= e.get("timestep_end", 0.0))
+    return list(dict.fromkeys(e.get("control") for e in acting)) or [None]
+
+
+def controlled_as(entries, others, sigma) -> list:
+    """Processed cond entries under the ControlNets of the others, once under each, so that they differ by their words alone. The
+    objects are shared: the host has made them ready, runs them in one forward with the others, and cleans them up."""
+    return [{k: v for k, v in {**e, "control": c}.items() if k != "control" or c}
+            for e in entries for c in controls(others, sigma)]
 
 
 def _distinct(chosen) -> list:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
+from .steps import first_step, recorded
 from .trajectory import Theta
 
 
@@ -71,18 +72,17 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
 def reverse(inversion):
     """Euler ancestral of k-diffusion's signature, with the inversion's corrected noise in place of drawn noise."""
-    eta, noise = inversion.provenance["eta"], inversion.theta["noise"].tensor
+    eta = inversion.provenance["eta"]
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
         rows = x.new_ones(x.shape[0])
+        first = first_step(inversion, sigmas)
         for i in trange(len(sigmas) - 1, disable=disable):
             noisy = sigmas[i]
             denoised = model(x, noisy * rows, **(extra_args or {}))
             if callback is not None:
                 callback({"x": x, "i": i, "sigma": noisy, "sigma_hat": noisy, "denoised": denoised})
             down, up = ancestral_step(noisy, sigmas[i + 1], eta)
-            own = noise[inversion.step(float(noisy))]
-            own = own.repeat(x.shape[0] // own.shape[0], *[1] * (x.ndim - 1)).to(x)
-            x = x + (down - noisy) * (x - denoised) / noisy + up * own
+            x = x + (down - noisy) * (x - denoised) / noisy + up * recorded(inversion, "noise", first + i, x)
         return x
     return sample

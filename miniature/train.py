@@ -1,6 +1,6 @@
 """Trains the miniature: scenes, autoencoder, reader, U-Net with text encoder, then the loss curve and a sample grid.
 
-    python tools/dev.py train [--minutes 165] [--start]
+    python tools/dev.py train [--minutes 150] [--start]
 
 On a CPU two one-threaded workers share each batch, in bfloat16; on a GPU there is one worker. Everything unfinished
 lies in `training/work/`, and a second call goes on from there. `--start` begins at the shipped weights instead of from
@@ -224,16 +224,18 @@ def denoising_loss(latents: torch.Tensor, rows: torch.Tensor, null: torch.Tensor
 
 
 @torch.no_grad()
-def _through(fn, pictures: torch.Tensor, device, batch: int = 64) -> torch.Tensor:
+def _through(fn, rows: torch.Tensor, device, batch: int = 64) -> torch.Tensor:
     with torch.autocast(device.type, torch.bfloat16):
-        return torch.cat([fn(to_input(pictures[i:i + batch], device)).cpu() for i in range(0, len(pictures), batch)])
+        return torch.cat([fn(part.to(device)).cpu() for part in rows.split(batch)])
 
 
-def measure_latents(ae, pictures):
-    """Set the autoencoder's mean and deviation by channel, so that its latents have unit variance."""
-    z = _through(lambda x: ae.enc(x).float(), pictures, next(ae.parameters()).device)
+def encode(ae, pictures) -> torch.Tensor:
+    """The autoencoder's latents, before they are scaled; sets its mean and deviation by channel, for a variance of 1."""
+    device = next(ae.parameters()).device
+    z = _through(lambda x: ae.enc(to_input(x, device)).float(), pictures, device)
     ae.mean.copy_(z.mean((0, 2, 3), keepdim=True))
     ae.std.copy_(z.std((0, 2, 3), keepdim=True))
+    return z
 
 
 def shipped(vocab: list[int]) -> dict[str, dict[str, torch.Tensor]]:
@@ -270,10 +272,10 @@ def train(minutes: float, work: Path, out: Path = HERE, start: bool = False, cou
         ae.load_state_dict(given["ae"])
     ae = Fit("autoencoder", ae, autoencoder_loss(pictures, batch // 2), minutes * SHARES["autoencoder"], 8e-4,
              work).run()
-    measure_latents(ae, pictures[:2000])
 
-    latents = _through(lambda x: (ae.enc(x).float() - ae.mean) / ae.std, pictures, device)
-    smeared = _through(lambda x: to_bytes(ae.dec(ae.enc(x))), pictures[:20_000], device)
+    log.info("encoding %d scenes", count)
+    z = encode(ae, pictures)
+    smeared = _through(lambda z: to_bytes(ae.dec(z)), z[:20_000], device)
     reader = Fit("reader", ReaderNet().to(device), reader_loss(pictures, smeared, labels(drawn), batch),
                  minutes * SHARES["reader"], 3e-3, work).run()
     save_file(_half(reader), out / READER)
@@ -283,7 +285,7 @@ def train(minutes: float, work: Path, out: Path = HERE, start: bool = False, cou
         net["unet"].load_state_dict(given["unet"])
         net["text"].load_state_dict(given["text"])
     rows = token_rows([s.caption() for s in drawn], vocab)
-    loss = denoising_loss(latents, rows, token_rows([""], vocab), batch)
+    loss = denoising_loss((z - ae.mean.cpu()) / ae.std.cpu(), rows, token_rows([""], vocab), batch)
     fit = Fit("unet", net, loss, minutes * SHARES["unet"], 7e-4, work)
     pack(out / WEIGHTS, vocab, ae, fit.run())
     return fit.curve
@@ -291,7 +293,7 @@ def train(minutes: float, work: Path, out: Path = HERE, start: bool = False, cou
 
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="train", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=20 if get_torch_device().type == "cuda" else 165)
+    parser.add_argument("--minutes", type=float, default=20 if get_torch_device().type == "cuda" else 150)
     parser.add_argument("--work", type=Path, default=HERE / "training" / "work")
     parser.add_argument("--start", action="store_true", help="start from the shipped weights")
     args = parser.parse_args(argv)

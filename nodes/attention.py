@@ -6,7 +6,7 @@ from torchvision.transforms.functional import gaussian_blur
 from ..attention.alignment import PromptEdit
 from ..attention.control import positions, require_unet
 from ..attention.p2p import PromptToPrompt
-from ..attention.store import Attention, read_maps
+from ..attention.store import Attention, read_maps, require_columns
 from ..blending.local_blend import threshold_maps
 from ..host.sampling import check_family
 from ..host.session import attach
@@ -19,7 +19,7 @@ InversionType, PromptEditType, AttentionType = io.Custom("INVERSION"), io.Custom
 
 
 def check_source(inversion: Inversion, edit: PromptEdit, node: str):
-    """The INVERSION's source text must be the one that PROMPT_EDIT aligned."""
+    """The INVERSION's source text must be the one that PROMPT_EDIT aligned, and all of its conditioning."""
     if inversion.tokens is None:
         raise ValueError(f"{node} needs the source's words, the INVERSION was made from a CONDITIONING without them: "
                          "connect Prompt Edit's source CONDITIONING to the inversion node.")
@@ -28,6 +28,7 @@ def check_source(inversion: Inversion, edit: PromptEdit, node: str):
         if held != pair.source:
             raise ValueError(f"The INVERSION was made from {held.text!r}, Prompt Edit's source is {pair.source.text!r}: "
                              "connect the same Prompt Edit to both.")
+    require_columns(inversion.tokens, inversion.conditioning[0][0])
 
 
 def per_token(values: dict, edit: PromptEdit, default: float) -> tuple:
@@ -94,6 +95,12 @@ class PalimpsestAttentionInject(io.ComfyNode):
                 f"Attention Inject would change nothing: cross-attention runs from {cross_start} to {cross_end} up to "
                 f"{cross_resolution} of the latent's side, self-attention from {self_start} to {self_end} up to "
                 f"{self_resolution}; set an end above its start (paper: 0.8 and 0.4) and a resolution of {coarsest} or more.")
+        if not cross and any((w != 1).any() for w in weights):
+            last = max(float(e.max()) for e in ends)
+            why = (f"cross_resolution is {cross_resolution}: set it to {coarsest} or more" if cross_resolution < coarsest else
+                   f"it runs from {cross_start} to {last:g}: set cross_end above cross_start (paper: 0.8)")
+            raise ValueError(f"Attention Inject has word_weights {word_weights!r} and replaces no cross-attention, which they scale; "
+                             f"{why}.")
         return io.NodeOutput(attach(model, PromptToPrompt(
             inversion, prompt_edit.pairs, (cross_start if cross else 1.0, cross_end), (self_start if self_ else 1.0, self_end), ends,
             weights, cross_resolution, self_resolution)))

@@ -18,7 +18,7 @@ COLUMNS = 6
 def colours(values: Tensor) -> Tensor:
     """Values [H, W] in 0..1 as inferno colours [H, W, 3]."""
     table = torch.tensor([list(bytes.fromhex(c)) for c in INFERNO]) / 255
-    place = values.clamp(0, 1) * (len(table) - 1)
+    place = values.float().cpu().clamp(0, 1) * (len(table) - 1)
     low = place.long().clamp(max=len(table) - 2)
     return torch.lerp(table[low], table[low + 1], (place - low)[..., None])
 
@@ -28,7 +28,7 @@ def heat(image: Tensor, values: Tensor) -> tuple[Tensor, tuple[float, float]]:
 
     The map is enlarged bicubically; its lowest value leaves the picture dim and grey, its highest is the palest colour.
     """
-    low, high = values.min().item(), values.max().item()
+    image, low, high = image.float().cpu(), values.min().item(), values.max().item()
     large = F.interpolate(values[None, None].float(), image.shape[:2], mode="bicubic", align_corners=False)[0, 0]
     share = ((large - low) / (high - low or 1)).clamp(0, 1)
     grey = image[..., :3].mean(-1, keepdim=True)

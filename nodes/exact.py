@@ -1,17 +1,19 @@
 """Inversions that return the picture exactly: EDICT, BDIA, Direct, edit-friendly DDPM and CycleDiffusion."""
 import dataclasses
+import math
 
 import torch
 from comfy_api.latest import io
 
+from ..host.reference import levels_together
 from ..host.sampling import prediction_type
 from ..host.session import rows_may_mix
 from ..inversion import bdia, cycle_diffusion, ddim, ddpm, direct, edict
 from ..inversion.trajectory import Theta
 from .runner import inputs, invert, outputs, own_sigmas
 
-ROWS = 8  # of one forward where several levels share it
-EXPANSION = 2 ** 24  # what a float32 latent still resolves
+ROWS, CELLS = 8, 2 ** 15  # of one forward that several levels share: two rows of SDXL's 1024 px, which the host makes room for
+EXPANSION = 24 * math.log10(2)  # the digits that a float32 latent resolves
 
 
 def guidance(paper, default=1.0):
@@ -49,7 +51,8 @@ def stacked(tensors, axis="step"):
 
 def together(model, latent, source):
     """How many levels may share a forward."""
-    return max(1, ROWS // len(latent["samples"])) if rows_may_mix(model, source) else 1
+    samples = latent["samples"]
+    return levels_together(len(samples), samples.shape[-2:], ROWS, CELLS) if rows_may_mix(model, source) else 1
 
 
 class PalimpsestEDICTInvert(io.ComfyNode):
@@ -96,9 +99,9 @@ class PalimpsestBDIAInvert(io.ComfyNode):
     def execute(cls, model, source, latent, steps, scheduler, gamma, cfg, negative=None, sigmas=None) -> io.NodeOutput:
         check_guidance("BDIA Invert", cfg, negative)
         count = steps if sigmas is None else len(sigmas) - 1
-        if gamma ** -count > EXPANSION:
+        if -count * math.log10(gamma) > EXPANSION:
             raise ValueError(f"With gamma {gamma:g}, {count} steps of inversion multiply what each step misses by "
-                             f"{gamma ** -count:.1g}, more than a latent resolves: raise gamma (1.0 from 40 steps on), or take "
+                             f"10^{-count * math.log10(gamma):.0f}, more than a latent resolves: raise gamma (1.0 from 40 steps on), or take "
                              "fewer steps (10 at 0.5).")
 
         def solve(*args, **kwargs):

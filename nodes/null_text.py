@@ -5,6 +5,7 @@ from ..host.gradients import prompted
 from ..inversion import null_text
 from ..inversion.trajectory import Theta
 from .runner import InversionType, learn
+from .tuning import tokens_for
 
 STARTS = ("source prompt", "negative")
 
@@ -42,7 +43,7 @@ class PalimpsestNullTextOptimize(io.ComfyNode):
             raise ValueError(f"Null-Text Optimize starts from the {start} and has {'no' if negative is None else 'a'} "
                              "negative: connect the empty prompt and set start to negative, or neither.")
         chosen = inversion.conditioning if negative is None else negative
-        embedding, extras = chosen[0]
+        embedding, extras = tokens_for(chosen, inversion), chosen[0][1]
         source = inversion.conditioning[0][0]
         if embedding.shape[1:] != source.shape[1:]:
             raise ValueError(f"The negative's embedding is {list(embedding.shape[1:])} (tokens, width), the source's "

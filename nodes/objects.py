@@ -8,12 +8,12 @@ from comfy_api.latest import io
 
 from ..attention.control import require_unet
 from ..attention.store import resolution as nearest
-from ..blending.local_blend import LocalBlend, latent_mask, threshold_maps
+from ..blending.local_blend import latent_mask, threshold_maps
 from ..guidance.delta_denoise import PairGuider, descend, levels
-from ..guidance.magic_remover import MagicRemover, object_map
+from ..guidance.magic_remover import MagicRemover, Surroundings, object_map, union
 from ..guidance.self_guidance import SelfGuidance
 from ..host.sampling import Solver, check_family, prediction_type, run
-from ..host.session import attach, require_plain
+from ..host.session import attach, editors, require_plain
 from ..host.tokens import parse_words
 from .attention import AttentionType
 from .blending import check_attention, check_trajectory
@@ -157,6 +157,10 @@ class PalimpsestMagicRemover(io.ComfyNode):
         if start >= end:
             raise ValueError(f"MagicRemover starts at {start:g} and ends at {end:g}, so that no step is left: lower start or "
                              "raise end (0.15 and 1 do well).")
+        before = [e for e in editors(model) if isinstance(e, MagicRemover)]
+        if any(e.inversion is not inversion for e in before):
+            raise ValueError("The MagicRemover before this one holds another INVERSION than this, and both remove objects of one "
+                             "picture: connect the same INVERSION to both.")
         size = tuple(inversion.shape[-2:])
         if mask is not None:
             place, share = latent_mask(mask, size), nearest(model, 0.25)
@@ -169,8 +173,10 @@ class PalimpsestMagicRemover(io.ComfyNode):
         if inversion.tokens:
             parse_words(words, inversion.tokens)  # an unknown word is an error
         names = tuple(filter(str.strip, re.split(r"[,\n]", words)))
-        return io.NodeOutput(attach(attach(model, MagicRemover(inversion, names, place, scale, share, start, end)),
-                                    LocalBlend(inversion, place, start)))
+        removers = [*before, MagicRemover(inversion, names, place, scale, share, start, end)]
+        around = Surroundings(inversion, union([e.place for e in removers]), min(e.start for e in removers))
+        held = next((e for e in editors(model) if isinstance(e, Surroundings)), None)
+        return io.NodeOutput(attach(attach(model, removers[-1]), around, replacing=held))
 
 
 NODES = [PalimpsestDeltaDenoise, PalimpsestSelfGuidance, PalimpsestMagicRemover]

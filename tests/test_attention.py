@@ -1,13 +1,14 @@
 """Attention edits against plain explicit implementations of the papers' equations, and the reference branch's own promises."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
-from explicit import DIM, HEADS, SIDE, Call, apply_maps, attention, softmax_maps
-from palimpsest.attention.control import AttentionEdit, Rows, Site, Source, positions
+from explicit import DIM, HEADS, SIDE, Call, Run, apply_maps, attention, features, softmax_maps
+from palimpsest.attention.control import AttentionEdit, Rows, Site, Source, host_attention, positions
 from palimpsest.attention.p2p import PromptToPrompt
+from palimpsest.attention.reweight import Reweight
 from palimpsest.attention.store import read_maps, word_maps
 from palimpsest.host.reference import levels_together
 from palimpsest.host.session import attach
@@ -92,7 +93,6 @@ def test_shares_of_the_latents_side_are_those_of_the_grids():
         seen = {}
 
         def note(q, k, v, options):
-            from palimpsest.attention.control import host_attention
             seen[(*options["block"], options["block_index"])] = options["activations_shape"][-1] / 16
             return host_attention(q, k, v, options)
 
@@ -203,6 +203,33 @@ def test_source_as_target_changes_no_prediction(family):
     edited = case.predictions(attach(case.model, editor), target)
     for a, b in zip(edited, case.predictions(case.model, case.source), strict=True):
         assert_rounding(a, b)
+
+
+@pytest.mark.parametrize("other", [lambda out, q: out + q.sin(), lambda out, q: 1.5 * out], ids=["adds", "scales"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_packs_patch_acts_once_where_both_prompts_maps_do(family, other):
+    """The source as target, half of whose tokens have ended: with its own maps in place of its own, nothing changes."""
+    case = Case(family)
+    _, target, edit = prompts(case.clip, "a red cat on a mat", "a red cat on a mat")
+    model = case.model.clone()
+    model.set_model_attn2_replace(lambda q, k, v, options: other(host_attention(q, k, v, options), q), "middle", 0)
+    whole = torch.ones(len(edit.pairs[0].target.ids))
+    ends = torch.where(whole.cumsum(0) % 2 == 0, 1.0, 0.3)
+    editor = PromptToPrompt(case.inversion, edit.pairs, (0.0, 1.0), (0.0, 0.4), (ends,), (whole,))
+    for a, b in zip(case.predictions(attach(model, editor), target), case.predictions(model, case.source), strict=True):
+        assert_rounding(a, b)
+
+
+def test_restraint_shares_out_the_words_attention_and_not_what_another_pack_adds():
+    _, _, edit = prompts(clip(), "a cat on a mat", "a red cat on a mat")
+    tokens = (edit.pairs[0].target,)
+    q, (k, v) = features(1, 0)[0], features(1, 1, tokens=len(tokens[0].ids))[1:]
+    run = Run()
+    run.memory(None)["region"] = torch.eye(2 * SIDE)[None]
+    editor, rows = Reweight({"cat": 3.0}, "red", None, None, 0.3, 0, 1), Rows(Call(run), {"palimpsest_tokens": tokens}, 1)
+    site = Site("cross", ("middle", 0, 0), (SIDE, SIDE), 0.5, HEADS)
+    found = editor.attend(rows, replace(site, patched=True), q, k, v, None, lambda q, k, v: attention(q, k, v) + q.sin())
+    torch.testing.assert_close(found, editor.attend(rows, site, q, k, v, None, attention) + q.sin())
 
 
 def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one():

@@ -9,7 +9,8 @@ from comfy_extras.nodes_custom_sampler import DualCFGGuider, DualModelGuider
 from comfy_extras.nodes_perpneg import PerpNegGuider
 from editors import CROSS_END, EDITORS, FEATURES, MOVES, SELF_END, STEPS, each, each_with
 from palimpsest.attention.control import AttentionEdit, positions
-from palimpsest.host.session import attach
+from palimpsest.attention.store import WordMaps
+from palimpsest.host.session import Editor, attach
 from watching import acts, assert_close, case, differ, each_family, limit, of, predictions, watch
 
 
@@ -71,6 +72,38 @@ def test_an_area_reads_the_same_window_of_the_source(family):
                 if name == "q" or kind == "self":
                     whole = whole.unflatten(1, site.grid)[:, cells[0], cells[1]].flatten(1, 2)
                 assert torch.equal(window, whole)
+
+
+@dataclass(frozen=True, eq=False)
+class Means(Editor):
+    """Notes the maps of words after each step."""
+    gather: WordMaps
+    notes: list
+
+    def after(self, run, x0, sigma):
+        self.notes.append(self.gather.mean(run))
+        return x0
+
+
+@each_family
+def test_the_maps_of_an_area_lie_in_its_window(family):
+    """Seen in the whole too, by the target or for the null prompt's area, a place has the mean of both."""
+    c, gather = case(family, size=16), WordMaps(lambda prompts: [tokens.words for tokens in prompts], 0.5)
+    window = area(c.target, 10, 8, 4, 6)
+
+    def first(positive, negative=None):
+        notes = []
+        c.sample(attach(attach(c.model, gather), Means(gather, notes)), positive, negative=negative)
+        return notes[0]
+
+    whole, alone = first(c.target), first(window)
+    assert whole.shape == alone.shape == (1, len(c.edit.pairs[0].target.words), 8, 8)
+    inside = torch.zeros(8, 8)
+    inside[3:7, 2:7] = 1
+    assert torch.equal(alone > 0, (inside > 0).expand_as(alone))
+    both = whole * (1 - inside) + (whole + alone) / 2 * inside
+    assert_close(first(combine(c.target, window)), both)
+    assert_close(first(c.target, area(c.null, 10, 8, 4, 6)), both)
 
 
 @each

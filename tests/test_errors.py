@@ -6,18 +6,22 @@ from copy import copy
 from functools import cache
 
 import comfy.samplers
+import nodes as host
 import pytest
 import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import SamplerCustom
+from editors import excite, guide
 from palimpsest.host.sampling import schedule
 from palimpsest.inversion.trajectory import Inversion, Theta, check_schedule
 from palimpsest.nodes.attention import (PalimpsestAttentionHeatmap, PalimpsestAttentionInject, PalimpsestAttentionMask,
                                         PalimpsestAttentionStore)
 from palimpsest.nodes.blending import PalimpsestLatentBlend
+from palimpsest.nodes.features import PalimpsestPromptMixing
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from palimpsest.nodes.prompt import PalimpsestPromptEdit
+from palimpsest.nodes.sharing import PalimpsestAttentionReweight
 from runs import Case, clip, prompts
 
 WINDOW = torch.ones(1, 64, 64)
@@ -243,6 +247,40 @@ def test_a_target_of_another_prompt_edit():
     case = counting()
     with refused(case.calls, "'a blue cat on a mat'", "'a red cat on a mat'", "target CONDITIONING"):
         case.sample(inject(case), case.source)
+
+
+def test_texts_appended_after_prompt_edit():
+    """Their columns have no tokens, and would be read as the host's repeats of the prompt's own."""
+    case, facts = counting(), ("77 tokens", "154 columns", "Conditioning (Concat)", "one text of Prompt Edit")
+    source, target = (host.ConditioningConcat().concat(c, tiny.encode(case.clip, "a green bird"))[0] for c in (case.source, case.target))
+    for model in (inject(case), blend(case, target_words="cat", attention=maps()),
+                  PalimpsestAttentionReweight.execute(case.model, "cat: 3", "", "", 0.3, 0.0, 1.0).result[0],
+                  PalimpsestPromptMixing.execute(case.model, case.source, 0.0, 0.8, "", "", 0.3, 0.8, "").result[0],
+                  excite(case), guide(case)):
+        with refused(case.calls, "'a blue cat on a mat'", *facts):
+            case.sample(model, target)
+    inversion = dataclasses.replace(case.inversion, conditioning=source)
+    for act in (inject, store):
+        with refused(case.calls, "'a red cat on a mat'", *facts):
+            act(case, inversion=inversion)
+
+
+def test_a_source_without_words():
+    case = counting()
+    source, _, edit = prompts(case.clip, "", "a blue cat on a mat")
+    with refused(case.calls, "Attention Store", "prompt '' has none", "Prompt Edit's source"):
+        store(case, edit=edit, inversion=dataclasses.replace(case.inversion, conditioning=source))
+
+
+@pytest.mark.parametrize("off, facts", [
+    ({"cross_end": 0.0}, ("it runs from 0.0 to 0", "set cross_end above")),
+    ({"cross_start": 0.9, "word_ends": "blue: 0.85"}, ("it runs from 0.9 to 0.85", "set cross_end above")),
+    ({"cross_resolution": 0.25, "self_resolution": 0.5}, ("cross_resolution is 0.25", "set it to 0.5 or more"))])
+def test_word_weights_where_no_cross_attention_is_replaced(off, facts):
+    case = counting()
+    with refused(case.calls, "word_weights 'blue: 3'", *facts):
+        inject(case, word_weights="blue: 3", **off)
+    inject(case, word_weights="blue: 1", **off)
 
 
 def test_rows_that_are_no_multiple():

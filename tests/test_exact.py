@@ -11,7 +11,8 @@ from diffusers import DDIMScheduler
 
 from palimpsest.inversion import bdia, cycle_diffusion, ddpm, edict
 from palimpsest.nodes.exact import (
-    PalimpsestBDIAInvert, PalimpsestCycleDiffusionInvert, PalimpsestDDPMInvert, PalimpsestDirectInvert, PalimpsestEDICTInvert)
+    PalimpsestBDIAInvert, PalimpsestCycleDiffusionInvert, PalimpsestDDPMInvert, PalimpsestDirectInvert, PalimpsestEDICTInvert,
+    together)
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from runs import relative
 
@@ -353,8 +354,15 @@ def test_guidance_without_a_negative_is_refused(name):
 
 
 def test_a_gamma_that_many_steps_would_blow_up_is_refused():
-    with pytest.raises(ValueError, match=r"gamma 0.5, 50 steps .* by 1e\+15.*1.0 from 40 steps"):
+    with pytest.raises(ValueError, match=r"gamma 0.5, 50 steps .* by 10\^15.*1.0 from 40 steps"):
         invert("BDIA", tiny.sd15(), steps=50)
+    with pytest.raises(ValueError, match=r"by 10\^400"):
+        invert("BDIA", tiny.sd15(), steps=400, gamma=0.1)
+
+
+@pytest.mark.parametrize("side, rows, levels", [(64, 1, 8), (64, 3, 2), (128, 1, 2), (128, 2, 1), (256, 1, 1)])
+def test_levels_share_a_forward_that_the_host_makes_room_for(side, rows, levels):
+    assert together(tiny.sd15(), {"samples": torch.zeros(rows, 4, side, side)}, tiny.cond()) == levels
 
 
 @pytest.mark.parametrize("name", ["EDICT", "BDIA", "Direct", "DDPM", "CycleDiffusion"])

@@ -6,6 +6,7 @@ import comfy.model_management as management
 import pytest
 import tiny
 import torch
+from comfy.patcher_extension import WrappersMP
 from diffusers import DDIMScheduler
 from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite.pipeline_stable_diffusion_attend_and_excite import \
     StableDiffusionAttendAndExcitePipeline
@@ -17,6 +18,7 @@ from palimpsest.guidance.moving import slope
 from palimpsest.host.sampling import Solver
 from palimpsest.host.session import attach, editors, running
 from palimpsest.nodes.excite import PalimpsestAttendExcite, PalimpsestCrossAttentionGuidance, PalimpsestEditDirection
+from palimpsest.nodes.objects import PalimpsestMagicRemover
 from runs import Case, kept, relative
 
 STEPS, CFG = 10, 7.5
@@ -204,6 +206,27 @@ def test_an_edit_direction_is_the_difference_of_means(family):
     assert relative(cross - before, 0.5 * (b - a)) < 1e-5 and relative(back[0][0], before) < 1e-6
     assert extra["palimpsest_tokens"] is extra_before["palimpsest_tokens"] and "palimpsest_tokens" in extra
     assert relative(extra["pooled_output"] - extra_before["pooled_output"], 0.5 * (pooled_b - pooled_a)) < 1e-5
+
+
+def test_a_remover_takes_a_gradient_only_where_it_would_move():
+    """Twice a step until half of the schedule and once after; never at scale 0, without words or for a prompt without them."""
+    c = case(steps=4)
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :32, :32] = 1
+
+    def gradients(words, scale, prompt):
+        taken, model = [], PalimpsestMagicRemover.execute(c.model, c.inversion, words, 0.3, scale, 0.0, 1.0, mask=mask).result[0]
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", lambda executor, x, *args, **kwargs: (
+            taken.append(1) if x.requires_grad else None) or executor(x, *args, **kwargs))
+        c.sample(model, prompt)
+        return len(taken)
+
+    half = c.model.get_model_object("model_sampling").percent_to_sigma(0.5)
+    assert gradients("cat", 1.0, c.source) == sum(2 if sigma >= half else 1 for sigma in c.sigmas[:-1].tolist()) > 4
+    sky = case(steps=4, targets=("the sky",)).target
+    for words, scale, prompt in (("cat", 0.0, c.source), ("", 1.0, c.source), ("cat", 1.0, sky),
+                                 ("cat", 1.0, tiny.encode(c.clip, "the sky"))):
+        assert gradients(words, scale, prompt) == 0, (words, scale)
 
 
 def test_editors_share_one_reading_of_the_source():

@@ -1,6 +1,8 @@
 """Gradients through the host's model."""
 import gc
+from types import SimpleNamespace
 
+import comfy.ops
 import pytest
 import tiny
 import torch
@@ -82,6 +84,47 @@ def test_weights_that_a_loader_made_are_not_copied():
         patch.setattr(gradients._CopyBeforeWrite, "pack", noted)
         scalar(model)
     assert len(weights & saved) > len(weights) / 2
+
+
+def test_weights_that_the_host_moved_are_differentiated():
+    """Moved to another device outside inference mode, they are no inference tensors by name, but have no version."""
+    model = tiny.sd15()
+    with torch.inference_mode(False):
+        model.model._apply(torch.clone)
+    assert not any(p.is_inference() for p in model.model.parameters())
+    gradient, difference, _ = scalar(model)
+    assert difference == pytest.approx(gradient, rel=1e-2)
+
+
+def test_weights_that_dynamic_memory_holds_are_copied_while_a_forward_lasts(monkeypatch):
+    """The host's own code for resident ones, which it finds as they were made, in inference mode."""
+    def resident(s, input=None, dtype=None, device=None, bias_dtype=None, offloadable=False, compute_dtype=None, want_requant=False):
+        s._prefetch = {"resident": True, "signature": None}
+        dtype = dtype or input.dtype
+        weight, bias = comfy.ops.resolve_cast_module_with_vbar(s, dtype, device, bias_dtype or dtype, compute_dtype, want_requant)
+        return (weight, bias, None) if offloadable else (weight, bias)
+
+    _, _, expected = scalar(tiny.sd15())
+    model = tiny.sd15()
+    held = [m for m in model.model.diffusion_model.modules() if hasattr(m, "comfy_cast_weights") and m.weight is not None]
+    with torch.inference_mode():
+        for m in held:
+            m._v, m.comfy_cast_weights, m._v_weight = None, True, m.weight.detach().clone()
+            m._v_bias = None if m.bias is None else m.bias.detach().clone()
+            m.weight.fill_(torch.nan)
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", resident)
+    assert torch.equal(scalar(model)[2], expected)
+    assert len(held) > 20 and not any(m.weight_function or m.bias_function for m in held)
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 300.0])
+def test_a_derivative_through_float16_neither_vanishes_nor_overflows(size):
+    """Of a loss as small or as large as `size` a number."""
+    x = torch.linspace(0.5, 1.5, 8, requires_grad=True)
+    half = SimpleNamespace(get_dtype=lambda: torch.float16, manual_cast_dtype=None)
+    loss = (x.half() * 3).float().mul(size).sum()
+    found = gradients.derivative(loss, x, half)
+    assert torch.allclose(found, torch.full((8,), 3 * size), rtol=1e-2, atol=0)
 
 
 WRITES = {  # into c

@@ -17,6 +17,7 @@ from palimpsest.miniature.scenes import held_out_edit
 from palimpsest.nodes.blending import PalimpsestInjectComposite, PalimpsestNoiseMask
 from palimpsest.nodes.masks import PalimpsestDiffEditMask
 from runs import Case, kept, relative
+from watching import assert_close
 
 ALL = {**tiny.UNETS, **tiny.FLOWS}
 
@@ -310,14 +311,17 @@ def test_the_composed_field_has_each_pictures_queries_and_keys(family):
 
 
 def test_the_start_is_composed_of_both_noises_and_the_main_picture_held_until_its_end():
+    """The second step goes on from the composed start, not from the sampler's own x."""
     c, other, (mask, near) = case(), donor(), center()
-    calls = record(c, lambda m: composite(c, other, mask, m, blend_end=0.5))
+    calls = record(c, lambda m: composite(c, other, mask, m, blend_end=0.5), cfg=1.0)
     limit = c.model.get_model_object("model_sampling").percent_to_sigma(0.5)
     sigma, x, _, _ = calls[0]
     assert torch.equal(x[..., near[0]], other.inversion.at(sigma)[..., near[0]])
     band = near[1] & ~near[0]
     assert not torch.isclose(x[..., band], c.inversion.at(sigma)[..., band]).any()
     assert abs(float(x[..., band].std()) / sigma - 1) < 0.3
+    clean, following, _, _ = calls[1]
+    assert_close(following[..., near[1]], (x + (clean - sigma) / sigma * (x - calls[0][2][0]))[..., near[1]])
     for sigma, x, _, got in calls:
         held = (torch.equal(x[..., ~near[1]], c.inversion.at(sigma)[..., ~near[1]]),
                 torch.equal(got[..., ~near[1]], c.inversion.latents[-1][..., ~near[1]]))

@@ -154,6 +154,18 @@ def test_no_step_ends_worse_than_it_began_and_replay_comes_nearer(family):
     assert learned.method == "Null-Text" and learned.provenance["trajectory"] == "DDIM"
 
 
+def test_prompts_of_several_pictures_are_their_own():
+    """Four pictures under two prompts; a negative of more rows than there are pictures is refused."""
+    model = tiny.sd15()
+    with torch.inference_mode():
+        pictures = {"samples": model.model.process_latent_out(tiny.latent(model, 4))}
+        inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(batch=2), pictures, 3, "ddim_uniform").result[0]
+    learned = optimise(model, inversion, 1, tolerance=1e9)
+    assert torch.equal(learned.theta["uncond"].tensor, tiny.cond(batch=2)[0][0].repeat(2, 1, 1).expand(3, -1, -1, -1))
+    with pytest.raises(ValueError, match="4 pictures, the CONDITIONING 3 prompts"):
+        optimise(model, inversion, start="negative", negative=tiny.cond(batch=3))
+
+
 def test_counts_a_forward_once_and_a_backward_twice():
     model = tiny.sd15()
     inversion = inverted(model, batch=2)

@@ -7,6 +7,7 @@ import nodes as host
 import pytest
 import tiny
 import torch
+from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_freelunch import FreeU
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
@@ -14,7 +15,9 @@ from comfy_extras.nodes_tomesd import TomePatchModel
 from editors import EDITORS, READS, each_with
 from palimpsest.attention.control import host_attention
 from palimpsest.nodes.attention import PalimpsestAttentionInject
-from runs import kept
+from palimpsest.nodes.blending import PalimpsestNoiseMask
+from palimpsest.nodes.semantic import PalimpsestLEDITS, PalimpsestSEGAGuidance
+from runs import Case, kept, relative
 from watching import assert_close, case, differ, each_family, limit, near, of, watch
 
 
@@ -93,6 +96,18 @@ def test_merged_tokens_are_refused():
         c.sample(TomePatchModel.execute(everywhere(c), 0.5).result[0])
 
 
+def test_a_cache_that_skips_the_sources_forward_is_refused():
+    """EasyCache after the editors; before them it skips the whole step, the source's forward with it."""
+    c = Case("sd15", steps=30)
+
+    def cached(model):
+        return EasyCacheNode.execute(model, 3.0, 0.0, 1.0, False).result[0]
+
+    with pytest.raises(ValueError, match="another node skipped the forward.*put EasyCache .* before the editors"):
+        c.sample(cached(EDITORS["swap"](c)))
+    assert torch.isfinite(c.sample(EDITORS["swap"](c, cached(c.model)))).all()
+
+
 @each_with("place", [("attn1",), ("attn2", 0), ("attn2",), ("attn1", 0)])
 def test_another_packs_attention_is_called_wherever_the_hosts_would_be(editor, family, place):
     """Under the host's two kinds of key, on either side of the editor, for target, null prompt and source."""
@@ -149,15 +164,34 @@ def hint(case):
     return torch.rand(1, height * 8, width * 8, 3, generator=torch.Generator().manual_seed(4))
 
 
-def plainly(case):
+def plainly(case, positive=None, negative=None, strength=0.7):
     """(positive, negative) of Apply ControlNet on the target, which the host gives to the null prompt too."""
-    return host.ControlNetApply().apply_controlnet(case.target, control_net(case.family), hint(case), 0.7)[0], case.null
+    positive, = host.ControlNetApply().apply_controlnet(positive or case.target, control_net(case.family), hint(case), strength)
+    return positive, negative or case.null
 
 
-def advanced(case):
+def advanced(case, positive=None):
     """The same of Apply ControlNet (Advanced), on the target alone and for a part of the schedule."""
     return host.ControlNetApplyAdvanced().apply_controlnet(
-        case.target, case.null, control_net(case.family), hint(case), 0.7, 0.2, 0.6)[0], case.null
+        positive or case.target, case.null, control_net(case.family), hint(case), 0.7, 0.2, 0.6)[0], case.null
+
+
+def on_both(case, negative):
+    """Of Apply ControlNet (Advanced), on both prompts."""
+    return host.ControlNetApplyAdvanced().apply_controlnet(case.target, negative, control_net(case.family), hint(case), 0.7, 0.2, 0.6)
+
+
+def of_two(case, negative):
+    """Two ControlNets on targets that are combined: the host makes a null prompt under each."""
+    return host.ConditioningCombine().combine(plainly(case)[0], plainly(case, strength=-0.4)[0])[0], negative
+
+
+def for_a_while(case, negative):
+    """A null prompt of two entries, of which the second alone has the ControlNet."""
+    ranged = host.ConditioningSetTimestepRange()
+    positive, controlled = host.ControlNetApplyAdvanced().apply_controlnet(
+        case.target, negative, control_net(case.family), hint(case), 0.7, 0.0, 1.0)
+    return positive, [*ranged.set_range(negative, 0.0, 0.5)[0], *ranged.set_range(controlled, 0.5, 1.0)[0]]
 
 
 @each_with("apply", [plainly, advanced])
@@ -167,12 +201,47 @@ def test_a_control_net_on_the_target_never_meets_the_source(editor, family, appl
     found, chunks = watch(c, model, positive=positive, negative=negative)
     free, unguided = watch(c, model)
     percents = (0.2, 0.6) if apply is advanced else (0.0, 1.0)
+    wanted = {k.role for k in chunks if k.role != "reference" and (k.role == "positive" or apply is plainly)}
+    if editor == "noise mask":  # whose source row is held against the target's
+        wanted |= {k.role for k in chunks if k.role.startswith("added")}
     for k in chunks:
-        within = limit(c, percents[0]) >= k.sigma >= limit(c, percents[1])
-        assert k.controlled == (within and (k.role == "positive" or k.role == "negative" and apply is plainly))
+        assert k.controlled == (k.role in wanted and limit(c, percents[0]) >= k.sigma >= limit(c, percents[1]))
     assert {k.controlled for k in of(chunks, "positive")} == ({True} if apply is plainly else {True, False})
     for a, b in zip(of(chunks, "reference"), of(unguided, "reference"), strict=True):
         assert torch.equal(a.x0, b.x0)
     assert differ(found, free) and differ(found, c.sample(positive=positive, negative=negative))
     split(c)
     assert_close(c.sample(model, positive, negative=negative), found)
+
+
+def sega(case, negative):
+    return PalimpsestSEGAGuidance.execute(case.model, negative, "add", 5.0, 0.0, 1.0, 0.9, 1.0, 0.1, 0.4).result[0]
+
+
+def ledits(case, negative):
+    return PalimpsestLEDITS.execute(case.model, case.clip, "a hat", "add", 5.0, 0.0, 1.0, 0.7).result[0]
+
+
+@pytest.mark.parametrize("apply", [plainly, on_both, of_two, for_a_while])
+@pytest.mark.parametrize("guidance, family", [(sega, "sd15"), (ledits, "sdxl")])
+def test_a_control_net_is_no_part_of_a_concept(guidance, family, apply):
+    """The negative itself as the concept changes nothing, whichever ControlNets the negative has."""
+    c = case(family)
+    negative = tiny.encode(c.clip, "a hat")
+    positive, negative = apply(c, negative=negative)
+    plain = c.sample(positive=positive, negative=negative)
+    assert relative(c.sample(guidance(c, tiny.encode(c.clip, "a hat")), positive, negative=negative), plain) < 1e-5
+    assert differ(plain, c.sample(negative=tiny.encode(c.clip, "a hat")))
+
+
+@pytest.mark.parametrize("apply", [plainly, advanced])
+@pytest.mark.parametrize("against", ["source", "null"])
+def test_a_control_net_is_no_part_of_what_the_noise_mask_compares(against, apply):
+    """The other prompt itself as the target, under a ControlNet, differs nowhere, and the source comes back."""
+    c = case("sd15")
+    model = PalimpsestNoiseMask.execute(c.model, c.inversion, against, 0.0, 1.0, 0.5).result[0]
+    positive, negative = apply(c, c.source if against == "source" else c.null)
+    found, chunks = watch(c, model, positive=positive, negative=negative)
+    assert_close(found, c.latent)
+    needed = against == "source" or apply is advanced  # the host's own null prompt is compared with where it is controlled alike
+    assert len(of(chunks, "added 2")) == needed * len(of(chunks, "positive"))

@@ -6,10 +6,16 @@ from itertools import combinations
 import pytest
 import torch
 from editors import EDITORS, FAMILIES, STEPS
+from explicit import HEADS, SIDE, Call, Run, apply_maps, attention, features, relative, softmax_maps
+from palimpsest.attention.control import Rows, Site, Source
+from palimpsest.attention.style_aligned import ReferencePicture, Sharing, adain
+from palimpsest.guidance.magic_remover import MagicRemover
 from palimpsest.nodes.exact import (PalimpsestBDIAInvert, PalimpsestCycleDiffusionInvert, PalimpsestDDPMInvert, PalimpsestDirectInvert,
                                     PalimpsestEDICTInvert)
+from palimpsest.nodes.features import PalimpsestMutualSelfAttention
 from palimpsest.nodes.inversion import PalimpsestReplay
 from palimpsest.nodes.null_text import PalimpsestNullTextOptimize
+from palimpsest.nodes.objects import PalimpsestMagicRemover
 from palimpsest.nodes.refine import PalimpsestFixedPointInvert, PalimpsestNegativePromptInvert, PalimpsestReNoiseInvert
 from palimpsest.nodes.semantic import PalimpsestLEDITSInvert
 from palimpsest.nodes.tuning import PalimpsestKVInvert, PalimpsestPromptTuningInvert, PalimpsestStyleDiffusionInvert
@@ -45,6 +51,111 @@ def test_two_editors_in_either_order(first, second, family):
         assert (found - plain(family)).abs().max() > 1e-3 * plain(family).abs().max()
         if {a, b} & QUARTER:
             torch.testing.assert_close(corner(found), corner(c.latent), rtol=0, atol=1e-5)
+
+
+def part(c, rows, columns):
+    """A mask of some of the latent's cells, in pixels."""
+    mask = torch.zeros(1, *(8 * side for side in c.latent.shape[-2:]))
+    mask[:, rows[0] * 8:rows[1] * 8, columns[0] * 8:columns[1] * 8] = 1
+    return mask
+
+
+def remove(c, model, mask, words="", end=0.8):
+    return PalimpsestMagicRemover.execute(model or c.model, c.inversion, words, 0.3, 20.0, 0.0, end, mask=mask).result[0]
+
+
+SELF_ATTENTION = ["swap", "mutual", "mutual by words", "plug and play", "free prompt", "mixing", "composite", "style aligned",
+                  "cross image"]
+
+
+@pytest.mark.parametrize("other, family", [(name, FAMILIES[i % len(FAMILIES)]) for i, name in enumerate(SELF_ATTENTION)])
+def test_a_remover_looks_up_the_source_beside_any_editor_of_self_attention(other, family):
+    """In either order alike, and nothing that comes out of an attention is larger than what goes in."""
+    c, sizes, found = case(family), {"to_v": 0.0, "to_out": 0.0}, []
+
+    def fill(c, model=None):
+        return remove(c, model, part(c, (0, 4), (0, 4)))
+
+    def seen(name, x):
+        sizes[name] = max(sizes[name], float(x.abs().max()))
+
+    layers = [m.attn1 for m in c.model.model.diffusion_model.modules() if hasattr(m, "attn1")]
+    hooks = [a.to_v.register_forward_hook(lambda m, given, v: seen("to_v", v)) for a in layers]
+    hooks += [a.to_out.register_forward_pre_hook(lambda m, given: seen("to_out", given[0])) for a in layers]
+    try:
+        for first, second in ((fill, EDITORS[other]), (EDITORS[other], fill)):
+            found.append(c.sample(second(c, first(c))))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    assert 0 < sizes["to_out"] < 1.7 * sizes["to_v"]  # 1.67 is the contrast of Cross-Image Attention
+
+
+class Both(Run):
+    """A run of two editors that act at every σ."""
+
+    def within(self, sigma, start, end):
+        return True
+
+
+def test_a_removed_place_leaves_the_softmax_of_a_shared_style():
+    """Of the source's keys and the style's together, by hand."""
+    remover = MagicRemover(None, (), torch.zeros(1, 2 * SIDE, 2 * SIDE))
+    remover.place[:, :SIDE, :SIDE] = 1
+    site, share = Site("self", ("output", 0, 0), (SIDE, SIDE), 0.5, HEADS), Sharing(1.0, 0.7, True)
+    style = ReferencePicture(None, frozenset([site.position]), 0, 1, (), share)
+    (q, k, v), (_, k_s, v_s), reference = (features(2, seed) for seed in range(3))
+    run = Both()
+    run.editors = remover, style
+    rows = Rows(Call(run), {}, 2)
+
+    def inner(q, k, v):
+        return style.attend(rows, site, q, k, v, Source(*reference), attention)
+
+    got = remover.attend(rows, site, q, k, v, Source(None, k_s, v_s), inner)
+    bias = torch.zeros(SIDE, SIDE)
+    bias[:SIDE // 2, :SIDE // 2] = -torch.inf
+    bias = torch.cat([bias.flatten(), torch.full((SIDE * SIDE,), 0.7)])
+    maps = softmax_maps(adain(q, reference[0]), torch.cat([adain(k_s, reference[1]), reference[1]], 1), bias)
+    assert relative(got, apply_maps(maps, torch.cat([v_s, reference[2]], 1))) < 1e-5
+
+
+def test_a_remover_is_not_given_some_of_its_rows():
+    c = Case("sd15", ("a red cat", "a black dog"), ("a blue cat", "a black pig"), batch=2, steps=STEPS)
+    masks = torch.cat([part(c, (0, 4), (0, 4)), part(c, (0, 4), (4, 8))])
+    model = PalimpsestMutualSelfAttention.execute(c.model, c.inversion, 0.0, 1.0, "", "", "", 0.1, False, masks, masks).result[0]
+    with pytest.raises(ValueError, match="MagicRemover is given 1 of 2 rows.*give that editor one mask"):
+        c.sample(remove(c, model, part(c, (0, 3), (0, 4))))
+
+
+def test_two_removed_objects_are_one_removed_place():
+    c = case("sd15")
+    upper, lower, both = part(c, (0, 3), (0, 4)), part(c, (5, 8), (2, 6)), part(c, (0, 3), (0, 4))
+    both[:, 40:, 16:48] = 1
+    found = c.sample(remove(c, remove(c, None, upper), lower), positive=c.source)
+    assert torch.equal(found, c.sample(remove(c, None, both), positive=c.source))
+    assert torch.equal(found, c.sample(remove(c, remove(c, None, lower), upper), positive=c.source))
+    changed = (found - c.latent).abs().amax((0, 1)) > 1e-4
+    assert torch.equal(changed, both[0, ::8, ::8].bool())
+
+
+def test_two_removed_objects_are_each_moved_in_their_own_place_and_time():
+    c = case("sd15")
+    upper, lower = part(c, (0, 3), (0, 4)), part(c, (5, 8), (2, 6))
+    filled = c.sample(remove(c, remove(c, None, upper), lower), positive=c.source)
+    for words in (("cat", ""), ("", "mat"), ("cat", "mat")):
+        found = c.sample(remove(c, remove(c, None, upper, words[0]), lower, words[1]), positive=c.source)
+        apart = (found - filled).abs().amax((0, 1))
+        assert float(apart[:3, :4].max()) > 1e-3 if words[0] else 1e-3 < float(apart[5:, 2:6].max())
+    brief = c.sample(remove(c, remove(c, None, upper), lower, end=0.4), positive=c.source)
+    assert (brief - filled).abs().max() > 1e-3
+
+
+def test_objects_of_two_pictures_are_not_removed_together():
+    c, other = case("sd15"), Case("sd15", "a black dog on a mat", steps=STEPS)
+    with pytest.raises(ValueError, match="another INVERSION.*same INVERSION to both"):
+        remove(other, remove(c, None, part(c, (0, 3), (0, 4))), part(c, (5, 8), (2, 6)))
 
 
 def exact(node, *settings):

@@ -218,6 +218,8 @@ def test_ancestral_renoise_is_replayed_by_its_own_sampler_and_on_its_own_levels_
     four = {"samples": latent["samples"].repeat(4, 1, 1, 1)}
     rows = SamplerCustom.execute(m, False, 0, 1.0, tiny.cond(), tiny.cond(), solver, sigmas, four).result[0]["samples"]
     torch.testing.assert_close(rows[3:], rows[:1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="each step for itself: sample with Replay's SIGMAS"):
+        SamplerCustom.execute(m, False, 0, 1.0, tiny.cond(), tiny.cond(), solver, sigmas[::2], latent)
     with pytest.raises(ValueError, match="eta 0.5.*flow model.*eta to 0"):
         invert(PalimpsestReNoiseInvert, family("sd3"), 1, 1, 1, 0.5, 0)
     with pytest.raises(ValueError, match="last 3 predictions, 1 iterations make 2"):
@@ -235,6 +237,14 @@ def test_the_negative_prompt_inversion_cancels_guidance(name):
     assert relative(replay(model, plain, 7.5, prompt=tiny.cond(batch=2)), expected) > 0.05
     assert inversion.provenance["evaluations"] == plain.provenance["evaluations"]
     assert [t.tensor.shape[:2] for t in inversion.theta.values()] == [(1, 2), (1, 2)]  # no copies a step
+
+
+def test_a_learned_pooled_embedding_serves_an_inpaint_model():
+    """Whose other conditions ask for the latent's size too."""
+    model = tiny.sdxl(in_channels=9)
+    model.model.set_inpaint()
+    inversion, plain = (invert(node, model, *more) for node, more in ((PalimpsestNegativePromptInvert, [0.0]), (PalimpsestDDIMInvert, [])))
+    assert relative(replay(model, inversion, 7.5), replay(model, plain)) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])

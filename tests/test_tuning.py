@@ -296,6 +296,19 @@ def test_the_target_is_sampled_with_eq_9(family):
     assert relative(replay(model, learned), x) > 1e-3
 
 
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_each_row_is_mixed_with_its_own_target(family):
+    """Two targets on four rows of two pictures; on SDXL their pooled embeddings too."""
+    model = EVERY[family]()
+    learned = tuned_prompt(model, inverted(model, batch=2), 1, mix=0.5)
+    targets = tiny.cond(seed=4, batch=2)
+    both = replay(model, learned, targets)
+    for row in range(2):
+        alone = [[targets[0][0][row:row + 1], {"pooled_output": targets[0][1]["pooled_output"][row:row + 1]}]]
+        assert relative(replay(model, learned, alone)[row], both[row]) < 1e-5
+        assert relative(replay(model, learned, alone)[1 - row], both[1 - row]) > 1e-4
+
+
 def test_without_a_share_of_the_target_any_prompt_returns_the_picture():
     model = tiny.sdxl()
     learned = tuned_prompt(model, inverted(model), 2, mix=0.0)
