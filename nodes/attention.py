@@ -95,12 +95,13 @@ class PalimpsestAttentionInject(io.ComfyNode):
                 f"Attention Inject would change nothing: cross-attention runs from {cross_start} to {cross_end} up to "
                 f"{cross_resolution} of the latent's side, self-attention from {self_start} to {self_end} up to "
                 f"{self_resolution}; set an end above its start (paper: 0.8 and 0.4) and a resolution of {coarsest} or more.")
-        if not cross and any((w != 1).any() for w in weights):
-            last = max(float(e.max()) for e in ends)
+        lost = [e[(w != 1) & ((e <= cross_start) | (cross_resolution < coarsest))] for e, w in zip(ends, weights)]
+        if any(map(len, lost)):
+            last = min(float(e.min()) for e in lost if len(e))
             why = (f"cross_resolution is {cross_resolution}: set it to {coarsest} or more" if cross_resolution < coarsest else
-                   f"it runs from {cross_start} to {last:g}: set cross_end above cross_start (paper: 0.8)")
-            raise ValueError(f"Attention Inject has word_weights {word_weights!r} and replaces no cross-attention, which they scale; "
-                             f"{why}.")
+                   f"that runs from {cross_start} to {last:g}: set cross_end, or the word's end, above cross_start (paper: 0.8)")
+            raise ValueError(f"Attention Inject has word_weights {word_weights!r} and replaces no cross-attention where they would "
+                             f"scale it; {why}.")
         return io.NodeOutput(attach(model, PromptToPrompt(
             inversion, prompt_edit.pairs, (cross_start if cross else 1.0, cross_end), (self_start if self_ else 1.0, self_end), ends,
             weights, cross_resolution, self_resolution)))
