@@ -96,13 +96,14 @@ def main():
         parser.error("a CLIP score needs both --clip-vision and --clip-text")
     parts = comfy.sd.load_checkpoint_guess_config(args.checkpoint)[:3] if args.checkpoint else load_miniature()
     clip = Clip(args.clip_vision, args.clip_text) if args.clip_vision else None
-    about = {"checkpoint": args.checkpoint, "inversion": args.inversion, "steps": args.steps, "cfg": args.cfg}
+    about = {"folder": str(args.folder), "clip": args.clip_vision, "checkpoint": args.checkpoint, "inversion": args.inversion, "steps": args.steps, "cfg": args.cfg}
     rows = [json.loads(line) for line in args.out.read_text(encoding="utf-8").splitlines()] if args.out.exists() else []
     rows = [r for r in rows if about.items() <= r.items()]
     held = {(r["case"], r["editor"]) for r in rows}
     args.out.parent.mkdir(exist_ok=True)
+    chosen = cases(args.folder, args.count)
     with torch.inference_mode():
-        for case in cases(args.folder, args.count):
+        for case in chosen:
             missing = [e for e in args.editor if (case.number, e) not in held]
             if not missing:
                 continue
@@ -114,7 +115,7 @@ def main():
                 with args.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
     for editor in args.editor:
-        mine = [r for r in rows if r["editor"] == editor]
+        mine = [r for r in rows if r["editor"] == editor and r["case"] in {c.number for c in chosen}]
         numbers = "pie_mse", "pie_psnr", "pie_ssim", "background_psnr", "background_ssim", "clip_whole", "clip_edited"
         means = {n: [r[n] for r in mine if r.get(n) is not None] for n in numbers}
         print(editor, len(mine), ", ".join(f"{n} {sum(v) / len(v):.4g}" for n, v in means.items() if v))

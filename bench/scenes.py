@@ -7,7 +7,7 @@ target picture; 30 of each kind are 240 cases. The public split is for choosing 
 are the rows of bench/inversions.py, editors those of EDITORS below, all at their nodes' defaults unless a row says otherwise.
 
 Each case gives one JSON line in output/scenes/: success (the scene reader sees what was asked) and kept (the other attributes
-read as before), background PSNR and SSIM outside the mask grown by two latent cells and the ideal edit's, PSNR to the exact
+that the exact target shows read as before), background PSNR and SSIM outside the mask grown by two latent cells and the ideal edit's, PSNR to the exact
 target and inside the mask, reconstruction at this CFG beside the autoencoder's, network row-passes, seconds and on a GPU peak
 memory. A line that is there is not measured again, so an interrupted run goes on where it was. Prints a table and writes it to
 bench/results/scenes.json, beside other rows of the same settings, with paired bootstrap intervals against the first editor. Prints
@@ -104,20 +104,25 @@ def edited(scenes, inversion, name, cfg):
 
 
 class Counter:
-    """Rows that go through a MODEL's network, its time, and on a GPU its peak memory."""
+    """Rows that go through a MODEL's network, twice as many for a backward pass, its time, and on a GPU its peak memory."""
 
     def __init__(self, model):
         self.network = model.model.diffusion_model
 
     def __enter__(self):
         self.rows, self.began = 0, time.perf_counter()
-        self.hook = self.network.register_forward_pre_hook(self._count)
+        self.hook = self.network.register_forward_hook(self._count)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         return self
 
-    def _count(self, network, args):
+    def _count(self, network, args, out):
         self.rows += len(args[0])
+        if out.requires_grad:
+            out.register_hook(lambda grad: self._add(2 * len(args[0])))
+
+    def _add(self, rows):
+        self.rows += rows
 
     def __exit__(self, *error):
         self.hook.remove()
@@ -125,11 +130,17 @@ class Counter:
         self.peak = torch.cuda.max_memory_allocated() / 2 ** 20 if torch.cuda.is_available() else float("nan")
 
 
+def asked(edits, seen) -> tuple:
+    """(what a reader saw in each source, of what its exact target shows too; what the edit is to change), attribute -> name."""
+    before = [{n: v for n, v in s.items() if n in visible(e.target)} for e, s in zip(edits, seen)]
+    return before, [{n: v for n, v in visible(e.target).items() if visible(e.source).get(n) != v} for e in edits]
+
+
 def measure(scenes, inversion, spent, editors, args) -> dict:
     """{editor: (numbers {name: [B]}, pictures)} of some cases that one INVERSION holds."""
     truth = torch.stack([torch.from_numpy(e.target_image) for e in scenes.edits])
-    wanted = [{n: v for n, v in visible(e.target).items() if visible(e.source).get(n) != v} for e in scenes.edits]
-    before, vae = read(scenes.round_trip), scenes.parts[2]
+    before, wanted = asked(scenes.edits, read(scenes.round_trip))
+    vae = scenes.parts[2]
     replayed = scenes.replay(inversion, scenes.source, args.cfg)
     ideal = edit_numbers(scenes.pictures, ideal_edit(scenes.pictures, truth, scenes.masks, vae.encode, vae.decode), target=truth,
                          mask=scenes.masks)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from palimpsest.bench import cost, pie, scenes, speed
-from palimpsest.miniature.scenes import held_out_edit
+from palimpsest.metrics.edits import edit_scores
+from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, visible
 from PIL import Image
 
 
@@ -86,15 +87,27 @@ def test_scene_bench_goes_on_where_it_was_and_gives_the_same_lines(tmp_path, mon
     assert rows() == first
 
 
+def test_the_exact_target_succeeds_and_keeps_everything():
+    """What an edit takes away, an object's attributes or a sketch's colours, is not to be kept."""
+    for kind in EDIT_KINDS:
+        edits = [held_out_edit(n, kind) for n in range(8)]
+        before, wanted = scenes.asked(edits, [visible(e.source) for e in edits])
+        success, kept = edit_scores([visible(e.target) for e in edits], before, wanted)
+        assert success.all() and (kept == 1).all() and all(len(b) >= 4 for b in before), kind
+
+
 def test_the_rows_of_a_scene_bench_line_are_those_of_the_network():
-    """Two steps of inversion at CFG 1, two of the edit at CFG 4 in two rows, and the autoencoder's never."""
+    """Two steps of inversion at CFG 1, two of the edit at CFG 4 in two rows, and the autoencoder's never; a backward is two."""
     parts = scenes.load_miniature()
     with torch.inference_mode():
         made = scenes.Scenes(parts, [held_out_edit(0, "colour")])
         with scenes.Counter(parts[0]) as counted:
             inversion = made.invert(scenes.METHODS["DDIM"], 4.0, 2)
             made.replay(inversion, made.target, 4.0)
+        with scenes.Counter(parts[0]) as learning:
+            learned = made.invert(scenes.METHODS["Null-text"], 4.0, 2)
     assert counted.rows == 2 + 2 * 2
+    assert learning.rows == learned.provenance["evaluations"] > 6
 
 
 def test_the_best_choice_of_a_kind_succeeds_and_is_nearest_to_the_target():
