@@ -21,8 +21,8 @@ from functools import cached_property
 import torch
 from comfy.utils import repeat_to_batch_size
 
+from ..host.tokens import sampled_tokens
 from .control import AttentionEdit
-from .store import worded
 
 
 def coefficients(pair, scheduled, weights):
@@ -48,7 +48,7 @@ class PromptToPrompt(AttentionEdit):
     self_share: float = 0.5
 
     def begin(self, run):
-        texts = [e["palimpsest_tokens"] for e in worded(run)]
+        texts = sampled_tokens(run)
         if self._targets not in texts:
             seen = "; ".join(repr(t.text) for tokens in texts for t in tokens) or "a prompt that Prompt Edit did not make"
             raise ValueError(f"Attention Inject edits towards {', '.join(repr(t.text) for t in self._targets)}, the positive "

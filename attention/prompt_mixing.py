@@ -20,9 +20,9 @@ import torch
 from comfy.utils import repeat_to_batch_size
 
 from ..host.session import Editor
+from ..host.tokens import sampled_tokens
 from .control import in_tiles, mask_at
 from .layers import SelfAttentionEdit
-from .store import worded
 
 NAME = "Prompt Mixing"
 
@@ -36,11 +36,10 @@ class MixedValues(Editor):
     end: float
 
     def begin(self, run):
-        texts = [e["model_conds"]["c_crossattn"].cond for e in worded(run)]
-        if not texts:
+        if not sampled_tokens(run):
             raise ValueError(f"{NAME} mixes values into the picture's prompt, but the positive being sampled is a prompt that "
                              "Prompt Edit did not make: connect Prompt Edit's source CONDITIONING to the sampler.")
-        width = texts[0].shape[-1]
+        width = run.targets()[0]["model_conds"]["c_crossattn"].cond.shape[-1]
         if self.embedding.shape[-1] != width:
             raise ValueError(f"The mixed prompt is {self.embedding.shape[-1]} wide, the positive being sampled {width}: encode "
                              "both with the MODEL's own CLIP.")

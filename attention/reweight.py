@@ -19,9 +19,8 @@ import torch
 from comfy.utils import repeat_to_batch_size
 
 from ..blending.local_blend import latent_mask, require_rows, threshold_maps
-from ..host.tokens import find_in_some, parse_words
+from ..host.tokens import find_in_some, parse_words, sampled_tokens
 from .control import AttentionEdit, mask_at
-from .store import worded
 
 NAME = "Attention Re-weight"
 
@@ -41,7 +40,7 @@ class Reweight(AttentionEdit):
     rank = 1  # other editors move words to the source's places
 
     def begin(self, run):
-        known = [e["palimpsest_tokens"] for e in worded(run)]
+        known = sampled_tokens(run)
         if not known:
             raise ValueError(f"{NAME} finds words in the sampled prompt, but the positive being sampled carries none: connect "
                              "Prompt Edit's target CONDITIONING to the sampler.")

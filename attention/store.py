@@ -64,21 +64,6 @@ def in_place(maps, rows, site):
     return whole.unflatten(2, full), seen.view(full)
 
 
-def require_columns(tokens, embedding):
-    """The tokens of a prompt must be those of all the columns of its embedding [rows, columns, channels]."""
-    if embedding.shape[1] != len(tokens[0].ids):
-        raise ValueError(f"{tokens[0].text!r} has {len(tokens[0].ids)} tokens and its CONDITIONING {embedding.shape[1]} columns: "
-                         "another node appended some, as Conditioning (Concat) does; write it all in one text of Prompt Edit.")
-
-
-def worded(run) -> list:
-    """The sampled entries that carry their prompt's tokens, the tokens of all their columns."""
-    found = [e for e in run.targets() if "palimpsest_tokens" in e]
-    for entry in found:
-        require_columns(entry["palimpsest_tokens"], entry["model_conds"]["c_crossattn"].cond)
-    return found
-
-
 @dataclass(frozen=True, eq=False)
 class WordMaps(AttentionEdit):
     """Gathers the maps of words of the prompt being sampled, at the sites of one resolution, into the run's memory.
@@ -89,7 +74,7 @@ class WordMaps(AttentionEdit):
     share: float
 
     def begin(self, run):
-        known = [e["palimpsest_tokens"] for e in worded(run)]
+        known = sampled_tokens(run)
         if not known:
             raise ValueError("Words are to be found in the sampled prompt, but it carries no words: connect Prompt Edit's "
                              "target CONDITIONING to the sampler.")

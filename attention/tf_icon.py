@@ -9,6 +9,7 @@ Here every token brings its own query and key, the reference's in M, the main pi
 between, so that one softmax of q k^T is the field. In the object's rows that is Q^r (K^m)^T, where the authors transpose
 Q^m (K^r)^T. Differs also in that the reference lies on a canvas of the main picture's size, the object where it is to be, and in
 that pictures are inverted with their own prompts, not with the authors' exceptional one.
+The sampler goes on from the composed start by Euler's steps (host/moving.py).
 """
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ..blending.local_blend import blend, require_rows
-from ..guidance.moving import Mover
+from ..host.moving import Mover
 from .control import AttentionEdit, in_tiles, mask_at, source_of
 
 
@@ -53,7 +54,7 @@ class Composite(Mover, Donor):
         run.warn_if_idle(self.name, lambda sigma: run.within(sigma, 0.0, max(self.end, self.blend_end)))
 
     def move(self, run, x, sigma):
-        if not run.memory(self):
+        if "shift" not in run.memory(self):
             x = self._start(run, x, sigma)
         return self._held(run, x, self.inversion.at(sigma), sigma)
 

@@ -65,7 +65,7 @@ class NoiseMask(Anchored):
             memory.update(sigma=sigma, pair=(index, null, given))
             return conds
         memory.update(sigma=sigma, pair=(index, given, given))
-        other = run.prompts(self)[0] if self.against == "source" else run.guider.conds["negative"]
+        other = run.prompts(self)[0] if self.against == "source" else run.guider.conds["negative"] if null is None else conds[null]
         return [*conds, controlled_as(other, target, sigma)]
 
     def predicted(self, run, x0s, x, sigma):

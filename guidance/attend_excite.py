@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attention.store import worded
-from ..host.tokens import parse_words
+from ..host.moving import Mover
+from ..host.tokens import parse_words, sampled_tokens
 from .ledits import smoothed
-from .moving import Mover, of_text, probabilities, slope
+from .slope import of_text, probabilities, slope
 
 THRESHOLDS = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}  # share of the schedule: what every word's max A_s is to reach there
 
@@ -48,7 +48,7 @@ class AttendExcite(Mover):
     refinements: int = 20
 
     def begin(self, run):
-        known = [e["palimpsest_tokens"] for e in worded(run)]
+        known = sampled_tokens(run)
         if not known:
             raise ValueError("Attend-and-Excite looks for words in the sampled prompt, but it carries no words: connect Prompt "
                              "Edit's target CONDITIONING to the sampler.")

@@ -25,10 +25,10 @@ from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ..attention.control import AttentionEdit, in_tiles, mask_at
-from ..attention.store import worded
 from ..blending.local_blend import LocalBlend, require_rows
-from ..host.tokens import find_in_some
-from .moving import Mover, of_text, probabilities, slope
+from ..host.moving import Mover
+from ..host.tokens import find_in_some, sampled_tokens
+from .slope import of_text, probabilities, slope
 
 TWICE = 0.5  # the percent of the schedule until which there are two moves a step
 
@@ -71,7 +71,7 @@ class MagicRemover(Mover, AttentionEdit):
 
     def begin(self, run):
         require_rows(run, len(self.place), self.name)
-        known = [e["palimpsest_tokens"] for e in worded(run)]
+        known = sampled_tokens(run)
         run.memory(self)["named"] = {id(prompts): self.named(prompts) for prompts in known}
         run.warn_if_idle(self.name, lambda sigma: self.reads(run, sigma))
 

@@ -18,8 +18,8 @@ import torch
 from comfy.utils import repeat_to_batch_size
 
 from ..host.gradients import graph, without_control_weights
+from ..host.moving import Mover, following
 from ..host.sampling import prediction_type
-from .moving import Mover, following
 
 
 @dataclass(frozen=True, eq=False)

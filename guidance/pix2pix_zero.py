@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..attention.control import AttentionEdit, source_of
-from .moving import Mover, of_text, probabilities, slope
+from ..host.moving import Mover
+from .slope import of_text, probabilities, slope
 
 
 def edit_direction(source: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:

@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.control import AttentionEdit, source_of
-from ..attention.store import require_columns, worded
-from ..host.tokens import parse_words
-from .moving import of_text, probabilities, slope
+from ..host.tokens import parse_words, require_columns, sampled_tokens
+from .slope import of_text, probabilities, slope
 
 NOISE = 1e-3  # shapes and features of equal latents differ by less, between a forward with gradients and one without
 
@@ -80,7 +79,7 @@ class SelfGuidance(AttentionEdit):
     end: float = 0.8
 
     def begin(self, run):
-        known = [e["palimpsest_tokens"] for e in worded(run)]
+        known = sampled_tokens(run)
         source = self.inversion.conditioning[0][1].get("palimpsest_tokens")
         if not known or source is None:
             raise ValueError(f"Self-Guidance looks for {self.words!r} in both prompts, and the "

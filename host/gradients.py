@@ -2,9 +2,9 @@
 
 Four things stand in the way of a backward pass. Weights that a loader node made are inference tensors, which autograd refuses to
 save: computing in another dtype casts them to fresh tensors, and where the dtype is the same, others on the same memory take
-their place while a forward lasts, or copies of those that the host's dynamic memory brings and may take away. Some blocks write into tensors that autograd saved; those are copied first. Some fused kernels
-have no derivative; the host leaves them out while `in_training` is set. Some attention backends return no graph; PyTorch's own
-does.
+their place while a forward lasts, or copies of those that the host's dynamic memory brings and may take away. Some blocks write
+into tensors that autograd saved; those are copied first. Some fused kernels have no derivative; the host leaves them out while
+`in_training` is set. Some attention backends return no graph; PyTorch's own does.
 """
 from collections import defaultdict
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ def differentiable(model):
     """A clone of the MODEL that autograd differentiates for x and for a prompt's embedding. Forward and backward belong inside;
     tensors that enter the graph must be made or cloned inside. Nothing stays in the model."""
     dynamic = getattr(model, "is_dynamic", bool)()
-    if dynamic and model.cached_patcher_init is None:
+    if dynamic and getattr(model, "cached_patcher_init", None) is None:
         raise ValueError("A gradient over all steps needs weights that stay in place, the node that loaded this MODEL knows only "
                          "dynamic memory: load it with ComfyUI's own nodes, or start ComfyUI with --disable-dynamic-vram.")
     with _recording():

@@ -194,3 +194,18 @@ def _id(token):
         return int(token)
     digest = hashlib.sha256(token.detach().float().cpu().numpy().tobytes()).digest()
     return -1 - int.from_bytes(digest[:6], "big")
+
+
+def require_columns(tokens, embedding):
+    """The tokens of a prompt must be those of all the columns of its embedding [rows, columns, channels]."""
+    if embedding.shape[1] != len(tokens[0].ids):
+        raise ValueError(f"{tokens[0].text!r} has {len(tokens[0].ids)} tokens and its CONDITIONING {embedding.shape[1]} columns: "
+                         "another node appended some, as Conditioning (Concat) does; write it all in one text of Prompt Edit.")
+
+
+def sampled_tokens(run) -> list:
+    """The tokens of each sampled entry that carries them, of all its columns."""
+    found = [e for e in run.targets() if "palimpsest_tokens" in e]
+    for entry in found:
+        require_columns(entry["palimpsest_tokens"], entry["model_conds"]["c_crossattn"].cond)
+    return [e["palimpsest_tokens"] for e in found]

@@ -6,11 +6,11 @@ from torchvision.transforms.functional import gaussian_blur
 from ..attention.alignment import PromptEdit
 from ..attention.control import positions, require_unet
 from ..attention.p2p import PromptToPrompt
-from ..attention.store import Attention, read_maps, require_columns
+from ..attention.store import Attention, read_maps
 from ..blending.local_blend import threshold_maps
 from ..host.sampling import check_family
 from ..host.session import attach
-from ..host.tokens import find_in_some, parse_word_values, parse_words
+from ..host.tokens import find_in_some, parse_word_values, parse_words, require_columns
 from ..inversion.trajectory import Inversion
 from ..metrics.masks import grow as grow_mask
 from .drawing import heat_rows, sheet

@@ -14,7 +14,7 @@ from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_di
     StableDiffusionPix2PixZeroPipeline
 from palimpsest.bench import twin
 from palimpsest.guidance.attend_excite import neglect, text_positions
-from palimpsest.guidance.moving import slope
+from palimpsest.guidance.slope import slope
 from palimpsest.host.sampling import Solver
 from palimpsest.host.session import attach, editors, running
 from palimpsest.nodes.excite import PalimpsestAttendExcite, PalimpsestCrossAttentionGuidance, PalimpsestEditDirection

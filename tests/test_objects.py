@@ -7,7 +7,7 @@ import tiny
 import torch
 from palimpsest.bench import twin
 from palimpsest.guidance.delta_denoise import WEIGHT, descend, levels
-from palimpsest.guidance.moving import slope
+from palimpsest.guidance.slope import slope
 from palimpsest.guidance.self_guidance import NOISE, SelfGuidance, appearance, centroid, shape, transformed
 from palimpsest.host.sampling import Solver
 from palimpsest.host.session import editors, running

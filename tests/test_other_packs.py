@@ -16,6 +16,8 @@ from editors import EDITORS, READS, each_with
 from palimpsest.attention.control import host_attention
 from palimpsest.nodes.attention import PalimpsestAttentionInject
 from palimpsest.nodes.blending import PalimpsestNoiseMask
+from palimpsest.nodes.inversion import PalimpsestReplay
+from palimpsest.nodes.refine import PalimpsestNegativePromptInvert
 from palimpsest.nodes.semantic import PalimpsestLEDITS, PalimpsestSEGAGuidance
 from runs import Case, kept, relative
 from watching import assert_close, case, differ, each_family, limit, near, of, watch
@@ -245,3 +247,14 @@ def test_a_control_net_is_no_part_of_what_the_noise_mask_compares(against, apply
     assert_close(found, c.latent)
     needed = against == "source" or apply is advanced  # the host's own null prompt is compared with where it is controlled alike
     assert len(of(chunks, "added 2")) == needed * len(of(chunks, "positive"))
+
+
+def test_the_noise_mask_compares_with_the_learned_null_prompt_in_either_order():
+    """The target alone has a ControlNet, so that the null prompt is predicted once more under it."""
+    c = case("sd15")
+    learned = PalimpsestNegativePromptInvert.execute(c.model, c.source, {"samples": c.latent}, 6, "ddim_uniform", 0.0).result[0]
+    steps = (lambda model: PalimpsestReplay.execute(model, learned, 0.0).result[0],
+             lambda model: PalimpsestNoiseMask.execute(model, learned, "null", 0.0, 1.0, 0.5).result[0])
+    positive, negative = advanced(c)
+    found = [c.sample(second(first(c.model)), positive, negative=negative) for first, second in (steps, steps[::-1])]
+    assert torch.equal(*found)

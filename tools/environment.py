@@ -256,8 +256,8 @@ def prepare(modules: "tuple[str, ...]" = ()) -> Setup:
         if python:
             say(f"using ComfyUI {version} in {own} with {python}")
             return Setup(own, python)
-        say(f"no Python beside {own} has {', '.join((*HOST_MODULES, *modules))}: it gets an environment of its own here (run this with a Python "
-            "that has them to use that one)")
+        say(f"no Python beside {own} has {', '.join((*HOST_MODULES, *modules))}: it gets an environment of its own here (run this "
+            "with a Python that has them to use that one)")
     cache = cache_folder()
     setup, steps = plan(cache, own)
     if setup.python.exists() and all(step.stamp.exists() for step in steps):

@@ -1,8 +1,6 @@
-"""Moving the latent before a step, and the gradient of a loss on the target's cross-attention maps that most moves follow.
+"""The gradient of a loss on the target's cross-attention maps, which most moves of the latent follow.
 
-What an editor adds to its step starts from the moved latent. The host's sampler keeps its own x, so the difference comes back in
-the x0 it sees: with Δ = x' - x, a step of Euler's from x with x0 + σ'/(σ - σ')·Δ ends where one from x' with x0 does. Maps are
-materialised at the sites that the loss reads, and in that forward only.
+Maps are materialised at the sites that the loss reads, and in that forward only.
 """
 from dataclasses import dataclass
 
@@ -14,7 +12,7 @@ from torch import Tensor
 from ..attention.control import AttentionEdit
 from ..host.gradients import derivative, graph, without_control_weights
 from ..host.sampling import prediction_type
-from ..host.session import Call, Editor
+from ..host.session import Call
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,27 +26,6 @@ class _Looks(AttentionEdit):
 
     def observe(self, rows, site, q, k, v, attention):
         self.look(rows, site, q, k)
-
-
-class Mover(Editor):
-    """`move` gives the x from which the step is to be taken."""
-
-    def move(self, run, x, sigma) -> Tensor:
-        raise NotImplementedError
-
-    def before(self, run, x, sigma):
-        moved = self.move(run, x, sigma)
-        clean = following(run, sigma)
-        run.memory(self)["shift"] = clean / (sigma - clean) * (moved - x)
-        return moved
-
-    def after(self, run, x0, sigma):
-        return x0 + run.memory(self)["shift"]
-
-
-def following(run, sigma) -> float:
-    """The σ of the run's next level."""
-    return next((s for s in run.sigmas.tolist() if s < sigma * (1 - 1e-4)), 0.0)
 
 
 def probabilities(q, k, heads) -> Tensor:
