@@ -13,6 +13,7 @@ import torch
 from ..host.reference import levels_together
 from ..host.sampling import Solver, sample
 from ..host.session import attach, require_plain, rows_may_mix, running
+from ..host.tokens import sampled_tokens
 from .control import AttentionEdit, Site, positions, window
 
 
