@@ -96,7 +96,8 @@ def main():
         parser.error("a CLIP score needs both --clip-vision and --clip-text")
     parts = comfy.sd.load_checkpoint_guess_config(args.checkpoint)[:3] if args.checkpoint else load_miniature()
     clip = Clip(args.clip_vision, args.clip_text) if args.clip_vision else None
-    about = {"folder": str(args.folder), "clip": args.clip_vision, "checkpoint": args.checkpoint, "inversion": args.inversion, "steps": args.steps, "cfg": args.cfg}
+    about = {"folder": str(args.folder), "clip": args.clip_vision, "checkpoint": args.checkpoint,
+             "inversion": args.inversion, "steps": args.steps, "cfg": args.cfg}
     rows = [json.loads(line) for line in args.out.read_text(encoding="utf-8").splitlines()] if args.out.exists() else []
     rows = [r for r in rows if about.items() <= r.items()]
     held = {(r["case"], r["editor"]) for r in rows}

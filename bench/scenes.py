@@ -7,11 +7,12 @@ target picture; 30 of each kind are 240 cases. The public split is for choosing 
 are the rows of bench/inversions.py, editors those of EDITORS below, all at their nodes' defaults unless a row says otherwise.
 
 Each case gives one JSON line in output/scenes/: success (the scene reader sees what was asked) and kept (the other attributes
-that the exact target shows read as before), background PSNR and SSIM outside the mask grown by two latent cells and the ideal edit's, PSNR to the exact
-target and inside the mask, reconstruction at this CFG beside the autoencoder's, network row-passes, seconds and on a GPU peak
-memory. A line that is there is not measured again, so an interrupted run goes on where it was. Prints a table and writes it to
-bench/results/scenes.json, beside other rows of the same settings, with paired bootstrap intervals against the first editor. Prints
-the best choice for each kind of edit too, and draws a sheet of one case a kind, output/scenes/sheet.png.
+that the exact target shows read as before), background PSNR and SSIM outside the mask grown by two latent cells and the ideal
+edit's, PSNR to the exact target and inside the mask, reconstruction at this CFG beside the autoencoder's, network row-passes,
+seconds and on a GPU peak memory. A line that is there is not measured again, so an interrupted run goes on where it was. Prints
+a table and writes it to bench/results/scenes.json, beside other rows of the same settings, with paired bootstrap intervals
+against the first editor. Prints the best choice for each kind of edit too, and draws a sheet of one case a kind,
+output/scenes/sheet.png.
 """
 import argparse
 import json
