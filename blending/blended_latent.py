@@ -38,6 +38,14 @@ def ends(radius: int, end: float) -> list:
     return [end * (i + 1) / radius for i in range(radius)]
 
 
+def needs_mask(executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, *args, **kwargs):
+    """The host's wrapper of a sampler's run: without a noise mask there is nothing to shrink."""
+    if denoise_mask is None:
+        raise ValueError("Blended Latent shrinks the noise mask of the LATENT being sampled, and it has none: set one with Set "
+                         "Latent Noise Mask, or connect an INVERSION and a MASK to the node.")
+    return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
+
+
 def shrinking(radius: int, end: float, inner=None):
     """The host's denoise_mask_function: the sampler's own noise mask [B, C, …, h, w], grown and shrinking. inner: the function
     that stands there already, which sees the grown mask."""

@@ -7,6 +7,7 @@ from comfy.samplers import encode_model_conds
 from comfy.utils import repeat_to_batch_size
 
 from .adding import adding
+from .sampling import digest
 from .session import Editor
 
 
@@ -28,10 +29,17 @@ class Learned(Editor):
 
     def begin(self, run):
         learned_at, cfg = self.inversion.provenance.get("guidance"), getattr(run.guider, "cfg", None)
+        theta, method, learned = self.inversion.theta, self.inversion.method, self.inversion.provenance.get("negative")
         if self.guided and None not in (learned_at, cfg) and abs(cfg - learned_at) > 1e-6:
             self.inversion.say_once("The %s INVERSION was made for CFG %g and is sampled at %g: the picture comes back less exactly.",
-                                    self.inversion.method, learned_at, cfg)
-        theta = self.inversion.theta
+                                    method, learned_at, cfg)
+        elif self.guided and learned and "negative" in run.guider.original_conds:
+            if digest(e["cross_attn"] for e in run.guider.original_conds["negative"]) != learned:
+                self.inversion.say_once("The %s INVERSION was made with another negative prompt than is sampled: the picture comes "
+                                        "back less exactly.", method)
+        elif not theta and cfg not in (None, 1) and run.editors == (self,):
+            self.inversion.say_once("The %s INVERSION was made at CFG 1 and is sampled at %g with no editor: the picture comes back "
+                                    "less exactly than from Negative-Prompt Invert or Null-Text Optimize.", method, cfg)
         for name in [n for n in ("cond", "value") if n in theta and (n == "value" or self._mix(n))]:
             learned = theta[name].tensor.shape[-2]
             other = {e["model_conds"]["c_crossattn"].cond.shape[1] for e in run.targets()} - {learned}

@@ -150,6 +150,14 @@ def _hash_weights(model) -> str:
     return digest.hexdigest()
 
 
+def digest(embeddings) -> str:
+    """What tells a prompt from another: sha256 of the embeddings of its entries."""
+    found = hashlib.sha256()
+    for embedding in embeddings:
+        found.update(embedding.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 def check_family(model, inversion):
     """ValueError where MODEL and INVERSION are of different families; another checkpoint of one family is said once."""
     mine, theirs = fingerprint(model), inversion.fingerprint

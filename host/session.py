@@ -229,6 +229,10 @@ def _encode(guider, prompt, noise, latent_image, denoise_mask) -> list:
 def _check(run, stepped):
     """What no run can work with, for every editor that holds an INVERSION; stepped: the one whose own steps the SAMPLER takes."""
     replayed = {id(e.inversion) for e in run.editors if getattr(e, "replays", False)}
+    acting = [e for e in run.editors if not getattr(e, "replays", False)]
+    if acting and run.guider.model_options.get("context_handler") is not None:
+        raise ValueError(f"Context windows show the model parts of the latent in turn, the editors on this MODEL ({len(acting)}) read "
+                         "it whole: remove the Context Windows node.")
     for inversion in _distinct(run.editors):
         if inversion.theta and id(inversion) not in replayed:
             raise ValueError(f"The {inversion.method} INVERSION learned {', '.join(inversion.theta)} and nothing applies it: "

@@ -1,11 +1,12 @@
 """Blending nodes: what keeps the source exact outside a mask."""
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..attention.control import require_unet
 from ..attention.store import WordMaps
 from ..attention.tf_icon import Composite, Donor
-from ..blending.blended_latent import ShrinkingBlend, shrinking
+from ..blending.blended_latent import ShrinkingBlend, needs_mask, shrinking
 from ..blending.local_blend import LocalBlend, latent_mask, threshold_maps
 from ..blending.noise_mask import AGAINST, NoiseMask
 from ..blending.object_aware import ObjectAware
@@ -138,6 +139,7 @@ class PalimpsestBlendedLatent(io.ComfyNode):
         if inversion is None:
             m = model.clone()
             m.set_model_denoise_mask_function(shrinking(grow, end, model.model_options.get("denoise_mask_function")))
+            m.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "palimpsest.noise_mask", needs_mask)
             return io.NodeOutput(m)
         check_trajectory(model, inversion, "Blended Latent")
         cells = latent_mask(mask, tuple(inversion.shape[-2:]))

@@ -10,7 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..host.gradients import PromptGuider, differentiable
-from ..host.sampling import Solver, check_family, fingerprint, patches, run, sample, schedule
+from ..host.sampling import Solver, check_family, digest, fingerprint, patches, run, sample, schedule
 from ..host.session import require_plain
 from ..inversion.trajectory import Inversion, check_schedule
 
@@ -116,7 +116,7 @@ def invert(name, method, model, source, latent, steps, scheduler, sigmas, solve,
     inversion = Inversion(
         sigmas, tuple(z.float().cpu() for z in latents), conditioning, identity, method, trajectory, theta,
         {"steps": len(sigmas) - 1, "scheduler": scheduler, "evaluations": sum(rows), "seconds": time.perf_counter() - began,
-         "patches": patches(model), **noted})
+         "patches": patches(model), **_negative(None if cfg == 1 else negative), **noted})
     noise = noise.to(comfy.model_management.intermediate_device())
     return io.NodeOutput(inversion, {"samples": noise}, sigmas)
 
@@ -150,7 +150,12 @@ def learn(name, method, model, inversion, solve, prompts=None, **noted) -> io.No
     spent = {"evaluations": inversion.provenance.get("evaluations", 0) + sum(rows),
              "seconds": inversion.provenance.get("seconds", 0.0) + time.perf_counter() - began}
     return io.NodeOutput(dataclasses.replace(inversion, method=method, theta=theta, provenance={
-        **inversion.provenance, "trajectory": inversion.method, **spent, **noted, **told}))
+        **inversion.provenance, "trajectory": inversion.method, **spent, **_negative((prompts or {}).get("null")), **noted, **told}))
+
+
+def _negative(conditioning) -> dict:
+    """What Replay needs to tell whether the negative prompt is the one that a method had."""
+    return {} if conditioning is None else {"negative": digest(embedding for embedding, _ in conditioning)}
 
 
 def counting(model):

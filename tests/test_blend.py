@@ -412,6 +412,8 @@ def test_blended_latent_takes_both_or_neither():
     for inputs, lacks in (({"mask": dot()}, "no INVERSION"), ({"inversion": case.inversion}, "no MASK")):
         with pytest.raises(ValueError, match=f"{lacks}: connect both"):
             PalimpsestBlendedLatent.execute(case.model, 3, 0.75, **inputs)
+    with pytest.raises(ValueError, match="it has none: set one with Set Latent Noise Mask"):
+        case.sample(PalimpsestBlendedLatent.execute(case.model, 3, 0.75).result[0])
     two = PalimpsestBlendedLatent.execute(case.model, 3, 0.75, case.inversion, dot().repeat(2, 1, 1)).result[0]
     with pytest.raises(ValueError, match="2 masks.*3 rows"):
         case.sample(two, latent=case.noise.repeat(3, 1, 1, 1))

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from editors import excite, guide
 from palimpsest.host.sampling import schedule
@@ -329,6 +330,13 @@ def test_a_node_that_would_do_nothing(act, facts):
     with pytest.raises(ValueError) as caught:
         act(case)
     assert all(fact in str(caught.value) for fact in facts), str(caught.value)
+
+
+def test_context_windows_beside_an_editor():
+    case = counting()
+    windows = ContextWindowsManualNode.execute(inject(case), 16, 4, "standard_static", 1, False, "pyramid", 0, False, "", False, "", True)
+    with refused(case.calls, "Context windows", "editors on this MODEL (1)", "remove the Context Windows node"):
+        case.sample(windows.result[0])
 
 
 def test_an_editor_that_meets_none_of_the_steps(caplog):

@@ -13,15 +13,23 @@ from palimpsest.guidance.magic_remover import MagicRemover
 from palimpsest.nodes.exact import (PalimpsestBDIAInvert, PalimpsestCycleDiffusionInvert, PalimpsestDDPMInvert, PalimpsestDirectInvert,
                                     PalimpsestEDICTInvert)
 from palimpsest.nodes.features import PalimpsestMutualSelfAttention
+from palimpsest.nodes.guidance import PalimpsestProximalGuidance
 from palimpsest.nodes.inversion import PalimpsestReplay
 from palimpsest.nodes.null_text import PalimpsestNullTextOptimize
 from palimpsest.nodes.objects import PalimpsestMagicRemover
 from palimpsest.nodes.refine import PalimpsestFixedPointInvert, PalimpsestNegativePromptInvert, PalimpsestReNoiseInvert
+from palimpsest.nodes.regularized import PalimpsestRegularizedInvert
 from palimpsest.nodes.semantic import PalimpsestLEDITSInvert
 from palimpsest.nodes.tuning import PalimpsestKVInvert, PalimpsestPromptTuningInvert, PalimpsestStyleDiffusionInvert
 from runs import Case, kept
 
-SINGLE = [n for n in EDITORS if "," not in n and n not in ("refine", "mutual by words")]
+def proximal(case, model=None):
+    """Works with guidance alone, so that the tests of every editor, of which many sample at CFG 1, are not its."""
+    return PalimpsestProximalGuidance.execute(model or case.model, case.inversion, "l0", 0.7, 0.1, 0.5, 1).result[0]
+
+
+EVERY = {**EDITORS, "proximal": proximal}
+SINGLE = [n for n in EVERY if "," not in n and n not in ("refine", "mutual by words")]
 QUARTER = {"blend", "shrinking", "objects", "remove"}  # whose masks leave the upper right corner to the source
 AS_ONE = set(map(frozenset, (  # of which one leaves the other nothing to do
     ("blend", "remove"), ("blend", "shrinking"), ("blend", "objects"), ("remove", "shrinking"), ("shrinking", "objects"),  # one place
@@ -42,7 +50,7 @@ def plain(family):
 
 @cache
 def alone(editor, family):
-    return case(family).sample(EDITORS[editor](case(family)))
+    return case(family).sample(EVERY[editor](case(family)))
 
 
 def corner(x):
@@ -56,7 +64,7 @@ def test_two_editors_in_either_order(first, second, family):
     c = case(family)
     others = [plain(family), *(() if {first, second} in AS_ONE else (alone(first, family), alone(second, family)))]
     for a, b in ((first, second), (second, first)):
-        found = c.sample(EDITORS[b](c, EDITORS[a](c)))
+        found = c.sample(EVERY[b](c, EVERY[a](c)))
         assert found.isfinite().all()
         assert all((found - other).abs().max() > 1e-3 * other.abs().max() for other in others)
         if {a, b} & QUARTER:
@@ -93,7 +101,7 @@ def test_a_remover_looks_up_the_source_beside_any_editor_of_self_attention(other
     hooks = [a.to_v.register_forward_hook(lambda m, given, v: seen("to_v", v)) for a in layers]
     hooks += [a.to_out.register_forward_pre_hook(lambda m, given: seen("to_out", given[0])) for a in layers]
     try:
-        for first, second in ((fill, EDITORS[other]), (EDITORS[other], fill)):
+        for first, second in ((fill, EVERY[other]), (EVERY[other], fill)):
             found.append(c.sample(second(c, first(c))))
     finally:
         for hook in hooks:
@@ -183,9 +191,11 @@ def learned(node):
 
 INVERSIONS = {
     "fixed point": exact(PalimpsestFixedPointInvert, 3, 1e-5, "anderson"), "renoise": exact(PalimpsestReNoiseInvert, 2, 1, 1, 0.0, 0),
+    "renoise ancestral": exact(PalimpsestReNoiseInvert, 2, 1, 1, 0.5, 0), "regularized": exact(PalimpsestRegularizedInvert, 20.0, 20.0, 2, 2, 0),
     "negative prompt": exact(PalimpsestNegativePromptInvert, 0.0), "edict": exact(PalimpsestEDICTInvert, 0.93, 1.0),
     "bdia": exact(PalimpsestBDIAInvert, 1.0, 1.0), "direct": exact(PalimpsestDirectInvert, 1.0, 1.0),
-    "ddpm": exact(PalimpsestDDPMInvert, 1.0, 0, 1.0), "cycle": exact(PalimpsestCycleDiffusionInvert, 0.1, 0), "ledits": exact(PalimpsestLEDITSInvert, 0, 1.0),
+    "ddpm": exact(PalimpsestDDPMInvert, 1.0, 0, 1.0), "cycle": exact(PalimpsestCycleDiffusionInvert, 0.1, 0),
+    "ledits": exact(PalimpsestLEDITSInvert, 0, 1.0),
     "null text": learned(PalimpsestNullTextOptimize), "prompt tuning": learned(PalimpsestPromptTuningInvert),
     "style": learned(PalimpsestStyleDiffusionInvert), "kv": learned(PalimpsestKVInvert),
 }
@@ -213,7 +223,7 @@ def plain_on(family, method):
 def test_any_editor_on_any_inversion(editor, method, family):
     """An editor on Replay's MODEL and SAMPLER of any inversion edits, and holds what it holds."""
     c = on(family, method)
-    found = c.sample(EDITORS[editor](c, c.replayed), sampler=c.sampler)
+    found = c.sample(EVERY[editor](c, c.replayed), sampler=c.sampler)
     assert found.isfinite().all()
     if editor != "blend by words":  # a random net may see a word everywhere
         assert (found - plain_on(family, method)).abs().max() > 1e-3 * plain_on(family, method).abs().max()

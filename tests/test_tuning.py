@@ -8,6 +8,7 @@ from palimpsest.attention.maps import cross_attention_maps
 from palimpsest.inversion import kv, prompt_tuning, style_diffusion
 from palimpsest.inversion.storage import load, save
 from palimpsest.nodes.attention import PalimpsestAttentionInject
+from palimpsest.nodes.blending import PalimpsestLatentBlend
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from palimpsest.nodes.storage import KNOWN
 from palimpsest.nodes.tuning import PalimpsestKVInvert, PalimpsestPromptTuningInvert, PalimpsestStyleDiffusionInvert
@@ -307,6 +308,29 @@ def test_each_row_is_mixed_with_its_own_target(family):
         alone = [[targets[0][0][row:row + 1], {"pooled_output": targets[0][1]["pooled_output"][row:row + 1]}]]
         assert relative(replay(model, learned, alone)[row], both[row]) < 1e-5
         assert relative(replay(model, learned, alone)[1 - row], both[1 - row]) > 1e-4
+
+
+@each
+def test_another_negative_prompt_is_said_once(name, caplog):
+    model = tiny.sd15()
+    inversion = inverted(model)
+    learned, other = (LEARN[name](model, inversion, 1, negative=negative) for negative in (NULL, OTHER))
+    replay(model, learned)
+    assert not caplog.text
+    for _ in range(2):
+        replay(model, other)
+    assert caplog.text.count("made with another negative prompt") == 1
+
+
+def test_an_inversion_without_guidance_that_is_sampled_with_it_says_so_once(caplog):
+    model = tiny.sd15()
+    inversion = inverted(model)
+    replay(model, inversion, cfg=1.0)
+    replay(model, inversion, after=lambda m: PalimpsestLatentBlend.execute(m, inversion, 0.0, "", "", 0.3, torch.ones(1, 64, 64)).result[0])
+    assert not caplog.text
+    for _ in range(2):
+        replay(model, inversion)
+    assert caplog.text.count("made at CFG 1 and is sampled at 7.5") == 1
 
 
 def test_without_a_share_of_the_target_any_prompt_returns_the_picture():
