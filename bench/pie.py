@@ -5,9 +5,10 @@
 
 FOLDER holds mapping_file.json and annotation_images/. Without a checkpoint the miniature edits, which knows nothing of
 photographs. Background MSE, PSNR and SSIM are PIE-Bench's (the edited region black in both pictures, the mean over the whole
-picture, dB averaged), and beside them ours, by the background's area alone. CLIP similarities, of the whole picture and of the
-edited region to the target prompt, need a CLIP vision and a CLIP text model with its projection (the tables' are ViT-L/14). One
-JSON line a picture in output/pie.jsonl; a picture that stands there is not edited again.
+picture, dB averaged), and beside them ours, by the background's area alone. CLIP similarities, of the whole picture and of
+the edited region to the target prompt, need a CLIP vision and a CLIP text model with its projection (the tables' are
+ViT-L/14). LPIPS and structure distance, which need networks of their own, are left out. One JSON line a picture in
+output/pie.jsonl; a picture that stands there is not edited again.
 """
 import argparse
 import json
