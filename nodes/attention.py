@@ -86,7 +86,8 @@ class PalimpsestAttentionInject(io.ComfyNode):
         check_family(model, inversion)
         check_source(inversion, prompt_edit, "Attention Inject")
         ends = per_token(parse_word_values(word_ends), prompt_edit, cross_end)
-        weights = per_token(parse_word_values(word_weights), prompt_edit, 1.0)
+        given = parse_word_values(word_weights)
+        weights = per_token(given, prompt_edit, 1.0)
         coarsest = min(positions(model.model.diffusion_model).values())
         cross = cross_resolution >= coarsest and any((e > cross_start).any() for e in ends)
         self_ = self_resolution >= coarsest and self_end > self_start
@@ -95,7 +96,8 @@ class PalimpsestAttentionInject(io.ComfyNode):
                 f"Attention Inject would change nothing: cross-attention runs from {cross_start} to {cross_end} up to "
                 f"{cross_resolution} of the latent's side, self-attention from {self_start} to {self_end} up to "
                 f"{self_resolution}; set an end above its start (paper: 0.8 and 0.4) and a resolution of {coarsest} or more.")
-        lost = [e[(w != 1) & ((e <= cross_start) | (cross_resolution < coarsest))] for e, w in zip(ends, weights)]
+        asked = per_token(dict(given, default=1.0), prompt_edit, 1.0) if cross else weights  # a default may spare a word
+        lost = [e[(w != 1) & ((e <= cross_start) | (cross_resolution < coarsest))] for e, w in zip(ends, asked)]
         if any(map(len, lost)):
             last = min(float(e.min()) for e in lost if len(e))
             why = (f"cross_resolution is {cross_resolution}: set it to {coarsest} or more" if cross_resolution < coarsest else
