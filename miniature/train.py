@@ -28,7 +28,7 @@ from .networks import READER_HEADS, Autoencoder, ReaderNet, TextEncoder, new_une
 log = logging.getLogger("palimpsest")
 HERE = Path(__file__).parent
 WEIGHTS, READER = "miniature.safetensors", "reader.safetensors"
-SHARES = dict(autoencoder=.14, reader=.08, unet=.78)
+SHARES = dict(autoencoder=.13, reader=.10, unet=.77)
 SCENES = 60_000
 
 
