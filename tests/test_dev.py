@@ -1,6 +1,7 @@
 """The set-up tool: what it reuses, what it notices and what it says. No network."""
 import ast
 import asyncio
+import errno
 import os
 import re
 import shutil
@@ -141,6 +142,32 @@ def test_two_set_ups_do_not_meet(tmp_path):
         assert not environment._try_lock(other)
     with open(tmp_path / "lock", "a+b") as other:
         assert environment._try_lock(other)
+
+
+@pytest.mark.skipif(environment.WINDOWS, reason="POSIX's lock")
+def test_a_folder_that_knows_no_locks_is_not_waited_for(tmp_path, monkeypatch):
+    """As some network file systems: another set-up is not at work there."""
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with open(tmp_path / "lock", "a+b") as file, pytest.raises(OSError, match="No locks"):
+        environment._try_lock(file)
+
+
+def test_a_python_without_all_that_comfyui_needs_is_not_its_own(tmp_path, monkeypatch):
+    assert environment.own_python(tmp_path, ("pytest",)) == Path(sys.executable)
+    monkeypatch.setattr(environment, "HOST_MODULES", ("torch", "no_such_module"))
+    assert environment.own_python(tmp_path, ("pytest",)) is None
+
+
+def test_a_mac_that_torch_is_not_built_for_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "x86_64")
+    with pytest.raises(SetupError, match="Intel processors: name a ComfyUI of your own with --comfyui PATH"):
+        environment.check_python()
 
 
 def test_no_disk_space_names_the_folder_and_both_numbers(bare, monkeypatch):
