@@ -52,7 +52,7 @@ class AttentionEdit(Editor):
     """An edit of attention: `acts` and `attend` for the target's rows, or for those of all `roles`; `keeps` names what of the
     source's q, k, v it reads. One that only looks gives `observe` instead of `attend`. Of several the one of lowest `rank` is
     nearest to the attention itself, of equal ranks the first attached."""
-    observe, roles, rank = None, ("target",), 0
+    observe, rank = None, 0
 
     def acts(self, run, site, sigma) -> bool:
         raise NotImplementedError
@@ -109,10 +109,11 @@ def _at(edits, call, where, inner, q, k, v, options):
 
 
 def _read(edits, call, site, inner, q, k, v, options):
-    wanted = "".join(edit.keeps(call.run, site, level) for edit in edits for level in call.levels)  # all of one INVERSION
-    if wanted:
-        call.run.reference.kept[id(edits[0].inversion), site.kind, site.position] = {
-            "grid": site.grid, "levels": call.levels, **{name: x for name, x in zip("qkv", (q, k, v)) if name in wanted}}
+    chunks = options["cond_or_uncond"]
+    for index, *qkv in zip(chunks, *(x.chunk(len(chunks)) for x in (q, k, v))):
+        wanted = "".join(edit.keeps(call.run, site, level) for edit in call.readers(index, edits) for level in call.levels)
+        if wanted:  # all edits are of one INVERSION
+            call.run.reference.keep(edits[0].inversion, call, index, site, {n: x for n, x in zip("qkv", qkv) if n in wanted})
     return inner(q, k, v, options)
 
 
@@ -152,13 +153,27 @@ def _chain(edits, rows, site, attention):
     return attention
 
 
+def require_all_rows(rows, count, what):
+    """A forward of a part of the rows does not say which, and `count` pictures, masks or prompts follow each other in them."""
+    whole = rows.call.run.shape[0]
+    if count > 1 and rows.count % whole:
+        raise ValueError(f"A forward has {rows.count} of the latent's {whole} rows, and the editors have {count} {what}, one a row: "
+                         "another node shows the model parts of the batch in turn (AnimateDiff's context options); remove it, or "
+                         f"give one of the {what} for all rows.")
+
+
 def source_of(edit, rows, site) -> Source:
-    """The source's features for these rows: of picture i mod B for row i, and of the entry's own window of the latent."""
-    call = rows.call
-    kept = call.run.reference.kept.get((id(getattr(edit, "inversion", None)), site.kind, site.position), {})
+    """The source's features for these rows: of picture i mod B for row i, and of the entry's own window of the latent.
+
+    What the null prompt's rows read is what the source shows under that prompt."""
+    call, prompt = rows.call, rows.entry.get("palimpsest_prompt")
+    kept = call.run.reference.kept.get((id(getattr(edit, "inversion", None)), prompt, site.kind, site.position), {})
     if set(edit.keeps(call.run, site, call.sigma)) - kept.keys():
         raise ValueError(f"The source's features are wanted at sigma {call.sigma:.3g}, and another node skipped the forward that "
                          "shows them: put EasyCache or its like before the editors, or remove it.")
+
+    if kept:
+        require_all_rows(rows, kept["pictures"], "pictures of the INVERSION")
 
     def seen(name):
         if name not in kept:
@@ -166,7 +181,7 @@ def source_of(edit, rows, site) -> Source:
         x = kept[name].unflatten(0, (len(kept["levels"]), -1))[kept["levels"].index(call.sigma)]
         if kept["grid"] != site.grid and (name == "q" or site.kind == "self"):
             x = window(x, kept["grid"], site.grid, rows)
-        count = rows.count * x.shape[0] // edit.inversion.batch  # another pack may cut q into tiles, rows of their own
+        count = rows.count * x.shape[0] // kept["pictures"]  # another pack may cut q into tiles, rows of their own
         return x.expand(count, -1, -1) if x.shape[0] == 1 else repeat_to_batch_size(x, count)
 
     return Source(seen("q"), seen("k"), seen("v"))
@@ -196,6 +211,7 @@ def in_tiles(edit, rows, site, q) -> bool:
 
 def mask_at(mask, rows, site):
     """[B, tokens] of a mask [B, h, w] at the latent's size: its mean over each token's cells, in the entry's own window."""
+    require_all_rows(rows, len(mask), "masks")
     if "area" in rows.entry:
         height, width, top, left = rows.entry["area"]
         mask = mask[:, top:top + height, left:left + width]

@@ -12,9 +12,10 @@ scaled to 0..1 and cut at a threshold (0.1).
 Keys are gathered, so any attention function serves. K_s and V_s are read by the reference branch at the inversion's own
 latents, never from a reconstruction that drifts: this is also Tuning-Free Inversion-Enhanced Control (Duan, Cui, Kang, Zhang,
 Fei, Fan, Huang 2023, arXiv:2312.14611).
-Differs from the paper: the null prompt's rows, where they look up the source too as in the authors' code, find what it shows
-under its own prompt (the same where it was inverted with an empty one, as the authors do with real pictures); the target's maps
-are means over all steps before, not of the step alone; an empty side of M_s at a layer means all its keys.
+As in the authors' code the null prompt's rows look up what the source shows under the null prompt.
+Differs from the paper: the target's maps are means over all steps before, not of the step alone; an empty side of M_s at a layer
+means all its keys.
+Checked against TencentARC/MasaCtrl@d0ba16b (Apache-2.0): a whole run (numbers in tests/data/null_rows.json).
 """
 from dataclasses import dataclass
 

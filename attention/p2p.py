@@ -22,7 +22,7 @@ import torch
 from comfy.utils import repeat_to_batch_size
 
 from ..host.tokens import sampled_tokens
-from .control import AttentionEdit
+from .control import AttentionEdit, require_all_rows
 
 
 def coefficients(pair, scheduled, weights):
@@ -86,6 +86,7 @@ class PromptToPrompt(AttentionEdit):
             return attention(source.q, source.k, v)
         if rows.entry.get("palimpsest_tokens") != self._targets:
             return attention(q, k, v)
+        require_all_rows(rows, len(self.pairs), "target prompts")
         mapped, own = (t if t is None else repeat_to_batch_size(t, rows.count) for t in self._now(rows.call, v))
         tokens = mapped.shape[-1]  # the host may repeat the text's columns: equal values, their probabilities sum
         out = attention(source.q, source.k, mapped @ v[:, :tokens])

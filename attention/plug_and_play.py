@@ -11,14 +11,15 @@ f^4 is what the decoder's second residual block at a quarter of the latent's sid
 of the block's last convolution), as in the authors' code; A^l are the self-attention maps of the decoder but for its first
 layer, put in place by the source's q and k (free_prompt.py).
 Differs from the paper: source features are read at the inversion's own latents with its own prompt (the authors invert with an
-empty one). As in the authors' code they may be given to the null prompt's rows too.
+empty one). As in the authors' first program the null prompt's rows are given what the source shows under the null prompt; their
+diffusers program gives them what it shows under an empty one, which is the same where the negative prompt is empty.
 """
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from comfy.patcher_extension import WrappersMP
 
+from ..host.hooks import hooked
 from ..host.session import Editor
 from .control import Rows, Site, source_of
 from .layers import places
@@ -43,6 +44,7 @@ class ResidualFeatures(Editor):
     blocks: frozenset
     end: float
     roles: tuple = ("target",)
+    roles: tuple = ("target",)
 
     def begin(self, run):
         run.warn_if_idle("Plug-and-Play Features", lambda sigma: self.reads(run, sigma))
@@ -55,26 +57,13 @@ class ResidualFeatures(Editor):
 
     @staticmethod
     def install(model_options, edits, call):
-        """model_options whose forwards pass the residual branches through `_at`; the hooks live for one forward."""
-        options = model_options.copy()
-        to = options["transformer_options"] = options["transformer_options"].copy()
-        wrappers = to["wrappers"] = dict(to.get("wrappers", {}))
-        around = wrappers[WrappersMP.APPLY_MODEL] = dict(wrappers.get(WrappersMP.APPLY_MODEL, {}))
-        around["palimpsest.features"] = [partial(_forward, edits, call)]
-        return options
+        """model_options whose forwards pass the residual branches through `_at`."""
+        def register(unet, options):
+            for number in frozenset().union(*(e.blocks for e in edits)):
+                branch = unet.output_blocks[number][0].out_layers[-1]
+                yield branch.register_forward_hook(partial(_at, edits, call, number, options))
 
-
-def _forward(edits, call, executor, *args, **kwargs):
-    """One forward of the host's apply_model, whose sixth argument is transformer_options."""
-    outputs, hooks = executor.class_obj.diffusion_model.output_blocks, []
-    try:
-        for number in frozenset().union(*(e.blocks for e in edits)):
-            branch = outputs[number][0].out_layers[-1]
-            hooks.append(branch.register_forward_hook(partial(_at, edits, call, number, args[5])))
-        return executor(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        return hooked(model_options, "palimpsest.features", register)
 
 
 def _at(edits, call, number, options, branch, inputs, h):
@@ -83,9 +72,10 @@ def _at(edits, call, number, options, branch, inputs, h):
     site = Site("feature", ("output", number), grid, None, None)
     mine = [e for e in edits if number in e.blocks]
     if call.mode == "read":
-        if any(e.reads(call.run, level) for e in mine for level in call.levels):
-            call.run.reference.kept[id(mine[0].inversion), site.kind, site.position] = {  # a token a place, as queries are
-                "grid": grid, "levels": call.levels, "q": h.flatten(2).transpose(1, 2)}
+        for index, shown in zip(options["cond_or_uncond"], h.chunk(len(options["cond_or_uncond"]))):
+            if any(e.reads(call.run, level) for e in call.readers(index, mine) for level in call.levels):
+                features = {"q": shown.flatten(2).transpose(1, 2)}  # a token a place, as queries are
+                call.run.reference.keep(mine[0].inversion, call, index, site, features)
         return h
     acting = [e for e in mine if e.reads(call.run, call.sigma)]
     if not acting:

@@ -9,16 +9,20 @@ r is the first row of the batch or, to transfer the style of a given picture, it
 reference's scores by a shift (ln 2), and may scale them:  score_r <- scale · score_r + shift.
 No map is made: scaling the scores is scaling K_r, and a shift is one more channel in each head, constant in the queries and
 in the keys the shift; so fused kernels do the work.
-Differs from the paper: K_r, V_r are read at the inversion's own latents; the null prompt's rows, where they share too, are
-given those of the picture's own prompt. The authors' code may also share the statistics of GroupNorm; that is left out.
-Checked against google/style-aligned (Apache-2.0).
+As in the authors' code the null prompt's rows share what r shows under the null prompt, and every GroupNorm takes its mean and
+variance over the tokens of both pictures. (They wrap LayerNorms alike, which changes nothing: those normalise each token.)
+Differs from the paper: K_r, V_r are read at the inversion's own latents.
+Checked against google/style-aligned@2faf0af (Apache-2.0): a whole run (numbers in tests/data/null_rows.json).
 """
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from .control import AttentionEdit, Source
+from ..host.hooks import hooked
+from ..host.session import Editor
+from .control import AttentionEdit, Rows, Site, Source, source_of
 from .layers import SelfAttentionEdit
 
 NAME = "Style Aligned"
@@ -107,3 +111,74 @@ def _require_all(rows, q):
     if len(q) % rows.count:
         raise ValueError(f"{NAME} is given {len(q)} of {rows.count} rows by another editor that has a mask for each row, and "
                          "shares among all: give that editor one mask.")
+
+
+def statistics(x, groups):
+    """[rows, groups, 2]: mean and variance of x (rows, channels, height, width) in each group of channels."""
+    x = x.float().unflatten(1, (groups, -1)).flatten(2)
+    return torch.stack([x.mean(2), x.var(2, correction=0)], 2)
+
+
+def shared_norm(norm, x, reference):
+    """GroupNorm of x (rows, channels, height, width) with the mean and variance of x and of a reference together, as many
+    values of each; reference: its `statistics`."""
+    (mean, var), (mean_r, var_r) = (s.unbind(2) for s in (statistics(x, norm.num_groups), reference))
+    mean, var = (mean + mean_r) / 2, (var + var_r) / 2 + ((mean - mean_r) / 2) ** 2
+    probe = x.new_tensor([1.0, -1.0]).expand(1, x.shape[1], 2)  # has mean 0 and variance 1, so shows weight and bias
+    high, low = norm.forward(probe).float().unbind(2)
+    weight, bias = ((high - low) / 2 * (1 + norm.eps) ** 0.5)[..., None, None], ((high + low) / 2)[..., None, None]
+    scaled = (x.float().unflatten(1, (norm.num_groups, -1)).flatten(2) - mean[..., None]) / (var[..., None] + norm.eps).sqrt()
+    return (weight * scaled.view(x.shape) + bias).to(x)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedNorms(Editor):
+    """Every GroupNorm takes its statistics over the rows' own tokens and the reference's: the inversion's picture, or the first
+    row of the batch without one."""
+    inversion: object
+    start: float
+    end: float
+    roles: tuple = ("target", "null")
+    lends = True
+
+    def acts(self, run, sigma):
+        return run.within(sigma, self.start, self.end)
+
+    def reads(self, run, sigma):
+        return self.inversion is not None and self.acts(run, sigma)
+
+    def keeps(self, run, site, sigma):
+        return "q" if self.reads(run, sigma) else ""
+
+    def reference(self, rows, site, x, groups):
+        """The statistics [rows, groups, 2] that these rows share."""
+        if self.inversion is None:
+            return statistics(x[:1], groups).expand(len(x), -1, -1)
+        return source_of(self, rows, site).q
+
+    @staticmethod
+    def install(model_options, edits, call):
+        """model_options whose forwards pass every GroupNorm through `_norm`."""
+        def register(unet, options):
+            for name, module in unet.named_modules():
+                if isinstance(module, torch.nn.GroupNorm):
+                    yield module.register_forward_hook(partial(_norm, edits, call, name, options))
+
+        return hooked(model_options, "palimpsest.norms", register)
+
+
+def _norm(edits, call, name, options, norm, inputs, out):
+    """One GroupNorm's output, with the shared statistics in the rows of the edits' roles."""
+    site, x = Site("norm", (name,), (1,), None, None), inputs[0]
+    keys = list(zip(options["cond_or_uncond"], options["uuids"]))
+    if call.mode == "read":
+        for (index, _), shown in zip(keys, x.chunk(len(keys))):
+            if any(e.reads(call.run, level) for e in call.readers(index, edits) for level in call.levels):
+                call.run.reference.keep(edits[0].inversion, call, index, site, {"q": statistics(shown, norm.num_groups)})
+        return out
+    parts = list(out.chunk(len(keys)))
+    for i, (key, own) in enumerate(zip(keys, x.chunk(len(keys)))):
+        role, entry = call.chunk(*key)
+        for edit in (e for e in edits if role in e.roles and e.acts(call.run, call.sigma)):
+            parts[i] = shared_norm(norm, own, edit.reference(Rows(call, entry, len(own)), site, own, norm.num_groups))
+    return torch.cat(parts)

@@ -13,7 +13,7 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from comfy.utils import repeat_to_batch_size
 
-from .reference import Reference
+from .reference import Reference, null_entries
 
 KEY = "palimpsest"
 RUN = "palimpsest.run"
@@ -25,6 +25,7 @@ class Editor:
     a run's own state lives in `run.memory`. prompts: CONDITIONINGs of its own; `run.prompts(editor)` has them encoded."""
     prompts = ()
 
+    roles = ("target",)  # the rows that it acts on, "target" and "null"
     lends = False  # whether its inversion is of another picture than the one sampled, so that no run begins at its noise
     holds = False  # whether it keeps a part of the picture as it was: then it has the last word, wherever it stands in the chain
 
@@ -176,7 +177,8 @@ def controlled_as(entries, others, sigma) -> list:
 
 def _distinct(chosen) -> list:
     """The distinct INVERSIONs that some editors hold."""
-    return list({id(e.inversion): e.inversion for e in chosen if hasattr(e, "inversion")}.values())
+    held = [getattr(e, "inversion", None) for e in chosen]
+    return list({id(inversion): inversion for inversion in held if inversion is not None}.values())
 
 
 def _sources(chosen) -> list:
@@ -284,25 +286,27 @@ def _check_noise(run, x, sigma):
 
 def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     run = running(model_options)
-    if run is None or any(conds[0] is entries for entries in run.reference.entries):
+    if run is None or any(conds[0] is entries for entries in run.reference.reading):
         return executor(model, conds, x_in, timestep, model_options)
     sigma = float(timestep[0])
     for editor in run.editors:
         conds = editor.conditions(run, conds, sigma)
-    _read(run, executor, model, x_in, timestep, model_options)
+    nulls = [c for i, c in enumerate(conds) if c is not None and run.role(conds, i) == "null"]
+    _read(run, executor, model, x_in, timestep, model_options, nulls)
     x0s = executor(model, conds, x_in, timestep, _install(model_options, run.editors, Call(run, "write", conds, sigma)))
     for editor in reversed(run.editors):
         x0s = editor.predicted(run, x0s, x_in, sigma)
     return x0s
 
 
-def _read(run, executor, model, x_in, timestep, model_options):
+def _read(run, executor, model, x_in, timestep, model_options, nulls=()):
     sigma = float(timestep[0])
 
-    def patch(readers, entries, levels):
-        return _install(model_options, readers, Call(run, "read", entries, sigma, levels))
+    def patch(readers, conds, levels, prompts):
+        return _install(model_options, readers, Call(run, "read", conds, sigma, levels, prompts))
 
-    run.reference.read(executor, model, x_in, timestep, sigma, lambda level: [e for e in run.editors if e.reads(run, level)], patch)
+    run.reference.read(executor, model, x_in, timestep, sigma, lambda level: [e for e in run.editors if e.reads(run, level)],
+                       null_entries(nulls), patch)
 
 
 def _install(model_options, chosen, call) -> dict:
@@ -320,13 +324,18 @@ def _install(model_options, chosen, call) -> dict:
 
 @dataclass(frozen=True)
 class Call:
-    """One calc_cond_batch: the run, "read" (the reference's rows) or "write" (the host's own), its cond lists and σ; where it
-    reads, all the σ of its rows."""
+    """One calc_cond_batch.
+
+    mode: "read" (the reference's rows) or "write" (the host's own).
+    levels: where it reads, all the σ of its rows.
+    prompts: where it reads, the prompt of each cond list, as Reference names it.
+    """
     run: Run
     mode: str
     conds: list
     sigma: float
     levels: tuple = ()
+    prompts: tuple = ()
     chunks: dict = field(default_factory=dict)
 
     def chunk(self, index, uuid):
@@ -342,7 +351,13 @@ class Call:
         entry = next(e for e in self.conds[index] if e["uuid"] == uuid)
         text = entry["model_conds"].get("c_crossattn")
         owner = next(e for e in self.conds[index] if e["model_conds"].get("c_crossattn") is text)
-        return self.run.role(self.conds, index), {**entry, "palimpsest_tokens": owner.get("palimpsest_tokens")}
+        role = self.run.role(self.conds, index)
+        prompt = owner["uuid"] if role == "null" else None
+        return role, {**entry, "palimpsest_tokens": owner.get("palimpsest_tokens"), "palimpsest_prompt": prompt}
+
+    def readers(self, index, edits) -> list:
+        """Those of some edits that read what a read's cond list shows."""
+        return [e for e in edits if "null" in e.roles or self.prompts[index] is None]
 
 
 _WRAPPERS = {WrappersMP.PREPARE_SAMPLING: _prepare_sampling, WrappersMP.SAMPLER_SAMPLE: _sampler_sample,

@@ -34,8 +34,8 @@ def share_input(name, default, tooltip):
 
 def null_input():
     return io.Boolean.Input("null_too", default=True, tooltip=(
-        "Whether the null prompt's rows are given the source's features too. On (paper): guidance weighs the words alone. "
-        "Off: it weighs the source's features as well, which holds the source harder."))
+        "Whether the null prompt's rows are edited too, with what the source shows under the null prompt. On (paper): guidance "
+        "weighs the words alone. Off: it weighs the source's features as well, which holds the source harder."))
 
 
 def check_span(node, start, end, paper):

@@ -7,7 +7,7 @@ from ..attention.cross_image import CrossImage, two_finest
 from ..attention.layers import places, roles
 from ..attention.reweight import Reweight
 from ..attention.store import WordMaps, resolution
-from ..attention.style_aligned import ReferencePicture, ReferenceRow, Sharing
+from ..attention.style_aligned import ReferencePicture, ReferenceRow, SharedNorms, Sharing
 from ..blending.local_blend import latent_mask
 from ..host.sampling import check_family
 from ..host.session import attach
@@ -44,19 +44,26 @@ class PalimpsestStyleAligned(io.ComfyNode):
                 null_input(),
                 InversionType.Input("inversion", optional=True, tooltip="The picture whose style is wanted. Not connected: the "
                                     "first row of the batch is the reference."),
+                io.Boolean.Input("share_norms", default=True, optional=True, tooltip=(
+                    "Whether the network's group norms take their statistics over both pictures, which shares contrast and "
+                    "colours. Paper: on, and off across a batch on SDXL.")),
             ],
             outputs=[io.Model.Output()])
 
     @classmethod
-    def execute(cls, model, start, end, shift, scale, normalise, layers, null_too, inversion=None) -> io.NodeOutput:
+    def execute(cls, model, start, end, shift, scale, normalise, layers, null_too, inversion=None,
+                share_norms=True) -> io.NodeOutput:
         node = "Style Aligned"
         require_unet(model, node)
         check_span(node, start, end, "0 and 1")
         chosen = layers_of(layers, model, everywhere)
         share = Sharing(scale, shift, normalise)
+        if inversion is not None:
+            check_family(model, inversion)
+        if share_norms:
+            model = attach(model, SharedNorms(inversion, start, end, roles(null_too)))
         if inversion is None:
             return io.NodeOutput(attach(model, ReferenceRow(chosen, start, end, roles(null_too), share)))
-        check_family(model, inversion)
         return io.NodeOutput(attach(model, ReferencePicture(inversion, chosen, start, end, roles(null_too), share)))
 
 

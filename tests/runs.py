@@ -76,6 +76,8 @@ class Case:
             self.latent = tiny.latent(self.model, batch, size) if latent is None else latent
             self.inversion, noise, self.sigmas = invert(self.model, self.source, self.latent, steps)
             self.noise = noise["samples"]
+            apart = torch.randn(self.noise.shape, generator=torch.Generator().manual_seed(3))
+            self.apart = self.noise + 0.3 * self.noise.std() * apart
 
     def sample(self, model=None, positive=None, cfg=7.5, sampler="euler", latent=None, sigmas=None, callback=None, seed=0,
                negative=None, guider=None):

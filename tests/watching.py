@@ -7,6 +7,7 @@ import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 from editors import ACTS, CROSS_END, READS, STEPS
+from palimpsest.host.session import RUN
 from runs import Case, kept
 
 LONG = "soft light, " * 26  # 78 tokens
@@ -60,8 +61,7 @@ class Chunk:
 
 
 def watch(case, model, guider=None, order=("positive", "negative"), run=None, cfg=7.5, **kwargs):
-    """(result, Chunks) of one run. A chunk whose entry is none of the guider's is the reference's. Beside another's
-    wrapper, such as this one, the source is read at one σ a forward."""
+    """(result, Chunks) of one run. Beside another's wrapper, such as this one, the source is read at one σ a forward."""
     noted = []
 
     def apply(executor, x, t, c_concat, c_crossattn, control, options, *args, **extra):
@@ -69,7 +69,9 @@ def watch(case, model, guider=None, order=("positive", "negative"), run=None, cf
         if x.requires_grad:  # a forward for an editor's gradient
             return x0
         chunks = list(zip(options["cond_or_uncond"], options["uuids"], x0.chunk(len(options["uuids"]))))
-        noted.extend((float(options["sigmas"][0]), *chunk, control is not None, len(chunks)) for chunk in chunks)
+        run = options.get(RUN)
+        read = run is not None and bool(run.reference.reading)
+        noted.extend((float(options["sigmas"][0]), read, *chunk, control is not None, len(chunks)) for chunk in chunks)
         return x0
 
     model = model.clone()
@@ -84,8 +86,8 @@ def watch(case, model, guider=None, order=("positive", "negative"), run=None, cf
     result = (run or case.sample)(guider=guider, **kwargs)
     entries = {e["uuid"]: (name, i) for name, found in guider.original_conds.items() for i, e in enumerate(found)}
     roles = dict(enumerate(order))
-    return result, [Chunk(sigma, roles.get(index, f"added {index}") if uuid in entries or index else "reference",
-                          entries.get(uuid), *rest) for sigma, index, uuid, *rest in noted]
+    return result, [Chunk(sigma, "reference" if read else roles.get(index, f"added {index}"),
+                          entries.get(uuid), *rest) for sigma, read, index, uuid, *rest in noted]
 
 
 def predictions(case, model, positive=None, **kwargs):
