@@ -3,16 +3,18 @@ Cohen-Or, ICCV 2023. arXiv:2303.11306
 
 Denoising settles layout first, then shapes, then details. Mix-and-Match therefore samples with the picture's prompt P, but in
 the interval [T3, T2] takes the values of cross-attention from a prompt P' with a proxy word: softmax(Q K(P)^T) · V(P').
-Two ways keep the rest in place. Shapes: with O the pixels of the objects to preserve, found by their words' cross-attention,
-self-attention maps become
+Two ways keep the rest in place. Shapes: with O the pixels of the objects to preserve and B those of the object whose shape
+varies, found by their words' cross-attention, self-attention maps become
 
-    S*_t <- M ⊙ S_t + (1 - M) ⊙ S*_t,    M[i, j] = 1 where i or j is in O.
+    S*_t <- M ⊙ S_t + (1 - M) ⊙ S*_t,    M[i, j] = 1 where i or j is in O and neither is in B.
 
-With o_i the indicator of O and attention linear in its values, no map is made:
-    out_i = Attention(Q_s, K_s, V*)_i + (1 - o_i) · [Attention(Q*, K*, (1 - o) ⊙ V*) - Attention(Q_s, K_s, (1 - o) ⊙ V*)]_i.
+With o and b the indicators of O and B and attention linear in its values, no map is made:
+    out = S* V + (1 - b) ⊙ [Δ((1 - b) ⊙ V) - (1 - o) ⊙ Δ((1 - o) ⊙ (1 - b) ⊙ V)],    Δ(X) = S X - S* X,
+which without B is S V - (1 - o) ⊙ Δ((1 - o) ⊙ V).
 Background: late in the schedule (35 of 50) everything outside the object is taken from the source's latent; that is Latent Blend.
 Differs from the paper: O is cut at a share of the words' largest value, not at a probability of 0.05, and may be soft; the
 background's segments are not clustered from self-attention.
+Checked against the paper's equations and orpatashnik/local-prompt-mixing@4bc225d (no licence: read for its formula alone).
 """
 from dataclasses import dataclass
 
@@ -81,17 +83,27 @@ class MixedValues(Editor):
 
 @dataclass(frozen=True, eq=False)
 class PreservedShapes(SelfAttentionEdit):
-    """preserved: O, a mask [B, h, w] at the latent's size."""
+    """preserved, varied: O and B, masks [B, h, w] at the latent's size; B may be None."""
     preserved: torch.Tensor = None
+    varied: torch.Tensor = None
     name = NAME
 
     @property
     def masks(self):
-        return [self.preserved]
+        return [m for m in (self.preserved, self.varied) if m is not None]
 
     def attend(self, rows, site, q, k, v, source, attention):
         if in_tiles(self, rows, site, q):
             return attention(q, k, v)
-        free = 1 - repeat_to_batch_size(mask_at(self.preserved, rows, site), rows.count)[..., None].to(v)
-        changed = attention(q, k, free * v) - attention(source.q, source.k, free * v)
-        return attention(source.q, source.k, v) + free * changed
+
+        def outside(mask):
+            return 1 - repeat_to_batch_size(mask_at(mask, rows, site), rows.count)[..., None].to(v)
+
+        def change(x):
+            return attention(source.q, source.k, x) - attention(q, k, x)
+
+        free = outside(self.preserved)
+        if self.varied is None:
+            return attention(source.q, source.k, v) - free * change(free * v)
+        rest = outside(self.varied)
+        return attention(q, k, v) + rest * (change(rest * v) - free * change(free * rest * v))

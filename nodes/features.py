@@ -249,10 +249,10 @@ class PalimpsestPromptMixing(io.ComfyNode):
         rows = math.lcm(*map(len, masks + painted))
         masks, painted = ([repeat_to_batch_size(m, rows) for m in found] for found in (masks, painted))
         kept = torch.stack(masks[:1] + painted).amax(0)
-        kept = kept * (1 - masks[1]) if masks else kept
-        check_some(node, "shape to preserve", kept)
+        varied = masks[1] if object.strip() else None
+        check_some(node, "shape to preserve", kept if varied is None else kept * (1 - varied))
         chosen = layers_of(layers, model, lambda unet: coarse(unet, 0.5))
-        return io.NodeOutput(attach(model, PreservedShapes(inversion, chosen, 0.0, preserve_end, preserved=kept)))
+        return io.NodeOutput(attach(model, PreservedShapes(inversion, chosen, 0.0, preserve_end, preserved=kept, varied=varied)))
 
 
 NODES = [PalimpsestMutualSelfAttention, PalimpsestPlugAndPlay, PalimpsestFreePromptEdit, PalimpsestPromptMixing]

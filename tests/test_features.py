@@ -15,7 +15,7 @@ from palimpsest.attention.masactrl import MutualSelfAttention, object_mask
 from palimpsest.attention.plug_and_play import after_first, second_block
 from palimpsest.attention.prompt_mixing import MixedValues, PreservedShapes
 from palimpsest.host.sampling import schedule
-from palimpsest.host.session import attach
+from palimpsest.host.session import attach, editors
 from palimpsest.nodes.attention import PalimpsestAttentionStore
 from palimpsest.nodes.features import (PalimpsestFreePromptEdit, PalimpsestMutualSelfAttention, PalimpsestPlugAndPlay,
                                        PalimpsestPromptMixing)
@@ -151,16 +151,45 @@ def test_the_object_is_where_its_words_are_over_the_threshold_of_their_range():
     assert object_mask(torch.ones(1, 1, 2, 2), (2, 2), 0.1).isfinite().all()
 
 
+@pytest.mark.parametrize("varied", [False, True])
 @pytest.mark.parametrize("soft", [1.0, 0.5])
-def test_preserved_shapes_take_the_sources_rows_and_columns(soft):
+def test_preserved_shapes_take_the_sources_rows_and_columns(soft, varied):
+    """Those of the preserved places, and none of the object's whose shape varies, where they overlap."""
     target, source = features(2, 0), features(2, 1)
-    o = torch.zeros(SIDE, SIDE).double()
-    o[:2, 1:3] = soft
-    o = o.flatten()
-    rows_and_columns = 1 - (1 - o)[:, None] * (1 - o)[None]
-    maps = rows_and_columns * softmax_maps(*source[:2]) + (1 - rows_and_columns) * softmax_maps(*target[:2])
-    editor = PreservedShapes(None, frozenset(), 0, 1, preserved=soft * mask((0, 4, 2, 6)))
+    o, b = torch.zeros(2, SIDE, SIDE).double()
+    o[:2, 1:3], b[1:, 2:] = soft, soft * varied
+    o, b = o.flatten(), b.flatten()
+    m = (1 - (1 - o)[:, None] * (1 - o)[None]) * (1 - b)[:, None] * (1 - b)[None]
+    maps = m * softmax_maps(*source[:2]) + (1 - m) * softmax_maps(*target[:2])
+    editor = PreservedShapes(None, frozenset(), 0, 1, preserved=soft * mask((0, 4, 2, 6)),
+                             varied=soft * mask((2, 8, 4, 8)) if varied else None)
     torch.testing.assert_close(attend(editor, 2, target, source), apply_maps(maps, target[2]), rtol=1e-6, atol=1e-6)
+
+
+@dataclass(frozen=True, eq=False)
+class ExplicitShapes(PreservedShapes):
+    """The edited maps, made as the paper writes them."""
+
+    def attend(self, rows, site, q, k, v, source, attention):
+        q, k, q_s, k_s, v = (x.unflatten(-1, (site.heads, -1)).transpose(1, 2) for x in (q, k, source.q, source.k, v))
+        theirs, own = ((a @ b.transpose(-1, -2) * a.shape[-1] ** -0.5).softmax(-1) for a, b in ((q_s, k_s), (q, k)))
+        o, b = (mask_at(m, rows, site)[0] for m in (self.preserved, self.varied))
+        m = (1 - (1 - o)[:, None] * (1 - o)) * (1 - b)[:, None] * (1 - b)
+        return ((m * theirs + (1 - m) * own) @ v).transpose(1, 2).flatten(2)
+
+
+@each_family
+def test_a_run_that_preserves_shapes_is_that_of_explicit_maps(family):
+    """By the node, with the object found by its word within what is preserved."""
+    c = case(family)
+    preserved = {"preserve_end": 1.0, "mask": whole(c), "inversion": c.inversion}
+    model = mixing(c, object="cat", threshold=0.9, attention=store(c), **preserved)
+    shapes = editors(model)[-1]
+    assert 0 < shapes.varied.mean() < 1
+    explicit = attach(model, ExplicitShapes(**vars(shapes)), replacing=shapes)
+    found = c.sample(model)
+    assert relative(found, c.sample(explicit)) < 2e-5
+    assert relative(found, c.sample(mixing(c, **preserved))) > 1e-3
 
 
 def mutual(c, start=0.0, end=1.0, layers="", source_words="", target_words="", threshold=0.1, null_too=False, **masks):
