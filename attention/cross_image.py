@@ -10,11 +10,12 @@ with the contrast β (1.67) and μ(A) the mean of a row, 1/n of n keys. Appearan
 exchange too, ε = ε_× + α (ε - ε_×) with α falling from 3.5 to half of it over the run, and AdaIN gives each channel of the
 latent the appearance's mean and deviation, between two masks of the object where they are given.
 The clip makes A' no linear function of A: β out + (1 - β) mean(V_app) would be, but most of a peaked row is below μ (β - 1) / β,
-where the clip holds it at zero. So here maps are made, some queries at a time; without contrast none is.
+where the clip holds it at zero. So here maps are made, some queries at a time, for what contrast changes, (A' - A) V_app; without
+contrast none is. A V_app comes from whatever computes attention there, so that another pack's patch and other edits act.
 Differs from the paper: K_app and V_app are read at the inversion's own latents; AdaIN acts on the predicted x0, with the
-appearance's clean latent, which any sampler carries on; at every fifth step before the 40th the authors' code takes K and V of
-the structure, which is left out.
-Checked against garibida/cross-image-attention (MIT).
+appearance's clean latent, which any sampler carries on. The authors' code, but not the paper, takes K and V of the structure at
+every fifth step before the 40th, which brings the structure's own looks back in six of 57 steps; that is left out.
+Checked against garibida/cross-image-attention@ee2080c (MIT).
 """
 from dataclasses import dataclass
 
@@ -28,13 +29,13 @@ CELLS = 2 ** 24  # of maps that are held at once
 
 
 def contrasted(q, k, v, heads, contrast):
-    """A' v for q [rows, queries, channels] and k, v [rows, keys, channels]."""
+    """(A' - A) v for q [rows, queries, channels] and k, v [rows, keys, channels]."""
     q, k, v = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     mean = 1 / k.shape[2]
 
     def some(part):
         maps = (part @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-        return ((maps - mean) * contrast + mean).clamp(0, 1) @ v
+        return (((maps - mean) * contrast + mean).clamp(0, 1) - maps) @ v
 
     size = max(1, CELLS // (len(q) * heads * k.shape[2]))
     return torch.cat([some(part) for part in q.split(size, 2)], 2).transpose(1, 2).flatten(2)
@@ -83,10 +84,11 @@ class CrossImage(SelfAttentionEdit):
     def attend(self, rows, site, q, k, v, source, attention):
         if rows.entry.get("palimpsest_own") is self:
             return attention(q, k, v)
+        out = attention(q, source.k, source.v)
         if self.contrast == 1:
-            return attention(q, source.k, source.v)
+            return out
         k, v = (x.reshape(len(q), -1, x.shape[-1]) for x in (source.k, source.v))  # where another node cuts q into tiles
-        return contrasted(q, k, v, site.heads, self.contrast).to(q)
+        return out + contrasted(q, k, v, site.heads, self.contrast).to(out)
 
     def conditions(self, run, conds, sigma):
         """With the target's lists once more, for the prediction without the exchange."""

@@ -127,8 +127,25 @@ def test_contrast_is_that_of_the_maps_however_many_are_made_at_once(cells, monke
     mean = maps.mean(-1, keepdim=True)
     spread = (maps - mean) * 1.67 + mean
     assert spread.min() < 0 and spread.max() > 1
-    assert relative(contrasted(q, k, v, HEADS, 1.67), apply_maps(spread.clip(0, 1), v)) < 1e-5
-    assert relative(contrasted(q, k, v, HEADS, 1.0), attention(q, k, v)) < 1e-5
+    assert relative(attention(q, k, v) + contrasted(q, k, v, HEADS, 1.67), apply_maps(spread.clip(0, 1), v)) < 1e-5
+    assert contrasted(q, k, v, HEADS, 1.0).abs().max() < 1e-5
+
+
+def test_contrast_changes_maps_and_keeps_what_another_function_makes_of_the_plain_ones():
+    """Another pack's patch or an edit further in, called once with the appearance's k and v."""
+    target, source = features(2, 0), features(2, 1)
+    called = []
+
+    def other(q, k, v):
+        called.append((q, k, v))
+        return 1.5 * attention(q, k, v) + 1
+
+    editor = CrossImage(None, frozenset(), 0, 1, contrast=1.67)
+    got = editor.attend(Rows(Call(Run()), {}, 2), SITE, *target, Source(*source), other)
+    maps, mean = softmax_maps(target[0], source[1]), 1 / SIDE ** 2
+    wanted = apply_maps(((maps - mean) * 1.67 + mean).clip(0, 1) + 0.5 * maps, source[2]) + 1
+    assert relative(got, wanted) < 1e-5
+    assert len(called) == 1 and all(a is b for a, b in zip(called[0], (target[0], *source[1:]), strict=True))
 
 
 def test_statistics_are_those_of_the_places_in_the_mask():
