@@ -131,7 +131,10 @@ def _write(edits, call, site, inner, q, k, v, options):
         here = {**options, "cond_or_uncond": [index], "uuids": [uuid]}
         chosen = [e for e in acting if role in e.roles]
         rows = Rows(call, entry, qkv[2].shape[0])
-        out.append(_chain(chosen, rows, site, _bound(inner, here))(*qkv))
+        try:
+            out.append(_chain(chosen, rows, site, _bound(inner, here))(*qkv))
+        except _NothingLookedUp:
+            out.append(qkv[2])
         if out[-1].shape[:2] != qkv[0].shape[:2]:
             raise ValueError(f"{site.kind.title()}-attention of the source is cut into tiles of {out[-1].shape[1]} tokens, the "
                              f"target's of {qkv[0].shape[1]}: another node cuts at random; set HyperTile's swap_size to 1.")
@@ -141,8 +144,18 @@ def _write(edits, call, site, inner, q, k, v, options):
     return torch.cat(out)
 
 
+class _NothingLookedUp(Exception):
+    """A function gave the values as they are, as Perturbed-Attention Guidance's does: every token keeps its own, whatever edits
+    would have it look up."""
+
+
 def _bound(function, options):
-    return lambda q, k, v: function(q, k, v, options)
+    def attention(q, k, v):
+        out = function(q, k, v, options)
+        if out is v:
+            raise _NothingLookedUp
+        return out
+    return attention
 
 
 def _chain(edits, rows, site, attention):

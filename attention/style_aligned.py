@@ -60,10 +60,8 @@ class Sharing:
         keys, values = torch.cat([k, self.scale * reference.k], 1), torch.cat([v, reference.v], 1)
         if self.shift:
             bias = torch.cat([x.new_full(x.shape[1:2], shift) for x, shift in ((k, 0.0), (reference.k, self.shift))])
-            out = biased(q, keys, values, bias, heads, attention)
-        else:
-            out = attention(q, keys, values)
-        return out[:, :q.shape[1]]  # a function that gives the values as they are, such as PAG's, gives them all
+            return biased(q, keys, values, bias, heads, attention)
+        return attention(q, keys, values)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,24 +3,26 @@ from collections import Counter, defaultdict
 
 import comfy.cldm.cldm
 import comfy.controlnet
+import comfy.samplers
 import nodes as host
 import pytest
 import tiny
 import torch
+from comfy.model_patcher import set_model_options_patch_replace
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_freelunch import FreeU
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
 from editors import EDITORS, READS, each_with
-from palimpsest.attention.control import host_attention
+from palimpsest.attention.control import host_attention, positions
 from palimpsest.nodes.attention import PalimpsestAttentionInject
 from palimpsest.nodes.blending import PalimpsestNoiseMask
 from palimpsest.nodes.inversion import PalimpsestReplay
 from palimpsest.nodes.refine import PalimpsestNegativePromptInvert
 from palimpsest.nodes.semantic import PalimpsestLEDITS, PalimpsestSEGAGuidance
 from runs import Case, kept, relative
-from watching import assert_close, case, differ, each_family, limit, near, of, watch
+from watching import acts, assert_close, case, differ, each_family, limit, near, of, predictions, watch
 
 
 def lora(model):
@@ -37,6 +39,34 @@ def lora(model):
 
 def pag(model):
     return PerturbedAttentionGuidance.execute(model, 3.0).result[0]
+
+
+def everywhere_perturbed(model):
+    """PAG as sd-perturbed-attention has it, at any layers; here at all."""
+    def after_cfg(args):
+        options = args["model_options"].copy()
+        for position in positions(args["model"].diffusion_model):
+            options = set_model_options_patch_replace(options, lambda q, k, v, o: v, "attn1", *position)
+        pag, = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
+        return args["denoised"] + 3 * (args["cond_denoised"] - pag)
+
+    model = model.clone()
+    model.set_model_sampler_post_cfg_function(after_cfg)
+    return model
+
+
+@pytest.mark.parametrize("editor", ["mutual", "mutual by words", "style aligned", "cross image", "free prompt", "composite"])
+def test_where_self_attention_is_perturbed_every_token_keeps_its_own_value(editor):
+    """Not the source's, which lie where the source has them: the perturbed prediction, a step's last, is that without the edit."""
+    c, perturbed = case("sd15"), defaultdict(list)
+    for model in (EDITORS[editor](c), c.model):
+        for k in of(predictions(c, everywhere_perturbed(model)), "positive"):
+            perturbed[k.sigma, model is c.model].append(k.x0)
+    for sigma in c.sigmas[:-1].tolist():
+        if acts(editor, c, sigma):
+            (first, *_, last), (unedited, wanted) = perturbed[sigma, False], perturbed[sigma, True]
+            assert_close(last, wanted)
+            assert differ(first, last) and differ(unedited, wanted)
 
 
 def free_u(model):
