@@ -59,7 +59,7 @@ METHODS = {
     "DDIM + reference (= Direct inversion)": Method("inversion.PalimpsestDDIMInvert", source="re-read"),
     "plain P2P (drifting source)": Method("inversion.PalimpsestDDIMInvert", source="drifting"),
     "Fixed point (AIDI)": Method("refine.PalimpsestFixedPointInvert"),
-    "ReNoise": Method("refine.PalimpsestReNoiseInvert"),
+    "ReNoise": Method("refine.PalimpsestReNoiseInvert", {"scheduler": "ddim_uniform"}),  # as the others
     "Regularized (pix2pix-zero)": Method("regularized.PalimpsestRegularizedInvert"),
     "Negative-prompt": Method("refine.PalimpsestNegativePromptInvert"),
     "Null-text": Method("null_text.PalimpsestNullTextOptimize"),

@@ -5,10 +5,13 @@ A sampler's step, z_{t-1} = φ·z_t + ψ·ε(z_t, t) + ρ·ε_t, is turned aroun
 unknown z_t inside ε is first z_{t-1}, then K times the estimate just found ("renoising"), and the last direction is the
 average of the network's last predictions. In x and σ a step of Euler (ancestral) reads
     x_c = x_n + (σ_down - σ_n)·ε(x_n, σ_n) + σ_up·ε_t,
-with σ_down = σ_c and σ_up = 0 where it is deterministic.
+with σ_down = σ_c and σ_up = 0 where it is deterministic. The first guess is the sampler's own latent: DDIM's z, so that x is
+rescaled, and Euler ancestral's x as it is.
 Noise correction (samplers that add noise): once x_n stands, ε_t becomes the one noise with which the step gives x_c
 exactly; it is kept, and the reverse adds it. The step to σ = 0 adds none, so its own error stays.
-Differs from the paper: the editability losses on the predicted noise are left out. Written without the authors' code.
+Differs from the paper: the editability losses on the predicted noise are left out. Differs from the authors' code, which leads
+the drawn noise towards the one of noise correction by a few steps of fixed length and so stops short of it.
+Of that code (garibida/ReNoise-Inversion@fa83238), which has no licence, only settings are taken: defaults, averages, first guesses.
 """
 import torch
 from torch import Tensor
@@ -29,8 +32,7 @@ def ancestral_step(noisy: Tensor, clean: Tensor, eta: float):
 def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, flow=False, iterations=9,
            average=2, early_iterations=5, early=0.0, eta=0.0, seed=0) -> tuple[list, dict]:
     """Follow the reverse process from the clean latent x [B,C,…] to σ[0], with `iterations` renoisings a step and the
-    mean of the last `average` predictions; at levels under σ `early`, with `early_iterations` and the mean of all
-    predictions.
+    mean of the last `average` predictions; at levels under σ `early`, with the mean of the first `early_iterations`.
 
     model(x, sigma [B], **extra_args) returns x0; sigmas [S+1] descend to 0; callback gets k-diffusion's dict at every
     model call. eta > 0 inverts Euler ancestral, with noise drawn from the seed and then corrected; not on flow models.
@@ -55,10 +57,12 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
         down, up = ancestral_step(noisy, clean, eta)
         noise = torch.randn(x.shape, generator=generator).to(x) if up > 0 else torch.zeros_like(x)
-        z = x if flow else x * ((1 + noisy ** 2) / (1 + clean ** 2)).sqrt()
-        predictions, last = [], early_iterations if noisy < early else iterations
-        for _ in range(last + 1):
-            predictions = [*predictions, eps(z)][-(last + 1 if noisy < early else average):]
+        z = x if flow or eta > 0 else x * ((1 + noisy ** 2) / (1 + clean ** 2)).sqrt()
+        predictions, count, kept = [], iterations + 1, average
+        if noisy < early:
+            count = kept = max(1, early_iterations)
+        for _ in range(count):
+            predictions = [*predictions, eps(z)][-kept:]
             z = x + (noisy - down) * predictions[-1] - up * noise
         z = x + (noisy - down) * torch.stack(predictions).mean(0) - up * noise
         if up > 0:

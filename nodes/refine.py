@@ -6,6 +6,7 @@ from ..inversion import ddim, fixed_point, negative_prompt, renoise
 from .runner import inputs, invert, outputs, own_sigmas
 
 ACCELERATIONS = {"none": 0, "anderson": fixed_point.MEMORY}
+EARLY = 1 - 250 / 999  # percent of the schedule: t < 250
 
 
 class PalimpsestFixedPointInvert(io.ComfyNode):
@@ -54,7 +55,7 @@ class PalimpsestReNoiseInvert(io.ComfyNode):
             description="Noises again from each estimate of a step and averages the last predictions (Garibi et al. "
                         "2024); made for models of few steps, such as SDXL Turbo. No guidance (CFG 1).",
             inputs=[
-                *inputs(4),
+                *inputs(4, scheduler="simple", which="The paper's on SDXL Turbo is simple: timesteps 999, 749, 499 and 249."),
                 io.Int.Input("iterations", default=9, min=0, max=100,
                              tooltip="Renoisings a step, each a model evaluation; 0: DDIM inversion. Paper: 9 on SDXL "
                                      "Turbo."),
@@ -62,8 +63,8 @@ class PalimpsestReNoiseInvert(io.ComfyNode):
                              tooltip="How many of the last predictions are averaged; 1: only the last. Paper: 2 on "
                                      "SDXL Turbo."),
                 io.Int.Input("early_iterations", default=5, min=0, max=100,
-                             tooltip="Renoisings at the cleanest levels (timesteps under 250), where all predictions "
-                                     "are averaged. Paper: 5 on SDXL Turbo."),
+                             tooltip="Predictions at the cleanest levels (timesteps under 250), all of them averaged; "
+                                     "0 and 1: DDIM inversion there. Paper: 5 on SDXL Turbo."),
                 io.Float.Input("eta", default=0.0, min=0.0, max=1.0, step=0.01,
                                tooltip="0 inverts the deterministic sampler; any ODE sampler replays it. Over 0 "
                                        "inverts euler ancestral at this eta with noise from the seed, which noise "
@@ -84,7 +85,7 @@ class PalimpsestReNoiseInvert(io.ComfyNode):
         if eta > 0 and prediction_type(model) == "flow":
             raise ValueError(f"ReNoise's noise correction at eta {eta:g} is known for eps and v models, this MODEL is "
                              "a flow model: set eta to 0.")
-        early = float(model.get_model_object("model_sampling").percent_to_sigma(0.75))
+        early = float(model.get_model_object("model_sampling").percent_to_sigma(EARLY))
 
         def solve(*args, **kwargs):
             return renoise.invert(*args, iterations=iterations, average=average, early_iterations=early_iterations,

@@ -59,7 +59,7 @@ def _cpu(value):
     return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
-def inputs(steps=50, why=None):
+def inputs(steps=50, why=None, scheduler="ddim_uniform", which="The papers' is ddim_uniform (leading spacing)."):
     """MODEL, source, LATENT, steps and scheduler, which every inversion node begins with; `own_sigmas()` goes last."""
     return [
         io.Model.Input("model", tooltip="The MODEL before any Palimpsest editor; LoRA may be on it."),
@@ -67,8 +67,8 @@ def inputs(steps=50, why=None):
         io.Latent.Input("latent", tooltip="The picture, from VAE Encode. A noise mask on it is ignored."),
         io.Int.Input("steps", default=steps, min=1, max=1000,
                      tooltip=why or f"Levels of the trajectory. More reconstruct better; the paper takes {steps}."),
-        io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="ddim_uniform",
-                       tooltip="The host's schedule. The papers' is ddim_uniform (leading spacing)."),
+        io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default=scheduler,
+                       tooltip=f"The host's schedule. {which}"),
     ]
 
 

@@ -171,10 +171,40 @@ def test_renoising_averages_the_last_predictions_and_all_of_them_at_early_levels
             z = x + step * found[-1]
         return found
 
-    first = x + 0.5 * sum(predictions(x, 0.5, 0.5, 3)) / 3
+    first = x + 0.5 * sum(predictions(x, 0.5, 0.5, 2)) / 2
     second = first + 0.5 * sum(predictions(first, 1.0, 0.5, 5)[3:]) / 2
     torch.testing.assert_close(path, [second, first, x], rtol=1e-12, atol=1e-12)
     assert not theta
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_first_guess_of_a_step_is_the_samplers_own_latent(eta):
+    """DDIM's z = x/√(1+σ²), as it stands; of Euler ancestral it is x that does."""
+    seen, sigmas = [], torch.tensor([4.0, 1.5, 0.0], dtype=torch.float64)
+
+    def watched(x, sigma):
+        seen.append((x, float(sigma[0])))
+        return curved(x, sigma)
+
+    path, _ = renoise.invert(watched, start(), sigmas, disable=True, iterations=3, eta=eta)
+    for clean, (noisy, c) in enumerate([(1.5, 0.0), (4.0, 1.5)]):
+        scale = 1.0 if eta else ((1 + noisy ** 2) / (1 + c ** 2)) ** 0.5
+        guess = next(x for x, sigma in seen if sigma == noisy)
+        torch.testing.assert_close(guess, path[-1 - clean] * scale, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scheduler, timesteps", [(None, [999, 749, 499, 249]), ("sgm_uniform", [999, 749.25, 499.5, 249.75]),
+                                                  ("ddim_uniform", [751, 501, 251, 1])])
+def test_the_defaults_take_turbos_levels_and_one_of_four_is_early_on_any_schedule(scheduler, timesteps):
+    """The authors' 4 steps of SDXL Turbo: three of 1 + 9 predictions, and one under timestep 250 whose 5 are averaged."""
+    model = family("sdxl")
+    own = {i.id: i.default for i in PalimpsestReNoiseInvert.define_schema().inputs if getattr(i, "default", None) is not None}
+    own |= {"scheduler": scheduler} if scheduler else {}
+    inversion = PalimpsestReNoiseInvert.execute(model, tiny.cond(), picture(model), **own).result[0]
+    sampling = model.get_model_object("model_sampling")
+    expected = [float(sampling.sigma(torch.tensor(float(t)))) for t in timesteps]
+    assert inversion.sigmas[:-1].tolist() == pytest.approx(expected, rel=1e-5)
+    assert inversion.provenance["evaluations"] == 3 * 10 + 5
 
 
 def test_renoising_with_the_last_prediction_alone_is_fixed_point_iteration():
@@ -187,7 +217,7 @@ def test_renoising_with_the_last_prediction_alone_is_fixed_point_iteration():
 @pytest.mark.parametrize("name", [*tiny.UNETS, *tiny.FLOWS])
 def test_renoise_returns_nearer_than_ddim_inversion(name):
     model = family(name)
-    inversion = invert(PalimpsestReNoiseInvert, model, 3, 2, 3, 0.0, 0)
+    inversion = invert(PalimpsestReNoiseInvert, model, 3, 2, 4, 0.0, 0)
     assert lost(model, inversion) < lost(model, invert(PalimpsestDDIMInvert, model)) / 4
     assert inversion.provenance["evaluations"] == 4 * inversion.provenance["steps"] and not inversion.theta
 

@@ -64,12 +64,12 @@ def technique(name, without=ALONE, **changed):
     return draw
 
 
-def returns(kind, steps, at=1.0, **settings):
-    """The source prompt replayed from DDIM's inversion and from this one."""
+def returns(kind, steps, at=1.0, schedule={}, **settings):
+    """The source prompt replayed from DDIM's inversion and from this one, both on the same schedule."""
     def draw(c, label):
         p = c.scene()
-        c.sample("DDIM Invert", p, inverted(c, p, "PalimpsestDDIMInvert", steps=steps), cfg=at)
-        c.sample(label, p, invert(c, p, kind, steps, **settings), cfg=at)
+        c.sample("DDIM Invert", p, inverted(c, p, "PalimpsestDDIMInvert", steps=steps, **schedule), cfg=at)
+        c.sample(label, p, invert(c, p, kind, steps, **schedule, **settings), cfg=at)
     return draw
 
 
@@ -301,7 +301,7 @@ PAGES = {
     "DDIMInvert": ddim_invert,
     "Replay": replayed,
     "FixedPointInvert": returns("PalimpsestFixedPointInvert", 10),
-    "ReNoiseInvert": returns("PalimpsestReNoiseInvert", 4),
+    "ReNoiseInvert": returns("PalimpsestReNoiseInvert", 4, schedule={"scheduler": "simple"}),
     "EDICTInvert": returns("PalimpsestEDICTInvert", 20, CFG, cfg=CFG),
     "BDIAInvert": returns("PalimpsestBDIAInvert", 10, gamma=0.5),
     "DirectInvert": returns("PalimpsestDirectInvert", 20, HIGH, cfg=HIGH),
