@@ -20,7 +20,7 @@ from ..attention.control import Site, host_attention, positions
 from ..attention.store import word_maps
 from .sega import SEGA, Concept, largest
 
-ATTENTION_ALONE = 0.2  # percent of the schedule: t > 800
+ATTENTION_ALONE = 1 - 800.5 / 999  # percent of the schedule: t > 800
 
 
 @dataclass(frozen=True, eq=False)
