@@ -10,15 +10,20 @@ z_t fixed and another prompt edits it; `skip` is the level where that starts (Re
 In x = z/√ᾱ the step of DDIM's family (Song et al. 2021, Eq. 12 and 16) is, with D the denoised picture,
     x' = D + σ_down·(x - D)/σ + σ_up·z,   σ_up = η·σ'·√(1 - σ'²/σ²),   σ_down² = σ'² - σ_up²;   η = 1 is DDPM.
 
-Differs from the authors' code: at η < 1 it takes √(1 - ᾱ' - η·σ_t²) where DDIM's formula has η²; and it sets the last map to
-zero, where σ_up = 0, and so loses what the last step misses. Here z's last entry is that residual itself, added as it is.
-Checked against: inbarhub/DDPM_inversion@58fc881 at η = 1 (numbers in tests/data/exact.json).
+The last step has σ_up = 0 and no map: it ends in D, and misses x_0 by a residual. Kept as z's last entry and added as it is,
+the residual returns the picture; but what it holds of the source goes into every edit too, much where the last level is noisy.
+The authors' code leaves it out (`last_residual`).
+
+Differs from the authors' code: at η < 1 it takes √(1 - ᾱ' - η·σ_t²) where DDIM's formula has η².
+Checked against: inbarhub/DDPM_inversion@58fc881 at η = 1, maps and edits (numbers in tests/data/exact.json).
 """
 import torch
 from torch import Tensor
 from tqdm.auto import trange
 
 from .steps import first_step, recorded, settled, tell
+
+CLEAN = 0.1  # the σ of a last level that hides nothing of the picture
 
 
 def down_up(n: Tensor, c: Tensor, eta: float) -> tuple:
@@ -51,6 +56,13 @@ def noise_maps(model, path, sigmas: Tensor, extra_args=None, callback=None, disa
                 path[i + 1] = mean + scale * maps[-1]
         tell(callback, steps[-1], path[steps[-1]], sigmas[first], D)
     return path, maps
+
+
+def last_residual(maps: list, sigmas: Tensor, choice: str) -> list:
+    """The maps, the last of them the residual ("keep") or 0 as in the authors' code ("zero"); "auto" is theirs where the last
+    level is over σ = 0.1."""
+    kept = choice == "keep" or choice == "auto" and sigmas[-2] <= CLEAN
+    return maps if kept else [*maps[:-1], torch.zeros_like(maps[-1])]
 
 
 def denoise(model, x: Tensor, z, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, eta=1.0) -> Tensor:

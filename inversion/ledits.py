@@ -8,9 +8,9 @@ r = σ_{i+1}/σ_i a step is
 DDPM's step towards D̃; the first step and the last, where h is infinite, take D itself. Levels are noised independently, and z_i
 is read off.
 
-Differs from the authors' code (diffusers' LEditsPPPipelineStableDiffusion, which states that its inversion is not perfect): the
-last map is the residual itself, added as it is, so that the picture returns; and the denoised pictures are kept, so that a replay
-may start at any level as the inversion passed it. Checked against: diffusers 0.42.1, every map but the last.
+Differs from the authors' code (diffusers' LEditsPPPipelineStableDiffusion): the denoised pictures are kept, so that a replay may
+start at any level as the inversion passed it; and the last map may be the residual itself, so that the picture returns, or 0 as
+theirs is (`last_residual` in ddpm.py). Checked against: diffusers 0.42.1, every map, with a source prompt and without.
 """
 import torch
 from torch import Tensor

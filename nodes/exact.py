@@ -34,6 +34,13 @@ def seeded(eta):
     ]
 
 
+def last_residual():
+    return io.Combo.Input("last_residual", options=["auto", "keep", "zero"], default="auto", optional=True, tooltip=(
+        "What the last step misses of the picture. keep adds it, so that the picture returns exactly; in few steps it holds details "
+        "of the source that every edit then shows. zero leaves it out (the paper's code), which costs the exact return. auto: zero "
+        "where the last level is over sigma 0.1, else keep."))
+
+
 def check_guidance(name, cfg, negative):
     if cfg != 1 and negative is None:
         raise ValueError(f"{name} has CFG {cfg:g} and no negative CONDITIONING: connect one (an empty prompt), or set cfg to 1.")
@@ -152,15 +159,16 @@ class PalimpsestDDPMInvert(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestDDPMInvert", display_name="DDPM Invert (edit-friendly)", category="palimpsest/inversion",
             description="Noises the picture to every level by itself and reads off the noise maps that lead DDPM sampling "
-                        "through them (Huberman-Spiegelglas et al. 2024). Replay returns the picture; with another prompt it "
-                        "edits. The paper's skip is Replay's start (skip 36 of 100 steps: 0.36). Eps and v models.",
+                        "through them (Huberman-Spiegelglas et al. 2024). Replay returns the picture (see last_residual); with another "
+                        "prompt it edits. The paper's skip is Replay's start (skip 36 of 100 steps: 0.36). Eps and v models.",
             inputs=[*inputs(100), *seeded(1.0),
                     *guidance("Guidance of the inversion. The paper takes 3.5 with an empty negative, and 15 to sample the target."),
-                    own_sigmas()],
+                    own_sigmas(), last_residual()],
             outputs=outputs(own_reverse=True))
 
     @classmethod
-    def execute(cls, model, source, latent, steps, scheduler, eta, seed, cfg, negative=None, sigmas=None) -> io.NodeOutput:
+    def execute(cls, model, source, latent, steps, scheduler, eta, seed, cfg, negative=None, sigmas=None,
+                last_residual="auto") -> io.NodeOutput:
         check_stochastic("DDPM Invert", model)
         check_guidance("DDPM Invert", cfg, negative)
         levels = together(model, latent, source) if cfg == 1 else 1  # guidance magnifies the rounding of a shared forward
@@ -168,7 +176,7 @@ class PalimpsestDDPMInvert(io.ComfyNode):
         def solve(model, x, sigmas, *, flow, **kwargs):
             path = ddpm.independent_path(x, sigmas, seed)
             path, maps = ddpm.noise_maps(model, path, sigmas, eta=eta, together=levels, **kwargs)
-            return path, {"z": stacked(maps)}
+            return path, {"z": stacked(ddpm.last_residual(maps, sigmas, last_residual))}
         return invert("DDPM Invert", "DDPM", model, source, latent, steps, scheduler, sigmas, solve, cfg, negative, "independent",
                       eta=eta, seed=seed, guidance=cfg)
 

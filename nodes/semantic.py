@@ -9,10 +9,9 @@ from ..guidance.sega import SEGA, Concept, held, read_regions
 from ..host.sampling import check_family
 from ..host.session import attach
 from ..host.tokens import encode, tokenize_rows
-from ..inversion import ledits
-from ..inversion.ddpm import independent_path
+from ..inversion import ddpm, ledits
 from .drawing import heat_rows, sheet
-from .exact import check_guidance, check_stochastic, guidance, stacked, together
+from .exact import check_guidance, check_stochastic, guidance, last_residual, stacked, together
 from .runner import REFUSED, InversionType, inputs, invert, outputs, own_sigmas
 
 
@@ -111,26 +110,27 @@ class PalimpsestLEDITSInvert(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestLEDITSInvert", display_name="LEDITS++ Invert", category="palimpsest/inversion",
             description="Edit-friendly noise maps of a solver of few steps, DPM-Solver++ of second order (Brack et al. 2024). "
-                        "Replay returns the picture; LEDITS++ on its MODEL edits. The paper's skip is Replay's start. Eps and v "
-                        "models.",
+                        "Replay returns the picture (see last_residual); LEDITS++ on its MODEL edits. The paper's skip is Replay's "
+                        "start. Eps and v models.",
             inputs=[
                 *inputs(30),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
                              tooltip="Of the noise the levels are drawn with; the picture comes back with any."),
                 *guidance("Guidance of the inversion. The paper takes an empty source prompt at 1, or a source prompt at 3.5; "
-                          "replay at the same value."), own_sigmas()],
+                          "replay at the same value."), own_sigmas(), last_residual()],
             outputs=outputs(own_reverse=True))
 
     @classmethod
-    def execute(cls, model, source, latent, steps, scheduler, seed, cfg, negative=None, sigmas=None) -> io.NodeOutput:
+    def execute(cls, model, source, latent, steps, scheduler, seed, cfg, negative=None, sigmas=None,
+                last_residual="auto") -> io.NodeOutput:
         check_stochastic("LEDITS++ Invert", model)
         check_guidance("LEDITS++ Invert", cfg, negative)
         levels = together(model, latent, source) if cfg == 1 else 1  # guidance magnifies the rounding of a shared forward
 
         def solve(model, x, sigmas, *, flow, **kwargs):
-            path = independent_path(x, sigmas, seed)
+            path = ddpm.independent_path(x, sigmas, seed)
             path, maps, denoised = ledits.noise_maps(model, path, sigmas, together=levels, **kwargs)
-            return path, {"z": stacked(maps), "denoised": stacked(denoised)}
+            return path, {"z": stacked(ddpm.last_residual(maps, sigmas, last_residual)), "denoised": stacked(denoised)}
         return invert("LEDITS++ Invert", "LEDITS++", model, source, latent, steps, scheduler, sigmas, solve, cfg, negative,
                       "independent", seed=seed, guidance=cfg)
 

@@ -14,6 +14,7 @@ from palimpsest.nodes.exact import (
     PalimpsestBDIAInvert, PalimpsestCycleDiffusionInvert, PalimpsestDDPMInvert, PalimpsestDirectInvert, PalimpsestEDICTInvert,
     together)
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
+from palimpsest.nodes.semantic import PalimpsestLEDITSInvert
 from runs import relative
 
 AUTHORS = json.loads((Path(__file__).parent / "data" / "exact.json").read_text())
@@ -114,6 +115,48 @@ def test_ddpm_reads_the_noise_maps_of_the_authors_code_but_for_the_last_which_th
     expected = torch.tensor(AUTHORS["ddpm"]["z"], dtype=torch.float64)
     torch.testing.assert_close(torch.stack([z.flatten()[:4] for z in maps[:-1]]), expected[:-1], rtol=1e-9, atol=1e-9)
     assert not expected[-1].any() and maps[-1].norm() > 0.01 * x.norm()
+
+
+def test_few_steps_return_and_edit_as_in_the_authors_code_unless_the_last_residual_is_kept():
+    """Their last map is zero. Kept, it returns the picture, and an edit shows what it holds of the source."""
+    x, few = noisy(1, 1, 8, 8), AUTHORS["ddpm_few"]
+    sigmas = torch.tensor([*few["sigmas"], 0.0], dtype=torch.float64)
+    path = [*(x + s * e for s, e in zip(sigmas, noisy(4, 1, 8, 8, seed=2).flip(0))), x]
+    path, maps = ddpm.noise_maps(denoiser(False), path, sigmas, disable=True)
+
+    def mirrored(x, sigma):
+        s = sigma.view(-1, 1, 1, 1)
+        return x - s * network((x / (1 + s ** 2).sqrt()).flip(-1), s)
+
+    def sampled(model, choice):
+        chosen = ddpm.last_residual(maps, sigmas, choice)
+        return ddpm.denoise(model, path[0], lambda i, _: chosen[i], sigmas, disable=True)
+
+    for choice in ("auto", "zero"):
+        for model, name in ((denoiser(False), "back"), (mirrored, "edited")):
+            expected = torch.tensor(few[name], dtype=torch.float64)
+            torch.testing.assert_close(sampled(model, choice).flatten()[:8], expected, rtol=1e-9, atol=1e-9)
+    assert relative(sampled(denoiser(False), "keep"), x) < 1e-10 and relative(sampled(denoiser(False), "zero"), x) > 0.1
+    torch.testing.assert_close(sampled(mirrored, "keep") - sampled(mirrored, "zero"), maps[-1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("node", [PalimpsestDDPMInvert, PalimpsestLEDITSInvert])
+@pytest.mark.parametrize("scheduler, kept", [("sgm_uniform", False), ("simple", False), ("ddim_uniform", True)])
+def test_the_last_residual_stays_where_the_last_level_is_clean_or_where_asked(node, scheduler, kept):
+    """Of 10 steps the last begin at sigma 0.35 or 0.04. Kept, it returns the picture."""
+    model = tiny.sd15(output=0.05)
+    latent = picture(model)
+    seeded = {"seed": 0} if node is PalimpsestLEDITSInvert else {"eta": 1.0, "seed": 0}
+
+    def made(**chosen):
+        return node.execute(model, tiny.cond(), latent, STEPS, scheduler, **seeded, cfg=1.0, **chosen).result[0]
+
+    auto, keep, zero = made(), made(last_residual="keep"), made(last_residual="zero")
+    assert (auto.sigmas[-2] < 0.1) == kept
+    z = [i.theta["z"].tensor for i in (auto, keep, zero)]
+    assert torch.equal(z[0], z[1] if kept else z[2]) and torch.equal(z[1][:-1], z[2][:-1])
+    assert z[1][-1].any() and not z[2][-1].any()
+    assert relative(replay(model, keep), latent["samples"]) < 1e-5 < relative(replay(model, zero), latent["samples"])
 
 
 @pytest.mark.parametrize("together", [1, 4])

@@ -1,5 +1,5 @@
 """LEDITS++ against diffusers' pipeline: its inversion, its masks, whole runs; and the picture's return."""
-import dataclasses
+from types import SimpleNamespace
 
 import comfy.model_base
 import comfy.supported_models
@@ -8,15 +8,13 @@ import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from diffusers import DPMSolverMultistepScheduler
-from diffusers.pipelines.ledits_pp import LEditsPPPipelineStableDiffusion
-from diffusers.pipelines.ledits_pp.pipeline_leditspp_stable_diffusion import compute_noise
+from diffusers.pipelines.ledits_pp import LEditsPPPipelineStableDiffusion, pipeline_leditspp_stable_diffusion as pipeline_module
 from palimpsest.bench import twin
 from palimpsest.guidance.ledits import smoothed
 from palimpsest.host.sampling import Solver
 from palimpsest.host.tokens import tokenize
 from palimpsest.inversion import ledits
 from palimpsest.inversion.ddpm import independent_path
-from palimpsest.inversion.trajectory import Theta
 from palimpsest.nodes.inversion import PalimpsestReplay
 from palimpsest.nodes.semantic import PalimpsestLEDITS, PalimpsestLEDITSInvert, PalimpsestSEGAGuidance
 from runs import Case, kept, relative
@@ -24,9 +22,9 @@ from runs import Case, kept, relative
 STEPS = 10
 
 
-def scheduler():
+def scheduler(steps=STEPS):
     made = DPMSolverMultistepScheduler(**twin.SCHEDULE, algorithm_type="sde-dpmsolver++", solver_order=2)
-    made.set_timesteps(STEPS)
+    made.set_timesteps(steps)
     return made
 
 
@@ -50,7 +48,7 @@ def test_reads_the_noise_maps_of_diffusers_but_for_the_last():
     path, maps, _ = path_of(x, sigmas)
     z = [twin.z_of(p, s) for p, s in zip(path, sigmas)]
     for i, t in enumerate(theirs.timesteps):
-        noise, _ = compute_noise(theirs, z[i + 1], z[i], t, network(z[i], sigmas[i]), 1.0)
+        noise, _ = pipeline_module.compute_noise(theirs, z[i + 1], z[i], t, network(z[i], sigmas[i]), 1.0)
         if i < STEPS - 1:
             assert relative(maps[i], noise) < 1e-5, i
     assert not noise.any() and maps[-1].norm() > 0.01 * x.norm()  # diffusers drops what the last step misses
@@ -70,10 +68,10 @@ def test_the_path_is_walked_again_from_every_level(together):
         assert relative(found, x) < 1e-9
 
 
-def invert(model, latent, source, sigmas=None, cfg=1.0, negative=None, steps=STEPS):
+def invert(model, latent, source, sigmas=None, cfg=1.0, negative=None, steps=STEPS, last="auto"):
     with torch.inference_mode():
         return PalimpsestLEDITSInvert.execute(model, source, {"samples": latent}, steps, "ddim_uniform", 4, cfg, negative,
-                                              sigmas).result[0]
+                                              sigmas, last).result[0]
 
 
 @pytest.mark.parametrize("family, cfg, start", [("sd15", 1.0, 0.0), ("sd15", 3.5, 0.4), ("sd2", 1.0, 0.15), ("sdxl", 1.0, 0.5)])
@@ -129,45 +127,59 @@ def edited(model, concepts):
     return model
 
 
-def diffusers_latents(model, inversion, concepts):
+CAPTION = "a red cat on a mat"
+
+
+def diffusers_run(model, latent, concepts, steps, monkeypatch, caption=""):
+    """(zs, edited latent) of diffusers' pipeline: its own inversion of z_0 = latent, with the draws of seed 4 that ours takes, and
+    its own edit."""
     clip = case().clip
-    texts = {k["concept"]: tiny.encode(clip, k["concept"])[0][0] for k in concepts}
+    texts = {text: tiny.encode(clip, text)[0][0] for text in [*(k["concept"] for k in concepts), CAPTION]}
     lengths = {text: 2 + sum(len(w.positions) for w in tokenize(clip, text).words) for text in texts}
     prompts = twin.Prompts({"": case().null[0][0], **texts}, lengths)
     pipeline = LEditsPPPipelineStableDiffusion(
-        vae=None, text_encoder=prompts, tokenizer=prompts, unet=twin.unet(model), scheduler=scheduler(), safety_checker=None,
+        vae=None, text_encoder=prompts, tokenizer=prompts, unet=twin.unet(model), scheduler=scheduler(steps), safety_checker=None,
         feature_extractor=None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.eta, pipeline.batch_size, pipeline.inversion_steps = 1.0, 1, pipeline.scheduler.timesteps
-    pipeline.init_latents = twin.z_of(inversion.latents[0], inversion.sigmas[0])
-    pipeline.zs = inversion.theta["z"].tensor
+    pipeline.vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=1.0), decode=lambda x, **_: (x,))
+    pipeline.image_processor = SimpleNamespace(postprocess=lambda x, **_: x)
+    pipeline.encode_image = lambda *_, **__: (latent, None)
+    draws = independent_path(torch.zeros_like(latent), torch.tensor([1.0] * steps + [0.0]), 4)[:steps]
+    monkeypatch.setattr(pipeline_module, "randn_tensor", lambda **_: draws.pop())  # the cleanest level first
+    encode = pipeline.encode_prompt
+    pipeline.encode_prompt = lambda **k: [encode(**k)[i] for i in (1, 0, 2)]  # invert() reads them the other way round
+    pipeline.invert(None, source_prompt=caption, source_guidance_scale=3.5 if caption else 1.0, num_inversion_steps=steps, skip=0.0)
+    pipeline.encode_prompt = encode
 
     def each(name, default):
         return [k.get(name, default) for k in concepts]
 
-    return pipeline(
+    return pipeline.zs, pipeline(
         output_type="latent", editing_prompt=each("concept", None),
         reverse_editing_direction=[d == "remove" for d in each("direction", "add")],
-        edit_guidance_scale=each("scale", 5.0), edit_warmup_steps=[round(w * STEPS) for w in each("warmup", 0.0)],
-        edit_cooldown_steps=[round(w * STEPS) for w in each("cooldown", 1.0)], edit_threshold=each("threshold", 0.9)).images
+        edit_guidance_scale=each("scale", 5.0), edit_warmup_steps=[round(w * steps) for w in each("warmup", 0.0)],
+        edit_cooldown_steps=[round(w * steps) for w in each("cooldown", 1.0)], edit_threshold=each("threshold", 0.9)).images
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name, steps, size, caption", [
+    ("one", 10, (16, 16), ""), ("two, one of them late", 10, (16, 24), CAPTION), ("one", 20, (24, 16), CAPTION),
+    ("two, one of them late", 20, (16, 16), "")])
 @torch.inference_mode()
-def test_a_whole_edit_equals_diffusers_pipeline(name):
-    """With the last map left out there and here."""
+def test_a_whole_edit_equals_diffusers_pipeline(name, steps, size, caption, monkeypatch):
+    """Inversion and edit, each with its own last map zero; 20 of its steps meet t = 800, where both masks act."""
     c, model, concepts = case(), deep(), RUNS[name]
-    inversion = invert(model, tiny.latent(model, size=16), c.null, scheduler().sigmas)
-    z = inversion.theta["z"].tensor.clone()
-    z[-1] = 0
-    inversion = dataclasses.replace(inversion, theta={**inversion.theta, "z": Theta(z, "step", "step")})
-    ours, plain = ([], [])
-    for found, m in ((ours, edited(model, concepts)), (plain, model)):
-        m, solver, sigmas, latent = PalimpsestReplay.execute(m, inversion, 0.0).result
-        found.append(model.model.process_latent_in(c.sample(m, c.null, 1.0, solver, latent["samples"], sigmas)))
-    theirs = diffusers_latents(model, inversion, concepts)
-    assert relative(plain[0], theirs) > 0.01
-    assert relative(ours[0], theirs) < 1e-3, relative(ours[0], theirs)
+    assert (800 in scheduler(steps).timesteps) == (steps == 20)
+    latent = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(3))
+    source, cfg = (tiny.encode(c.clip, caption), 3.5) if caption else (c.null, 1.0)
+    inversion = invert(model, model.model.process_latent_out(latent), source, scheduler(steps).sigmas, cfg, c.null, last="zero")
+    found = []
+    for m in (edited(model, concepts), model):
+        m, solver, sigmas, start = PalimpsestReplay.execute(m, inversion, 0.0).result
+        found.append(model.model.process_latent_in(c.sample(m, c.null, 1.0, solver, start["samples"], sigmas)))
+    zs, theirs = diffusers_run(model, latent, concepts, steps, monkeypatch, caption)
+    assert relative(inversion.theta["z"].tensor, zs) < 1e-4, relative(inversion.theta["z"].tensor, zs)
+    assert relative(found[1], theirs) > 0.01
+    assert relative(found[0], theirs) < 1e-3, relative(found[0], theirs)
 
 
 def test_the_picture_changes_only_where_both_masks_lie():
