@@ -7,16 +7,18 @@ guidance SEGA adds, for each concept,
 and for all of them together, with weights g_e and a momentum ν,
     γ = Σ g_e·γ_e + s_m·ν,   ν <- β_m·ν + (1 - β_m)·γ.
 Until its warm-up ends a concept adds nothing but to ν, and ν itself is added once all warm-ups have ended. In x0 terms
-ε = (x - x0)/σ, so x0 <- x0 - σ·γ; on flow models ψ is a difference of velocities and the line is the same.
+ε = (x - x0)/σ, so x0 <- x0 - σ·γ; on flow models ψ is a difference of velocities and the line is the same. On v models ε(z) is
+the network's v, with ∂v = √(1 + σ²)·∂ε: that is what ν sums over the steps.
 
 Where the null prompt has a ControlNet the concept's row has it too: ψ is of the words.
 Percentiles are of each row and channel, and a concept may cool down, as in the authors' code (diffusers'
 SemanticStableDiffusionPipeline). Differs from that code: while only some warm-ups have ended it divides their concepts' weights
-by their sum, here g_e stays as it is. Checked against: diffusers 0.42.1, whole runs.
+by their sum, here g_e stays as it is. Checked against: diffusers 0.42.1, whole runs on eps and v models.
 """
 from dataclasses import dataclass
 
 import torch
+from comfy.model_sampling import V_PREDICTION
 from torch import Tensor
 
 from ..host.sampling import Solver, sample
@@ -82,7 +84,7 @@ class SEGA(Editor):
         asked, count, null = memory.pop("asked")
         terms, memory["regions"] = {}, {}
         for index, i in asked.items():
-            psi, concept = (x0s[null] - x0s[index]) / sigma, self.concepts[i]
+            psi, concept = (x0s[null] - x0s[index]) / step(run, sigma), self.concepts[i]
             memory["regions"][i] = self.region(run, concept, psi, sigma)
             terms[i] = concept.weight * concept.scale * psi * memory["regions"][i]
         memory["gamma"] = self._gamma(run, terms, sigma)
@@ -99,7 +101,15 @@ class SEGA(Editor):
         return gamma if len(warm) == len(self.concepts) else sum(terms[i] for i in warm if i in terms)
 
     def after(self, run, x0, sigma):
-        return x0 - sigma * run.memory(self).pop("gamma", 0.0)
+        return x0 - step(run, sigma) * run.memory(self).pop("gamma", 0.0)
+
+
+def step(run, sigma) -> float:
+    """By how much x0 falls where the network's own prediction rises by 1."""
+    sampling = run.guider.model_patcher.get_model_object("model_sampling")
+    if not isinstance(sampling, V_PREDICTION):
+        return sigma
+    return sigma * sampling.sigma_data / (sigma ** 2 + sampling.sigma_data ** 2) ** 0.5
 
 
 def held(model, kind):

@@ -8,6 +8,7 @@ import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import BasicGuider
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from diffusers import DDIMScheduler, SemanticStableDiffusionPipeline
 from palimpsest.bench import twin
@@ -36,13 +37,14 @@ def sega(model, prompt, direction="add", scale=5.0, warmup=0.2, cooldown=1.0, th
                                           beta).result[0]
 
 
-def diffusers_latents(c, model, z, concepts, momentum, beta, cfg, steps):
+def diffusers_latents(c, model, z, concepts, momentum, beta, cfg, steps, prediction):
     """What diffusers' pipeline ends in, from z and dicts of the node's arguments, with one concept prompt each."""
     texts = {"": c.null, "target": c.target, **{k["text"]: concept(k["text"]) for k in concepts}}
     prompts = twin.Prompts({text: conditioning[0][0] for text, conditioning in texts.items()})
     pipeline = SemanticStableDiffusionPipeline(
         vae=None, text_encoder=prompts, tokenizer=prompts, unet=twin.unet(model), safety_checker=None, feature_extractor=None,
-        scheduler=DDIMScheduler(**twin.SCHEDULE, clip_sample=False, set_alpha_to_one=True), requires_safety_checker=False)
+        scheduler=DDIMScheduler(**twin.SCHEDULE, clip_sample=False, set_alpha_to_one=True, prediction_type=prediction),
+        requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
 
     def each(name, default):
@@ -66,11 +68,14 @@ CONCEPTS = {
     "no momentum, no warm-up": ([{**HAT, "warmup": 0.0}, {**FUR, "warmup": 0.0}], 0.0, 0.0)}
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", CONCEPTS)
 @torch.inference_mode()
-def test_equals_diffusers_pipeline(name):
+def test_equals_diffusers_pipeline(name, prediction):
     c, (concepts, momentum, beta) = case(), CONCEPTS[name]
     model = tiny.sd15(output=0.6)
+    if prediction == "v_prediction":
+        model, = ModelSamplingDiscrete().patch(model, prediction, zsnr=False)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "ddim_uniform", 10)
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     edited = model
@@ -78,7 +83,7 @@ def test_equals_diffusers_pipeline(name):
         edited = sega(edited, concept(k["text"]), momentum=momentum, beta=beta, **{n: v for n, v in k.items() if n != "text"})
     start = model.model.process_latent_out(z * (1 + sigmas[0] ** 2).sqrt())
     ours, plain = (model.model.process_latent_in(c.sample(m, cfg=7.5, latent=start, sigmas=sigmas)) for m in (edited, model))
-    theirs = diffusers_latents(c, model, z, concepts, momentum, beta, 7.5, 10)
+    theirs = diffusers_latents(c, model, z, concepts, momentum, beta, 7.5, 10, prediction)
     assert relative(plain, theirs) > 0.02  # the guidance matters
     assert relative(ours, theirs) < 1e-3, relative(ours, theirs)
 
