@@ -4,18 +4,19 @@ arXiv:2310.02848
 A word names what is to go. The picture's own prompt is sampled from its inversion; from a share of the schedule on every
 self-attention looks up the source's keys and values, and the latent is moved so that the word's cross-attention A falls to its
 least value,
-    L = mean (m ⊙ (15·A/max A_0 - min))²,   z_t <- z_t - √(1 - ᾱ_t)·m ⊙ ∇_{z_t} L,
-A the mean map over sites and heads and the product of the object's tokens, A_0 the first that is seen, m where the object lies:
-before half of the schedule twice a step (the classifier optimisation), then once. Outside m the source's latents are put back at
-every step. In x = z/√ᾱ and σ, with c = √(1 + σ²), that is x <- x - s·σ·c·m ⊙ ∇_x L; s is 1 there.
+    L = mean (m ⊙ 15·(A - min A)/max A_0)²,   z_t <- z_t - √(1 - ᾱ_t)·m ⊙ ∇_{z_t} L,
+A the object's map, the geometric mean of its words' (each a mean over sites and heads, summed over its tokens), A_0 the first
+that is seen, m where the object lies: before half of the schedule twice a step (the classifier optimisation), then once. Outside
+m the source's latents are put back at every step. In x = z/√ᾱ and σ, with c = √(1 + σ²), that is x <- x - s·σ·c·m ⊙ ∇_x L; s is
+1 there.
 
 The paper's abstract and a published program of the method (mycfhs/Magicremover) were at hand, its equations were not. Ours: the
 place m is known before the run, from a mask or from the source's maps, where the program joins the object's map at the end of the
-inversion and the upper fifth of A; the looked-up keys leave out those in m, without which the object finds itself there again;
-every move is made before the step, where the program puts the last one into its direction; the gradient is taken without the
-looked-up features; the picture is held by the inversion's own latents, not by null-text optimisation. A prompt that does not name
-the object is not moved for, and costs no gradient. Several objects of a picture are each moved in their own place, look up what
-lies outside all places, and the source is held outside all.
+inversion and the upper fifth of A; the words' maps become one, where the program lowers each token's; the looked-up keys leave
+out those in m, without which the object finds itself there again; every move is made before the step, where the program puts the
+last one into its direction; the gradient is taken without the looked-up features; the picture is held by the inversion's own
+latents, not by null-text optimisation. A prompt that does not name the object is not moved for, and costs no gradient. Several
+objects of a picture are each moved in their own place, look up what lies outside all places, and the source is held outside all.
 """
 import math
 from dataclasses import dataclass
