@@ -36,6 +36,8 @@ class MixedValues(Editor):
     embedding: torch.Tensor
     start: float
     end: float
+    prompts: tuple = ()  # P' itself, whose hooks the host must know
+    name = NAME
 
     def begin(self, run):
         if not sampled_tokens(run):

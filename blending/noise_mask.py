@@ -40,6 +40,7 @@ class NoiseMask(Anchored):
     start: float = 0.2
     end: float = 1.0
     threshold: float = 0.5
+    name = "Noise Mask"
 
     @property
     def prompts(self):
@@ -49,7 +50,7 @@ class NoiseMask(Anchored):
         if self.against == "null" and "negative" not in run.guider.conds:
             raise ValueError("Noise Mask compares with the null prompt, and this guider has no negative: connect one "
                              "(CFGGuider), or compare with the source.")
-        run.warn_if_idle("Noise Mask", lambda sigma: run.within(sigma, self.start, 1.0))
+        run.warn_if_idle(self.name, lambda sigma: run.within(sigma, self.start, 1.0))
 
     def conditions(self, run, conds, sigma):
         """With the list of the other prompt, where it is not among them under the target's ControlNet; once a σ."""

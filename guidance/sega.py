@@ -18,10 +18,9 @@ by their sum, here g_e stays as it is. Checked against: diffusers 0.42.1, whole 
 from dataclasses import dataclass
 
 import torch
-from comfy.model_sampling import V_PREDICTION
 from torch import Tensor
 
-from ..host.sampling import Solver, sample
+from ..host.sampling import Solver, prediction_type, sample
 from ..host.session import Editor, alone, controlled_as, editors, running
 
 
@@ -106,10 +105,8 @@ class SEGA(Editor):
 
 def step(run, sigma) -> float:
     """By how much x0 falls where the network's own prediction rises by 1."""
-    sampling = run.guider.model_patcher.get_model_object("model_sampling")
-    if not isinstance(sampling, V_PREDICTION):
-        return sigma
-    return sigma * sampling.sigma_data / (sigma ** 2 + sampling.sigma_data ** 2) ** 0.5
+    v = prediction_type(run.guider.model_patcher) == "v"
+    return sigma / (1 + sigma ** 2) ** 0.5 if v else sigma
 
 
 def held(model, kind):

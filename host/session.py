@@ -210,6 +210,7 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
     run.reference = Reference(guider, _sources(run.editors), sigmas,
                               lambda inversion: rows_may_mix(guider.model_patcher, inversion.conditioning))
     for editor in run.editors:
+        _check_hooks(run, editor)
         run.encoded[id(editor)] = [_encode(guider, prompt, noise, latent_image, denoise_mask) for prompt in editor.prompts]
         editor.begin(run)
     options[RUN] = run
@@ -226,6 +227,17 @@ def _encode(guider, prompt, noise, latent_image, denoise_mask) -> list:
     conds = {"positive": comfy.sampler_helpers.convert_cond(prompt)}
     device = guider.model_patcher.load_device
     return comfy.samplers.process_conds(guider.inner_model, noise, conds, device, latent_image, denoise_mask)["positive"]
+
+
+def _check_hooks(run, editor):
+    """The host registers the hooks of the guider's prompts, and passes over others in silence."""
+    known = getattr(run.guider.model_options.get("registered_hooks"), "hooks", ())
+    own = (hook for prompt in editor.prompts for _, extras in prompt for hook in getattr(extras.get("hooks"), "hooks", ()))
+    lost = sorted({type(hook).__name__ for hook in own if hook not in known})
+    if lost:
+        raise ValueError(f"{editor.name}'s own prompt carries hooks ({', '.join(lost)}) that the prompts being sampled have not, and "
+                         "the host applies theirs alone: give the positive the same hooks (Cond Set Props), or take them off and "
+                         "load the LoRA on the MODEL.")
 
 
 def _check(run, stepped):

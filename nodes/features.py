@@ -18,6 +18,7 @@ from ..host.session import attach
 from ..host.tokens import parse_words
 from .attention import AttentionType, InversionType, word_mask
 from .blending import check_attention
+from .runner import prompt_alone
 
 COARSE = "grids of at most half the latent's side (SD1.x and SD2.x: d2-5, m0, u0-5; SDXL: all)"
 
@@ -227,11 +228,12 @@ class PalimpsestPromptMixing(io.ComfyNode):
         check_words(node, preserve + object, attention)
         if len(mix) != 1:
             raise ValueError(f"{node}'s mix has {len(mix)} entries, one is needed: remove Conditioning (Combine).")
+        prompt_alone(f"{node}'s mix", mix)
         keeps = bool(preserve.strip()) or mask is not None
         if keeps != (inversion is not None) or object.strip() and not keeps:
             has, lacks = ("something to preserve", "INVERSION") if keeps else ("INVERSION or object", "words or MASK to preserve")
             raise ValueError(f"{node} has {has} but no {lacks}: connect both to preserve shapes, or neither.")
-        model = attach(model, MixedValues(mix[0][0], start, end))
+        model = attach(model, MixedValues(mix[0][0], start, end, (mix,)))
         if not keeps:
             return io.NodeOutput(model)
         check_family(model, inversion)

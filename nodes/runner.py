@@ -53,6 +53,13 @@ def source_conditioning(conditioning, batch):
     return [[_cpu(cross_attn), {k: _cpu(v) for k, v in extras.items()}]]
 
 
+def prompt_alone(whose, conditioning):
+    """ValueError on what an editor's own prompt cannot carry. Hooks it can, where the prompts being sampled have them too."""
+    kept = next((k for _, extras in conditioning for k in REFUSED if k != "hooks" and extras.get(k) is not None), None)
+    if kept:
+        raise ValueError(f"{whose} carries {kept!r}, and is a prompt alone: remove {REFUSED[kept]} from it.")
+
+
 def _cpu(value):
     if isinstance(value, list):
         return [_cpu(v) for v in value]

@@ -12,7 +12,7 @@ from ..host.tokens import encode, tokenize_rows
 from ..inversion import ddpm, ledits
 from .drawing import heat_rows, sheet
 from .exact import check_guidance, check_stochastic, guidance, last_residual, stacked, together
-from .runner import REFUSED, InversionType, inputs, invert, outputs, own_sigmas
+from .runner import InversionType, inputs, invert, outputs, own_sigmas, prompt_alone
 
 
 def concept_inputs(*concept, scale, warmup, threshold):
@@ -64,9 +64,7 @@ class PalimpsestSEGAGuidance(io.ComfyNode):
     @classmethod
     def execute(cls, model, concept, direction, scale, warmup, cooldown, threshold, weight, momentum, beta) -> io.NodeOutput:
         check_concept("SEGA Guidance", scale * weight, warmup, cooldown)
-        kept = next((k for _, extras in concept for k in REFUSED if extras.get(k) is not None), None)
-        if kept:
-            raise ValueError(f"SEGA Guidance's concept carries {kept!r}, and is a prompt alone: remove {REFUSED[kept]} from it.")
+        prompt_alone("SEGA Guidance's concept", concept)
         before = held(model, SEGA)
         if before and (before.momentum, before.beta) != (momentum, beta):
             raise ValueError(f"The concepts on a MODEL share one momentum: the SEGA Guidance before has {before.momentum:g} with "

@@ -1,13 +1,16 @@
 """SEGA against diffusers' pipeline, against the paper's equations, and on the real host."""
 from collections import Counter
 
+import comfy.hooks
 import comfy.samplers
+import comfy.sd
 import nodes as host
 import pytest
 import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import BasicGuider
+from comfy_extras.nodes_hooks import SetClipHooks
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from diffusers import DDIMScheduler, SemanticStableDiffusionPipeline
@@ -15,7 +18,8 @@ from palimpsest.bench import twin
 from palimpsest.guidance.sega import largest
 from palimpsest.host.sampling import Solver
 from palimpsest.host.session import editors
-from palimpsest.nodes.semantic import PalimpsestSEGAGuidance, PalimpsestSEGARegions
+from palimpsest.nodes.features import PalimpsestPromptMixing
+from palimpsest.nodes.semantic import PalimpsestLEDITS, PalimpsestSEGAGuidance, PalimpsestSEGARegions
 from runs import Case, kept, relative
 
 STEPS = 5
@@ -134,6 +138,43 @@ def test_concepts_chain_in_any_order_and_are_not_alone():
     found = c.sample(both)
     assert relative(c.sample(swapped), found) < 1e-5
     assert min(relative(c.sample(m), found) for m in (sega(c.model, hat), sega(c.model, fur, "remove"), c.model)) > 1e-3
+
+
+def lora(model):
+    """Weights of a LoRA on every cross-attention's values."""
+    generator, found = torch.Generator().manual_seed(6), {}
+    for name, weight in model.model.state_dict().items():
+        if name.endswith("attn2.to_v.weight"):
+            for part, shape in (("up", (len(weight), 2)), ("down", (2, weight.shape[1]))):
+                found[name.replace("weight", f"lora_{part}.weight")] = 0.2 * torch.randn(shape, generator=generator)
+    return found
+
+
+def test_hooks_of_the_sampled_prompts_act_on_a_concept_too():
+    """A LoRA on the MODEL is one on every prompt."""
+    c, hat, weights = case(), concept("a hat"), lora(case().model)
+    loaded, _ = comfy.sd.load_lora_for_models(c.model, None, weights, 1.0, 0.0)
+    wanted = c.sample(sega(loaded, hat))
+    hooks = comfy.hooks.create_hook_lora(weights, 1.0, 0.0)
+    target, null, hooked = (comfy.hooks.set_hooks_for_conditioning(p, hooks) for p in (c.target, c.null, hat))
+    assert relative(c.sample(sega(c.model, hooked), target, negative=null), wanted) < 1e-5
+    assert relative(c.sample(sega(c.model, hat), target, negative=null), wanted) > 1e-3
+
+
+def test_hooks_that_the_host_would_pass_over_are_refused():
+    """Of a CONDITIONING, and of a CLIP that gives them to all that it encodes."""
+    c, hooks = case(), comfy.hooks.create_hook_lora(lora(case().model), 1.0, 0.0)
+    hat = comfy.hooks.set_hooks_for_conditioning(concept("a hat"), hooks)
+    clip, = SetClipHooks().apply_hooks(c.clip, False, True, hooks)
+    model, rows = watched(c.model)
+    for edited in (sega(model, hat), PalimpsestLEDITS.execute(model, clip, "a hat", "add", 5.0, 0.0, 1.0, 0.7).result[0],
+                   PalimpsestPromptMixing.execute(model, hat, 0.0, 1.0, "", "", 0.3, 0.8, "").result[0]):
+        with pytest.raises(ValueError, match=r"own prompt carries hooks \(WeightHook\).*load the LoRA on the MODEL"):
+            c.sample(edited, c.source)
+    assert not rows
+    with pytest.raises(ValueError, match="Prompt Mixing's mix carries 'area'.*Set.Area"):
+        PalimpsestPromptMixing.execute(model, host.ConditioningSetArea().append(c.target, 32, 32, 0, 0, 1.0)[0], 0.0, 1.0, "", "",
+                                       0.3, 0.8, "")
 
 
 def test_the_null_prompt_as_concept_changes_nothing():
