@@ -56,10 +56,18 @@ class Composite(Mover, Donor):
     def move(self, run, x, sigma):
         if "shift" not in run.memory(self):
             x = self._start(run, x, sigma)
-        return self._held(run, x, self.inversion.at(sigma), sigma)
+        return self._held(run, x, run.shown(self.inversion, sigma), sigma)
+
+    def before(self, run, x, sigma):
+        begins = "shift" not in run.memory(self)
+        moved = super().before(run, x, sigma)
+        if begins and run.standing is not None:  # both latents of the solver begin with the composed one
+            pair, sees = run.standing.pair, run.standing.sees
+            pair[1 - sees] = blend(pair[sees], pair[1 - sees], self.region)
+        return moved
 
     def after(self, run, x0, sigma):
-        return self._held(run, super().after(run, x0, sigma), self.inversion.latents[-1], sigma)
+        return self._held(run, super().after(run, x0, sigma), run.landing(self.inversion, sigma), sigma)
 
     def _start(self, run, x, sigma):
         """The composed start, at whatever σ the run begins; between object and background the main picture is noised anew."""
@@ -67,7 +75,8 @@ class Composite(Mover, Donor):
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(self.seed)).to(x)
         clean = repeat_to_batch_size(self.inversion.latents[-1], x.shape[0]).to(x)
         between = sampling.noise_scaling(x.new_tensor(sigma), noise, clean)
-        return blend(blend(between, self.donor.inversion.at(sigma), 1 - self.place), self.inversion.at(sigma), self.region)
+        main, object_ = (run.shown(inversion, sigma) for inversion in (self.inversion, self.donor.inversion))
+        return blend(blend(between, object_, 1 - self.place), main, self.region)
 
     def _held(self, run, x, main, sigma):
         return blend(x, main, self.region) if run.within(sigma, 0.0, self.blend_end) else x

@@ -45,12 +45,12 @@ class Anchored(Editor):
     def before(self, run, x, sigma):
         if not run.within(sigma, self.start, 1.0):
             return x
-        return blend(x, self.inversion.at(sigma), self.seen(run, x, sigma))
+        return blend(x, run.shown(self.inversion, sigma), self.seen(run, x, sigma))
 
     def after(self, run, x0, sigma):
         if not run.within(sigma, self.start, 1.0):
             return x0
-        return blend(x0, self.inversion.landing(sigma), self.mask(run, x0, sigma))
+        return blend(x0, run.landing(self.inversion, sigma), self.mask(run, x0, sigma))
 
 
 def blend(x, source, m):

@@ -79,7 +79,7 @@ class Proximal(Editor):
         mask = run.memory(self).get("edited")
         if not self.rate or mask is None or not run.within(sigma, self.start, 1.0):
             return x0
-        source = repeat_to_batch_size(self.inversion.latents[-1], x0.shape[0]).to(x0)
+        source = repeat_to_batch_size(run.landing(self.inversion, sigma), x0.shape[0]).to(x0)
         return x0 - self.rate * (1 - mask) * (x0 - source)
 
 

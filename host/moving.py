@@ -2,6 +2,7 @@
 
 What an editor adds to its step starts from the moved latent. The host's sampler keeps its own x, so the difference comes back in
 the x0 it sees: with Δ = x' - x, a step of Euler's from x with x0 + σ'/(σ - σ')·Δ ends where one from x' with x0 does.
+A solver that holds two latents has the one that is seen moved itself.
 """
 from torch import Tensor
 
@@ -16,8 +17,12 @@ class Mover(Editor):
 
     def before(self, run, x, sigma):
         moved = self.move(run, x, sigma)
-        clean = following(run, sigma)
-        run.memory(self)["shift"] = clean / (sigma - clean) * (moved - x)
+        clean, shift = following(run, sigma), 0
+        if run.standing is None:
+            shift = clean / (sigma - clean) * (moved - x)
+        else:
+            run.standing.move(moved - x)
+        run.memory(self)["shift"] = shift
         return moved
 
     def after(self, run, x0, sigma):

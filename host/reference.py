@@ -69,11 +69,16 @@ class Reference:
         self.kept.clear()
         self.levels.clear()
 
-    def read(self, executor, model, x_in, timestep, sigma, readers, nulls, patch):
+    def read_alone(self):
+        """Has every call of the network read anew, as where a solver asks it for two latents at one σ."""
+        self.clear()
+        self.mixed = [False] * len(self.mixed)
+
+    def read(self, executor, model, x_in, timestep, sigma, readers, nulls, patch, shown):
         """One call of the source, at σ and the next steps, for each INVERSION that some reader holds and that was not read at σ.
 
         readers(σ): the editors that read there; nulls: what `null_entries` gives, of this evaluation; patch(readers, conds,
-        levels, prompts) gives the call's options."""
+        levels, prompts) gives the call's options; shown(inversion, σ) the latents."""
         for i, inversion in enumerate(self.inversions):
             def mine(level):
                 return [r for r in readers(level) if r.inversion is inversion]
@@ -84,7 +89,7 @@ class Reference:
             self._forget(inversion, sigma)
             wanted = {prompt: entries for prompt, entries in wanted.items() if (id(inversion), prompt) not in self.levels}
             if wanted:
-                self._read(executor, model, x_in, timestep, sigma, i, wanted, mine, patch)
+                self._read(executor, model, x_in, timestep, sigma, i, wanted, mine, patch, shown)
 
     def _forget(self, inversion, sigma):
         """Drops what was read of an INVERSION at other σ."""
@@ -92,13 +97,13 @@ class Reference:
         self.levels = {key: levels for key, levels in self.levels.items() if key not in stale}
         self.kept = {key: found for key, found in self.kept.items() if key[:2] not in stale}
 
-    def _read(self, executor, model, x_in, timestep, sigma, i, wanted, mine, patch):
+    def _read(self, executor, model, x_in, timestep, sigma, i, wanted, mine, patch, shown):
         inversion, prompts, self.reading = self.inversions[i], tuple(wanted), list(wanted.values())
         pictures = self.pictures = math.lcm(inversion.batch, *(_rows(e) for entries in self.reading[None in prompts:] for e in entries))
         together = levels_together(pictures, inversion.shape[-2:]) if self.mixed[i] and prompts == (None,) else 1
         levels = tuple(level for level in self._ahead(sigma, together) if mine(level))
         chosen = list(dict.fromkeys(r for level in levels for r in mine(level)))
-        x = torch.cat([repeat_to_batch_size(inversion.at(level), pictures) for level in levels]).to(x_in)
+        x = torch.cat([repeat_to_batch_size(shown(inversion, level), pictures) for level in levels]).to(x_in)
         rows = timestep.new_tensor(levels).repeat_interleave(pictures)
         try:
             executor(model, self.reading, x, rows, patch(chosen, self.reading, levels, prompts))

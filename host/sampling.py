@@ -14,6 +14,8 @@ import latent_preview
 import torch
 from torch import Tensor
 
+from .session import running
+
 TOLERANCE = 1e-4  # relative: two σ this near are the same level
 HASHED = 65536  # bytes of weights in a fingerprint
 
@@ -32,10 +34,11 @@ class Solver(comfy.samplers.Sampler):
     """Runs `function(model, x, sigmas, extra_args=, callback=, disable=, **extra_options)` from the LATENT as it is.
 
     No noise is added and nothing is scaled, whatever noise the sampler node offers. inversion: the one whose own steps it takes.
+    stands: the function also takes stand(Standing), by which it says where it stands (inversion/steps.py).
     """
 
-    def __init__(self, function, extra_options={}, inversion=None):
-        self.function, self.extra_options, self.inversion = function, dict(extra_options), inversion
+    def __init__(self, function, extra_options={}, inversion=None, stands=False):
+        self.function, self.extra_options, self.inversion, self.stands = function, dict(extra_options), inversion, stands
 
     @classmethod
     def of(cls, sampler):
@@ -76,7 +79,9 @@ class Solver(comfy.samplers.Sampler):
             if callback is not None:
                 callback(state["i"], state["denoised"], state["x"], total)
 
-        return self.function(model, latent_image, sigmas, extra_args=extra_args, callback=step, disable=disable_pbar,
+        edited = running(extra_args["model_options"]) if self.stands else None
+        told = {"stand": edited.stand} if edited else {}
+        return self.function(model, latent_image, sigmas, extra_args=extra_args, callback=step, disable=disable_pbar, **told,
                              **self.extra_options)
 
 

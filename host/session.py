@@ -68,6 +68,7 @@ class Run:
     encoded: dict = field(default_factory=dict)
     memories: dict = field(default_factory=dict)
     levels: dict = field(default_factory=dict)
+    standing: object = None  # a solver's of two latents (inversion/steps.py)
 
     def __deepcopy__(self, memo):
         return self
@@ -86,6 +87,22 @@ class Run:
         to = {**options["transformer_options"], RUN: self, "sample_sigmas": self.sigmas}
         _read(self, comfy.samplers.calc_cond_batch, self.guider.inner_model, x, x.new_full((len(x),), sigma),
               {**options, "transformer_options": to})
+
+    def stand(self, standing):
+        """A solver of two latents is about to ask the network."""
+        self.standing = standing
+        if not standing.on_path:
+            self.reference.read_alone()
+
+    def shown(self, inversion, sigma):
+        """What the network saw of the INVERSION where the run stands now, at σ: [pictures,C,…]."""
+        if self.standing is None or self.standing.on_path:
+            return inversion.at(sigma)
+        return self.standing.shown(self.standing.source(inversion)[0])
+
+    def landing(self, inversion, sigma):
+        """The x0 with which the step that is being taken keeps to the INVERSION."""
+        return inversion.landing(sigma) if self.standing is None else self.standing.landing(inversion)
 
     def within(self, sigma, start, end) -> bool:
         """Whether σ lies between two percents of the full schedule (the host's `percent_to_sigma`)."""
@@ -220,6 +237,7 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
         del options[RUN]
         run.reference.clear()
         run.memories.clear()
+        run.standing = None
 
 
 def _encode(guider, prompt, noise, latent_image, denoise_mask) -> list:
@@ -286,7 +304,8 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):
 
 
 def _check_noise(run, x, sigma):
-    known = [repeat_to_batch_size(i.at(sigma), x.shape[0]).to(x) for i in _distinct(e for e in run.editors if not e.lends) if i.latents]
+    begun = [i for i in _distinct(e for e in run.editors if not e.lends) if i.latents]
+    known = [repeat_to_batch_size(run.shown(i, sigma), x.shape[0]).to(x) for i in begun]
     apart, noisy = min((((x - z).norm() / z.norm(), z.norm()) for z in known), default=(0, 0))
     if 4 * x.norm() < noisy:
         raise ValueError(f"Sampling starts at sigma {sigma:.3g} from a latent of {100 * x.norm() / noisy:.0f} % of the "
@@ -318,7 +337,7 @@ def _read(run, executor, model, x_in, timestep, model_options, nulls=()):
         return _install(model_options, readers, Call(run, "read", conds, sigma, levels, prompts))
 
     run.reference.read(executor, model, x_in, timestep, sigma, lambda level: [e for e in run.editors if e.reads(run, level)],
-                       null_entries(nulls), patch)
+                       null_entries(nulls), patch, run.shown)
 
 
 def _install(model_options, chosen, call) -> dict:

@@ -12,10 +12,12 @@ and flow models take it without the roots. The first level comes from one step o
 Differs from the paper: a recorded o_i takes the place of x_{i+1} where sampling starts, at any level (one model call more), and
 there the target's D_i is used; the latents are in double precision, the network in its own.
 """
+from functools import partial
+
 from torch import Tensor
 from tqdm.auto import trange
 
-from .steps import first_step, is_flow, noise_at, recorded, settled, tell, widened
+from .steps import Standing, first_step, is_flow, noise_at, recorded, settled, tell, widened
 
 GAMMA = 0.5
 
@@ -44,25 +46,36 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
 
 def denoise(model, x: Tensor, offset: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, gamma=GAMMA,
-            flow=False) -> Tensor:
-    """The latent at σ[-1], from x at σ[0] and the offset of the step that starts there."""
+            flow=False, stand=None) -> Tensor:
+    """The latent at σ[-1], from x at σ[0] and the offset of the step that starts there.
+
+    D_i + o_i = base + slope·ε(x_i, σ_i), where base holds what does not depend on the prediction."""
     dtype, s = x.dtype, widened(sigmas)
     x = widened(x)
     for i in trange(len(s) - 1, disable=disable):
-        denoised, eps = noise_at(model, x, s[i], s[i], dtype, extra_args, flow)
+        base, slope = x + offset, s[i + 1] - s[i]
         if i:
-            offset = weight(s[i + 1], s[i - 1], gamma, flow) * (before - (x + (s[i - 1] - s[i]) * eps))
-        tell(callback, i, x.to(dtype), s[i], denoised)
-        before, x = x, x + (s[i + 1] - s[i]) * eps + offset
+            w = weight(s[i + 1], s[i - 1], gamma, flow)
+            base, slope = x + w * (before - x), slope - w * (s[i - 1] - s[i])
+        pair = [x, base]
+        standing = Standing(pair, 0, s[i], s[i], slope, partial(source, here=s[i], there=s[i + 1]), flow, tied=True)
+        denoised, eps = standing.ask(model, dtype, extra_args, stand)
+        tell(callback, i, pair[0].to(dtype), s[i], denoised)
+        before, x = pair[0], pair[1] + slope * eps
     return x
+
+
+def source(inversion, here: Tensor, there: Tensor) -> tuple:
+    """A Standing's source: the trajectory's own latents."""
+    return inversion.at(float(here)), inversion.at(float(there))
 
 
 def reverse(inversion):
     """Replay's solver; θ_F "offset" holds o, one a step."""
-    def solve(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    def solve(model, x, sigmas, extra_args=None, callback=None, disable=None, stand=None):
         first = first_step(inversion, sigmas)
         x = settled(inversion, first, x)
         offset = recorded(inversion, "offset", first, widened(x))
         return denoise(model, x, offset, sigmas, extra_args, callback, disable, gamma=inversion.provenance["gamma"],
-                       flow=is_flow(inversion)).to(x)
+                       flow=is_flow(inversion), stand=stand).to(x)
     return solve

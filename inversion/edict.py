@@ -10,41 +10,52 @@ mixing stays as it is, both latents being of one level.
 Differs from the paper: the latents are in double precision, the network in its own; σ = 0 is the clean end (ᾱ = 1).
 Checked against: salesforce/EDICT@c35a81f (numbers in tests/data/exact.json).
 """
+from functools import partial
+
 from torch import Tensor
 from tqdm.auto import trange
 
-from .steps import first_step, is_flow, noise_at, recorded, settled, tell, widened
+from .steps import Standing, first_step, is_flow, recorded, settled, tell, widened
 
 P = 0.93
 
 
 def denoise_step(pair: list, turn: int, n: Tensor, c: Tensor, noise, p: float) -> list:
-    """One step from level n to the cleaner c; pair[turn] goes first. noise(latent, its level) predicts at n."""
+    """One step from level n to the cleaner c; pair[turn] goes first. noise(pair, sees, level) predicts at n from pair[sees], which is
+    of that level, and may move the pair first."""
     pair = list(pair)
-    pair[turn] = pair[turn] + (c - n) * noise(pair[1 - turn], n)
-    pair[1 - turn] = pair[1 - turn] + (c - n) * noise(pair[turn], c)
+    for goes, level in ((turn, n), (1 - turn, c)):
+        eps = noise(pair, 1 - goes, level)
+        pair[goes] = pair[goes] + (c - n) * eps
     x = p * pair[0] + (1 - p) * pair[1]
     return [x, p * pair[1] + (1 - p) * x]
 
 
 def invert_step(pair: list, turn: int, n: Tensor, c: Tensor, noise, p: float) -> list:
     """The exact inverse of `denoise_step`, from level c to the noisier n."""
-    x, y = pair
-    y = (y - (1 - p) * x) / p
-    pair = [(x - (1 - p) * y) / p, y]
-    pair[1 - turn] = pair[1 - turn] - (c - n) * noise(pair[turn], c)
-    pair[turn] = pair[turn] - (c - n) * noise(pair[1 - turn], n)
+    pair = unmixed(pair, p)
+    for goes, level in ((1 - turn, c), (turn, n)):
+        pair[goes] = pair[goes] - (c - n) * noise(pair, 1 - goes, level)
     return pair
 
 
-def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable, p, flow):
+def unmixed(pair: list, p: float) -> list:
+    """x_inter and y_inter of the step that ended with this pair."""
+    x, y = pair
+    y = (y - (1 - p) * x) / p
+    return [(x - (1 - p) * y) / p, y]
+
+
+def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable, p, flow, stand=None):
     """Yields the pair after each step between successive levels; two model calls a step."""
     for i in trange(len(turns), disable=disable):
         n, c = sorted(levels[i:i + 2], reverse=True)
         seen = {}
 
-        def noise(latent, level):
-            seen["x0"], eps = noise_at(model, latent, level, n, dtype, extra_args, flow)
+        def noise(pair, sees, level):
+            known = partial(source, n=n, c=c, goes=1 - sees, second=level is c, p=p)
+            standing = Standing(pair, sees, level, n, c - n, known, flow, on_path=False)
+            seen["x0"], eps = standing.ask(model, dtype, extra_args, stand)
             return eps
 
         before, pair = pair, step(pair, turns[i] % 2, n, c, noise, p)
@@ -61,22 +72,33 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
     return [start, *found][::-1]
 
 
+def source(inversion, n: Tensor, c: Tensor, goes: int, second: bool, p: float) -> tuple:
+    """A Standing's source, of a step from n to c in which pair[goes] goes now. Of a method that has no y, its latents are both."""
+    ends = unmixed(_pair_at(inversion, c), p)
+    return (ends if second else _pair_at(inversion, n))[1 - goes], ends[goes]
+
+
+def _pair_at(inversion, sigma: Tensor) -> list:
+    x, apart = widened(inversion.at(float(sigma))), inversion.theta.get("y_minus_x")
+    return [x, x if apart is None else x + apart.tensor[inversion.step(float(sigma))]]
+
+
 def denoise(model, x: Tensor, y: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P, flow=False,
-            first=0) -> list:
+            first=0, stand=None) -> list:
     """The pair [x, y] at σ[-1], from the pair at σ[0], which is level `first` of the whole schedule."""
     pair, turns = [widened(x), widened(y)], range(first, first + len(sigmas) - 1)
-    for pair in _walk(denoise_step, pair, widened(sigmas), turns, model, x.dtype, extra_args, callback, disable, p, flow):
+    for pair in _walk(denoise_step, pair, widened(sigmas), turns, model, x.dtype, extra_args, callback, disable, p, flow, stand):
         pass
     return pair
 
 
 def reverse(inversion):
     """Replay's solver: y starts beside x as far as it stood in the inversion (θ_F "y_minus_x", one a level)."""
-    def solve(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    def solve(model, x, sigmas, extra_args=None, callback=None, disable=None, stand=None):
         first = first_step(inversion, sigmas)
         x = settled(inversion, first, x)
         y = widened(x) + recorded(inversion, "y_minus_x", first, widened(x))
         found = denoise(model, x, y, sigmas, extra_args, callback, disable, p=inversion.provenance["p"], flow=is_flow(inversion),
-                        first=first)
+                        first=first, stand=stand)
         return found[0].to(x)
     return solve

@@ -9,9 +9,10 @@ from . import bdia, ddpm, direct, edict, ledits, renoise
 class Method:
     """reverse(inversion) gives the method's own solver, of k-diffusion's signature, for a θ_F applied by "step"; None where
     Euler's steps, and so any host SAMPLER, walk the trajectory back. guided: what it learned belongs to the CFG it was learned
-    at."""
+    at. stands: its solver holds two latents and takes stand(Standing), by which it says where it stands (inversion/steps.py)."""
     reverse: Callable | None = None
     guided: bool = False
+    stands: bool = False
 
 
 METHODS = {
@@ -25,8 +26,8 @@ METHODS = {
     "Regularized": Method(),
     "ReNoise": Method(),
     "ReNoise Ancestral": Method(renoise.reverse),
-    "EDICT": Method(edict.reverse, guided=True),
-    "BDIA": Method(bdia.reverse, guided=True),
+    "EDICT": Method(edict.reverse, guided=True, stands=True),
+    "BDIA": Method(bdia.reverse, guided=True, stands=True),
     "Direct": Method(direct.reverse, guided=True),
     "DDPM": Method(ddpm.reverse),
     "CycleDiffusion": Method(ddpm.reverse),

@@ -53,8 +53,8 @@ class PalimpsestReplay(io.ComfyNode):
         if inversion.method not in METHODS:
             raise ValueError(f"The INVERSION was made by {inversion.method}, this version of Palimpsest knows "
                              f"{', '.join(METHODS)}: update Palimpsest, or invert again.")
-        reverse = METHODS[inversion.method].reverse
-        if reverse and sampler is not None:
+        method = METHODS[inversion.method]
+        if method.reverse and sampler is not None:
             raise ValueError(f"{inversion.method} recorded {', '.join(inversion.theta)} for its own steps, which the connected "
                              "SAMPLER does not take: leave the sampler input empty.")
         first = split_at(model, inversion.sigmas, start)
@@ -62,12 +62,12 @@ class PalimpsestReplay(io.ComfyNode):
         if len(sigmas) < 2:
             raise ValueError(f"Starting at {start:.0%} leaves no step of the inversion's {inversion.schedule}: choose "
                              "an earlier start (0 is the noisiest level).")
-        own = reverse(inversion) if reverse else comfy.k_diffusion.sampling.sample_euler
-        solver = Solver(own, inversion=inversion) if sampler is None else Solver.of(sampler)
+        own = method.reverse(inversion) if method.reverse else comfy.k_diffusion.sampling.sample_euler
+        solver = Solver(own, inversion=inversion, stands=method.stands) if sampler is None else Solver.of(sampler)
         if sampler is not None and solver.adds_noise:
             log.warning("The SAMPLER adds noise of its own: edits work, but reconstruction is not promised.")
         latent = model.model.process_latent_out(inversion.at(float(sigmas[0])))
-        return io.NodeOutput(attach(model, Learned(inversion, METHODS[inversion.method].guided)), solver, sigmas, {"samples": latent})
+        return io.NodeOutput(attach(model, Learned(inversion, method.guided)), solver, sigmas, {"samples": latent})
 
 
 NODES = [PalimpsestDDIMInvert, PalimpsestReplay]
