@@ -9,6 +9,8 @@ without optimisation.
 `weight` walks on the sphere from the source's embedding (0, the paper) to the null prompt's (1), as ProxEdit (Han et
 al. 2024, arXiv:2306.05414) does for edits that the negative prompt holds back.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,16 +27,23 @@ def slerp(weight: float, a: Tensor, b: Tensor) -> Tensor:
     return (from_a * u + from_b * v).view_as(a).to(a.dtype)
 
 
+def repeated(a: Tensor, b: Tensor) -> tuple:
+    """Embeddings [B,tokens,C] of prompts of different length, repeated to one, as the host does: attention to a whole number of
+    times the same tokens is the same. Pooled ones [B,P] as they are."""
+    length = math.lcm(a.shape[1], b.shape[1])
+    return tuple(t if t.ndim < 3 else t.repeat(1, length // t.shape[1], 1) for t in (a, b))
+
+
 def learned(source: list, null: "list | None" = None, weight=0.0) -> dict:
     """θ_F of a source CONDITIONING: "uncond" [1,B,tokens,C] and, where it has one, "uncond_pooled" [1,B,P], for the
     whole run."""
     def between(a, b):
         if weight == 0:
             return a
-        if a.shape[1:] != b.shape[1:]:
-            raise ValueError(f"The negative's embedding is {list(b.shape[1:])} (tokens, width), the source's "
-                             f"{list(a.shape[1:])}: encode both with the same CLIP, or set interpolation to 0.")
-        return slerp(weight, *torch.broadcast_tensors(a, b.to(a)))
+        if a.shape[-1] != b.shape[-1]:
+            raise ValueError(f"The negative's embedding is {b.shape[-1]} wide, the source's {a.shape[-1]}: encode both with the "
+                             "same CLIP, or set interpolation to 0.")
+        return slerp(weight, *torch.broadcast_tensors(*repeated(a, b.to(a))))
 
     (a, extras), (b, others) = source[0], (null or source)[0]
     pooled = extras.get("pooled_output")

@@ -45,9 +45,9 @@ class PalimpsestNullTextOptimize(io.ComfyNode):
         chosen = inversion.conditioning if negative is None else negative
         embedding, extras = tokens_for(chosen, inversion), chosen[0][1]
         source = inversion.conditioning[0][0]
-        if embedding.shape[1:] != source.shape[1:]:
-            raise ValueError(f"The negative's embedding is {list(embedding.shape[1:])} (tokens, width), the source's "
-                             f"{list(source.shape[1:])}: encode both with the same CLIP, and keep both under 75 tokens.")
+        if embedding.shape[-1] != source.shape[-1]:
+            raise ValueError(f"The negative's embedding is {embedding.shape[-1]} wide, the source's {source.shape[-1]}: encode both "
+                             "with the same CLIP.")
         pooled = extras.get("pooled_output")
 
         def solve(net, x, sigmas, extra_args=None, callback=None, disable=None, *, path, flow):

@@ -1,4 +1,5 @@
 """Null-text optimisation."""
+import dataclasses
 import json
 import weakref
 from pathlib import Path
@@ -224,6 +225,19 @@ def test_the_benchmarks_peer_is_the_published_loop():
         assert found.flatten()[:4].tolist() == pytest.approx(numbers, abs=1e-8)
 
 
+def test_a_null_prompt_of_another_length_learns_what_its_repetition_would():
+    """Beside a source of 16 tokens, twice the same 8, a null prompt of 8 learns the same, and the host repeats it in Replay."""
+    model = tiny.sd15(output=1.0)
+    inversion, null = inverted(model, 2), tiny.cond(seed=9)
+    twice = [[inversion.conditioning[0][0].repeat(1, 2, 1), inversion.conditioning[0][1]]]
+    found, same = (optimise(model, i, 1, start="negative", negative=null)
+                   for i in (dataclasses.replace(inversion, conditioning=twice), inversion))
+    learned, start = found.theta["uncond"].tensor, null[0][0]
+    assert relative(learned, start.expand_as(learned)) > 1e-3
+    torch.testing.assert_close(learned, same.theta["uncond"].tensor, rtol=1e-3, atol=1e-3)
+    assert relative(replay(model, found), replay(model, same)) < 1e-3
+
+
 def test_refuses_what_it_cannot_follow():
     model = tiny.sd15()
     inversion = inverted(model)
@@ -231,8 +245,8 @@ def test_refuses_what_it_cannot_follow():
         optimise(model, inversion, start="negative")
     with pytest.raises(ValueError, match="connect the empty prompt and set start to negative"):
         optimise(model, inversion, negative=tiny.cond(seed=9))
-    with pytest.raises(ValueError, match="both under 75 tokens"):
-        optimise(model, inversion, start="negative", negative=tiny.cond(tokens=16))
+    with pytest.raises(ValueError, match="embedding is 96 wide, the source's 64: encode both with the same CLIP"):
+        optimise(model, inversion, start="negative", negative=[[torch.zeros(1, 8, 96), {}]])
     with torch.inference_mode():
         edict = PalimpsestEDICTInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 3, "ddim_uniform", 0.93,
                                               1.0).result[0]

@@ -288,8 +288,20 @@ def test_interpolation_ends_at_the_connected_negative(name):
     assert relative(replay(model, halfway, 4.0), expected) > 1e-3
     with pytest.raises(ValueError, match="interpolation of 0.5 and no negative"):
         invert(PalimpsestNegativePromptInvert, model, 0.5)
-    with pytest.raises(ValueError, match=r"\[5, 64\].*\[8, 64\].*interpolation to 0"):
-        invert(PalimpsestNegativePromptInvert, model, 0.5, negative=tiny.cond(tokens=5))
+    with pytest.raises(ValueError, match="96 wide, the source's 64: .*interpolation to 0"):
+        invert(PalimpsestNegativePromptInvert, model, 0.5, negative=[[torch.zeros(1, 8, 96), tiny.cond()[0][1]]])
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_interpolation_repeats_prompts_of_unequal_length_as_the_host_does(weight):
+    """With a null prompt of 6 tokens and a source of 8, every embedding of 24 tokens is the same attention."""
+    model, null = family("sd15", 1.0), tiny.cond(tokens=6, seed=9)
+    found = invert(PalimpsestNegativePromptInvert, model, weight, negative=null)
+    source, learned = tiny.cond()[0][0], found.theta["uncond"].tensor
+    torch.testing.assert_close(learned[0], slerp(weight, source.repeat(1, 3, 1), null[0][0].repeat(1, 4, 1)))
+    if weight == 1:
+        plain = invert(PalimpsestDDIMInvert, model)
+        torch.testing.assert_close(replay(model, found, 4.0), replay(model, plain, 4.0, null), rtol=1e-4, atol=1e-4)
 
 
 def test_slerp_walks_the_sphere_at_constant_speed():
