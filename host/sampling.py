@@ -26,8 +26,9 @@ class Fingerprint:
     model: str          # the host's model class
     latent_format: str
     channels: int
-    prediction: str     # "eps", "v" or "flow"
+    prediction: str     # "eps", "v", "x0", "edm" or "flow"
     weights: str        # sha256 of 64 KB of unpatched weights
+    sigma_data: float = 1.0             # the data's deviation that the model's input is scaled for
 
 
 class Solver(comfy.samplers.Sampler):
@@ -122,25 +123,25 @@ def split_at(model, sigmas: Tensor, percent: float) -> int:
 
 
 def prediction_type(model) -> str:
-    """"eps", "v" or "flow"; ValueError for a parametrisation in which an inversion's step is not known."""
+    """"eps", "v", "x0", "edm" (all of x = x0 + σ·ε) or "flow"; ValueError for a parametrisation in which an inversion's step is not
+    known."""
     sampling = model.get_model_object("model_sampling")
-    known = ((parametrisation.V_PREDICTION, "v"), (parametrisation.EPS, "eps"), (parametrisation.CONST, "flow"))
-    # subclasses of the known; not every host has all
-    strange = tuple(getattr(parametrisation, n) for n in ("X0", "EDM", "IMG_TO_IMG_FLOW") if hasattr(parametrisation, n))
-    for kind, name in known:
-        if isinstance(sampling, kind) and not isinstance(sampling, strange):
-            return name
-    found = next((c.__name__ for c in type(sampling).__mro__ if c.__module__ == parametrisation.__name__
-                  and not issubclass(c, torch.nn.Module)), type(sampling).__name__)
-    raise ValueError(f"The {type(model.model).__name__} MODEL predicts by {found}; inversion is known for eps, v and "
+    # before the kinds that they are subclasses of; not every host has all
+    kinds = {"IMG_TO_IMG_FLOW": "", "IMG_TO_IMG": "", "EDM": "edm", "X0": "x0", "V_PREDICTION": "v", "EPS": "eps", "CONST": "flow"}
+    found = next((name for kind, name in kinds.items() if isinstance(sampling, getattr(parametrisation, kind, ()))), "")
+    if found:
+        return found
+    strange = next((c.__name__ for c in type(sampling).__mro__ if c.__module__ == parametrisation.__name__
+                    and not issubclass(c, torch.nn.Module)), type(sampling).__name__)
+    raise ValueError(f"The {type(model.model).__name__} MODEL predicts by {strange}; inversion is known for eps, v, x0, EDM and "
                      "flow prediction (SD1.x, SD2.x, SDXL, SD3, Flux and their kin): load one of these.")
 
 
 def fingerprint(model) -> Fingerprint:
     """What tells this MODEL from another, whatever LoRA lies on it."""
     latents = model.get_model_object("latent_format")
-    return Fingerprint(type(model.model).__name__, type(latents).__name__, latents.latent_channels,
-                       prediction_type(model), _hash_weights(model))
+    return Fingerprint(type(model.model).__name__, type(latents).__name__, latents.latent_channels, prediction_type(model),
+                       _hash_weights(model), float(getattr(model.get_model_object("model_sampling"), "sigma_data", 1.0)))
 
 
 def _hash_weights(model) -> str:
@@ -166,7 +167,7 @@ def digest(embeddings) -> str:
 def check_family(model, inversion):
     """ValueError where MODEL and INVERSION are of different families; another checkpoint of one family is said once."""
     mine, theirs = fingerprint(model), inversion.fingerprint
-    for name in ("model", "latent_format", "channels", "prediction"):
+    for name in ("model", "latent_format", "channels", "prediction", "sigma_data"):
         a, b = getattr(mine, name), getattr(theirs, name)
         if a != b:
             raise ValueError(f"The INVERSION was made on another family of model: its {name.replace('_', ' ')} is {b}, "

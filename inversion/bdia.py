@@ -17,36 +17,36 @@ from functools import partial
 from torch import Tensor
 from tqdm.auto import trange
 
-from .steps import Standing, first_step, is_flow, noise_at, recorded, settled, tell, widened
+from .steps import Standing, first_step, noise_at, recorded, scale, scaling, settled, tell, widened
 
 GAMMA = 0.5
 
 
-def weight(clean: Tensor, noisy: Tensor, gamma: float, flow: bool):
+def weight(clean: Tensor, noisy: Tensor, gamma: float, **seen_as):
     """γ in x: what multiplies x_{i+1} - U_i, between the levels σ_{i-1} = clean and σ_{i+1} = noisy."""
-    return gamma if flow else gamma * ((1 + clean ** 2) / (1 + noisy ** 2)).sqrt()
+    return gamma * scale(noisy, clean, **seen_as)
 
 
-def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, gamma=GAMMA, flow=False) -> tuple:
+def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, gamma=GAMMA, **seen_as) -> tuple:
     """Follow the steps back from the clean x [B,C,…] to σ[0]. sigmas [S+1] descend to 0.
 
     Returns S+1 latents in the order of sigmas, the clean one last, and the S offsets o of the steps that start there.
     """
     dtype, s = x.dtype, widened(sigmas).flip(0)
-    _, eps = noise_at(model, widened(x), s[0], s[1], dtype, extra_args, flow)
+    _, eps = noise_at(model, widened(x), s[0], s[1], dtype, extra_args, **seen_as)
     path, offsets = [widened(x), widened(x) + (s[1] - s[0]) * eps], []
     for i in trange(1, len(s), disable=disable):
         x = path[i]
-        denoised, eps = noise_at(model, x, s[i], s[i], dtype, extra_args, flow)
+        denoised, eps = noise_at(model, x, s[i], s[i], dtype, extra_args, **seen_as)
         offsets.append(path[i - 1] - (x + (s[i - 1] - s[i]) * eps))
         if i + 1 < len(s):
-            path.append(x + (s[i + 1] - s[i]) * eps + offsets[-1] / weight(s[i - 1], s[i + 1], gamma, flow))
+            path.append(x + (s[i + 1] - s[i]) * eps + offsets[-1] / weight(s[i - 1], s[i + 1], gamma, **seen_as))
         tell(callback, i - 1, x.to(dtype), s[i], denoised)
     return path[::-1], offsets[::-1]
 
 
 def denoise(model, x: Tensor, offset: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, gamma=GAMMA,
-            flow=False, stand=None) -> Tensor:
+            stand=None, **seen_as) -> Tensor:
     """The latent at σ[-1], from x at σ[0] and the offset of the step that starts there.
 
     D_i + o_i = base + slope·ε(x_i, σ_i), where base holds what does not depend on the prediction."""
@@ -55,10 +55,10 @@ def denoise(model, x: Tensor, offset: Tensor, sigmas: Tensor, extra_args=None, c
     for i in trange(len(s) - 1, disable=disable):
         base, slope = x + offset, s[i + 1] - s[i]
         if i:
-            w = weight(s[i + 1], s[i - 1], gamma, flow)
+            w = weight(s[i + 1], s[i - 1], gamma, **seen_as)
             base, slope = x + w * (before - x), slope - w * (s[i - 1] - s[i])
         pair = [x, base]
-        standing = Standing(pair, 0, s[i], s[i], slope, partial(source, here=s[i], there=s[i + 1]), flow, tied=True)
+        standing = Standing(pair, 0, s[i], s[i], slope, partial(source, here=s[i], there=s[i + 1]), seen_as, tied=True)
         denoised, eps = standing.ask(model, dtype, extra_args, stand)
         tell(callback, i, pair[0].to(dtype), s[i], denoised)
         before, x = pair[0], pair[1] + slope * eps
@@ -77,5 +77,5 @@ def reverse(inversion):
         x = settled(inversion, first, x)
         offset = recorded(inversion, "offset", first, widened(x))
         return denoise(model, x, offset, sigmas, extra_args, callback, disable, gamma=inversion.provenance["gamma"],
-                       flow=is_flow(inversion), stand=stand).to(x)
+                       stand=stand, **scaling(inversion.fingerprint)).to(x)
     return solve

@@ -15,7 +15,7 @@ from functools import partial
 from torch import Tensor
 from tqdm.auto import trange
 
-from .steps import Standing, first_step, is_flow, recorded, settled, tell, widened
+from .steps import Standing, first_step, recorded, scaling, settled, tell, widened
 
 P = 0.93
 
@@ -46,7 +46,7 @@ def unmixed(pair: list, p: float) -> list:
     return [(x - (1 - p) * y) / p, y]
 
 
-def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable, p, flow, stand=None):
+def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable, p, seen_as, stand=None):
     """Yields the pair after each step between successive levels; two model calls a step."""
     for i in trange(len(turns), disable=disable):
         n, c = sorted(levels[i:i + 2], reverse=True)
@@ -54,7 +54,7 @@ def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable
 
         def noise(pair, sees, level):
             known = partial(source, n=n, c=c, goes=1 - sees, second=level is c, p=p)
-            standing = Standing(pair, sees, level, n, c - n, known, flow, on_path=False)
+            standing = Standing(pair, sees, level, n, c - n, known, seen_as, on_path=False)
             seen["x0"], eps = standing.ask(model, dtype, extra_args, stand)
             return eps
 
@@ -63,12 +63,12 @@ def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable
         yield pair
 
 
-def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P, flow=False) -> list:
+def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P, **seen_as) -> list:
     """The coupled latents from the clean x [B,C,…], with y = x there, to σ[0]: S+1 pairs [x, y] in the order of sigmas, the
     clean one last. sigmas [S+1] descend to 0."""
     start = [widened(x)] * 2
     turns = range(len(sigmas) - 2, -1, -1)
-    found = _walk(invert_step, start, widened(sigmas).flip(0), turns, model, x.dtype, extra_args, callback, disable, p, flow)
+    found = _walk(invert_step, start, widened(sigmas).flip(0), turns, model, x.dtype, extra_args, callback, disable, p, seen_as)
     return [start, *found][::-1]
 
 
@@ -83,11 +83,11 @@ def _pair_at(inversion, sigma: Tensor) -> list:
     return [x, x if apart is None else x + apart.tensor[inversion.step(float(sigma))]]
 
 
-def denoise(model, x: Tensor, y: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P, flow=False,
-            first=0, stand=None) -> list:
+def denoise(model, x: Tensor, y: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P, first=0,
+            stand=None, **seen_as) -> list:
     """The pair [x, y] at σ[-1], from the pair at σ[0], which is level `first` of the whole schedule."""
     pair, turns = [widened(x), widened(y)], range(first, first + len(sigmas) - 1)
-    for pair in _walk(denoise_step, pair, widened(sigmas), turns, model, x.dtype, extra_args, callback, disable, p, flow, stand):
+    for pair in _walk(denoise_step, pair, widened(sigmas), turns, model, x.dtype, extra_args, callback, disable, p, seen_as, stand):
         pass
     return pair
 
@@ -98,7 +98,7 @@ def reverse(inversion):
         first = first_step(inversion, sigmas)
         x = settled(inversion, first, x)
         y = widened(x) + recorded(inversion, "y_minus_x", first, widened(x))
-        found = denoise(model, x, y, sigmas, extra_args, callback, disable, p=inversion.provenance["p"], flow=is_flow(inversion),
-                        first=first, stand=stand)
+        found = denoise(model, x, y, sigmas, extra_args, callback, disable, p=inversion.provenance["p"], first=first, stand=stand,
+                        **scaling(inversion.fingerprint))
         return found[0].to(x)
     return solve

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
+from .steps import scale
+
 MEMORY = 2  # m: how many earlier iterations Anderson acceleration mixes in
 log = logging.getLogger("palimpsest")
 
@@ -60,8 +62,8 @@ def _rows(flags, x):
     return flags.view(-1, *[1] * (x.ndim - 1))
 
 
-def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, flow=False, iterations=5,
-           tolerance=1e-5, memory=0) -> tuple[list, list]:
+def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, flow=False, data=1.0,
+           iterations=5, tolerance=1e-5, memory=0) -> tuple[list, list]:
     """Follow the reverse process from the clean latent x [B,C,…] to σ[0], solving each step by fixed-point iteration.
 
     model(x, sigma [B], **extra_args) returns x0; sigmas [S+1] descend to 0; callback gets k-diffusion's dict at every
@@ -82,7 +84,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
                 callback({"x": x, "i": i, "sigma": noisy, "sigma_hat": noisy, "denoised": denoised})
             return start + (noisy - clean) * ((x - denoised) / noisy)
 
-        guess = x if flow else x * ((1 + noisy ** 2) / (1 + clean ** 2)).sqrt()
+        guess = x * scale(clean, noisy, flow, data)
         x, errors = iterate(f, guess, iterations, tolerance, memory)
         if errors[-1] > errors[0]:
             log.warning("The fixed-point iteration does not contract at sigma %.4g: in %d iterations its residual grew from "

@@ -70,7 +70,7 @@ def regularize(eps: Tensor, generator: torch.Generator, *, lambda_ac=20.0, lambd
     return eps
 
 
-def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, seed=0, **weights) -> list:
+def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, seed=0, data=1.0, **weights) -> list:
     """`ddim.invert` on eps and v models, with every ε regularized; weights: those of `regularize`. Without any, DDIM's bits."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -80,4 +80,4 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
         eps = (x - denoised) / level
         moved = regularize(eps, generator, **weights)
         return denoised if moved is eps else x - level * moved
-    return ddim.invert(regularized, x, sigmas, extra_args, callback, disable)
+    return ddim.invert(regularized, x, sigmas, extra_args, callback, disable, data=data)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .steps import first_step, recorded
+from .steps import first_step, recorded, scale
 from .trajectory import Theta
 
 
@@ -29,8 +29,8 @@ def ancestral_step(noisy: Tensor, clean: Tensor, eta: float):
     return (clean ** 2 - up ** 2).clamp(min=0).sqrt(), up
 
 
-def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, flow=False, iterations=9,
-           average=2, early_iterations=5, early=0.0, eta=0.0, seed=0) -> tuple[list, dict]:
+def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, flow=False, data=1.0,
+           iterations=9, average=2, early_iterations=5, early=0.0, eta=0.0, seed=0) -> tuple[list, dict]:
     """Follow the reverse process from the clean latent x [B,C,…] to σ[0], with `iterations` renoisings a step and the
     mean of the last `average` predictions; at levels under σ `early`, with the mean of the first `early_iterations`.
 
@@ -57,7 +57,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
         down, up = ancestral_step(noisy, clean, eta)
         noise = torch.randn(x.shape, generator=generator).to(x) if up > 0 else torch.zeros_like(x)
-        z = x if flow or eta > 0 else x * ((1 + noisy ** 2) / (1 + clean ** 2)).sqrt()
+        z = x if eta > 0 else x * scale(clean, noisy, flow, data)
         predictions, count, kept = [], iterations + 1, average
         if noisy < early:
             count = kept = max(1, early_iterations)

@@ -11,15 +11,16 @@ def widened(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def scale(c: Tensor, n: Tensor, flow=False):
-    """What multiplies a latent of level σ = c for the network at level n, which sees the plain DDIM latent z = x/√(1+c²) as
-    `ddim.invert` shows it; flow models see x."""
-    return 1 if flow else ((1 + n ** 2) / (1 + c ** 2)).sqrt()
+def scale(c: Tensor, n: Tensor, flow=False, data=1.0):
+    """What multiplies a latent of level σ = c for the network at level n, which sees the plain latent of its training,
+    z = x/√(data² + c²) (DDIM's at 1, EDM's at σ_data), as `ddim.invert` shows it; flow models see x."""
+    return 1 if flow else ((data ** 2 + n ** 2) / (data ** 2 + c ** 2)).sqrt()
 
 
-def noise_at(model, x: Tensor, c: Tensor, n: Tensor, dtype, extra_args, flow=False) -> tuple:
-    """(x0, ε) that the network, asked in `dtype`, predicts at level σ = n for a latent x [B,C,…] of level σ = c."""
-    seen = (x * scale(c, n, flow)).to(dtype)
+def noise_at(model, x: Tensor, c: Tensor, n: Tensor, dtype, extra_args, **seen_as) -> tuple:
+    """(x0, ε) that the network, asked in `dtype`, predicts at level σ = n for a latent x [B,C,…] of level σ = c.
+    seen_as: flow and data of `scale`."""
+    seen = (x * scale(c, n, **seen_as)).to(dtype)
     denoised = model(seen, n.to(dtype) * seen.new_ones(len(seen)), **(extra_args or {}))
     return denoised, (seen.to(x) - denoised.to(x)) / n
 
@@ -30,15 +31,15 @@ class Standing:
 
     pair: the two, [B,C,…] each, which an editor may change until the network has answered; sees: which of them the network
     sees, a latent of level `level`, at level `sigma`; source(inversion): what it saw of an INVERSION there and what the step then
-    gave, [pictures,C,…] each; on_path: whether that is always the trajectory's latent of level `sigma`; tied: whether the other
-    latent is made from the one that is seen, and so goes where that one goes."""
+    gave, [pictures,C,…] each; seen_as: flow and data of `scale`; on_path: whether what is seen is always the trajectory's latent
+    of level `sigma`; tied: whether the other latent is made from the one that is seen, and so goes where that one goes."""
     pair: list
     sees: int
     level: Tensor
     sigma: Tensor
     slope: Tensor
     source: Callable
-    flow: bool = False
+    seen_as: dict
     on_path: bool = True
     tied: bool = False
 
@@ -46,18 +47,18 @@ class Standing:
         """(x0, ε) of `noise_at`; stand(self), if given, lets the editors of a run know first."""
         if stand is not None:
             stand(self)
-        denoised, _ = noise_at(model, self.pair[self.sees], self.level, self.sigma, dtype, extra_args, self.flow)
+        denoised, _ = noise_at(model, self.pair[self.sees], self.level, self.sigma, dtype, extra_args, **self.seen_as)
         seen = self.shown(self.pair[self.sees]).to(dtype).to(self.pair[0])  # an editor may have moved it
         return denoised, (seen - denoised.to(seen)) / self.sigma
 
     def shown(self, latent) -> Tensor:
         """A latent of the level that is seen, as the network sees it."""
-        return latent * scale(self.level, self.sigma, self.flow)
+        return latent * scale(self.level, self.sigma, **self.seen_as)
 
     def move(self, by: Tensor):
         """Moves what the network sees by so much."""
         for i in (0, 1) if self.tied else (self.sees,):
-            self.pair[i] = self.pair[i] + by.to(self.pair[i]) / scale(self.level, self.sigma, self.flow)
+            self.pair[i] = self.pair[i] + by.to(self.pair[i]) / scale(self.level, self.sigma, **self.seen_as)
 
     def landing(self, inversion) -> Tensor:
         """The x0 [B,C,…] with which the step gives what it gave in the INVERSION, wherever it starts."""
@@ -92,8 +93,9 @@ def of_rows(value: Tensor, x: Tensor) -> Tensor:
     return value.to(x).repeat(len(x) // len(value), *[1] * (x.ndim - 1))
 
 
-def is_flow(inversion) -> bool:
-    return inversion.fingerprint.prediction == "flow"
+def scaling(fingerprint) -> dict:
+    """What `scale` takes of a model: flow and data."""
+    return {"flow": fingerprint.prediction == "flow", "data": fingerprint.sigma_data}
 
 
 def tell(callback, i: int, x: Tensor, sigma: Tensor, denoised: Tensor):

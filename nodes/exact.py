@@ -142,7 +142,7 @@ class PalimpsestDirectInvert(io.ComfyNode):
         def follow(*args, **kwargs):
             return ddim.invert(*args, **kwargs), {}
 
-        def record(model, x, *args, flow, **kwargs):
+        def record(model, x, *args, flow, data, **kwargs):
             path = [z.to(x) for z in inversion.latents]
             return path, {"offset": stacked(direct.record(model, path, *args, scale=scale, **kwargs))}
 
@@ -173,7 +173,7 @@ class PalimpsestDDPMInvert(io.ComfyNode):
         check_guidance("DDPM Invert", cfg, negative)
         levels = together(model, latent, source) if cfg == 1 else 1  # guidance magnifies the rounding of a shared forward
 
-        def solve(model, x, sigmas, *, flow, **kwargs):
+        def solve(model, x, sigmas, *, flow, data, **kwargs):
             path = ddpm.independent_path(x, sigmas, seed)
             path, maps = ddpm.noise_maps(model, path, sigmas, eta=eta, together=levels, **kwargs)
             return path, {"z": stacked(ddpm.last_residual(maps, sigmas, last_residual))}
@@ -196,7 +196,7 @@ class PalimpsestCycleDiffusionInvert(io.ComfyNode):
         check_stochastic("CycleDiffusion Invert", model)
         levels = together(model, latent, source)
 
-        def solve(model, x, sigmas, *, flow, **kwargs):
+        def solve(model, x, sigmas, *, flow, data, **kwargs):
             path = cycle_diffusion.posterior_path(x, sigmas, seed, eta)
             path, maps = ddpm.noise_maps(model, path, sigmas, eta=eta, together=levels, **kwargs)
             return path, {"z": stacked(maps)}

@@ -66,7 +66,7 @@ class PalimpsestReplay(io.ComfyNode):
         solver = Solver(own, inversion=inversion, stands=method.stands) if sampler is None else Solver.of(sampler)
         if sampler is not None and solver.adds_noise:
             log.warning("The SAMPLER adds noise of its own: edits work, but reconstruction is not promised.")
-        latent = model.model.process_latent_out(inversion.at(float(sigmas[0])))
+        latent = model.get_model_object("latent_format").process_out(inversion.at(float(sigmas[0])))
         return io.NodeOutput(attach(model, Learned(inversion, method.guided)), solver, sigmas, {"samples": latent})
 
 

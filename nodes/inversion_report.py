@@ -60,7 +60,7 @@ class PalimpsestInversionReport(io.ComfyNode):
         start = PalimpsestReplay.execute(model, inversion, 0.0).result
         image = vae.vae_encode_crop_pixels(image[..., :3])
         encoded = vae.encode(image)
-        check_picture(model.model.process_latent_in(encoded), inversion)
+        check_picture(model.get_model_object("latent_format").process_in(encoded), inversion)
         path, found = replay(start, inversion, cfg, negative)
         pictures = {name: decode(vae, latent) for name, latent in (("round trip", encoded), ("reconstruction", found))}
         image, noise, errors = image.float().cpu(), unit_noise(inversion), path_errors(path, inversion)
@@ -93,7 +93,7 @@ def replay(start, inversion, cfg, negative) -> tuple:
     path = []
     found = sample(model, inversion.conditioning, latent["samples"], sigmas, solver, cfg, negative,
                    callback=lambda i, x0, x, steps: path.append(x.float().cpu()))
-    return [*path, model.model.process_latent_in(found).float().cpu()], found
+    return [*path, model.get_model_object("latent_format").process_in(found).float().cpu()], found
 
 
 def path_errors(path, inversion) -> Tensor:
@@ -104,7 +104,7 @@ def path_errors(path, inversion) -> Tensor:
 def unit_noise(inversion) -> Tensor:
     """The noisiest latents [B,C,…,h,w], scaled to unit variance where they are noise."""
     sigma = float(inversion.sigmas[0])
-    signal = 1 - sigma if inversion.fingerprint.prediction == "flow" else 1
+    signal = 1 - sigma if inversion.fingerprint.prediction == "flow" else inversion.fingerprint.sigma_data
     return inversion.latents[0] / math.hypot(signal, sigma)
 
 

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from ..host.gradients import PromptGuider, differentiable
 from ..host.sampling import Solver, check_family, digest, fingerprint, patches, run, sample, schedule
 from ..host.session import require_plain
+from ..inversion.steps import scaling
 from ..inversion.trajectory import Inversion, check_schedule
 
 InversionType = io.Custom("INVERSION")
@@ -100,7 +101,7 @@ def invert(name, method, model, source, latent, steps, scheduler, sigmas, solve,
     """Run a method on the host's guider and return (INVERSION, noise LATENT, SIGMAS).
 
     name: the node's, for messages; method: its name in inversion/methods.py.
-    solve(model, x, sigmas, extra_args, callback, disable, flow=) works in sampler space and returns (latents, theta): S+1
+    solve(model, x, sigmas, extra_args, callback, disable, flow=, data=) works in sampler space and returns (latents, theta): S+1
     tensors in the order of sigmas, and {name: Theta}. It sees sigmas descending to 0 and model(x, sigma) -> x0.
     """
     require_plain(model, name)
@@ -113,7 +114,7 @@ def invert(name, method, model, source, latent, steps, scheduler, sigmas, solve,
     found = []
 
     def solver(*args, **kwargs):
-        found.extend(solve(*args, flow=identity.prediction == "flow", **kwargs))
+        found.extend(solve(*args, **scaling(identity), **kwargs))
         return found[0][0]
 
     counted, rows = counting(model)
@@ -151,7 +152,7 @@ def learn(name, method, model, inversion, solve, prompts=None, **noted) -> io.No
     began = time.perf_counter()
     with differentiable(counted) as m:
         conds = {role: _own(c) for role, c in {"source": inversion.conditioning, **(prompts or {})}.items()}
-        clean = m.model.process_latent_out(inversion.latents[-1].clone())
+        clean = m.get_model_object("latent_format").process_out(inversion.latents[-1].clone())
         run(PromptGuider(m, conds), clean, inversion.sigmas.clone(), Solver(solver))
     theta, told = found
     spent = {"evaluations": inversion.provenance.get("evaluations", 0) + sum(rows),

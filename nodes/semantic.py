@@ -125,7 +125,7 @@ class PalimpsestLEDITSInvert(io.ComfyNode):
         check_guidance("LEDITS++ Invert", cfg, negative)
         levels = together(model, latent, source) if cfg == 1 else 1  # guidance magnifies the rounding of a shared forward
 
-        def solve(model, x, sigmas, *, flow, **kwargs):
+        def solve(model, x, sigmas, *, flow, data, **kwargs):
             path = ddpm.independent_path(x, sigmas, seed)
             path, maps, denoised = ledits.noise_maps(model, path, sigmas, together=levels, **kwargs)
             return path, {"z": stacked(ddpm.last_residual(maps, sigmas, last_residual)), "denoised": stacked(denoised)}

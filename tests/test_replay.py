@@ -353,7 +353,7 @@ def test_a_lora_is_recorded_and_leaves_the_fingerprint(model):
 
 
 def test_parametrisations_without_a_known_step_are_refused_by_name(model):
-    names = "EDM", "X0", "COSMOS_RFLOW", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM"  # an older host knows fewer
+    names = "COSMOS_RFLOW", "IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM"  # an older host knows fewer
     for kind in (getattr(comfy.model_sampling, name) for name in names if hasattr(comfy.model_sampling, name)):
         strange = model.clone()
         sampling = type("Sampling", (comfy.model_sampling.ModelSamplingDiscrete, kind), {})
