@@ -18,6 +18,8 @@ from .session import running
 
 TOLERANCE = 1e-4  # relative: two σ this near are the same level
 HASHED = 65536  # bytes of weights in a fingerprint
+# the host's names for the width of the prompt's embedding, and for that of the vector made of the pooled one
+WIDTHS = ("context_dim", "context_in_dim", "cap_feat_dim", "text_dim", "in_features"), ("adm_in_channels", "vec_in_dim")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Fingerprint:
     prediction: str     # "eps", "v", "x0", "edm" or "flow"
     weights: str        # sha256 of 64 KB of unpatched weights
     sigma_data: float = 1.0             # the data's deviation that the model's input is scaled for
+    context_width: int | None = None    # of the prompt's embedding; None: not known, and so not compared
+    pooled_width: int | None = None     # of the vector made of the pooled embedding
 
 
 class Solver(comfy.samplers.Sampler):
@@ -139,9 +143,11 @@ def prediction_type(model) -> str:
 
 def fingerprint(model) -> Fingerprint:
     """What tells this MODEL from another, whatever LoRA lies on it."""
-    latents = model.get_model_object("latent_format")
+    latents, config = model.get_model_object("latent_format"), model.model.model_config.unet_config
+    config = {**config, **config.get("context_embedder_config", {}).get("params", {})}
+    context, pooled = (next((config[key] for key in keys if isinstance(config.get(key), int)), None) for keys in WIDTHS)
     return Fingerprint(type(model.model).__name__, type(latents).__name__, latents.latent_channels, prediction_type(model),
-                       _hash_weights(model), float(getattr(model.get_model_object("model_sampling"), "sigma_data", 1.0)))
+                       _hash_weights(model), float(getattr(model.get_model_object("model_sampling"), "sigma_data", 1.0)), context, pooled)
 
 
 def _hash_weights(model) -> str:
@@ -167,9 +173,9 @@ def digest(embeddings) -> str:
 def check_family(model, inversion):
     """ValueError where MODEL and INVERSION are of different families; another checkpoint of one family is said once."""
     mine, theirs = fingerprint(model), inversion.fingerprint
-    for name in ("model", "latent_format", "channels", "prediction", "sigma_data"):
+    for name in ("model", "latent_format", "channels", "prediction", "sigma_data", "context_width", "pooled_width"):
         a, b = getattr(mine, name), getattr(theirs, name)
-        if a != b:
+        if a != b and None not in (a, b):
             raise ValueError(f"The INVERSION was made on another family of model: its {name.replace('_', ' ')} is {b}, "
                              f"this MODEL's is {a}. Connect the MODEL it was made with, or invert again with this one.")
     if mine.weights != theirs.weights:

@@ -103,6 +103,7 @@ def window(case, model):
 EDITORS = {"Attention Inject": inject, "Latent Blend": window, "Attention Store": store, "Replay": replay}
 OTHERS = {"sdxl": ("model is BaseModel, this MODEL's is SDXL", tiny.sdxl),
           "sd2": ("prediction is eps, this MODEL's is v", tiny.sd2),
+          "sd2 base": ("context width is 64, this MODEL's is 96", lambda: tiny.sd15(context_dim=96)),
           "flux": ("model is BaseModel, this MODEL's is Flux", tiny.flux)}
 
 
@@ -128,6 +129,16 @@ def test_flow_models_have_no_attention_editors_yet(family):
             act(case, flow, inversion=inversion)
     with refused(calls, "Latent Blend by words", type(flow.model).__name__, "choose a checkpoint"):
         blend(case, flow, inversion, target_words="cat", attention=maps())
+
+
+def test_another_pooled_width():
+    """SDXL's, and a model of its kind with other encoders."""
+    model = tiny.sdxl()
+    inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 2, "ddim_uniform").result[0]
+    width = model.model.model_config.unet_config["adm_in_channels"]
+    other, calls = counted(tiny.sdxl(adm_in_channels=width + 8))
+    with refused(calls, f"pooled width is {width}, this MODEL's is {width + 8}", "invert again with this one"):
+        PalimpsestReplay.execute(other, inversion, 0.0)
 
 
 @pytest.mark.parametrize("edit", [inject, window])

@@ -352,6 +352,12 @@ def test_a_lora_is_recorded_and_leaves_the_fingerprint(model):
     assert not torch.equal(inversion.latents[0], invert(model)[0].latents[0])
 
 
+def test_the_fingerprint_knows_how_wide_a_prompt_the_model_reads():
+    widths = {name: (f.context_width, f.pooled_width) for name, f in ((n, fingerprint(make())) for n, make in FAMILIES.items())}
+    assert widths == {"sd15": (64, None), "sd2": (64, None), "sdxl": (64, 32 + 6 * 256), "flux": (64, 32), "sd3": (64, 32),
+                      "qwen": (None, None), "zimage": (64, None)}
+
+
 def test_parametrisations_without_a_known_step_are_refused_by_name(model):
     names = "COSMOS_RFLOW", "IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM"  # an older host knows fewer
     for kind in (getattr(comfy.model_sampling, name) for name in names if hasattr(comfy.model_sampling, name)):
