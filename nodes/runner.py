@@ -10,8 +10,8 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..host.gradients import PromptGuider, differentiable
-from ..host.sampling import Solver, check_family, digest, fingerprint, patches, run, sample, schedule
-from ..host.session import require_plain
+from ..host.sampling import Solver, check_family, digest, fingerprint, patches, run, sample, schedule, split_at
+from ..host.session import log, require_plain
 from ..inversion.steps import scaling
 from ..inversion.trajectory import Inversion, check_schedule
 
@@ -31,7 +31,11 @@ def source_latent(model, latent):
     if bad:
         raise ValueError(f"{bad} of {x.numel()} values of the LATENT are NaN or infinite: run the VAE in fp32 "
                          "(--fp32-vae), or repair the node that made it.")
-    channels = model.get_model_object("latent_format").latent_channels
+    kind = model.get_model_object("latent_format")
+    if x.ndim != kind.latent_dimensions + 2:
+        raise ValueError(f"The LATENT is {list(x.shape)}, of {x.ndim} dimensions, this {type(model.model).__name__} MODEL works on "
+                         f"{kind.latent_dimensions + 2}: encode with the MODEL's own VAE.")
+    channels = kind.latent_channels
     if x.shape[1] != channels:
         raise ValueError(f"The LATENT has {x.shape[1]} channels, this MODEL works on {channels}: encode with the "
                          "MODEL's own VAE.")
@@ -96,6 +100,29 @@ def outputs(own_reverse=False):
     ]
 
 
+def levels(name, model, scheduler, steps):
+    """SIGMAS of the host's scheduler; says so where they are not what `steps` lets expect."""
+    sigmas = schedule(model, scheduler, steps)
+    if len(sigmas) - 1 != steps:
+        log.warning("%s is set to %d steps, %s gives %d on this MODEL: sample with its own SIGMAS, or with the same scheduler and "
+                    "steps.", name, steps, scheduler, len(sigmas) - 1)
+    if not split_at(model, sigmas, 0.5):
+        log.warning("%s reaches sigma %.3g only, this MODEL's noise begins at %.3g, so an edit changes little: take more steps than "
+                    "%d, or another scheduler than %s.", name, sigmas[0], _most(model), steps, scheduler)
+    return sigmas
+
+
+def check_range(model, sigmas):
+    """ValueError on SIGMAS above the MODEL's own; schedules of other nodes round its last digits."""
+    if sigmas[0] > 1.001 * _most(model):
+        raise ValueError(f"SIGMAS begin at {sigmas[0]:.4g}, this {type(model.model).__name__} MODEL knows noise up to sigma "
+                         f"{_most(model):.4g}: connect a scheduler node with this MODEL, or leave the input empty.")
+
+
+def _most(model) -> float:
+    return float(model.get_model_object("model_sampling").sigma_max)
+
+
 def invert(name, method, model, source, latent, steps, scheduler, sigmas, solve, cfg=1.0, negative=None,
            trajectory="deterministic", **noted) -> io.NodeOutput:
     """Run a method on the host's guider and return (INVERSION, noise LATENT, SIGMAS).
@@ -109,8 +136,9 @@ def invert(name, method, model, source, latent, steps, scheduler, sigmas, solve,
     x = source_latent(model, latent)
     conditioning = source_conditioning(source, len(x))
     scheduler = scheduler if sigmas is None else "own"
-    sigmas = schedule(model, scheduler, steps) if sigmas is None else sigmas.float().cpu()
+    sigmas = levels(name, model, scheduler, steps) if sigmas is None else sigmas.float().cpu()
     check_schedule(sigmas)
+    check_range(model, sigmas)
     found = []
 
     def solver(*args, **kwargs):

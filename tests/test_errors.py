@@ -141,6 +141,39 @@ def test_another_pooled_width():
         PalimpsestReplay.execute(other, inversion, 0.0)
 
 
+@pytest.mark.parametrize("make, shape, fact", [
+    (tiny.sd15, (1, 4, 1, 8, 8), "[1, 4, 1, 8, 8], of 5 dimensions, this BaseModel MODEL works on 4"),
+    (tiny.flux, (1, 16, 3, 8, 8), "[1, 16, 3, 8, 8], of 5 dimensions, this Flux MODEL works on 4"),
+    (tiny.sd15, (1, 4, 64), "[1, 4, 64], of 3 dimensions, this BaseModel MODEL works on 4")])
+def test_a_latent_of_other_dimensions(make, shape, fact):
+    model, calls = counted(make())
+    with refused(calls, fact, "the MODEL's own VAE"):
+        PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": torch.ones(shape)}, 2, "ddim_uniform")
+
+
+@pytest.mark.parametrize("make, top, most", [(tiny.sd15, 80.0, "14.61"), (tiny.flux, 14.6, "1")])
+def test_sigmas_of_another_model(make, top, most):
+    model, calls = counted(make())
+    with refused(calls, f"begin at {top:g}", f"noise up to sigma {most}", "connect a scheduler node with this MODEL"):
+        PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 2, "simple", torch.tensor([top, 0.5, 0.0]))
+
+
+def test_sigmas_that_a_scheduler_rounds_pass():
+    model = tiny.sd15()
+    sigmas = torch.tensor([14.615, 1.0, 0.0])  # AlignYourSteps begins there, the model at 14.6146
+    PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 2, "simple", sigmas)
+
+
+@pytest.mark.parametrize("steps, scheduler, said", [
+    (12, "ddim_uniform", "set to 12 steps, ddim_uniform gives 13 on this MODEL"), (10, "ddim_uniform", ""), (2, "ddim_uniform", ""),
+    (1, "ddim_uniform", "reaches sigma 0.0413 only, this MODEL's noise begins at 14.6"), (1, "sgm_uniform", "")])
+def test_a_schedule_that_is_not_what_its_steps_let_expect_is_said(steps, scheduler, said, caplog):
+    model = tiny.sd15()
+    inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, steps, scheduler).result[0]
+    told = " ".join(r.getMessage() for r in caplog.records if r.name == "palimpsest")
+    assert said in told and bool(said) == bool(told), (told, inversion.schedule)
+
+
 @pytest.mark.parametrize("edit", [inject, window])
 def test_latents_of_another_size(edit):
     case, wide = counting(), plain(size=16)
