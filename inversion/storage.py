@@ -2,16 +2,20 @@
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .methods import check
 from .trajectory import Inversion, Theta
 
-VERSION = 1
+VERSION = 2  # 1: without the widths of the prompt that the model reads
 KEY = "palimpsest.inversion"
 FIELDS = "sigmas", "latents", "conditioning", "fingerprint", "method", "trajectory", "theta", "provenance"
 
@@ -20,7 +24,8 @@ def save(path, inversion: Inversion, known=()):
     """Write an INVERSION to `path`, at once or not at all. known: the dataclasses of plain values that it may hold
     beside Theta.
 
-    ValueError, naming where it stands, on anything that is neither a tensor nor a plain value (ControlNets, hooks).
+    ValueError, naming where it stands, on anything that is neither a tensor nor a plain value (ControlNets, hooks), and
+    where the file cannot be written.
     """
     tensors = {}
     names = {kind.__name__: kind for kind in (Theta, *known)}
@@ -30,32 +35,58 @@ def save(path, inversion: Inversion, known=()):
     try:
         save_file(tensors, part, metadata={KEY: text})
         os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        name = Path(path).name
+        raise ValueError(f"{name[:20]}… (a name of {len(os.fsencode(name))} bytes) cannot be written to {part.parent} ({error}): "
+                         "give a shorter name, and a folder with room for it that may be written to.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def load(path, known=()) -> Inversion:
     """The INVERSION of a file that `save` wrote; its tensors are mapped from the file.
 
-    ValueError on a truncated file, on one that holds no INVERSION, and on one of a newer version of the pack.
+    ValueError on a truncated file, on one that holds no INVERSION or one that no inversion makes, and on one of a newer
+    version of the pack.
     """
     name = Path(path).name
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            text = (file.metadata() or {}).get(KEY)
-            if text is None:
-                raise ValueError(f"{name} is a safetensors file of {len(file.keys())} tensors without an INVERSION: "
-                                 "choose one that Save Inversion wrote.")
-            record = json.loads(text)
-            if record["version"] > VERSION:
-                raise ValueError(f"{name} has INVERSION format {record['version']}, this version of Palimpsest reads up to "
-                                 f"{VERSION}: update Palimpsest, or invert again.")
-            names = {kind.__name__: kind for kind in (Theta, *known)}
-            return Inversion(**{name: _unpack(v, file, names) for name, v in record["inversion"].items()})
-    except (SafetensorError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-        size = os.path.getsize(path)
-        raise ValueError(f"{name} ({size} bytes) cannot be read as an INVERSION ({error}): it is truncated or of "
-                         "another kind; copy it again, or invert again.") from error
+            count, text = len(file.keys()), (file.metadata() or {}).get(KEY)
+            record = text and json.loads(text)
+            if text is not None and record["version"] <= VERSION:
+                names = {kind.__name__: kind for kind in (Theta, *known)}
+                found = Inversion(**{name: _unpack(v, file, names) for name, v in record["inversion"].items()})
+                _check(found)
+                return found
+    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{name} ({os.path.getsize(path)} bytes) cannot be read as an INVERSION ({error}): it is truncated, "
+                         "changed or of another kind; copy it again, or invert again.") from error
+    if text is None:
+        raise ValueError(f"{name} is a safetensors file of {count} tensors without an INVERSION: choose one that Save Inversion "
+                         "wrote.")
+    raise ValueError(f"{name} has INVERSION format {record['version']}, this version of Palimpsest reads up to {VERSION}: update "
+                     "Palimpsest, or invert again.")
+
+
+def _check(inversion):
+    """ValueError on what no inversion makes, though each value is of a kind that a file may hold."""
+    (text, extras), = inversion.conditioning
+    latents, batch = inversion.latents, inversion.batch
+    if type(inversion.fingerprint).__name__ != "Fingerprint":
+        raise ValueError("it does not tell the model it was made with")
+    if inversion.trajectory not in ("deterministic", "independent"):
+        raise ValueError(f"its trajectory is {inversion.trajectory!r}, neither deterministic nor independent")
+    if latents is not None and (latents[0].ndim < 3 or not latents[0].numel()):
+        raise ValueError(f"its latents are {list(latents[0].shape)}, not pictures, channels and places")
+    for embedding, dimensions in (text, 3), (extras.get("pooled_output"), 2):
+        if embedding is not None and (embedding.ndim != dimensions or not embedding.numel() or batch % len(embedding)):
+            raise ValueError(f"its source has an embedding {list(embedding.shape)} for {batch} pictures")
+    tokens = inversion.tokens
+    if tokens is not None and not (isinstance(tokens, tuple) and all(type(t).__name__ == "Tokens" for t in tokens)):
+        raise ValueError("its source's tokens are of another kind")
+    check(inversion)
 
 
 def _pack(value, place, tensors, names):
@@ -93,4 +124,17 @@ def _unpack(value, file, names):
     if kind == "tuple":
         return tuple(_unpack(v, file, names) for v in held)
     held = {k: _unpack(v, file, names) for k, v in held.items()}
-    return held if kind == "dict" else names[kind](**held)
+    if kind == "dict":
+        return held
+    made = names[kind](**held)
+    for field in fields(made):
+        if not _fits(getattr(made, field.name), field.type):
+            raise TypeError(f"the {field.name} of a {kind} is of another kind")
+    return made
+
+
+def _fits(value, kind) -> bool:
+    """Whether a value is of the type that a dataclass gives its field."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(v, get_args(kind)[0]) for v in value)
+    return not isinstance(kind, (type, UnionType)) or isinstance(value, kind)

@@ -6,7 +6,7 @@ from ..host.learned import Learned
 from ..host.sampling import Solver, check_family, split_at
 from ..host.session import attach, log
 from ..inversion import ddim
-from ..inversion.methods import METHODS
+from ..inversion.methods import method_of
 from .runner import InversionType, inputs, invert, outputs, own_sigmas
 class PalimpsestDDIMInvert(io.ComfyNode):
     @classmethod
@@ -50,10 +50,7 @@ class PalimpsestReplay(io.ComfyNode):
     @classmethod
     def execute(cls, model, inversion, start, sampler=None) -> io.NodeOutput:
         check_family(model, inversion)
-        if inversion.method not in METHODS:
-            raise ValueError(f"The INVERSION was made by {inversion.method}, this version of Palimpsest knows "
-                             f"{', '.join(METHODS)}: update Palimpsest, or invert again.")
-        method = METHODS[inversion.method]
+        method = method_of(inversion)
         if method.reverse and sampler is not None:
             raise ValueError(f"{inversion.method} recorded {', '.join(inversion.theta)} for its own steps, which the connected "
                              "SAMPLER does not take: leave the sampler input empty.")

@@ -11,7 +11,7 @@ from ..host.sampling import Fingerprint
 from ..host.session import log
 from ..host.tokens import Tokens, Word
 from ..inversion.storage import load, save
-from .runner import InversionType
+from .runner import InversionType, source_conditioning
 
 SUFFIX = ".inversion.safetensors"
 KNOWN = Fingerprint, Tokens, Word
@@ -56,10 +56,10 @@ def size_in_words(path) -> str:
 
 def shown(inversion, text, cls) -> dict:
     """What a node shows: a text, and the pictures as the host's quick preview sees their clean latents."""
-    known = getattr(comfy.latent_formats, inversion.fingerprint.latent_format, None)
-    factors = known().latent_rgb_factors if known else None
+    known = vars(comfy.latent_formats).get(inversion.fingerprint.latent_format)
+    factors = known().latent_rgb_factors if isinstance(known, type) and issubclass(known, comfy.latent_formats.LatentFormat) else None
     parts = ui.PreviewText(text).as_dict()
-    if factors is None or inversion.latents is None or len(factors) != inversion.shape[0]:
+    if factors is None or inversion.latents is None or len(factors) != inversion.shape[0] or inversion.latents[-1].ndim < 4:
         return parts
     bias = torch.tensor(known().latent_rgb_factors_bias or [0.0] * 3)
     clean = inversion.latents[-1].flatten(2, -3)[:, :, 0] if inversion.latents[-1].ndim > 4 else inversion.latents[-1]
@@ -126,6 +126,7 @@ class PalimpsestLoadInversion(io.ComfyNode):
     def execute(cls, file) -> io.NodeOutput:
         path = find(file)
         inversion = load(path, KNOWN)
+        source_conditioning(inversion.conditioning, inversion.batch)
         text = f"{inversion.method}, {inversion.schedule}, {size_in_words(path)}"
         return io.NodeOutput(inversion, ui=shown(inversion, text, cls))
 

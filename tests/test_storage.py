@@ -1,6 +1,7 @@
 """Inversions saved to and loaded from the host's folders."""
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from hashlib import sha256
@@ -16,11 +17,14 @@ from latent_preview import Latent2RGBPreviewer
 from pack import ROOT
 from palimpsest.host.sampling import Fingerprint
 from palimpsest.host.tokens import encode, tokenize_rows
+from palimpsest.inversion.methods import METHODS
 from palimpsest.inversion.storage import KEY, load, save
 from palimpsest.inversion.trajectory import Theta
+from palimpsest.nodes import exact, null_text, refine, regularized, semantic, tuning
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from palimpsest.nodes.storage import KNOWN, PalimpsestLoadInversion, PalimpsestSaveInversion
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 STEPS = 3
@@ -56,8 +60,8 @@ def inversion(model):
         source[0][1]["guidance"] = 3.5
         latent = {"samples": model.model.process_latent_out(tiny.latent(model, 2))}
         made = PalimpsestDDIMInvert.execute(model, source, latent, STEPS, "ddim_uniform").result[0]
-        learned = made.conditioning[0][0].expand(4, -1, -1, -1)[:, :1]  # shares its memory with the source
-        return dataclasses.replace(made, theta={"uncond": Theta(learned, "step", "prediction")})
+        learned = made.conditioning[0][0].expand(STEPS, -1, -1, -1)[:, :1]  # shares its memory with the source
+        return dataclasses.replace(made, method="Null-Text", theta={"uncond": Theta(learned, "step", "prediction")})
 
 
 def saved(inversion, prefix="cats/tabby"):
@@ -120,8 +124,9 @@ spec = importlib.util.spec_from_file_location("inversion", {str(ROOT / "inversio
                                               submodule_search_locations=[{str(ROOT / "inversion")!r}])
 sys.modules["inversion"] = importlib.util.module_from_spec(spec)
 from inversion.storage import load
-known = [make_dataclass(n, f.split()) for n, f in [("Fingerprint", "model latent_format channels prediction weights"),
-                                                    ("Tokens", "text ids weights words"), ("Word", "text positions")]]
+known = [make_dataclass(n, f.split()) for n, f in [
+    ("Fingerprint", "model latent_format channels prediction weights sigma_data context_width pooled_width"),
+    ("Tokens", "text ids weights words"), ("Word", "text positions")]]
 found = load({str(path)!r}, known)
 tensors = [found.sigmas, *found.latents, found.conditioning[0][0], found.theta["uncond"].tensor]
 print(sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest(), "comfy" in sys.modules)
@@ -240,8 +245,8 @@ def test_truncated_foreign_and_newer_files_are_told_apart(folders, inversion):
     save_file({"lora": torch.ones(2)}, path)
     with pytest.raises(ValueError, match="1 tensors without an INVERSION"):
         load(path, KNOWN)
-    save_file({"x": torch.ones(2)}, path, metadata={KEY: json.dumps({"version": 2, "inversion": "unknown"})})
-    with pytest.raises(ValueError, match="format 2, this version of Palimpsest reads up to 1: update"):
+    save_file({"x": torch.ones(2)}, path, metadata={KEY: json.dumps({"version": 3, "inversion": "unknown"})})
+    with pytest.raises(ValueError, match="format 3, this version of Palimpsest reads up to 2: update"):
         load(path, KNOWN)
     for strange in ("{", "[]", '{"version": 1, "inversion": {"sigmas": {"tensor": "absent"}}}',
                     '{"version": 1, "inversion": {"sigmas": {"Popen": {"args": "true"}}}}',
@@ -257,3 +262,131 @@ def test_what_is_no_plain_value_is_refused_and_leaves_no_file(folders, inversion
     with pytest.raises(ValueError, match=r"(object|Linear|float) at conditioning\.0\.1\.extra.*cannot keep"):
         saved(dataclasses.replace(inversion, conditioning=conditioning))
     assert not [p for p in folders[0].rglob("*") if p.is_file()]
+
+
+def of_before(record):
+    """A file's record as the first format had it."""
+    fingerprint = record["inversion"]["fingerprint"]["Fingerprint"]
+    for name in ("sigma_data", "context_width", "pooled_width"):
+        del fingerprint[name]
+    record["version"] = 1
+    return record
+
+
+def parts(path):
+    """(record, tensors) of a file."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()[KEY]), {name: file.get_tensor(name) for name in file.keys()}
+
+
+def rewritten(path, record, tensors):
+    save_file(tensors, path, metadata={KEY: record if isinstance(record, str) else json.dumps(record)})
+
+
+def test_a_file_of_before_the_widths_is_read_and_replayed(folders, model, inversion):
+    file = saved(inversion)
+    path = folders[0] / file.removesuffix(" [output]")
+    record, tensors = parts(path)
+    rewritten(path, of_before(record), tensors)
+    found = loaded(file)
+    assert (found.fingerprint.context_width, found.fingerprint.sigma_data) == (None, 1.0)
+    assert inversion.fingerprint.context_width == tiny.DIM
+    PalimpsestReplay.execute(model, found, 0.0)
+
+
+STRANGE = [None, -1, float("nan"), "EDICT", "CLIP", [], {}, {"tensor": "sigmas"}, {"tuple": [1]}, {"dict": {"control": "x"}},
+           {"Word": {"text": 1}}]
+SAMPLED = 16  # one in so many of what can be read is sampled too
+
+
+def mutations(value, put):
+    """Every record that one of STRANGE in one place of this value makes, and every one that lacks a place."""
+    for strange in STRANGE:
+        yield put(strange)
+    if isinstance(value, dict):
+        for key in value:
+            yield put({k: v for k, v in value.items() if k != key})
+            yield put({k + "s" if k == key else k: v for k, v in value.items()})
+            yield from mutations(value[key], lambda v: put({**value, key: v}))
+    elif isinstance(value, list):
+        if value:
+            yield put(value[1:])
+            yield from mutations(value[0], lambda v: put([v, *value[1:]]))
+
+
+def test_a_changed_file_is_refused_in_words_or_replayed(folders, model, inversion):
+    """Whatever one place of the metadata is changed to: Load Inversion refuses it with two facts and the remedy, or gives an
+    INVERSION that shows itself and samples, or is refused where the model is known."""
+    file = saved(inversion)
+    path = folders[0] / file.removesuffix(" [output]")
+    record, tensors = parts(path)
+    outcomes = {"read": 0, "refused": 0}
+    for changed in mutations(record, lambda v: v):
+        rewritten(path, changed, tensors)
+        try:
+            found = PalimpsestLoadInversion.execute(file).result[0]
+            outcomes["read"] += 1
+            m, solver, sigmas, latent = PalimpsestReplay.execute(model, found, 0.0).result
+            if outcomes["read"] % SAMPLED == 0:
+                SamplerCustom.execute(m, False, 5, 3.0, tiny.cond(77), tiny.cond(77, seed=9), solver, sigmas, latent)
+        except ValueError as error:
+            assert re.search("invert again|[Cc]onnect|remove|update Palimpsest", str(error)), (error, changed)
+            outcomes["refused"] += 1
+    assert outcomes["read"] > 50 and outcomes["refused"] > 400, outcomes
+
+
+def test_crafted_records_are_refused_in_words(folders, inversion):
+    file = saved(inversion)
+    path = folders[0] / file.removesuffix(" [output]")
+    record, tensors = parts(path)
+    deep = '{"version": 2, "inversion": ' + '{"sigmas":' * 100000 + "1" + "}" * 100001
+    shallow = json.dumps(record).replace('"provenance": {', '"provenance": ' + '{"tuple": [' * 2000 + "1" + "]}" * 2000 + ', "x": {')
+    for text in (deep, shallow, '{"version": 1' + "0" * 5000 + "}"):
+        rewritten(path, text, tensors)
+        with pytest.raises(ValueError, match=r"tabby_00001_.inversion.safetensors \(\d+ bytes\) cannot be read.*invert again"):
+            loaded(file)
+
+
+@pytest.mark.parametrize("method, fact", [
+    ("DDIM", "DDIM writes nothing, this holds uncond"), ("KV", "KV writes content., this holds uncond"),
+    ("EDICT", "EDICT notes its p as a number, this is None"), ("Direct", "Direct writes offset, this holds uncond"),
+    ("Negative Prompt", r"Negative Prompt writes 1 of it, by run"), ("Telepathy", "made by Telepathy.*knows DDIM")])
+def test_a_relabelled_method_is_refused(folders, inversion, method, fact):
+    file = saved(dataclasses.replace(inversion, method=method))
+    with pytest.raises(ValueError, match=f"{fact}.*invert again"):
+        PalimpsestLoadInversion.execute(file)
+
+
+def test_a_name_that_the_system_refuses(folders, inversion):
+    with pytest.raises(ValueError, match=r"a name of 329 bytes\) cannot be written to .*too long.*give a shorter name"):
+        saved(inversion, "cats/" + "x" * 300)
+    assert not [p for p in folders[0].rglob("*") if p.is_file()]
+
+
+NULL, TUNED = tiny.cond(seed=9), (tiny.cond(seed=9), 7.5, 1, 0.0)
+MADE = {
+    "DDIM": (PalimpsestDDIMInvert, ()), "Fixed Point": (refine.PalimpsestFixedPointInvert, (2, 1e-5, "none")),
+    "ReNoise": (refine.PalimpsestReNoiseInvert, (2, 1, 1, 0.0, 0)), "ReNoise Ancestral": (refine.PalimpsestReNoiseInvert, (2, 1, 1, 1.0, 0)),
+    "Negative Prompt": (refine.PalimpsestNegativePromptInvert, (0.5, NULL)),
+    "Regularized": (regularized.PalimpsestRegularizedInvert, (20.0, 20.0, 1, 1, 0)),
+    "EDICT": (exact.PalimpsestEDICTInvert, (0.93, 1.0)), "BDIA": (exact.PalimpsestBDIAInvert, (1.0, 1.0)),
+    "Direct": (exact.PalimpsestDirectInvert, (1.0, 7.5, NULL)), "DDPM": (exact.PalimpsestDDPMInvert, (1.0, 0, 1.0)),
+    "CycleDiffusion": (exact.PalimpsestCycleDiffusionInvert, (0.1, 0)), "LEDITS++": (semantic.PalimpsestLEDITSInvert, (0, 1.0)),
+    "Null-Text": (null_text.PalimpsestNullTextOptimize, (7.5, 1, 0.0, "source prompt")),
+    "Prompt Tuning": (tuning.PalimpsestPromptTuningInvert, (*TUNED, 0.8)),
+    "StyleDiffusion": (tuning.PalimpsestStyleDiffusionInvert, (*TUNED, 1.0, 0.5)),
+    "KV": (tuning.PalimpsestKVInvert, (*TUNED, ""))}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_every_method_writes_comes_back(folders, method):
+    """So the table of what each writes is what its node does."""
+    model, (node, settings) = tiny.sdxl(), MADE[method]
+    latent = {"samples": model.model.process_latent_out(tiny.latent(model, 2))}
+    learns = "inversion" in node.GET_NODE_INFO_V1()["input"]["required"]
+    given = tiny.cond(), latent, 2, "ddim_uniform"
+    given = [PalimpsestDDIMInvert.execute(model, *given).result[0]] if learns else given
+    made = node.execute(model, *given, *settings).result[0]
+    assert made.method == method
+    found = loaded(saved(made))
+    assert same(found.theta, made.theta) and same(found.provenance, made.provenance)
