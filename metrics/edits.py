@@ -1,12 +1,13 @@
 """How well a picture was edited: what changed, what stayed, and the best that the autoencoder allows."""
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .masks import background_mask
-from .pixels import changed_share, psnr, ssim
+from .pixels import changed_share, psnr, ssim, tiles
 
 CHANGED = .1
 """A pixel counts as changed when one of its channels moved by more than this share of the whole range."""
@@ -47,7 +48,7 @@ def edit_scores(edited: Sequence[Mapping[str, str]], source: Sequence[Mapping[st
 
 
 def edit_numbers(source: Tensor, edited: Tensor, reconstruction: Tensor | None = None, target: Tensor | None = None,
-                 mask: Tensor | None = None) -> dict[str, Tensor]:
+                 mask: Tensor | None = None, tick: Callable[[int, int], object] = lambda done, total: None) -> dict[str, Tensor]:
     """Every number of an edit that pictures alone give, name -> [B]; what was not given leaves its numbers out.
 
     Pictures (B, H, W, C) and edit mask (B, H, W) in 0..1; a single picture serves the whole batch.
@@ -55,19 +56,23 @@ def edit_numbers(source: Tensor, edited: Tensor, reconstruction: Tensor | None =
     cells. target_psnr, target_mask_psnr: edited against the exact target, whole and inside the mask.
     reconstruction_psnr, reconstruction_ssim: reconstruction against source. changed: share of the picture that moved by
     more than CHANGED. edit_share, background_share: the mask's and the background's share of the picture.
+    tick(done, total): called before each tile that is measured; it may raise to end the measuring.
     """
-    numbers = dict(psnr=psnr(edited, source), ssim=ssim(edited, source), changed=changed_share(edited, source, CHANGED))
+    measures = dict(psnr=(psnr, edited, source), ssim=(ssim, edited, source), changed=(changed_share, edited, source, CHANGED))
+    shares = {}
     if mask is not None:
         background = background_mask(mask)
-        numbers |= dict(background_psnr=psnr(edited, source, background),
-                        background_ssim=ssim(edited, source, background),
-                        edit_share=(mask > 0).double().mean((1, 2)), background_share=background.double().mean((1, 2)))
+        measures |= dict(background_psnr=(psnr, edited, source, background), background_ssim=(ssim, edited, source, background))
+        shares = {f"{name}_share": m.count_nonzero((1, 2)).double() / m[0].numel()
+                  for name, m in (("edit", mask > 0), ("background", background))}
     if reconstruction is not None:
-        numbers |= dict(reconstruction_psnr=psnr(reconstruction, source),
-                        reconstruction_ssim=ssim(reconstruction, source))
+        measures |= dict(reconstruction_psnr=(psnr, reconstruction, source), reconstruction_ssim=(ssim, reconstruction, source))
     if target is not None:
-        numbers["target_psnr"] = psnr(edited, target)
+        measures["target_psnr"] = (psnr, edited, target)
         if mask is not None:
-            numbers["target_mask_psnr"] = psnr(edited, target, (mask > 0).float())
+            measures["target_mask_psnr"] = (psnr, edited, target, (mask > 0).float())
+    rows = [max(len(t) for t in given if isinstance(t, Tensor)) for _, *given in measures.values()]
+    done, total = count(), sum(rows) * len(tiles(*source.shape[1:3]))
+    numbers = {name: measure(*given, tick=lambda: tick(next(done), total)) for name, (measure, *given) in measures.items()} | shares
     batch = max(len(n) for n in numbers.values())
     return {name: n.expand(batch) for name, n in numbers.items()}

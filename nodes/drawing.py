@@ -42,7 +42,7 @@ def tile(image: Tensor, label: str, lines: Sequence[tuple[str, str]] = (),
     Small pictures are enlarged by a whole number, each pixel a square, large ones reduced. An empty label
     takes no room.
     """
-    picture = _fit(Image.fromarray((image[..., :3].float().clamp(0, 1) * 255).round().byte().cpu().numpy()))
+    picture = _fit(Image.fromarray((reduced(image[..., :3]).clamp(0, 1) * 255).round().byte().cpu().numpy()))
     width, height = max(picture.width, SMALLEST * 3 // 4), picture.height
     unit = width / SMALLEST
     line, top = round(22 * unit), round(28 * unit) if label else 0
@@ -95,12 +95,21 @@ def heat_rows(image: Tensor, maps: Mapping[str, Tensor]) -> list[list[Image.Imag
     return [tiles[i:i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
 
 
+def reduced(image: Tensor) -> Tensor:
+    """A picture [H, W, C] as float32 [h, w, C] with no side over LARGEST: each pixel the mean of what it covers."""
+    height, width = image.shape[:2]
+    h, w = (max(1, round(side * min(1, LARGEST / max(height, width)))) for side in (height, width))
+    if (h, w) == (height, width):
+        return image.float()
+    rows = [image[i * height // h:-(-(i + 1) * height // h)].float().mean(0) for i in range(h)]  # never the whole picture at once
+    return F.adaptive_avg_pool1d(torch.stack(rows).mT, w).mT
+
+
 def _fit(picture: Image.Image) -> Image.Image:
     times = -(-SMALLEST // min(picture.size))
     if times > 1 and times * max(picture.size) <= 2 * LARGEST:
         return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
-    shrink = min(1, LARGEST / max(picture.size))
-    return picture.resize([max(1, round(s * shrink)) for s in picture.size], Image.Resampling.LANCZOS)
+    return picture
 
 
 def _scale(page, draw, y: int, scale: tuple[float, float], font, unit: float):

@@ -1,10 +1,12 @@
 """The measures of an edit, as a picture and as text."""
 import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..metrics import CHANGED, TWO_CELLS, edit_numbers, grow
-from .drawing import colours, sheet, tile
+from .drawing import colours, reduced, sheet, tile
 
 NUMBERS = {  # number: the tile it stands under, its words, its format
     "reconstruction_psnr": ("reconstruction", "PSNR to source", "{:.2f} dB"),
@@ -22,17 +24,18 @@ NUMBERS = {  # number: the tile it stands under, its words, its format
 
 
 def check(source: Tensor, edited: Tensor, **others: Tensor | None) -> dict[str, Tensor]:
-    """What is given, by name: float32, on the CPU, singles repeated to the batch. ValueError where sizes differ."""
+    """What is given, by name: on the CPU, singles repeated to the batch. ValueError where sizes differ."""
     given = dict(source=source, edited=edited, **{name: t for name, t in others.items() if t is not None})
     given = {name: t.reshape(-1, *t.shape[-2:]) if name == "mask" else t[..., :3] for name, t in given.items()}
     batch, size = max(len(t) for t in given.values()), source.shape[1:3]
     for name, t in given.items():
         if t.shape[1:3] != size:
-            raise ValueError(f"{name} is {t.shape[2]}x{t.shape[1]} and source is {size[1]}x{size[0]}: resize {name} to the "
-                             "source's size")
+            raise ValueError(f"{name} is {t.shape[2]}x{t.shape[1]} and source is {size[1]}x{size[0]}: VAE Encode crops what is no "
+                             "multiple of its factor (8 on SD), so scale and crop the source and its mask to multiples of it once, "
+                             "before VAE Encode (Upscale Image, crop center), and connect that picture everywhere.")
         if len(t) not in (1, batch):
             raise ValueError(f"{name} holds {len(t)} pictures and the largest input {batch}: connect one for all, or {batch}")
-    return {name: t.float().cpu().expand(batch, *t.shape[1:]) for name, t in given.items()}
+    return {name: t.cpu().expand(batch, *t.shape[1:]) for name, t in given.items()}
 
 
 class PalimpsestEditReport(io.ComfyNode):
@@ -61,7 +64,13 @@ class PalimpsestEditReport(io.ComfyNode):
     @classmethod
     def execute(cls, source, edited, reconstruction=None, target=None, mask=None) -> io.NodeOutput:
         given = check(source, edited, reconstruction=reconstruction, target=target, mask=mask)
-        numbers = edit_numbers(**given)
+        bar = ProgressBar(1)
+
+        def tick(done, total):
+            throw_exception_if_processing_interrupted()
+            bar.update_absolute(done, total)
+
+        numbers = edit_numbers(**given, tick=tick)
         picture, text = draw(given, numbers), write(numbers)
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(picture, text, ui=shown)
@@ -70,24 +79,31 @@ class PalimpsestEditReport(io.ComfyNode):
 def draw(given: dict[str, Tensor], numbers: dict[str, Tensor]) -> Tensor:
     """The sheet [1, H, W, 3]: a row of tiles a picture, each tile's numbers beneath it."""
     batch, height, width, _ = given["source"].shape
-    difference = (given["edited"] - given["source"]).abs().mean(-1)
-    high = difference.max().item() or 1.
+    differences, high = zip(*map(difference, given["edited"], given["source"]))
+    high = max(high) or 1.
     tiles = {  # name: label, pictures
         "source": (f"source, {width} x {height}", given["source"]),
         "reconstruction": ("reconstruction", given.get("reconstruction")),
         "edited": ("edited", given["edited"]),
-        "difference": ("|edited - source|", colours(difference / high)),
+        "difference": ("|edited - source|", [colours(d / high) for d in differences]),
         "target": ("exact target", given.get("target")),
-        "mask": ("mask, grown", shades(given["mask"]) if "mask" in given else None),
+        "mask": ("mask, grown", [shades(m) for m in given["mask"]] if "mask" in given else None),
     }
     return sheet([[tile(images[i], label if i == 0 else "", lines(name, numbers, i),
                         (0., high) if name == "difference" else None)
                    for name, (label, images) in tiles.items() if images is not None] for i in range(batch)])
 
 
+def difference(edited: Tensor, source: Tensor) -> tuple[Tensor, float]:
+    """|edited - source| of two pictures [H, W, C], the channels' mean: as large as a tile shows it [h, w], and its highest value."""
+    rows = [(e.float() - s.float()).abs().mean(-1, keepdim=True) for e, s in zip(edited.split(1), source.split(1))]
+    found = torch.cat(rows)
+    return reduced(found)[..., 0], found.max().item()
+
+
 def shades(mask: Tensor) -> Tensor:
-    """The mask [B, H, W] as pictures [B, H, W, 3], what it grows to in grey."""
-    return torch.maximum(mask, .45 * grow((mask > 0).float(), TWO_CELLS))[..., None].expand(-1, -1, -1, 3)
+    """The mask [H, W] as large as a tile shows it [h, w, 3], what it grows to in grey."""
+    return reduced(torch.maximum(mask, .45 * grow((mask > 0).byte()[None], TWO_CELLS)[0])[..., None]).expand(-1, -1, 3)
 
 
 def printed(name: str, value: Tensor) -> str:

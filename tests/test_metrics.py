@@ -3,9 +3,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from palimpsest.bench.stats import paired_bootstrap
-from palimpsest.metrics import (background_mask, edit_numbers, edit_scores, grow, ideal_edit, mse, pie_mse, pie_psnr,
+from palimpsest.metrics import (background_mask, changed_share, edit_numbers, edit_scores, grow, ideal_edit, mse, pie_mse, pie_psnr,
                                 pie_ssim, psnr, ssim)
+from palimpsest.metrics.pixels import TILE
 
 
 def waves(phase, height=40, width=52):
@@ -70,6 +72,37 @@ def test_ssim_is_scipys_gaussian_filter():
     assert ssim(A, B).item() == pytest.approx(sum(expected) / 3, abs=1e-12)
 
 
+def whole(a, b, where=None):
+    """(PSNR, SSIM) of two pictures [1, H, W, C] with every pixel in hand at once, in float64."""
+    def blur(z):
+        for d in (2, 3):
+            z = F.conv2d(z, gauss.view(1, 1, *((11, 1) if d == 2 else (1, 11))))
+        return z
+
+    gauss = torch.exp(-torch.arange(-5, 6).double() ** 2 / 4.5)
+    gauss = gauss / gauss.sum()
+    a, b = (z[0].movedim(-1, 0)[:, None].double() for z in (a, b))
+    where = torch.ones_like(a[:1]) if where is None else where[:, None].double()
+    p, q, w = (F.pad(z, (5, 5, 5, 5), mode="reflect") for z in (a, b, where))
+    m, n, pp, qq, pq = (blur(z * w) / blur(w) for z in (p, q, p * p, q * q, p * q))
+    index = (2 * m * n + 1e-4) * (2 * (pq - m * n) + 9e-4) / ((m * m + n * n + 1e-4) * (pp - m * m + qq - n * n + 9e-4))
+    area = where.sum() * len(a)
+    return -10 * (((a - b) ** 2 * where).sum() / area).log10(), (torch.where(where > 0, index, 0) * where).sum() / area
+
+
+@pytest.mark.parametrize("dtype, near", [(torch.float64, 1e-11), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("height, width", [(TILE + 1, 2 * TILE + 3), (TILE, 40), (6, TILE + 7)])
+def test_tiles_give_what_the_whole_picture_gives(height, width, dtype, near):
+    a, b = waves(1., height, width).to(dtype), waves(1.3, height, width).to(dtype)
+    where = (waves(2., height, width)[..., 0] > 0.4).to(dtype)
+    for w in (None, where):
+        expected = whole(a, b, w)
+        assert psnr(a, b, w).item() == pytest.approx(expected[0].item(), abs=10 * near)
+        assert ssim(a, b, w).item() == pytest.approx(expected[1].item(), abs=near)
+    assert changed_share(a, b, .1).item() == ((a - b).abs().amax(-1) > .1).double().mean()
+    assert ssim(a, a).item() == 1
+
+
 def test_background_ssim_is_the_written_out_sum_over_windows():
     """Every window by hand, on the mirrored picture, from background pixels alone."""
     a, b = waves(1., 14, 15)[..., :1], waves(1.3, 14, 15)[..., :1]
@@ -110,6 +143,9 @@ def test_a_mask_grows_to_a_square_around_each_pixel():
     expected[0, 1:6, 0:5] = .7
     assert torch.equal(grow(mask, 2), expected)
     assert torch.equal(grow(mask, 0), mask)
+    soft = torch.rand(2, 7, 90, generator=torch.Generator().manual_seed(0))
+    for pixels in (1, 3, 16, 50):
+        assert torch.equal(grow(soft, pixels), F.max_pool2d(soft, 2 * pixels + 1, 1, pixels)), pixels
 
 
 def test_the_background_lies_two_cells_outside_the_faintest_edit():

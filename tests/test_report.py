@@ -1,12 +1,15 @@
 """Edit Report, its drawing, and the miniature's scenes as nodes."""
+import comfy.model_management as management
+import comfy.utils
 import numpy as np
 import pytest
 import torch
-from palimpsest.metrics import background_mask, psnr
+from palimpsest.bench.gradients import Largest
+from palimpsest.metrics import background_mask, edit_numbers, psnr
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit
 from palimpsest.nodes.drawing import colours, heat, heatmaps, sheet, tile
 from palimpsest.nodes.miniature import PalimpsestMiniatureScene
-from palimpsest.nodes.report import NUMBERS, PalimpsestEditReport
+from palimpsest.nodes.report import NUMBERS, PalimpsestEditReport, check, difference, shades
 from PIL import Image
 
 
@@ -81,12 +84,53 @@ def test_a_mask_that_leaves_no_background_reads_as_no_number():
 
 def test_sizes_that_differ_are_named():
     source, target, mask = scene()
-    with pytest.raises(ValueError, match="edited is 64x128 and source is 128x128: resize edited"):
+    with pytest.raises(ValueError, match="edited is 64x128 and source is 128x128: .* scale and crop the source .* before VAE Encode"):
         report(source=source, edited=target[:, :, :64])
-    with pytest.raises(ValueError, match="mask is 128x32 and source is 128x128: resize mask"):
+    with pytest.raises(ValueError, match="mask is 128x32 and source is 128x128"):
         report(source=source, edited=target, mask=mask[:, :32])
     with pytest.raises(ValueError, match="target holds 2 pictures and the largest input 3: connect one for all, or 3"):
         report(source=source, edited=target.repeat(3, 1, 1, 1), target=target.repeat(2, 1, 1, 1))
+
+
+def large(side=700):
+    row, mask = torch.rand(1, 1, side, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(1, side, side)
+    mask[:, 100:300, 200:500] = 1
+    shares = dict(source=1, edited=.9, reconstruction=.95, target=.8)  # rows repeated, so that these take no memory themselves
+    return {name: (share * row).expand(-1, side, -1, -1) for name, share in shares.items()} | dict(mask=mask)
+
+
+def test_a_large_picture_is_never_held_whole_again():
+    """Neither measured nor drawn: the largest tensor made is one channel of it in float32."""
+    given = check(**large(1600))
+    with Largest() as largest:
+        numbers = edit_numbers(**given)
+        difference(given["edited"][0], given["source"][0])
+        shades(given["mask"][0])
+        tile(given["source"][0], "")
+    assert numbers["background_ssim"].isfinite() and largest.size <= 4 * given["mask"].numel()
+
+
+def test_between_tiles_progress_is_shown_and_an_interrupt_ends_it():
+    shown = []
+
+    def hook(value, total, preview, node_id=None):
+        shown.append((value, total))
+        if stops:
+            management.interrupt_current_processing()
+
+    comfy.utils.set_progress_bar_global_hook(hook)
+    try:
+        stops = False
+        report(**large())
+        tiles, measures = 9, 9
+        assert shown[0] == (0, tiles * measures) and all(total == tiles * measures for _, total in shown)
+        stops = shown.clear() is None
+        with pytest.raises(management.InterruptProcessingException):
+            report(**large())
+        assert shown == [(0, tiles * measures)]
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+        management.interrupt_current_processing(False)
 
 
 def test_inputs_stay_as_they_are_and_equal_inputs_give_equal_bytes():
