@@ -17,9 +17,33 @@ from torch import Tensor
 from ..host.session import Editor
 
 
+def covered(picture, cells):
+    """Rows and columns, two slices, of a picture (height, width) that a latent of (h, w) cells shows: VAE Encode crops what is
+    over a multiple of its factor from both sides. ValueError where such a picture gives no such latent."""
+    factor = min(side // n for side, n in zip(picture, cells))
+    over = [side - factor * n for side, n in zip(picture, cells)]
+    if max(over) < factor:
+        return tuple(slice(o // 2, o // 2 + factor * n) for o, n in zip(over, cells))
+    if picture[0] * cells[1] == picture[1] * cells[0]:  # the same at another scale
+        return slice(0, picture[0]), slice(0, picture[1])
+    raise ValueError(f"The picture or mask is {picture[1]}x{picture[0]} and the latent {cells[1]}x{cells[0]} cells, which is another "
+                     "shape: scale and crop picture and mask together (Upscale Image, crop center), before VAE Encode.")
+
+
 def latent_mask(mask, size):
-    """[B, h, w] mask of a latent from a picture's [B, H, W]: a latent cell takes the largest value that it covers."""
-    return F.adaptive_max_pool2d(mask[:, None].float().cpu(), size)[:, 0]
+    """[B, h, w] mask of a latent from its picture's [B, H, W]: a latent cell takes the largest value that it covers. A mask of one
+    value may have any size."""
+    mask = mask.float().cpu()
+    if mask.min() < mask.max():
+        rows, columns = covered(mask.shape[1:], size)
+        mask = mask[:, rows, columns]
+    return F.adaptive_max_pool2d(mask[:, None], size)[:, 0]
+
+
+def picture_mask(mask, picture):
+    """[B, H, W]: a mask of what a latent shows of a picture (height, width), spread over what VAE Encode cropped."""
+    top, left = ((side - n) // 2 for side, n in zip(picture, mask.shape[1:]))
+    return F.pad(mask, (left, picture[1] - mask.shape[2] - left, top, picture[0] - mask.shape[1] - top), mode="replicate")
 
 
 def threshold_maps(maps, size, threshold, grow=True):

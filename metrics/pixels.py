@@ -27,6 +27,8 @@ def _mean(index, a: Tensor, b: Tensor, where: Tensor | None, tick, reach: int = 
 
     reach: how many pixels more the index gets on each side of what it gives; the picture is mirrored at its border."""
     given = [a, b] if where is None else [a, b, where[..., None]]
+    if len({z.shape[1:3] for z in given}) > 1:
+        raise ValueError(f"What is compared is of sizes {', '.join(f'{z.shape[2]}x{z.shape[1]}' for z in given)}: give all one size")
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     totals, weights = torch.zeros(2, max(map(len, given)), dtype=torch.double, device=a.device)
     for i in range(len(totals)):

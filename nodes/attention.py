@@ -7,7 +7,7 @@ from ..attention.alignment import PromptEdit
 from ..attention.control import positions, require_unet
 from ..attention.p2p import PromptToPrompt
 from ..attention.store import Attention, read_maps
-from ..blending.local_blend import threshold_maps
+from ..blending.local_blend import covered, picture_mask, threshold_maps
 from ..host.sampling import check_family
 from ..host.session import attach
 from ..host.tokens import find_in_some, parse_word_values, parse_words, require_columns
@@ -156,12 +156,12 @@ class PalimpsestAttentionHeatmap(io.ComfyNode):
 
     @classmethod
     def execute(cls, attention, image, words) -> io.NodeOutput:
-        rows = []
+        rows, window = [], covered(image.shape[1:3], attention.latent)
         for i, found in enumerate(parse_words(words, attention.tokens)):
             chosen = found or attention.tokens[i].words
             maps = {f"{w.text}#{n}" if n > 1 else w.text: attention.map(i, [w])
                     for w, n in zip(chosen, _occurrences(chosen))}
-            rows += heat_rows(image[i % image.shape[0]], maps)
+            rows += heat_rows(image[i % image.shape[0]][window], maps)
         page = sheet(rows)
         return io.NodeOutput(page, ui=ui.PreviewImage(page, cls=cls))
 
@@ -196,7 +196,9 @@ class PalimpsestAttentionMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, attention, words, threshold, grow, blur, image=None) -> io.NodeOutput:
-        size = attention.latent if image is None else tuple(image.shape[1:3])
+        size = attention.latent
+        if image is not None:
+            size = tuple(s.stop - s.start for s in covered(image.shape[1:3], size))
         cell = size[0] / attention.latent[0]
         chosen = parse_words(words, attention.tokens)
         if not words.strip():
@@ -210,6 +212,8 @@ class PalimpsestAttentionMask(io.ComfyNode):
             sigma = blur * cell
             reach = [min(int(3 * sigma), side - 1) for side in reversed(size)]  # it reflects at the edges
             mask = gaussian_blur(mask[:, None], [2 * r + 1 for r in reach], sigma)[:, 0]
+        if image is not None:
+            mask = picture_mask(mask, image.shape[1:3])
         return io.NodeOutput(mask, ui=ui.PreviewMask(mask, cls=cls))
 
 

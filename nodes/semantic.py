@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..attention.control import require_unet
 from ..attention.store import resolution
+from ..blending.local_blend import covered, picture_mask
 from ..guidance.ledits import LEDITS, Grounded
 from ..guidance.sega import SEGA, Concept, held, read_regions
 from ..host.sampling import check_family
@@ -95,11 +96,13 @@ class PalimpsestSEGARegions(io.ComfyNode):
         editor = held(model, SEGA) or held(model, LEDITS)
         if editor is None:
             raise ValueError("SEGA Regions shows the concepts on its MODEL, and this MODEL has none: connect SEGA Guidance's.")
+        window = covered(image.shape[1:3], tuple(inversion.shape[-2:]))
         regions = read_regions(model, editor, inversion, negative)
-        pictures = [heat_rows(image[i % len(image)], {f"concept {n + 1}": r for n, r in enumerate(regions[:, i])})
+        pictures = [heat_rows(image[i % len(image)][window], {f"concept {n + 1}": r for n, r in enumerate(regions[:, i])})
                     for i in range(inversion.batch)]
-        mask = torch.nn.functional.interpolate(regions.flatten(0, 1)[:, None], image.shape[1:3], mode="nearest")[:, 0]
-        return io.NodeOutput(mask, ui=ui.PreviewImage(sheet(sum(pictures, [])), cls=cls))
+        size = [s.stop - s.start for s in window]
+        mask = torch.nn.functional.interpolate(regions.flatten(0, 1)[:, None], size, mode="nearest")[:, 0]
+        return io.NodeOutput(picture_mask(mask, image.shape[1:3]), ui=ui.PreviewImage(sheet(sum(pictures, [])), cls=cls))
 
 
 class PalimpsestLEDITSInvert(io.ComfyNode):

@@ -466,6 +466,17 @@ def test_attention_mask_at_the_ends_of_its_widgets(size):
             assert mask.shape == (1, side, side) and mask.isfinite().all() and 0 <= mask.min() and 0 < mask.max() <= 1 + 1e-5
 
 
+def test_words_lie_where_the_latent_shows_them_on_a_picture_that_vae_encode_crops():
+    attention, picture = maps(size=8), torch.rand(1, 71, 69, 3, generator=torch.Generator().manual_seed(0))
+    seen = picture[:, 3:67, 2:66]
+    whole, part = (PalimpsestAttentionMask.execute(attention, "cat", 0.9, 0, 0.5, image).result[0] for image in (picture, seen))
+    assert whole.shape == picture.shape[:3] and torch.equal(whole[:, 3:67, 2:66], part) and part.min() < part.max()
+    whole, part = (PalimpsestAttentionHeatmap.execute(attention, image, "cat").result[0] for image in (picture, seen))
+    assert torch.equal(whole, part)
+    with pytest.raises(ValueError, match="71x90 and the latent 8x8 cells"):
+        PalimpsestAttentionMask.execute(attention, "cat", 0.9, 0, 0.5, torch.zeros(1, 90, 71, 3))
+
+
 @pytest.mark.parametrize("start", [0.0, 0.99])
 def test_latent_blend_at_the_ends_of_its_widgets(start):
     case, attention = plain(), maps()

@@ -209,6 +209,12 @@ def test_edit_numbers_are_the_measures_by_name():
     assert numbers["psnr"][1] == math.inf and numbers["changed"][1] == 0
 
 
+def test_sizes_that_differ_are_an_error():
+    for sizes, given in (("52x40, 52x39", (A, B[:, :39])), ("52x40, 52x40, 51x40", (A, B, BOX[:, :, :51]))):
+        with pytest.raises(ValueError, match=f"of sizes {sizes}: give all one size"):
+            psnr(*given)
+
+
 def test_a_picture_too_small_for_windows_says_so():
     with pytest.raises(ValueError, match="the picture is 52x5"):
         ssim(A[:, :5], B[:, :5])

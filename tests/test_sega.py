@@ -240,6 +240,8 @@ def test_regions_show_where_each_concept_acts():
     mask = PalimpsestSEGARegions.execute(model, c.inversion, c.null, torch.rand(1, 128, 128, 3)).result[0]
     assert mask.shape == (2, 128, 128)
     assert [float(m.mean()) for m in mask] == pytest.approx([0.1, 0.5], abs=0.01)
+    cropped = PalimpsestSEGARegions.execute(model, c.inversion, c.null, torch.rand(1, 133, 130, 3)).result[0]
+    assert cropped.shape == (2, 133, 130) and torch.equal(cropped[:, 2:130, 1:129], mask)  # as VAE Encode crops
     with pytest.raises(ValueError, match="this MODEL has none: connect SEGA Guidance"):
         PalimpsestSEGARegions.execute(c.model, c.inversion, c.null, torch.rand(1, 128, 128, 3))
 
