@@ -14,9 +14,11 @@ import palimpsest
 import pytest
 import workflow
 from canvas import TITLE, declared, is_widget, to_api
+from comfy.utils import common_upscale
 from comfy_execution.utils import get_executing_context
 from environment import host_version
 from headless import Executor
+from nodes import LoadImage
 from pack import find_host
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, parse_caption
 from PIL import Image
@@ -126,6 +128,59 @@ def test_it_runs_as_it_is_and_ends_in_pictures(name, server, info, done):
     ends = {workflow.MAIN: (*words, "Save Image", *demo.REPORTS.values()), workflow.MAPS: (*words, "The mask")}
     for title in ends.get(name, ("Save Image", "Edit Report")):
         assert shown[title] and all(picture.std() > 1 for picture in shown[title])
+
+
+@named
+def test_nothing_takes_a_picture_that_was_not_brought_to_the_models_size(name, info):
+    """VAE Encode would crop it, and what it is compared with or pasted into would lie beside it."""
+    graph = to_api(drawn(name), info)
+    scenes = [n for n, node in graph.items() if node["class_type"] == "PalimpsestMiniatureScene"]
+    taken = {(node["class_type"], entry) for node in graph.values() for entry, value in node["inputs"].items()
+             if isinstance(value, list) and value[0] in scenes and info["PalimpsestMiniatureScene"]["output"][value[1]] in ("IMAGE", "MASK")}
+    sized = {("ImageScale", "image"), ("JoinImageWithAlpha", "image"), ("JoinImageWithAlpha", "alpha")}
+    truth = {("PalimpsestEditReport", "target"), ("PalimpsestEditReport", "mask")}  # known of the miniature's pictures alone
+    assert taken & sized and taken <= sized | truth
+
+
+@pytest.mark.parametrize("name", [workflow.MAIN, "An object with its own step (Object-Aware Blend)",
+                                  "The looks of another picture (Cross-Image Attention)"])
+def test_it_takes_photos_of_any_size(name, server, info, tmp_path, monkeypatch):
+    """No side is a multiple of 8, and no two photos are of one shape."""
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
+    graph, texts, drawing = prompt(name, info), {}, np.zeros((150, 203), np.uint8)
+    drawing[40:100, 60:123] = 255
+    for i, (number, node) in enumerate(graph.items()):
+        if node["class_type"] == "PalimpsestMiniatureScene":
+            edit = held_out_edit(**node["inputs"])
+            texts[number] = {1: edit.source_text, 2: edit.target_text}
+            photo = Image.fromarray((edit.source_image * 255).round().astype(np.uint8)).resize((203, 150 + i), Image.Resampling.BICUBIC)
+            photo.putalpha(Image.fromarray(255 - np.pad(drawing, ((0, i), (0, 0)))))
+            photo.save(tmp_path / f"{number}.png")
+            node |= {"class_type": "LoadImage", "inputs": {"image": f"{number}.png"}}
+    for node in graph.values():
+        for entry, value in list(node["inputs"].items()):
+            if isinstance(value, list) and value[0] in texts:
+                number, slot = value
+                if slot in texts[number]:
+                    node["inputs"][entry] = texts[number][slot]
+                elif node["class_type"] == "PalimpsestEditReport":
+                    del node["inputs"][entry]
+                else:
+                    node["inputs"][entry] = [number, {0: 0, 4: 1}[slot]]
+    run = Executor(server)
+    assert run(graph), run.host.status_messages[-1]
+    shown = run.pictures(graph)
+    photo, drawing = LoadImage().load_image(f"{next(iter(texts))}.png")
+    wanted = (common_upscale(photo.movedim(-1, 1), 128, 128, "area", "center")[0].movedim(0, -1) * 255).numpy()
+    if name == workflow.MAIN:
+        outside = shown["Attention Mask"][0][..., 0] == 0
+        assert 0.05 < outside.mean() < 1 and np.abs(shown["Save Image"][0] - wanted)[outside].max() < 1.01
+    report = next(n for n, node in graph.items() if node["class_type"] == "PalimpsestEditReport")
+    numbers = dict(line.split(": ") for line in run.host.history_result["outputs"][report]["text"][0].splitlines())
+    if "edit_share" in numbers:
+        share = common_upscale(drawing[:, None], 128, 128, "area", "center").gt(0).float().mean()
+        assert float(numbers["edit_share"].split()[0]) == pytest.approx(100 * share.item(), abs=0.06)
+    assert ("edit_share" in numbers) == ("Object-Aware" in name)
 
 
 def test_a_prompt_has_the_values_that_the_canvas_shows(info):

@@ -29,11 +29,11 @@ class Sketch(Canvas):
 
     def scene(self, seed=12, kind="colour", source="source"):
         """The miniature, a scene and its words, as the techniques take them."""
-        loader, scene, words, latent = picture_and_words(self, "", 0, {"seed": seed, "kind": kind})
-        null = encoded(self, SimpleNamespace(loader=loader), "Null prompt", "")
+        p = picture_and_words(self, "", 0, {"seed": seed, "kind": kind})
+        p.null = encoded(self, p, "Null prompt", "")
         if source:
-            self.show(source, scene["source"])
-        return SimpleNamespace(loader=loader, scene=scene, words=words, encoded=latent, null=null)
+            self.show(source, p.picture)
+        return p
 
     def show(self, label, image):
         self.node("PreviewImage", label, images=image)
@@ -141,7 +141,7 @@ def drawn(c, p, label, model, text):
 def scene(c, label):
     p = c.scene()
     c.show("exact target", p.scene["exact target"])
-    c.mask("edit mask", p.scene["edit mask"])
+    c.mask("edit mask", p.mask)
 
 
 def stored(c, p, **settings):
@@ -155,14 +155,14 @@ def store(c, label):
 
 def heatmap(c, label, **settings):
     p = c.scene(source=None)
-    c.node("PalimpsestAttentionHeatmap", attention=stored(c, p, **settings)["ATTENTION"], image=p.scene["source"],
+    c.node("PalimpsestAttentionHeatmap", attention=stored(c, p, **settings)["ATTENTION"], image=p.picture,
            words="green, star, background")
 
 
 def masked(c, label):
     p = c.scene()
     attention = stored(c, p, resolution=1.0)["ATTENTION"]
-    mask = c.node("PalimpsestAttentionMask", attention=attention, words=WORDS, threshold=SHARE, image=p.scene["source"])
+    mask = c.node("PalimpsestAttentionMask", attention=attention, words=WORDS, threshold=SHARE, image=p.picture)
     c.mask(f"mask of “{WORDS}”", mask["MASK"])
 
 
@@ -268,13 +268,13 @@ def report(c, label):
     model = injected(c, p, inversion)["MODEL"]
     sampled = replay(c, "Sample the edit", model, inversion, p.words["target"], p.null["CONDITIONING"], CFG)
     edited = c.node("VAEDecode", samples=sampled["output"], vae=p.loader["VAE"])
-    c.node("PalimpsestEditReport", source=p.scene["source"], edited=edited["IMAGE"], mask=p.scene["edit mask"])
+    c.node("PalimpsestEditReport", source=p.picture, edited=edited["IMAGE"], mask=p.mask)
 
 
 def inversion_report(c, label):
     p = c.scene(source=None)
     c.node("PalimpsestInversionReport", model=p.loader["MODEL"], inversion=ddim(c, p)["inversion"], vae=p.loader["VAE"],
-           image=p.scene["source"], cfg=HIGH, negative=p.null["CONDITIONING"])
+           image=p.picture, cfg=HIGH, negative=p.null["CONDITIONING"])
 
 
 def saved(c, label):

@@ -2,10 +2,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 
 from canvas import Canvas
-from parts import BLUE, BROWN, CFG, GREEN, KEEPS, OWN_MODEL, YELLOW, picture_and_words, replay
+from parts import BLUE, BROWN, CFG, GREEN, KEEPS, YELLOW, picture_and_words, replay, sized
 
 
 def ddim(c, p):
@@ -26,7 +25,8 @@ def injected(c, p, inversion, **settings):
 class Technique:
     """about: what it shows and what to set on SD. kind and seed: the miniature's picture and edit. invert(canvas, parts) and
     edit(canvas, parts, inversion) place nodes; the latter's MODEL is sampled, at `cfg`, from `start` on; without `invert` it
-    makes a LATENT. target: which of Prompt Edit's CONDITIONINGs is sampled, unless a prompt of its own is."""
+    makes a LATENT. target: which of Prompt Edit's CONDITIONINGs is sampled, unless a prompt of its own is; masked: whether
+    its nodes take the scene's mask."""
     about: str
     edit: Callable
     kind: str = "colour"
@@ -36,14 +36,14 @@ class Technique:
     start: float = 0.0
     target: str = "target"
     prompt: str = ""
+    masked: bool = False
 
 
 def draw(technique: Technique, name: str, info: dict) -> dict:
     c, t = Canvas(info, name), technique
     with c.group("1  Picture and words", BLUE):
-        loader, scene, words, encoded = picture_and_words(c, OWN_MODEL + t.about, 420, {"seed": t.seed, "kind": t.kind})
-        null = c.node("CLIPTextEncode", "Null prompt", clip=loader["CLIP"], text="")
-        p = SimpleNamespace(loader=loader, scene=scene, words=words, encoded=encoded, null=null)
+        p = picture_and_words(c, t.about, 440, {"seed": t.seed, "kind": t.kind}, masked=t.masked)
+        p.null = c.node("CLIPTextEncode", "Null prompt", clip=p.loader["CLIP"], text="")
     inversion = None
     if t.invert:
         with c.group("2  Invert", GREEN):
@@ -52,16 +52,16 @@ def draw(technique: Technique, name: str, info: dict) -> dict:
     with c.group("3  Edit", BROWN):
         c.column(320)
         editor = t.edit(c, p, inversion)
-        prompt = words[t.target]
+        prompt = p.words[t.target]
         if t.prompt:
-            prompt = c.node("CLIPTextEncode", "What lies there", clip=loader["CLIP"], text=t.prompt)["CONDITIONING"]
+            prompt = c.node("CLIPTextEncode", "What lies there", clip=p.loader["CLIP"], text=t.prompt)["CONDITIONING"]
         latent = editor["LATENT"] if inversion is None else replay(
-            c, "Sample the edit", editor["MODEL"], inversion, prompt, null["CONDITIONING"], t.cfg, t.start)["output"]
-        edited = c.node("VAEDecode", "Edited", samples=latent, vae=loader["VAE"])
+            c, "Sample the edit", editor["MODEL"], inversion, prompt, p.null["CONDITIONING"], t.cfg, t.start)["output"]
+        edited = c.node("VAEDecode", "Edited", samples=latent, vae=p.loader["VAE"])
     with c.group("4  Compare", YELLOW):
         c.column(760)
-        c.node("PalimpsestEditReport", None, 230, source=scene["source"], edited=edited["IMAGE"], target=scene["exact target"],
-               mask=scene["edit mask"])
+        c.node("PalimpsestEditReport", None, 230, source=p.picture, edited=edited["IMAGE"], target=p.scene["exact target"],
+               mask=p.mask)
         c.node("SaveImage", None, 300, images=edited["IMAGE"], filename_prefix="palimpsest/edited")
     return c.json()
 
@@ -76,7 +76,7 @@ def null_text(c, p):
     learned = c.node("PalimpsestNullTextOptimize", model=p.loader["MODEL"], inversion=traced["inversion"], cfg=7.5)
     c.column(760)
     c.node("PalimpsestInversionReport", None, 300, model=p.loader["MODEL"], inversion=learned["inversion"], vae=p.loader["VAE"],
-           image=p.scene["source"], cfg=7.5, negative=p.null["CONDITIONING"])
+           image=p.picture, cfg=7.5, negative=p.null["CONDITIONING"])
     return learned
 
 
@@ -89,13 +89,13 @@ def on_injected(kind, masked=False):
     """An editor on top of Attention Inject, which ends sooner where the scene's mask holds the rest."""
     def edit(c, p, inversion):
         kept = injected(c, p, inversion, **(LOOSE if masked else {}))
-        mask = {"mask": p.scene["edit mask"]} if masked else {}
+        mask = {"mask": p.mask} if masked else {}
         return c.node(kind, model=kept["MODEL"], inversion=inversion["inversion"], **mask)
     return edit
 
 
 def removed(c, p, inversion):
-    return c.node("PalimpsestMagicRemover", model=p.loader["MODEL"], inversion=inversion["inversion"], mask=p.scene["edit mask"])
+    return c.node("PalimpsestMagicRemover", model=p.loader["MODEL"], inversion=inversion["inversion"], mask=p.mask)
 
 
 def weighed(c, p, inversion):
@@ -114,7 +114,7 @@ def diffedit(c, p, inversion):
 
 
 def object_aware(c, p, inversion):
-    return c.node("PalimpsestObjectAwareBlend", model=p.loader["MODEL"], inversion=inversion["inversion"], mask=p.scene["edit mask"], start=0.2)
+    return c.node("PalimpsestObjectAwareBlend", model=p.loader["MODEL"], inversion=inversion["inversion"], mask=p.mask, start=0.2)
 
 
 def sega(c, p, inversion):
@@ -122,7 +122,7 @@ def sega(c, p, inversion):
     guided = c.node("PalimpsestSEGAGuidance", model=p.loader["MODEL"], concept=concept["CONDITIONING"], threshold=0.75)
     c.column(500)
     c.node("PalimpsestSEGARegions", None, 260, model=guided["MODEL"], inversion=inversion["inversion"], negative=p.null["CONDITIONING"],
-           image=p.scene["source"])
+           image=p.picture)
     return guided
 
 
@@ -140,7 +140,7 @@ def reported(c, p):
     c.node("PalimpsestSaveInversion", None, 160, inversion=inversion["inversion"])
     c.column(760)
     c.node("PalimpsestInversionReport", None, 300, model=p.loader["MODEL"], inversion=inversion["inversion"], vae=p.loader["VAE"],
-           image=p.scene["source"])
+           image=p.picture)
     return inversion
 
 
@@ -148,7 +148,8 @@ def other_picture(c, p, shown="source", text="source text", **picture):
     """The inversion of a second picture, one of its scene's two."""
     scene = c.node("PalimpsestMiniatureScene", "The other picture", 220, **picture)
     words = c.node("PalimpsestPromptEdit", "Its prompt", clip=p.loader["CLIP"], source=scene[text], target=scene[text])
-    latent = c.node("VAEEncode", "Its latent", pixels=scene[shown], vae=p.loader["VAE"])
+    image, _ = sized(c, "Its size", scene[shown])
+    latent = c.node("VAEEncode", "Its latent", pixels=image, vae=p.loader["VAE"])
     made = c.node("PalimpsestDDIMInvert", "Invert the other picture", model=p.loader["MODEL"], source=words["source"], latent=latent["LATENT"])
     c.column(320)
     return made
@@ -167,7 +168,7 @@ def style(c, p, inversion):
 def composed(c, p, inversion):
     other = other_picture(c, p, seed=4, kind="pose")
     return c.node("PalimpsestInjectComposite", model=p.loader["MODEL"], inversion=inversion["inversion"], reference=other["inversion"],
-                  mask=p.scene["edit mask"])
+                  mask=p.mask)
 
 
 def excited(c, p, inversion):
@@ -201,7 +202,7 @@ TABLE = {
         "negative, 15 in the sampler.\n\nEvery level is noised by itself and keeps its noise map. *Replay Inversion* starts at "
         "0.36: later keeps more of the picture. With Inject and a blend it comes nearest when one object becomes another.",
         on_injected("PalimpsestLatentBlend", masked=True), invert=partial(inverted, kind="PalimpsestDDPMInvert", steps=50),
-        start=0.36, kind="object", seed=3),
+        start=0.36, kind="object", seed=3, masked=True),
     "Another pose, the same looks (MasaCtrl)": Technique(
         "2. On SD: CFG 7.5.\n\nThe target's queries look up the source's contents: the new prompt lays out the pose, the source fills it.",
         on_model("PalimpsestMutualSelfAttention"), kind="pose", seed=0),
@@ -225,11 +226,11 @@ TABLE = {
         on_injected("PalimpsestNoiseMask")),
     "A mask that shrinks (Blended Latent)": Technique(
         "2. Draw your own MASK in place of the scene's. On SD: CFG 7.5.\n\nThe mask begins grown, so that a small place has room to begin an edit.",
-        on_injected("PalimpsestBlendedLatent", masked=True), kind="add", seed=2),
+        on_injected("PalimpsestBlendedLatent", masked=True), kind="add", seed=2, masked=True),
     "An object with its own step (Object-Aware Blend)": Technique(
         "2. Draw your own MASK in place of the scene's; chain one node an object. On SD: CFG 7.5.\n\nEach object is edited "
         "from its own step on, late for a colour, early for a shape.",
-        object_aware, kind="pose", seed=1),
+        object_aware, kind="pose", seed=1, masked=True),
     "Add a concept (SEGA)": Technique(
         "2. *Concept*: what to add, or to remove; chain one *SEGA Guidance* a concept. On SD: CFG 7.5, threshold 0.9.\n\nThe "
         "source prompt is sampled; the concept acts only where the model sees it.",
@@ -243,17 +244,17 @@ TABLE = {
         "comes back, and *Save Inversion* keeps it for *Load Inversion* another day.",
         injected, invert=reported, seed=7),
     "The looks of another picture (Cross-Image Attention)": Technique(
-        "2. Load your second picture in place of *The other picture*. On SD: one prompt that names what both show, for "
+        "2. Load your second picture in place of *The other picture*, and set *Its size* alike. On SD: one prompt that names what both show, for "
         "both and the sampling, at CFG 1.\n\nThis picture's structure looks up the other's appearance.",
         appearance, seed=1, target="source"),
     "In the style of another picture (Style Aligned)": Technique(
-        "2. Load your second picture in place of *The other picture*. On SD: CFG 10 (paper), and an empty "
+        "2. Load your second picture in place of *The other picture*, and set *Its size* alike. On SD: CFG 10 (paper), and an empty "
         "latent with noise.\n\nAttention is shared with the other picture's inversion.",
         style, kind="background", seed=0, target="source"),
     "Set another picture's object in (Inject Composite)": Technique(
-        "2. Load your second picture in place of *The other picture*, and draw the place as a MASK. On SD: CFG 2.5 to "
+        "2. Load your second picture in place of *The other picture*, set *Its size* alike, and draw the place as a MASK. On SD: CFG 2.5 to "
         "5.\n\nTwo inversions share one attention field (TF-ICON).",
-        composed, kind="add", seed=0, cfg=2.5),
+        composed, kind="add", seed=0, cfg=2.5, masked=True),
     "Nothing left out (Attend-and-Excite)": Technique(
         "2. *words*: what the prompt names and the picture neglects. On SD: CFG 7.5.\n\nEach step moves the latent until every "
         "word is seen somewhere.",
@@ -269,7 +270,7 @@ TABLE = {
     "Take an object away (MagicRemover)": Technique(
         "2. Draw the object's place as a MASK, or name it in *words* with Attention Store. *What lies there*: a prompt of what "
         "is to be seen in its place, and of nothing else. On SD: CFG 7.5.\n\nThe place is filled from what lies around it.",
-        removed, kind="delete", seed=1, prompt="a photo of a sky background"),
+        removed, kind="delete", seed=1, prompt="a photo of a sky background", masked=True),
     "A word that counts for more (Attention Re-weight)": Technique(
         "2. *word_weights*: words of the prompt and their factors. On SD: 2 to 10.\n\nThe word's attention is multiplied; a "
         "negative factor turns it round.",

@@ -9,7 +9,7 @@ import sys
 
 from canvas import Canvas
 from pack import ROOT, find_host, load_pack
-from parts import BLUE, BROWN, CFG, GREEN, KEEPS, OWN_MODEL, VIOLET, YELLOW, picture_and_words, replay
+from parts import BLUE, BROWN, CFG, GREEN, KEEPS, VIOLET, YELLOW, picture_and_words, replay
 from techniques import TECHNIQUES
 
 FOLDER = ROOT / "workflows"
@@ -18,7 +18,7 @@ SCENE = {"seed": 12, "kind": "colour"}
 WORDS, SEEN = "star", "green, dotted, star, sky, background"
 SHARE = 0.5  # of a word's largest attention: the maps have 8² cells here
 
-ABOUT_MAIN = OWN_MODEL + """2. *Prompt Edit*: as source, write what the picture **shows**; as target, the same \
+ABOUT_MAIN = """2. *Prompt Edit*: as source, write what the picture **shows**; as target, the same \
 sentence with a word rewritten, added or taken out.
 3. *Words that may change*: what the edit may write over, in words of the source. The mask follows them.
 4. Set what was chosen for the miniature back to the papers' values: CFG 7.5 in *Sample the edit*; `self_end` 0.4 and \
@@ -28,7 +28,7 @@ sentence with a word rewritten, added or taken out.
 
 As it stands it runs on the small model that comes with the pack, in seconds."""
 
-ABOUT_MAPS = OWN_MODEL + """2. *Prompt Edit*: as source, write what the picture **shows**. The target plays no part.
+ABOUT_MAPS = """2. *Prompt Edit*: as source, write what the picture **shows**. The target plays no part.
 3. *Attention Mask*: name words of the source. `threshold` higher is tighter; `grow` and `blur` soften the edge, in \
 cells of the latent.
 
@@ -89,12 +89,13 @@ def main_job(info: dict) -> dict:
     """Rewrite a word of a picture's prompt and keep everything else, pixels outside the mask exactly."""
     c = Canvas(info, MAIN)
     with c.group("1  Picture and words", BLUE):
-        loader, scene, words, encoded = picture_and_words(c, ABOUT_MAIN, 480, SCENE)
+        p = picture_and_words(c, ABOUT_MAIN, 500, SCENE)
+        loader, words = p.loader, p.words
         null = c.node("CLIPTextEncode", "Null prompt", clip=loader["CLIP"], text="")
     with c.group("2  Invert, and back as it was", GREEN):
         c.column(290)
         inversion = c.node("PalimpsestDDIMInvert", model=loader["MODEL"], source=words["source"],
-                           latent=encoded["LATENT"])
+                           latent=p.encoded["LATENT"])
         again = replay(c, "Sample the source again", loader["MODEL"], inversion, words["source"],
                        null["CONDITIONING"], 1.0)
         replayed = c.node("VAEDecode", "Reconstruction", samples=again["output"], vae=loader["VAE"])
@@ -104,10 +105,10 @@ def main_job(info: dict) -> dict:
                            prompt_edit=words["prompt edit"])
         named = c.node("PrimitiveString", "Words that may change", value=WORDS)
         c.column(640)
-        c.node("PalimpsestAttentionHeatmap", None, 200, attention=attention["ATTENTION"], image=scene["source"],
+        c.node("PalimpsestAttentionHeatmap", None, 200, attention=attention["ATTENTION"], image=p.picture,
                words=SEEN)
         mask = c.node("PalimpsestAttentionMask", None, 240, attention=attention["ATTENTION"], words=named["STRING"],
-                      threshold=SHARE, grow=1, blur=0.5, image=scene["source"])
+                      threshold=SHARE, grow=1, blur=0.5, image=p.picture)
     with c.group("4  Edit", BROWN):
         c.column(290)
         injected = c.node("PalimpsestAttentionInject", model=loader["MODEL"], inversion=inversion["inversion"],
@@ -117,15 +118,15 @@ def main_job(info: dict) -> dict:
         edited = replay(c, "Sample the edit", blended["MODEL"], inversion, words["target"], null["CONDITIONING"], CFG)
         decoded = c.node("VAEDecode", "Edited", samples=edited["output"], vae=loader["VAE"])
         c.column(290)
-        kept = c.node("ImageCompositeMasked", "Keep pixels outside the mask", destination=scene["source"],
+        kept = c.node("ImageCompositeMasked", "Keep pixels outside the mask", destination=p.picture,
                       source=decoded["IMAGE"], mask=mask["MASK"])
         c.node("SaveImage", None, 300, images=kept["IMAGE"], filename_prefix="palimpsest/edited")
     with c.group("5  Compare", YELLOW):
         c.column(760)
         for when, picture in (("before", decoded), ("after", kept)):
-            c.node("PalimpsestEditReport", f"Edit Report {when} compositing", 210, source=scene["source"],
-                   edited=picture["IMAGE"], reconstruction=replayed["IMAGE"], target=scene["exact target"],
-                   mask=scene["edit mask"])
+            c.node("PalimpsestEditReport", f"Edit Report {when} compositing", 210, source=p.picture,
+                   edited=picture["IMAGE"], reconstruction=replayed["IMAGE"], target=p.scene["exact target"],
+                   mask=p.mask)
     return c.json()
 
 
@@ -133,20 +134,21 @@ def maps_to_a_mask(info: dict) -> dict:
     """Where a model sees each word of a picture's prompt, and a mask from that."""
     c = Canvas(info, MAPS)
     with c.group("1  Picture and words", BLUE):
-        loader, scene, words, encoded = picture_and_words(c, ABOUT_MAPS, 460, SCENE, target=False)
+        p = picture_and_words(c, ABOUT_MAPS, 480, SCENE, target=False)
+        loader, words = p.loader, p.words
     with c.group("2  Invert", GREEN):
         c.column(290)
         inversion = c.node("PalimpsestDDIMInvert", model=loader["MODEL"], source=words["source"],
-                           latent=encoded["LATENT"])
+                           latent=p.encoded["LATENT"])
         attention = c.node("PalimpsestAttentionStore", model=loader["MODEL"], inversion=inversion["inversion"],
                            prompt_edit=words["prompt edit"])
     with c.group("3  See, and mask", VIOLET):
         c.column(720)
-        c.node("PalimpsestAttentionHeatmap", None, 280, attention=attention["ATTENTION"], image=scene["source"],
+        c.node("PalimpsestAttentionHeatmap", None, 280, attention=attention["ATTENTION"], image=p.picture,
                words=SEEN)
         c.column(290)
         mask = c.node("PalimpsestAttentionMask", None, 280, attention=attention["ATTENTION"], words=WORDS,
-                      threshold=SHARE, grow=1, blur=0.5, image=scene["source"])
+                      threshold=SHARE, grow=1, blur=0.5, image=p.picture)
         c.column(290)
         c.node("MaskPreview", "The mask", 280, mask=mask["MASK"])
     return c.json()
