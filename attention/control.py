@@ -6,6 +6,7 @@ target entry and the source's features; it never sees the host's batch layout an
 
 Shapes at a site: q, k, v are (rows, tokens, heads · dim), as the host's to_q, to_k and to_v give them.
 """
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +17,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from comfy.utils import repeat_to_batch_size
 
 from ..host.session import Editor, log
+from ..host.tiles import TILES, cut
 
 _SLOTS = {"self": "attn1", "cross": "attn2"}
 
@@ -109,17 +111,18 @@ def _at(edits, call, where, inner, q, k, v, options):
 
 
 def _read(edits, call, site, inner, q, k, v, options):
-    chunks = options["cond_or_uncond"]
-    for index, *qkv in zip(chunks, *(x.chunk(len(chunks)) for x in (q, k, v))):
+    parts = call.parts(options)
+    for (index, *_, entry), *qkv in zip(parts, *(x.chunk(len(parts)) for x in (q, k, v))):
         wanted = "".join(edit.keeps(call.run, site, level) for edit in call.readers(index, edits) for level in call.levels)
         if wanted:  # all edits are of one INVERSION
-            call.run.reference.keep(edits[0].inversion, call, index, site, {n: x for n, x in zip("qkv", qkv) if n in wanted})
+            features = {n: x for n, x in zip("qkv", qkv) if n in wanted}
+            call.run.reference.keep(edits[0].inversion, call, index, site, entry.get("area"), features)
     return inner(q, k, v, options)
 
 
 def _write(edits, call, site, inner, q, k, v, options):
     acting = sorted((e for e in edits if e.acts(call.run, site, call.sigma)), key=lambda e: e.rank)
-    chunks = [(i, u, *call.chunk(i, u)) for i, u in zip(options["cond_or_uncond"], options["uuids"])] if acting else []
+    chunks = call.parts(options) if acting else []
     if not any(role in e.roles for _, _, role, _ in chunks for e in acting):
         return inner(q, k, v, options)
     count, _, height, width = options["activations_shape"]
@@ -128,7 +131,7 @@ def _write(edits, call, site, inner, q, k, v, options):
                          "another node merges tokens, other ones in the source than in the target; remove Token Merging.")
     out = []
     for (index, uuid, role, entry), *qkv in zip(chunks, *(x.chunk(len(chunks)) for x in (q, k, v))):
-        here = {**options, "cond_or_uncond": [index], "uuids": [uuid]}
+        here = {**options, "cond_or_uncond": [index], "uuids": [uuid], TILES: [entry.get("area")]}
         chosen = [e for e in acting if role in e.roles]
         rows = Rows(call, entry, qkv[2].shape[0])
         try:
@@ -179,8 +182,12 @@ def source_of(edit, rows, site) -> Source:
     """The source's features for these rows: of picture i mod B for row i, and of the entry's own window of the latent.
 
     What the null prompt's rows read is what the source shows under that prompt."""
-    call, prompt = rows.call, rows.entry.get("palimpsest_prompt")
-    kept = call.run.reference.kept.get((id(getattr(edit, "inversion", None)), prompt, site.kind, site.position), {})
+    call, prompt, area = rows.call, rows.entry.get("palimpsest_prompt"), rows.entry.get("area")
+    of, key = call.run.reference.kept, (id(getattr(edit, "inversion", None)), prompt, site.kind, site.position)
+    kept = of.get((*key, area)) or of.get((*key, None), {})
+    if not kept and any(found[:4] == key for found in of):
+        raise ValueError("Another node cuts the source into tiles, none of which is the target's area (height, width, y, x) of "
+                         f"{area or rows.call.run.shape[-2:]}: remove that node, or what gives the target another place.")
     if set(edit.keeps(call.run, site, call.sigma)) - kept.keys():
         raise ValueError(f"The source's features are wanted at sigma {call.sigma:.3g}, and another node skipped the forward that "
                          "shows them: put EasyCache or its like before the editors, or remove it.")
@@ -202,14 +209,14 @@ def source_of(edit, rows, site) -> Source:
 
 def window(x, full, grid, rows):
     """The tokens of an area's window, from the tokens of the whole grid. Areas are (height, width, y, x) in latent units."""
-    if x.shape[1] != full[0] * full[1]:
+    if x.shape[1] != math.prod(full):
         raise ValueError(f"The source's self-attention is cut into tiles of {x.shape[1]} tokens, the target has an area of "
                          f"{grid[0]} x {grid[1]} of its {full[0]} x {full[1]} tokens: remove HyperTile, or the area.")
-    starts = rows.entry["area"][-2:]
-    top, left = (min(round(start * whole / side), whole - part)
-                 for start, whole, side, part in zip(starts, full, rows.call.run.shape[-2:], grid))
-    x = x.unflatten(1, full)[:, top:top + grid[0], left:left + grid[1]]
-    return x.flatten(1, 2)
+    area, latent = rows.entry["area"], rows.call.run.shape[-2:]
+    starts = [round(at * whole / side) for at, whole, side in zip(area[2:], full, latent)]
+    inside = [at + extent <= side for extent, at, side in zip(area[:2], area[2:], latent)]
+    starts = [min(at, whole - part) if within else at for at, within, whole, part in zip(starts, inside, full, grid)]
+    return cut(x.unflatten(1, full).movedim(-1, 1), (*grid, *starts)).flatten(2).transpose(1, 2)
 
 
 def in_tiles(edit, rows, site, q) -> bool:
@@ -226,8 +233,7 @@ def mask_at(mask, rows, site):
     """[B, tokens] of a mask [B, h, w] at the latent's size: its mean over each token's cells, in the entry's own window."""
     require_all_rows(rows, len(mask), "masks")
     if "area" in rows.entry:
-        height, width, top, left = rows.entry["area"]
-        mask = mask[:, top:top + height, left:left + width]
+        mask = cut(mask, rows.entry["area"])
     return F.adaptive_avg_pool2d(mask.float(), site.grid).flatten(1)
 
 

@@ -72,18 +72,18 @@ def _at(edits, call, number, options, branch, inputs, h):
     site = Site("feature", ("output", number), grid, None, None)
     mine = [e for e in edits if number in e.blocks]
     if call.mode == "read":
-        for index, shown in zip(options["cond_or_uncond"], h.chunk(len(options["cond_or_uncond"]))):
+        parts = call.parts(options)
+        for (index, *_, entry), shown in zip(parts, h.chunk(len(parts))):
             if any(e.reads(call.run, level) for e in call.readers(index, mine) for level in call.levels):
                 features = {"q": shown.flatten(2).transpose(1, 2)}  # a token a place, as queries are
-                call.run.reference.keep(mine[0].inversion, call, index, site, features)
+                call.run.reference.keep(mine[0].inversion, call, index, site, entry.get("area"), features)
         return h
     acting = [e for e in mine if e.reads(call.run, call.sigma)]
     if not acting:
         return h
-    keys = list(zip(options["cond_or_uncond"], options["uuids"]))
-    out = list(h.chunk(len(keys)))
-    for i, key in enumerate(keys):
-        role, entry = call.chunk(*key)
+    parts = call.parts(options)
+    out = list(h.chunk(len(parts)))
+    for i, (*_, role, entry) in enumerate(parts):
         for edit in (e for e in acting if role in e.roles):
             source = source_of(edit, Rows(call, entry, len(out[i])), site).q
             out[i] = source.transpose(1, 2).reshape_as(out[i])

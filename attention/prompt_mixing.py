@@ -66,10 +66,9 @@ class MixedValues(Editor):
 
     def patch(self, call):
         def mix(q, k, v, options):
-            keys = list(zip(options["cond_or_uncond"], options["uuids"]))
-            out = list(v.chunk(len(keys)))
-            for i, key in enumerate(keys):
-                role, entry = call.chunk(*key)
+            parts = call.parts(options)
+            out = list(v.chunk(len(parts)))
+            for i, (*_, role, entry) in enumerate(parts):
                 if role == "target" and entry["palimpsest_tokens"] is not None:
                     out[i] = self.mixed(out[i], len(entry["palimpsest_tokens"][0].ids))
             return q, k, torch.cat(out)

@@ -168,15 +168,15 @@ class SharedNorms(Editor):
 def _norm(edits, call, name, options, norm, inputs, out):
     """One GroupNorm's output, with the shared statistics in the rows of the edits' roles."""
     site, x = Site("norm", (name,), (1,), None, None), inputs[0]
-    keys = list(zip(options["cond_or_uncond"], options["uuids"]))
+    parts = call.parts(options)
     if call.mode == "read":
-        for (index, _), shown in zip(keys, x.chunk(len(keys))):
+        for (index, *_, entry), shown in zip(parts, x.chunk(len(parts))):
             if any(e.reads(call.run, level) for e in call.readers(index, edits) for level in call.levels):
-                call.run.reference.keep(edits[0].inversion, call, index, site, {"q": statistics(shown, norm.num_groups)})
+                features = {"q": statistics(shown, norm.num_groups)}
+                call.run.reference.keep(edits[0].inversion, call, index, site, entry.get("area"), features)
         return out
-    parts = list(out.chunk(len(keys)))
-    for i, (key, own) in enumerate(zip(keys, x.chunk(len(keys)))):
-        role, entry = call.chunk(*key)
+    made = list(out.chunk(len(parts)))
+    for i, ((*_, role, entry), own) in enumerate(zip(parts, x.chunk(len(parts)))):
         for edit in (e for e in edits if role in e.roles and e.acts(call.run, call.sigma)):
-            parts[i] = shared_norm(norm, own, edit.reference(Rows(call, entry, len(own)), site, own, norm.num_groups))
-    return torch.cat(parts)
+            made[i] = shared_norm(norm, own, edit.reference(Rows(call, entry, len(own)), site, own, norm.num_groups))
+    return torch.cat(made)

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.control import Site, host_attention, positions
-from ..attention.store import word_maps
+from ..attention.control import Rows, Site, host_attention, positions
+from ..attention.store import in_place, word_maps
 from .sega import SEGA, Concept, largest
 
 ATTENTION_ALONE = 1 - 800.5 / 999  # percent of the schedule: t > 800
@@ -55,24 +55,28 @@ class LEDITS(SEGA):
         for position, share in positions(call.run.guider.inner_model.diffusion_model).items():
             if share == editor.share:
                 inner = slots.get(position, slots.get(position[:2], host_attention))
-                slots[position] = partial(editor.look, call.run, position, inner)
+                slots[position] = partial(editor.look, call, position, inner)
         return options
 
-    def look(self, run, position, inner, q, k, v, options):
+    def look(self, call, position, inner, q, k, v, options):
         """The site's output; the maps of the concepts' words go into the run's memory."""
-        asked, chunks = run.memory(self).get("asked", [{}])[0], len(options["uuids"])
+        memory, parts = call.run.memory(self), call.parts(options)
+        asked = memory.get("asked", [{}])[0]
         site = Site("cross", position, tuple(options["activations_shape"][-2:]), self.share, options["n_heads"])
-        for index, uuid, *own in zip(options["cond_or_uncond"], options["uuids"], q.chunk(chunks), k.chunk(chunks)):
+        for (index, uuid, _, entry), *own in zip(parts, q.chunk(len(parts)), k.chunk(len(parts))):
             if index in asked:
                 tokens, here = self.concepts[asked[index]].tokens, {**options, "cond_or_uncond": [index], "uuids": [uuid]}
                 words = [[sum((word.positions for word in t.words), ())] for t in tokens]
                 rows = [words[i % len(words)] for i in range(len(own[0]))]
-                maps = word_maps(partial(_attention, here), site, *own, rows, len(tokens[0].ids))
-                run.memory(self).setdefault("maps", {}).setdefault(asked[index], []).append(maps[:, 0])
+                maps, seen = word_maps(partial(_attention, here), site, *own, rows, len(tokens[0].ids)), torch.ones(())
+                if "area" in entry:
+                    maps, seen = in_place(maps, Rows(call, entry, len(maps)), site)
+                memory.setdefault("maps", {}).setdefault(asked[index], []).append((maps[:, 0], seen))
         return inner(q, k, v, options)
 
     def region(self, run, concept, psi, sigma):
-        maps = torch.stack(run.memory(self)["maps"].pop(self.concepts.index(concept))).mean(0)
+        maps, seen = map(sum, zip(*run.memory(self)["maps"].pop(self.concepts.index(concept))))
+        maps = maps / seen.clamp(min=1)
         attended = F.interpolate(largest(smoothed(maps)[:, None], concept.threshold), psi.shape[-2:]).to(psi)  # nearest
         if not run.within(sigma, ATTENTION_ALONE, 1.0):
             return attended

@@ -13,6 +13,7 @@ from ..attention.control import AttentionEdit
 from ..host.gradients import derivative, graph, without_control_weights
 from ..host.sampling import prediction_type
 from ..host.session import Call
+from ..host.tiles import locating
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,8 @@ def slope(run, x, sigma, at, look, loss):
     targets = without_control_weights(run.targets())
     with graph(run, run.memory(graph)) as options:
         seen = x.clone().requires_grad_()
-        options = AttentionEdit.install(options, [_Looks(at, look)], Call(run, "write", [targets], sigma))
+        call = Call(run, "write", [targets], sigma, seen)
+        options = AttentionEdit.install(locating(options, call), [_Looks(at, look)], call)
         comfy.samplers.calc_cond_batch(run.guider.inner_model, [targets], seen, seen.new_full((len(x),), sigma), options)
         found = loss()
         if found is None:

@@ -4,6 +4,8 @@ from functools import partial
 import torch
 from comfy.utils import repeat_to_batch_size
 
+from .tiles import keys
+
 
 def adding(model_options, value=None, contents={}, takes=None) -> dict:
     """model_options whose U-Net adds `value` [B,tokens,C] to what cross-attention takes its values from, and contents
@@ -47,7 +49,7 @@ def _plus(x, learned, options, takes):
     if x.shape[1] % learned.shape[1] or x.shape[2] != learned.shape[2]:
         raise ValueError(f"What was learned is {list(learned.shape[1:])} (tokens, width), attention reads {list(x.shape[1:])}: "
                          "remove what cuts the picture into tiles, and sample at the size of the inversion.")
-    chunks = [()] if takes is None else list(zip(options["cond_or_uncond"], options["uuids"]))
+    chunks = [()] if takes is None else keys(options)
     parts = []
     for chunk, part in zip(chunks, x.chunk(len(chunks))):
         if takes is None or takes(*chunk):

@@ -36,6 +36,7 @@ def differentiable(model):
         m = model.clone(disable_dynamic=True) if dynamic else model.clone()
         dtype = m.model_dtype()
         compute = torch.float32 if dtype == torch.float32 or m.model_size() <= FP32 else torch.bfloat16
+        m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _require_graph)
         if dtype == compute:
             m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, partial(_on_stand_ins, {}))
         else:
@@ -107,7 +108,7 @@ def graph(run, memory):
     on_stand_ins = partial(_on_stand_ins, memory.setdefault("weights", {}))
     options = run.guider.model_options  # before the run put itself there, so the editors are not asked
     wrappers = options["transformer_options"].get("wrappers", {})
-    applied = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), KEY: [on_stand_ins]}
+    applied = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), KEY: [_require_graph, on_stand_ins]}
     to = {**options["transformer_options"], "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: applied},
           "sample_sigmas": run.sigmas, "optimized_attention_override": pytorch_attention}
     with _recording():
@@ -141,6 +142,13 @@ class _Call(torch.nn.Module):
 
     def forward(self, function, *args, **kwargs):
         return function(*args, **kwargs)
+
+
+def _require_graph(executor, *args, **kwargs):
+    if torch.is_inference_mode_enabled():
+        raise ValueError("A gradient through the model is wanted, and another node calls the model in PyTorch's inference mode, which "
+                         "has none: remove that node (Tiled Diffusion's is one), or what needs the gradient.")
+    return executor(*args, **kwargs)
 
 
 def _on_stand_ins(stand_ins, executor, *args, **kwargs):

@@ -43,7 +43,7 @@ class Reference:
     """What the source shows at the σ that were read last, `levels[id(inversion), prompt]`.
 
     prompt: None for the source's own, the uuid of the null prompt's entry for that one.
-    kept: [id(inversion), prompt, *site], filled by the editors' own patches in "read" mode, σ by σ in its rows.
+    kept: [id(inversion), prompt, *site, area of a tile or None], filled by the editors' own patches in "read" mode, σ by σ in its rows.
     reading, pictures: the cond lists of the call under way, and its rows at each σ.
     may_mix(inversion): whether rows of different σ may share a forward.
     """
@@ -60,9 +60,9 @@ class Reference:
         conds = {"positive": convert_cond(inversion.conditioning)}
         return comfy.samplers.process_conds(guider.inner_model, clean, conds, device, clean)["positive"]
 
-    def keep(self, inversion, call, index, site, features):
-        """What one cond list of a read call shows at a site: {name: (rows, tokens, channels)}."""
-        key = id(inversion), call.prompts[index], site.kind, site.position
+    def keep(self, inversion, call, index, site, area, features):
+        """What one cond list of a read call shows at a site, of a tile where it has an area: {name: (rows, tokens, channels)}."""
+        key = id(inversion), call.prompts[index], site.kind, site.position, area
         self.kept[key] = {"grid": site.grid, "levels": call.levels, "pictures": self.pictures, **features}
 
     def clear(self):
@@ -77,7 +77,7 @@ class Reference:
     def read(self, executor, model, x_in, timestep, sigma, readers, nulls, patch, shown):
         """One call of the source, at σ and the next steps, for each INVERSION that some reader holds and that was not read at σ.
 
-        readers(σ): the editors that read there; nulls: what `null_entries` gives, of this evaluation; patch(readers, conds,
+        readers(σ): the editors that read there; nulls: what `null_entries` gives, of this evaluation; patch(readers, conds, x,
         levels, prompts) gives the call's options; shown(inversion, σ) the latents."""
         for i, inversion in enumerate(self.inversions):
             def mine(level):
@@ -106,7 +106,7 @@ class Reference:
         x = torch.cat([repeat_to_batch_size(shown(inversion, level), pictures) for level in levels]).to(x_in)
         rows = timestep.new_tensor(levels).repeat_interleave(pictures)
         try:
-            executor(model, self.reading, x, rows, patch(chosen, self.reading, levels, prompts))
+            executor(model, self.reading, x, rows, patch(chosen, self.reading, x, levels, prompts))
         finally:
             self.reading = []
         self.levels |= {(id(inversion), prompt): levels for prompt in prompts}

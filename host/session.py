@@ -14,6 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy.utils import repeat_to_batch_size
 
 from .reference import Reference, null_entries
+from .tiles import TILES, keys, locating
 
 KEY = "palimpsest"
 RUN = "palimpsest.run"
@@ -64,6 +65,7 @@ class Run:
     shape: tuple
     editors: tuple
     reference: Reference = field(init=False)
+    x: object = None  # the latent at this σ, as the model sees it
     started: bool = False
     encoded: dict = field(default_factory=dict)
     memories: dict = field(default_factory=dict)
@@ -237,7 +239,7 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
         del options[RUN]
         run.reference.clear()
         run.memories.clear()
-        run.standing = None
+        run.standing = run.x = None
 
 
 def _encode(guider, prompt, noise, latent_image, denoise_mask) -> list:
@@ -297,6 +299,7 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):
         _check_noise(run, x, sigma)
     for editor in sorted(run.editors, key=lambda e: e.holds):
         x = editor.before(run, x, sigma)
+    run.x = x
     x0 = executor(x, timestep, model_options, seed)
     for editor in sorted(reversed(run.editors), key=lambda e: e.holds):
         x0 = editor.after(run, x0, sigma)
@@ -324,7 +327,7 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
         conds = editor.conditions(run, conds, sigma)
     nulls = [c for i, c in enumerate(conds) if c is not None and run.role(conds, i) == "null"]
     _read(run, executor, model, x_in, timestep, model_options, nulls)
-    x0s = executor(model, conds, x_in, timestep, _install(model_options, run.editors, Call(run, "write", conds, sigma)))
+    x0s = executor(model, conds, x_in, timestep, _install(model_options, run.editors, Call(run, "write", conds, sigma, x_in)))
     for editor in reversed(run.editors):
         x0s = editor.predicted(run, x0s, x_in, sigma)
     return x0s
@@ -333,8 +336,8 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
 def _read(run, executor, model, x_in, timestep, model_options, nulls=()):
     sigma = float(timestep[0])
 
-    def patch(readers, conds, levels, prompts):
-        return _install(model_options, readers, Call(run, "read", conds, sigma, levels, prompts))
+    def patch(readers, conds, x, levels, prompts):
+        return _install(model_options, readers, Call(run, "read", conds, sigma, x, levels, prompts))
 
     run.reference.read(executor, model, x_in, timestep, sigma, lambda level: [e for e in run.editors if e.reads(run, level)],
                        null_entries(nulls), patch, run.shown)
@@ -348,6 +351,8 @@ def _install(model_options, chosen, call) -> dict:
     for editor in chosen:
         if hasattr(editor, "install"):
             groups.setdefault(editor.install, []).append(editor)
+    if groups:
+        model_options = locating(model_options, call)
     for function, group in groups.items():
         model_options = function(model_options, group, call)
     return model_options
@@ -358,6 +363,7 @@ class Call:
     """One calc_cond_batch.
 
     mode: "read" (the reference's rows) or "write" (the host's own).
+    x: the latents that it is given.
     levels: where it reads, all the σ of its rows.
     prompts: where it reads, the prompt of each cond list, as Reference names it.
     """
@@ -365,9 +371,26 @@ class Call:
     mode: str
     conds: list
     sigma: float
+    x: object
     levels: tuple = ()
     prompts: tuple = ()
     chunks: dict = field(default_factory=dict)
+
+    @property
+    def whole(self):
+        """The latent of which x is all or a window."""
+        return self.x if self.x.shape[-2:] == self.run.shape[-2:] else self.run.x
+
+    def parts(self, options) -> list:
+        """(index, uuid, role, entry) of each part of a forward's rows, in their order: of each chunk, and where another node cuts
+        the latent into tiles, of each tile, which is its entry's area."""
+        areas = options.get(TILES, [None] * len(options["uuids"]))
+        if areas is None:
+            raise ValueError(f"Another node shows the network a forward that is no part of the latent of {self.run.shape[-2]} x "
+                             f"{self.run.shape[-1]} cells being sampled, and the {len(self.run.editors)} editors on this MODEL "
+                             "cannot tell which places it is of: remove the node that tiles, turns or resizes the latent.")
+        named = [(index, uuid, *self.chunk(index, uuid)) for index, uuid in keys(options)]
+        return [(*rest, entry if area is None else {**entry, "area": area}) for area, (*rest, entry) in zip(areas, named)]
 
     def chunk(self, index, uuid):
         """(role, entry) of one chunk of a forward, from its `cond_or_uncond` index and uuid.
@@ -384,7 +407,12 @@ class Call:
         owner = next(e for e in self.conds[index] if e["model_conds"].get("c_crossattn") is text)
         role = self.run.role(self.conds, index)
         prompt = owner["uuid"] if role == "null" else None
-        return role, {**entry, "palimpsest_tokens": owner.get("palimpsest_tokens"), "palimpsest_prompt": prompt}
+        entry = {**entry, "palimpsest_tokens": owner.get("palimpsest_tokens"), "palimpsest_prompt": prompt}
+        if "area" in entry:  # of which the host leaves out what lies past an edge
+            sizes, starts = entry["area"][:len(entry["area"]) // 2], entry["area"][len(entry["area"]) // 2:]
+            ends = self.run.shape[-len(sizes):]
+            entry["area"] = (*(min(size, end - start) for size, start, end in zip(sizes, starts, ends)), *starts)
+        return role, entry
 
     def readers(self, index, edits) -> list:
         """Those of some edits that read what a read's cond list shows."""
