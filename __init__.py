@@ -15,4 +15,5 @@ class Palimpsest(ComfyExtension):
 
 
 async def comfy_entrypoint():
+    import_module(f"{__name__}.host.canvas").watch_queue()
     return Palimpsest()

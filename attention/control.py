@@ -16,7 +16,8 @@ from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 from comfy.utils import repeat_to_batch_size
 
-from ..host.session import Editor, log
+from ..host.canvas import about, log
+from ..host.session import Editor
 from ..host.tiles import TILES, cut
 
 _SLOTS = {"self": "attn1", "cross": "attn2"}
@@ -224,8 +225,9 @@ def in_tiles(edit, rows, site, q) -> bool:
     tiles = q.shape[1] != site.grid[0] * site.grid[1]
     if tiles and not rows.call.run.memory(edit).setdefault("tiles", False):
         rows.call.run.memory(edit)["tiles"] = True
-        log.warning("%s leaves its masks aside where another node cuts self-attention into tiles of %d tokens: remove HyperTile "
-                    "to use them everywhere.", edit.name, q.shape[1])
+        with about(edit.node):
+            log.warning("%s leaves its masks aside where another node cuts self-attention into tiles of %d tokens: remove HyperTile "
+                        "to use them everywhere.", edit.name, q.shape[1])
     return tiles
 
 

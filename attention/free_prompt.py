@@ -19,6 +19,7 @@ from .layers import SelfAttentionEdit
 class SelfAttentionMaps(SelfAttentionEdit):
     """The source's self-attention maps in place of the target's; `name`: the node's, for messages."""
     name: str = "Free-Prompt Edit"
+    follows = True
 
     def attend(self, rows, site, q, k, v, source, attention):
         return attention(source.q, source.k, v)

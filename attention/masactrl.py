@@ -44,6 +44,7 @@ class MutualSelfAttention(SelfAttentionEdit):
     gathered: object = None
     threshold: float = 0.1
     needs, name = "kv", "Mutual Self-Attention"
+    follows = True
 
     @property
     def masks(self):

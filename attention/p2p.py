@@ -21,6 +21,7 @@ from functools import cached_property
 import torch
 from comfy.utils import repeat_to_batch_size
 
+from ..host.canvas import log
 from ..host.tokens import sampled_tokens
 from .control import AttentionEdit, require_all_rows
 
@@ -56,7 +57,14 @@ class PromptToPrompt(AttentionEdit):
         if run.shape[0] % len(self.pairs):
             raise ValueError(f"Prompt Edit holds {len(self.pairs)} target prompts, the latent being sampled has {run.shape[0]} "
                              f"rows: repeat the LATENT to a multiple of {len(self.pairs)} (Repeat Latent Batch).")
+        if not any(pair.source.words for pair in self.pairs):
+            log.warning("Attention Inject has an empty source prompt, so no word of %s has one of the picture's to take its place: "
+                        "write what the picture shows as Prompt Edit's source.", ", ".join(repr(t.text) for t in self._targets))
         run.warn_if_idle("Attention Inject", lambda sigma: self.reads(run, sigma))
+
+    @property
+    def follows(self):
+        return all(bool((e == 1).all()) for e in self.weights)
 
     @property
     def _targets(self):

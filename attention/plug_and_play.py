@@ -44,7 +44,7 @@ class ResidualFeatures(Editor):
     blocks: frozenset
     end: float
     roles: tuple = ("target",)
-    roles: tuple = ("target",)
+    follows = True
 
     def begin(self, run):
         run.warn_if_idle("Plug-and-Play Features", lambda sigma: self.reads(run, sigma))

@@ -73,6 +73,7 @@ class WordMaps(AttentionEdit):
     all areas, or None before the first."""
     words: object
     share: float
+    follows = True
 
     def begin(self, run):
         known = sampled_tokens(run)

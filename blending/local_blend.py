@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
+from ..host.canvas import log
 from ..host.session import Editor
 
 
@@ -34,6 +35,8 @@ def latent_mask(mask, size):
     """[B, h, w] mask of a latent from its picture's [B, H, W]: a latent cell takes the largest value that it covers. A mask of one
     value may have any size."""
     mask = mask.float().cpu()
+    if not mask.any():
+        log.warning("The MASK is black all over, and white is what it chooses: paint it, or turn it round with InvertMask.")
     if mask.min() < mask.max():
         rows, columns = covered(mask.shape[1:], size)
         mask = mask[:, rows, columns]
@@ -57,6 +60,7 @@ def threshold_maps(maps, size, threshold, grow=True):
 class Anchored(Editor):
     """Holds the source outside a mask from the percent `start` on. Subclasses have `inversion` and `start`."""
     holds = True
+    follows = True
 
     def mask(self, run, x, sigma) -> Tensor:
         """[masks, h, w] at the latent's size, 1 where the edit may write; row i of x takes mask i mod their number."""

@@ -34,6 +34,7 @@ class CrossAttentionGuidance(Mover, AttentionEdit):
     amount: float = 0.1
     start: float = 0.0
     end: float = 1.0
+    follows = True
 
     def begin(self, run):
         run.warn_if_idle("Cross-Attention Guidance", lambda sigma: self.reads(run, sigma))

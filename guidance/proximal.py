@@ -55,6 +55,7 @@ class Proximal(Editor):
     rate: float = 0.1
     start: float = 0.6
     radius: int = 1
+    follows = True
 
     def begin(self, run):
         scale = getattr(run.guider, "cfg", None)

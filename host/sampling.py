@@ -14,7 +14,8 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from .session import running
+from .canvas import afresh, log
+from .keys import running
 
 TOLERANCE = 1e-4  # relative: two σ this near are the same level
 HASHED = 65536  # bytes of weights in a fingerprint
@@ -165,13 +166,14 @@ def _hash_weights(model) -> str:
 def digest(embeddings) -> str:
     """What tells a prompt from another: sha256 of the embeddings of its entries."""
     found = hashlib.sha256()
-    for embedding in embeddings:
+    for embedding in filter(torch.is_tensor, embeddings):
         found.update(embedding.detach().float().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
 
 
 def check_family(model, inversion):
-    """ValueError where MODEL and INVERSION are of different families; another checkpoint of one family is said once."""
+    """ValueError where MODEL and INVERSION are of different families; another checkpoint of one family is said."""
+    afresh()
     mine, theirs = fingerprint(model), inversion.fingerprint
     for name in ("model", "latent_format", "channels", "prediction", "sigma_data", "context_width", "pooled_width"):
         a, b = getattr(mine, name), getattr(theirs, name)
@@ -179,8 +181,8 @@ def check_family(model, inversion):
             raise ValueError(f"The INVERSION was made on another family of model: its {name.replace('_', ' ')} is {b}, "
                              f"this MODEL's is {a}. Connect the MODEL it was made with, or invert again with this one.")
     if mine.weights != theirs.weights:
-        inversion.say_once("The INVERSION was made with another checkpoint of the same family: edits work, but the "
-                           "picture is reconstructed less exactly.")
+        log.warning("The INVERSION was made with another checkpoint of the same family: edits work, but the picture is "
+                    "reconstructed less exactly.")
 
 
 def patches(model) -> tuple:

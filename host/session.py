@@ -4,7 +4,6 @@ An editor is a frozen description that `attach` puts on a clone of the MODEL. Wh
 wrappers give every editor its turn, ask the host where the run stands (σ, rows, blocks), and drop all that the run gathered
 at its end, also when it is cancelled or fails. The model itself is never changed.
 """
-import logging
 import math
 from dataclasses import dataclass, field
 
@@ -13,12 +12,11 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from comfy.utils import repeat_to_batch_size
 
+from .canvas import about, afresh, here, log
+from .keys import KEY, RUN, running
 from .reference import Reference, null_entries
+from .sampling import Solver, digest
 from .tiles import TILES, keys, locating
-
-KEY = "palimpsest"
-RUN = "palimpsest.run"
-log = logging.getLogger("palimpsest")
 
 
 class Editor:
@@ -29,6 +27,8 @@ class Editor:
     roles = ("target",)  # the rows that it acts on, "target" and "null"
     lends = False  # whether its inversion is of another picture than the one sampled, so that no run begins at its noise
     holds = False  # whether it keeps a part of the picture as it was: then it has the last word, wherever it stands in the chain
+    follows = False  # whether it edits by the target's prompt alone, so that the source's own changes nothing
+    node = None  # (id, class) of the one that attached it, None outside a graph
 
     def __deepcopy__(self, memo):
         return self
@@ -128,15 +128,15 @@ class Run:
         names = [n for n, mine in self.guider.conds.items() if mine is conds[index]]
         first = {e["uuid"] for e in conds[index][:1]}
         names = names or [n for n, own in self.guider.original_conds.items() if first & {e["uuid"] for e in own}]
-        if names and set(names) <= self._edited():
+        if names and set(names) <= self.edited():
             return "target"
         return "null" if any("negative" in n for n in names) else "other"
 
     def targets(self) -> list:
         """The processed target entries."""
-        return [e for name in self._edited() for e in self.guider.conds[name]]
+        return [e for name in self.edited() for e in self.guider.conds[name]]
 
-    def _edited(self) -> set:
+    def edited(self) -> set:
         """The guider's lists that hold the target: the positive one, or where a guider has none, those that are not negative."""
         conds = self.guider.conds
         return {"positive"} & conds.keys() or {name for name in conds if "negative" not in name}
@@ -149,6 +149,8 @@ def editors(model) -> tuple:
 
 def attach(model, editor, replacing=None):
     """A clone of the MODEL with one more editor, or with it in the place of another."""
+    afresh()
+    object.__setattr__(editor, "node", here())
     m = model.clone()
     held = tuple(editor if e is replacing else e for e in editors(model))
     m.model_options["transformer_options"][KEY] = held if replacing else (*held, editor)
@@ -205,11 +207,6 @@ def _sources(chosen) -> list:
     return _distinct(e for e in chosen if type(e).reads is not Editor.reads)
 
 
-def running(model_options):
-    """The Run of these model_options, or None outside one."""
-    return model_options.get("transformer_options", {}).get(RUN)
-
-
 def _prepare_sampling(executor, model, noise_shape, conds, *args, **kwargs):
     """Lets the host count the sources and the editors' prompts in what it loads and makes room for, then takes them out again."""
     own = [inversion.conditioning for inversion in _sources(editors(model))] + [p for e in editors(model) for p in e.prompts]
@@ -219,6 +216,7 @@ def _prepare_sampling(executor, model, noise_shape, conds, *args, **kwargs):
 
 
 def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, *args, **kwargs):
+    afresh()
     options = extra_args["model_options"]["transformer_options"]
     run = Run(guider, sigmas, tuple(latent_image.shape), options[KEY])
     bad = int((~latent_image.isfinite()).sum())
@@ -226,12 +224,14 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
         raise ValueError(f"{bad} of {latent_image.numel()} values of the LATENT being sampled are NaN or infinite: connect "
                          "Replay's LATENT, or repair the node that made it.")
     _check(run, getattr(executor.class_obj, "inversion", None))
+    _warn(run, executor.class_obj)
     run.reference = Reference(guider, _sources(run.editors), sigmas,
                               lambda inversion: rows_may_mix(guider.model_patcher, inversion.conditioning))
     for editor in run.editors:
         _check_hooks(run, editor)
         run.encoded[id(editor)] = [_encode(guider, prompt, noise, latent_image, denoise_mask) for prompt in editor.prompts]
-        editor.begin(run)
+        with about(editor.node):
+            editor.begin(run)
     options[RUN] = run
     try:
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
@@ -287,6 +287,25 @@ def _check(run, stepped):
             raise ValueError(f"The latent being sampled has {run.shape[0]} rows, the INVERSION {inversion.batch} pictures: "
                              f"the rows must be a multiple of {inversion.batch} (Repeat Latent Batch).")
         inversion.require(run.sigmas)
+
+
+def _warn(run, sampler):
+    """What a run can do, and its user has hardly meant."""
+    acting = [e for e in run.editors if not getattr(e, "replays", False)]
+    for inversion in _distinct(run.editors):
+        inversion.begin_run()
+    if acting and getattr(run.guider, "cfg", None) == 0:
+        log.warning("CFG 0 samples the negative prompt alone, and the editors on this MODEL (%d) work on the target's: raise CFG "
+                    "(papers: 7.5; 1 is without guidance).", len(acting))
+    known = _distinct(e for e in run.editors if not e.lends)
+    if known and isinstance(sampler, (Solver, comfy.samplers.KSAMPLER)) and Solver.of(sampler).adds_noise:
+        log.warning("The SAMPLER adds noise of its own: edits work, but reconstruction is not promised. euler and dpmpp_2m add none.")
+    target = [e for name in run.edited() for e in run.guider.original_conds[name]]
+    own = {digest([i.conditioning[0][0]]) for i in known}
+    if acting and target and all(e.follows for e in acting) and all("control" not in e and digest([e.get("cross_attn")]) in own for e in target):
+        with about(acting[-1].node):
+            log.warning("The prompt being sampled is the source's own, and the editors on this MODEL (%d) change nothing by "
+                        "themselves: connect the target CONDITIONING to the sampler, or rewrite a word of it.", len(acting))
 
 
 def _predict_noise(executor, x, timestep, model_options={}, seed=None):

@@ -142,8 +142,12 @@ class Inversion:
             raise ValueError(f"The sampler's schedule ({describe(sigmas)}) asks for sigma {missed[0]:.4g}, which the "
                              f"{self.method} INVERSION ({self.schedule}) cannot give: sample with Replay's SIGMAS.")
 
+    def begin_run(self):
+        """What was said once may be said again."""
+        self._said.clear()
+
     def say_once(self, message: str, *args):
-        """Log a warning the first time this INVERSION gives rise to it."""
+        """Log a warning the first time that this INVERSION gives rise to it in a run."""
         if message not in self._said:
             self._said.add(message)
             log.warning(message, *args)

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..host.learned import Learned
 from ..host.sampling import Solver, check_family, split_at
-from ..host.session import attach, log
+from ..host.session import attach
 from ..inversion import ddim
 from ..inversion.methods import method_of
 from .runner import InversionType, inputs, invert, outputs, own_sigmas
@@ -61,8 +61,6 @@ class PalimpsestReplay(io.ComfyNode):
                              "an earlier start (0 is the noisiest level).")
         own = method.reverse(inversion) if method.reverse else comfy.k_diffusion.sampling.sample_euler
         solver = Solver(own, inversion=inversion, stands=method.stands) if sampler is None else Solver.of(sampler)
-        if sampler is not None and solver.adds_noise:
-            log.warning("The SAMPLER adds noise of its own: edits work, but reconstruction is not promised.")
         latent = model.get_model_object("latent_format").process_out(inversion.at(float(sigmas[0])))
         return io.NodeOutput(attach(model, Learned(inversion, method.guided)), solver, sigmas, {"samples": latent})
 

@@ -1,12 +1,10 @@
 """Prompts: words, tokens and their alignment."""
-import logging
-
 from comfy_api.latest import io
 
 from ..attention.alignment import PromptEdit, align
+from ..host.canvas import afresh, log
 from ..host.tokens import encode, tokenize_rows
 
-log = logging.getLogger("palimpsest")
 MODES = {"auto": "auto", "word swap": "replace", "refinement": "refine"}
 
 
@@ -40,6 +38,7 @@ class PalimpsestPromptEdit(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, source, target, mode):
+        afresh()
         sources, targets = _prompts(source) or [""], _prompts(target)
         if not targets:
             raise ValueError(f'the target prompt is empty and the source is "{sources[0]}": write what the picture is '

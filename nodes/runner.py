@@ -9,6 +9,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
+from ..host.canvas import afresh
 from ..host.gradients import PromptGuider, differentiable
 from ..host.sampling import Solver, check_family, digest, fingerprint, patches, run, sample, schedule, split_at
 from ..host.session import log, require_plain
@@ -131,6 +132,7 @@ def invert(name, method, model, source, latent, steps, scheduler, sigmas, solve,
     solve(model, x, sigmas, extra_args, callback, disable, flow=, data=) works in sampler space and returns (latents, theta): S+1
     tensors in the order of sigmas, and {name: Theta}. It sees sigmas descending to 0 and model(x, sigma) -> x0.
     """
+    afresh()
     require_plain(model, name)
     identity = fingerprint(model)
     x = source_latent(model, latent)

@@ -7,8 +7,8 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ..host.canvas import log
 from ..host.sampling import Fingerprint
-from ..host.session import log
 from ..host.tokens import Tokens, Word
 from ..inversion.storage import load, save
 from .runner import InversionType, source_conditioning

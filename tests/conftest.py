@@ -1,4 +1,5 @@
 """The pack and the real host, loaded once for the whole run."""
+import logging
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,16 @@ class RootIsNoTestPackage:
 
 def pytest_configure(config):
     config.pluginmanager.register(RootIsNoTestPackage())
+
+
+@pytest.fixture
+def said(caplog):
+    """The pack's own warnings since it was asked last; what the host logs is the host's."""
+    def texts():
+        found = [r.getMessage() for r in caplog.records if r.name == "palimpsest" and r.levelno >= logging.WARNING]
+        caplog.clear()
+        return found
+    return texts
 
 
 @pytest.fixture

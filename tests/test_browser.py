@@ -116,6 +116,32 @@ def test_the_run_button_ends_in_a_picture_on_the_canvas(view):
         assert np.asarray(Image.open(io.BytesIO(shown.body()))).std() > 10, title
 
 
+def test_a_warning_stands_on_its_node_as_long_as_it_holds(view):
+    """Of a run; and of editors whose MODEL nobody samples, which the host does not execute."""
+    view.set(Comfy__VueNodes__Enabled=True)
+    view.load(workflow.MAIN)
+
+    def run(change):
+        view.page.evaluate(f"""() => {{
+            const titled = title => app.graph.nodes.find(node => node.title === title || node.type === title)
+            const sampler = titled('Sample the edit'); {change} }}""")
+        assert view.run()["kind"] == "execution_success"
+
+    def text(title, words):
+        return view.page.locator("[data-node-id]").filter(has_text=title).filter(has_text=words)
+
+    run("""titled('PalimpsestDDIMInvert').widgets.find(widget => widget.name === 'steps').value = 4
+           sampler.widgets.find(widget => widget.name === 'cfg').value = 0""")
+    text("Sample the edit", "CFG 0 samples the negative prompt alone").wait_for()
+    run("titled('PalimpsestLoadMiniature').connect(0, sampler, 'model')")
+    for title in "Attention Inject", "Latent Blend", "Replay Inversion":
+        text(title, "No sampler takes the MODEL").first.wait_for()
+    text("Sample the edit", "CFG 0 samples").wait_for(state="detached")  # there is no editor any more
+    run("titled('PalimpsestLatentBlend').connect(0, sampler, 'model')")
+    text("Attention Inject", "No sampler takes the MODEL").wait_for(state="detached")
+    text("Latent Blend", "No sampler takes the MODEL").wait_for(state="detached")
+
+
 def test_an_error_of_the_packs_is_shown_with_its_remedy(view):
     """A word that the prompt does not have."""
     view.load(workflow.MAPS)

@@ -17,10 +17,10 @@ class Executor:
         cache = {"cache_args": {"ram": 0, "ram_inactive": 0, "lru": 0}} if "cache_args" in known else {"cache_size": 0}
         self.host = execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC, **cache)
 
-    def __call__(self, graph):
-        valid, error, outputs, _ = asyncio.run(execution.validate_prompt("test", graph, None))
+    def __call__(self, graph, prompt="test", client=None):
+        valid, error, outputs, _ = asyncio.run(execution.validate_prompt(prompt, graph, None))
         assert valid, error
-        self.host.execute(graph, "test", {}, outputs)
+        self.host.execute(graph, prompt, {} if client is None else {"client_id": client}, outputs)
         return self.host.success
 
     def cached(self):
