@@ -147,7 +147,8 @@ def invert(name, method, model, source, latent, steps, scheduler, sigmas, solve,
         found.extend(solve(*args, **scaling(identity), **kwargs))
         return found[0][0]
 
-    counted, rows = counting(model)
+    counted = model.clone()
+    rows = counting(counted)
     began = time.perf_counter()
     noise = sample(counted, conditioning, x, sigmas, Solver(solver), cfg, negative)
     latents, theta = found
@@ -178,9 +179,9 @@ def learn(name, method, model, inversion, solve, prompts=None, **noted) -> io.No
         found.extend(solve(net, path[0], *args, path=path, flow=inversion.fingerprint.prediction == "flow", **kwargs))
         return path[-1]
 
-    counted, rows = counting(model)
     began = time.perf_counter()
-    with differentiable(counted) as m:
+    with differentiable(model) as m:  # the only clone: of two that go at once the host forgets which MODEL they are of
+        rows = counting(m)
         conds = {role: _own(c) for role, c in {"source": inversion.conditioning, **(prompts or {})}.items()}
         clean = m.get_model_object("latent_format").process_out(inversion.latents[-1].clone())
         run(PromptGuider(m, conds), clean, inversion.sigmas.clone(), Solver(solver))
@@ -196,8 +197,8 @@ def _negative(conditioning) -> dict:
     return {} if conditioning is None else {"negative": digest(embedding for embedding, _ in conditioning)}
 
 
-def counting(model):
-    """A clone of the MODEL and the list of the rows that its network sees: each forward's, and twice as many for a backward."""
+def counting(model) -> list:
+    """The rows that the network of this MODEL, a clone, is going to see: each forward's, and twice as many for a backward."""
     rows = []
 
     def count(executor, x, *args, **kwargs):
@@ -207,9 +208,8 @@ def counting(model):
             out.register_hook(lambda grad: rows.append(2 * len(x)))
         return out
 
-    counted = model.clone()
-    counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "palimpsest.count", count)
-    return counted, rows
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "palimpsest.count", count)
+    return rows
 
 
 def _own(value):

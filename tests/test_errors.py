@@ -3,7 +3,6 @@ import dataclasses
 import re
 from contextlib import contextmanager
 from copy import copy
-from functools import cache
 
 import comfy.samplers
 import nodes as host
@@ -23,7 +22,7 @@ from palimpsest.nodes.features import PalimpsestPromptMixing
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from palimpsest.nodes.prompt import PalimpsestPromptEdit
 from palimpsest.nodes.sharing import PalimpsestAttentionReweight
-from runs import Case, clip, prompts
+from runs import Case, clip, kept, prompts
 
 WINDOW = torch.ones(1, 64, 64)
 INJECT = {"cross_start": 0.0, "cross_end": 0.8, "self_start": 0.0, "self_end": 0.4, "cross_resolution": 1.0,
@@ -37,7 +36,7 @@ def executor():
         yield
 
 
-@cache
+@kept
 def plain(**kwargs):
     return Case(steps=3, **kwargs)
 
@@ -66,8 +65,9 @@ def refused(calls, *facts):
     before = len(calls)
     with pytest.raises(ValueError) as caught:
         yield
-    missing = [fact for fact in facts if fact not in str(caught.value)]
-    assert not missing, str(caught.value)
+    message = str(caught.value)
+    del caught  # it holds this frame, which holds it: the host counts a MODEL that waits for the garbage collector as leaked
+    assert not [fact for fact in facts if fact not in message], message
     assert len(calls) == before
 
 
@@ -86,7 +86,7 @@ def store(case, model=None, edit=None, inversion=None):
                                             0.5).result[0]
 
 
-@cache
+@kept
 def maps(**kwargs):
     """ATTENTION of a plain case."""
     return store(plain(**kwargs))
@@ -371,9 +371,8 @@ def test_broken_latents():
 ])
 def test_a_node_that_would_do_nothing(act, facts):
     case = counting()
-    with pytest.raises(ValueError) as caught:
+    with refused(case.calls, *facts):
         act(case)
-    assert all(fact in str(caught.value) for fact in facts), str(caught.value)
 
 
 def test_context_windows_beside_an_editor():

@@ -1,5 +1,4 @@
 """Fixed-point and ReNoise inversion, negative-prompt inversion and proximal guidance."""
-from functools import cache
 
 import comfy.k_diffusion.sampling
 import pytest
@@ -15,7 +14,7 @@ from palimpsest.nodes.guidance import PalimpsestProximalGuidance
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from palimpsest.nodes.refine import (
     PalimpsestFixedPointInvert, PalimpsestNegativePromptInvert, PalimpsestReNoiseInvert)
-from runs import relative
+from runs import kept, relative
 
 euler = comfy.k_diffusion.sampling.sample_euler
 STEPS = 5
@@ -28,7 +27,7 @@ def executor():
         yield
 
 
-@cache
+@kept
 def family(name, output=0.05):
     """A small network scaled down until its steps contract."""
     return {**tiny.UNETS, **tiny.FLOWS}[name](output=output)
@@ -330,7 +329,7 @@ def test_the_threshold_is_each_pictures_quantile_and_the_edit_grows_by_cells():
     assert grown.shape == dot.shape and grown[0, 1, 0, 2:7, 2:7].all() and grown.sum() == 25
 
 
-@cache
+@kept
 def npi():
     with torch.inference_mode():
         return invert(PalimpsestNegativePromptInvert, family("sd15", 0.2), 0.0)
