@@ -1,7 +1,7 @@
 """What an edit costs: time and peak memory of edited runs beside plain CFG sampling, on the same attention backend.
 
     python tools/dev.py bench cost [--only miniature sd15-64 sdxl-64 sd15-128 sdxl-128] [--rounds 5] [--steps 20]
-        [--large-steps 2] [--dtype bfloat16]
+        [--large-steps 2] [--dtype bfloat16] [--out FILE] [--host-options="--lowvram"]
 
 The models: the miniature on 16 × 16 latents, and random U-Nets of SD1.5's and SDXL's shape on 64 × 64 and 128 × 128, the last with
 a few editors, SDXL's with none that follows a gradient.
@@ -262,14 +262,16 @@ def report(table) -> str:
 
 
 def table(results) -> str:
-    """The README's rows: processor time over plain sampling's, with what is promised, and the most memory on any model."""
+    """The README's rows: processor time over plain sampling's (time on a graphics card, which the processor waits for), with what
+    is promised, and the most memory on any model."""
+    clock = "time" if torch.cuda.is_available() else "processor time"
     models = [name for name in MODELS if name in results]
     lines = [f"| | {' | '.join(models)} | peak memory |", "|---|" + "---|" * (len(models) + 1)]
     for editor in EVERY:
         found = [results[name]["measured"].get(editor) for name in models]
         if not any(found):
             continue
-        cells = [f"{r['processor time']:.2f}" + (f" ({r['time promised']:.2f})" if r["time promised"] else "") if r else ""
+        cells = [f"{r[clock]:.2f}" + (f" ({r['time promised']:.2f})" if r["time promised"] else "") if r else ""
                  for r in found]
         lines.append(f"| {editor} | {' | '.join(cells)} | {max(r['memory'] for r in found if r):.2f} |")
     return "\n".join(lines)

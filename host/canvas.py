@@ -94,7 +94,7 @@ def _queued(asked: dict) -> dict:
             if gone and _holds(prompt, place):
                 _show(place, client)
         for place in silent:
-            text = f"No sampler takes the MODEL of {place[1]} (node {place[0]}), so it changes nothing: connect it, or mute the node."
+            text = f"No sampler takes the MODEL of {place[1]} (node {place[0]}), so it changes nothing: connect it, or mute it."
             log.warning(text)
             _said.setdefault(place, {})[QUEUED] = None, [text]
             _show(place, client)

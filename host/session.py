@@ -299,10 +299,11 @@ def _warn(run, sampler):
                     "(papers: 7.5; 1 is without guidance).", len(acting))
     known = _distinct(e for e in run.editors if not e.lends)
     if known and isinstance(sampler, (Solver, comfy.samplers.KSAMPLER)) and Solver.of(sampler).adds_noise:
-        log.warning("The SAMPLER adds noise of its own: edits work, but reconstruction is not promised. euler and dpmpp_2m add none.")
+        log.warning("The SAMPLER adds noise of its own: edits work, but reconstruction is not promised (euler adds none).")
     target = [e for name in run.edited() for e in run.guider.original_conds[name]]
     own = {digest([i.conditioning[0][0]]) for i in known}
-    if acting and target and all(e.follows for e in acting) and all("control" not in e and digest([e.get("cross_attn")]) in own for e in target):
+    same = target and all("control" not in e and digest([e.get("cross_attn")]) in own for e in target)
+    if acting and same and all(e.follows for e in acting):
         with about(acting[-1].node):
             log.warning("The prompt being sampled is the source's own, and the editors on this MODEL (%d) change nothing by "
                         "themselves: connect the target CONDITIONING to the sampler, or rewrite a word of it.", len(acting))

@@ -91,7 +91,7 @@ class Case:
         sampler = Solver.of(comfy.samplers.sampler_object(sampler)) if isinstance(sampler, str) else sampler
         with torch.inference_mode():
             return guider.sample(torch.zeros_like(x), x, sampler, self.sigmas if sigmas is None else sigmas, callback=callback,
-                                 disable_pbar=True, seed=seed)
+                                 disable_pbar=True, seed=seed).to(management.intermediate_device())
 
     def predictions(self, model, positive, cfg=1.0, **kwargs):
         """x0 of the MODEL with its rows set to the source's own latent, at every σ of the schedule: [S] of [B, C, h, w]."""
@@ -100,7 +100,7 @@ class Case:
         def walk(denoise, x, sigmas, extra_args, callback, disable):
             for sigma in sigmas[:-1]:
                 at = self.inversion.at(float(sigma)).to(x)
-                found.append(denoise(at, sigma.expand(len(at)), **extra_args))
+                found.append(denoise(at, sigma.expand(len(at)), **extra_args).to(management.intermediate_device()))
             return x
 
         self.sample(model, positive, cfg, Solver(walk), **kwargs)

@@ -247,6 +247,18 @@ def test_only_the_tools_own_options_are_taken():
         dev.take(["demo", "--comfyui"], "--comfyui")
 
 
+def test_options_of_the_hosts_own_reach_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(dev.COMMANDS, "bench", lambda arguments: arguments != ["cost", "--rounds", "1"])
+    monkeypatch.setenv("PALIMPSEST_HOST_OPTIONS", "")
+    assert dev.main(["bench", "cost", "--host-options=--lowvram --fp16-unet", "--rounds", "1"]) == 0
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "comfy" / "options.py").write_text("def enable_args_parsing(): pass")
+    (tmp_path / "comfy" / "cli_args.py").write_text("import sys; sys.exit(' '.join(sys.argv))")
+    asked = subprocess.run([sys.executable, pack.ROOT / "tools" / "pack.py", "palimpsest.bench.cost"], capture_output=True, text=True,
+                           env={**os.environ, "COMFYUI_PATH": str(tmp_path)})
+    assert asked.stderr.strip().endswith("--use-pytorch-cross-attention --lowvram --fp16-unet"), asked.stderr
+
+
 def test_the_demo_runs_a_graph_on_the_real_server_and_words_a_refusal(tmp_path):
     graph = {"blank": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 255}},
              "saved": {"class_type": "SaveImage", "inputs": {"images": ["blank", 0], "filename_prefix": "a/b"}}}

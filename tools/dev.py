@@ -9,6 +9,7 @@
 
 --comfyui PATH, or COMFYUI_PATH, names a ComfyUI of your own (0.3.64 or later); without it, and outside a ComfyUI's
 custom_nodes, a private one is set up in your cache folder (PALIMPSEST_CACHE names another).
+--host-options="--lowvram" gives options of ComfyUI's own to test, train and bench.
 """
 import signal
 import sys
@@ -102,6 +103,9 @@ def main(arguments):
         path = take(arguments, "--comfyui")
         if path:
             os.environ["COMFYUI_PATH"] = path
+        options = take(arguments, "--host-options")
+        if options:
+            os.environ["PALIMPSEST_HOST_OPTIONS"] = options
         if not arguments or arguments[0] not in COMMANDS:
             print(__doc__)
             return 0 if arguments in (["-h"], ["--help"]) else 2

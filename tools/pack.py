@@ -43,7 +43,8 @@ def gpu() -> bool:
 def load_pack(*options: str):
     """Put the host first on sys.path, parse its options as its main.py would, and return the package.
 
-    options: further command-line options of the host. `--cpu` is added where no CUDA device will do.
+    options: further command-line options of the host, beside those that PALIMPSEST_HOST_OPTIONS holds. `--cpu` is added where no
+    CUDA device will do.
     """
     if NAME in sys.modules:
         return sys.modules[NAME]
@@ -54,7 +55,7 @@ def load_pack(*options: str):
     # `nodes` is a module of the host and a folder of the pack: the pack's root must not be searched.
     sys.path[:] = [str(host), *(p for p in sys.path if Path(p).resolve() not in (ROOT, host))]
     cpu = [] if gpu() else ["--cpu"]
-    argv, sys.argv = sys.argv, [NAME, *cpu, *options]
+    argv, sys.argv = sys.argv, [NAME, *cpu, *options, *os.environ.get("PALIMPSEST_HOST_OPTIONS", "").split()]
     try:
         import comfy.options
         comfy.options.enable_args_parsing()
