@@ -4,13 +4,17 @@ Stathopoulos, He, Chen, Metaxas, WACV 2024. arXiv:2306.05414
 Guidance amplifies the whole difference ε_c - ε_u, artefacts included. A proximal operator keeps what is large of it:
     ε = ε_u + w·prox_λ(ε_c - ε_u),
 with λ a quantile of the difference's magnitude; prox of the l0 norm zeroes what is under λ, of the l1 norm also shrinks
-the rest by λ. Late in the schedule, where the difference stays under λ (grown by some cells), the predicted x0 is drawn
-to the source's:
-    x0 <- x0 - η·(1 - M)·(x0 - x0*),
-the paper's reconstruction guidance. x0 is affine in ε, so the operator acts on the host's x0 predictions, and for eps,
-v and flow alike.
+the rest by λ. Late in the schedule, where what l1 leaves of the difference stays under λ (grown by some cells), the predicted x0
+is drawn to the source's, the paper's reconstruction guidance; or the step's latent to the inversion's, its inversion guidance:
+    x0 <- x0 - η·(1 - M)·(x0 - x0*),   x_{t-1} <- x_{t-1} - η·(1 - M)·(x_{t-1} - x*_{t-1}).
+x0 is affine in ε, so the operator acts on the host's x0 predictions, and for eps, v and flow alike; of Euler's step, the second
+is a change of x0 too.
+As in the authors' code the quantile is of the source's and the target's differences together, and the source's are 0 where its own
+prompt is the negative (negative-prompt inversion): 0.7 zeroes the least 40 % of the target's, and up to 0.5 nothing is zeroed.
+Here the source is not sampled, and counts as 0 with any negative.
 Differs from the authors' code, which shrinks by λ under l0 as well (and twice under l1): here both norms are the
 paper's. λ is each picture's own, not the batch's.
+Checked against: phymhan/prompt-to-prompt@9955a1f, whole runs of its l0, which is l1 here.
 """
 from dataclasses import dataclass
 
@@ -18,17 +22,16 @@ import torch.nn.functional as F
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
+from ..host.moving import following
 from ..host.session import Editor, running
 
 NORMS = "l0", "l1"
 
 
 def threshold(difference: Tensor, quantile: float) -> Tensor:
-    """λ of each row of [B,…], in a shape that broadcasts with it; 0 for quantile 0, where all of the difference is
-    kept."""
-    if not quantile:
-        return difference.new_zeros(len(difference), *[1] * (difference.ndim - 1))
-    limit = difference.abs().flatten(1).float().quantile(quantile, dim=1)
+    """λ of each row of [B,…], in a shape that broadcasts with it: the quantile of its magnitudes and as many zeros."""
+    size = difference.abs().flatten(1).float()
+    limit = F.pad(size, (size.shape[1], 0)).quantile(quantile, dim=1)
     return limit.view(-1, *[1] * (difference.ndim - 1)).to(difference)
 
 
@@ -40,21 +43,22 @@ def prox(difference: Tensor, limit: Tensor, norm: str) -> Tensor:
 
 
 def edited(difference: Tensor, limit: Tensor, radius: int) -> Tensor:
-    """M of [B,C,…,h,w]: 1 where the difference is over λ, grown by `radius` cells in height and width."""
-    mask = (difference.abs() > limit).to(difference)
+    """M of [B,C,…,h,w]: 1 where the difference, shrunk by λ, is over λ, grown by `radius` cells in height and width."""
+    mask = (prox(difference, limit, "l1").abs() > limit).to(difference)
     return F.max_pool2d(mask.flatten(1, -3), 2 * radius + 1, 1, radius).view_as(mask) if radius else mask
 
 
 @dataclass(frozen=True, eq=False)
 class Proximal(Editor):
-    """norm: "l0" or "l1"; quantile: of the difference, 0..1; rate: η; start: percent of the schedule from which x0 is
-    drawn to the source; radius: cells by which the edited places grow."""
+    """norm: "l0" or "l1"; quantile: of the difference, 0.5..1; rate: η; start: percent of the schedule from which x0 is
+    drawn to the source; radius: cells by which the edited places grow; latents: whether the step's latent is drawn instead."""
     inversion: object
     norm: str = "l0"
     quantile: float = 0.7
     rate: float = 0.1
     start: float = 0.6
     radius: int = 1
+    latents: bool = False
     follows = True
 
     def begin(self, run):
@@ -63,6 +67,10 @@ class Proximal(Editor):
             has = "no negative" if "negative" not in run.guider.conds else "CFG 1"
             raise ValueError(f"Proximal Guidance works on the difference of two predictions, and this guider has {has}: sample "
                              "with a negative and CFG over 1 (paper: 7.5).")
+
+    def before(self, run, x, sigma):
+        run.memory(self)["x"] = x
+        return x
 
     def combine(self, args) -> list:
         """The host's pre-CFG hook: [cond, uncond] x0 predictions, the cond moved so that their difference is prox of
@@ -77,11 +85,16 @@ class Proximal(Editor):
         return [uncond + prox(difference, limit, self.norm), uncond, *rest]
 
     def after(self, run, x0, sigma):
-        mask = run.memory(self).get("edited")
-        if not self.rate or mask is None or not run.within(sigma, self.start, 1.0):
+        memory = run.memory(self)
+        if not self.rate or "edited" not in memory or not run.within(sigma, self.start, 1.0):
             return x0
-        source = repeat_to_batch_size(run.landing(self.inversion, sigma), x0.shape[0]).to(x0)
-        return x0 - self.rate * (1 - mask) * (x0 - source)
+        far = self.rate * (1 - memory["edited"])
+        if run.standing is not None:  # a solver of two latents is drawn to where its step ended in the inversion
+            return x0 - far * (x0 - repeat_to_batch_size(run.landing(self.inversion, sigma), len(x0)).to(x0))
+        clean, shown, source = following(run, sigma), x0, run.landing(self.inversion, sigma)
+        if self.latents:
+            shown, source = x0 + clean / sigma * (memory["x"] - x0), self.inversion.at(clean)
+        return x0 - far * (shown - repeat_to_batch_size(source, len(x0)).to(x0)) * sigma / (sigma - clean)
 
 
 def guide(model, editor: Proximal):
