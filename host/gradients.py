@@ -146,8 +146,8 @@ class _Call(torch.nn.Module):
 
 def _require_graph(executor, *args, **kwargs):
     if torch.is_inference_mode_enabled():
-        raise ValueError("A gradient through the model is wanted, and another node calls the model in PyTorch's inference mode, which "
-                         "has none: remove that node (Tiled Diffusion's is one), or what needs the gradient.")
+        raise ValueError("A gradient through the model is wanted, and another node calls the model in PyTorch's inference mode, "
+                         "which has none: remove that node (Tiled Diffusion's is one), or what needs the gradient.")
     return executor(*args, **kwargs)
 
 

@@ -55,9 +55,9 @@ def everywhere_perturbed(model):
     return model
 
 
-@pytest.mark.parametrize("editor", ["mutual", "mutual by words", "style aligned", "cross image", "free prompt", "composite"])
+@pytest.mark.parametrize("editor", ["mutual", "mutual by words", "cross image", "free prompt", "composite"])
 def test_where_self_attention_is_perturbed_every_token_keeps_its_own_value(editor):
-    """Not the source's, which lie where the source has them: the perturbed prediction, a step's last, is that without the edit."""
+    """Not the source's, which lie where the source has them: the perturbed prediction, a step's last, is the unedited one."""
     c, perturbed = case("sd15"), defaultdict(list)
     for model in (EDITORS[editor](c), c.model):
         for k in of(predictions(c, everywhere_perturbed(model)), "positive"):

@@ -1,5 +1,5 @@
-"""Editors beside what other packs make of the latent: windows that slide over it, tiles that share a forward. What stands here does
-as Sliding Window Guidance (sd-perturbed-attention) and Tiled Diffusion do."""
+"""Editors beside what other packs make of the latent: windows that slide over it, tiles that share a forward. What stands here
+does as Sliding Window Guidance (sd-perturbed-attention) and Tiled Diffusion do."""
 from dataclasses import dataclass
 
 import comfy.samplers
@@ -31,7 +31,8 @@ def sliding(model):
         seen = total.clone()
         for y, left in places(x):
             part = ..., slice(y, y + TILE), slice(left, left + TILE)
-            total[part] += comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], x[part], args["sigma"], args["model_options"])[0]
+            x0, = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], x[part], args["sigma"], args["model_options"])
+            total[part] += x0
             seen[part] += 1
         return args["denoised"] + 2 * (args["cond_denoised"] - total / seen)
 
