@@ -13,6 +13,8 @@ Differs from both: δ is 1 to half a side (the code draws 0, the map's own power
 and mean and variance are each picture's own, so that a picture is inverted as it would be alone. On v models it is ε that moves.
 Checked against: diffusers 0.42.1, which takes over the authors' losses.
 """
+import logging
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,7 @@ from torch import Tensor
 from . import ddim
 
 SMALLEST = 8  # cells a side of the pyramid's last map
+log = logging.getLogger("palimpsest")
 
 
 def pyramid(eps: Tensor) -> list:
@@ -71,13 +74,20 @@ def regularize(eps: Tensor, generator: torch.Generator, *, lambda_ac=20.0, lambd
 
 
 def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, seed=0, data=1.0, **weights) -> list:
-    """`ddim.invert` on eps and v models, with every ε regularized; weights: those of `regularize`. Without any, DDIM's bits."""
-    generator = torch.Generator().manual_seed(seed)
+    """`ddim.invert` on eps and v models, with every ε regularized; weights: those of `regularize`. Without any, DDIM's bits.
+    Says so, once, where the descent diverges."""
+    generator, told = torch.Generator().manual_seed(seed), []
 
     def regularized(x, sigma, **kwargs):
         denoised = model(x, sigma, **kwargs)
         level = sigma.view(-1, *[1] * (x.ndim - 1))
         eps = (x - denoised) / level
         moved = regularize(eps, generator, **weights)
+        before, after = (e.flatten(1).std(1) for e in (eps, moved))
+        if not told and not (after <= 2 * before.clamp(min=1)).all():  # nan too
+            told.append(sigma)
+            log.warning("Regularisation diverges at sigma %.4g: it took the noise's standard deviation from %.2g to %.2g, white "
+                        "noise has 1. Lower lambda_ac and lambda_kl: the paper's 20 belong to latents of 64 x 64, these are "
+                        "%d x %d.", sigma[0], before.max(), after.max(), *x.shape[-2:])
         return denoised if moved is eps else x - level * moved
     return ddim.invert(regularized, x, sigmas, extra_args, callback, disable, data=data)

@@ -193,6 +193,22 @@ def test_each_step_is_eulers_with_the_regularized_noise():
     torch.testing.assert_close(path[0], expected + 7 * eps, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("weights", [{"lambda_kl": 500.0, "lambda_ac": 0.0}, {"lambda_kl": 0.0, "lambda_ac": 400.0}])
+def test_a_descent_that_diverges_is_told_once(weights, caplog):
+    """On small latents a large weight steps over the loss's valley, and further each time."""
+    def model(x, sigma):
+        return x - sigma.view(-1, 1, 1, 1) * smooth(2, 4, 8, 8) * 1.5
+
+    sigmas = torch.tensor([9.0, 4.0, 2.0, 0.0], dtype=torch.float64)
+    path = regularized.invert(model, noise(2, 4, 8, 8), sigmas, disable=True, **weights)
+    assert not path[0].norm() < 1e3  # or nan
+    assert caplog.text.count("Regularisation diverges at sigma 2:") == 1 == caplog.text.count("diverges")
+    assert "64 x 64, these are 8 x 8" in caplog.text
+    caplog.clear()
+    regularized.invert(model, noise(2, 4, 8, 8), sigmas, disable=True)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("changed", [{"lambda_ac": 40.0}, {"lambda_kl": 40.0}, {"reg_steps": 3}, {"ac_rolls": 3}, {"seed": 4}])
 def test_every_widget_acts(changed):
     assert not same(invert(family("sd15"), **changed), invert(family("sd15")))
