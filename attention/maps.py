@@ -7,9 +7,9 @@ from .control import host_attention
 
 
 def cross_attention_maps(q: Tensor, k: Tensor, heads: int) -> Tensor:
-    """A [B,places,tokens] of q [B,places,C] and k [B,tokens,C]: the mean over heads of softmax(q kᵀ/√d)."""
+    """A [B,heads,places,tokens] of q [B,places,C] and k [B,tokens,C]: softmax(q kᵀ/√d)."""
     q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
-    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).mean(1)
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
 
 
 def recording(model_options, sites, found: list) -> dict:

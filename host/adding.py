@@ -7,12 +7,13 @@ from comfy.utils import repeat_to_batch_size
 from .tiles import keys
 
 
-def adding(model_options, value=None, contents={}, takes=None) -> dict:
-    """model_options whose U-Net adds `value` [B,tokens,C] to what cross-attention takes its values from, and contents
-    {(section, block, depth): [B,2,places,C]} to what self-attention takes its keys and values from: in the chunks of a
-    forward of which takes("value" or "content", its `cond_or_uncond`, its uuid) says so, or in all."""
+def adding(model_options, value=None, contents={}, takes=None, scale=None) -> dict:
+    """model_options whose U-Net adds `value` [B,tokens,C] to what cross-attention takes its values from, once that is multiplied
+    by a `scale` [B,tokens,C], and contents {(section, block, depth): [B,2,places,C]} to what self-attention takes its keys and
+    values from: in the chunks of a forward of which takes("value" or "content", its `cond_or_uncond`, its uuid) says so, or in
+    all."""
     def cross(n, context, held, options):
-        return n, context, _plus(held, value, options, takes and partial(takes, "value"))
+        return n, context, _plus(held, value, options, takes and partial(takes, "value"), scale)
 
     def own(n, context, held, options):
         content = contents.get(_place(options))
@@ -44,8 +45,8 @@ def _patched(model_options, **patches):
     return {**model_options, "transformer_options": {**to, "patches": {**held, **added}}}
 
 
-def _plus(x, learned, options, takes):
-    """x [rows,tokens,C] with what was learned [B,tokens,C] added; the host may repeat a text's tokens."""
+def _plus(x, learned, options, takes, scale=None):
+    """x [rows,tokens,C], scaled or not, with what was learned [B,tokens,C] added; the host may repeat a text's tokens."""
     if x.shape[1] % learned.shape[1] or x.shape[2] != learned.shape[2]:
         raise ValueError(f"What was learned is {list(learned.shape[1:])} (tokens, width), attention reads {list(x.shape[1:])}: "
                          "remove what cuts the picture into tiles, and sample at the size of the inversion.")
@@ -53,7 +54,8 @@ def _plus(x, learned, options, takes):
     parts = []
     for chunk, part in zip(chunks, x.chunk(len(chunks))):
         if takes is None or takes(*chunk):
-            rows = repeat_to_batch_size(learned, part.shape[0]).repeat(1, part.shape[1] // learned.shape[1], 1)
-            part = part + rows.to(part)
+            def rows(t):
+                return repeat_to_batch_size(t, part.shape[0]).repeat(1, part.shape[1] // t.shape[1], 1).to(part)
+            part = (part if scale is None else part * rows(scale)) + rows(learned)
         parts.append(part)
     return torch.cat(parts)

@@ -22,7 +22,8 @@ class Learned(Editor):
     On the host's U-Nets two are added to what the target's attention reads, before its projections: "content.output.3.0",
     named by the host's place of a block, [steps, B, 2, places, C] to the features that self-attention takes its keys and
     its values from, and "value" [steps, B, tokens, C] to the prompt's embedding where cross-attention takes its values from
-    it: until "value_end" [1], a percent of the schedule, and throughout where the prompt is the source's."""
+    it, multiplied by "value_scale" of its shape: until "value_end" [1], a percent of the schedule, and throughout where the
+    prompt is the source's."""
     inversion: object
     guided: bool = False
     replays = True
@@ -84,8 +85,8 @@ class Learned(Editor):
             if "value" in theta or places:
                 step = editor.inversion.step(call.sigma)
                 contents = {place: theta[name].tensor[step] for place, name in places.items()}
-                value = theta["value"].tensor[step] if "value" in theta else None
-                model_options = adding(model_options, value, contents, partial(editor._takes, call))
+                value, scale = (theta[n].tensor[step] if n in theta else None for n in ("value", "value_scale"))
+                model_options = adding(model_options, value, contents, partial(editor._takes, call), scale)
         return model_options
 
     def _takes(self, call, kind, index, uuid) -> bool:

@@ -9,6 +9,7 @@ of the schedule, as in null-text inversion's code. The optimiser is L-BFGS, whos
 neighbouring steps have like curvature; its first step along the gradient g is ℓ/(2‖g‖²), which solves a linear residual of one
 dimension.
 """
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -61,10 +62,10 @@ def _ratio(a, b, s, y):
     return torch.where(curvature > 0, _dot(a, b) / curvature, 0.0)
 
 
-def follow(predict, path: list, sigmas: Tensor, start: Tensor, *, iterations=10, tolerance=1e-5, flow=False, callback=None,
-           disable=None) -> tuple[Tensor, list]:
+def follow(predict, path: list, sigmas: Tensor, start: Tensor, *, iterations=10, decay=0.0, tolerance=1e-5, flow=False,
+           callback=None, disable=None) -> tuple[Tensor, list]:
     """Follow the pivot `path` (S+1 latents [B,C,…] in the order of sigmas), optimising θ [B,…] from `start` with at most
-    `iterations` updates a step.
+    `iterations` updates in the first step, which e^-decay of are left at the end of the schedule.
 
     predict(x, sigma [B], pivot) is called once a step, without gradients, and gives a differentiable f(θ [B,…]) -> (x0,
     penalty [B] or 0, added to the loss). Returns θ [S,B,…] and for each step (first loss, last loss, updates), the losses
@@ -76,11 +77,11 @@ def follow(predict, path: list, sigmas: Tensor, start: Tensor, *, iterations=10,
         sigma, following = sigmas[i], sigmas[i + 1]
         with torch.no_grad():
             at = predict(x, sigma * rows, path[i])
-        limit = tolerance * (1 + 2 * 50 * i / steps)
+        limit, most = tolerance * (1 + 2 * 50 * i / steps), math.ceil(iterations * math.exp(-decay * i / steps))
         norm = 1.0 if flow else (1 + following ** 2).sqrt()
         optimiser.restart()
         best, losses = None, []
-        for update in range(iterations + 1):
+        for update in range(most + 1):
             leaf = theta.detach().requires_grad_()
             denoised, penalty = at(leaf)
             landed = x + (following - sigma) / sigma * (x - denoised)
@@ -89,7 +90,7 @@ def follow(predict, path: list, sigmas: Tensor, start: Tensor, *, iterations=10,
             best = now if best is None else [_choose(now[0] < best[0], a, b) for a, b in zip(now, best)]
             losses.append(float(best[0].max()))
             bar.set_postfix(loss=f"{losses[-1]:.1e}", update=update)
-            if losses[-1] <= limit or update == iterations:
+            if losses[-1] <= limit or update == most:
                 break
             gradient, = torch.autograd.grad(loss.sum(), leaf)
             moved = optimiser.step(leaf.detach().flatten(1), gradient.flatten(1), now[0]).view_as(leaf)

@@ -2,21 +2,20 @@
 arXiv:2303.15649
 
 The picture's error is learned where it changes looks and not layout: at each step t only what the cross-attentions' value
-projections read is moved, while their keys go on reading the prompt's embedding c. So with v = W_v(c + δ_t), k = W_k c,
+projections read is changed, while their keys go on reading the prompt's embedding c. With a scale s_t and a shift b_t for each
+token and channel, so that v = W_v(s_t ⊙ c + b_t) and k = W_k c,
 
-    δ_t = arg min ‖z*_{t-1} - z_{t-1}(z̄_t, c, δ_t)‖² + λ·‖A*_t - A_t‖²,
+    s_t, b_t = arg min ‖z*_{t-1} - z_{t-1}(z̄_t, c, s_t, b_t)‖² + λ·Σ ‖A*_t - A_t‖²,    λ = 1,
 
-where A_t are the cross-attention maps and A*_t those along the inversion: attention regularisation keeps each word where it
-was.
+both norms mean squares, the sum over the cross-attention maps A_t of P2P's blend (a quarter of the latent's side, down and up),
+whose mean is over heads, places and tokens; A*_t are those along the inversion. This attention regularisation keeps each word
+where it was. A step takes at most K·e^(-0.1·i) updates, i being its number of 30.
 
-Differs from the paper: there a mapping network of its own for each t makes the values' embedding out of the picture's CLIP
-features; here no CLIP of pictures is at hand and the embedding itself is learned (L-BFGS, null_text.py), as an offset from
-the prompt's. A target gets it on top of its own embedding, token by token, for the first τ_v of the steps
-(host/learned.py); the authors' readme gives τ_v as 0.5 and the paper gives the target the source's values there. The source
-prompt gets it at every step, so it returns the picture. P2Plus, self-attention maps for the null prompt too, is an
-editor's. The paper was at hand in summary only: neither λ nor the maps' layers were to be read. λ is 1 here, the maps are
-those of the resolution of P2P's blend (a quarter of the latent's side), and their distance is the squared one of two
-distributions over the words, as a mean over places.
+Differs from the paper: there a mapping network of its own for each t makes s_t and b_t out of the picture's CLIP features; here
+no CLIP of pictures is at hand and both are learned themselves, from 1 and 0, by pivot.py's L-BFGS with a smaller K. A target's
+embedding is scaled and shifted token by token for the first τ_v of the steps (host/learned.py); the authors' readme gives τ_v as
+0.5. The source prompt's is at every step, so it returns the picture. P2Plus, self-attention maps for the null prompt too, is an
+editor's. Of the authors' code (sen-mao/StyleDiffusion@07b388a), which has no licence, only its settings and losses are taken.
 """
 import torch
 from torch import Tensor
@@ -24,26 +23,34 @@ from torch import Tensor
 from .pivot import follow
 from .trajectory import Theta
 
+DECAY = 3.0  # 30 steps of e^-0.1
+
 
 def distance(aims: list, maps: list) -> Tensor:
-    """‖A* - A‖² [B] of the maps [B,places,tokens] of several sites: over the tokens a sum, over places and sites a mean."""
-    return torch.stack([(a - b).square().sum(-1).mean(1) for a, b in zip(aims, maps, strict=True)]).mean(0)
+    """Σ ‖A* - A‖² [B] over several sites of their maps [B,heads,places,tokens], each a mean."""
+    return sum((a - b).square().flatten(1).mean(1) for a, b in zip(aims, maps, strict=True))
 
 
-def optimise(null, cond, path: list, sigmas: Tensor, start: Tensor, *, cfg: float, regularise: float, **settings
-             ) -> tuple[Theta, list]:
-    """Learn δ_t along `path`, S+1 latents, from `start` [B,tokens,D]; settings are `follow`'s.
+def optimise(null, cond, path: list, sigmas: Tensor, shape: tuple, *, cfg: float, regularise: float, **settings
+             ) -> tuple[dict, list]:
+    """Learn s_t and b_t along `path`, S+1 latents, for an embedding of shape [B,tokens,D]; settings are `follow`'s.
 
-    null(x, sigma [B]) returns x0, cond(x, sigma [B], δ or None) x0 and the maps of its sites, differentiable in δ [B,tokens,D].
-    Returns Theta [S,B,tokens,D] and for each step (first loss, last loss, updates).
+    null(x, sigma [B]) returns x0, cond(x, sigma [B], scale, shift) x0 and the maps of its sites, differentiable in both
+    [B,tokens,D], which may be None. Returns {"value_scale": Theta [S,B,tokens,D], "value": that of the shifts} and for each step
+    (first loss, last loss, updates).
     """
-    def predict(x, sigma, pivot):
-        unguided, (_, aims) = null(x, sigma), cond(pivot, sigma, None)
+    def parts(theta):
+        return 1 + theta[..., 0, :, :], theta[..., 1, :, :]
 
-        def at(delta):
-            x0, maps = cond(x, sigma, delta)
+    def predict(x, sigma, pivot):
+        unguided, (_, aims) = null(x, sigma), cond(pivot, sigma, None, None)
+
+        def at(theta):
+            x0, maps = cond(x, sigma, *parts(theta))
             return unguided + cfg * (x0 - unguided), regularise * distance(aims, maps)
         return at
 
-    learned, history = follow(predict, path, sigmas, start, **settings)
-    return Theta(learned, "step", "prediction"), history
+    start = path[0].new_zeros(shape[0], 2, *shape[1:])
+    learned, history = follow(predict, path, sigmas, start, decay=DECAY, **settings)
+    scale, shift = (Theta(part.contiguous(), "step", "prediction") for part in parts(learned))
+    return {"value_scale": scale, "value": shift}, history

@@ -1,14 +1,19 @@
 """Inversions that learn how the target is sampled: prompt tuning, StyleDiffusion, KV inversion."""
+import dataclasses
+import math
+
 import pytest
 import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from palimpsest.attention.control import positions
-from palimpsest.attention.maps import cross_attention_maps
+from palimpsest.attention.maps import cross_attention_maps, recording
 from palimpsest.inversion import kv, prompt_tuning, style_diffusion
+from palimpsest.inversion.pivot import follow
 from palimpsest.inversion.storage import load, save
 from palimpsest.nodes.attention import PalimpsestAttentionInject
 from palimpsest.nodes.blending import PalimpsestLatentBlend
+from palimpsest.nodes import tuning
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from palimpsest.nodes.storage import KNOWN
 from palimpsest.nodes.tuning import PalimpsestKVInvert, PalimpsestPromptTuningInvert, PalimpsestStyleDiffusionInvert
@@ -144,40 +149,64 @@ def test_a_tuned_prompt_solves_every_step_where_the_network_can():
 
 
 def test_values_solve_every_step_where_the_maps_stay():
-    """The map is the first token's offset here: with no loss on it the steps are solved as a prompt's are, with λ the loss
-    is the trajectory's and λ times the map's, and other tokens carry the offset."""
+    """The map is what the first token's values become here: with no loss on it the steps are solved as a prompt's are, with λ
+    the loss is the trajectory's and λ times the map's, and other tokens carry what is learned."""
     model, start, path = linear()
 
-    def cond(x, sigma, delta):
-        delta = torch.zeros_like(start) if delta is None else delta
-        return model(x, sigma, start + delta), [delta[:, :1]]
+    def cond(x, sigma, scale, shift):
+        values = start if shift is None else start * scale + shift
+        return model(x, sigma, values), [values[:, None, :1]]
 
-    theta, _ = style_diffusion.optimise(model, cond, path, SIGMAS, torch.zeros_like(start), regularise=0.0, **SETTINGS)
-    lands(model, path, [lambda x, d=d: model(x, None, start + d) for d in theta.tensor])
-    theta, losses = style_diffusion.optimise(model, cond, path, SIGMAS, torch.zeros_like(start), regularise=2.0,
+    theta, _ = style_diffusion.optimise(model, cond, path, SIGMAS, start.shape, regularise=0.0, **{**SETTINGS, "iterations": 600})
+    scales, shifts = theta["value_scale"].tensor, theta["value"].tensor
+    assert scales.shape == shifts.shape == (4, 2, 3, 6) and (scales - 1).norm() > 0.1 < shifts.norm()
+    lands(model, path, [lambda x, s=s, b=b: model(x, None, start * s + b) for s, b in zip(scales, shifts)])
+    theta, losses = style_diffusion.optimise(model, cond, path, SIGMAS, start.shape, regularise=2.0,
                                              **{**SETTINGS, "iterations": 200, "tolerance": 0.0})
 
-    def loss(delta):
-        denoised = (1 - CFG) * model(path[0], None) + CFG * model(path[0], None, start + delta)
-        x = path[0] + (SIGMAS[1] - SIGMAS[0]) / SIGMAS[0] * (path[0] - denoised)
-        error = ((x - path[1]) / (1 + SIGMAS[1] ** 2).sqrt()).square().mean(1)
-        return error + 2.0 * delta[:, 0].square().sum(1)
-
-    found = theta.tensor[0]
-    assert float(loss(found).max()) == pytest.approx(losses[0][1], rel=1e-4)
-    assert losses[0][1] < losses[0][0] and found[:, 0].norm() < 0.2 * found[:, 1].norm()
+    values = start * theta["value_scale"].tensor[0] + theta["value"].tensor[0]
+    denoised = (1 - CFG) * model(path[0], None) + CFG * model(path[0], None, values)
+    x = path[0] + (SIGMAS[1] - SIGMAS[0]) / SIGMAS[0] * (path[0] - denoised)
+    moved = values - start
+    loss = ((x - path[1]) / (1 + SIGMAS[1] ** 2).sqrt()).square().mean(1) + 2.0 * moved[:, 0].square().mean(1)
+    assert float(loss.max()) == pytest.approx(losses[0][1], rel=1e-4)
+    assert losses[0][1] < losses[0][0] and moved[:, 0].norm() < 0.5 * moved[:, 1].norm()
 
 
-def test_maps_are_the_means_over_heads_of_the_softmax():
+def test_updates_of_a_step_fade_as_the_authors_do():
+    """K·e^(-0.1·i), rounded up, in 30 steps, and the same over the schedule in 15."""
+    def predict(x, sigma, pivot):
+        return lambda theta: (theta, theta.new_ones(1))  # so that no step is ever near enough
+
+    for steps, each in ((30, 1), (15, 2)):
+        sigmas = torch.linspace(8, 0, steps + 1)
+        path = [torch.zeros(1, 6)] * (steps + 1)
+        _, history = follow(predict, path, sigmas, torch.zeros(1, 6), iterations=7, decay=style_diffusion.DECAY, tolerance=0.0,
+                            disable=True)
+        assert [updates for *_, updates in history] == [math.ceil(7 * math.exp(-0.1 * i * each)) for i in range(steps)]
+
+
+def test_maps_are_the_softmax_of_each_head_and_their_loss_a_sum_of_means():
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 9, 8, generator=generator), torch.randn(2, 5, 8, generator=generator)
     maps = cross_attention_maps(q, k, 2)
     for row in range(2):
-        heads = [torch.softmax(q[row, :, h] @ k[row, :, h].T / 2, -1) for h in (slice(0, 4), slice(4, 8))]
-        assert torch.allclose(maps[row], sum(heads) / 2, atol=1e-6)
+        for head, part in enumerate((slice(0, 4), slice(4, 8))):
+            assert torch.allclose(maps[row, head], torch.softmax(q[row, :, part] @ k[row, :, part].T / 2, -1), atol=1e-6)
     other = cross_attention_maps(q + 1, k, 2)
-    found = style_diffusion.distance([maps, maps], [maps, other])
-    assert torch.allclose(found, (maps - other).square().sum(-1).mean(1) / 2)
+    found = style_diffusion.distance([maps, maps, maps], [maps, other, other])
+    assert torch.allclose(found, 2 * (maps - other).square().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_the_maps_are_those_of_both_sides_of_the_unet_and_not_of_its_middle(family, monkeypatch):
+    seen = set()
+    monkeypatch.setattr(tuning, "recording", lambda options, sites, found: seen.update(sites) or recording(options, sites, found))
+    model = tiny.UNETS[family]()
+    style(model, inverted(model), 1)
+    at = positions(model.model.diffusion_model)
+    assert seen == {p for p, share in at.items() if share == 0.5 and p[0] != "middle"}
+    assert {p[0] for p in seen} == {"input", "output"}
 
 
 def test_contents_solve_every_step_where_the_network_can():
@@ -217,22 +246,29 @@ def read_by(model, inversion, prompt, kind):
     return forwards
 
 
-@pytest.mark.parametrize("family", tiny.UNETS)
-def test_only_the_values_of_the_target_read_what_was_learned_for_them(family):
-    """The source prompt at every step, another until the end; keys, and the null prompt, never."""
+PLAIN = {"value_scale": 1.0, "value": 0.0}
+
+
+@pytest.mark.parametrize("family, older", [("sd15", False), ("sd15", True), ("sd2", False), ("sdxl", False)])
+def test_only_the_values_of_the_target_read_what_was_learned_for_them(family, older):
+    """The source prompt at every step, another until the end; keys, and the null prompt, never. Older files hold no scale."""
     model = tiny.UNETS[family]()
     learned = style(model, inverted(model), 2, end=0.5)
+    assert (learned.theta["value_scale"].tensor != 1).any()
+    if older:
+        learned = dataclasses.replace(learned, theta={n: t for n, t in learned.theta.items() if n != "value_scale"})
     limit = model.get_model_object("model_sampling").percent_to_sigma(0.5)
     for prompt in (tiny.cond(), OTHER):
         text = prompt[0][0]
         for i, forward in enumerate(read_by(model, learned, prompt, "attn2")):
-            given = learned.theta["value"].tensor[i] if prompt is not OTHER or learned.sigmas[i] >= limit else 0
+            given = prompt is not OTHER or learned.sigmas[i] >= limit
+            scale, shift = (learned.theta[n].tensor[i] if given and n in learned.theta else d for n, d in PLAIN.items())
             for at in forward.values():
                 mine = [torch.equal(row, text[0]) for row in at["k"]]
                 assert sorted(mine) == [False, True]
                 target, null = mine.index(True), mine.index(False)
                 assert torch.equal(at["k"][null], NULL[0][0][0]) and torch.equal(at["v"][null], NULL[0][0][0])
-                assert torch.equal(at["v"][target:target + 1], text + given)
+                assert torch.equal(at["v"][target:target + 1], text * scale + shift)
 
 
 @pytest.mark.parametrize("family", tiny.UNETS)
