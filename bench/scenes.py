@@ -90,7 +90,7 @@ EDITORS = {
     "Blended Latent (true mask)": masked("blending.PalimpsestBlendedLatent"),
     "Object-Aware Blend (true mask)": masked("blending.PalimpsestObjectAwareBlend"),
     "Cross-Attention Guidance": node("excite.PalimpsestCrossAttentionGuidance"),
-    "Noise Map Guidance": node("guidance.PalimpsestNoiseMapGuidance"),
+    "Noise Map Guidance": node("guidance.PalimpsestNoiseMapGuidance", scale=0.05),  # its default, for the miniature's latents
     "SEGA (target as concept)": sega,
     "LEDITS++ (target as concept)": ledits,
 }

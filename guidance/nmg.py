@@ -3,13 +3,18 @@ arXiv:2402.04625
 
 Guidance leads sampling off the inverted trajectory z*, and a learned null embedding that leads back has no place to say where.
 Noise maps, the trajectory's own latents, have: each step is first conditioned on the next of them, by the gradient of an energy,
-    ε_N = ε(z_t, ∅) + s_g·√(1 - ᾱ_t)·∇_{z_t} ‖z'_{t-1} - z*_{t-1}‖₁,   z'_{t-1} the DDIM step with ε(z_t, ∅),
+    ε_N = ε(z_t, ∅) + s_g·√(1 - ᾱ_t)·∇_{z_t} mean |z'_{t-1} - z*_{t-1}|,   z'_{t-1} the DDIM step with ε(z_t, ∅),
     ε̃ = ε(z_t, ∅) + s_N·(ε_N - ε(z_t, ∅)),   z^N_{t-1} the DDIM step with ε̃;
 then on the text: with z^N_t ≈ z^N_{t-1}, classifier-free guidance at (z^N_t, t) makes the step from z^N_t to z_{t-1}.
 In x = z/√ᾱ and σ, with c = √(1 + σ²) (1 on flow models) and σ', c' of the next level,
-    ε̃ = ε + s·σ/c'·∇_x ‖x' - x*'‖₁,   x^N = (c/c')·(x + (σ' - σ)·ε̃),
-where s = s_N·s_g: only their product acts. The paper does not report the two; 3 is what did best here. Written without the
-authors' code.
+    ε̃ = ε + s_N·s_g·σ/c'·∇_x mean |x' - x*'|,   x^N = (c/c')·(x + (σ' - σ)·ε̃).
+Only the product acts. The authors take s_g = 5000 (grad_scale) and s_N = 10 (guidance_noise_map), at CFG 10.
+
+What they guide is the source: the row that is reconstructed, and beside Prompt-to-Prompt and MasaCtrl the source's of two rows,
+never the target's. There it keeps the features that the target reads from drifting. Here those are read at the inversion's own
+latents, which do not drift, so that the method as published adds nothing to an edit: it acts on rows that have the source's
+prompt. Guiding all rows is ours: it holds the edit itself, at the cost of what is to change.
+Checked against: hansam95/NMG@d7b6bf5, its settings and what it guides; runs, the paper's equations.
 """
 from dataclasses import dataclass
 
@@ -21,28 +26,45 @@ from ..host.gradients import graph, without_control_weights
 from ..host.moving import Mover, following
 from ..host.sampling import prediction_type
 
+VALUES = 4 * 64 * 64  # of the authors' latent
+ROWS = "all", "source"
+
 
 @dataclass(frozen=True, eq=False)
 class NoiseMap(Mover):
-    """scale: s_N·s_g."""
+    """scale: s_N·s_g over VALUES, theirs being 3.05; rows: which are guided, "all" or those with the "source"'s prompt."""
     inversion: object
-    scale: float = 3.0
+    scale: float = 3.05
+    rows: str = "all"
 
     def begin(self, run):
         if not any("negative" in name for name in run.guider.conds):
             raise ValueError("Noise Map Guidance follows the prediction without a prompt, and this guider has no negative (it "
                              f"has {', '.join(run.guider.conds)}): sample with CFGGuider or KSampler and an empty negative.")
-        run.memory(self)["flow"] = prediction_type(run.guider.model_patcher) == "flow"
+        guided = [self.rows == "all" or self._own(run, i) for i in range(run.shape[0])]
+        if not any(guided):
+            raise ValueError(f"Noise Map Guidance guides rows with the source's prompt, and none of the {len(guided)} being sampled "
+                             "has it: sample the source's prompt too, set rows to all, or remove the node, since the editors' "
+                             "source never drifts.")
+        run.memory(self).update(flow=prediction_type(run.guider.model_patcher) == "flow", guided=torch.tensor(guided))
+
+    def _own(self, run, row) -> bool:
+        """Whether a row's prompt is the source's. One encoded beside longer prompts has empty chunks after it."""
+        known = self.inversion.conditioning[0][0]
+        texts = [e["model_conds"]["c_crossattn"].cond for e in run.targets()]
+        pairs = [(text[row % len(text)].cpu(), known[row % len(known)]) for text in texts]
+        return all(a.shape[-1] == b.shape[-1] and torch.equal(*(t[:min(len(a), len(b))] for t in (a, b))) for a, b in pairs)
 
     def move(self, run, x, sigma):
         clean = following(run, sigma)
         eps, slope = self._slope(run, x, sigma, clean)
-        flow = run.memory(self)["flow"]
-        here, there = (1.0, 1.0) if flow else ((1 + sigma ** 2) ** 0.5, (1 + clean ** 2) ** 0.5)
-        return here / there * (x + (clean - sigma) * (eps + self.scale * sigma / there * slope))
+        memory, scale = run.memory(self), self.scale * VALUES / x[0].numel()
+        here, there = (1.0, 1.0) if memory["flow"] else ((1 + sigma ** 2) ** 0.5, (1 + clean ** 2) ** 0.5)
+        moved = here / there * (x + (clean - sigma) * (eps + scale * sigma / there * slope))
+        return torch.where(memory["guided"].to(x.device).view(-1, *[1] * (x.ndim - 1)), moved, x)
 
     def _slope(self, run, x, sigma, clean):
-        """(ε(x, ∅), ∇_x ‖x' - x*'‖₁) of the step from σ to σ' = clean."""
+        """(ε(x, ∅), ∇_x Σ |x' - x*'|) of the step from σ to σ' = clean."""
         null = without_control_weights(next(c for name, c in run.guider.conds.items() if "negative" in name))
         with graph(run, run.memory(self)) as options:
             seen = x.clone().requires_grad_()

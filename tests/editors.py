@@ -1,5 +1,4 @@
-"""Every editor by name, as its node makes it. An editor listed here gets every test of composition and purity. Noise Map Guidance
-is not: its gradient is of an L1 norm, whose signs turn with rounding, and every equality would be a toss.
+"""Every editor by name, as its node makes it. An editor listed here gets every test of composition and purity.
 
 Each is a function (case, model=the case's own) -> edited MODEL, for any prompts that a Case can hold.
 """
@@ -13,6 +12,7 @@ from palimpsest.nodes.blending import (PalimpsestBlendedLatent, PalimpsestInject
 from palimpsest.nodes.excite import PalimpsestAttendExcite, PalimpsestCrossAttentionGuidance
 from palimpsest.nodes.features import (PalimpsestFreePromptEdit, PalimpsestMutualSelfAttention, PalimpsestPlugAndPlay,
                                        PalimpsestPromptMixing)
+from palimpsest.nodes.guidance import PalimpsestNoiseMapGuidance
 from palimpsest.nodes.objects import PalimpsestMagicRemover, PalimpsestSelfGuidance
 from palimpsest.nodes.semantic import PalimpsestLEDITS, PalimpsestSEGAGuidance
 from palimpsest.nodes.sharing import PalimpsestAttentionReweight, PalimpsestCrossImageAttention, PalimpsestStyleAligned
@@ -152,6 +152,10 @@ def pull(case, model=None):
     return PalimpsestCrossAttentionGuidance.execute(model or case.model, case.inversion, 20.0, 0.0, CROSS_END).result[0]
 
 
+def noise_map(case, model=None):
+    return PalimpsestNoiseMapGuidance.execute(model or case.model, case.inversion, 0.005).result[0]
+
+
 def guide(case, model=None):
     """An object moved to the right."""
     return PalimpsestSelfGuidance.execute(model or case.model, case.inversion, shared_word(case), 0.3, 0.0, 1.0, "", 50.0, 0.05, 0.0,
@@ -197,16 +201,18 @@ EDITORS = {"swap": swap, "refine": refine, "reweight": reweight, "blend": blend,
            "mutual by words": mutual_words, "plug and play": plug_and_play, "free prompt": free_prompt, "mixing": mixing,
            "excite": excite, "pull": pull, "guide": guide, "remove": remove,
            "sega": sega, "ledits": ledits, "shrinking": shrinking, "objects": objects, "noise mask": noise_mask,
-           "composite": composite, "style aligned": style_aligned, "cross image": cross_image, "weigh": weigh}
+           "composite": composite, "style aligned": style_aligned, "cross image": cross_image, "weigh": weigh,
+           "noise map": noise_map}
 FEATURES = {"composite", "mutual", "mutual by words", "plug and play", "free prompt", "mixing",
             "style aligned", "cross image"}  # of every entry, until CROSS_END
 READS = {"swap", "refine", "reweight", "inject, blend", "blend, inject", "pull", "guide", "remove",
          *FEATURES}  # the source's features, until CROSS_END
 ACTS = READS - {"guide"} | {"weigh"}  # on predictions, until CROSS_END
-MOVES = {"excite", "pull", "remove"}  # the latent itself, so that no prompt, the null one neither, is predicted where it was given
+MOVES = {"excite", "pull", "remove",
+         "noise map"}  # the latent itself, so that no prompt, the null one neither, is predicted where it was given
 BARE = {"blend", "shrinking"}  # which gather nothing in a run
 WORDS = {"blend by words", "inject, blend", "blend, inject", "sega", "ledits", "noise mask",
-         "guide"}  # with a threshold on maps, or signs of an L1 norm
+         "guide", "noise map"}  # with a threshold on maps, or signs of an L1 norm
 CONCEPTS = {"sega": 2, "ledits": 1, "noise mask": 1}  # prompts of their own, in the target's forward
 FAMILIES = list(tiny.UNETS)
 each = pytest.mark.parametrize("editor, family", [(e, f) for e in EDITORS for f in FAMILIES])

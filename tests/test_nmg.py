@@ -12,8 +12,9 @@ from palimpsest.nodes.guidance import PalimpsestNoiseMapGuidance
 from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
 from palimpsest.nodes.semantic import PalimpsestSEGAGuidance
 from runs import Case, invert, kept, relative
+from watching import LONG
 
-STEPS, SCALE, CFG = 5, 3.0, 4.0
+STEPS, CFG = 5, 4.0
 
 
 @kept
@@ -21,12 +22,14 @@ def case(**kwargs):
     return Case(steps=STEPS, **kwargs)
 
 
-def guided(model, inversion, scale=SCALE):
-    return PalimpsestNoiseMapGuidance.execute(model, inversion, scale).result[0]
+def guided(model, inversion, product=3.0, rows="all"):
+    """product: s_N·s_g over the number of a latent's values."""
+    return PalimpsestNoiseMapGuidance.execute(model, inversion, product * inversion.latents[0][0].numel() / 16384, rows).result[0]
 
 
 def paper(unet, path, sigmas, timesteps, null, text, s_N, s_g, s_T):
-    """z_0 of the paper's Eq. 5 to 9, from z*_T; path: z* at the levels of sigmas."""
+    """z_0 of the paper's Eq. 5 to 9, from z*_T, with the authors' mean as the energy; path: z* at the levels of sigmas. Where
+    s_N is 0 there is no step on the noise map."""
     alpha, z = 1 / (1 + sigmas ** 2), path[0]
 
     def eps(z, i, context):
@@ -37,30 +40,43 @@ def paper(unet, path, sigmas, timesteps, null, text, s_N, s_g, s_T):
         return (alpha[i + 1] / alpha[i]).sqrt() * z + alpha[i + 1].sqrt() * drop * e
 
     for i in range(len(timesteps)):
-        seen = z.clone().requires_grad_()
-        free = eps(seen, i, null)
-        slope, = torch.autograd.grad((ddim(seen, free, i) - path[i + 1]).abs().sum(), seen)
-        free = free.detach()
-        noise_map = free + s_g * (1 - alpha[i]).sqrt() * slope
-        z = ddim(z, free + s_N * (noise_map - free), i)
+        if s_N:
+            seen = z.clone().requires_grad_()
+            free = eps(seen, i, null)
+            slope, = torch.autograd.grad((ddim(seen, free, i) - path[i + 1]).abs().mean(), seen)
+            free = free.detach()
+            noise_map = free + s_g * (1 - alpha[i]).sqrt() * slope
+            z = ddim(z, free + s_N * (noise_map - free), i)
         with torch.no_grad():
             free = eps(z, i, null)
             z = ddim(z, free + s_T * (eps(z, i, text) - free), i)
     return z
 
 
-def test_a_run_is_the_papers():
-    c, model = case(), tiny.sd15(output=0.6)
+@pytest.mark.parametrize("size", [8, 16])
+def test_a_run_is_the_papers(size):
+    """Of the source's and the target's prompt, both guided, and as the authors guide: the source's row alone. The scale is of a
+    mean, so that it acts a quarter as strongly on four times as many values."""
+    c, model, scale = case(size=size, targets=("a red cat on a mat", "a blue cat on a mat")), tiny.sd15(output=0.6), 0.04
     inversion = invert(model, c.source, c.latent, STEPS)[0]
-    m, solver, sigmas, latent = PalimpsestReplay.execute(guided(model, inversion), inversion, 0.0).result
-    ours = model.model.process_latent_in(c.sample(m, c.target, CFG, solver, latent["samples"], sigmas))
+    _, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
     path = [twin.z_of(x.clone(), s) for x, s in zip(inversion.latents, sigmas)]
-    timesteps = model.get_model_object("model_sampling").timestep(sigmas[:-1])
-    null, text = (conditioning[0][0].clone() for conditioning in (c.null, c.target))
-    theirs = paper(twin.unet(model), path, sigmas.clone(), timesteps.clone(), null, text, 10.0, SCALE / 10, CFG)
-    assert relative(ours, theirs) < 1e-4, relative(ours, theirs)
-    plain = model.model.process_latent_in(c.sample(model, c.target, CFG, solver, latent["samples"], sigmas))
-    assert relative(plain, theirs) > 0.05
+    timesteps, unet = model.get_model_object("model_sampling").timestep(sigmas[:-1]).clone(), twin.unet(model)
+    texts = [text[None].clone() for text in c.target[0][0]]
+    led, plain = ([paper(unet, path, sigmas.clone(), timesteps, c.null[0][0].clone(), text, s_N, scale * 16384 / 10, CFG)
+                   for text in texts] for s_N in (10.0, 0.0))
+    for rows, theirs in (("all", led), ("source", [led[0], plain[1]])):
+        edited = PalimpsestNoiseMapGuidance.execute(model, inversion, scale, rows).result[0]
+        found = c.sample(edited, c.target, CFG, solver, latent["samples"].repeat(2, 1, 1, 1), sigmas)
+        for ours, row in zip(model.model.process_latent_in(found), theirs):
+            assert relative(ours, row[0]) < 1e-4, relative(ours, row[0])
+    assert min(map(relative, led, plain)) > 0.05
+
+
+def test_the_sources_row_is_found_beside_a_longer_prompt():
+    c = case(targets=("a red cat on a mat", f"a blue cat on a mat, {LONG}"))
+    found, plain = (c.sample(m, latent=c.noise.repeat(2, 1, 1, 1)) for m in (guided(c.model, c.inversion, rows="source"), c.model))
+    assert relative(found[0], plain[0]) > 1e-3 and relative(found[1], plain[1]) < 1e-5
 
 
 def test_guidance_alone_leaves_the_picture_and_noise_maps_lead_back():
@@ -73,7 +89,7 @@ def test_guidance_alone_leaves_the_picture_and_noise_maps_lead_back():
         inversion = invert(model, source, picture, 20)[0]
         _, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
         plain, led = (relative(case().sample(m, source, CFG, solver, latent["samples"], sigmas, negative=null), picture)
-                      for m in (model, guided(model, inversion)))
+                      for m in (model, guided(model, inversion, rows="source")))
     assert led < 0.7 * plain, (led, plain)
 
 
@@ -129,3 +145,5 @@ def test_what_cannot_work_is_said():
     c = case()
     with pytest.raises(ValueError, match=r"no negative \(it has positive\)"):
         c.sample(guider=BasicGuider.execute(guided(c.model, c.inversion), c.target).result[0])
+    with pytest.raises(ValueError, match="none of the 1 being sampled has it: sample the source's prompt too, set rows to all"):
+        c.sample(guided(c.model, c.inversion, rows="source"))

@@ -276,8 +276,8 @@ TABLE = {
         "negative factor turns it round.",
         weighed, target="source"),
     "Kept by the noise map (Noise Map Guidance)": Technique(
-        "2. On SD: CFG 7.5.\n\nEach step is drawn to the inversion's own next latent before the prompt acts.",
-        on_model("PalimpsestNoiseMapGuidance"), seed=9),
+        "2. On SD: CFG 7.5, scale 3.05.\n\nEach step is drawn to the inversion's own next latent before the prompt acts.",
+        on_model("PalimpsestNoiseMapGuidance", scale=0.19), seed=9),
     "No inversion at all (Delta Denoising Score)": Technique(
         "2. On SD: CFG 7.5.\n\nThe latent itself is optimised: what the target's prediction wants beyond the source's.",
         delta, invert=None, seed=10),
