@@ -5,7 +5,6 @@ import comfy.samplers
 import pytest
 import torch
 import workflow
-from comfy_extras.nodes_custom_sampler import KSamplerSelect
 from headless import Executor
 from palimpsest.blending.local_blend import latent_mask
 from palimpsest.host import canvas
@@ -192,7 +191,7 @@ def test_cfg_0_is_said_every_run(cfg, said):
 def test_a_sampler_that_adds_noise_is_said_of_what_an_inversion_holds(name, noisy, said):
     """Through Replay, whose SAMPLER it is then, and through the host's own sampler nodes."""
     c = case()
-    for sampler in (name, KSamplerSelect.execute(name).result[0]):
+    for sampler in (name, comfy.samplers.sampler_object(name)):
         c.sample(inject(c), sampler=sampler)
         assert any(NOISE in text for text in said()) == noisy
     c.sample(concept(c), sampler=name)
