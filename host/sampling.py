@@ -128,11 +128,12 @@ def split_at(model, sigmas: Tensor, percent: float) -> int:
 
 
 def prediction_type(model) -> str:
-    """"eps", "v", "x0", "edm" (all of x = x0 + σ·ε) or "flow"; ValueError for a parametrisation in which an inversion's step is not
-    known."""
+    """"eps", "v", "x0", "edm" (all of x = x0 + σ·ε) or "flow"; ValueError for a parametrisation in which an inversion's step is
+    not known."""
     sampling = model.get_model_object("model_sampling")
     # before the kinds that they are subclasses of; not every host has all
-    kinds = {"IMG_TO_IMG_FLOW": "", "IMG_TO_IMG": "", "EDM": "edm", "X0": "x0", "V_PREDICTION": "v", "EPS": "eps", "CONST": "flow"}
+    kinds = {"IMG_TO_IMG_FLOW": "", "IMG_TO_IMG": "", "EDM": "edm", "X0": "x0", "V_PREDICTION": "v", "EPS": "eps",
+             "CONST": "flow"}
     found = next((name for kind, name in kinds.items() if isinstance(sampling, getattr(parametrisation, kind, ()))), "")
     if found:
         return found
@@ -147,8 +148,9 @@ def fingerprint(model) -> Fingerprint:
     latents, config = model.get_model_object("latent_format"), model.model.model_config.unet_config
     config = {**config, **config.get("context_embedder_config", {}).get("params", {})}
     context, pooled = (next((config[key] for key in keys if isinstance(config.get(key), int)), None) for keys in WIDTHS)
+    data = float(getattr(model.get_model_object("model_sampling"), "sigma_data", 1.0))
     return Fingerprint(type(model.model).__name__, type(latents).__name__, latents.latent_channels, prediction_type(model),
-                       _hash_weights(model), float(getattr(model.get_model_object("model_sampling"), "sigma_data", 1.0)), context, pooled)
+                       _hash_weights(model), data, context, pooled)
 
 
 def _hash_weights(model) -> str:

@@ -68,7 +68,8 @@ def check(inversion):
     for name, theta in inversion.theta.items():
         axis, applied_by, dimensions = method.theta[kinds[name]]
         shape, count = theta.tensor.shape, {"step": steps, "level": steps + 1, "run": 1}[axis]
-        fits = len(shape) == dimensions if dimensions else inversion.latents is not None and shape[1:] == inversion.latents[0].shape
+        latent = inversion.latents and inversion.latents[0].shape
+        fits = len(shape) == dimensions if dimensions else shape[1:] == latent
         if (theta.axis, theta.applied_by) != (axis, applied_by) or not fits or shape[0] != count or not theta.tensor.numel():
             raise ValueError(f"{name} is {list(shape)}, by {theta.axis} for the {theta.applied_by}; {inversion.method} writes "
                              f"{count} of it, by {axis} for the {applied_by}")

@@ -34,8 +34,8 @@ def source_latent(model, latent):
                          "(--fp32-vae), or repair the node that made it.")
     kind = model.get_model_object("latent_format")
     if x.ndim != kind.latent_dimensions + 2:
-        raise ValueError(f"The LATENT is {list(x.shape)}, of {x.ndim} dimensions, this {type(model.model).__name__} MODEL works on "
-                         f"{kind.latent_dimensions + 2}: encode with the MODEL's own VAE.")
+        raise ValueError(f"The LATENT is {list(x.shape)}, of {x.ndim} dimensions, this {type(model.model).__name__} MODEL "
+                         f"works on {kind.latent_dimensions + 2}: encode with the MODEL's own VAE.")
     channels = kind.latent_channels
     if x.shape[1] != channels:
         raise ValueError(f"The LATENT has {x.shape[1]} channels, this MODEL works on {channels}: encode with the "
@@ -105,11 +105,11 @@ def levels(name, model, scheduler, steps):
     """SIGMAS of the host's scheduler; says so where they are not what `steps` lets expect."""
     sigmas = schedule(model, scheduler, steps)
     if len(sigmas) - 1 != steps:
-        log.warning("%s is set to %d steps, %s gives %d on this MODEL: sample with its own SIGMAS, or with the same scheduler and "
-                    "steps.", name, steps, scheduler, len(sigmas) - 1)
+        log.warning("%s is set to %d steps, %s gives %d on this MODEL: sample with its own SIGMAS, or with the same scheduler "
+                    "and steps.", name, steps, scheduler, len(sigmas) - 1)
     if not split_at(model, sigmas, 0.5):
-        log.warning("%s reaches sigma %.3g only, this MODEL's noise begins at %.3g, so an edit changes little: take more steps than "
-                    "%d, or another scheduler than %s.", name, sigmas[0], _most(model), steps, scheduler)
+        log.warning("%s reaches sigma %.3g only, this MODEL's noise begins at %.3g, so an edit changes little: take more steps "
+                    "than %d, or another scheduler than %s.", name, sigmas[0], _most(model), steps, scheduler)
     return sigmas
 
 

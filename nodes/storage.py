@@ -57,7 +57,8 @@ def size_in_words(path) -> str:
 def shown(inversion, text, cls) -> dict:
     """What a node shows: a text, and the pictures as the host's quick preview sees their clean latents."""
     known = vars(comfy.latent_formats).get(inversion.fingerprint.latent_format)
-    factors = known().latent_rgb_factors if isinstance(known, type) and issubclass(known, comfy.latent_formats.LatentFormat) else None
+    known = known if isinstance(known, type) and issubclass(known, comfy.latent_formats.LatentFormat) else None
+    factors = known().latent_rgb_factors if known else None
     parts = ui.PreviewText(text).as_dict()
     if factors is None or inversion.latents is None or len(factors) != inversion.shape[0] or inversion.latents[-1].ndim < 4:
         return parts

@@ -155,7 +155,8 @@ def test_a_latent_of_other_dimensions(make, shape, fact):
 def test_sigmas_of_another_model(make, top, most):
     model, calls = counted(make())
     with refused(calls, f"begin at {top:g}", f"noise up to sigma {most}", "connect a scheduler node with this MODEL"):
-        PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 2, "simple", torch.tensor([top, 0.5, 0.0]))
+        PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 2, "simple",
+                                     torch.tensor([top, 0.5, 0.0]))
 
 
 def test_sigmas_that_a_scheduler_rounds_pass():
@@ -165,7 +166,8 @@ def test_sigmas_that_a_scheduler_rounds_pass():
 
 
 @pytest.mark.parametrize("steps, scheduler, said", [
-    (12, "ddim_uniform", "set to 12 steps, ddim_uniform gives 13 on this MODEL"), (10, "ddim_uniform", ""), (2, "ddim_uniform", ""),
+    (12, "ddim_uniform", "set to 12 steps, ddim_uniform gives 13 on this MODEL"), (10, "ddim_uniform", ""),
+    (2, "ddim_uniform", ""),
     (1, "ddim_uniform", "reaches sigma 0.0413 only, this MODEL's noise begins at 14.6"), (1, "sgm_uniform", "")])
 def test_a_schedule_that_is_not_what_its_steps_let_expect_is_said(steps, scheduler, said, caplog):
     model = tiny.sd15()

@@ -340,7 +340,8 @@ def test_crafted_records_are_refused_in_words(folders, inversion):
     path = folders[0] / file.removesuffix(" [output]")
     record, tensors = parts(path)
     deep = '{"version": 2, "inversion": ' + '{"sigmas":' * 100000 + "1" + "}" * 100001
-    shallow = json.dumps(record).replace('"provenance": {', '"provenance": ' + '{"tuple": [' * 2000 + "1" + "]}" * 2000 + ', "x": {')
+    nested = '{"tuple": [' * 2000 + "1" + "]}" * 2000
+    shallow = json.dumps(record).replace('"provenance": {', f'"provenance": {nested}, "x": {{')
     for text in (deep, shallow, '{"version": 1' + "0" * 5000 + "}"):
         rewritten(path, text, tensors)
         with pytest.raises(ValueError, match=r"tabby_00001_.inversion.safetensors \(\d+ bytes\) cannot be read.*invert again"):
@@ -366,7 +367,8 @@ def test_a_name_that_the_system_refuses(folders, inversion):
 NULL, TUNED = tiny.cond(seed=9), (tiny.cond(seed=9), 7.5, 1, 0.0)
 MADE = {
     "DDIM": (PalimpsestDDIMInvert, ()), "Fixed Point": (refine.PalimpsestFixedPointInvert, (2, 1e-5, "none")),
-    "ReNoise": (refine.PalimpsestReNoiseInvert, (2, 1, 1, 0.0, 0)), "ReNoise Ancestral": (refine.PalimpsestReNoiseInvert, (2, 1, 1, 1.0, 0)),
+    "ReNoise": (refine.PalimpsestReNoiseInvert, (2, 1, 1, 0.0, 0)),
+    "ReNoise Ancestral": (refine.PalimpsestReNoiseInvert, (2, 1, 1, 1.0, 0)),
     "Negative Prompt": (refine.PalimpsestNegativePromptInvert, (0.5, NULL)),
     "Regularized": (regularized.PalimpsestRegularizedInvert, (20.0, 20.0, 1, 1, 0)),
     "EDICT": (exact.PalimpsestEDICTInvert, (0.93, 1.0)), "BDIA": (exact.PalimpsestBDIAInvert, (1.0, 1.0)),
