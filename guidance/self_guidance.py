@@ -2,40 +2,54 @@
 arXiv:2306.00986
 
 Where a prompt's word k attends, A_k, and the network's features Ψ tell what its object is like:
-    centroid = Σ (x, y)·A_k / Σ A_k,   shape = norm(sigmoid(10·(norm(A_k) - 0.5))),   appearance = Σ shape·Ψ / Σ shape,
+    centroid = Σ (x, y)·A_k / Σ A_k,   shape = norm(sigmoid(10·(norm(A_k) - 0.5))),   size = mean(shape),
+    appearance = Σ hard·Ψ / Σ hard,   hard = [norm(A_k) > 0.5],
 norm to 0..1. An energy g of these, by which they differ from what is wanted, guides sampling beside classifier-free guidance,
     ε̂ = ε_cfg + v·σ_t·∇_{z_t} g.
 In x = z/√ᾱ and σ that is x0 <- x0 - v·σ²·∇_x g. A picture is edited by what its own maps at the same σ say, marked *: the object
-k is to have its shape moved and resized, T, which fixes its position and size as well, and the other objects o keep theirs,
-    g = ‖shape_k - T(shape*_k)‖₁ + mean_o ‖shape_o - shape*_o‖₁ + w_a·mean_{k,o} ‖appearance - appearance*‖₁,
-each term a mean over sites, ‖·‖₁ a mean over places or channels.
+k is to have its shape moved and resized, T, or its centroid or its size alone; other objects o keep their shapes, and all their looks,
+    g = w_s·‖shape_k - T(hard*_k)‖₁ + w_c·‖centroid_k - centroid*_k - move‖₁ + w_z·|size_k - resize²·size*_k|
+        + mean_o ‖shape_o - hard*_o‖₁ + w_a·mean_{k,o} ‖appearance - appearance*‖₁,
+‖·‖₁ a mean over places, coordinates or channels. What is marked * may be another picture's in the appearance of k. As in the
+authors' program the maps of an appearance are constants, all but the appearance is a mean over sites, and the appearance is of the
+last site's map; Ψ is what the decoder gives to the network's last layers.
 
-T turns about the centroid of shape*_k. Ψ are the queries of the decoder's cross-attentions at the sites whose maps are read, a
-linear map of the activations there, where the paper takes the activations themselves. v, w_a and the span of the schedule are
-what did best on the miniature, and every step in the span is guided. Written without the authors' code, and with the paper's
-abstract alone at hand.
+Differs from the paper: T turns about the centroid of shape*_k (the authors': of A_k), and the words of an object make one map,
+their sum (the authors': a term a token). v, w_a and the span of the schedule are what did best on the miniature; the authors leave
+σ_t out.
+Checked against the authors' Colab for SDXL, written out in a test. Its maps are those of ("output", 1), depths 1 to 3, at a
+quarter of the latent's side, enlarged to half of it.
 """
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..attention.control import AttentionEdit, source_of
+from ..attention.control import AttentionEdit, Rows, Site, source_of
+from ..host.session import Editor
 from ..host.tokens import parse_words, require_columns, sampled_tokens
 from .slope import of_text, probabilities, slope
 
-NOISE = 1e-3  # shapes and features of equal latents differ by less, between a forward with gradients and one without
+NOISE = 1e-3  # features of equal latents differ by less, between a forward with gradients and one without
+SMALL = 1e-4  # the authors', in what they divide by
 
 
 def unit(A: Tensor) -> Tensor:
     """A [B,h,w] from 0 to 1 in each row."""
     low, high = A.amin((1, 2), keepdim=True), A.amax((1, 2), keepdim=True)
-    return (A - low) / (high - low).clamp(min=1e-8)
+    return (A - low) / (high - low + SMALL)
 
 
 def shape(A: Tensor) -> Tensor:
     return unit((10 * (unit(A) - 0.5)).sigmoid())
+
+
+def hard_shape(A: Tensor) -> Tensor:
+    """[B,h,w] of 0 and 1, without a gradient."""
+    return (unit(A.detach()) > 0.5).to(A)
 
 
 def centroid(A: Tensor) -> Tensor:
@@ -44,10 +58,10 @@ def centroid(A: Tensor) -> Tensor:
     return torch.stack([(A.sum(1) * x).sum(1), (A.sum(2) * y).sum(1)], 1) / A.sum((1, 2))[:, None]
 
 
-def appearance(S: Tensor, features: Tensor) -> Tensor:
-    """[B, C] of a shape and features [B, h·w, C]."""
-    weight = S.flatten(1)[..., None]
-    return (weight * features).sum(1) / weight.sum(1)
+def appearance(A: Tensor, features: Tensor) -> Tensor:
+    """[B, C] of a map [B,h,w] and features [B,C,H,W]."""
+    weight = F.interpolate(hard_shape(A)[:, None], features.shape[-2:], mode="bilinear", antialias=True)
+    return (weight * features).sum((2, 3)) / (weight.sum((2, 3)) + SMALL)
 
 
 def transformed(S: Tensor, around: Tensor, move, resize: float) -> Tensor:
@@ -58,43 +72,27 @@ def transformed(S: Tensor, around: Tensor, move, resize: float) -> Tensor:
     return F.grid_sample(S[:, None], 2 * (around[:, None, None] + to / resize) - 1, align_corners=False)[:, 0]
 
 
-def distance(a: Tensor, b: Tensor) -> Tensor:
-    """[B]: the mean of |a - b| beyond NOISE, without which an object that is where it is wanted would be pushed about."""
-    return F.relu((a - b).abs() - NOISE).flatten(1).mean(1)
+def distance(a: Tensor, b: Tensor, noise: float = 0.0) -> Tensor:
+    """[B]: the mean of |a - b| beyond a noise."""
+    return F.relu((a - b).abs() - noise).flatten(1).mean(1)
+
+
+def map_sites(sites: dict, share: float) -> frozenset:
+    """Of {position: share} the decoder's at this share; where that is more than one transformer of depth four or more, the authors'
+    three: the second one's blocks 1 to 3."""
+    found = sorted(p for p, at in sites.items() if p[0] == "output" and at == share)
+    deep = [block for _, block, depth in found if depth == 3]
+    return frozenset(p for p in found if p[1] == deep[1] and 1 <= p[2] <= 3) if len(deep) > 1 else frozenset(found)
 
 
 @dataclass(frozen=True, eq=False)
-class SelfGuidance(AttentionEdit):
-    """words: the object's; others: the names of other objects' words; move: (dx, dy) in shares of the picture; resize: s; share:
-    of the latent's side, the grid whose maps are read; scale: v; appearance: w_a; start, end: percents of the schedule."""
+class Shown(AttentionEdit):
+    """Reads where a picture's words attend."""
     inversion: object
-    words: str
-    others: str = ""
-    move: tuple = (0.0, 0.0)
-    resize: float = 1.0
-    share: float = 0.5
-    scale: float = 1000.0
-    appearance: float = 0.05
-    start: float = 0.0
-    end: float = 0.8
-
-    def begin(self, run):
-        known = sampled_tokens(run)
-        source = self.inversion.conditioning[0][1].get("palimpsest_tokens")
-        if not known or source is None:
-            raise ValueError(f"Self-Guidance looks for {self.words!r} in both prompts, and the "
-                             f"{'source' if source is None else 'sampled'} prompt carries no words: connect Prompt Edit's "
-                             "source to the inversion and its target to the sampler.")
-        require_columns(source, self.inversion.conditioning[0][0])
-        memory = run.memory(self)
-        memory["source"] = self._places(source)
-        memory["target"] = {id(tokens): self._places(tokens) for tokens in known}
-        run.warn_if_idle("Self-Guidance", lambda sigma: self.reads(run, sigma))
-
-    def _places(self, prompts) -> list:
-        """For each prompt the token positions of the object and of each other."""
-        named = [parse_words(names, prompts) for names in (self.words, self.others)]
-        return [[sum((w.positions for w in own), ()), *(w.positions for w in rest)] for own, rest in zip(*named)]
+    sites: frozenset
+    start: float
+    end: float
+    lends: bool = False
 
     def reads(self, run, sigma):
         return run.within(sigma, self.start, self.end)
@@ -103,49 +101,171 @@ class SelfGuidance(AttentionEdit):
         return False
 
     def keeps(self, run, site, sigma):
-        return "qk" if site.kind == "cross" and site.share == self.share and self.reads(run, sigma) else ""
+        return "qk" if site.kind == "cross" and site.position in self.sites and self.reads(run, sigma) else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded(Editor):
+    """Reads a picture's Ψ; or shows the target's to look(rows, site, Ψ)."""
+    inversion: object
+    start: float = 0.0
+    end: float = 1.0
+    lends: bool = False
+    look: object = None
+
+    def reads(self, run, sigma):
+        return run.within(sigma, self.start, self.end)
+
+    def keeps(self, run, site, sigma):
+        return "q"
+
+    @staticmethod
+    def install(model_options, edits, call):
+        """model_options whose forwards pass what the decoder gives through `_at`; the hook lives for one forward."""
+        options = model_options.copy()
+        to = options["transformer_options"] = options["transformer_options"].copy()
+        wrappers = to["wrappers"] = dict(to.get("wrappers", {}))
+        around = wrappers[WrappersMP.APPLY_MODEL] = dict(wrappers.get(WrappersMP.APPLY_MODEL, {}))
+        around["palimpsest.decoded"] = [partial(_forward, edits, call)]
+        return options
+
+
+def _forward(edits, call, executor, *args, **kwargs):
+    """One forward of the host's apply_model, whose sixth argument is transformer_options."""
+    hook = executor.class_obj.diffusion_model.out.register_forward_pre_hook(partial(_at, edits, call, args[5]))
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        hook.remove()
+
+
+def _at(edits, call, options, head, inputs):
+    h, = inputs
+    site = Site("feature", ("out",), tuple(h.shape[-2:]), 1.0, None)
+    if call.mode == "read":
+        call.run.reference.kept[id(edits[0].inversion), site.kind, site.position] = {  # a token a place, as queries are
+            "grid": site.grid, "levels": call.levels, "q": h.flatten(2).transpose(1, 2)}
+        return
+    keys = list(zip(options["cond_or_uncond"], options["uuids"]))
+    for key, rows in zip(keys, h.chunk(len(keys))):
+        for look in (e.look for e in edits if e.look):
+            look(Rows(call, call.chunk(*key)[1], len(rows)), site, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class SelfGuidance(Shown):
+    """words: the object's; others: the names of other objects' words; move: (dx, dy) in shares of the picture; resize: s; sites: the
+    cross-attentions whose maps are read; scale: v; appearance, shape, position, size: w_a, w_s, w_c, w_z; start, end: percents of the
+    schedule. decoded: of the same picture. donor, donor_decoded, donor_words: another picture's, whose words' looks the object gets."""
+    words: str = ""
+    others: str = ""
+    move: tuple = (0.0, 0.0)
+    resize: float = 1.0
+    scale: float = 1000.0
+    appearance: float = 0.05
+    shape: float = 1.0
+    position: float = 0.0
+    size: float = 0.0
+    decoded: object = None
+    donor: object = None
+    donor_decoded: object = None
+    donor_words: str = ""
+
+    def begin(self, run):
+        known = sampled_tokens(run)
+        memory = run.memory(self)
+        memory["source"] = self._known(self.inversion, self.words, self.others)
+        if not known:
+            raise ValueError(f"Self-Guidance looks for {self.words!r} in both prompts, and the sampled prompt carries no words: "
+                             "connect Prompt Edit's target to the sampler.")
+        memory["target"] = {id(tokens): self._places(tokens, self.words, self.others) for tokens in known}
+        if self.donor:
+            memory["donor"] = self._known(self.donor.inversion, self.donor_words or self.words)
+        run.warn_if_idle("Self-Guidance", lambda sigma: self.reads(run, sigma))
+
+    def _known(self, inversion, *names) -> list:
+        tokens = inversion.conditioning[0][1].get("palimpsest_tokens")
+        if tokens is None:
+            raise ValueError(f"Self-Guidance looks for {names[0]!r} in the prompt of an INVERSION, and the source prompt carries no "
+                             "words: connect Prompt Edit's source to the inversion.")
+        require_columns(tokens, inversion.conditioning[0][0])
+        return self._places(tokens, *names)
+
+    @staticmethod
+    def _places(prompts, words, others="") -> list:
+        """For each prompt the token positions of the object and of each other."""
+        named = [parse_words(names, prompts) for names in (words, others)]
+        return [[sum((w.positions for w in own), ()), *(w.positions for w in rest)] for own, rest in zip(*named)]
 
     def before(self, run, x, sigma):
         if self.reads(run, sigma):
             run.read(x, sigma)
-            found = slope(run, x, sigma, lambda site: site.share == self.share, *self._energy(run))[1]
+            found = self.slope(run, x, sigma)[1]
             run.memory(self)["push"] = self.scale * sigma ** 2 / (1 + sigma ** 2) * found
         return x
 
     def after(self, run, x0, sigma):
         return x0 - run.memory(self).pop("push", 0)
 
-    def _energy(self, run):
-        """(look, loss) of g; of several target entries the mean."""
-        terms, memory = {}, run.memory(self)
+    def slope(self, run, x, sigma):
+        """(g [B], c²·∂g/∂x); of several target entries the mean."""
+        terms, last, looks, memory = {}, {}, {}, run.memory(self)
+
+        def maps(edit, rows, site, places):
+            source = source_of(edit, rows, site)
+            return self._of(probabilities(source.q, source.k, site.heads).mean(1).unflatten(1, site.grid), places, site)
 
         def look(rows, site, q, k):
             tokens = rows.entry.get("palimpsest_tokens")
             if tokens is None:
                 return
-            source = source_of(self, rows, site)
             ours = of_text(probabilities(q, k, site.heads).mean(1), rows).unflatten(1, site.grid)
-            theirs = probabilities(source.q, source.k, site.heads).mean(1).unflatten(1, site.grid)
-            features = (q.float(), source.q.float()) if site.position[0] == "output" else None
-            found = self.energy(self._of(ours, memory["target"][id(tokens)]), self._of(theirs, memory["source"]), features)
-            terms.setdefault(rows.entry["uuid"], []).append(found)
+            ours, theirs = self._of(ours, memory["target"][id(tokens)], site), maps(self, rows, site, memory["source"])
+            terms.setdefault(rows.entry["uuid"], []).append(self.placed(ours, theirs))
+            given = maps(self.donor, rows, site, memory["donor"]) if self.donor else theirs[:1]
+            last[rows.entry["uuid"]] = ours, [given[0], *theirs[1:]]
 
-        return look, lambda: sum(sum(t) / len(t) for t in terms.values()) / len(terms) if terms else None
+        def features(rows, site, h):
+            if rows.entry["uuid"] in last and self.appearance:
+                def seen(edit):
+                    return source_of(edit, rows, site).q.float().transpose(1, 2).unflatten(2, site.grid)
+                ours, theirs = last[rows.entry["uuid"]]
+                own = seen(self.decoded)
+                given = seen(self.donor_decoded) if self.donor_decoded else own
+                looks[rows.entry["uuid"]] = self.looked(ours, theirs, h.float(), [given] + [own] * len(ours[1:]))
+
+        def energy():
+            return sum(sum(t) / len(t) + looks.get(uuid, 0) for uuid, t in terms.items()) / len(terms) if terms else None
+
+        return slope(run, x, sigma, lambda site: site.position in self.sites, look, energy,
+                     lambda options, call: Decoded.install(options, [Decoded(None, look=features)], call))
 
     @staticmethod
-    def _of(maps, places) -> list:
-        """The maps [B,h,w] of the object and of each other, of maps [B,h,w,tokens] and the rows' positions."""
-        return [torch.stack([A[..., list(places[i % len(places)][n])].sum(-1) for i, A in enumerate(maps)])
-                for n in range(len(places[0]))]
+    def _of(maps, places, site) -> list:
+        """The maps [B,h,w] of the object and of each other, of maps [B,h,w,tokens] and the rows' positions; those of less than half
+        the latent's side are enlarged to it."""
+        found = [torch.stack([A[..., list(places[i % len(places)][n])].sum(-1) for i, A in enumerate(maps)])
+                 for n in range(len(places[0]))]
+        if site.share >= 0.5:
+            return found
+        size = [round(n * 0.5 / site.share) for n in site.grid]
+        return [F.interpolate(A[:, None], size, mode="bilinear")[:, 0] for A in found]
 
-    def energy(self, ours: list, theirs: list, features=None) -> Tensor:
-        """g [B] at one site, of the maps [B,h,w] of the object and of each other in the target and in the source; features:
-        both's Ψ."""
-        shapes, known = ([shape(A) for A in maps] for maps in (ours, theirs))
-        g = distance(shapes[0], transformed(known[0], centroid(known[0]), self.move, self.resize))
+    def placed(self, ours: list, theirs: list) -> Tensor:
+        """g [B] without appearance at one site, of the maps [B,h,w] of the object and of each other in the target and the source."""
+        A, known = ours[0], theirs[0]
+        g = A.new_zeros(len(A))
+        if self.shape:
+            g = g + self.shape * distance(shape(A), transformed(hard_shape(known), centroid(shape(known)), self.move, self.resize))
+        if self.position:
+            g = g + self.position * distance(centroid(A), centroid(known) + A.new_tensor(self.move))
+        if self.size:
+            g = g + self.size * distance(shape(A).mean((1, 2))[:, None], self.resize ** 2 * shape(known).mean((1, 2))[:, None])
         if len(ours) > 1:
-            g = g + sum(map(distance, shapes[1:], known[1:])) / len(ours[1:])
-        if features is not None:
-            looks, wanted = ([appearance(S, f) for S in of] for of, f in zip((shapes, known), features))
-            g = g + self.appearance * sum(map(distance, looks, wanted)) / len(looks)
+            g = g + sum(distance(shape(A), hard_shape(B)) for A, B in zip(ours[1:], theirs[1:])) / len(ours[1:])
         return g
+
+    def looked(self, ours: list, theirs: list, features: Tensor, known: list) -> Tensor:
+        """w_a times appearance's part of g [B], of those maps, the target's Ψ [B,C,H,W] and that of each of theirs."""
+        found = [distance(appearance(A, features), appearance(B, of), NOISE) for A, B, of in zip(ours, theirs, known)]
+        return self.appearance * sum(found) / len(found)

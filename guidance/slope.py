@@ -40,8 +40,9 @@ def of_text(maps, rows) -> Tensor:
     return maps.unflatten(-1, (-1, rows.entry["model_conds"]["c_crossattn"].cond.shape[1])).sum(-2)
 
 
-def slope(run, x, sigma, at, look, loss):
-    """(L [B], c²·∂L/∂x) for a loss() [B] of what look(rows, site, q, k) was shown of the target at the sites chosen by at(site).
+def slope(run, x, sigma, at, look, loss, install=lambda options, call: options):
+    """(L [B], c²·∂L/∂x) for a loss() [B] of what look(rows, site, q, k) was shown of the target at the sites chosen by at(site);
+    install(options, call): another editor's install, to see more.
 
     With z = x/c the latent of the papers, c = √(1 + σ²) (1 on flow models), z - s·∂L/∂z is x - s·c²·∂L/∂x. Editors take no
     part; ControlNets do, as constants. Where no entry of the target is evaluated at σ, both are 0."""
@@ -50,7 +51,7 @@ def slope(run, x, sigma, at, look, loss):
     with graph(run, run.memory(graph)) as options:
         seen = x.clone().requires_grad_()
         call = Call(run, "write", [targets], sigma, seen)
-        options = AttentionEdit.install(locating(options, call), [_Looks(at, look)], call)
+        options = install(AttentionEdit.install(locating(options, call), [_Looks(at, look)], call), call)
         comfy.samplers.calc_cond_batch(run.guider.inner_model, [targets], seen, seen.new_full((len(x),), sigma), options)
         found = loss()
         if found is None:

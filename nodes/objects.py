@@ -6,12 +6,12 @@ import comfy.sampler_helpers
 import torch
 from comfy_api.latest import io
 
-from ..attention.control import require_unet
+from ..attention.control import positions, require_unet
 from ..attention.store import resolution as nearest
 from ..blending.local_blend import latent_mask, threshold_maps
 from ..guidance.delta_denoise import PairGuider, descend, levels
 from ..guidance.magic_remover import MagicRemover, Surroundings, object_map, union
-from ..guidance.self_guidance import SelfGuidance
+from ..guidance.self_guidance import Decoded, SelfGuidance, Shown, map_sites
 from ..host.sampling import Solver, check_family, prediction_type, run
 from ..host.session import attach, editors, require_plain
 from ..host.tokens import parse_words
@@ -99,24 +99,49 @@ class PalimpsestSelfGuidance(io.ComfyNode):
                                tooltip="Share of the schedule at which it ends."),
                 io.Float.Input("resolution", default=0.5, min=0.0, max=1.0, step=0.0625,
                                tooltip="Maps are read where the grid's side is this share of the latent's, or the nearest "
-                                       "coarser the model has: 0.5 is 32² tokens of a 64² latent."),
+                                       "coarser the model has: 0.5 is 32² tokens of a 64² latent. Authors: 0.25 on SDXL."),
+                io.Float.Input("shape", default=1.0, min=0.0, max=10.0, step=0.05, optional=True,
+                               tooltip="Weight of the object's shape, moved and resized. 0 leaves it free, for position or size alone."),
+                io.Float.Input("position", default=0.0, min=0.0, max=100.0, step=0.05, optional=True,
+                               tooltip="Weight of its centroid, moved: where it is, whatever its shape."),
+                io.Float.Input("size", default=0.0, min=0.0, max=100.0, step=0.05, optional=True,
+                               tooltip="Weight of its size, resized: how much of the picture it covers, wherever."),
+                InversionType.Input("looks", optional=True, tooltip="Of another picture, of the same steps and size: the object gets the "
+                                    "looks of its words there. appearance is their weight."),
+                io.String.Input("looks_words", default="", optional=True,
+                                tooltip="The object in that picture's prompt. Empty: the same words."),
             ],
             outputs=[io.Model.Output()])
 
     @classmethod
-    def execute(cls, model, inversion, words, move_x, move_y, resize, others, scale, appearance, start, end,
-                resolution) -> io.NodeOutput:
+    def execute(cls, model, inversion, words, move_x, move_y, resize, others, scale, appearance, start, end, resolution, shape=1.0,
+                position=0.0, size=0.0, looks=None, looks_words="") -> io.NodeOutput:
         require_unet(model, "Self-Guidance")
         check_family(model, inversion)
+        if looks is not None:
+            check_family(model, looks)
+        if not (shape or position or size or appearance or others.strip()):
+            raise ValueError("Self-Guidance has shape, position, size and appearance at 0 and no others, so that nothing is guided: "
+                             "give one of them a weight (shape 1 moves the object).")
+        if looks is not None and not appearance:
+            raise ValueError("Self-Guidance has looks of another picture and appearance at 0, so that nothing would take them: raise "
+                             "appearance (0.05 does well), or disconnect looks.")
         if not words.strip():
             raise ValueError("Self-Guidance moves an object, and no word names one: write those of the prompt that do, as in "
                              "'purple, heart'.")
         if start >= end:
             raise ValueError(f"Self-Guidance starts at {start:g} and ends at {end:g}, so that no step is left: lower start or "
                              "raise end (0 and 0.8 do well).")
-        editor = SelfGuidance(inversion, words, others, (move_x, move_y), resize, nearest(model, resolution), scale, appearance, start,
-                              end)
-        return io.NodeOutput(attach(model, editor))
+        sites = map_sites(positions(model.model.diffusion_model), nearest(model, resolution))
+        decoded, donor, donor_decoded = Decoded(inversion, start, end), None, None
+        if looks is not None:
+            donor, donor_decoded = Shown(looks, sites, start, end, lends=True), Decoded(looks, start, end, lends=True)
+        for reader in filter(None, (decoded, donor, donor_decoded)):
+            model = attach(model, reader)
+        return io.NodeOutput(attach(model, SelfGuidance(
+            inversion, sites, start, end, words=words, others=others, move=(move_x, move_y), resize=resize, scale=scale,
+            appearance=appearance, shape=shape, position=position, size=size, decoded=decoded, donor=donor, donor_decoded=donor_decoded,
+            donor_words=looks_words)))
 
 
 class PalimpsestMagicRemover(io.ComfyNode):
