@@ -25,10 +25,10 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.control import AttentionEdit, Rows, Site, source_of
+from ..host.hooks import hooked
 from ..host.session import Editor
 from ..host.tokens import parse_words, require_columns, sampled_tokens
 from .slope import of_text, probabilities, slope
@@ -121,35 +121,27 @@ class Decoded(Editor):
 
     @staticmethod
     def install(model_options, edits, call):
-        """model_options whose forwards pass what the decoder gives through `_at`; the hook lives for one forward."""
-        options = model_options.copy()
-        to = options["transformer_options"] = options["transformer_options"].copy()
-        wrappers = to["wrappers"] = dict(to.get("wrappers", {}))
-        around = wrappers[WrappersMP.APPLY_MODEL] = dict(wrappers.get(WrappersMP.APPLY_MODEL, {}))
-        around["palimpsest.decoded"] = [partial(_forward, edits, call)]
-        return options
+        """model_options whose forwards pass what the decoder gives through `_at`."""
+        if call.mode == "write" and not any(e.look for e in edits):
+            return model_options
 
+        def register(unet, options):
+            yield unet.out.register_forward_pre_hook(partial(_at, edits, call, options))
 
-def _forward(edits, call, executor, *args, **kwargs):
-    """One forward of the host's apply_model, whose sixth argument is transformer_options."""
-    hook = executor.class_obj.diffusion_model.out.register_forward_pre_hook(partial(_at, edits, call, args[5]))
-    try:
-        return executor(*args, **kwargs)
-    finally:
-        hook.remove()
+        return hooked(model_options, "palimpsest.decoded", register)
 
 
 def _at(edits, call, options, head, inputs):
     h, = inputs
     site = Site("feature", ("out",), tuple(h.shape[-2:]), 1.0, None)
-    if call.mode == "read":
-        call.run.reference.kept[id(edits[0].inversion), site.kind, site.position] = {  # a token a place, as queries are
-            "grid": site.grid, "levels": call.levels, "q": h.flatten(2).transpose(1, 2)}
-        return
-    keys = list(zip(options["cond_or_uncond"], options["uuids"]))
-    for key, rows in zip(keys, h.chunk(len(keys))):
-        for look in (e.look for e in edits if e.look):
-            look(Rows(call, call.chunk(*key)[1], len(rows)), site, rows)
+    parts = call.parts(options)
+    for (index, *_, entry), rows in zip(parts, h.chunk(len(parts))):
+        if call.mode == "write":
+            for look in (e.look for e in edits if e.look):
+                look(Rows(call, entry, len(rows)), site, rows)
+        elif call.readers(index, edits):
+            features = {"q": rows.flatten(2).transpose(1, 2)}  # a token a place, as queries are
+            call.run.reference.keep(edits[0].inversion, call, index, site, entry.get("area"), features)
 
 
 @dataclass(frozen=True, eq=False)
