@@ -20,7 +20,7 @@ from .control import AttentionEdit, Site, positions, window
 @dataclass(frozen=True, eq=False)
 class Attention:
     """The ATTENTION value. tokens: the source's Tokens, one a picture; maps: [B, words, h, w] float32 on the CPU, the probability
-    a place gives to each of the words, in the order of Tokens.words; latent: its (height, width); share: h / height."""
+    a place gives to each of the words, in the order of Tokens.named; latent: its (height, width); share: h / height."""
     tokens: tuple
     maps: torch.Tensor
     latent: tuple
@@ -28,8 +28,12 @@ class Attention:
 
     def map(self, picture, words):
         """[h, w]: the summed map of some words, Word values of this picture's Tokens."""
-        tokens = self.tokens[picture % len(self.tokens)]
-        return self.maps[picture, [tokens.words.index(word) for word in words]].sum(0)
+        return self.maps[picture, self.columns(picture, words)].sum(0)
+
+    def columns(self, picture, words):
+        """Which of a picture's maps are those of some words; a Word may be all occurrences of one."""
+        wanted = {position for word in words for position in word.positions}
+        return [i for i, word in enumerate(self.tokens[picture % len(self.tokens)].named) if wanted.issuperset(word.positions)]
 
 
 def one_hot(groups, tokens, heads, width, like):
@@ -114,12 +118,12 @@ def resolution(model, share) -> float:
 def read_maps(model, inversion, share=0.25) -> Attention:
     """The maps of every word of the source, along the inversion's trajectory; several steps share a forward where they may."""
     require_plain(model, "Attention Store")
-    if not any(tokens.words for tokens in inversion.tokens):
+    if not any(tokens.named for tokens in inversion.tokens):
         raise ValueError(f"Attention Store maps the words of the source, the INVERSION's prompt {inversion.tokens[0].text!r} has "
                          "none: write what the picture shows as Prompt Edit's source, and invert with it.")
     share, batch = resolution(model, share), inversion.batch
     noise = inversion.at(float(inversion.sigmas[0]))  # an error where no trajectory was kept
-    editor = WordMaps(lambda prompts: [tokens.words for tokens in prompts], share)
+    editor = WordMaps(lambda prompts: [tokens.named for tokens in prompts], share)
     together = levels_together(batch, inversion.shape[-2:]) if rows_may_mix(model, inversion.conditioning) else 1
     total = 0
 

@@ -1,12 +1,15 @@
 """Words and tokens of a prompt, from the CLIP object's own tokenizer, and prompts encoded as rows of one CONDITIONING.
 
-Words are split as Prompt-to-Prompt's authors split them: at the whitespace of the prompt without its weight syntax.
+For the alignment words are split as Prompt-to-Prompt's authors split them: at the whitespace of the prompt without its weight
+syntax. To be named they are split at punctuation too, which belongs to none: "a cat,dog." has the words a, cat and dog.
 """
 import hashlib
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
@@ -29,24 +32,31 @@ class Word:
 @dataclass(frozen=True)
 class Tokens:
     """A prompt as the text encoder reads it. `ids` and `weights` cover every position: each chunk (77 tokens) has its
-    own BOS, EOS and padding; all other positions belong to `words`. An embedding's vectors have negative ids, equal for
-    equal vectors."""
+    own BOS, EOS and padding; all other positions belong to `words`, the alignment's. An embedding's vectors have negative ids,
+    equal for equal vectors. named: the words that can be named, without punctuation (files of older versions have none)."""
     text: str
     ids: tuple[int, ...]
     weights: tuple[float, ...]
     words: tuple[Word, ...]
+    named: tuple[Word, ...] = field(default=(), compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "named", self.named or self.words)
 
     def find(self, name: str) -> Word:
-        """The word called `name` ("cat"), or its n-th occurrence ("cat#2"). ValueError lists the words."""
+        """All occurrences of the word called `name` ("cat") as one, or its n-th alone ("cat#2"). ValueError lists the words."""
         numbered = re.fullmatch(r"(.+)#(\d+)", name.strip())
-        text, number = (numbered[1], int(numbered[2])) if numbered else (name, 1)
-        found = [word for word in self.words if word.name == _name(text)]
-        if 1 <= number <= len(found):
+        text, number = (numbered[1], int(numbered[2])) if numbered else (name, None)
+        found = [word for word in self.named if word.name == _name(text)]
+        if found and number is None:
+            return Word(found[0].text, sum((word.positions for word in found), ()))
+        if number and number <= len(found):
             return found[number - 1]
-        listed = ", ".join(word.name for word in self.words) or "none"
+        listed = ", ".join(word.name for word in self.named) or "none"
         raise ValueError(f'"{name.strip()}" names no word of "{self.text}", '
                          f'which has "{_name(text)}" {len(found)} times: '
-                         f'choose among its words, which spaces part ({listed}); "cat#2" is the second "cat"')
+                         f'choose among its words, which spaces and punctuation part ({listed}); "cat" is every "cat", "cat#2" '
+                         'the second')
 
 
 def tokenize(clip, text: str, length: int = 0) -> Tokens:
@@ -57,13 +67,20 @@ def tokenize(clip, text: str, length: int = 0) -> Tokens:
     encoder, sequence = _sequence(clip, text, length)
     ids = tuple(_id(token) for token, _, _ in sequence)
     content = [i for i, (_, _, word) in enumerate(sequence) if word]
-    words = [("".join(parts), [i for part in parts for i in _part_ids(clip, part, encoder)]) for parts in _split(text)]
-    if [i for _, own in words for i in own] != [ids[p] for p in content]:
+    words = [[(part, _part_ids(clip, part, encoder)) for part in parts] for parts in _split(text)]
+    read = [i for parts in words for _, own in parts for i in own]
+    if read != [ids[p] for p in content]:
         raise ValueError(f'the tokenizer reads "{text}" as {len(content)} tokens and its words one by one as '
-                         f"{sum(len(own) for _, own in words)} other ones: write the prompt in plain characters")
-    places = iter(content)
-    words = tuple(Word(word, tuple(next(places) for _ in own)) for word, own in words if own)
-    return Tokens(text, ids, tuple(float(weight) for _, weight, _ in sequence), words)
+                         f"{len(read)} other ones: write the prompt in plain characters")
+    places, whole, named = iter(content), [], []
+    for parts in words:
+        pieces = [(piece, marks, tuple(next(places) for _ in range(count)))
+                  for part, own in parts for piece, marks, count in _pieces(clip, part, own, encoder)]
+        whole.append(_joined(pieces))
+        lone = all(marks for _, marks, _ in pieces)  # an "&" between spaces is a word
+        named += [_joined(list(run)) for marks, run in groupby(pieces, lambda piece: piece[1]) if lone or not marks]
+    whole, named = (tuple(word for word in found if word.positions) for found in (whole, named))
+    return Tokens(text, ids, tuple(float(weight) for _, weight, _ in sequence), whole, named)
 
 
 def tokenize_rows(clip, texts: Sequence[str]) -> tuple[Tokens, ...]:
@@ -139,6 +156,30 @@ def parse_word_values(text: str) -> dict[str, float]:
 def _name(text):
     text = text.strip().lower()
     return text.strip(string.punctuation) or text
+
+
+def _is_mark(character):
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
+
+
+def _pieces(clip, part, ids, encoder):
+    """[(text, whether it is punctuation, count of tokens)] of a part of a word. A hyphen, apostrophe or underscore inside a word
+    is its own, as is the point of a number."""
+    if part.startswith("embedding:"):
+        name, vectors = part.rstrip(","), sum(i < 0 for i in ids)
+        return [(name, False, vectors), (part[len(name):], True, len(ids) - vectors)]
+    kinds = [_is_mark(c) and not (re.fullmatch(r"\w[-'’_]\w|\d\.\d", part[max(0, i - 1):i + 2])) for i, c in enumerate(part)]
+    cuts = [(marks, "".join(c for c, _ in run)) for marks, run in groupby(zip(part, kinds), lambda pair: pair[1])]
+    if len(cuts) == 1:
+        return [(part, cuts[0][0], len(ids))]
+    own = [_part_ids(clip, text, encoder) for _, text in cuts]
+    if sum(own, []) != ids:
+        return [(part, False, len(ids))]  # a token lies across
+    return [(text, marks, len(found)) for (marks, text), found in zip(cuts, own)]
+
+
+def _joined(pieces):
+    return Word("".join(text for text, _, _ in pieces), sum((places for _, _, places in pieces), ()))
 
 
 def _host_tokens(clip, text, length=0):

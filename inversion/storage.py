@@ -15,7 +15,7 @@ from torch import Tensor
 from .methods import check
 from .trajectory import Inversion, Theta
 
-VERSION = 2  # 1: without the widths of the prompt that the model reads
+VERSION = 2  # 1: without the widths of the prompt that the model reads, and the words' names
 KEY = "palimpsest.inversion"
 FIELDS = "sigmas", "latents", "conditioning", "fingerprint", "method", "trajectory", "theta", "provenance"
 

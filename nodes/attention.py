@@ -158,17 +158,17 @@ class PalimpsestAttentionHeatmap(io.ComfyNode):
     def execute(cls, attention, image, words) -> io.NodeOutput:
         rows, window = [], covered(image.shape[1:3], attention.latent)
         for i, found in enumerate(parse_words(words, attention.tokens)):
-            chosen = found or attention.tokens[i].words
-            maps = {f"{w.text}#{n}" if n > 1 else w.text: attention.map(i, [w])
-                    for w, n in zip(chosen, _occurrences(chosen))}
+            known = attention.tokens[i].named
+            maps = {_label(w, known): attention.map(i, [w]) for w in found or known}
             rows += heat_rows(image[i % image.shape[0]][window], maps)
         page = sheet(rows)
         return io.NodeOutput(page, ui=ui.PreviewImage(page, cls=cls))
 
 
-def _occurrences(words):
-    """For each word, the how-manieth of its text it is."""
-    return [sum(v.text == w.text for v in words[:i + 1]) for i, w in enumerate(words)]
+def _label(word, known):
+    """A word's text, and which of several it is where it is one of them alone."""
+    same = [w.positions for w in known if w.name == word.name]
+    return word.text if len(same) == 1 or word.positions not in same else f"{word.text}#{same.index(word.positions) + 1}"
 
 
 class PalimpsestAttentionMask(io.ComfyNode):
@@ -203,7 +203,7 @@ class PalimpsestAttentionMask(io.ComfyNode):
         chosen = parse_words(words, attention.tokens)
         if not words.strip():
             raise ValueError(f"Attention Mask has no word to find; the source's words are: "
-                             f"{', '.join(w.text for w in attention.tokens[0].words)}.")
+                             f"{', '.join(w.text for w in attention.tokens[0].named)}.")
         mask = torch.stack([word_mask(attention, i, found, size, threshold) for i, found in enumerate(chosen)])
         if not mask.flatten(1).any(1).all():
             raise ValueError(f"The mask of {words!r} at threshold {threshold} is empty: lower the threshold (paper: 0.3).")

@@ -191,9 +191,9 @@ class PalimpsestMagicRemover(io.ComfyNode):
             place, share = latent_mask(mask, size), nearest(model, 0.25)
         else:
             check_attention(attention, inversion)
-            named = [[(tokens.words.index(word),) for word in found]
-                     for tokens, found in zip(attention.tokens, parse_words(words, attention.tokens))]
-            maps = object_map(attention.maps.movedim(1, -1), [named[i % len(named)] for i in range(inversion.batch)])
+            found = parse_words(words, attention.tokens)
+            maps = object_map(attention.maps.movedim(1, -1), [[attention.columns(i, [word]) for word in found[i % len(found)]]
+                                                              for i in range(inversion.batch)])
             place, share = threshold_maps(maps[:, None], size, threshold, grow=False), attention.share
         if inversion.tokens:
             parse_words(words, inversion.tokens)  # an unknown word is an error

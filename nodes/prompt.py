@@ -51,7 +51,7 @@ class PalimpsestPromptEdit(io.ComfyNode):
         sources, targets = tokenize_rows(clip, sources), tokenize_rows(clip, targets)
         pairs = tuple(align(sources[i % len(sources)], tokens, MODES[mode]) for i, tokens in enumerate(targets))
         for pair in pairs if mode == "auto" else ():
-            known, wanted = ({word.name for word in prompt.words} for prompt in (pair.source, pair.target))
+            known, wanted = ({word.name for word in prompt.named} for prompt in (pair.source, pair.target))
             if min(len(known), len(wanted)) > 1 and not known & wanted:
                 log.warning('Prompt Edit: "%s" shares no word with the source\'s "%s", so nothing says what is to be kept: '
                             "repeat its words, or choose a mode.", pair.target.text, pair.source.text)

@@ -109,6 +109,18 @@ def test_everything_comes_back_to_the_bit(folders, inversion):
     assert type(found.provenance) is type(inversion.provenance)
 
 
+def test_a_file_from_before_words_had_names_is_read(folders, inversion):
+    path = folders[0] / saved(inversion).removesuffix(" [output]")
+    with safe_open(path, "pt") as file:
+        record = json.loads(file.metadata()[KEY])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    for tokens in (record["inversion"]["conditioning"][0][1]["dict"]["palimpsest_tokens"]["tuple"]):
+        del tokens["Tokens"]["named"]
+    save_file(tensors, path, metadata={KEY: json.dumps({**record, "version": 1})})
+    found = load(path, KNOWN)
+    assert found.tokens == inversion.tokens and found.tokens[0].named == inversion.tokens[0].words
+
+
 def test_a_learned_only_inversion_without_a_trajectory_comes_back(folders, inversion):
     found = loaded(saved(dataclasses.replace(inversion, latents=None)))
     assert found.latents is None and same(found.theta, inversion.theta)
@@ -126,7 +138,7 @@ sys.modules["inversion"] = importlib.util.module_from_spec(spec)
 from inversion.storage import load
 known = [make_dataclass(n, f.split()) for n, f in [
     ("Fingerprint", "model latent_format channels prediction weights sigma_data context_width pooled_width"),
-    ("Tokens", "text ids weights words"), ("Word", "text positions")]]
+    ("Tokens", "text ids weights words named"), ("Word", "text positions")]]
 found = load({str(path)!r}, known)
 tensors = [found.sigmas, *found.latents, found.conditioning[0][0], found.theta["uncond"].tensor]
 print(sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest(), "comfy" in sys.modules)

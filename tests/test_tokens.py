@@ -12,6 +12,7 @@ import torch
 from nodes import CLIPTextEncode
 from palimpsest.attention.alignment import align, refinement, replacement
 from palimpsest.host.tokens import encode, parse_word_values, parse_words, tokenize, tokenize_rows
+from palimpsest.nodes.attention import per_token
 from palimpsest.nodes.prompt import PalimpsestPromptEdit
 from safetensors.torch import save_file
 
@@ -73,6 +74,7 @@ def test_an_embedding_is_a_word_of_its_vectors(tmp_path):
     tokens = tokenize(tiny.clip(str(tmp_path)), "a embedding:ink, cat (embedding:ink:1.2)dark embedding: ink")
     assert spelled(tokens) == [("a", (1,)), ("embedding:ink,", (2, 3, 4, 5)), ("cat", (6,)),
                                ("embedding:inkdark", (7, 8, 9, 10)), ("embedding: ink", (11, 12, 13))]
+    assert tokens.find("embedding:ink").positions == (2, 3, 4, 7, 8, 9)
     assert max(tokens.ids[2:5]) < 0 and len(set(tokens.ids[2:5])) == 3
     assert tokens.ids[2:5] == tokens.ids[7:10] == tokens.ids[11:14] and tokens.weights[7] == 1.2
 
@@ -113,11 +115,11 @@ def test_a_prompt_that_the_tokenizer_splits_elsewhere_is_refused(clip):
 
 
 def test_a_word_is_found_by_name_case_and_number(clip):
-    tokens = tokenize(clip, 'A "Cat", a dog & a cat.')  # punctuation belongs to its word, and its name is without it
-    assert [tokens.find(n).positions for n in ("cat", "CAT#1", " cat#2 ", "&")] == [(2, 3, 4), (2, 3, 4), (9, 10), (7,)]
+    tokens = tokenize(clip, 'A "Cat", a dog & a cat.')
+    assert [tokens.find(n).positions for n in ("cat", "CAT#1", " cat#2 ", "&")] == [(3, 9), (3,), (9,), (7,)]
     other = tokenize(clip, "a dog")
     chosen = parse_words("dog, cat#2,\n", [tokens, other])
-    assert [[w.text for w in row] for row in chosen] == [["dog", "cat."], ["dog"]] and parse_words(" ", [tokens]) == [[]]
+    assert [[w.text for w in row] for row in chosen] == [["dog", "cat"], ["dog"]] and parse_words(" ", [tokens]) == [[]]
     with pytest.raises(ValueError, match='"cat" names no word of "a dog"'):
         parse_words("cat", [tokens, other])
 
@@ -125,7 +127,7 @@ def test_a_word_is_found_by_name_case_and_number(clip):
 @pytest.mark.parametrize("name, said", [
     ("lion", '"lion" 0 times'), ("cat#3", '"cat" 2 times'), ("cat#0", '"cat" 2 times')])
 def test_an_unknown_word_lists_the_words(clip, name, said):
-    with pytest.raises(ValueError, match=rf"{said}.*\(a, cat, and, a, cat\)"):
+    with pytest.raises(ValueError, match=rf"{said}.*spaces and punctuation part \(a, cat, and, a, cat\)"):
         tokenize(clip, "a cat and a cat").find(name)
 
 
@@ -141,6 +143,41 @@ def test_word_values_are_read():
 def test_word_values_that_cannot_be_read_say_how_to_write_them(text, said):
     with pytest.raises(ValueError, match=said):
         parse_word_values(text)
+
+
+@pytest.mark.parametrize("item", ALIGNER["words"], ids=lambda item: f"{item['word']} of {item['prompt']}")
+def test_a_bare_word_is_all_its_occurrences_as_the_authors_find_them(clip, item):
+    """Their own by number; and so in every list of words, and in the numbers given to words."""
+    tokens = tokenize(clip, item["prompt"])
+    assert tokens.find(item["word"]).positions == tuple(item["indices"])
+    numbered = [tokens.find(f"{item['word']}#{n + 1}").positions for n in range(item["prompt"].split().count(item["word"]))]
+    assert sum(numbered, ()) == tuple(item["indices"])
+    assert parse_words(f"{item['word']}, {item['word']}", [tokens]) == [[tokens.find(item["word"])] * 2]
+    edit = PalimpsestPromptEdit.execute(clip, item["prompt"], item["prompt"], "auto").result[2]
+    scaled, = per_token({item["word"]: 3.0}, edit, 1.0)
+    assert scaled.tolist() == [3.0 if p in item["indices"] else 1.0 for p in range(77)]
+
+
+NAMED = {"a cat, a dog": [("a", 1), ("cat", 2), ("a", 4), ("dog", 5)], "cat,dog": [("cat", 1), ("dog", 3)],
+         "(cat:1.2), dog.": [("cat", 1), ("dog", 3)],
+         "black/white... 3.5 d'été": [("black", 1), ("white", 3), ("3.5", 5), ("d'été", 8)],
+         "a t-shirt & “ink”": [("a", 1), ("t-shirt", 2), ("&", 5), ("ink", 8)], "cat,,,": [("cat", 1)],
+         "(oak)tree; score_9": [("oaktree", 1), ("score_9", 4)],
+         "🐟🐟, 日本語。": [("🐟🐟,", 1), ("日本語", 4)]}  # one token is half a fish and the comma
+
+
+@pytest.mark.parametrize("text", NAMED)
+def test_punctuation_is_no_words_and_parts_words(clip, text):
+    """Named so, while the alignment's words stay the authors', split at spaces, and own every token."""
+    tokens = tokenize(clip, text)
+    assert [(word.text, word.positions[0]) for word in tokens.named] == NAMED[text]
+    spelt = {i: clip.tokenizer.clip_l.inv_vocab[i].removesuffix("</w>") for i in tokens.ids}
+    for word in tokens.named:
+        read = "".join(spelt[tokens.ids[p]] for p in word.positions)
+        assert not read.isascii() or read == word.text
+    owned = [p for word in tokens.words for p in word.positions]
+    assert owned == list(range(1, 1 + len(owned))) and tokens.ids[len(owned) + 1] == EOS
+    assert len(tokens.words) == len(text.split())
 
 
 @pytest.mark.parametrize("item", ALIGNER["pairs"], ids=lambda item: item["target"])
