@@ -8,7 +8,7 @@ of the object in source and target:
     f_o = Attention(Q, K_s, V_s; M_s)    f_b = Attention(Q, K_s, V_s; 1 - M_s)    out = f_o ⊙ M + f_b ⊙ (1 - M)
 
 where a mask in an attention leaves only those keys. The masks are given, or are cross-attention maps of the object's words,
-scaled to 0..1 and cut at a threshold (0.1).
+scaled to 0..1 and cut at a threshold (0.1), or as Latent Blend has them, refined.
 Keys are gathered, so any attention function serves. K_s and V_s are read by the reference branch at the inversion's own
 latents, never from a reconstruction that drifts: this is also Tuning-Free Inversion-Enhanced Control (Duan, Cui, Kang, Zhang,
 Fei, Fan, Huang 2023, arXiv:2312.14611).
@@ -23,26 +23,28 @@ import torch
 import torch.nn.functional as F
 from comfy.utils import repeat_to_batch_size
 
+from ..blending.local_blend import otsu
 from .control import in_tiles, mask_at
 from .layers import SelfAttentionEdit
 
 
 def object_mask(maps, size, threshold):
-    """[B, h, w] in {0, 1} from words' maps [B, words, h', w']: their sum, scaled to 0..1, where it is at least `threshold`."""
+    """[B, h, w] in {0, 1} from words' maps [B, words, h', w']: their sum, scaled to 0..1, where it is at least `threshold`,
+    or at 0 over Otsu's."""
     total = maps.float().sum(1, keepdim=True)
     low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)
     scaled = (total - low) / (high - low).clamp(min=torch.finfo(total.dtype).tiny)
-    return (F.interpolate(scaled, size)[:, 0] >= threshold).float()
+    level = threshold or otsu(scaled)[:, 0]
+    return (F.interpolate(scaled, size)[:, 0] >= level).float()
 
 
 @dataclass(frozen=True, eq=False)
 class MutualSelfAttention(SelfAttentionEdit):
     """source, target: masks [B, h, w] at the latent's size, 1 on the object, or None; gathered(run): in place of the target's,
-    maps [rows, words, h', w'] of its words in this run so far, or None, cut at `threshold`."""
+    that of its words in this run so far, or None."""
     source: torch.Tensor = None
     target: torch.Tensor = None
     gathered: object = None
-    threshold: float = 0.1
     needs, name = "kv", "Mutual Self-Attention"
     follows = True
 
@@ -51,9 +53,9 @@ class MutualSelfAttention(SelfAttentionEdit):
         return [m for m in (self.source, self.target) if m is not None]
 
     def before(self, run, x, sigma):
-        maps = self.gathered(run) if self.gathered else None
-        if maps is not None:
-            run.memory(self)["target"] = object_mask(maps, run.shape[-2:], self.threshold)
+        mask = self.gathered(run) if self.gathered else None
+        if mask is not None:
+            run.memory(self)["target"] = mask
         return x
 
     def attend(self, rows, site, q, k, v, source, attention):

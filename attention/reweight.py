@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from comfy.utils import repeat_to_batch_size
 
-from ..blending.local_blend import latent_mask, require_rows, threshold_maps
+from ..blending.local_blend import latent_mask, require_rows
 from ..host.tokens import find_in_some, parse_words, sampled_tokens
 from .control import AttentionEdit, mask_at
 
@@ -27,8 +27,8 @@ NAME = "Attention Re-weight"
 
 @dataclass(frozen=True, eq=False)
 class Reweight(AttentionEdit):
-    """factors: {word: c}; restrained: a list of words, as text; region: m [masks, H, W] of any size, or None; gathered(run): in
-    its place maps [rows, words, h', w'] of other words in this run so far, or None, cut at `threshold`; from the start to the end
+    """factors: {word: c}; restrained: a list of words, as text; region: m [masks, H, W] of any size, or None;
+    gathered(run, threshold): in its place [rows, h, w], where other words lie in this run so far, or None; from the start to the end
     percent of the schedule."""
     factors: dict
     restrained: str
@@ -64,9 +64,9 @@ class Reweight(AttentionEdit):
         return c, w
 
     def before(self, run, x, sigma):
-        maps = self.gathered(run) if self.gathered else None
-        if maps is not None:
-            run.memory(self)["region"] = threshold_maps(maps, run.shape[-2:], self.threshold)
+        region = self.gathered(run, self.threshold) if self.gathered else None
+        if region is not None:
+            run.memory(self)["region"] = region
         return x
 
     def acts(self, run, site, sigma):

@@ -3,9 +3,12 @@ and Prompt-to-Prompt's LocalBlend (Hertz et al. 2022, arXiv:2208.01626, section 
 
 From `start` on, at every model call: x_t <- m · x_t + (1 - m) · z*_t, with z*_t the source's own latent at this σ, which the
 inversion knows, and the prediction x0 <- m · x0 + (1 - m) · x0*, so that any sampler lands on the source outside m.
-m is a given mask, or the union of the source words' map and of the target words' maps gathered in this run so far, without
-the places of other source words (the authors' substruct_words, whose maps are not grown by the 3×3 maximum).
-Differs from the papers: the source's latents are the inversion's, exact at every σ, not noised anew or sampled beside.
+m is a given mask, or the union of where the source's words lie and where the target's do, each by the sum of its words' maps so
+far, without the places of other words of both prompts (the authors' substruct_words, not grown by the 3×3 maximum).
+Checked against: google/prompt-to-prompt@9c472e4, LocalBlend of the notebooks, at a fixed threshold and with the maps as they are:
+its masks, and whole runs with explicit maps. Theirs begins one step later (at 0.2 of 50 steps after the 11th).
+Differs from the papers: the source's latents are the inversion's, exact at every σ, not noised anew or sampled beside. The
+threshold may be found in the maps themselves (Otsu 1979), and the maps refined by self-attention (attention/store.py).
 """
 from dataclasses import dataclass
 
@@ -16,6 +19,8 @@ from torch import Tensor
 
 from ..host.canvas import log
 from ..host.session import Editor
+
+WIDE = 2 / 3  # of the picture: a mask of words that covers more holds little of it
 
 
 def covered(picture, cells):
@@ -49,12 +54,37 @@ def picture_mask(mask, picture):
     return F.pad(mask, (left, picture[1] - mask.shape[2] - left, top, picture[0] - mask.shape[1] - top), mode="replicate")
 
 
-def threshold_maps(maps, size, threshold, grow=True):
-    """[B, h, w] in {0, 1}, the union of words' attention maps [B, words, h', w']: each word's map by 3×3 maximum, resized, where
-    it is over `threshold` of its own maximum (P2P's LocalBlend). Without `grow` the maximum is left out."""
-    maps = maps.float()
-    maps = F.interpolate(F.max_pool2d(maps, 3, 1, 1) if grow else maps, size=size, mode="bilinear")
-    return (maps > threshold * maps.amax((2, 3), keepdim=True)).any(1).float()
+def otsu(maps):
+    """[B, 1, 1, 1]: for each map [B, 1, h, w] the threshold that parts its values into two classes with the most variance between
+    them. A Threshold Selection Method from Gray-Level Histograms, Otsu 1979."""
+    values = maps.flatten(1).sort(1).values
+    sums, n = values.cumsum(1), torch.arange(1, values.shape[1], device=maps.device)
+    below, above = sums[:, :-1] / n, (sums[:, -1:] - sums[:, :-1]) / n.flip(0)
+    best = (n * n.flip(0) * (above - below) ** 2).argmax(1, keepdim=True)
+    return ((values.gather(1, best) + values.gather(1, best + 1)) / 2).view(-1, 1, 1, 1)
+
+
+def word_mask(maps, size, threshold=0.0, refined=False, grow=True):
+    """[B, h, w] in {0, 1}: where the summed map [B, h', w'] of some words is over `threshold` of its maximum, or at 0 over Otsu's.
+
+    As P2P's LocalBlend has it the map is spread by a 3×3 maximum, unless not to `grow`, and resized to the nearest value. A refined
+    one is clear of that: its least value counts as 0, and it is resized smoothly."""
+    maps = maps[:, None].float()
+    if refined:
+        maps = maps - maps.amin((2, 3), keepdim=True)
+    elif grow:
+        maps = F.max_pool2d(maps, 3, 1, 1)
+    level = threshold * maps.amax((2, 3), keepdim=True) if threshold else otsu(maps)
+    return (F.interpolate(maps, size=size, mode="bilinear" if refined else "nearest")[:, 0] > level[:, 0]).float()
+
+
+def warn_if_wide(name, mask):
+    """Say that a mask [B, h, w] of words covers most of a picture; whether it does."""
+    share = float(mask.mean((1, 2)).max())
+    if share > WIDE:
+        log.warning("%s: the words' mask covers %.0f %% of the picture, which leaves little to be held: name the object's own words, "
+                    "raise the threshold (0 finds one), or turn refine on.", name, 100 * share)
+    return share > WIDE
 
 
 class Anchored(Editor):
@@ -96,18 +126,30 @@ def require_rows(run, masks, name):
 
 
 @dataclass(frozen=True, eq=False)
+class SourceMask:
+    """Where words of the source lie: masks [n, B, h, w], of its maps down to each of n levels (σ)."""
+    levels: tuple
+    masks: Tensor
+
+    def at(self, sigma, before=False):
+        """[B, h, w] of the maps down to σ, or of those before it."""
+        seen = sum(level * (1 - 1e-4) > sigma if before else level * (1 + 1e-4) >= sigma for level in self.levels)
+        return self.masks[max(0, seen - 1)]
+
+
+@dataclass(frozen=True, eq=False)
 class LocalBlend(Anchored):
     """painted: [masks, h, w] at the latent's size, 1 where the edit may write, or None; start: percent of the schedule;
-    named, removed: [B, h, w] where the source's words lie that may be written over, and those that may not, or None;
-    gathered(run): [rows, words, h', w'] maps of the target words in this run so far, or None; threshold: of a map's maximum;
+    named, removed: SourceMasks of the source's words that may be written over, and that may not, or None; gathered(run),
+    removing(run): [rows, h, w] of the target's in this run so far, or None;
     in_time: the painted masks follow each other from `start` to the end, each for an equal share of the schedule."""
     inversion: object
     painted: "Tensor | None"
     start: float = 0.2
-    named: "Tensor | None" = None
-    removed: "Tensor | None" = None
+    named: "SourceMask | None" = None
+    removed: "SourceMask | None" = None
     gathered: object = None
-    threshold: float = 0.3
+    removing: object = None
     in_time: bool = False
 
     def begin(self, run):
@@ -115,16 +157,29 @@ class LocalBlend(Anchored):
             require_rows(run, len(self.painted), "Latent Blend")
         run.warn_if_idle("Latent Blend", lambda sigma: run.within(sigma, self.start, 1.0))
 
-    def mask(self, run, x, sigma):
+    def mask(self, run, x, sigma, before=False):
         m = torch.zeros(x.shape[0], *x.shape[-2:])
         if self.painted is not None:
             m = repeat_to_batch_size(self.painted[self._now(run, sigma)], x.shape[0])
-        if self.named is not None:
-            m = torch.maximum(m, repeat_to_batch_size(self.named, x.shape[0]))
-        maps = self.gathered(run) if self.gathered else None
-        if maps is not None:
-            m = torch.maximum(m.to(maps), threshold_maps(maps, x.shape[-2:], self.threshold))
-        return m if self.removed is None else m * (1 - repeat_to_batch_size(self.removed, x.shape[0]).to(m))
+        found, taken = (self._words(run, x, sigma, before, *of)
+                        for of in ((self.named, self.gathered), (self.removed, self.removing)))
+        if found is not None:
+            memory = run.memory(self)
+            memory["wide"] = memory.get("wide") or warn_if_wide("Latent Blend", found)
+            m = torch.maximum(m.to(found), found)
+        return m if taken is None else m.to(taken) * (1 - taken)
+
+    def seen(self, run, x, sigma):
+        return self.mask(run, x, sigma, before=True)
+
+    @staticmethod
+    def _words(run, x, sigma, before, named, gathered):
+        """[rows, h, w]: where words of either prompt lie, or None."""
+        found = [gathered(run)] if gathered else []
+        if named is not None:
+            found.append(repeat_to_batch_size(named.at(sigma, before), x.shape[0]))
+        found = [m.to(x.device) for m in found if m is not None]
+        return torch.stack(found).amax(0) if found else None
 
     def _now(self, run, sigma):
         """Which of the painted masks hold at σ: all of them, row by row, or one."""

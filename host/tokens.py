@@ -120,6 +120,18 @@ def find_in_some(name: str, prompts: Sequence[Tokens]) -> "list[Word | None]":
     return found
 
 
+def present_words(names: str, prompts: Sequence[Tokens]) -> tuple[list[list[Word]], list[str]]:
+    """For each prompt those words of a list like "cat, dog#2" that it has, and the names that no prompt has."""
+    columns = {}
+    for name in filter(str.strip, re.split(r"[,\n]", names)):
+        try:
+            columns[name] = find_in_some(name, prompts)
+        except ValueError:
+            columns[name] = [None] * len(prompts)
+    return ([[column[i] for column in columns.values() if column[i]] for i in range(len(prompts))],
+            [name for name, column in columns.items() if not any(column)])
+
+
 def parse_words(names: str, prompts: Sequence[Tokens]) -> list[list[Word]]:
     """For each prompt its words that a list like "cat, dog#2" names, in the list's order; none from an empty list.
 

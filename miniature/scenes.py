@@ -249,6 +249,11 @@ def _paint(o: Obj) -> tuple[np.ndarray, np.ndarray]:
     return (np.array(COLOURS[o.colour], np.float32) * (1 - share) + second * share) * shade, alpha
 
 
+def covered(o: Obj) -> np.ndarray:
+    """(SIZE, SIZE) in {0, 1}: the pixels that an object covers by more than half."""
+    return (_paint(o)[1][..., 0] > .5).astype(np.float32)
+
+
 def _pattern(material: str, x: np.ndarray, y: np.ndarray, phase: float) -> np.ndarray:
     """Share of the second colour, in 0..1."""
     if material == "striped":

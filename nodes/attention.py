@@ -6,8 +6,8 @@ from torchvision.transforms.functional import gaussian_blur
 from ..attention.alignment import PromptEdit
 from ..attention.control import positions, require_unet
 from ..attention.p2p import PromptToPrompt
-from ..attention.store import Attention, read_maps
-from ..blending.local_blend import covered, picture_mask, threshold_maps
+from ..attention.store import read_maps
+from ..blending.local_blend import covered, picture_mask, warn_if_wide
 from ..host.sampling import check_family
 from ..host.session import attach
 from ..host.tokens import find_in_some, parse_word_values, parse_words, require_columns
@@ -16,6 +16,17 @@ from ..metrics.masks import grow as grow_mask
 from .drawing import heat_rows, sheet
 
 InversionType, PromptEditType, AttentionType = io.Custom("INVERSION"), io.Custom("PROMPT_EDIT"), io.Custom("ATTENTION")
+
+
+def threshold_input(paper="0.3"):
+    return io.Float.Input("threshold", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
+        "Share of the words' largest value that counts as the words. Higher is tighter. 0: found in the maps themselves. "
+        f"Paper: {paper}, with refine off."))
+
+
+def refine_input():
+    return io.Boolean.Input("refine", default=True, optional=True, tooltip=(
+        "Whether the words' maps are made finer and whole by self-attention: what looks alike counts alike. Paper: off."))
 
 
 def check_source(inversion: Inversion, edit: PromptEdit, node: str):
@@ -182,20 +193,20 @@ class PalimpsestAttentionMask(io.ComfyNode):
             inputs=[
                 AttentionType.Input("attention"),
                 io.String.Input("words", default="",
-                                tooltip="Words of the source prompt, separated by commas; the mask is their union."),
-                io.Float.Input("threshold", default=0.3, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of a word's largest value that counts as the word. Higher is tighter. Paper: 0.3."),
+                                tooltip="Words of the source prompt, separated by commas; the mask is where they lie together."),
+                threshold_input(),
                 io.Int.Input("grow", default=0, min=0, max=64, tooltip="Spread the mask by this many latent cells (8 pixels on SD)."),
                 io.Float.Input("blur", default=0.0, min=0.0, max=16.0, step=0.1,
                                tooltip="Soften its edge: standard deviation in latent cells. 0 = hard."),
                 io.Image.Input("image", optional=True, tooltip="The mask takes this picture's size; without it, the latent's."),
+                refine_input(),
             ],
             outputs=[io.Mask.Output()],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, attention, words, threshold, grow, blur, image=None) -> io.NodeOutput:
+    def execute(cls, attention, words, threshold, grow, blur, image=None, refine=True) -> io.NodeOutput:
         size = attention.latent
         if image is not None:
             size = tuple(s.stop - s.start for s in covered(image.shape[1:3], size))
@@ -204,9 +215,11 @@ class PalimpsestAttentionMask(io.ComfyNode):
         if not words.strip():
             raise ValueError(f"Attention Mask has no word to find; the source's words are: "
                              f"{', '.join(w.text for w in attention.tokens[0].named)}.")
-        mask = torch.stack([word_mask(attention, i, found, size, threshold) for i, found in enumerate(chosen)])
+        mask = attention.mask(chosen, size, threshold, refine)
         if not mask.flatten(1).any(1).all():
-            raise ValueError(f"The mask of {words!r} at threshold {threshold} is empty: lower the threshold (paper: 0.3).")
+            raise ValueError(f"The mask of {words!r} at threshold {threshold} is empty: lower the threshold (0 finds one), or name "
+                             "other words.")
+        warn_if_wide("Attention Mask", mask)
         mask = grow_mask(mask, round(grow * cell))
         if blur:
             sigma = blur * cell
@@ -215,12 +228,6 @@ class PalimpsestAttentionMask(io.ComfyNode):
         if image is not None:
             mask = picture_mask(mask, image.shape[1:3])
         return io.NodeOutput(mask, ui=ui.PreviewMask(mask, cls=cls))
-
-
-def word_mask(attention: Attention, picture: int, words, size, threshold):
-    """[h, w] in {0, 1}: the union of some words' maps, each over `threshold` of its own maximum."""
-    maps = torch.stack([attention.map(picture, [word]) for word in words])
-    return threshold_maps(maps[None], size, threshold)[0]
 
 
 NODES = [PalimpsestAttentionStore, PalimpsestAttentionHeatmap, PalimpsestAttentionMask, PalimpsestAttentionInject]

@@ -1,5 +1,6 @@
 """Blending nodes: what keeps the source exact outside a mask."""
-import torch
+from functools import partial
+
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
@@ -7,14 +8,14 @@ from ..attention.control import require_unet
 from ..attention.store import WordMaps
 from ..attention.tf_icon import Composite, Donor
 from ..blending.blended_latent import ShrinkingBlend, needs_mask, shrinking
-from ..blending.local_blend import LocalBlend, latent_mask, threshold_maps
+from ..blending.local_blend import LocalBlend, latent_mask
 from ..blending.noise_mask import AGAINST, NoiseMask
 from ..blending.object_aware import ObjectAware
 from ..host.sampling import check_family
 from ..host.session import attach
-from ..host.tokens import parse_words
+from ..host.tokens import parse_words, present_words
 from ..metrics.masks import grow as grown
-from .attention import AttentionType, InversionType, word_mask
+from .attention import AttentionType, InversionType, refine_input, threshold_input
 
 
 def check_attention(attention, inversion):
@@ -54,23 +55,23 @@ class PalimpsestLatentBlend(io.ComfyNode):
                                 "be written over, separated by commas."),
                 io.String.Input("target_words", default="", tooltip="With ATTENTION: words of the target prompt; where this run "
                                 "sees them is added to the mask as it goes."),
-                io.Float.Input("threshold", default=0.3, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of a word's largest value that counts as the word. Paper: 0.3."),
+                threshold_input(),
                 io.Mask.Input("mask", optional=True, tooltip="1 where the edit may write, 0 where the source stays. Soft values "
                               "blend."),
                 AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words' places."),
-                io.String.Input("subtract_words", default="", optional=True, tooltip="With ATTENTION: words of the source prompt "
-                                "whose place is taken out of the mask again, whatever else is in it."),
+                io.String.Input("subtract_words", default="", optional=True, tooltip="With ATTENTION: words of either prompt whose "
+                                "place is taken out of the mask again, whatever else is in it."),
                 io.Boolean.Input("masks_in_time", default=False, optional=True,
                                  tooltip="Off: each mask of a batch is for a row of the latent. On: they follow each other from "
                                          "start to the end, each for an equal share of the schedule."),
+                refine_input(),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def execute(cls, model, inversion, start, source_words, target_words, threshold, mask=None, attention=None, subtract_words="",
-                masks_in_time=False) -> io.NodeOutput:
+                masks_in_time=False, refine=True) -> io.NodeOutput:
         check_trajectory(model, inversion, "Latent Blend")
         wanted = source_words.strip() or target_words.strip()
         words = bool(wanted or subtract_words.strip())
@@ -84,7 +85,7 @@ class PalimpsestLatentBlend(io.ComfyNode):
         if masks_in_time and (mask is None or len(mask) < 2):
             raise ValueError(f"Latent Blend is to use masks in time and has {0 if mask is None else len(mask)}: connect a batch "
                              "of two or more, or turn masks_in_time off.")
-        size, gather, named, removed = tuple(inversion.shape[-2:]), None, None, None
+        size, named, removed, gathered = tuple(inversion.shape[-2:]), None, None, {}
         if words:
             require_unet(model, "Latent Blend by words")
             check_attention(attention, inversion)
@@ -92,22 +93,30 @@ class PalimpsestLatentBlend(io.ComfyNode):
                 raise ValueError(f"The mask of {wanted or subtract_words!r} at threshold {threshold} is empty: lower the "
                                  "threshold (paper: 0.3).")
         if source_words.strip():
-            named = torch.stack([word_mask(attention, i, found, size, threshold)
-                                 for i, found in enumerate(parse_words(source_words, attention.tokens))])
-        if subtract_words.strip():
-            removed = torch.stack([
-                threshold_maps(torch.stack([attention.map(i, [word]) for word in found])[None], size, threshold, grow=False)[0]
-                for i, found in enumerate(parse_words(subtract_words, attention.tokens))])
+            named = attention.masks(parse_words(source_words, attention.tokens), size, threshold, refine)
         if target_words.strip():
-            gather = WordMaps(lambda prompts: parse_words(target_words, prompts), attention.share)
+            gathered["gathered"] = WordMaps(lambda prompts: parse_words(target_words, prompts), attention.share,
+                                            attention.fine if refine else None)
+        if subtract_words.strip():
+            found, lost = present_words(subtract_words, attention.tokens)
+            removed = attention.masks(found, size, threshold, refine, grow=False)
+
+            def subtracted(prompts):
+                here, missing = present_words(subtract_words, prompts)
+                parse_words(", ".join(name for name in lost if name in missing), prompts)  # an error where neither prompt has it
+                return here
+
+            gathered["removing"] = WordMaps(subtracted, attention.share, attention.fine if refine else None, bool(lost))
+        for gather in gathered.values():
             model = attach(model, gather)
         painted = None if mask is None else latent_mask(mask, size)
-        known = [m for m in (named, painted) if m is not None]
-        if removed is not None and gather is None and not any((m * (1 - r)).any() for m in known for r in removed):
+        known = [m for m in (named and named.masks[-1], painted) if m is not None]
+        if removed and "gathered" not in gathered and not any((m * (1 - r)).any() for m in known for r in removed.masks[-1]):
             raise ValueError(f"The words {subtract_words!r} are subtracted and nothing of the mask is left: name fewer, or "
                              "raise the threshold.")
         return io.NodeOutput(attach(model, LocalBlend(
-            inversion, painted, start, named, removed, gather and gather.mean, threshold, masks_in_time)))
+            inversion, painted, start, named, removed, in_time=masks_in_time,
+            **{kind: partial(gather.mask, threshold=threshold, grow=kind == "gathered") for kind, gather in gathered.items()})))
 
 
 class PalimpsestBlendedLatent(io.ComfyNode):

@@ -11,12 +11,12 @@ from ..attention.layers import coarse, decoder, listed, parse_layers, roles
 from ..attention.masactrl import MutualSelfAttention, object_mask
 from ..attention.plug_and_play import ResidualFeatures, after_first, second_block
 from ..attention.prompt_mixing import MixedValues, PreservedShapes
-from ..attention.store import WordMaps, resolution
-from ..blending.local_blend import latent_mask
+from ..attention.store import WordMaps, refining, resolution
+from ..blending.local_blend import latent_mask, warn_if_wide
 from ..host.sampling import check_family
 from ..host.session import attach
 from ..host.tokens import parse_words
-from .attention import AttentionType, InversionType, word_mask
+from .attention import AttentionType, InversionType, refine_input, threshold_input
 from .blending import check_attention
 from .runner import prompt_alone
 
@@ -84,18 +84,19 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
                                 "the object, separated by commas."),
                 io.String.Input("target_words", default="", tooltip="Words of the target prompt that name it; where this "
                                 "run sees them is the target's mask."),
-                share_input("threshold", 0.1, "Where words' maps, scaled to 0..1, count as the object. Paper: 0.1."),
+                threshold_input("0.1"),
                 null_input(),
                 io.Mask.Input("source_mask", optional=True, tooltip="1 on the object in the source: foreground then looks up "
                               "foreground, background background."),
                 io.Mask.Input("target_mask", optional=True, tooltip="1 where the object is to be. Soft values blend."),
                 AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find source_words."),
+                refine_input(),
             ],
             outputs=[io.Model.Output()])
 
     @classmethod
     def execute(cls, model, inversion, start, end, layers, source_words, target_words, threshold, null_too, source_mask=None,
-                target_mask=None, attention=None) -> io.NodeOutput:
+                target_mask=None, attention=None, refine=True) -> io.NodeOutput:
         node = "Mutual Self-Attention"
         require_unet(model, node)
         check_family(model, inversion)
@@ -116,15 +117,22 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
             check_some(node, "object of the source", source)
         if attention is not None:
             check_attention(attention, inversion)
-            maps = [attention.map(i, found) for i, found in enumerate(parse_words(source_words, attention.tokens))]
-            source = object_mask(torch.stack(maps)[:, None], size, threshold)
+            words = parse_words(source_words, attention.tokens)
+            source = attention.mask(words, size, threshold, True) if refine else object_mask(
+                torch.stack([attention.map(i, found) for i, found in enumerate(words)])[:, None], size, threshold)
+            warn_if_wide(node, source)
         if target_words.strip():
             share = attention.share if attention else resolution(model, 0.25)
-            gather = WordMaps(lambda prompts: parse_words(target_words, prompts), share)
+            gather = WordMaps(lambda prompts: parse_words(target_words, prompts), share, refining(model, size, share) if refine else None)
             model = attach(model, gather)
+
+        def gathered(run):
+            maps = None if refine else gather.mean(run)
+            return gather.mask(run, threshold) if maps is None else object_mask(maps, run.shape[-2:], threshold)
+
         chosen = layers_of(layers, model, lambda unet: decoder(unet, 0.5))
         return io.NodeOutput(attach(model, MutualSelfAttention(
-            inversion, chosen, start, end, roles(null_too), source, target, gather and gather.mean, threshold)))
+            inversion, chosen, start, end, roles(null_too), source, target, gather and gathered)))
 
 
 class PalimpsestPlugAndPlay(io.ComfyNode):
@@ -209,19 +217,19 @@ class PalimpsestPromptMixing(io.ComfyNode):
                                 "to stay, separated by commas."),
                 io.String.Input("object", default="", tooltip="With ATTENTION: the word whose shape varies; its place is "
                                 "taken out of what is preserved."),
-                share_input("threshold", 0.3, "Share of a word's largest value that counts as the word, as in Attention Mask. "
-                                              "Paper: a probability of 0.05."),
+                threshold_input("a probability of 0.05"),
                 share_input("preserve_end", 0.8, "Share of the schedule until which shapes are preserved. Paper: step 40 of 50."),
                 layers_input(f"shapes are preserved on {COARSE}"),
                 InversionType.Input("inversion", optional=True, tooltip="To preserve shapes: the source."),
                 io.Mask.Input("mask", optional=True, tooltip="1 where shapes are to stay, beside the words' places."),
                 AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words' places."),
+                refine_input(),
             ],
             outputs=[io.Model.Output()])
 
     @classmethod
     def execute(cls, model, mix, start, end, preserve, object, threshold, preserve_end, layers, inversion=None, mask=None,
-                attention=None) -> io.NodeOutput:
+                attention=None, refine=True) -> io.NodeOutput:
         node = "Prompt Mixing"
         require_unet(model, node)
         check_span(node, start, end, "0.14 and 0.34")
@@ -242,11 +250,8 @@ class PalimpsestPromptMixing(io.ComfyNode):
             check_attention(attention, inversion)
         size = tuple(inversion.shape[-2:])
 
-        def places(words):
-            return torch.stack([word_mask(attention, i, found, size, threshold) if found else torch.zeros(size)
-                                for i, found in enumerate(parse_words(words, attention.tokens))])
-
-        masks = [places(words) for words in (preserve, object)] if attention is not None else []
+        masks = [] if attention is None else [attention.mask(parse_words(words, attention.tokens), size, threshold, refine)
+                                              for words in (preserve, object)]
         painted = [] if mask is None else [latent_mask(mask, size)]
         rows = math.lcm(*map(len, masks + painted))
         masks, painted = ([repeat_to_batch_size(m, rows) for m in found] for found in (masks, painted))

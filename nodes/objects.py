@@ -8,14 +8,14 @@ from comfy_api.latest import io
 
 from ..attention.control import positions, require_unet
 from ..attention.store import resolution as nearest
-from ..blending.local_blend import latent_mask, threshold_maps
+from ..blending.local_blend import latent_mask, warn_if_wide, word_mask
 from ..guidance.delta_denoise import PairGuider, descend, levels
 from ..guidance.magic_remover import MagicRemover, Surroundings, object_map, union
 from ..guidance.self_guidance import Decoded, SelfGuidance, Shown, map_sites
 from ..host.sampling import Solver, check_family, prediction_type, run
 from ..host.session import attach, editors, require_plain
 from ..host.tokens import parse_words
-from .attention import AttentionType
+from .attention import AttentionType, refine_input
 from .blending import check_attention, check_trajectory
 from .runner import InversionType, source_latent
 
@@ -156,8 +156,9 @@ class PalimpsestMagicRemover(io.ComfyNode):
                 InversionType.Input("inversion"),
                 io.String.Input("words", default="", tooltip="The object, by all words of the source prompt that are its own: "
                                 "'purple, heart'; the second of two is 'heart#2'."),
-                io.Float.Input("threshold", default=0.3, min=0.0, max=0.99, step=0.01,
-                               tooltip="Where the words' maps reach this share of their largest value is the object's place."),
+                io.Float.Input("threshold", default=0.0, min=0.0, max=0.99, step=0.01, tooltip=(
+                    "Where the words' maps reach this share of their largest value is the object's place. 0: found in the maps "
+                    "themselves.")),
                 io.Float.Input("scale", default=1.0, min=0.0, max=1000.0, step=0.1,
                                tooltip="How far the latent is moved away from the words, where the sampled prompt has them. "
                                        "Program: 1. 0: the place is only filled."),
@@ -167,11 +168,12 @@ class PalimpsestMagicRemover(io.ComfyNode):
                                tooltip="Share at which the removal ends; the rest of the picture is held to the end. Program: 1."),
                 io.Mask.Input("mask", optional=True, tooltip="1 on the object, in place of ATTENTION."),
                 AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the object's place."),
+                refine_input(),
             ],
             outputs=[io.Model.Output()])
 
     @classmethod
-    def execute(cls, model, inversion, words, threshold, scale, start, end, mask=None, attention=None) -> io.NodeOutput:
+    def execute(cls, model, inversion, words, threshold, scale, start, end, mask=None, attention=None, refine=True) -> io.NodeOutput:
         require_unet(model, "MagicRemover")
         check_trajectory(model, inversion, "MagicRemover")
         if (mask is None) == (attention is None):
@@ -192,9 +194,10 @@ class PalimpsestMagicRemover(io.ComfyNode):
         else:
             check_attention(attention, inversion)
             found = parse_words(words, attention.tokens)
-            maps = object_map(attention.maps.movedim(1, -1), [[attention.columns(i, [word]) for word in found[i % len(found)]]
+            maps = object_map(attention.chosen(refine).movedim(1, -1), [[attention.columns(i, [word]) for word in found[i % len(found)]]
                                                               for i in range(inversion.batch)])
-            place, share = threshold_maps(maps[:, None], size, threshold, grow=False), attention.share
+            place, share = word_mask(maps, size, threshold, refine, grow=False), attention.share
+            warn_if_wide("MagicRemover", place)
         if inversion.tokens:
             parse_words(words, inversion.tokens)  # an unknown word is an error
         names = tuple(filter(str.strip, re.split(r"[,\n]", words)))

@@ -135,7 +135,8 @@ class PalimpsestAttentionReweight(io.ComfyNode):
                     "Words that are to act inside the region only, separated by commas.")),
                 io.String.Input("region_words", default="", tooltip=(
                     "The region is where these words of the prompt lie, as this run sees them after its first step.")),
-                share_input("threshold", 0.3, "Share of a region word's largest value that counts as the region."),
+                share_input("threshold", 0.3, "Share of the region words' largest value that counts as the region. 0: found in their "
+                                              "maps themselves."),
                 share_input("start", 0.0, "Share of the schedule from which it acts. Paper: 0."),
                 share_input("end", 1.0, "Share at which it ends. Paper: 0.8 for factors with an inversion, 1 without."),
                 io.Mask.Input("mask", optional=True, tooltip="The region, 1 where the restrained words may act. Soft values "
@@ -163,7 +164,7 @@ class PalimpsestAttentionReweight(io.ComfyNode):
             model = attach(model, gather)
         if mask is not None:
             region = mask.float()
-        return io.NodeOutput(attach(model, Reweight(factors, restrained, region, gather and gather.mean, threshold, start, end)))
+        return io.NodeOutput(attach(model, Reweight(factors, restrained, region, gather and gather.mask, threshold, start, end)))
 
 
 NODES = [PalimpsestStyleAligned, PalimpsestCrossImageAttention, PalimpsestAttentionReweight]

@@ -1,15 +1,18 @@
 """Attention edits against plain explicit implementations of the papers' equations, and the reference branch's own promises."""
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
 from explicit import DIM, HEADS, SIDE, Call, Run, apply_maps, attention, features, softmax_maps
 from palimpsest.attention.control import AttentionEdit, Rows, Site, Source, host_attention, positions
 from palimpsest.attention.p2p import PromptToPrompt
 from palimpsest.attention.reweight import Reweight
-from palimpsest.attention.store import read_maps, word_maps
+from palimpsest.attention.store import read_maps, refining, word_maps
 from palimpsest.host.reference import levels_together
 from palimpsest.host.session import attach
 from runs import Case, clip, prompts
@@ -232,20 +235,39 @@ def test_restraint_shares_out_the_words_attention_and_not_what_another_pack_adds
     torch.testing.assert_close(found, editor.attend(rows, site, q, k, v, None, attention) + q.sin())
 
 
-def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one():
-    """Steps in batches against the host's attention read at each σ alone."""
-    case = Case("sd15", batch=2, size=16, steps=5)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one(batch, share):
+    """Steps in batches against the host's attention read at each σ alone. Refined: explicit self-attention maps times the words'
+    maps of the forwards before, of the first those of its own."""
+    case, notes = Case("sd15", batch=batch, size=16, steps=5), {}
     with torch.inference_mode():
-        found = read_maps(case.model, case.inversion, 1.0)
-    total = 0
-    tokens = case.source[0][1]["palimpsest_tokens"][0]
-    notes = {}
+        found = read_maps(case.model, case.inversion, share)
+    tokens, shares = case.source[0][1]["palimpsest_tokens"][0], positions(case.model.model.diffusion_model)
     case.predictions(attach(case.model, Noted(case.inversion, notes)), case.source)
-    count = 0
-    for (kind, position), entries in notes.items():
-        if kind == "cross" and positions(case.model.model.diffusion_model)[position] == 1.0:
-            for q, k, _, _ in entries:
-                maps = softmax_maps(q, k).mean(1)
-                total = total + torch.stack([maps[:, :, list(w.positions)].sum(-1) for w in tokens.words], 1)
-                count += 1
-    torch.testing.assert_close(found.maps.flatten(2), total / count, rtol=1e-4, atol=1e-6)
+
+    def means(wanted, at):
+        """[S, B, h·w, keys]: the mean over sites and heads of the maps at each step."""
+        sites = [e for (kind, position), e in notes.items() if (kind, shares[position]) == (wanted, at)]
+        return torch.stack([torch.stack([softmax_maps(q, k).mean(1) for q, k, _, _ in step]).mean(0) for step in zip(*sites)])
+
+    cross = means("cross", share)
+    steps = torch.stack([cross[..., list(w.positions)].sum(-1) for w in tokens.words], 2)
+    assert found.levels == tuple(case.sigmas[:-1].tolist()) and found.fine == 1.0
+    torch.testing.assert_close(found.steps.flatten(3), steps, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.maps.flatten(2), steps.mean(0), rtol=1e-4, atol=1e-6)
+    refined, together = [], levels_together(batch, (16, 16))
+    for n, walk in enumerate(means("self", 1.0)):
+        first = n // together * together
+        known = steps[:first or together].mean(0).unflatten(2, found.steps.shape[-2:])
+        finer = F.interpolate(known, size=(16, 16), mode="bilinear").flatten(2)
+        refined.append((walk @ finer.transpose(1, 2)).transpose(1, 2))
+    torch.testing.assert_close(found.refined.flatten(2), torch.stack(refined).mean(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("side, share, fine", [(64, 0.25, 0.5), (64, 0.5, 0.5), (64, 1.0, 1.0), (96, 0.25, 0.25), (16, 0.25, 1.0)])
+def test_maps_are_refined_where_objects_have_shapes(side, share, fine):
+    """SD1.5's grids: on 32² places of 64², on 24² of 96², and never on a coarser grid than that of the maps."""
+    unet = {i: s for i, s in enumerate((1.0, 0.5, 0.25, 0.125))}
+    with patch("palimpsest.attention.store.positions", lambda network: unet):
+        assert refining(SimpleNamespace(model=SimpleNamespace(diffusion_model=None)), (side, side), share) == fine

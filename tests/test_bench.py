@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from palimpsest.bench import cost, pie, scenes, speed
+from palimpsest.bench import cost, masks, pie, scenes, speed
 from palimpsest.metrics.edits import edit_scores
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, visible
 from PIL import Image
@@ -85,6 +85,21 @@ def test_scene_bench_goes_on_where_it_was_and_gives_the_same_lines(tmp_path, mon
     lines.unlink()
     run(scenes, monkeypatch, *common, "--cases", 1, "--editor", "plain")
     assert rows() == first
+
+
+def test_masks_of_words_are_measured_against_the_true_object_and_lie_on_it(tmp_path, monkeypatch, capsys):
+    """At the node's defaults; a scene of each kind."""
+    out = tmp_path / "masks.json"
+    run(masks, monkeypatch, "--count", 1, "--steps", 6, "--words", "all", "--out", out)
+    found = json.loads(out.read_text())["measured"]
+    assert found["refined | 0"]["all"] > 0.65 > 3 * found["as they are | 0.3"]["all"] and found["refined | 0"]["wide"] == 0
+    assert f"| refined | 0.5 | {found['refined | 0.5']['object']:.2f} |" in capsys.readouterr().out
+    for kind in EDIT_KINDS:
+        edit = held_out_edit(0, kind)
+        names, one = masks.named(edit)
+        assert [name.split("#")[0] for name in names.split(", ")] == one.phrase().split()[1:] and one in edit.source.objs
+        a, b = (masks.torch.from_numpy(m) for m in (masks.covered(one), edit.mask))
+        assert kind != "delete" or masks.iou(a[None], b[None]) > 0.9
 
 
 def test_the_exact_target_succeeds_and_keeps_everything():

@@ -1,6 +1,9 @@
 """Latent Blend, recorded at every model call: what the sampler asks, what the model sees and gives, what the sampler gets."""
 import itertools
+import json
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.sd
@@ -11,8 +14,9 @@ import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
 from nodes import common_ksampler
 from palimpsest.attention.control import host_attention, positions
-from palimpsest.attention.store import read_maps
-from palimpsest.blending.local_blend import covered, latent_mask, picture_mask
+from palimpsest.attention.store import WordMaps, read_maps
+from palimpsest.blending.local_blend import covered, latent_mask, picture_mask, word_mask
+from palimpsest.host.session import Editor, attach, editors
 from palimpsest.nodes.blending import PalimpsestBlendedLatent, PalimpsestLatentBlend, PalimpsestObjectAwareBlend
 from runs import Case, invert
 
@@ -34,7 +38,7 @@ class Flow(Case):
 def blend(case, model=None, start=START, source_words="", target_words="", threshold=0.3, **inputs):
     """Latent Blend's MODEL."""
     return PalimpsestLatentBlend.execute(model or case.model, case.inversion, start, source_words, target_words, threshold,
-                                         **inputs).result[0]
+                                         **{"refine": False, **inputs}).result[0]
 
 
 class Record:
@@ -42,11 +46,11 @@ class Record:
 
     calls: (σ, asked, seen [chunks, rows, …], given, got), the sampler's x, the network's x, the guider's x0 and the sampler's."""
 
-    def __init__(self, case, start=START, noise=None, sampler="euler", cfg=7.5, positive=None, **inputs):
+    def __init__(self, case, start=START, noise=None, sampler="euler", cfg=7.5, positive=None, beside=lambda model: model, **inputs):
         self.case, self.calls = case, []
         outer = case.model.clone()
         outer.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "outer", self._outer)
-        model = blend(case, outer, start, **inputs)
+        model = beside(blend(case, outer, start, **inputs))
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "inner", self._inner)
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "network", self._network)
         if noise is None:
@@ -240,54 +244,95 @@ class Explicit:
         self.so_far.append(self.total / self.count)
         return x0
 
-    def masks(self, names, size, threshold):
-        """[rows, h, w] after each call: the union of the words' maps over `threshold` of their maximum."""
+    def masks(self, names, size, threshold, grow=True):
+        """[rows, h, w] after each call, of the sum of the words' maps; of none nothing."""
         found = []
         for maps in self.so_far:
             rows = []
             for i, row in enumerate(maps):
                 tokens = self.case.edit.pairs[i % len(self.case.edit.pairs)].target
-                rows.append(torch.stack([over(row[..., list(word.positions)].sum(-1), size, threshold)
-                                         for word in tokens.words if word.name in names]).any(0))
+                places = [p for word in tokens.words if word.name in names for p in word.positions]
+                rows.append(over(row[..., places].sum(-1), size, threshold, grow))
             found.append(torch.stack(rows))
         return found
 
 
-def over(word_map, size, threshold):
-    spread = F.max_pool2d(word_map[None, None], 3, 1, 1)
-    spread = F.interpolate(spread, size=size, mode="bilinear")[0, 0]
-    return spread > threshold * spread.max()
+def over(maps, size, threshold, grow=True):
+    """As the authors' LocalBlend makes a mask of one summed map."""
+    spread = F.max_pool2d(maps[None], 3, 1, 1)[0] if grow else maps
+    places = [(torch.arange(n) * side // n) for n, side in zip(size, maps.shape)]
+    return (spread > threshold * spread.max())[places[0]][:, places[1]]
 
 
+def of_source(attention, names, size, threshold, count, grow=True):
+    """[B, h, w]: where source words lie by the first `count` steps' maps."""
+    found = []
+    for i, maps in enumerate(attention.steps[:count].mean(0)):
+        own = attention.tokens[i].words
+        found.append(over(sum(m for m, word in zip(maps, own, strict=True) if word.name in names), size, threshold, grow))
+    return torch.stack(found)
+
+
+def authors_masks(path="local_blend.json"):
+    return json.loads((Path(__file__).parent / "data" / path).read_text(encoding="utf-8"))["runs"]
+
+
+@pytest.mark.parametrize("case", authors_masks(), ids=lambda case: case["of"])
+def test_masks_equal_the_authors(case):
+    """Of waves for maps, of which each word has one of its own; both prompts', less both prompts' other words."""
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+
+    def maps(prompt, words):
+        return sum(1.2 + torch.sin(0.31 * x * (1 + 0.2 * w) + 0.17 * y * w + prompt) * torch.cos(0.23 * y + w - prompt) for w in words)
+
+    wanted, taken = (torch.stack([word_mask(maps(p, words)[None], (64, 64), case["threshold"], grow=grow)[0]
+                                  if words else torch.zeros(64, 64) for p, words in enumerate(both)]).amax(0)
+                     for both, grow in ((case["words"], True), (case["subtract"], False)))
+    ours = wanted * (1 - taken)
+    assert 0.05 < ours.mean() < 0.95
+    assert [f"{int(''.join(str(int(v)) for v in row), 2):016x}" for row in ours] == case["mask"]
+
+
+@pytest.mark.parametrize("taken", ["", "mat, small"])
+@pytest.mark.parametrize("words", [("cat", "dog"), ("cat, red", "hippopotamus, dog, blue")])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_by_words_the_mask_is_the_union_of_source_words_and_of_target_words_seen_so_far(batch):
-    """Equal to explicit softmax maps at every call: what the model sees knows the calls before, what it gave its own too.
+def test_a_run_by_words_is_the_authors_with_explicit_maps(batch, words, taken):
+    """Of both prompts' words so far, summed: what the model sees knows the calls before, what it gave its own too.
 
-    Of two targets, some words are in one only."""
-    targets = ("a blue dog on a hippopotamus", "a red dog on a small box")[:batch]
+    Of two targets, some words are in one only; what is taken out may be in either prompt."""
+    targets = ("a blue dog on a hippopotamus", "a red dog on a small mat")[:batch]
     case = Case(targets=targets, batch=batch, size=16, steps=5)
     attention = read_maps(case.model, case.inversion, 0.5)
-    source = case.inversion.tokens[0]
-    named = torch.stack([over(attention.map(i, [source.find("cat")]), (16, 16), 0.9) for i in range(batch)])
-    explicit = Explicit(case, attention.share)
+    explicit, size, level = Explicit(case, attention.share), (16, 16), 0.8
     case.model = explicit.model
-    run = Record(case, start=0.0, source_words="cat", target_words="hippopotamus, dog, blue", threshold=0.9, attention=attention)
-    gathered = explicit.masks(["dog", "blue", "hippopotamus"], (16, 16), 0.9)
-    before = [named, *(named | m for m in gathered[:-1])]
-    assert 0 < named.float().mean() < 1 and not torch.equal(before[0], before[1])
-    for (sigma, asked, seen, given, got), then, now in zip(run.calls, before, gathered, strict=True):
-        assert torch.equal(seen, torch.where(then[:, None], asked, case.inversion.at(sigma)).expand_as(seen))
-        assert torch.equal(got, torch.where((named | now)[:, None], given, case.inversion.latents[-1]))
+    source, target = (names.split(", ") for names in words)
+    run = Record(case, start=0.0, source_words=words[0], target_words=words[1], subtract_words=taken if batch == 2 else taken[:3],
+                 threshold=level, attention=attention)
+
+    def of_both(names, others, grow):
+        """After each call: the source's words or the target's."""
+        return [of_source(attention, names, size, level, n + 1, grow) | m
+                for n, m in enumerate(explicit.masks(others, size, level, grow))]
+
+    masks = of_both(source, target, True)
+    without = of_both(["mat"], ["mat", "small"], False) if taken else [torch.zeros_like(m) for m in masks]
+    masks = [m & ~w for m, w in zip(masks, without)]
+    assert all(0 < m.float().mean() < 1 for m in masks) and not torch.equal(masks[0], masks[-1])
+    for n, ((sigma, asked, seen, given, got), now) in enumerate(zip(run.calls, masks, strict=True)):
+        if n:
+            assert torch.equal(seen, torch.where(masks[n - 1][:, None], asked, case.inversion.at(sigma)).expand_as(seen))
+        assert torch.equal(got, torch.where(now[:, None], given, case.inversion.latents[-1]))
 
 
 def test_a_mask_and_words_are_joined():
     case = Case(size=16)
     attention = read_maps(case.model, case.inversion, 0.5)
-    named = over(attention.map(0, [case.inversion.tokens[0].find("cat")]), (16, 16), 0.9)
-    joined = named | (half(16) == 1)
-    run = Record(case, source_words="cat", threshold=0.9, mask=half(16)[None], attention=attention)
-    assert not torch.equal(joined, named) and 0 < joined.float().mean() < 1
-    assert run.keeps(joined) == [(now, now) for now in run.since()]
+    run = Record(case, source_words="cat", threshold=0.8, mask=half(16).T[None], attention=attention)
+    for n, (sigma, _, _, given, got) in enumerate(run.calls):
+        joined = of_source(attention, ["cat"], (16, 16), 0.8, n + 1)[0] | (half(16).T == 1)
+        assert 0.5 < joined.float().mean() < 1
+        if sigma <= run.limit:
+            assert torch.equal(got, torch.where(joined, given, case.inversion.latents[-1]))
 
 
 def test_what_a_run_gathers_ends_with_it():
@@ -298,32 +343,72 @@ def test_what_a_run_gathers_ends_with_it():
     assert torch.equal(case.sample(model), first)
 
 
-def named(attention, case, word, size, grow=True):
-    """[h, w] of a source word's explicit map over 0.9 of its maximum."""
-    found = attention.map(0, [case.inversion.tokens[0].find(word)])
-    if grow:
-        return over(found, size, 0.9)
-    found = F.interpolate(found[None, None], size=size, mode="bilinear")[0, 0]
-    return found > 0.9 * found.max()
-
-
-@pytest.mark.parametrize("inputs", [{"mask": half(16)[None]}, {"source_words": "cat"},
-                                    {"source_words": "cat", "mask": half(16)[None]}])
-def test_subtracted_words_are_taken_out_of_whatever_mask(inputs):
+def test_subtracted_words_are_taken_out_of_a_painted_mask_too_and_must_be_somewhere():
+    """Also for a target that Prompt Edit did not make, where the source has the words."""
     case = Case(size=16)
     attention = read_maps(case.model, case.inversion, 0.5)
-    wanted = named(attention, case, "cat", (16, 16)) if "source_words" in inputs else torch.zeros(16, 16, dtype=torch.bool)
-    wanted = (wanted | (half(16) == 1)) if "mask" in inputs else wanted
-    without = wanted & ~named(attention, case, "red", (16, 16), grow=False)
-    run = Record(case, subtract_words="red", threshold=0.9, attention=attention, **inputs)
-    assert without.any() and not torch.equal(without, wanted)
-    assert run.keeps(without) == [(now, now) for now in run.since()]
+    inputs = {"subtract_words": "red", "threshold": 0.8, "mask": half(16).T[None], "attention": attention}
+    run = Record(case, positive=tiny.encode(case.clip, "a dog"), **inputs)
+    for n, (sigma, _, _, given, got) in enumerate(run.calls):
+        left = (half(16).T == 1) & ~of_source(attention, ["red"], (16, 16), 0.8, n + 1, grow=False)[0]
+        assert 0 < left.float().mean() < 0.5
+        if sigma <= run.limit:
+            assert torch.equal(got, torch.where(left, given, case.inversion.latents[-1]))
+    with pytest.raises(ValueError, match='"horse" names no word of "a blue cat on a mat"'):
+        case.sample(blend(case, **{**inputs, "subtract_words": "red, horse"}))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.6])
+def test_by_default_the_source_lies_where_its_refined_maps_do_and_the_target_where_this_runs_do(threshold):
+    """From the first call on, of the whole trajectory; the target's refined maps are those of the calls so far."""
+    case = Case(size=16, steps=5)
+    attention = read_maps(case.model, case.inversion, 0.5)
+    named = refined_over(attention.map(0, [case.inversion.tokens[0].find("cat")], refined=True), threshold)
+    notes = []
+    run = Record(case, start=0.0, source_words="cat", target_words="blue, cat", threshold=threshold, attention=attention, refine=True,
+                 beside=lambda model: attach(model, Noted(editors(model)[0], notes)))
+    assert attention.fine == 1 > attention.share and 0 < named.float().mean() < 1
+    for (sigma, _, _, given, got), maps in list(zip(run.calls, notes, strict=True))[1:]:
+        joined = named | refined_over(maps[0].sum(0), threshold)
+        assert torch.equal(got, torch.where(joined, given, case.inversion.latents[-1]))
+
+
+def refined_over(maps, threshold):
+    """[16, 16] of a refined map: over a share of its range, or over the threshold of least variance within both classes."""
+    maps = maps - maps.min()
+    if not threshold:
+        values = maps.flatten().sort().values.double()
+        inner = [len(p) * float(p.var(unbiased=False)) + len(q) * float(q.var(unbiased=False))
+                 for p, q in ((values[:n], values[n:]) for n in range(1, len(values)))]
+        best = int(torch.tensor(inner).argmin())
+        return maps > float(values[best:best + 2].mean())
+    return maps > threshold * maps.max()
+
+
+@dataclass(frozen=True, eq=False)
+class Noted(Editor):
+    """Notes a WordMaps' refined maps after each call."""
+    gather: WordMaps
+    notes: list
+
+    def after(self, run, x0, sigma):
+        self.notes.append(self.gather.refined(run))
+        return x0
+
+
+def test_words_over_most_of_the_picture_are_said_once_a_run(caplog):
+    case = Case(size=16)
+    attention = read_maps(case.model, case.inversion, 0.5)
+    for threshold, said in ((0.01, 1), (0.97, 0)):
+        caplog.clear()
+        Record(case, source_words="cat", threshold=threshold, attention=attention)
+        assert sum("of the picture" in r.message for r in caplog.records if r.name == "palimpsest") == said
 
 
 def test_words_that_take_out_the_whole_mask_are_refused():
     case = Case(size=16)
     attention = read_maps(case.model, case.inversion, 0.5)
-    mask = named(attention, case, "red", (16, 16), grow=False).float()[None]
+    mask = of_source(attention, ["red"], (16, 16), 0.9, len(attention.steps), grow=False).float()
     with pytest.raises(ValueError, match="'red'.*nothing of the mask is left"):
         blend(case, mask=mask, subtract_words="red", threshold=0.9, attention=attention)
     with pytest.raises(ValueError, match="neither MASK nor ATTENTION"):

@@ -387,7 +387,7 @@ def variants(c):
                    mutual(c, **masks),
                    mutual(c, **{**masks, "source_mask": half(c, "right")}), mutual(c, **{**masks, "target_mask": whole(c)}),
                    mutual(c, **words), mutual(c, **{**words, "threshold": 0.3}), mutual(c, **{**words, "source_words": "mat"}),
-                   mutual(c, **{**words, "target_words": "mat"}),
+                   mutual(c, **{**words, "target_words": "mat"}), mutual(c, **{**words, "refine": False}),
                    mutual(c, source_mask=half(c), target_words="cat")],
         "plug and play": [plug_and_play(c), plug_and_play(c, feature_end=0.0), plug_and_play(c, attention_end=0.0),
                           plug_and_play(c, attention_end=1.0), plug_and_play(c, feature_layers="u2"),
@@ -398,7 +398,7 @@ def variants(c):
                    mixing(c, preserve_end=0.5, **keep), mixing(c, layers="u3", **keep),
                    mixing(c, **{**keep, "mask": half(c, "right")}), mixing(c, **by_word),
                    mixing(c, **{**by_word, "threshold": 0.95}), mixing(c, object="cat", **by_word),
-                   mixing(c, **{**by_word, "preserve": "cat"})]}
+                   mixing(c, **{**by_word, "preserve": "cat"}), mixing(c, **{**by_word, "refine": False})]}
 
 
 @pytest.mark.parametrize("node", ["mutual", "plug and play", "free prompt", "mixing"])

@@ -12,7 +12,7 @@ from canvas import Canvas, declared, to_api
 from pack import ROOT, load_pack
 from parts import CFG, picture_and_words, replay
 from techniques import TABLE, ddim, encoded, injected, inverted
-from workflow import SHARE, WORDS, host_nodes, object_info
+from workflow import WORDS, host_nodes, object_info
 
 PLACE = ROOT / "web" / "docs"
 WIDE, REDUCED = 640, .75  # px of a page at most, and what is left of a tile's size
@@ -162,7 +162,7 @@ def heatmap(c, label, **settings):
 def masked(c, label):
     p = c.scene()
     attention = stored(c, p, resolution=1.0)["ATTENTION"]
-    mask = c.node("PalimpsestAttentionMask", attention=attention, words=WORDS, threshold=SHARE, image=p.picture)
+    mask = c.node("PalimpsestAttentionMask", attention=attention, words=WORDS, image=p.picture)
     c.mask(f"mask of “{WORDS}”", mask["MASK"])
 
 
@@ -170,7 +170,7 @@ def blend(c, label):
     p = c.scene()
     inversion = ddim(c, p)
     blended = c.node("PalimpsestLatentBlend", model=p.loader["MODEL"], inversion=inversion["inversion"],
-                     attention=stored(c, p, resolution=1.0)["ATTENTION"], source_words=WORDS, threshold=SHARE)
+                     attention=stored(c, p, resolution=1.0)["ATTENTION"], source_words=WORDS)
     c.sample(ALONE, p, inversion, "target", CFG)
     c.sample(label, p, inversion, "target", CFG, model=blended["MODEL"])
 

@@ -16,20 +16,19 @@ FOLDER = ROOT / "workflows"
 MAIN, MAPS = "Rewrite a word, keep the rest", "Attention maps to a mask"
 SCENE = {"seed": 12, "kind": "colour"}
 WORDS, SEEN = "star", "green, dotted, star, sky, background"
-SHARE = 0.5  # of a word's largest attention: the maps have 8² cells here
 
 ABOUT_MAIN = """2. *Prompt Edit*: as source, write what the picture **shows**; as target, the same \
 sentence with a word rewritten, added or taken out.
 3. *Words that may change*: what the edit may write over, in words of the source. The mask follows them.
 4. Set what was chosen for the miniature back to the papers' values: CFG 7.5 in *Sample the edit*; `self_end` 0.4 and \
-`self_resolution` 0.5 in *Attention Inject*; `threshold` 0.3 in *Attention Mask* and *Latent Blend*.
+`self_resolution` 0.5 in *Attention Inject*.
 5. To change a **shape**, lower `cross_end` to 0.4 and `self_end` to 0.2; to keep more, raise them.
 6. *Edit Report*: leave `target` and `mask` open; only the miniature knows the true answer.
 
 As it stands it runs on the small model that comes with the pack, in seconds."""
 
 ABOUT_MAPS = """2. *Prompt Edit*: as source, write what the picture **shows**. The target plays no part.
-3. *Attention Mask*: name words of the source. `threshold` higher is tighter; `grow` and `blur` soften the edge, in \
+3. *Attention Mask*: name words of the source. `threshold` 0 is found by itself, higher is tighter; `grow` and `blur` soften the edge, in \
 cells of the latent.
 
 The mask goes to any node that takes one: *Latent Blend (Inversion)*, *ImageCompositeMasked*, \
@@ -108,13 +107,13 @@ def main_job(info: dict) -> dict:
         c.node("PalimpsestAttentionHeatmap", None, 200, attention=attention["ATTENTION"], image=p.picture,
                words=SEEN)
         mask = c.node("PalimpsestAttentionMask", None, 240, attention=attention["ATTENTION"], words=named["STRING"],
-                      threshold=SHARE, grow=1, blur=0.5, image=p.picture)
+                      grow=1, blur=0.5, image=p.picture)
     with c.group("4  Edit", BROWN):
         c.column(290)
         injected = c.node("PalimpsestAttentionInject", model=loader["MODEL"], inversion=inversion["inversion"],
                           prompt_edit=words["prompt edit"], **KEEPS)
         blended = c.node("PalimpsestLatentBlend", model=injected["MODEL"], inversion=inversion["inversion"],
-                         source_words=named["STRING"], threshold=SHARE, attention=attention["ATTENTION"])
+                         source_words=named["STRING"], attention=attention["ATTENTION"])
         edited = replay(c, "Sample the edit", blended["MODEL"], inversion, words["target"], null["CONDITIONING"], CFG)
         decoded = c.node("VAEDecode", "Edited", samples=edited["output"], vae=loader["VAE"])
         c.column(290)
@@ -148,7 +147,7 @@ def maps_to_a_mask(info: dict) -> dict:
                words=SEEN)
         c.column(290)
         mask = c.node("PalimpsestAttentionMask", None, 280, attention=attention["ATTENTION"], words=WORDS,
-                      threshold=SHARE, grow=1, blur=0.5, image=p.picture)
+                      grow=1, blur=0.5, image=p.picture)
         c.column(290)
         c.node("MaskPreview", "The mask", 280, mask=mask["MASK"])
     return c.json()
