@@ -74,8 +74,8 @@ def word_mask(maps, size, threshold=0.0, refined=False, grow=True):
         maps = maps - maps.amin((2, 3), keepdim=True)
     elif grow:
         maps = F.max_pool2d(maps, 3, 1, 1)
-    level = threshold * maps.amax((2, 3), keepdim=True) if threshold else otsu(maps)
-    return (F.interpolate(maps, size=size, mode="bilinear" if refined else "nearest")[:, 0] > level[:, 0]).float()
+    resized = F.interpolate(maps, size=size, mode="bilinear" if refined else "nearest")
+    return (resized > (threshold * resized.amax((2, 3), keepdim=True) if threshold else otsu(maps)))[:, 0].float()
 
 
 def warn_if_wide(name, mask):

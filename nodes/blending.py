@@ -91,7 +91,7 @@ class PalimpsestLatentBlend(io.ComfyNode):
             check_attention(attention, inversion)
             if threshold >= 1:
                 raise ValueError(f"The mask of {wanted or subtract_words!r} at threshold {threshold} is empty: lower the "
-                                 "threshold (paper: 0.3).")
+                                 "threshold (0 finds one).")
         if source_words.strip():
             named = attention.masks(parse_words(source_words, attention.tokens), size, threshold, refine)
         if target_words.strip():

@@ -12,7 +12,7 @@ from explicit import DIM, HEADS, SIDE, Call, Run, apply_maps, attention, feature
 from palimpsest.attention.control import AttentionEdit, Rows, Site, Source, host_attention, positions
 from palimpsest.attention.p2p import PromptToPrompt
 from palimpsest.attention.reweight import Reweight
-from palimpsest.attention.store import read_maps, refining, word_maps
+from palimpsest.attention.store import read_maps, refining, spread, word_maps
 from palimpsest.host.reference import levels_together
 from palimpsest.host.session import attach
 from runs import Case, clip, prompts
@@ -263,6 +263,17 @@ def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one(batch, share):
         finer = F.interpolate(known, size=(16, 16), mode="bilinear").flatten(2)
         refined.append((walk @ finer.transpose(1, 2)).transpose(1, 2))
     torch.testing.assert_close(found.refined.flatten(2), torch.stack(refined).mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_maps_are_refined_in_an_areas_window():
+    """More words than the head dimension, coarser maps of one picture for two rows."""
+    maps = torch.rand(1, 11, 2, 2, generator=torch.Generator().manual_seed(3))
+    q, k, _ = features(2, 0, tokens=6)
+    rows, site = Rows(Call(Run()), {"area": (4, 6, 2, 0)}, 2), Site("self", ("middle", 0, 0), (2, 3), 0.5, HEADS)
+    whole = F.interpolate(maps, size=(SIDE, SIDE), mode="bilinear").double()
+    wanted = softmax_maps(q, k).mean(1) @ whole[..., 1:3, :3].flatten(2).transpose(1, 2)
+    assert 11 > DIM
+    torch.testing.assert_close(spread(maps, rows, site, q, k).flatten(2), wanted.transpose(1, 2).float(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("side, share, fine", [(64, 0.25, 0.5), (64, 0.5, 0.5), (64, 1.0, 1.0), (96, 0.25, 0.25), (16, 0.25, 1.0)])

@@ -2,7 +2,7 @@
 import itertools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -394,6 +394,14 @@ class Noted(Editor):
     def after(self, run, x0, sigma):
         self.notes.append(self.gather.refined(run))
         return x0
+
+
+def test_maps_that_could_not_be_refined_say_why():
+    case = Case(size=16)
+    attention = replace(read_maps(case.model, case.inversion, 0.5), refined=None)
+    assert torch.is_tensor(Record(case, source_words="cat", attention=attention).result)
+    with pytest.raises(ValueError, match="cut into tiles: remove HyperTile before Attention Store, or turn refine off"):
+        blend(case, source_words="cat", attention=attention, refine=True)
 
 
 def test_words_over_most_of_the_picture_are_said_once_a_run(caplog):

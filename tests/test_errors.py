@@ -241,7 +241,7 @@ def test_a_word_mask_that_comes_out_empty():
                 lambda: blend(case, source_words="cat", threshold=1.0, attention=attention, mask=WINDOW),
                 lambda: blend(case, target_words="cat", threshold=1.0, attention=attention),
                 lambda: PalimpsestAttentionMask.execute(attention, "cat", 1.0, 0, 0.0)):
-        with refused(case.calls, "'cat'", "threshold 1.0", "empty", "lower the threshold (paper: 0.3)"):
+        with refused(case.calls, "'cat'", "threshold 1.0", "empty", "lower the threshold (0 finds one)"):
             act()
 
 

@@ -380,7 +380,7 @@ def variants(c):
     masks = {"source_mask": half(c), "target_mask": half(c, "right")}
     words = {"source_words": "cat", "target_words": "cat", "attention": attention, "threshold": 0.6}
     keep = {"inversion": c.inversion, "mask": half(c)}
-    by_word = {"inversion": c.inversion, "attention": attention, "preserve": "mat", "threshold": 0.9}  # the maps are flat
+    by_word = {"inversion": c.inversion, "attention": attention, "preserve": "mat", "threshold": 0.4}
     green = prompts(c.clip, "a red cat on a mat", "a green dog on a mat")[1]
     return {
         "mutual": [mutual(c), mutual(c, start=0.5), mutual(c, end=0.5), mutual(c, layers="u2"), mutual(c, null_too=True),
@@ -397,7 +397,7 @@ def variants(c):
         "mixing": [mixing(c), mixing(c, mix=green), mixing(c, start=0.5), mixing(c, end=0.5), mixing(c, **keep),
                    mixing(c, preserve_end=0.5, **keep), mixing(c, layers="u3", **keep),
                    mixing(c, **{**keep, "mask": half(c, "right")}), mixing(c, **by_word),
-                   mixing(c, **{**by_word, "threshold": 0.95}), mixing(c, object="cat", **by_word),
+                   mixing(c, **{**by_word, "threshold": 0.7}), mixing(c, object="cat", **by_word),
                    mixing(c, **{**by_word, "preserve": "cat"}), mixing(c, **{**by_word, "refine": False})]}
 
 
