@@ -144,7 +144,8 @@ def _write(edits, call, site, inner, q, k, v, options):
                              f"target's of {qkv[0].shape[1]}: another node cuts at random; set HyperTile's swap_size to 1.")
         for edit in chosen:
             if edit.observe:
-                edit.observe(rows, site, *qkv, _chain(chosen, rows, site, _bound(host_attention, here)))
+                plain = _bound(host_attention, here)  # in self-attention edits look up other values than are given
+                edit.observe(rows, site, *qkv, plain if site.kind == "self" else _chain(chosen, rows, site, plain))
     return torch.cat(out)
 
 

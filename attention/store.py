@@ -15,7 +15,6 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.utils import repeat_to_batch_size
 
 from ..blending.local_blend import SourceMask, word_mask
@@ -104,7 +103,7 @@ def word_maps(attention, site: Site, q, k, groups, length):
     return looked_up(attention, site, q, k, one_hot(groups, length, q).repeat(1, k.shape[1] // length, 1))
 
 
-def spread(maps, rows, site, q, k):
+def spread(attention, maps, rows, site, q, k):
     """[rows, groups, h, w]: S·M of maps M [B, groups, h', w'] of the whole latent, row i mod B for row i."""
     full = _full(rows, site)
     size = maps.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)  # so that the compute dtype holds them
@@ -112,7 +111,7 @@ def spread(maps, rows, site, q, k):
     values, size = (repeat_to_batch_size(t, rows.count) for t in (values, size))
     if "area" in rows.entry:
         values = window(values, full, site.grid, rows)
-    return size * looked_up(lambda q, k, v: optimized_attention(q, k, v, site.heads), site, q, k, values.to(q))
+    return size * looked_up(attention, site, q, k, values.to(q))
 
 
 def _full(rows, site):
@@ -164,7 +163,7 @@ class WordMaps(AttentionEdit):
         memory = rows.call.run.memory(self)
         if site.kind == "self":
             if "known" in memory and memory["known"].numel() and not in_tiles(self, rows, site, q):
-                self._add(memory, "refined", spread(memory["known"], rows, site, q, k), rows, site)
+                self._add(memory, "refined", spread(attention, memory["known"], rows, site, q, k), rows, site)
             return
         if id(tokens) not in memory:
             memory[id(tokens)] = [[word.positions for word in words] for words in self.words(tokens)]

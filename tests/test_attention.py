@@ -273,7 +273,7 @@ def test_maps_are_refined_in_an_areas_window():
     whole = F.interpolate(maps, size=(SIDE, SIDE), mode="bilinear").double()
     wanted = softmax_maps(q, k).mean(1) @ whole[..., 1:3, :3].flatten(2).transpose(1, 2)
     assert 11 > DIM
-    torch.testing.assert_close(spread(maps, rows, site, q, k).flatten(2), wanted.transpose(1, 2).float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(spread(attention, maps, rows, site, q, k).flatten(2), wanted.transpose(1, 2).float(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("side, share, fine", [(64, 0.25, 0.5), (64, 0.5, 0.5), (64, 1.0, 1.0), (96, 0.25, 0.25), (16, 0.25, 1.0)])
