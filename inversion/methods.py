@@ -11,8 +11,8 @@ class Method:
     Euler's steps, and so any host SAMPLER, walk the trajectory back. guided: what it learned belongs to the CFG it was learned
     at. stands: its solver holds two latents and takes stand(Standing), by which it says where it stands (inversion/steps.py).
     theta: name -> (axis, applied by, dimensions, or None where each is a latent) of all that it writes into θ_F; a name that
-    ends in "." begins several, one in "_pooled" is there only where the model reads it. settings: the numbers that reverse
-    finds in the provenance."""
+    ends in "." begins several, one in "_pooled" is there only where the model reads it, one in "_scale" not in older files.
+    settings: the numbers that reverse finds in the provenance."""
     reverse: Callable | None = None
     guided: bool = False
     stands: bool = False
@@ -30,7 +30,8 @@ METHODS = {
     "Null-Text": Method(guided=True, theta={"uncond": ("step", "prediction", 4), **UNCOND_POOLED}),
     "Prompt Tuning": Method(guided=True, theta={"cond": ("step", "prediction", 4), "cond_mix": ("run", "prediction", 1),
                                                 "cond_pooled": ("run", "prediction", 3)}),
-    "StyleDiffusion": Method(guided=True, theta={"value": ("step", "prediction", 4), "value_end": ("run", "prediction", 1)}),
+    "StyleDiffusion": Method(guided=True, theta={"value": ("step", "prediction", 4), "value_end": ("run", "prediction", 1),
+                                                 "value_scale": ("step", "prediction", 4)}),
     "KV": Method(guided=True, theta={"content.": ("step", "prediction", 5)}),
     "Regularized": Method(),
     "ReNoise": Method(),
@@ -61,7 +62,7 @@ def check(inversion):
             raise ValueError(f"{inversion.method} notes its {name} as a number, this is {inversion.provenance.get(name)!r}")
     kinds = {name: next((k for k in method.theta if name == k or k[-1] == "." and name.startswith(k)), None)
              for name in inversion.theta}
-    needed = {k for k in method.theta if not k.endswith("_pooled")}
+    needed = {k for k in method.theta if not k.endswith(("_pooled", "_scale"))}
     if None in kinds.values() or not needed <= set(kinds.values()):
         raise ValueError(f"{inversion.method} writes {', '.join(method.theta) or 'nothing'}, this holds "
                          f"{', '.join(inversion.theta) or 'nothing'}")
