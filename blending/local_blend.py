@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
-from ..host.canvas import log
+from ..host.canvas import about, log
 from ..host.session import Editor
 
 WIDE = 2 / 3  # of the picture: a mask of words that covers more holds little of it
@@ -165,7 +165,8 @@ class LocalBlend(Anchored):
                         for of in ((self.named, self.gathered), (self.removed, self.removing)))
         if found is not None:
             memory = run.memory(self)
-            memory["wide"] = memory.get("wide") or warn_if_wide("Latent Blend", found)
+            with about(self.node):
+                memory["wide"] = memory.get("wide") or warn_if_wide("Latent Blend", found)
             m = torch.maximum(m.to(found), found)
         return m if taken is None else m.to(taken) * (1 - taken)
 
