@@ -173,9 +173,8 @@ def _chain(edits, rows, site, attention):
 
 def require_all_rows(rows, count, what):
     """A forward of a part of the rows does not say which, and `count` pictures, masks or prompts follow each other in them."""
-    whole = rows.call.run.shape[0]
-    if count > 1 and rows.count % whole:
-        raise ValueError(f"A forward has {rows.count} of the latent's {whole} rows, and the editors have {count} {what}, one a row: "
+    if count > 1 and rows.count % rows.call.run.shape[0]:
+        raise ValueError(f"A forward has {rows.count} of the latent's {rows.call.run.shape[0]} rows, and the editors have {count} {what}, one a row: "
                          "another node shows the model parts of the batch in turn (AnimateDiff's context options); remove it, or "
                          f"give one of the {what} for all rows.")
 

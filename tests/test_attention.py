@@ -23,6 +23,7 @@ PIXELS = SIDE * SIDE
 
 class Schedule:
     """Stands where a run stands: everything asked lies inside (start, end) of a schedule that is at `now`."""
+    shape = (1,)
 
     def __init__(self, now):
         self.now, self.memories = now, {}

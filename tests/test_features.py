@@ -1,6 +1,6 @@
 """Mutual self-attention, plug-and-play, free-prompt and prompt mixing: against plain explicit softmax maps, and on the host."""
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import comfy.ops
 import pytest
@@ -186,7 +186,7 @@ def test_a_run_that_preserves_shapes_is_that_of_explicit_maps(family):
     model = mixing(c, object="cat", threshold=0.9, attention=store(c), **preserved)
     shapes = editors(model)[-1]
     assert 0 < shapes.varied.mean() < 1
-    explicit = attach(model, ExplicitShapes(**vars(shapes)), replacing=shapes)
+    explicit = attach(model, ExplicitShapes(**{f.name: getattr(shapes, f.name) for f in fields(shapes)}), replacing=shapes)
     found = c.sample(model)
     assert relative(found, c.sample(explicit)) < 2e-5
     assert relative(found, c.sample(mixing(c, **preserved))) > 1e-3
