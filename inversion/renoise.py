@@ -11,7 +11,8 @@ Noise correction (samplers that add noise): once x_n stands, ε_t becomes the on
 exactly; it is kept, and the reverse adds it. The step to σ = 0 adds none, so its own error stays.
 Differs from the paper: the editability losses on the predicted noise are left out. Differs from the authors' code, which leads
 the drawn noise towards the one of noise correction by a few steps of fixed length and so stops short of it.
-Of that code (garibida/ReNoise-Inversion@fa83238), which has no licence, only settings are taken: defaults, averages, first guesses.
+Of that code (garibida/ReNoise-Inversion@fa83238), which has no licence, only settings are taken: defaults, averages, first
+guesses.
 """
 import torch
 from torch import Tensor

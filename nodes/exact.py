@@ -36,9 +36,9 @@ def seeded(eta):
 
 def last_residual():
     return io.Combo.Input("last_residual", options=["auto", "keep", "zero"], default="auto", optional=True, tooltip=(
-        "What the last step misses of the picture. keep adds it, so that the picture returns exactly; in few steps it holds details "
-        "of the source that every edit then shows. zero leaves it out (the paper's code), which costs the exact return. auto: zero "
-        "where the last level is over sigma 0.1, else keep."))
+        "What the last step misses of the picture. keep adds it, so that the picture returns exactly; in few steps it holds "
+        "details of the source that every edit then shows. zero leaves it out (the paper's code), which costs the exact return. "
+        "auto: zero where the last level is over sigma 0.1, else keep."))
 
 
 def check_guidance(name, cfg, negative):
@@ -159,8 +159,8 @@ class PalimpsestDDPMInvert(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestDDPMInvert", display_name="DDPM Invert (edit-friendly)", category="palimpsest/inversion",
             description="Noises the picture to every level by itself and reads off the noise maps that lead DDPM sampling "
-                        "through them (Huberman-Spiegelglas et al. 2024). Replay returns the picture (see last_residual); with another "
-                        "prompt it edits. The paper's skip is Replay's start (skip 36 of 100 steps: 0.36). Eps and v models.",
+                        "through them (Huberman-Spiegelglas et al. 2024). Replay returns the picture (see last_residual); with "
+                        "another prompt it edits. The paper's skip is Replay's start (skip 36 of 100 steps: 0.36). Eps and v models.",
             inputs=[*inputs(100), *seeded(1.0),
                     *guidance("Guidance of the inversion. The paper takes 3.5 with an empty negative, and 15 to sample the target."),
                     own_sigmas(), last_residual()],

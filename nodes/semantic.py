@@ -111,8 +111,8 @@ class PalimpsestLEDITSInvert(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestLEDITSInvert", display_name="LEDITS++ Invert", category="palimpsest/inversion",
             description="Edit-friendly noise maps of a solver of few steps, DPM-Solver++ of second order (Brack et al. 2024). "
-                        "Replay returns the picture (see last_residual); LEDITS++ on its MODEL edits. The paper's skip is Replay's "
-                        "start. Eps and v models.",
+                        "Replay returns the picture (see last_residual); LEDITS++ on its MODEL edits. The paper's skip is "
+                        "Replay's start. Eps and v models.",
             inputs=[
                 *inputs(30),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,

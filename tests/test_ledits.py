@@ -131,8 +131,8 @@ CAPTION = "a red cat on a mat"
 
 
 def diffusers_run(model, latent, concepts, steps, monkeypatch, caption=""):
-    """(zs, edited latent) of diffusers' pipeline: its own inversion of z_0 = latent, with the draws of seed 4 that ours takes, and
-    its own edit."""
+    """(zs, edited latent) of diffusers' pipeline: its own inversion of z_0 = latent, with the draws of seed 4 that ours takes,
+    and its own edit."""
     clip = case().clip
     texts = {text: tiny.encode(clip, text)[0][0] for text in [*(k["concept"] for k in concepts), CAPTION]}
     lengths = {text: 2 + sum(len(w.positions) for w in tokenize(clip, text).words) for text in texts}
@@ -148,7 +148,8 @@ def diffusers_run(model, latent, concepts, steps, monkeypatch, caption=""):
     monkeypatch.setattr(pipeline_module, "randn_tensor", lambda **_: draws.pop())  # the cleanest level first
     encode = pipeline.encode_prompt
     pipeline.encode_prompt = lambda **k: [encode(**k)[i] for i in (1, 0, 2)]  # invert() reads them the other way round
-    pipeline.invert(None, source_prompt=caption, source_guidance_scale=3.5 if caption else 1.0, num_inversion_steps=steps, skip=0.0)
+    guidance = 3.5 if caption else 1.0
+    pipeline.invert(None, source_prompt=caption, source_guidance_scale=guidance, num_inversion_steps=steps, skip=0.0)
     pipeline.encode_prompt = encode
 
     def each(name, default):
