@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from comfy.utils import repeat_to_batch_size
 
 from ..blending.local_blend import SourceMask, word_mask
-from ..host.reference import levels_together
 from ..host.sampling import Solver, sample
-from ..host.session import attach, require_plain, rows_may_mix, running
+from ..host.session import attach, require_plain, running
 from ..host.tokens import sampled_tokens
 from .control import AttentionEdit, Site, in_tiles, positions, window
 
@@ -207,7 +206,8 @@ def refining(model, latent, share) -> float:
 
 
 def read_maps(model, inversion, share=0.25) -> Attention:
-    """The maps of every word of the source, along the inversion's trajectory; several steps share a forward where they may."""
+    """The maps of every word of the source, along the inversion's trajectory: a step a forward, whatever the pictures, since each
+    refines the maps of those before."""
     require_plain(model, "Attention Store")
     if not any(tokens.named for tokens in inversion.tokens):
         raise ValueError(f"Attention Store maps the words of the source, the INVERSION's prompt {inversion.tokens[0].text!r} has "
@@ -216,30 +216,26 @@ def read_maps(model, inversion, share=0.25) -> Attention:
     noise = inversion.at(float(inversion.sigmas[0]))  # an error where no trajectory was kept
     fine = refining(model, inversion.shape[-2:], share)
     editor = WordMaps(lambda prompts: [tokens.named for tokens in prompts], share, fine)
-    together = levels_together(batch, inversion.shape[-2:]) if rows_may_mix(model, inversion.conditioning) else 1
     steps, refined = [], []
 
     def solver(denoise, x, sigmas, extra_args, callback, disable):
         run = running(extra_args["model_options"])
         memory = run.memory(editor)
-        for again, first in enumerate((0, *range(0, len(sigmas) - 1, together))):  # the first twice, to refine its own maps
-            levels = range(first, min(first + together, len(sigmas) - 1))
-            latents = torch.cat([inversion.latents[i] for i in levels]).to(x)
-            x0 = denoise(latents, sigmas[list(levels)].repeat_interleave(batch), **extra_args)
-            found, finer = (maps if maps is None else maps.unflatten(0, (len(levels), batch))
-                            for maps in (editor.mean(run), editor.refined(run)))
+        for again, i in enumerate((0, *range(len(sigmas) - 1))):  # the first twice, to refine its own maps
+            latents = inversion.latents[i].to(x)
+            x0 = denoise(latents, sigmas[i].repeat(batch), **extra_args)
+            found, finer = editor.mean(run), editor.refined(run)
             memory.clear()
-            memory["known"] = torch.cat([*steps, found]).mean(0)
+            memory["known"] = torch.stack([*steps, found]).mean(0)
             if not again:
                 continue
             steps.append(found)
-            refined.extend([] if finer is None else finer.cpu())
-            callback({"x": latents[-batch:], "i": levels[-1], "sigma": sigmas[first], "sigma_hat": sigmas[first],
-                      "denoised": x0[-batch:]})
+            refined.extend([] if finer is None else [finer.cpu()])
+            callback({"x": latents, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": x0})
         return x
 
     sample(attach(model, editor), inversion.conditioning, noise, inversion.sigmas, Solver(solver))
     tokens = tuple(inversion.tokens[i % len(inversion.tokens)] for i in range(batch))
     refined = torch.stack(refined).mean(0) if refined else None
-    return Attention(tokens, torch.cat(steps).cpu(), tuple(inversion.sigmas[:-1].tolist()), tuple(inversion.shape[-2:]), share,
+    return Attention(tokens, torch.stack(steps).cpu(), tuple(inversion.sigmas[:-1].tolist()), tuple(inversion.shape[-2:]), share,
                      fine, refined)

@@ -208,6 +208,7 @@ FEATURES = {"composite", "mutual", "mutual by words", "plug and play", "free pro
 READS = {"swap", "refine", "reweight", "inject, blend", "blend, inject", "pull", "guide", "remove",
          *FEATURES}  # the source's features, until CROSS_END
 ACTS = READS - {"guide"} | {"weigh"}  # on predictions, until CROSS_END
+NULL_TOO = {"remove"}  # the null prompt's rows as well, which read the source under that prompt
 MOVES = {"excite", "pull", "remove",
          "noise map"}  # the latent itself, so that no prompt, the null one neither, is predicted where it was given
 BARE = {"blend", "shrinking"}  # which gather nothing in a run

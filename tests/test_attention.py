@@ -239,7 +239,7 @@ def test_restraint_shares_out_the_words_attention_and_not_what_another_pack_adds
 @pytest.mark.parametrize("share", [1.0, 0.5])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one(batch, share):
-    """Steps in batches against the host's attention read at each σ alone. Refined: explicit self-attention maps times the words'
+    """Against the host's attention read at each σ. Refined: explicit self-attention maps times the words'
     maps of the forwards before, of the first those of its own."""
     case, notes = Case("sd15", batch=batch, size=16, steps=5), {}
     with torch.inference_mode():
@@ -257,10 +257,9 @@ def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one(batch, share):
     assert found.levels == tuple(case.sigmas[:-1].tolist()) and found.fine == 1.0
     torch.testing.assert_close(found.steps.flatten(3), steps, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.maps.flatten(2), steps.mean(0), rtol=1e-4, atol=1e-6)
-    refined, together = [], levels_together(batch, (16, 16))
+    refined = []
     for n, walk in enumerate(means("self", 1.0)):
-        first = n // together * together
-        known = steps[:first or together].mean(0).unflatten(2, found.steps.shape[-2:])
+        known = steps[:n or 1].mean(0).unflatten(2, found.steps.shape[-2:])
         finer = F.interpolate(known, size=(16, 16), mode="bilinear").flatten(2)
         refined.append((walk @ finer.transpose(1, 2)).transpose(1, 2))
     torch.testing.assert_close(found.refined.flatten(2), torch.stack(refined).mean(0), rtol=1e-4, atol=1e-6)

@@ -317,6 +317,7 @@ def test_each_picture_has_its_prompt_or_all_share_one(model):
 
 def test_another_family_is_refused_and_another_checkpoint_said(model, said):
     inversion = invert(model)[0]
+    said()  # of its steps
     for other, message in ((tiny.sd2(), "prediction is eps, this MODEL's is v"),
                            (tiny.sdxl(), "model is BaseModel.*SDXL"), (tiny.flux(), "model is BaseModel.*Flux")):
         with pytest.raises(ValueError, match=message):

@@ -230,7 +230,7 @@ def weigh(c, word_weights="", restrained="", region_words="", threshold=0.3, sta
 class Prompt:
     """Stands where a prompt's Tokens stand: "cat" is token 2 of five, "mat" tokens 3 and 4."""
     ids: tuple = (0, 1, 2, 3, 4)
-    words: tuple = (Word("cat", (2,)), Word("mat", (3, 4)))
+    named: tuple = (Word("cat", (2,)), Word("mat", (3, 4)))
     find = Tokens.find
 
 

@@ -93,7 +93,7 @@ def test_a_blend_by_words_keeps_what_is_outside_of_them(method):
     c = on(method, size=16)
     attention = PalimpsestAttentionStore.execute(c.model, c.inversion, c.edit, 0.25).result[0]
     edit = blended(c, None, 0.0, "cat", attention)
-    outside = edit(c.model).model_options["transformer_options"]["palimpsest"][-1].named[0] == 0
+    outside = edit(c.model).model_options["transformer_options"]["palimpsest"][-1].named.at(0.0)[0] == 0
     found = sample(c, edit)
     assert 0 < outside.float().mean() < 1
     assert relative(found[..., outside], c.latent[..., outside]) < 1e-5

@@ -148,7 +148,7 @@ def evaluations(inject: dict, steps: int, cfg: float) -> "dict[str, int]":
     spans = [(level(inject[f"{kind}_start"]), level(inject[f"{kind}_end"])) for kind in ("cross", "self")]
     read = sum(any(high >= sigma >= low and high > low for high, low in spans)
                for sigma in schedule(model, "ddim_uniform", steps)[:-1].tolist())
-    rows = {"inversion": steps, "maps": steps, "reconstruction": steps, "edit": steps * (1 + (cfg != 1)),
+    rows = {"inversion": steps, "maps": steps + 1, "reconstruction": steps, "edit": steps * (1 + (cfg != 1)),
             "reference": read}
     return rows | {"all": sum(rows.values())}
 
