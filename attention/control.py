@@ -174,9 +174,9 @@ def _chain(edits, rows, site, attention):
 def require_all_rows(rows, count, what):
     """A forward of a part of the rows does not say which, and `count` pictures, masks or prompts follow each other in them."""
     if count > 1 and rows.count % rows.call.run.shape[0]:
-        raise ValueError(f"A forward has {rows.count} of the latent's {rows.call.run.shape[0]} rows, and the editors have {count} {what}, one a row: "
-                         "another node shows the model parts of the batch in turn (AnimateDiff's context options); remove it, or "
-                         f"give one of the {what} for all rows.")
+        raise ValueError(f"A forward has {rows.count} of the latent's {rows.call.run.shape[0]} rows, and the editors have {count} "
+                         f"{what}, one a row: another node shows the model parts of the batch in turn (AnimateDiff's context "
+                         f"options); remove it, or give one of the {what} for all rows.")
 
 
 def source_of(edit, rows, site) -> Source:

@@ -17,7 +17,6 @@ embedding is scaled and shifted token by token for the first τ_v of the steps (
 0.5. The source prompt's is at every step, so it returns the picture. P2Plus, self-attention maps for the null prompt too, is an
 editor's. Of the authors' code (sen-mao/StyleDiffusion@07b388a), which has no licence, only its settings and losses are taken.
 """
-import torch
 from torch import Tensor
 
 from .pivot import follow

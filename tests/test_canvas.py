@@ -4,11 +4,10 @@ import struct
 import comfy.samplers
 import pytest
 import torch
-import workflow
 from headless import Executor
 from palimpsest.blending.local_blend import latent_mask
 from palimpsest.host import canvas
-from palimpsest.host.session import attach, editors
+from palimpsest.host.session import editors
 from palimpsest.nodes.attention import PalimpsestAttentionInject
 from palimpsest.nodes.blending import PalimpsestLatentBlend
 from palimpsest.nodes.features import PalimpsestMutualSelfAttention
