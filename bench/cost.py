@@ -70,7 +70,7 @@ class Bench:
         return PalimpsestAttentionInject.execute(self.model, self.inversion, self.edit, **settings).result[0]
 
     def blended(self):
-        return PalimpsestLatentBlend.execute(self.injected(DEFAULTS), self.inversion, 0.2, "star", "star", 0.3,
+        return PalimpsestLatentBlend.execute(self.injected(DEFAULTS), self.inversion, 0.2, "star", "star", 0.0,
                                              attention=self.maps).result[0]
 
     def sega(self, concepts):
