@@ -13,6 +13,8 @@ layer, put in place by the source's q and k (free_prompt.py).
 Differs from the paper: source features are read at the inversion's own latents with its own prompt (the authors invert with an
 empty one). As in the authors' first program the null prompt's rows are given what the source shows under the null prompt; their
 diffusers program gives them what it shows under an empty one, which is the same where the negative prompt is empty.
+Checked against an explicit batch of four rows, a whole captioned run. The authors' programs (MichalGeyer/plug-and-play@4e7f703 and
+pnp-diffusers) have no licence: read for which rows they give what, not run.
 """
 from dataclasses import dataclass
 from functools import partial

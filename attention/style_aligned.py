@@ -156,11 +156,15 @@ class SharedNorms(Editor):
 
     @staticmethod
     def install(model_options, edits, call):
-        """model_options whose forwards pass every GroupNorm through `_norm`."""
+        """model_options whose forwards pass every GroupNorm through `_norm`, where an edit acts."""
+        acting = [e for e in edits if call.mode == "read" or e.acts(call.run, call.sigma)]
+        if not acting:
+            return model_options
+
         def register(unet, options):
             for name, module in unet.named_modules():
                 if isinstance(module, torch.nn.GroupNorm):
-                    yield module.register_forward_hook(partial(_norm, edits, call, name, options))
+                    yield module.register_forward_hook(partial(_norm, acting, call, name, options))
 
         return hooked(model_options, "palimpsest.norms", register)
 
@@ -177,6 +181,6 @@ def _norm(edits, call, name, options, norm, inputs, out):
         return out
     made = list(out.chunk(len(parts)))
     for i, ((*_, role, entry), own) in enumerate(zip(parts, x.chunk(len(parts)))):
-        for edit in (e for e in edits if role in e.roles and e.acts(call.run, call.sigma)):
+        for edit in (e for e in edits if role in e.roles):
             made[i] = shared_norm(norm, own, edit.reference(Rows(call, entry, len(own)), site, own, norm.num_groups))
     return torch.cat(made)

@@ -43,7 +43,8 @@ class Reference:
     """What the source shows at the σ that were read last, `levels[id(inversion), prompt]`.
 
     prompt: None for the source's own, the uuid of the null prompt's entry for that one.
-    kept: [id(inversion), prompt, *site, area of a tile or None], filled by the editors' own patches in "read" mode, σ by σ in its rows.
+    kept: [id(inversion), prompt, *site, area of a tile or None], filled by the editors' own patches in "read" mode, σ by σ in its
+    rows.
     reading, pictures: the cond lists of the call under way, and its rows at each σ.
     may_mix(inversion): whether rows of different σ may share a forward.
     """
@@ -99,7 +100,8 @@ class Reference:
 
     def _read(self, executor, model, x_in, timestep, sigma, i, wanted, mine, patch, shown):
         inversion, prompts, self.reading = self.inversions[i], tuple(wanted), list(wanted.values())
-        pictures = self.pictures = math.lcm(inversion.batch, *(_rows(e) for entries in self.reading[None in prompts:] for e in entries))
+        texts = (_rows(entry) for prompt, entries in wanted.items() if prompt for entry in entries)
+        pictures = self.pictures = math.lcm(inversion.batch, *texts)
         together = levels_together(pictures, inversion.shape[-2:]) if self.mixed[i] and prompts == (None,) else 1
         levels = tuple(level for level in self._ahead(sigma, together) if mine(level))
         chosen = list(dict.fromkeys(r for level in levels for r in mine(level)))

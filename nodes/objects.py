@@ -194,8 +194,8 @@ class PalimpsestMagicRemover(io.ComfyNode):
         else:
             check_attention(attention, inversion)
             found = parse_words(words, attention.tokens)
-            maps = object_map(attention.chosen(refine).movedim(1, -1), [[attention.columns(i, [word]) for word in found[i % len(found)]]
-                                                              for i in range(inversion.batch)])
+            columns = [[attention.columns(i, [word]) for word in found[i % len(found)]] for i in range(inversion.batch)]
+            maps = object_map(attention.chosen(refine).movedim(1, -1), columns)
             place, share = word_mask(maps, size, threshold, refine, grow=False), attention.share
             warn_if_wide("MagicRemover", place)
         if inversion.tokens:
