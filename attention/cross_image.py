@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from comfy.utils import repeat_to_batch_size
 
-from .layers import SelfAttentionEdit, places
+from ..editing.layers import SelfAttentionEdit, places
 
 NAME = "Cross-Image Attention"
 CELLS = 2 ** 24  # of maps that are held at once

@@ -12,7 +12,7 @@ grids of at most 32² tokens (half of the latent's side) and in the conditional 
 """
 from dataclasses import dataclass
 
-from .layers import SelfAttentionEdit
+from ..editing.layers import SelfAttentionEdit
 
 
 @dataclass(frozen=True, eq=False)

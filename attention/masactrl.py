@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from comfy.utils import repeat_to_batch_size
 
-from ..blending.local_blend import otsu
-from .control import in_tiles, mask_at
-from .layers import SelfAttentionEdit
+from ..editing.layers import SelfAttentionEdit
+from ..editing.masks import otsu
+from ..editing.sites import in_tiles, mask_at
 
 
 def object_mask(maps, size, threshold):

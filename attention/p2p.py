@@ -21,9 +21,9 @@ from functools import cached_property
 import torch
 from comfy.utils import repeat_to_batch_size
 
+from ..editing.sites import AttentionEdit, require_all_rows
+from ..editing.word_maps import sampled_tokens
 from ..host.canvas import log
-from ..host.tokens import sampled_tokens
-from .control import AttentionEdit, require_all_rows
 
 
 def coefficients(pair, scheduled, weights):

@@ -21,10 +21,10 @@ from functools import partial
 
 import torch
 
+from ..editing.editor import Editor
+from ..editing.layers import places
+from ..editing.sites import Rows, Site, source_of
 from ..host.hooks import hooked
-from ..host.session import Editor
-from .control import Rows, Site, source_of
-from .layers import places
 
 
 def second_block(unet) -> frozenset:

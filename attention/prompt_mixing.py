@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import torch
 from comfy.utils import repeat_to_batch_size
 
-from ..host.session import Editor
-from ..host.tokens import sampled_tokens
-from .control import in_tiles, mask_at
-from .layers import SelfAttentionEdit
+from ..editing.editor import Editor
+from ..editing.layers import SelfAttentionEdit
+from ..editing.sites import in_tiles, mask_at
+from ..editing.word_maps import sampled_tokens
 
 NAME = "Prompt Mixing"
 

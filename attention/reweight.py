@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import torch
 from comfy.utils import repeat_to_batch_size
 
-from ..blending.local_blend import latent_mask, require_rows
-from ..host.tokens import find_in_some, parse_words, sampled_tokens
-from .control import AttentionEdit, mask_at
+from ..editing.masks import latent_mask, require_rows
+from ..editing.sites import AttentionEdit, mask_at
+from ..editing.word_maps import sampled_tokens
+from ..host.tokens import find_in_some, parse_words
 
 NAME = "Attention Re-weight"
 

@@ -20,10 +20,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from ..editing.editor import Editor
+from ..editing.layers import SelfAttentionEdit
+from ..editing.sites import AttentionEdit, Rows, Site, Source, source_of
 from ..host.hooks import hooked
-from ..host.session import Editor
-from .control import AttentionEdit, Rows, Site, Source, source_of
-from .layers import SelfAttentionEdit
 
 NAME = "Style Aligned"
 

@@ -9,7 +9,7 @@ Here every token brings its own query and key, the reference's in M, the main pi
 between, so that one softmax of q k^T is the field. In the object's rows that is Q^r (K^m)^T, where the authors transpose
 Q^m (K^r)^T. Differs also in that the reference lies on a canvas of the main picture's size, the object where it is to be, and in
 that pictures are inverted with their own prompts, not with the authors' exceptional one.
-The sampler goes on from the composed start by Euler's steps (host/moving.py).
+The sampler goes on from the composed start by Euler's steps (editing/latent_move.py).
 """
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ import torch
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
-from ..blending.local_blend import blend, require_rows
-from ..host.moving import Mover
-from .control import AttentionEdit, in_tiles, mask_at, source_of
+from ..editing.latent_move import Mover
+from ..editing.masks import blend, require_rows
+from ..editing.sites import AttentionEdit, in_tiles, mask_at, source_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,9 +35,11 @@ from ..attention.alignment import PromptEdit, align
 from ..host.tokens import encode, tokenize_rows
 from ..miniature.model import load_miniature
 from ..miniature.networks import CLIP
-from ..nodes.attention import PalimpsestAttentionInject, PalimpsestAttentionStore
-from ..nodes.blending import PalimpsestLatentBlend
-from ..nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
+from ..nodes.attention.p2p import PalimpsestAttentionInject
+from ..nodes.attention.store import PalimpsestAttentionStore
+from ..nodes.blending.local_blend import PalimpsestLatentBlend
+from ..nodes.inversion.ddim import PalimpsestDDIMInvert
+from ..nodes.inversion.replay import PalimpsestReplay
 from .gradients import SHAPES
 from .inversions import execute, known_inputs
 
@@ -76,7 +78,7 @@ class Bench:
     def sega(self, concepts):
         model = self.model
         for _ in range(concepts):
-            model = execute("semantic.PalimpsestSEGAGuidance", {"model": model, "concept": self.target, "warmup": 0.0})
+            model = execute("PalimpsestSEGAGuidance", {"model": model, "concept": self.target, "warmup": 0.0})
         return model
 
     def other(self, node, **settings):
@@ -117,28 +119,28 @@ EDITORS = {  # name: the edited MODEL, every input at its default but those that
     WHOLE_INJECT: lambda b: b.injected(WHOLE),
     "Attention Inject": lambda b: b.injected(DEFAULTS),
     "Attention Inject, Latent Blend by words": Bench.blended,
-    "Attention Re-weight": lambda b: b.other("sharing.PalimpsestAttentionReweight", word_weights="star: 3"),
-    "MasaCtrl": lambda b: b.other("features.PalimpsestMutualSelfAttention"),
-    "Plug-and-Play": lambda b: b.other("features.PalimpsestPlugAndPlay"),
-    "Free-Prompt Edit": lambda b: b.other("features.PalimpsestFreePromptEdit"),
-    "Prompt Mixing": lambda b: b.other("features.PalimpsestPromptMixing", mix=b.source),
-    "Style Aligned": lambda b: b.other("sharing.PalimpsestStyleAligned", inversion=b.inversion),
-    "Cross-Image Attention": lambda b: b.other("sharing.PalimpsestCrossImageAttention", appearance=b.inversion),
-    "Inject Composite": lambda b: b.other("blending.PalimpsestInjectComposite"),
-    "Blended Latent": lambda b: b.other("blending.PalimpsestBlendedLatent", inversion=b.inversion, mask=torch.ones(1, 8, 8)),
-    "Object-Aware Blend": lambda b: b.other("blending.PalimpsestObjectAwareBlend"),
-    "Noise Mask": lambda b: b.other("blending.PalimpsestNoiseMask"),
-    "Proximal Guidance": lambda b: b.other("guidance.PalimpsestProximalGuidance"),
+    "Attention Re-weight": lambda b: b.other("PalimpsestAttentionReweight", word_weights="star: 3"),
+    "MasaCtrl": lambda b: b.other("PalimpsestMutualSelfAttention"),
+    "Plug-and-Play": lambda b: b.other("PalimpsestPlugAndPlay"),
+    "Free-Prompt Edit": lambda b: b.other("PalimpsestFreePromptEdit"),
+    "Prompt Mixing": lambda b: b.other("PalimpsestPromptMixing", mix=b.source),
+    "Style Aligned": lambda b: b.other("PalimpsestStyleAligned", inversion=b.inversion),
+    "Cross-Image Attention": lambda b: b.other("PalimpsestCrossImageAttention", appearance=b.inversion),
+    "Inject Composite": lambda b: b.other("PalimpsestInjectComposite"),
+    "Blended Latent": lambda b: b.other("PalimpsestBlendedLatent", inversion=b.inversion, mask=torch.ones(1, 8, 8)),
+    "Object-Aware Blend": lambda b: b.other("PalimpsestObjectAwareBlend"),
+    "Noise Mask": lambda b: b.other("PalimpsestNoiseMask"),
+    "Proximal Guidance": lambda b: b.other("PalimpsestProximalGuidance"),
     "SEGA, one concept": lambda b: b.sega(1),
     "SEGA, three concepts": lambda b: b.sega(3),
-    "LEDITS++": lambda b: b.other("semantic.PalimpsestLEDITS", concept=CONCEPT),
+    "LEDITS++": lambda b: b.other("PalimpsestLEDITS", concept=CONCEPT),
 }
 GRADIENT = {
-    "Noise Map Guidance": lambda b: b.other("guidance.PalimpsestNoiseMapGuidance"),
-    "Cross-Attention Guidance": lambda b: b.other("excite.PalimpsestCrossAttentionGuidance"),
-    "Attend-and-Excite, a move a step": lambda b: b.other("excite.PalimpsestAttendExcite", words="star, grass", thresholds=""),
-    "Self-Guidance": lambda b: b.other("objects.PalimpsestSelfGuidance", words="star", move_x=0.2),
-    "MagicRemover": lambda b: b.other("objects.PalimpsestMagicRemover", words="star", attention=b.maps),
+    "Noise Map Guidance": lambda b: b.other("PalimpsestNoiseMapGuidance"),
+    "Cross-Attention Guidance": lambda b: b.other("PalimpsestCrossAttentionGuidance"),
+    "Attend-and-Excite, a move a step": lambda b: b.other("PalimpsestAttendExcite", words="star, grass", thresholds=""),
+    "Self-Guidance": lambda b: b.other("PalimpsestSelfGuidance", words="star", move_x=0.2),
+    "MagicRemover": lambda b: b.other("PalimpsestMagicRemover", words="star", attention=b.maps),
 }
 FOUR = "Attention Inject, whole schedule, 4 rows of one picture"
 EVERY = EDITORS | GRADIENT | {FOUR: EDITORS[WHOLE_INJECT]}

@@ -23,9 +23,10 @@ from ..metrics.pixels import psnr
 from ..miniature.model import load_miniature
 from ..miniature.reader import read
 from ..miniature.scenes import held_out_edit, visible
-from ..nodes.attention import PalimpsestAttentionInject
-from ..nodes.blending import PalimpsestLatentBlend
-from ..nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
+from ..nodes.attention.p2p import PalimpsestAttentionInject
+from ..nodes.blending.local_blend import PalimpsestLatentBlend
+from ..nodes.inversion.ddim import PalimpsestDDIMInvert
+from ..nodes.inversion.replay import PalimpsestReplay
 from ..nodes.prompt import PalimpsestPromptEdit
 from .stats import paired_bootstrap
 

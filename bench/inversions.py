@@ -19,20 +19,20 @@ import json
 import platform
 import statistics
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import torch
 
+from .. import nodes
 from ..metrics.edits import edit_scores
 from ..metrics.masks import background_mask
 from ..metrics.pixels import psnr
 from ..miniature.model import load_miniature
 from ..miniature.reader import read
 from ..miniature.scenes import held_out_edit, visible
-from ..nodes.attention import PalimpsestAttentionInject
-from ..nodes.inversion import PalimpsestReplay
-from ..nodes.inversion_report import replay
+from ..nodes.attention.p2p import PalimpsestAttentionInject
+from ..nodes.inversion.replay import PalimpsestReplay
+from ..nodes.inversion.report import replay
 from ..nodes.prompt import PalimpsestPromptEdit
 from .edits import INJECT, KINDS, sample
 from .stats import paired_bootstrap
@@ -43,7 +43,7 @@ RESULTS = Path(__file__).parent / "results" / "inversions.json"
 
 @dataclass(frozen=True)
 class Method:
-    """node: module and class; settings: beside the node's defaults, a function of the number of steps where they depend on it;
+    """node: its class; settings: beside the node's defaults, a function of the number of steps where they depend on it;
     guided: what it records belongs to the CFG; source: "re-read" or "drifting", where the row is about that; edits: whether its
     Replay is made for other prompts than the source's; faithful: settings for the replay of the source, where they differ."""
     node: str
@@ -55,35 +55,34 @@ class Method:
 
 
 METHODS = {
-    "DDIM": Method("inversion.PalimpsestDDIMInvert"),
-    "DDIM + reference (= Direct inversion)": Method("inversion.PalimpsestDDIMInvert", source="re-read"),
-    "plain P2P (drifting source)": Method("inversion.PalimpsestDDIMInvert", source="drifting"),
-    "Fixed point (AIDI)": Method("refine.PalimpsestFixedPointInvert"),
-    "ReNoise": Method("refine.PalimpsestReNoiseInvert", {"scheduler": "ddim_uniform"}),  # as the others
-    "Regularized (pix2pix-zero)": Method("regularized.PalimpsestRegularizedInvert"),
-    "Negative-prompt": Method("refine.PalimpsestNegativePromptInvert"),
-    "Null-text": Method("null_text.PalimpsestNullTextOptimize"),
-    "Prompt tuning": Method("tuning.PalimpsestPromptTuningInvert", faithful={"mix": 0.0}),
-    "StyleDiffusion": Method("tuning.PalimpsestStyleDiffusionInvert"),
-    "KV inversion": Method("tuning.PalimpsestKVInvert"),
-    "EDICT": Method("exact.PalimpsestEDICTInvert", guided=True),
-    "BDIA": Method("exact.PalimpsestBDIAInvert", lambda steps: {"gamma": 1.0 if steps > 20 else 0.5}, guided=True),
-    "Direct (offsets)": Method("exact.PalimpsestDirectInvert", guided=True, edits=False),
-    "Edit-friendly DDPM": Method("exact.PalimpsestDDPMInvert", guided=True),
-    "LEDITS++": Method("semantic.PalimpsestLEDITSInvert", guided=True),
-    "CycleDiffusion": Method("exact.PalimpsestCycleDiffusionInvert"),
+    "DDIM": Method("PalimpsestDDIMInvert"),
+    "DDIM + reference (= Direct inversion)": Method("PalimpsestDDIMInvert", source="re-read"),
+    "plain P2P (drifting source)": Method("PalimpsestDDIMInvert", source="drifting"),
+    "Fixed point (AIDI)": Method("PalimpsestFixedPointInvert"),
+    "ReNoise": Method("PalimpsestReNoiseInvert", {"scheduler": "ddim_uniform"}),  # as the others
+    "Regularized (pix2pix-zero)": Method("PalimpsestRegularizedInvert"),
+    "Negative-prompt": Method("PalimpsestNegativePromptInvert"),
+    "Null-text": Method("PalimpsestNullTextOptimize"),
+    "Prompt tuning": Method("PalimpsestPromptTuningInvert", faithful={"mix": 0.0}),
+    "StyleDiffusion": Method("PalimpsestStyleDiffusionInvert"),
+    "KV inversion": Method("PalimpsestKVInvert"),
+    "EDICT": Method("PalimpsestEDICTInvert", guided=True),
+    "BDIA": Method("PalimpsestBDIAInvert", lambda steps: {"gamma": 1.0 if steps > 20 else 0.5}, guided=True),
+    "Direct (offsets)": Method("PalimpsestDirectInvert", guided=True, edits=False),
+    "Edit-friendly DDPM": Method("PalimpsestDDPMInvert", guided=True),
+    "LEDITS++": Method("PalimpsestLEDITSInvert", guided=True),
+    "CycleDiffusion": Method("PalimpsestCycleDiffusionInvert"),
 }
 DIFFERENCES = [("Negative-prompt", "DDIM"), ("Null-text", "Negative-prompt")]
 
 
 def known_inputs(node: str) -> dict:
-    """The inputs of a node, "module.Class", by name."""
+    """The inputs of a node by name."""
     return {i.id: i for i in found(node).define_schema().inputs}
 
 
 def found(node: str):
-    module, name = node.split(".")
-    return getattr(import_module(f"..nodes.{module}", __package__), name)
+    return next(cls for cls in nodes.found() if cls.__name__ == node)
 
 
 def execute(node: str, given: dict):

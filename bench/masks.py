@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from ..blending.local_blend import WIDE
+from ..editing.masks import WIDE
 from ..miniature.model import load_miniature
 from ..miniature.scenes import EDIT_KINDS, covered, held_out_edit
-from ..nodes.attention import PalimpsestAttentionMask, PalimpsestAttentionStore
-from ..nodes.inversion import PalimpsestDDIMInvert
+from ..nodes.attention.store import PalimpsestAttentionMask, PalimpsestAttentionStore
+from ..nodes.inversion.ddim import PalimpsestDDIMInvert
 from ..nodes.prompt import PalimpsestPromptEdit
 
 THRESHOLDS = 0.0, 0.3, 0.5, 0.7

@@ -14,6 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+
 from ..miniature import scenes
 from ..miniature.model import load_miniature
 from ..miniature.picture import sample

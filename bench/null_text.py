@@ -19,15 +19,16 @@ import comfy.samplers
 import comfyui_version
 import torch
 
+from ..editing.inverting import learn
 from ..host.gradients import prompted
 from ..inversion.trajectory import Theta
 from ..metrics.pixels import psnr
 from ..miniature.model import load_miniature
 from ..miniature.scenes import held_out_edit
-from ..nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
-from ..nodes.null_text import PalimpsestNullTextOptimize
+from ..nodes.inversion.ddim import PalimpsestDDIMInvert
+from ..nodes.inversion.null_text import PalimpsestNullTextOptimize
+from ..nodes.inversion.replay import PalimpsestReplay
 from ..nodes.prompt import PalimpsestPromptEdit
-from ..nodes.runner import learn
 
 RESULTS = Path(__file__).parent / "results" / "null_text.json"
 KINDS = ("colour", "object", "material", "background")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..metrics import edit_numbers
-from ..nodes.report import check, draw
+from ..metrics.edits import edit_numbers
+from ..nodes.edit_report import check, draw
 from .cost import peak
 
 RESULTS = Path(__file__).parent / "results" / "report.json"

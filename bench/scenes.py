@@ -23,15 +23,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..attention.store import resolution
+from ..editing.run import attach
+from ..editing.word_maps import nearest_share
 from ..guidance.ledits import LEDITS, Grounded
-from ..host.session import attach
+from ..metrics.drawing import sheet, tile
 from ..metrics.edits import edit_numbers, edit_scores, ideal_edit
 from ..metrics.pixels import psnr
 from ..miniature.model import load_miniature
 from ..miniature.reader import read
 from ..miniature.scenes import EDIT_KINDS, held_out_edit, visible
-from ..nodes.drawing import sheet, tile
 from .inversions import METHODS, Scenes, execute, rounded
 from .stats import paired_bootstrap
 
@@ -47,7 +47,7 @@ def node(name, **settings):
 
 
 def inject(scenes, model, inversion):
-    return execute("attention.PalimpsestAttentionInject", {"model": model, "inversion": inversion, "prompt_edit": scenes.edit})
+    return execute("PalimpsestAttentionInject", {"model": model, "inversion": inversion, "prompt_edit": scenes.edit})
 
 
 def masked(name, before=None, **settings):
@@ -59,38 +59,38 @@ def masked(name, before=None, **settings):
 
 
 def diffedit(scenes, model, inversion):
-    mask = execute("masks.PalimpsestDiffEditMask", {"model": scenes.parts[0], "source": scenes.source, "target": scenes.target,
+    mask = execute("PalimpsestDiffEditMask", {"model": scenes.parts[0], "source": scenes.source, "target": scenes.target,
                                                     "latent": scenes.latent})
-    return execute("blending.PalimpsestLatentBlend", {"model": model, "inversion": inversion, "mask": mask})
+    return execute("PalimpsestLatentBlend", {"model": model, "inversion": inversion, "mask": mask})
 
 
 def sega(scenes, model, inversion):
-    return execute("semantic.PalimpsestSEGAGuidance", {"model": model, "concept": scenes.target})
+    return execute("PalimpsestSEGAGuidance", {"model": model, "concept": scenes.target})
 
 
 def ledits(scenes, model, inversion):
     """The node takes one text; here every picture has its own."""
     concept = Grounded(scenes.target, 5.0, 0.0, 1.0, 0.9, tokens=tuple(pair.target for pair in scenes.edit.pairs))
-    return attach(model, LEDITS((concept,), share=resolution(model, 0.25)))
+    return attach(model, LEDITS((concept,), share=nearest_share(model, 0.25)))
 
 
 EDITORS = {
     "plain": lambda scenes, model, inversion: model,
     "Attention Inject": inject,
-    "Inject + Latent Blend (true mask)": masked("blending.PalimpsestLatentBlend", inject),
-    "Inject + Noise Mask": lambda scenes, model, inversion: node("blending.PalimpsestNoiseMask")(
+    "Inject + Latent Blend (true mask)": masked("PalimpsestLatentBlend", inject),
+    "Inject + Noise Mask": lambda scenes, model, inversion: node("PalimpsestNoiseMask")(
         scenes, inject(scenes, model, inversion), inversion),
-    "Inject + Proximal Guidance": lambda scenes, model, inversion: node("guidance.PalimpsestProximalGuidance")(
+    "Inject + Proximal Guidance": lambda scenes, model, inversion: node("PalimpsestProximalGuidance")(
         scenes, inject(scenes, model, inversion), inversion),
-    "MasaCtrl": node("features.PalimpsestMutualSelfAttention"),
-    "Plug-and-Play": node("features.PalimpsestPlugAndPlay"),
-    "Free-Prompt Edit": node("features.PalimpsestFreePromptEdit"),
+    "MasaCtrl": node("PalimpsestMutualSelfAttention"),
+    "Plug-and-Play": node("PalimpsestPlugAndPlay"),
+    "Free-Prompt Edit": node("PalimpsestFreePromptEdit"),
     "DiffEdit": diffedit,
-    "Noise Mask": node("blending.PalimpsestNoiseMask"),
-    "Blended Latent (true mask)": masked("blending.PalimpsestBlendedLatent"),
-    "Object-Aware Blend (true mask)": masked("blending.PalimpsestObjectAwareBlend"),
-    "Cross-Attention Guidance": node("excite.PalimpsestCrossAttentionGuidance"),
-    "Noise Map Guidance": node("guidance.PalimpsestNoiseMapGuidance", scale=0.05),  # its default, for the miniature's latents
+    "Noise Mask": node("PalimpsestNoiseMask"),
+    "Blended Latent (true mask)": masked("PalimpsestBlendedLatent"),
+    "Object-Aware Blend (true mask)": masked("PalimpsestObjectAwareBlend"),
+    "Cross-Attention Guidance": node("PalimpsestCrossAttentionGuidance"),
+    "Noise Map Guidance": node("PalimpsestNoiseMapGuidance", scale=0.05),  # its default, for the miniature's latents
     "SEGA (target as concept)": sega,
     "LEDITS++ (target as concept)": ledits,
 }

@@ -27,10 +27,12 @@ import comfy.model_management
 import comfy.utils
 import diffusers
 import torch
-from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite.pipeline_stable_diffusion_attend_and_excite import \
-    StableDiffusionAttendAndExcitePipeline
-from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_diffusion_pix2pix_zero import \
-    StableDiffusionPix2PixZeroPipeline
+from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite.pipeline_stable_diffusion_attend_and_excite import (
+    StableDiffusionAttendAndExcitePipeline,
+)
+from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_diffusion_pix2pix_zero import (
+    StableDiffusionPix2PixZeroPipeline,
+)
 from diffusers.pipelines.ledits_pp import LEditsPPPipelineStableDiffusion
 from tqdm import tqdm
 
@@ -38,8 +40,8 @@ from ..host.tokens import tokenize
 from ..inversion.trajectory import Theta
 from ..miniature.model import load_miniature
 from ..miniature.scenes import held_out_edit
-from ..nodes.attention import PalimpsestAttentionInject
-from ..nodes.inversion import PalimpsestReplay
+from ..nodes.attention.p2p import PalimpsestAttentionInject
+from ..nodes.inversion.replay import PalimpsestReplay
 from . import twin
 from .cost import CFG, CONCEPT, DEFAULTS, EDITORS, GRADIENT, Bench, about, clocked, peak, random_unet, ratios
 from .inversions import METHODS, execute
@@ -135,19 +137,19 @@ def ledits_invert(b):
     theirs.encode_image = lambda *args, **kwargs: (b.path[-1], None)
     blank = torch.zeros(1, 3, 8, 8)
     theirs.vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=1.0), decode=lambda *args, **kwargs: (blank,))
-    return (lambda: b.other("semantic.PalimpsestLEDITSInvert", source=b.null).theta["z"].tensor,
+    return (lambda: b.other("PalimpsestLEDITSInvert", source=b.null).theta["z"].tensor,
             lambda: theirs.invert(None, num_inversion_steps=b.steps, skip=0.0) and theirs.zs, None)
 
 
 def ledits(b, count):
     theirs = ledits_pipeline(b)
-    inversion = b.other("semantic.PalimpsestLEDITSInvert", source=b.null, sigmas=theirs.scheduler.sigmas)
+    inversion = b.other("PalimpsestLEDITSInvert", source=b.null, sigmas=theirs.scheduler.sigmas)
     maps = inversion.theta["z"].tensor.clone()
     maps[-1] = 0  # which diffusers drops
     inversion = replace(inversion, theta={**inversion.theta, "z": Theta(maps, "step", "step")})
     model, *start = PalimpsestReplay.execute(b.model, inversion, 0.0).result
     for _ in range(count):
-        model = execute("semantic.PalimpsestLEDITS", {"model": model, "clip": b.clip, "concept": CONCEPT})
+        model = execute("PalimpsestLEDITS", {"model": model, "clip": b.clip, "concept": CONCEPT})
     theirs.eta, theirs.batch_size, theirs.inversion_steps = 1.0, 1, theirs.scheduler.timesteps
     with torch.inference_mode(False):
         theirs.zs, theirs.init_latents = (t.to(b.device, copy=True) for t in (
@@ -170,7 +172,7 @@ def ddim_invert(b):
     theirs = diffedit(b)
 
     def ours():
-        inversion = b.other("inversion.PalimpsestDDIMInvert")
+        inversion = b.other("PalimpsestDDIMInvert")
         return twin.z_of(inversion.latents[0], inversion.sigmas[0])
 
     return ours, lambda: theirs.invert(b.texts[0], b.path[-1], inpaint_strength=1.0, num_inference_steps=b.steps,
@@ -179,7 +181,7 @@ def ddim_invert(b):
 
 def diffedit_mask(b):
     theirs = diffedit(b)
-    return (lambda: b.other("masks.PalimpsestDiffEditMask", strength=481 / 999, clamp=1.5, seed=5),
+    return (lambda: b.other("PalimpsestDiffEditMask", strength=481 / 999, clamp=1.5, seed=5),
             lambda: torch.from_numpy(theirs.generate_mask(
                 b.path[-1], b.texts[1], source_prompt=b.texts[0], num_maps_per_mask=10, mask_thresholding_ratio=1.5,
                 generator=torch.Generator().manual_seed(5))).float())
@@ -189,7 +191,7 @@ def attend_excite(b):
     theirs, words = b.pipeline(StableDiffusionAttendAndExcitePipeline), ("star", "grass")
     tokens = b.edit.pairs[0].target
     named = [position for word in words for position in tokens.find(word).positions]
-    ours = b.other("excite.PalimpsestAttendExcite", words=", ".join(words), thresholds="")
+    ours = b.other("PalimpsestAttendExcite", words=", ".join(words), thresholds="")
     return lambda: b.z(ours), lambda: b.call(theirs, b.texts[1], named, thresholds={}, max_iter_to_alter=b.steps // 2,
                                              attn_res=(b.size // 4, b.size // 4))
 
@@ -200,13 +202,13 @@ def cross_attention_guidance(b):
     without = dict.fromkeys(("inverse_scheduler", "caption_generator", "caption_processor"))
     theirs = b.pipeline(StableDiffusionPix2PixZeroPipeline, **without)
     source, target = (b.prompts.embeddings[b.prompts.texts.index(text)] for text in b.texts)
-    return (lambda: b.z(b.other("excite.PalimpsestCrossAttentionGuidance", inversion=b.sampled())),
+    return (lambda: b.z(b.other("PalimpsestCrossAttentionGuidance", inversion=b.sampled())),
             lambda: b.call(theirs, b.texts[0], source_embeds=source, target_embeds=target), None)
 
 
 def null_text(b, start, iterations=10):
     def ours():
-        return b.other("null_text.PalimpsestNullTextOptimize", start=start, negative=b.null if start == "negative" else None,
+        return b.other("PalimpsestNullTextOptimize", start=start, negative=b.null if start == "negative" else None,
                        iterations=iterations)
 
     if b.community is None:
@@ -306,7 +308,7 @@ def nodes(args) -> dict:
     model, clip, _ = load_miniature()
     b = Bench(model, clip, 16, args.steps)
     runs = {PLAIN: partial(b.run, model)} | {name: partial(b.run, edited(b)) for name, edited in (EDITORS | GRADIENT).items()}
-    runs["Delta Denoise, as many iterations"] = partial(b.other, "objects.PalimpsestDeltaDenoise", iterations=args.steps)
+    runs["Delta Denoise, as many iterations"] = partial(b.other, "PalimpsestDeltaDenoise", iterations=args.steps)
     runs |= {f"{name}, the inversion": partial(b.other, method.node) for name, method in METHODS.items() if not method.source}
     return beside(runs, PLAIN, args.rounds)
 
@@ -324,7 +326,7 @@ def growth(args) -> dict:
             pictures = {"samples": b.picture["samples"].repeat(at["rows"], 1, 1, 1)}
             edited = {PLAIN: b.model, "SEGA": b.sega(at["concepts"]), "Attention Inject": b.injected(DEFAULTS)}
             runs = {name: partial(b.run, model, at["rows"]) for name, model in edited.items()}
-            runs["DDIM Invert"] = partial(b.other, "inversion.PalimpsestDDIMInvert", latent=pictures)
+            runs["DDIM Invert"] = partial(b.other, "PalimpsestDDIMInvert", latent=pictures)
             found.setdefault(axis, {})[value] = beside(runs, PLAIN, args.rounds)
     return found
 

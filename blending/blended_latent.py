@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..editing.masks import Anchored, require_rows
 from ..metrics.masks import grow as grown
-from .local_blend import Anchored, require_rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..host.session import controlled_as, controls
-from .local_blend import Anchored
+from ..editing.masks import Anchored
+from ..editing.predictions import controlled_as, controls
 
 AGAINST = "source", "null"
 

@@ -17,7 +17,7 @@ import torch
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
-from .local_blend import Anchored, require_rows
+from ..editing.masks import Anchored, require_rows
 
 
 @dataclass(frozen=True, eq=False)

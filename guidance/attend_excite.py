@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..host.moving import Mover
-from ..host.tokens import parse_words, sampled_tokens
-from .ledits import smoothed
-from .slope import of_text, probabilities, slope
+from ..editing.attention_loss import loss_gradient, of_text
+from ..editing.latent_move import Mover
+from ..editing.masks import smoothed
+from ..editing.word_maps import sampled_tokens
+from ..host.tokens import parse_words
 
 THRESHOLDS = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}  # share of the schedule: what every word's max A_s is to reach there
 
@@ -85,7 +86,7 @@ class AttendExcite(Mover):
         def look(rows, site, q, k):
             tokens = rows.entry["palimpsest_tokens"]
             if tokens:
-                maps = of_text(probabilities(q, k, site.heads).mean(1), rows).unflatten(1, site.grid)
+                maps = of_text(cross_attention_maps(q, k, site.heads).mean(1), rows).unflatten(1, site.grid)
                 found.setdefault(rows.entry["uuid"], (tokens, []))[1].append(maps)
 
         def loss():
@@ -96,4 +97,4 @@ class AttendExcite(Mover):
                                             for i, A in enumerate(torch.stack(maps).mean(0))]))
             return torch.stack(entries).amax(0) if entries else None
 
-        return slope(run, x, sigma, lambda site: site.share == self.share, look, loss)
+        return loss_gradient(run, x, sigma, lambda site: site.share == self.share, look, loss)

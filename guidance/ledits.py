@@ -14,10 +14,11 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from ..attention.control import Rows, Site, host_attention, positions
-from ..attention.store import in_place, word_maps
+from ..editing.masks import smoothed
+from ..editing.sites import Rows, Site
+from ..editing.word_maps import in_place, word_maps
+from ..host.unet import host_attention, positions
 from .sega import SEGA, Concept, largest
 
 ATTENTION_ALONE = 1 - 800.5 / 999  # percent of the schedule: t > 800
@@ -27,13 +28,6 @@ ATTENTION_ALONE = 1 - 800.5 / 999  # percent of the schedule: t > 800
 class Grounded(Concept):
     """A concept with the Tokens of its prompt's rows."""
     tokens: tuple = ()
-
-
-def smoothed(maps: Tensor) -> Tensor:
-    """Maps [B, h, w] under the authors' kernel, mirrored at the edges."""
-    line = torch.tensor([-1.0, 0.0, 1.0], device=maps.device).square().neg().exp()
-    kernel = torch.outer(line, line) / line.sum() ** 2
-    return F.conv2d(F.pad(maps[:, None], (1, 1, 1, 1), mode="reflect"), kernel.to(maps)[None, None])[:, 0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,11 +25,13 @@ import torch
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
-from ..attention.control import AttentionEdit, in_tiles, mask_at
-from ..blending.local_blend import LocalBlend, require_rows
-from ..host.moving import Mover
-from ..host.tokens import find_in_some, sampled_tokens
-from .slope import of_text, probabilities, slope
+from ..blending.local_blend import LocalBlend
+from ..editing.attention_loss import loss_gradient, of_text
+from ..editing.latent_move import Mover
+from ..editing.masks import require_rows
+from ..editing.sites import AttentionEdit, in_tiles, mask_at
+from ..editing.word_maps import sampled_tokens
+from ..host.tokens import find_in_some
 
 TWICE = 0.5  # the percent of the schedule until which there are two moves a step
 
@@ -115,7 +117,7 @@ class MagicRemover(Mover, AttentionEdit):
         if self.scale and any(run.memory(self)["named"].values()) and self.reads(run, sigma):
             m, amount = self._place(x), self.scale * sigma / (1 + sigma ** 2) ** 0.5
             for _ in range(2 if run.within(sigma, self.start, TWICE) else 1):
-                x = x - amount * m * slope(run, x, sigma, lambda site: site.share == self.share, *self._activation(run))[1]
+                x = x - amount * m * loss_gradient(run, x, sigma, lambda site: site.share == self.share, *self._activation(run))[1]
         return x
 
     def _place(self, x):
@@ -129,7 +131,7 @@ class MagicRemover(Mover, AttentionEdit):
         def look(rows, site, q, k):
             named = memory["named"].get(id(rows.entry.get("palimpsest_tokens")))
             if named:
-                found = of_text(probabilities(q, k, site.heads).mean(1), rows)
+                found = of_text(cross_attention_maps(q, k, site.heads).mean(1), rows)
                 found = object_map(found, [named[i % len(named)] for i in range(rows.count)])
                 maps.setdefault(rows.entry["uuid"], []).append((found, mask_at(self.place, rows, site)))
 

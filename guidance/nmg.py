@@ -22,8 +22,8 @@ import comfy.samplers
 import torch
 from comfy.utils import repeat_to_batch_size
 
+from ..editing.latent_move import Mover, next_level
 from ..host.gradients import graph, without_control_weights
-from ..host.moving import Mover, following
 from ..host.sampling import prediction_type
 
 VALUES = 4 * 64 * 64  # of the authors' latent
@@ -56,7 +56,7 @@ class NoiseMap(Mover):
         return all(a.shape[-1] == b.shape[-1] and torch.equal(*(t[:min(len(a), len(b))] for t in (a, b))) for a, b in pairs)
 
     def move(self, run, x, sigma):
-        clean = following(run, sigma)
+        clean = next_level(run, sigma)
         eps, slope = self._slope(run, x, sigma, clean)
         memory, scale = run.memory(self), self.scale * VALUES / x[0].numel()
         here, there = (1.0, 1.0) if memory["flow"] else ((1 + sigma ** 2) ** 0.5, (1 + clean ** 2) ** 0.5)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attention.control import AttentionEdit, source_of
-from ..host.moving import Mover
-from .slope import of_text, probabilities, slope
+from ..editing.attention_loss import loss_gradient, of_text
+from ..editing.latent_move import Mover
+from ..editing.sites import AttentionEdit, source_of
 
 
 def edit_direction(source: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
@@ -52,7 +52,7 @@ class CrossAttentionGuidance(Mover, AttentionEdit):
         if not self.reads(run, sigma):
             return x
         run.read(x, sigma)
-        return x - self.amount / 2 * slope(run, x, sigma, lambda site: True, *self._distance())[1]
+        return x - self.amount / 2 * loss_gradient(run, x, sigma, lambda site: True, *self._distance())[1]
 
     def _distance(self):
         """(look, loss) of Σ_sites ‖M_edit - M_ref‖², the mean of several target entries; of texts of unequal length, the tokens
@@ -61,7 +61,7 @@ class CrossAttentionGuidance(Mover, AttentionEdit):
 
         def look(rows, site, q, k):
             source = source_of(self, rows, site)
-            ours, theirs = of_text(probabilities(q, k, site.heads), rows), probabilities(source.q, source.k, site.heads)
+            ours, theirs = of_text(cross_attention_maps(q, k, site.heads), rows), cross_attention_maps(source.q, source.k, site.heads)
             tokens = min(ours.shape[-1], theirs.shape[-1])
             found = (ours[..., :tokens] - theirs[..., :tokens]).square().sum((2, 3)).mean(1)
             terms.setdefault(rows.entry["uuid"], []).append(found)

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
-from ..host.moving import following
-from ..host.session import Editor, running
+from ..editing.editor import Editor
+from ..editing.latent_move import next_level
+from ..host.keys import running
 
 NORMS = "l0", "l1"
 
@@ -91,7 +92,7 @@ class Proximal(Editor):
         far = self.rate * (1 - memory["edited"])
         if run.standing is not None:  # a solver of two latents is drawn to where its step ended in the inversion
             return x0 - far * (x0 - repeat_to_batch_size(run.landing(self.inversion, sigma), len(x0)).to(x0))
-        clean, shown, source = following(run, sigma), x0, run.landing(self.inversion, sigma)
+        clean, shown, source = next_level(run, sigma), x0, run.landing(self.inversion, sigma)
         if self.latents:
             shown, source = x0 + clean / sigma * (memory["x"] - x0), self.inversion.at(clean)
         return x0 - far * (shown - repeat_to_batch_size(source, len(x0)).to(x0)) * sigma / (sigma - clean)

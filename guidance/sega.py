@@ -20,8 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..editing.editor import Editor, editors
+from ..editing.predictions import controlled_as
+from ..editing.run import alone
+from ..host.keys import running
 from ..host.sampling import Solver, prediction_type, sample
-from ..host.session import Editor, alone, controlled_as, editors, running
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,11 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.control import AttentionEdit, Rows, Site, source_of
+from ..editing.attention_loss import loss_gradient, of_text
+from ..editing.editor import Editor
+from ..editing.sites import AttentionEdit, Rows, Site, source_of
+from ..editing.word_maps import sampled_tokens
 from ..host.hooks import hooked
-from ..host.session import Editor
-from ..host.tokens import parse_words, require_columns, sampled_tokens
-from .slope import of_text, probabilities, slope
+from ..host.tokens import parse_words, require_columns
 
 NOISE = 1e-3  # features of equal latents differ by less, between a forward with gradients and one without
 SMALL = 1e-4  # the authors', in what they divide by
@@ -205,13 +206,13 @@ class SelfGuidance(Shown):
 
         def maps(edit, rows, site, places):
             source = source_of(edit, rows, site)
-            return self._of(probabilities(source.q, source.k, site.heads).mean(1).unflatten(1, site.grid), places, site)
+            return self._of(cross_attention_maps(source.q, source.k, site.heads).mean(1).unflatten(1, site.grid), places, site)
 
         def look(rows, site, q, k):
             tokens = rows.entry.get("palimpsest_tokens")
             if tokens is None:
                 return
-            ours = of_text(probabilities(q, k, site.heads).mean(1), rows).unflatten(1, site.grid)
+            ours = of_text(cross_attention_maps(q, k, site.heads).mean(1), rows).unflatten(1, site.grid)
             ours, theirs = self._of(ours, memory["target"][id(tokens)], site), maps(self, rows, site, memory["source"])
             terms.setdefault(rows.entry["uuid"], []).append(self.placed(ours, theirs))
             given = maps(self.donor, rows, site, memory["donor"]) if self.donor else theirs[:1]
@@ -229,7 +230,7 @@ class SelfGuidance(Shown):
         def energy():
             return sum(sum(t) / len(t) + looks.get(uuid, 0) for uuid, t in terms.items()) / len(terms) if terms else None
 
-        return slope(run, x, sigma, lambda site: site.position in self.sites, look, energy,
+        return loss_gradient(run, x, sigma, lambda site: site.position in self.sites, look, energy,
                      lambda options, call: Decoded.install(options, [Decoded(None, look=features)], call))
 
     @staticmethod

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .canvas import afresh, log
-from .keys import running
+from .keys import KEY, running
 
 TOLERANCE = 1e-4  # relative: two σ this near are the same level
 HASHED = 65536  # bytes of weights in a fingerprint
@@ -40,7 +40,7 @@ class Solver(comfy.samplers.Sampler):
     """Runs `function(model, x, sigmas, extra_args=, callback=, disable=, **extra_options)` from the LATENT as it is.
 
     No noise is added and nothing is scaled, whatever noise the sampler node offers. inversion: the one whose own steps it takes.
-    stands: the function also takes stand(Standing), by which it says where it stands (inversion/steps.py).
+    stands: the function also takes stand(Standing), by which it says where it stands (inversion/grid.py).
     """
 
     def __init__(self, function, extra_options={}, inversion=None, stands=False):
@@ -195,3 +195,12 @@ def patches(model) -> tuple:
     blocks = [*options.get("patches", {}), *options.get("patches_replace", {})]
     wrapped = [key for kinds in model.wrappers.values() for key, found in kinds.items() if key and found]
     return tuple(map(str, (*weights, *functions, *blocks, *wrapped, *model.object_patches)))
+
+
+def rows_may_mix(model, conditioning) -> bool:
+    """Whether rows of different σ may share a forward: nothing on the conditioning or the model reads one σ for the batch."""
+    options = model.model_options
+    foreign = {k for k in options if k != "transformer_options"} | {k for k in options["transformer_options"] if k != KEY}
+    wrapped = {key for kinds in (model.wrappers, model.callbacks) for keys in kinds.values() for key, found in keys.items() if found}
+    bound = {"start_percent", "end_percent", "timestep_start", "timestep_end", "control", "gligen", "hooks"}
+    return not (foreign or wrapped - {KEY} or bound & {k for _, extras in conditioning for k in extras})

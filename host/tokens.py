@@ -254,11 +254,3 @@ def require_columns(tokens, embedding):
     if embedding.shape[1] != len(tokens[0].ids):
         raise ValueError(f"{tokens[0].text!r} has {len(tokens[0].ids)} tokens and its CONDITIONING {embedding.shape[1]} columns: "
                          "another node appended some, as Conditioning (Concat) does; write it all in one text of Prompt Edit.")
-
-
-def sampled_tokens(run) -> list:
-    """The tokens of each sampled entry that carries them, of all its columns."""
-    found = [e for e in run.targets() if "palimpsest_tokens" in e]
-    for entry in found:
-        require_columns(entry["palimpsest_tokens"], entry["model_conds"]["c_crossattn"].cond)
-    return [e["palimpsest_tokens"] for e in found]

@@ -17,7 +17,7 @@ from functools import partial
 from torch import Tensor
 from tqdm.auto import trange
 
-from .steps import Standing, first_step, noise_at, recorded, scale, scaling, settled, tell, widened
+from .grid import Standing, first_step, in_double, noise_at, recorded, report_step, scale, seen_as, source_where_equal
 
 GAMMA = 0.5
 
@@ -32,16 +32,16 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
     Returns S+1 latents in the order of sigmas, the clean one last, and the S offsets o of the steps that start there.
     """
-    dtype, s = x.dtype, widened(sigmas).flip(0)
-    _, eps = noise_at(model, widened(x), s[0], s[1], dtype, extra_args, **seen_as)
-    path, offsets = [widened(x), widened(x) + (s[1] - s[0]) * eps], []
+    dtype, s = x.dtype, in_double(sigmas).flip(0)
+    _, eps = noise_at(model, in_double(x), s[0], s[1], dtype, extra_args, **seen_as)
+    path, offsets = [in_double(x), in_double(x) + (s[1] - s[0]) * eps], []
     for i in trange(1, len(s), disable=disable):
         x = path[i]
         denoised, eps = noise_at(model, x, s[i], s[i], dtype, extra_args, **seen_as)
         offsets.append(path[i - 1] - (x + (s[i - 1] - s[i]) * eps))
         if i + 1 < len(s):
             path.append(x + (s[i + 1] - s[i]) * eps + offsets[-1] / weight(s[i - 1], s[i + 1], gamma, **seen_as))
-        tell(callback, i - 1, x.to(dtype), s[i], denoised)
+        report_step(callback, i - 1, x.to(dtype), s[i], denoised)
     return path[::-1], offsets[::-1]
 
 
@@ -50,8 +50,8 @@ def denoise(model, x: Tensor, offset: Tensor, sigmas: Tensor, extra_args=None, c
     """The latent at σ[-1], from x at σ[0] and the offset of the step that starts there.
 
     D_i + o_i = base + slope·ε(x_i, σ_i), where base holds what does not depend on the prediction."""
-    dtype, s = x.dtype, widened(sigmas)
-    x = widened(x)
+    dtype, s = x.dtype, in_double(sigmas)
+    x, before = in_double(x), None
     for i in trange(len(s) - 1, disable=disable):
         base, slope = x + offset, s[i + 1] - s[i]
         if i:
@@ -60,7 +60,7 @@ def denoise(model, x: Tensor, offset: Tensor, sigmas: Tensor, extra_args=None, c
         pair = [x, base]
         standing = Standing(pair, 0, s[i], s[i], slope, partial(source, here=s[i], there=s[i + 1]), seen_as, tied=True)
         denoised, eps = standing.ask(model, dtype, extra_args, stand)
-        tell(callback, i, pair[0].to(dtype), s[i], denoised)
+        report_step(callback, i, pair[0].to(dtype), s[i], denoised)
         before, x = pair[0], pair[1] + slope * eps
     return x
 
@@ -74,8 +74,8 @@ def reverse(inversion):
     """Replay's solver; θ_F "offset" holds o, one a step."""
     def solve(model, x, sigmas, extra_args=None, callback=None, disable=None, stand=None):
         first = first_step(inversion, sigmas)
-        x = settled(inversion, first, x)
-        offset = recorded(inversion, "offset", first, widened(x))
+        x = source_where_equal(inversion, first, x)
+        offset = recorded(inversion, "offset", first, in_double(x))
         return denoise(model, x, offset, sigmas, extra_args, callback, disable, gamma=inversion.provenance["gamma"],
-                       stand=stand, **scaling(inversion.fingerprint)).to(x)
+                       stand=stand, **seen_as(inversion.fingerprint)).to(x)
     return solve

@@ -14,7 +14,7 @@ from an unscaled guess.
 from torch import Tensor
 from tqdm.auto import trange
 
-from .steps import scale
+from .grid import scale
 
 
 def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, flow=False,

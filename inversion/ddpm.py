@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .steps import first_step, recorded, settled, tell
+from .grid import first_step, recorded, report_step, source_where_equal
 
 CLEAN = 0.1  # the σ of a last level that hides nothing of the picture
 
@@ -54,7 +54,7 @@ def noise_maps(model, path, sigmas: Tensor, extra_args=None, callback=None, disa
             maps.append((path[i + 1] - mean) / scale)
             if i + 1 < S:
                 path[i + 1] = mean + scale * maps[-1]
-        tell(callback, steps[-1], path[steps[-1]], sigmas[first], D)
+        report_step(callback, steps[-1], path[steps[-1]], sigmas[first], D)
     return path, maps
 
 
@@ -69,7 +69,7 @@ def denoise(model, x: Tensor, z, sigmas: Tensor, extra_args=None, callback=None,
     """The latent at σ[-1], from x at σ[0]; z(i, x) is the map of step i."""
     for i in trange(len(sigmas) - 1, disable=disable):
         denoised = model(x, sigmas[i] * x.new_ones(len(x)), **(extra_args or {}))
-        tell(callback, i, x, sigmas[i], denoised)
+        report_step(callback, i, x, sigmas[i], denoised)
         mean, scale = _step(x, denoised, sigmas[i], sigmas[i + 1], eta)
         x = mean + scale * z(i, x)
     return x
@@ -85,7 +85,7 @@ def reverse(inversion):
     """Replay's solver; θ_F "z" holds the noise maps, one a step."""
     def solve(model, x, sigmas, extra_args=None, callback=None, disable=None):
         first = first_step(inversion, sigmas)
-        x = settled(inversion, first, x)
+        x = source_where_equal(inversion, first, x)
         return denoise(model, x, lambda i, x: recorded(inversion, "z", first + i, x), sigmas, extra_args, callback, disable,
                        eta=inversion.provenance["eta"])
     return solve

@@ -12,7 +12,7 @@ Differs from the paper: for editors the source branch is read from z* itself and
 from torch import Tensor
 from tqdm.auto import trange
 
-from .steps import first_step, noise_at, recorded, settled, tell
+from .grid import first_step, noise_at, recorded, report_step, source_where_equal
 
 
 def record(model, path, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, scale=1.0) -> list:
@@ -35,7 +35,7 @@ def denoise(model, x: Tensor, offset, sigmas: Tensor, extra_args=None, callback=
 
 def _step(model, x, i, sigmas, extra_args, callback):
     denoised, eps = noise_at(model, x, sigmas[i], sigmas[i], x.dtype, extra_args)
-    tell(callback, i, x, sigmas[i], denoised)
+    report_step(callback, i, x, sigmas[i], denoised)
     return x + (sigmas[i + 1] - sigmas[i]) * eps
 
 
@@ -43,6 +43,6 @@ def reverse(inversion):
     """Replay's solver; θ_F "offset" holds o, one a step."""
     def solve(model, x, sigmas, extra_args=None, callback=None, disable=None):
         first = first_step(inversion, sigmas)
-        x = settled(inversion, first, x)
+        x = source_where_equal(inversion, first, x)
         return denoise(model, x, lambda i, x: recorded(inversion, "offset", first + i, x), sigmas, extra_args, callback, disable)
     return solve

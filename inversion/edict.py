@@ -15,7 +15,7 @@ from functools import partial
 from torch import Tensor
 from tqdm.auto import trange
 
-from .steps import Standing, first_step, recorded, scaling, settled, tell, widened
+from .grid import Standing, first_step, in_double, recorded, report_step, seen_as, source_where_equal
 
 P = 0.93
 
@@ -59,16 +59,16 @@ def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable
             return eps
 
         before, pair = pair, step(pair, turns[i] % 2, n, c, noise, p)
-        tell(callback, i, before[0].to(dtype), n, seen["x0"])
+        report_step(callback, i, before[0].to(dtype), n, seen["x0"])
         yield pair
 
 
 def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P, **seen_as) -> list:
     """The coupled latents from the clean x [B,C,…], with y = x there, to σ[0]: S+1 pairs [x, y] in the order of sigmas, the
     clean one last. sigmas [S+1] descend to 0."""
-    start = [widened(x)] * 2
+    start = [in_double(x)] * 2
     turns = range(len(sigmas) - 2, -1, -1)
-    found = _walk(invert_step, start, widened(sigmas).flip(0), turns, model, x.dtype, extra_args, callback, disable, p, seen_as)
+    found = _walk(invert_step, start, in_double(sigmas).flip(0), turns, model, x.dtype, extra_args, callback, disable, p, seen_as)
     return [start, *found][::-1]
 
 
@@ -79,15 +79,15 @@ def source(inversion, n: Tensor, c: Tensor, goes: int, second: bool, p: float) -
 
 
 def _pair_at(inversion, sigma: Tensor) -> list:
-    x, apart = widened(inversion.at(float(sigma))), inversion.theta.get("y_minus_x")
+    x, apart = in_double(inversion.at(float(sigma))), inversion.theta.get("y_minus_x")
     return [x, x if apart is None else x + apart.tensor[inversion.step(float(sigma))]]
 
 
 def denoise(model, x: Tensor, y: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P, first=0,
             stand=None, **seen_as) -> list:
     """The pair [x, y] at σ[-1], from the pair at σ[0], which is level `first` of the whole schedule."""
-    pair, turns = [widened(x), widened(y)], range(first, first + len(sigmas) - 1)
-    for pair in _walk(denoise_step, pair, widened(sigmas), turns, model, x.dtype, extra_args, callback, disable, p, seen_as, stand):
+    pair, turns = [in_double(x), in_double(y)], range(first, first + len(sigmas) - 1)
+    for pair in _walk(denoise_step, pair, in_double(sigmas), turns, model, x.dtype, extra_args, callback, disable, p, seen_as, stand):
         pass
     return pair
 
@@ -96,9 +96,9 @@ def reverse(inversion):
     """Replay's solver: y starts beside x as far as it stood in the inversion (θ_F "y_minus_x", one a level)."""
     def solve(model, x, sigmas, extra_args=None, callback=None, disable=None, stand=None):
         first = first_step(inversion, sigmas)
-        x = settled(inversion, first, x)
-        y = widened(x) + recorded(inversion, "y_minus_x", first, widened(x))
+        x = source_where_equal(inversion, first, x)
+        y = in_double(x) + recorded(inversion, "y_minus_x", first, in_double(x))
         found = denoise(model, x, y, sigmas, extra_args, callback, disable, p=inversion.provenance["p"], first=first, stand=stand,
-                        **scaling(inversion.fingerprint))
+                        **seen_as(inversion.fingerprint))
         return found[0].to(x)
     return solve

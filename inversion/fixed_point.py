@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .steps import scale
+from .grid import scale
 
 MEMORY = 2  # m: how many earlier iterations Anderson acceleration mixes in
 log = logging.getLogger("palimpsest")

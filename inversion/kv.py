@@ -6,7 +6,7 @@ them: at each step t offsets of its keys and values, such that sampling returns 
 
     K_t = W_K(h + Δ^K_t),  V_t = W_V(h + Δ^V_t),    Δ_t = arg min ‖z*_{t-1} - z_{t-1}(z̄_t, Δ_t)‖²;
 
-the target is then sampled with its own keys and values plus the learned ones (host/learned.py).
+the target is then sampled with its own keys and values plus the learned ones (editing/replay.py).
 
 Differs from the paper as far as it was at hand, its abstract and what surveys say of it: it also learns weights of the
 offsets, which only scale them; its offsets are of K and V themselves, which the projections, square matrices in the host's
@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from .pivot import follow
+from .pivotal_tuning import follow
 from .trajectory import Theta
 
 

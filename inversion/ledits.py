@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .steps import first_step, recorded, settled, tell
+from .grid import first_step, recorded, report_step, source_where_equal
 
 
 def towards(D: Tensor, before, sigmas: Tensor, i: int) -> Tensor:
@@ -49,7 +49,7 @@ def noise_maps(model, path, sigmas: Tensor, extra_args=None, callback=None, disa
             denoised.append(D)
             if i + 1 < S:
                 path[i + 1] = mean + scale * maps[-1]
-        tell(callback, steps[-1], path[steps[-1]], sigmas[first], D)
+        report_step(callback, steps[-1], path[steps[-1]], sigmas[first], D)
     return path, maps, denoised
 
 
@@ -57,11 +57,11 @@ def reverse(inversion):
     """Replay's solver; θ_F "z" holds the noise maps, "denoised" the pictures, one a step."""
     def solve(model, x, sigmas, extra_args=None, callback=None, disable=None):
         first, levels = first_step(inversion, sigmas), inversion.sigmas.to(sigmas)
-        x = settled(inversion, first, x)
+        x = source_where_equal(inversion, first, x)
         before = recorded(inversion, "denoised", first - 1, x) if first else None
         for i in trange(first, first + len(sigmas) - 1, disable=disable):
             D = model(x, levels[i] * x.new_ones(len(x)), **(extra_args or {}))
-            tell(callback, i - first, x, levels[i], D)
+            report_step(callback, i - first, x, levels[i], D)
             mean, scale = mean_scale(x, towards(D, before, levels, i), levels[i], levels[i + 1])
             x, before = mean + scale * recorded(inversion, "z", i, x), D
         return x

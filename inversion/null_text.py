@@ -9,13 +9,13 @@ square in z = x/√(1+σ²), the paper's latent (z = x on flow models). As in th
 loss of 1e-5, which grows by 2e-5 for every fiftieth of the schedule.
 
 Differs from the paper to reach the same with less. ∅_T may be the source prompt's embedding, where the guidance cancels
-(negative-prompt inversion), instead of the null prompt's. L-BFGS takes Adam's place (pivot.py). ε(C) is evaluated once a step, a
+(negative-prompt inversion), instead of the null prompt's. L-BFGS takes Adam's place (pivotal_tuning.py). ε(C) is evaluated once a step, a
 forward that is near enough gets no backward, and the best forward of a step is the step. The embedding kept is the best seen, so
 no step ends worse than it began.
 """
 from torch import Tensor
 
-from .pivot import follow
+from .pivotal_tuning import follow
 from .trajectory import Theta
 
 

@@ -6,7 +6,7 @@ conditional embedding c_t is tuned until the step lands on the trajectory (Eq. 7
 
     c_t = arg min ‖z*_{t-1} - z_{t-1}(z̃_t, t, c_t)‖²,    c_T = c*, the target's embedding, and c_{t-1} begins as c_t,
 
-and the edit is sampled with c_t = η·c* + (1 - η)·c_t (Eq. 9), done where the target is sampled, in host/learned.py.
+and the edit is sampled with c_t = η·c* + (1 - η)·c_t (Eq. 9), done where the target is sampled, in editing/replay.py.
 
 Differs from the paper: any deterministic trajectory is followed; the paper's is DDIM Invert's of an empty source prompt.
 c_T may be another prompt's embedding, such as the source's, so that one inversion serves many targets. L-BFGS
@@ -16,7 +16,7 @@ equations, algorithm, figures and tables only: they give no value of η and none
 """
 from torch import Tensor
 
-from .pivot import follow
+from .pivotal_tuning import follow
 from .trajectory import Theta
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .steps import first_step, recorded, scale
+from .grid import first_step, recorded, scale
 from .trajectory import Theta
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .methods import check
+from .method import check
 from .trajectory import Inversion, Theta
 
 VERSION = 2  # 1: without the widths of the prompt that the model reads, and the words' names

@@ -12,14 +12,14 @@ whose mean is over heads, places and tokens; A*_t are those along the inversion.
 where it was. A step takes at most K·e^(-0.1·i) updates, i being its number of 30.
 
 Differs from the paper: there a mapping network of its own for each t makes s_t and b_t out of the picture's CLIP features; here
-no CLIP of pictures is at hand and both are learned themselves, from 1 and 0, by pivot.py's L-BFGS with a smaller K. A target's
-embedding is scaled and shifted token by token for the first τ_v of the steps (host/learned.py); the authors' readme gives τ_v as
+no CLIP of pictures is at hand and both are learned themselves, from 1 and 0, by pivotal_tuning.py's L-BFGS with a smaller K. A target's
+embedding is scaled and shifted token by token for the first τ_v of the steps (editing/replay.py); the authors' readme gives τ_v as
 0.5. The source prompt's is at every step, so it returns the picture. P2Plus, self-attention maps for the null prompt too, is an
 editor's. Of the authors' code (sen-mao/StyleDiffusion@07b388a), which has no licence, only its settings and losses are taken.
 """
 from torch import Tensor
 
-from .pivot import follow
+from .pivotal_tuning import follow
 from .trajectory import Theta
 
 DECAY = 3.0  # 30 steps of e^-0.1

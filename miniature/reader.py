@@ -20,7 +20,7 @@ def _net() -> ReaderNet:
     return net.eval().requires_grad_(False)
 
 
-def probabilities(images: torch.Tensor, batch: int = 32) -> dict[str, torch.Tensor]:
+def cross_attention_maps(images: torch.Tensor, batch: int = 32) -> dict[str, torch.Tensor]:
     """Pictures (B, 128, 128, 3) in 0..1 to probabilities (B, classes) by attribute, classes as in READER_HEADS.
 
     Attributes: shape, colour, material and pose of the first object (left or upper), the same with "#2" of the second,
@@ -40,6 +40,6 @@ def read(images: torch.Tensor) -> list[dict[str, str]]:
 
     The second object's attributes ("shape#2") are there only where the reader counts two.
     """
-    best = {head: p.argmax(-1).tolist() for head, p in probabilities(images).items()}
+    best = {head: p.argmax(-1).tolist() for head, p in cross_attention_maps(images).items()}
     rows = [{head: READER_HEADS[head][best[head][i]] for head in best} for i in range(len(images))]
     return [{k: v for k, v in row.items() if "#2" not in k or row["count"] == "2"} for row in rows]

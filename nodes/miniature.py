@@ -55,6 +55,3 @@ class PalimpsestMiniatureScene(io.ComfyNode):
         source, target, mask = (torch.from_numpy(a)[None] for a in (edit.source_image, edit.target_image, edit.mask))
         return io.NodeOutput(source, edit.source_text, edit.target_text, target, mask,
                              ui=ui.PreviewImage(torch.cat([source, target]), cls=cls))
-
-
-NODES = [PalimpsestLoadMiniature, PalimpsestMiniatureScene]

@@ -60,6 +60,3 @@ class PalimpsestPromptEdit(io.ComfyNode):
 
 def _prompts(text):
     return [line.strip() for line in text.split("\n") if line.strip()]
-
-
-NODES = [PalimpsestPromptEdit]

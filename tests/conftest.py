@@ -3,6 +3,7 @@ import logging
 from pathlib import Path
 
 import pytest
+
 from pack import ROOT, load_pack
 
 try:

@@ -3,19 +3,31 @@
 Each is a function (case, model=the case's own) -> edited MODEL, for any prompts that a Case can hold.
 """
 import pytest
-import tiny
 import torch
 from palimpsest.attention.alignment import PromptEdit, align
-from palimpsest.nodes.attention import PalimpsestAttentionInject, PalimpsestAttentionStore
-from palimpsest.nodes.blending import (PalimpsestBlendedLatent, PalimpsestInjectComposite, PalimpsestLatentBlend,
-                                       PalimpsestNoiseMask, PalimpsestObjectAwareBlend)
-from palimpsest.nodes.excite import PalimpsestAttendExcite, PalimpsestCrossAttentionGuidance
-from palimpsest.nodes.features import (PalimpsestFreePromptEdit, PalimpsestMutualSelfAttention, PalimpsestPlugAndPlay,
-                                       PalimpsestPromptMixing)
-from palimpsest.nodes.guidance import PalimpsestNoiseMapGuidance
-from palimpsest.nodes.objects import PalimpsestMagicRemover, PalimpsestSelfGuidance
-from palimpsest.nodes.semantic import PalimpsestLEDITS, PalimpsestSEGAGuidance
-from palimpsest.nodes.sharing import PalimpsestAttentionReweight, PalimpsestCrossImageAttention, PalimpsestStyleAligned
+from palimpsest.nodes.attention.cross_image import PalimpsestCrossImageAttention
+from palimpsest.nodes.attention.free_prompt import PalimpsestFreePromptEdit
+from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
+from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
+from palimpsest.nodes.attention.plug_and_play import PalimpsestPlugAndPlay
+from palimpsest.nodes.attention.prompt_mixing import PalimpsestPromptMixing
+from palimpsest.nodes.attention.reweight import PalimpsestAttentionReweight
+from palimpsest.nodes.attention.store import PalimpsestAttentionStore
+from palimpsest.nodes.attention.style_aligned import PalimpsestStyleAligned
+from palimpsest.nodes.attention.tf_icon import PalimpsestInjectComposite
+from palimpsest.nodes.blending.blended_latent import PalimpsestBlendedLatent
+from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
+from palimpsest.nodes.blending.noise_mask import PalimpsestNoiseMask
+from palimpsest.nodes.blending.object_aware import PalimpsestObjectAwareBlend
+from palimpsest.nodes.guidance.attend_excite import PalimpsestAttendExcite
+from palimpsest.nodes.guidance.ledits import PalimpsestLEDITS
+from palimpsest.nodes.guidance.magic_remover import PalimpsestMagicRemover
+from palimpsest.nodes.guidance.nmg import PalimpsestNoiseMapGuidance
+from palimpsest.nodes.guidance.pix2pix_zero import PalimpsestCrossAttentionGuidance
+from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance
+from palimpsest.nodes.guidance.self_guidance import PalimpsestSelfGuidance
+
+import tiny
 from runs import kept
 
 STEPS, SELF_END, CROSS_END = 3, 0.5, 0.8

@@ -5,12 +5,13 @@ from functools import cache
 import comfy.model_management as management
 import comfy.samplers
 import pytest
-import tiny
 import torch
 from palimpsest.attention.alignment import PromptEdit, align
 from palimpsest.host.sampling import Solver, schedule
 from palimpsest.host.tokens import encode, tokenize_rows
-from palimpsest.nodes.inversion import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+
+import tiny
 
 _last = {}  # the host collects all garbage, slowly, once the MODEL that it loaded last is gone
 atexit.register(_last.clear)

@@ -4,17 +4,20 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
-from explicit import DIM, HEADS, SIDE, Call, Run, apply_maps, attention, features, softmax_maps
-from palimpsest.attention.control import AttentionEdit, Rows, Site, Source, host_attention, positions
 from palimpsest.attention.p2p import PromptToPrompt
 from palimpsest.attention.reweight import Reweight
-from palimpsest.attention.store import read_maps, refining, spread, word_maps
-from palimpsest.host.reference import levels_together
-from palimpsest.host.session import attach
+from palimpsest.attention.store import read_maps
+from palimpsest.editing.reference import levels_together
+from palimpsest.editing.run import attach
+from palimpsest.editing.sites import AttentionEdit, Rows, Site, Source
+from palimpsest.editing.word_maps import refining_share, spread, word_maps
+from palimpsest.host.unet import host_attention, positions
+
+import tiny
+from explicit import DIM, HEADS, SIDE, Call, Run, apply_maps, attention, features, softmax_maps
 from runs import Case, clip, prompts
 
 FAMILIES = list(tiny.UNETS)
@@ -280,5 +283,5 @@ def test_maps_are_refined_in_an_areas_window():
 def test_maps_are_refined_where_objects_have_shapes(side, share, fine):
     """SD1.5's grids: on 32² places of 64², on 24² of 96², and never on a coarser grid than that of the maps."""
     unet = {i: s for i, s in enumerate((1.0, 0.5, 0.25, 0.125))}
-    with patch("palimpsest.attention.store.positions", lambda network: unet):
-        assert refining(SimpleNamespace(model=SimpleNamespace(diffusion_model=None)), (side, side), share) == fine
+    with patch("palimpsest.editing.word_maps.positions", lambda network: unet):
+        assert refining_share(SimpleNamespace(model=SimpleNamespace(diffusion_model=None)), (side, side), share) == fine

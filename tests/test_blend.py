@@ -8,16 +8,21 @@ from types import SimpleNamespace
 
 import comfy.sd
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
 from nodes import common_ksampler
-from palimpsest.attention.control import host_attention, positions
-from palimpsest.attention.store import WordMaps, read_maps
-from palimpsest.blending.local_blend import covered, latent_mask, picture_mask, word_mask
-from palimpsest.host.session import Editor, attach, editors
-from palimpsest.nodes.blending import PalimpsestBlendedLatent, PalimpsestLatentBlend, PalimpsestObjectAwareBlend
+from palimpsest.attention.store import read_maps
+from palimpsest.editing.editor import Editor, editors
+from palimpsest.editing.masks import covered, latent_mask, picture_mask, word_mask
+from palimpsest.editing.run import attach
+from palimpsest.editing.word_maps import WordMaps
+from palimpsest.host.unet import host_attention, positions
+from palimpsest.nodes.blending.blended_latent import PalimpsestBlendedLatent
+from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
+from palimpsest.nodes.blending.object_aware import PalimpsestObjectAwareBlend
+
+import tiny
 from runs import Case, invert
 
 SAMPLERS = ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde"]

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 import workflow
 from browser import CHROMIUM, frontend
 from canvas import TITLE, declared, is_widget
 from comfy_server import Server, free_port
 from pack import NAME, find_host
-from PIL import Image
 
 pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
 if not CHROMIUM:

@@ -4,17 +4,17 @@ import struct
 import comfy.samplers
 import pytest
 import torch
-from headless import Executor
-from palimpsest.blending.local_blend import latent_mask
+from palimpsest.editing.editor import editors
+from palimpsest.editing.masks import latent_mask
 from palimpsest.host import canvas
-from palimpsest.host.session import editors
-from palimpsest.nodes.attention import PalimpsestAttentionInject
-from palimpsest.nodes.blending import PalimpsestLatentBlend
-from palimpsest.nodes.features import PalimpsestMutualSelfAttention
-from palimpsest.nodes.semantic import PalimpsestSEGAGuidance
+from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
+from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
+from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
+from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance
+
+from headless import Executor
 from runs import Case, kept, prompts
 from test_other_packs import plainly
-from test_workflows import server  # noqa: F401  a fixture
 
 STEPS = 2
 CFG0, NOISE, SAME, EMPTY = "CFG 0 samples", "adds noise of its own", "is the source's own", "empty source prompt"

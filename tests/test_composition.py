@@ -1,10 +1,11 @@
 """Every editor beside batches, prompts, guidance and samplers, however the host batches. What can be stated as an equality is."""
 import pytest
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+
+import tiny
 from editors import CONCEPTS, EDITORS, FAMILIES, MOVES, NULL_TOO, STEPS, each, each_with
-from palimpsest.nodes.inversion import PalimpsestReplay
 from watching import LONG, PROMPTS, acts, assert_close, case, differ, made, near, of, predictions, reads, watch
 
 

@@ -1,12 +1,12 @@
 """DDIM inversion against diffusers' scheduler, closed forms, and its own reverse."""
 import comfy.k_diffusion.sampling
 import pytest
-import tiny
 import torch
 from diffusers import DDIMInverseScheduler
-
 from palimpsest.host.sampling import Solver, sample, schedule
 from palimpsest.inversion import ddim
+
+import tiny
 from runs import relative
 
 euler = comfy.k_diffusion.sampling.sample_euler

@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import palimpsest
+import pytest
+
 import dev
 import environment
 import pack
-import palimpsest
-import pytest
 from comfy_server import Server, free_port
 from demo import execute
 from environment import SetupError, explain, prepare

@@ -3,14 +3,17 @@ from dataclasses import dataclass
 
 import nodes as host
 import pytest
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import DualCFGGuider, DualModelGuider
 from comfy_extras.nodes_perpneg import PerpNegGuider
+from palimpsest.editing.editor import Editor
+from palimpsest.editing.run import attach
+from palimpsest.editing.sites import AttentionEdit
+from palimpsest.editing.word_maps import WordMaps
+from palimpsest.host.unet import positions
+
+import tiny
 from editors import CROSS_END, EDITORS, FEATURES, MOVES, SELF_END, STEPS, each, each_with
-from palimpsest.attention.control import AttentionEdit, positions
-from palimpsest.attention.store import WordMaps
-from palimpsest.host.session import Editor, attach
 from watching import acts, assert_close, case, differ, each_family, limit, of, predictions, watch
 
 

@@ -7,21 +7,27 @@ from copy import copy
 import comfy.samplers
 import nodes as host
 import pytest
-import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import SamplerCustom
-from editors import excite, guide
 from palimpsest.host.sampling import schedule
 from palimpsest.inversion.trajectory import Inversion, Theta, check_schedule
-from palimpsest.nodes.attention import (PalimpsestAttentionHeatmap, PalimpsestAttentionInject, PalimpsestAttentionMask,
-                                        PalimpsestAttentionStore)
-from palimpsest.nodes.blending import PalimpsestLatentBlend
-from palimpsest.nodes.features import PalimpsestPromptMixing
-from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
+from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
+from palimpsest.nodes.attention.prompt_mixing import PalimpsestPromptMixing
+from palimpsest.nodes.attention.reweight import PalimpsestAttentionReweight
+from palimpsest.nodes.attention.store import (
+    PalimpsestAttentionHeatmap,
+    PalimpsestAttentionMask,
+    PalimpsestAttentionStore,
+)
+from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
 from palimpsest.nodes.prompt import PalimpsestPromptEdit
-from palimpsest.nodes.sharing import PalimpsestAttentionReweight
+
+import tiny
+from editors import excite, guide
 from runs import Case, clip, kept, prompts
 
 WINDOW = torch.ones(1, 64, 64)

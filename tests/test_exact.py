@@ -4,17 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
 from diffusers import DDIMScheduler
-
+from palimpsest.editing.inverting import levels_a_forward
 from palimpsest.inversion import bdia, cycle_diffusion, ddpm, edict
-from palimpsest.nodes.exact import (
-    PalimpsestBDIAInvert, PalimpsestCycleDiffusionInvert, PalimpsestDDPMInvert, PalimpsestDirectInvert, PalimpsestEDICTInvert,
-    together)
-from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
-from palimpsest.nodes.semantic import PalimpsestLEDITSInvert
+from palimpsest.nodes.inversion.bdia import PalimpsestBDIAInvert
+from palimpsest.nodes.inversion.cycle_diffusion import PalimpsestCycleDiffusionInvert
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.ddpm import PalimpsestDDPMInvert
+from palimpsest.nodes.inversion.direct import PalimpsestDirectInvert
+from palimpsest.nodes.inversion.edict import PalimpsestEDICTInvert
+from palimpsest.nodes.inversion.ledits import PalimpsestLEDITSInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+
+import tiny
 from runs import relative
 
 AUTHORS = json.loads((Path(__file__).parent / "data" / "exact.json").read_text())
@@ -405,7 +409,7 @@ def test_a_gamma_that_many_steps_would_blow_up_is_refused():
 
 @pytest.mark.parametrize("side, rows, levels", [(64, 1, 8), (64, 3, 2), (128, 1, 2), (128, 2, 1), (256, 1, 1)])
 def test_levels_share_a_forward_that_the_host_makes_room_for(side, rows, levels):
-    assert together(tiny.sd15(), {"samples": torch.zeros(rows, 4, side, side)}, tiny.cond()) == levels
+    assert levels_a_forward(tiny.sd15(), {"samples": torch.zeros(rows, 4, side, side)}, tiny.cond()) == levels
 
 
 @pytest.mark.parametrize("name", ["EDICT", "BDIA", "Direct", "DDPM", "CycleDiffusion"])

@@ -4,21 +4,27 @@ from dataclasses import replace
 
 import comfy.model_management as management
 import pytest
-import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 from diffusers import DDIMScheduler
-from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite.pipeline_stable_diffusion_attend_and_excite import \
-    StableDiffusionAttendAndExcitePipeline
-from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_diffusion_pix2pix_zero import \
-    StableDiffusionPix2PixZeroPipeline
+from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite.pipeline_stable_diffusion_attend_and_excite import (
+    StableDiffusionAttendAndExcitePipeline,
+)
+from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_diffusion_pix2pix_zero import (
+    StableDiffusionPix2PixZeroPipeline,
+)
 from palimpsest.bench import twin
+from palimpsest.editing.attention_loss import loss_gradient
+from palimpsest.editing.editor import editors
+from palimpsest.editing.run import attach
 from palimpsest.guidance.attend_excite import neglect, text_positions
-from palimpsest.guidance.slope import slope
+from palimpsest.host.keys import running
 from palimpsest.host.sampling import Solver
-from palimpsest.host.session import attach, editors, running
-from palimpsest.nodes.excite import PalimpsestAttendExcite, PalimpsestCrossAttentionGuidance, PalimpsestEditDirection
-from palimpsest.nodes.objects import PalimpsestMagicRemover
+from palimpsest.nodes.guidance.attend_excite import PalimpsestAttendExcite
+from palimpsest.nodes.guidance.magic_remover import PalimpsestMagicRemover
+from palimpsest.nodes.guidance.pix2pix_zero import PalimpsestCrossAttentionGuidance, PalimpsestEditDirection
+
+import tiny
 from runs import Case, kept, relative
 
 STEPS, CFG = 10, 7.5
@@ -134,7 +140,7 @@ def test_gradients_are_the_differences_of_the_losses(kind, family):
             if kind == "excite":
                 return editor._slope(run, x, sigma)
             run.read(x, sigma)
-            return slope(run, x, sigma, lambda site: True, *editor._distance())
+            return loss_gradient(run, x, sigma, lambda site: True, *editor._distance())
 
         loss, gradient = at(x)
         gradient = gradient / (1 + sigma ** 2)

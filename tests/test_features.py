@@ -4,22 +4,27 @@ from dataclasses import dataclass, fields
 
 import comfy.ops
 import pytest
-import tiny
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from explicit import HEADS, SIDE, Call, Run, apply_maps, attention, features, only, relative, softmax_maps
-from palimpsest.attention.control import Rows, Site, Source, host_attention, mask_at, positions
 from palimpsest.attention.free_prompt import SelfAttentionMaps
-from palimpsest.attention.layers import coarse, decoder, listed, parse_layers, places
 from palimpsest.attention.masactrl import MutualSelfAttention, object_mask
 from palimpsest.attention.plug_and_play import after_first, second_block
 from palimpsest.attention.prompt_mixing import MixedValues, PreservedShapes
+from palimpsest.editing.editor import editors
+from palimpsest.editing.layers import coarse, decoder, listed, parse_layers, places
+from palimpsest.editing.run import attach
+from palimpsest.editing.sites import Rows, Site, Source, mask_at
 from palimpsest.host.sampling import schedule
-from palimpsest.host.session import attach, editors
-from palimpsest.nodes.attention import PalimpsestAttentionStore
-from palimpsest.nodes.features import (PalimpsestFreePromptEdit, PalimpsestMutualSelfAttention, PalimpsestPlugAndPlay,
-                                       PalimpsestPromptMixing)
-from palimpsest.nodes.refine import PalimpsestFixedPointInvert
+from palimpsest.host.unet import host_attention, positions
+from palimpsest.nodes.attention.free_prompt import PalimpsestFreePromptEdit
+from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
+from palimpsest.nodes.attention.plug_and_play import PalimpsestPlugAndPlay
+from palimpsest.nodes.attention.prompt_mixing import PalimpsestPromptMixing
+from palimpsest.nodes.attention.store import PalimpsestAttentionStore
+from palimpsest.nodes.inversion.fixed_point import PalimpsestFixedPointInvert
+
+import tiny
+from explicit import HEADS, SIDE, Call, Run, apply_maps, attention, features, only, relative, softmax_maps
 from runs import Case, kept, prompts
 
 FAMILIES = list(tiny.UNETS)

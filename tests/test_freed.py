@@ -4,18 +4,19 @@ import gc
 import weakref
 
 import comfy.model_management as management
-import editors
 import pytest
-import runs
-import tiny
 import torch
 from comfy.model_management import InterruptProcessingException
+from palimpsest.nodes.attention.store import PalimpsestAttentionStore
+from palimpsest.nodes.blending.diffedit import PalimpsestDiffEditMask
+from palimpsest.nodes.guidance.delta_denoise import PalimpsestDeltaDenoise
+from palimpsest.nodes.guidance.nmg import PalimpsestNoiseMapGuidance
+from palimpsest.nodes.guidance.sega import PalimpsestSEGARegions
+
+import editors
+import runs
+import tiny
 from editors import EDITORS, FAMILIES, STEPS
-from palimpsest.nodes.attention import PalimpsestAttentionStore
-from palimpsest.nodes.guidance import PalimpsestNoiseMapGuidance
-from palimpsest.nodes.masks import PalimpsestDiffEditMask
-from palimpsest.nodes.objects import PalimpsestDeltaDenoise
-from palimpsest.nodes.semantic import PalimpsestSEGARegions
 from runs import Case, kept
 from test_pairs import INVERSIONS, proximal
 

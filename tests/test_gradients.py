@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import comfy.ops
 import pytest
-import tiny
 import torch
 from palimpsest.host import gradients
 from palimpsest.host.gradients import PromptGuider, differentiable, prompted
 from palimpsest.host.sampling import Solver, run, schedule
+
+import tiny
 
 EVERY = {**tiny.UNETS, **tiny.FLOWS}
 

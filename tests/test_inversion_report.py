@@ -3,20 +3,23 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
-from palimpsest.metrics import psnr
+from palimpsest.metrics.pixels import psnr
 from palimpsest.metrics.whiteness import whiteness
 from palimpsest.miniature.model import load_miniature
 from palimpsest.miniature.scenes import held_out_edit
-from palimpsest.nodes.attention import PalimpsestAttentionInject
-from palimpsest.nodes.exact import PalimpsestDDPMInvert, PalimpsestEDICTInvert
-from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
-from palimpsest.nodes.inversion_report import NUMBERS, PalimpsestInversionReport, curve, path_errors, replay
+from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.ddpm import PalimpsestDDPMInvert
+from palimpsest.nodes.inversion.edict import PalimpsestEDICTInvert
+from palimpsest.nodes.inversion.negative_prompt import PalimpsestNegativePromptInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+from palimpsest.nodes.inversion.report import NUMBERS, PalimpsestInversionReport, curve, path_errors, replay
 from palimpsest.nodes.prompt import PalimpsestPromptEdit
-from palimpsest.nodes.refine import PalimpsestNegativePromptInvert
 from PIL import Image
+
+import tiny
 from runs import kept
 
 STEPS = 4

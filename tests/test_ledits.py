@@ -4,19 +4,23 @@ from types import SimpleNamespace
 import comfy.model_base
 import comfy.supported_models
 import pytest
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from diffusers import DPMSolverMultistepScheduler
-from diffusers.pipelines.ledits_pp import LEditsPPPipelineStableDiffusion, pipeline_leditspp_stable_diffusion as pipeline_module
+from diffusers.pipelines.ledits_pp import LEditsPPPipelineStableDiffusion
+from diffusers.pipelines.ledits_pp import pipeline_leditspp_stable_diffusion as pipeline_module
 from palimpsest.bench import twin
-from palimpsest.guidance.ledits import smoothed
+from palimpsest.editing.masks import smoothed
 from palimpsest.host.sampling import Solver
 from palimpsest.host.tokens import tokenize
 from palimpsest.inversion import ledits
 from palimpsest.inversion.ddpm import independent_path
-from palimpsest.nodes.inversion import PalimpsestReplay
-from palimpsest.nodes.semantic import PalimpsestLEDITS, PalimpsestLEDITSInvert, PalimpsestSEGAGuidance
+from palimpsest.nodes.guidance.ledits import PalimpsestLEDITS
+from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance
+from palimpsest.nodes.inversion.ledits import PalimpsestLEDITSInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+
+import tiny
 from runs import Case, kept, relative
 
 STEPS = 10

@@ -3,12 +3,12 @@ import re
 import shutil
 import sys
 
+import palimpsest
+import pytest
+
 import help_pictures
 import locales
-import pytest
 from pack import ROOT, find_host
-
-import palimpsest
 
 PAGES = ROOT / palimpsest.WEB_DIRECTORY / "docs"
 BARE = {"LEDITS++", "Palimpsest", "CFG", "CLIP", "VAE", "Sigmas"}  # as in the host's own Chinese, and a method's name

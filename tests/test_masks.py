@@ -3,19 +3,21 @@ from types import SimpleNamespace
 
 import comfy.samplers
 import pytest
-import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionDiffEditPipeline
-from palimpsest.attention.control import host_attention, positions
 from palimpsest.bench import twin
 from palimpsest.blending.diffedit import difference_map, scaled
 from palimpsest.blending.noise_mask import relevance
 from palimpsest.host.sampling import Solver
+from palimpsest.host.unet import host_attention, positions
 from palimpsest.miniature.model import load_miniature
 from palimpsest.miniature.scenes import held_out_edit
-from palimpsest.nodes.blending import PalimpsestInjectComposite, PalimpsestNoiseMask
-from palimpsest.nodes.masks import PalimpsestDiffEditMask
+from palimpsest.nodes.attention.tf_icon import PalimpsestInjectComposite
+from palimpsest.nodes.blending.diffedit import PalimpsestDiffEditMask
+from palimpsest.nodes.blending.noise_mask import PalimpsestNoiseMask
+
+import tiny
 from runs import Case, kept, relative
 from watching import assert_close
 

@@ -4,12 +4,14 @@ from functools import cache, partial
 import pytest
 import torch
 from comfy.ldm.modules.attention import attention_basic, attention_pytorch
-from editors import CONCEPTS, EDITORS
 from palimpsest.attention import cross_image
-from palimpsest.nodes.attention import PalimpsestAttentionInject, PalimpsestAttentionStore
-from runs import Case
+from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
+from palimpsest.nodes.attention.store import PalimpsestAttentionStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from editors import CONCEPTS, EDITORS
+from runs import Case
 
 HEADS = 2
 LONG = " in front of a very small house on a green hill far away" * 7  # three chunks of tokens

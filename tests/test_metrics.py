@@ -5,8 +5,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from palimpsest.bench.stats import paired_bootstrap
-from palimpsest.metrics import (background_mask, changed_share, edit_numbers, edit_scores, grow, ideal_edit, mse, pie_mse, pie_psnr,
-                                pie_ssim, psnr, ssim)
+from palimpsest.metrics import (
+    background_mask,
+    changed_share,
+    edit_numbers,
+    edit_scores,
+    grow,
+    ideal_edit,
+    mse,
+    pie_mse,
+    pie_psnr,
+    pie_ssim,
+    psnr,
+    ssim,
+)
 from palimpsest.metrics.pixels import TILE
 
 

@@ -1,16 +1,18 @@
 """Noise Map Guidance against a plain implementation of the paper's equations on diffusers' network, and on the host."""
 import comfy.model_management as management
 import pytest
-import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import BasicGuider
 from palimpsest.bench import twin
 from palimpsest.miniature.model import load_miniature
 from palimpsest.miniature.scenes import held_out_edit
-from palimpsest.nodes.guidance import PalimpsestNoiseMapGuidance
-from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
-from palimpsest.nodes.semantic import PalimpsestSEGAGuidance
+from palimpsest.nodes.guidance.nmg import PalimpsestNoiseMapGuidance
+from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+
+import tiny
 from runs import Case, invert, kept, relative
 from watching import LONG
 

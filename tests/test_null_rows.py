@@ -7,15 +7,17 @@ from pathlib import Path
 
 import comfy.model_management as management
 import pytest
-import tiny
 import torch
-from palimpsest.attention.control import host_attention, positions
 from palimpsest.attention.plug_and_play import second_block
-from palimpsest.host.learned import Learned
-from palimpsest.host.session import attach
+from palimpsest.editing.replay import Replayed
+from palimpsest.editing.run import attach
+from palimpsest.host.unet import host_attention, positions
 from palimpsest.inversion.trajectory import Theta
-from palimpsest.nodes.features import PalimpsestMutualSelfAttention, PalimpsestPlugAndPlay
-from palimpsest.nodes.sharing import PalimpsestStyleAligned
+from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
+from palimpsest.nodes.attention.plug_and_play import PalimpsestPlugAndPlay
+from palimpsest.nodes.attention.style_aligned import PalimpsestStyleAligned
+
+import tiny
 from runs import Case, invert, kept, relative
 from watching import of, watch
 
@@ -136,7 +138,7 @@ def test_rows_of_a_learned_null_prompt_read_the_source_under_it():
     steps = len(c.sigmas) - 1
     learned = torch.cat([noise(20 + i, 8, tiny.DIM) for i in range(steps)])[:, None]
     inversion = dataclasses.replace(c.inversion, theta={"uncond": Theta(learned, "step", "prediction")})
-    plain = attach(c.model, Learned(inversion))
+    plain = attach(c.model, Replayed(inversion))
     edited = PalimpsestMutualSelfAttention.execute(plain, inversion, 0.0, 1.0, "u", "", "", 0.1, True).result[0]
     for a, b in zip(*(c.predictions(m, c.source, CFG) for m in (edited, plain)), strict=True):
         assert relative(a, b) < 1e-5

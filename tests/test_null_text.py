@@ -6,16 +6,18 @@ from pathlib import Path
 
 import comfy.model_management
 import pytest
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from diffusers import DDIMScheduler
 from palimpsest.bench.null_text import published
 from palimpsest.host import gradients
-from palimpsest.inversion import null_text, pivot
-from palimpsest.nodes.exact import PalimpsestEDICTInvert
-from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
-from palimpsest.nodes.null_text import PalimpsestNullTextOptimize
+from palimpsest.inversion import null_text, pivotal_tuning
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.edict import PalimpsestEDICTInvert
+from palimpsest.nodes.inversion.null_text import PalimpsestNullTextOptimize
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+
+import tiny
 from runs import cancelled_in, relative
 
 CFG, STEPS = 7.5, 5
@@ -55,7 +57,7 @@ def test_the_last_look_of_a_step_keeps_no_graph_beside_the_next():
 
     with torch.autograd.graph.saved_tensors_hooks(pack, gradients._Held.unpack):
         sigmas = torch.tensor([14.0, 5.0, 1.0, 0.0])
-        _, history = pivot.follow(predict, path, sigmas, torch.zeros(1, 4), iterations=2, tolerance=0.0)
+        _, history = pivotal_tuning.follow(predict, path, sigmas, torch.zeros(1, 4), iterations=2, tolerance=0.0)
     assert saved and [updates for *_, updates in history] == [2, 2, 2]
 
 
@@ -86,7 +88,7 @@ def test_lbfgs_solves_each_row_of_a_quadratic_by_itself():
     b = torch.randn(2, 6, generator=generator, dtype=torch.float64)
 
     def solve(rows, count=40):
-        x, optimiser = torch.zeros(len(rows), 12, dtype=torch.float64), pivot.LBFGS()
+        x, optimiser = torch.zeros(len(rows), 12, dtype=torch.float64), pivotal_tuning.LBFGS()
         for _ in range(count):
             residual = torch.einsum("bij,bj->bi", a[rows], x) - b[rows]
             x = optimiser.step(x, torch.einsum("bij,bi->bj", a[rows], residual) * 2, residual.square().sum(1))

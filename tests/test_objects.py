@@ -5,17 +5,29 @@ from types import SimpleNamespace
 import comfy.model_management as management
 import comfy.utils
 import pytest
-import tiny
 import torch
 from palimpsest.bench import twin
+from palimpsest.editing.editor import editors
 from palimpsest.guidance.delta_denoise import WEIGHT, descend, levels
-from palimpsest.guidance.self_guidance import SelfGuidance, appearance, centroid, hard_shape, map_sites, shape, transformed
+from palimpsest.guidance.self_guidance import (
+    SelfGuidance,
+    appearance,
+    centroid,
+    hard_shape,
+    map_sites,
+    shape,
+    transformed,
+)
+from palimpsest.host.keys import running
 from palimpsest.host.sampling import Solver
-from palimpsest.host.session import editors, running
-from palimpsest.nodes.attention import PalimpsestAttentionInject
-from palimpsest.nodes.objects import PalimpsestDeltaDenoise, PalimpsestMagicRemover, PalimpsestSelfGuidance
-from runs import Case, invert, kept, prompts, relative
+from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
+from palimpsest.nodes.guidance.delta_denoise import PalimpsestDeltaDenoise
+from palimpsest.nodes.guidance.magic_remover import PalimpsestMagicRemover
+from palimpsest.nodes.guidance.self_guidance import PalimpsestSelfGuidance
 from torchvision.transforms.functional import resize as scaled
+
+import tiny
+from runs import Case, invert, kept, prompts, relative
 
 CFG = 7.5
 

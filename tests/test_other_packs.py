@@ -6,7 +6,6 @@ import comfy.controlnet
 import comfy.samplers
 import nodes as host
 import pytest
-import tiny
 import torch
 from comfy.model_patcher import set_model_options_patch_replace
 from comfy_extras.nodes_easycache import EasyCacheNode
@@ -14,13 +13,16 @@ from comfy_extras.nodes_freelunch import FreeU
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
+from palimpsest.host.unet import host_attention, positions
+from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
+from palimpsest.nodes.blending.noise_mask import PalimpsestNoiseMask
+from palimpsest.nodes.guidance.ledits import PalimpsestLEDITS
+from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance
+from palimpsest.nodes.inversion.negative_prompt import PalimpsestNegativePromptInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+
+import tiny
 from editors import EDITORS, NULL_TOO, READS, each_with
-from palimpsest.attention.control import host_attention, positions
-from palimpsest.nodes.attention import PalimpsestAttentionInject
-from palimpsest.nodes.blending import PalimpsestNoiseMask
-from palimpsest.nodes.inversion import PalimpsestReplay
-from palimpsest.nodes.refine import PalimpsestNegativePromptInvert
-from palimpsest.nodes.semantic import PalimpsestLEDITS, PalimpsestSEGAGuidance
 from runs import Case, kept, relative
 from watching import acts, assert_close, case, differ, each_family, limit, near, of, predictions, watch
 

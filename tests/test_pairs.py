@@ -5,23 +5,32 @@ from itertools import combinations
 
 import pytest
 import torch
+from palimpsest.attention.style_aligned import ReferencePicture, Sharing, adain
+from palimpsest.editing.sites import Rows, Site, Source
+from palimpsest.guidance.magic_remover import MagicRemover
+from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
+from palimpsest.nodes.guidance.magic_remover import PalimpsestMagicRemover
+from palimpsest.nodes.guidance.proximal import PalimpsestProximalGuidance
+from palimpsest.nodes.inversion.bdia import PalimpsestBDIAInvert
+from palimpsest.nodes.inversion.cycle_diffusion import PalimpsestCycleDiffusionInvert
+from palimpsest.nodes.inversion.ddpm import PalimpsestDDPMInvert
+from palimpsest.nodes.inversion.direct import PalimpsestDirectInvert
+from palimpsest.nodes.inversion.edict import PalimpsestEDICTInvert
+from palimpsest.nodes.inversion.fixed_point import PalimpsestFixedPointInvert
+from palimpsest.nodes.inversion.kv import PalimpsestKVInvert
+from palimpsest.nodes.inversion.ledits import PalimpsestLEDITSInvert
+from palimpsest.nodes.inversion.negative_prompt import PalimpsestNegativePromptInvert
+from palimpsest.nodes.inversion.null_text import PalimpsestNullTextOptimize
+from palimpsest.nodes.inversion.prompt_tuning import PalimpsestPromptTuningInvert
+from palimpsest.nodes.inversion.regularized import PalimpsestRegularizedInvert
+from palimpsest.nodes.inversion.renoise import PalimpsestReNoiseInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+from palimpsest.nodes.inversion.style_diffusion import PalimpsestStyleDiffusionInvert
+
 from editors import EDITORS, FAMILIES, STEPS
 from explicit import HEADS, SIDE, Call, Run, apply_maps, attention, features, relative, softmax_maps
-from palimpsest.attention.control import Rows, Site, Source
-from palimpsest.attention.style_aligned import ReferencePicture, Sharing, adain
-from palimpsest.guidance.magic_remover import MagicRemover
-from palimpsest.nodes.exact import (PalimpsestBDIAInvert, PalimpsestCycleDiffusionInvert, PalimpsestDDPMInvert, PalimpsestDirectInvert,
-                                    PalimpsestEDICTInvert)
-from palimpsest.nodes.features import PalimpsestMutualSelfAttention
-from palimpsest.nodes.guidance import PalimpsestProximalGuidance
-from palimpsest.nodes.inversion import PalimpsestReplay
-from palimpsest.nodes.null_text import PalimpsestNullTextOptimize
-from palimpsest.nodes.objects import PalimpsestMagicRemover
-from palimpsest.nodes.refine import PalimpsestFixedPointInvert, PalimpsestNegativePromptInvert, PalimpsestReNoiseInvert
-from palimpsest.nodes.regularized import PalimpsestRegularizedInvert
-from palimpsest.nodes.semantic import PalimpsestLEDITSInvert
-from palimpsest.nodes.tuning import PalimpsestKVInvert, PalimpsestPromptTuningInvert, PalimpsestStyleDiffusionInvert
 from runs import Case, kept
+
 
 def proximal(case, model=None):
     """Works with guidance alone, so that the tests of every editor, of which many sample at CFG 1, are not its."""

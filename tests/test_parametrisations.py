@@ -1,16 +1,21 @@
 """x0 and EDM prediction, as the host's model sampling nodes set them: x = x0 + σ·ε, so they are inverted as eps models are."""
 import pytest
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 from palimpsest.host.sampling import fingerprint, prediction_type
 from palimpsest.inversion import bdia, ddim, edict, fixed_point, renoise
-from palimpsest.nodes.exact import (PalimpsestBDIAInvert, PalimpsestCycleDiffusionInvert, PalimpsestDDPMInvert,
-                                    PalimpsestDirectInvert, PalimpsestEDICTInvert)
-from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
-from palimpsest.nodes.null_text import PalimpsestNullTextOptimize
-from palimpsest.nodes.semantic import PalimpsestLEDITSInvert
+from palimpsest.nodes.inversion.bdia import PalimpsestBDIAInvert
+from palimpsest.nodes.inversion.cycle_diffusion import PalimpsestCycleDiffusionInvert
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.ddpm import PalimpsestDDPMInvert
+from palimpsest.nodes.inversion.direct import PalimpsestDirectInvert
+from palimpsest.nodes.inversion.edict import PalimpsestEDICTInvert
+from palimpsest.nodes.inversion.ledits import PalimpsestLEDITSInvert
+from palimpsest.nodes.inversion.null_text import PalimpsestNullTextOptimize
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+
+import tiny
 from runs import relative
 
 DATA = 0.5

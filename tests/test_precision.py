@@ -1,5 +1,6 @@
 """Every editor in half precision beside fp32."""
 import torch
+
 from editors import EDITORS, MOVES, WORDS, each_with
 from runs import relative
 from watching import case, of, predictions

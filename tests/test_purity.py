@@ -8,10 +8,12 @@ import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
 from comfy.patcher_extension import WrappersMP
+from palimpsest.editing.editor import editors
+from palimpsest.host.keys import RUN
+from palimpsest.host.unet import host_attention
+from palimpsest.nodes.attention.store import PalimpsestAttentionStore
+
 from editors import BARE, EDITORS, READS, STEPS, each, each_with
-from palimpsest.attention.control import host_attention
-from palimpsest.host.session import RUN, editors
-from palimpsest.nodes.attention import PalimpsestAttentionStore
 from runs import Case, kept
 
 

@@ -1,8 +1,6 @@
 """Fixed-point and ReNoise inversion, negative-prompt inversion and proximal guidance."""
-
 import comfy.k_diffusion.sampling
 import pytest
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
 from palimpsest.bench import twin
@@ -11,10 +9,14 @@ from palimpsest.inversion import ddim, fixed_point, renoise
 from palimpsest.inversion.negative_prompt import slerp
 from palimpsest.miniature.model import load_miniature
 from palimpsest.miniature.scenes import held_out_edit
-from palimpsest.nodes.guidance import PalimpsestProximalGuidance
-from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
-from palimpsest.nodes.refine import (
-    PalimpsestFixedPointInvert, PalimpsestNegativePromptInvert, PalimpsestReNoiseInvert)
+from palimpsest.nodes.guidance.proximal import PalimpsestProximalGuidance
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.fixed_point import PalimpsestFixedPointInvert
+from palimpsest.nodes.inversion.negative_prompt import PalimpsestNegativePromptInvert
+from palimpsest.nodes.inversion.renoise import PalimpsestReNoiseInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+
+import tiny
 from runs import Case, kept, relative
 
 euler = comfy.k_diffusion.sampling.sample_euler

@@ -1,17 +1,19 @@
 """Regularized inversion (pix2pix-zero): its losses, its descent, and what it does to the noise."""
-
 import pytest
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_diffusion_pix2pix_zero import (
-    StableDiffusionPix2PixZeroPipeline as Authors)
+    StableDiffusionPix2PixZeroPipeline as Authors,
+)
 from palimpsest.inversion import ddim, regularized
 from palimpsest.metrics.whiteness import white_range, whiteness
 from palimpsest.miniature.model import load_miniature
 from palimpsest.miniature.scenes import held_out_edit
-from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
-from palimpsest.nodes.regularized import PalimpsestRegularizedInvert
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.regularized import PalimpsestRegularizedInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+
+import tiny
 from runs import kept
 
 STEPS = 5

@@ -9,17 +9,26 @@ import comfy.samplers
 import comfy.utils
 import nodes as host_nodes
 import pytest
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import (
-    BasicGuider, CFGGuider, DisableNoise, KSamplerSelect, RandomNoise, SamplerCustom, SamplerCustomAdvanced,
-    SamplerEulerAncestral)
-
-from palimpsest.host.learned import Learned
+    BasicGuider,
+    CFGGuider,
+    DisableNoise,
+    KSamplerSelect,
+    RandomNoise,
+    SamplerCustom,
+    SamplerCustomAdvanced,
+    SamplerEulerAncestral,
+)
+from palimpsest.editing.editor import Editor, editors
+from palimpsest.editing.replay import Replayed
+from palimpsest.editing.run import attach
 from palimpsest.host.sampling import Solver, check_family, fingerprint, prediction_type, sample, schedule, split_at
-from palimpsest.host.session import Editor, attach, editors
 from palimpsest.inversion.trajectory import Theta
-from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+
+import tiny
 from runs import relative
 
 STEPS = 12
@@ -374,7 +383,7 @@ def test_replay_marks_the_model_and_refuses_a_method_it_does_not_know(model):
     inversion = invert(model)[0]
     m = PalimpsestReplay.execute(model, inversion, 0.0).result[0]
     (mark,) = editors(m)
-    assert type(mark) is Learned and mark.inversion is inversion and mark.replays
+    assert type(mark) is Replayed and mark.inversion is inversion and mark.replays
     with pytest.raises(ValueError, match="made by Telepathy.*knows DDIM"):
         PalimpsestReplay.execute(model, dataclasses.replace(inversion, method="Telepathy"), 0.0)
 

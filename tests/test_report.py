@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import torch
 from palimpsest.bench.gradients import Largest
-from palimpsest.metrics import background_mask, edit_numbers, psnr
+from palimpsest.metrics.drawing import colours, heat, heatmaps, sheet, tile
+from palimpsest.metrics.edits import edit_numbers
+from palimpsest.metrics.masks import background_mask
+from palimpsest.metrics.pixels import psnr
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit
-from palimpsest.nodes.drawing import colours, heat, heatmaps, sheet, tile
+from palimpsest.nodes.edit_report import NUMBERS, PalimpsestEditReport, check, difference, shades
 from palimpsest.nodes.miniature import PalimpsestMiniatureScene
-from palimpsest.nodes.report import NUMBERS, PalimpsestEditReport, check, difference, shades
 from PIL import Image
 
 

@@ -2,9 +2,10 @@
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+
+import tiny
 from editors import inject, mutual, mutual_words
 from runs import Case, kept, relative
-import tiny
 
 
 def windowed(model, size):

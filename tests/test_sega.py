@@ -6,7 +6,6 @@ import comfy.samplers
 import comfy.sd
 import nodes as host
 import pytest
-import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import BasicGuider
@@ -15,11 +14,14 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from diffusers import DDIMScheduler, SemanticStableDiffusionPipeline
 from palimpsest.bench import twin
+from palimpsest.editing.editor import editors
 from palimpsest.guidance.sega import largest
 from palimpsest.host.sampling import Solver
-from palimpsest.host.session import editors
-from palimpsest.nodes.features import PalimpsestPromptMixing
-from palimpsest.nodes.semantic import PalimpsestLEDITS, PalimpsestSEGAGuidance, PalimpsestSEGARegions
+from palimpsest.nodes.attention.prompt_mixing import PalimpsestPromptMixing
+from palimpsest.nodes.guidance.ledits import PalimpsestLEDITS
+from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance, PalimpsestSEGARegions
+
+import tiny
 from runs import Case, kept, relative
 
 STEPS = 5

@@ -3,19 +3,23 @@ import math
 from dataclasses import dataclass, fields, replace
 
 import pytest
-import tiny
 import torch
-from explicit import DIM, HEADS, SIDE, Call, Run, apply_maps, attention, by_head, features, only, relative, softmax_maps
 from palimpsest.attention import cross_image
-from palimpsest.attention.control import Rows, Site, Source
 from palimpsest.attention.cross_image import CrossImage, contrasted, statistics, two_finest
-from palimpsest.attention.layers import parse_layers
 from palimpsest.attention.reweight import Reweight
 from palimpsest.attention.style_aligned import ReferencePicture, ReferenceRow, Sharing
-from palimpsest.host.session import attach, editors
+from palimpsest.editing.editor import editors
+from palimpsest.editing.layers import parse_layers
+from palimpsest.editing.run import attach
+from palimpsest.editing.sites import Rows, Site, Source
 from palimpsest.host.tokens import Tokens, Word
-from palimpsest.nodes.attention import PalimpsestAttentionInject
-from palimpsest.nodes.sharing import PalimpsestAttentionReweight, PalimpsestCrossImageAttention, PalimpsestStyleAligned
+from palimpsest.nodes.attention.cross_image import PalimpsestCrossImageAttention
+from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
+from palimpsest.nodes.attention.reweight import PalimpsestAttentionReweight
+from palimpsest.nodes.attention.style_aligned import PalimpsestStyleAligned
+
+import tiny
+from explicit import DIM, HEADS, SIDE, Call, Run, apply_maps, attention, by_head, features, only, relative, softmax_maps
 from runs import Case, invert, kept
 from test_features import sd15, sdxl
 

@@ -7,16 +7,23 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from palimpsest.attention.alignment import PromptEdit, align
-from palimpsest.blending.local_blend import latent_mask
-from palimpsest.host.moving import Mover
+from palimpsest.editing.editor import Editor
+from palimpsest.editing.latent_move import Mover
+from palimpsest.editing.masks import latent_mask
+from palimpsest.editing.run import attach
 from palimpsest.host.sampling import Solver
-from palimpsest.host.session import Editor, attach
-from palimpsest.nodes.attention import PalimpsestAttentionInject, PalimpsestAttentionStore
-from palimpsest.nodes.blending import (PalimpsestBlendedLatent, PalimpsestInjectComposite, PalimpsestLatentBlend, PalimpsestNoiseMask,
-                                       PalimpsestObjectAwareBlend)
-from palimpsest.nodes.exact import PalimpsestBDIAInvert, PalimpsestEDICTInvert
-from palimpsest.nodes.guidance import PalimpsestProximalGuidance
-from palimpsest.nodes.inversion import PalimpsestReplay
+from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
+from palimpsest.nodes.attention.store import PalimpsestAttentionStore
+from palimpsest.nodes.attention.tf_icon import PalimpsestInjectComposite
+from palimpsest.nodes.blending.blended_latent import PalimpsestBlendedLatent
+from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
+from palimpsest.nodes.blending.noise_mask import PalimpsestNoiseMask
+from palimpsest.nodes.blending.object_aware import PalimpsestObjectAwareBlend
+from palimpsest.nodes.guidance.proximal import PalimpsestProximalGuidance
+from palimpsest.nodes.inversion.bdia import PalimpsestBDIAInvert
+from palimpsest.nodes.inversion.edict import PalimpsestEDICTInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+
 from runs import Case, kept, relative
 
 STEPS, CFG, P, GAMMA = 5, 3.0, 0.93, 0.7
@@ -174,7 +181,7 @@ def edict_lines(inversion, eps, s, path, m, by):
 
 def bdia_lines(inversion, eps, s, path, m, by):
     """D_i, U_i and o_i = γ·√(1+σ_{i-1}²)/√(1+σ_{i+1}²)·(x_{i+1} - U_i)."""
-    x = path[0]
+    x, before = path[0], None
     for i in range(len(s) - 1):
         x = x + by
         noise = eps(x, path[i], s[i])

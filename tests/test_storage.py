@@ -10,22 +10,39 @@ from pathlib import Path
 import folder_paths
 import numpy as np
 import pytest
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from latent_preview import Latent2RGBPreviewer
-from pack import ROOT
 from palimpsest.host.sampling import Fingerprint
 from palimpsest.host.tokens import encode, tokenize_rows
-from palimpsest.inversion.methods import METHODS
+from palimpsest.inversion.method import METHODS
 from palimpsest.inversion.storage import KEY, load, save
 from palimpsest.inversion.trajectory import Theta
-from palimpsest.nodes import exact, null_text, refine, regularized, semantic, tuning
-from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
-from palimpsest.nodes.storage import KNOWN, PalimpsestLoadInversion, PalimpsestSaveInversion
+from palimpsest.nodes.inversion import (
+    bdia,
+    cycle_diffusion,
+    ddpm,
+    direct,
+    edict,
+    fixed_point,
+    kv,
+    ledits,
+    negative_prompt,
+    null_text,
+    prompt_tuning,
+    regularized,
+    renoise,
+    style_diffusion,
+)
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+from palimpsest.nodes.inversion.storage import KNOWN, PalimpsestLoadInversion, PalimpsestSaveInversion
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+import tiny
+from pack import ROOT
 
 STEPS = 3
 
@@ -378,18 +395,18 @@ def test_a_name_that_the_system_refuses(folders, inversion):
 
 NULL, TUNED = tiny.cond(seed=9), (tiny.cond(seed=9), 7.5, 1, 0.0)
 MADE = {
-    "DDIM": (PalimpsestDDIMInvert, ()), "Fixed Point": (refine.PalimpsestFixedPointInvert, (2, 1e-5, "none")),
-    "ReNoise": (refine.PalimpsestReNoiseInvert, (2, 1, 1, 0.0, 0)),
-    "ReNoise Ancestral": (refine.PalimpsestReNoiseInvert, (2, 1, 1, 1.0, 0)),
-    "Negative Prompt": (refine.PalimpsestNegativePromptInvert, (0.5, NULL)),
+    "DDIM": (PalimpsestDDIMInvert, ()), "Fixed Point": (fixed_point.PalimpsestFixedPointInvert, (2, 1e-5, "none")),
+    "ReNoise": (renoise.PalimpsestReNoiseInvert, (2, 1, 1, 0.0, 0)),
+    "ReNoise Ancestral": (renoise.PalimpsestReNoiseInvert, (2, 1, 1, 1.0, 0)),
+    "Negative Prompt": (negative_prompt.PalimpsestNegativePromptInvert, (0.5, NULL)),
     "Regularized": (regularized.PalimpsestRegularizedInvert, (20.0, 20.0, 1, 1, 0)),
-    "EDICT": (exact.PalimpsestEDICTInvert, (0.93, 1.0)), "BDIA": (exact.PalimpsestBDIAInvert, (1.0, 1.0)),
-    "Direct": (exact.PalimpsestDirectInvert, (1.0, 7.5, NULL)), "DDPM": (exact.PalimpsestDDPMInvert, (1.0, 0, 1.0)),
-    "CycleDiffusion": (exact.PalimpsestCycleDiffusionInvert, (0.1, 0)), "LEDITS++": (semantic.PalimpsestLEDITSInvert, (0, 1.0)),
+    "EDICT": (edict.PalimpsestEDICTInvert, (0.93, 1.0)), "BDIA": (bdia.PalimpsestBDIAInvert, (1.0, 1.0)),
+    "Direct": (direct.PalimpsestDirectInvert, (1.0, 7.5, NULL)), "DDPM": (ddpm.PalimpsestDDPMInvert, (1.0, 0, 1.0)),
+    "CycleDiffusion": (cycle_diffusion.PalimpsestCycleDiffusionInvert, (0.1, 0)), "LEDITS++": (ledits.PalimpsestLEDITSInvert, (0, 1.0)),
     "Null-Text": (null_text.PalimpsestNullTextOptimize, (7.5, 1, 0.0, "source prompt")),
-    "Prompt Tuning": (tuning.PalimpsestPromptTuningInvert, (*TUNED, 0.8)),
-    "StyleDiffusion": (tuning.PalimpsestStyleDiffusionInvert, (*TUNED, 1.0, 0.5)),
-    "KV": (tuning.PalimpsestKVInvert, (*TUNED, ""))}
+    "Prompt Tuning": (prompt_tuning.PalimpsestPromptTuningInvert, (*TUNED, 0.8)),
+    "StyleDiffusion": (style_diffusion.PalimpsestStyleDiffusionInvert, (*TUNED, 1.0, 0.5)),
+    "KV": (kv.PalimpsestKVInvert, (*TUNED, ""))}
 
 
 @pytest.mark.parametrize("method", METHODS)

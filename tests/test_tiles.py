@@ -7,13 +7,15 @@ import nodes as host
 import pytest
 import torch
 import torch.nn.functional as F
-from editors import EDITORS, FAMILIES
-from palimpsest.attention.control import Rows, Site, mask_at, positions, window
 from palimpsest.attention.masactrl import MutualSelfAttention
-from palimpsest.attention.store import in_place
-from palimpsest.host.adding import adding
-from palimpsest.host.session import attach
+from palimpsest.editing.run import attach
+from palimpsest.editing.sites import Rows, Site, mask_at, window
+from palimpsest.editing.word_maps import in_place
 from palimpsest.host.tiles import TILES, cut, found
+from palimpsest.host.unet import positions
+from palimpsest.host.unet_inputs import with_added
+
+from editors import EDITORS, FAMILIES
 from watching import assert_close, case, differ, near
 
 SIDE, TILE = 16, 10
@@ -142,7 +144,7 @@ def test_a_part_is_found_by_its_values():
 
 def test_what_is_added_to_some_chunks_reaches_theirs_in_each_tile():
     options = {"cond_or_uncond": [0, 1], "uuids": ["target", "null"], TILES: [(4, 4, 0, 0)] * 2 + [(4, 4, 0, 4)] * 2}
-    to = adding({"transformer_options": {}}, torch.ones(1, 2, 3), takes=lambda kind, index, uuid: uuid == "target")
+    to = with_added({"transformer_options": {}}, torch.ones(1, 2, 3), takes=lambda kind, index, uuid: uuid == "target")
     patch, = to["transformer_options"]["patches"]["attn2_patch"]
     _, _, value = patch(None, None, torch.zeros(8, 2, 3), options)
     assert value[:, 0, 0].tolist() == [1, 1, 0, 0, 1, 1, 0, 0]

@@ -7,14 +7,15 @@ import comfy.sd
 import comfy.text_encoders.flux
 import comfy.text_encoders.sd2_clip
 import pytest
-import tiny
 import torch
 from nodes import CLIPTextEncode
 from palimpsest.attention.alignment import align, refinement, replacement
 from palimpsest.host.tokens import encode, parse_word_values, parse_words, tokenize, tokenize_rows
-from palimpsest.nodes.attention import per_token
+from palimpsest.nodes.attention.p2p import per_token
 from palimpsest.nodes.prompt import PalimpsestPromptEdit
 from safetensors.torch import save_file
+
+import tiny
 
 ALIGNER = json.loads((Path(__file__).parent / "data" / "aligner.json").read_text(encoding="utf-8"))
 CAT, PHOTO = 2368, 1125  # ids in CLIP's vocabulary

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-
 from palimpsest.host.sampling import Fingerprint
 from palimpsest.inversion.trajectory import Inversion, Theta
 

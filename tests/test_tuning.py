@@ -2,21 +2,25 @@
 import dataclasses
 import math
 
+import palimpsest.nodes.inversion.style_diffusion as style_diffusion_node
 import pytest
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
-from palimpsest.attention.control import positions
-from palimpsest.attention.maps import cross_attention_maps, recording
+from palimpsest.editing.attention_loss import cross_attention_maps, with_maps_recorded
+from palimpsest.host.unet import positions
 from palimpsest.inversion import kv, prompt_tuning, style_diffusion
-from palimpsest.inversion.pivot import follow
+from palimpsest.inversion.pivotal_tuning import follow
 from palimpsest.inversion.storage import load, save
-from palimpsest.nodes.attention import PalimpsestAttentionInject
-from palimpsest.nodes.blending import PalimpsestLatentBlend
-from palimpsest.nodes import tuning
-from palimpsest.nodes.inversion import PalimpsestDDIMInvert, PalimpsestReplay
-from palimpsest.nodes.storage import KNOWN
-from palimpsest.nodes.tuning import PalimpsestKVInvert, PalimpsestPromptTuningInvert, PalimpsestStyleDiffusionInvert
+from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
+from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.kv import PalimpsestKVInvert
+from palimpsest.nodes.inversion.prompt_tuning import PalimpsestPromptTuningInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+from palimpsest.nodes.inversion.storage import KNOWN
+from palimpsest.nodes.inversion.style_diffusion import PalimpsestStyleDiffusionInvert
+
+import tiny
 from runs import Case, cancelled_in, relative
 
 CFG, STEPS = 7.5, 4
@@ -201,7 +205,7 @@ def test_maps_are_the_softmax_of_each_head_and_their_loss_a_sum_of_means():
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_the_maps_are_those_of_both_sides_of_the_unet_and_not_of_its_middle(family, monkeypatch):
     seen = set()
-    monkeypatch.setattr(tuning, "recording", lambda options, sites, found: seen.update(sites) or recording(options, sites, found))
+    monkeypatch.setattr(style_diffusion_node, "with_maps_recorded", lambda options, sites, found: seen.update(sites) or with_maps_recorded(options, sites, found))
     model = tiny.UNETS[family]()
     style(model, inverted(model), 1)
     at = positions(model.model.diffusion_model)

@@ -7,21 +7,22 @@ from pathlib import Path
 import comfy.model_base
 import comfy.model_management
 import comfy.utils
-import demo
 import folder_paths
 import numpy as np
 import palimpsest
 import pytest
-import workflow
-from canvas import TITLE, declared, is_widget, to_api
 from comfy.utils import common_upscale
 from comfy_execution.utils import get_executing_context
-from environment import host_version
-from headless import Executor
 from nodes import LoadImage
-from pack import find_host
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, parse_caption
 from PIL import Image
+
+import demo
+import workflow
+from canvas import TITLE, declared, is_widget, to_api
+from environment import host_version
+from headless import Executor
+from pack import find_host
 
 FROZEN = json.loads((Path(__file__).parent / "data" / "nodes.json").read_text(encoding="utf-8"))
 NOTES = {"MarkdownNote", "Note"}

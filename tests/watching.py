@@ -3,11 +3,12 @@ from dataclasses import dataclass
 
 import comfy.samplers
 import pytest
-import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
+from palimpsest.host.keys import RUN
+
+import tiny
 from editors import ACTS, CROSS_END, READS, STEPS
-from palimpsest.host.session import RUN
 from runs import Case, kept
 
 LONG = "soft light, " * 26  # 78 tokens

@@ -353,9 +353,10 @@ def page(run, node, draw, info):
     """The page of a node: its own sheet where it draws one, else the sketch's tiles."""
     import numpy as np
     import torch
-    from headless import place
-    from palimpsest.nodes.drawing import sheet, tile
+    from palimpsest.metrics.drawing import sheet, tile
     from PIL import Image
+
+    from headless import place
     c = Sketch(info, node)
     draw(c, info[node]["display_name"].split(" (")[0])
     graph = to_api(c.json(), info)
@@ -377,6 +378,7 @@ def main(names) -> int:
     server = host_nodes()
     server.client_id, server.send_sync = None, lambda *args: None  # nobody is connected
     import folder_paths
+
     from headless import Executor
     info, run = object_info(), Executor(server)
     with tempfile.TemporaryDirectory() as folder:

@@ -21,9 +21,10 @@ def main(names) -> int:
     server.client_id, server.send_sync = None, lambda *args: None  # nobody is connected
     import folder_paths
     import numpy as np
-    from headless import Executor
     from palimpsest.miniature.scenes import held_out_edit
     from PIL import Image
+
+    from headless import Executor
     from techniques import TABLE
     info = object_info()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,91 @@
+"""What is checked, and what is warned of, before a run's first model call."""
+import comfy.sampler_helpers
+import comfy.samplers
+from comfy.utils import repeat_to_batch_size
+
+from ..host.canvas import about, log
+from ..host.sampling import Solver, digest
+from .editor import Editor
+
+
+def inversions_of(chosen) -> list:
+    """The distinct INVERSIONs that some editors hold."""
+    held = [getattr(e, "inversion", None) for e in chosen]
+    return list({id(inversion): inversion for inversion in held if inversion is not None}.values())
+
+
+def inversions_read(chosen) -> list:
+    """The distinct INVERSIONs whose features some editor may read."""
+    return inversions_of(e for e in chosen if type(e).reads is not Editor.reads)
+
+
+def check_hooks(run, editor):
+    """The host registers the hooks of the guider's prompts, and passes over others in silence."""
+    known = getattr(run.guider.model_options.get("registered_hooks"), "hooks", ())
+    own = (hook for prompt in editor.prompts for _, extras in prompt for hook in getattr(extras.get("hooks"), "hooks", ()))
+    lost = sorted({type(hook).__name__ for hook in own if hook not in known})
+    if lost:
+        raise ValueError(f"{editor.name}'s own prompt carries hooks ({', '.join(lost)}) that the prompts being sampled have not, and "
+                         "the host applies theirs alone: give the positive the same hooks (Cond Set Props), or take them off and "
+                         "load the LoRA on the MODEL.")
+
+
+def check_run(run, stepped):
+    """What no run can work with, for every editor that holds an INVERSION; stepped: the one whose own steps the SAMPLER takes."""
+    replayed = {id(e.inversion) for e in run.editors if getattr(e, "replays", False)}
+    acting = [e for e in run.editors if not getattr(e, "replays", False)]
+    if acting and run.guider.model_options.get("context_handler") is not None:
+        raise ValueError(f"Context windows show the model parts of the latent in turn, the editors on this MODEL ({len(acting)}) read "
+                         "it whole: remove the Context Windows node.")
+    for inversion in inversions_of(run.editors):
+        if inversion.theta and id(inversion) not in replayed:
+            raise ValueError(f"The {inversion.method} INVERSION learned {', '.join(inversion.theta)} and nothing applies it: "
+                             "put Replay Inversion on this MODEL and sample with its SAMPLER.")
+        recorded = [name for name, theta in inversion.theta.items() if theta.applied_by == "step"]
+        if recorded and inversion is not stepped:
+            raise ValueError(f"The {inversion.method} INVERSION recorded {', '.join(recorded)} for its own steps, and another "
+                             "SAMPLER is connected: connect Replay's SAMPLER.")
+        if inversion.latents is None:
+            if inversion in inversions_read(run.editors):
+                raise ValueError(f"The {inversion.method} INVERSION holds no trajectory and an editor on this MODEL reads one: "
+                                 "invert with a method that keeps it, such as DDIM Invert.")
+            continue
+        if tuple(inversion.shape[1:]) != run.shape[2:] or inversion.shape[0] != run.shape[1]:
+            raise ValueError(f"The latent being sampled is {list(run.shape[1:])} (channels, height, width), the INVERSION's is "
+                             f"{list(inversion.shape)}: start from Replay's LATENT, or invert a picture of this size.")
+        if run.shape[0] % inversion.batch:
+            raise ValueError(f"The latent being sampled has {run.shape[0]} rows, the INVERSION {inversion.batch} pictures: "
+                             f"the rows must be a multiple of {inversion.batch} (Repeat Latent Batch).")
+        inversion.require(run.sigmas)
+
+
+def warn_of_run(run, sampler):
+    """What a run can do, and its user has hardly meant."""
+    acting = [e for e in run.editors if not getattr(e, "replays", False)]
+    for inversion in inversions_of(run.editors):
+        inversion.begin_run()
+    if acting and getattr(run.guider, "cfg", None) == 0:
+        log.warning("CFG 0 samples the negative prompt alone, and the editors on this MODEL (%d) work on the target's: raise CFG "
+                    "(papers: 7.5; 1 is without guidance).", len(acting))
+    known = inversions_of(e for e in run.editors if not e.lends)
+    if known and isinstance(sampler, (Solver, comfy.samplers.KSAMPLER)) and Solver.of(sampler).adds_noise:
+        log.warning("The SAMPLER adds noise of its own: edits work, but reconstruction is not promised (euler adds none).")
+    target = [e for name in run.edited() for e in run.guider.original_conds[name]]
+    own = {digest([i.conditioning[0][0]]) for i in known}
+    same = target and all("control" not in e and digest([e.get("cross_attn")]) in own for e in target)
+    if acting and same and all(e.follows for e in acting):
+        with about(acting[-1].node):
+            log.warning("The prompt being sampled is the source's own, and the editors on this MODEL (%d) change nothing by "
+                        "themselves: connect the target CONDITIONING to the sampler, or rewrite a word of it.", len(acting))
+
+
+def check_noise(run, x, sigma):
+    begun = [i for i in inversions_of(e for e in run.editors if not e.lends) if i.latents]
+    known = [repeat_to_batch_size(run.shown(i, sigma), x.shape[0]).to(x) for i in begun]
+    apart, noisy = min((((x - z).norm() / z.norm(), z.norm()) for z in known), default=(0, 0))
+    if 4 * x.norm() < noisy:
+        raise ValueError(f"Sampling starts at sigma {sigma:.3g} from a latent of {100 * x.norm() / noisy:.0f} % of the "
+                         "INVERSION's norm there, a picture without its noise: connect Replay's LATENT.")
+    if apart > 0.5:
+        log.warning("Sampling starts from other noise than the inversion (%.0f %% of its norm apart at sigma %.3g): connect "
+                    "Replay's LATENT and SAMPLER, or turn add_noise off.", 100 * apart, sigma)

@@ -1,0 +1,52 @@
+"""The base of every editor, and the editors that a MODEL carries."""
+from ..host.keys import KEY
+
+
+class Editor:
+    """Base of what a node attaches to a MODEL. Subclasses are frozen dataclasses, with the field `inversion` where they hold one;
+    a run's own state lives in `run.memory`. prompts: CONDITIONINGs of its own; `run.prompts(editor)` has them encoded."""
+    prompts = ()
+
+    roles = ("target",)  # the rows that it acts on, "target" and "null"
+    lends = False  # whether its inversion is of another picture than the one sampled, so that no run begins at its noise
+    holds = False  # whether it keeps a part of the picture as it was: then it has the last word, wherever it stands in the chain
+    follows = False  # whether it edits by the target's prompt alone, so that the source's own changes nothing
+    node = None  # (id, class) of the one that attached it, None outside a graph
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def begin(self, run):
+        """Before the first model call: raise ValueError on what cannot work."""
+
+    def reads(self, run, sigma) -> bool:
+        """Whether the source's features are needed at this σ."""
+        return False
+
+    def conditions(self, run, conds, sigma):
+        """The cond lists that the host is to evaluate, entries under their own uuids; lists may be added at the end."""
+        return conds
+
+    def predicted(self, run, x0s, x, sigma):
+        """The x0 predictions of those lists, without those of the lists that `conditions` added."""
+        return x0s
+
+    def before(self, run, x, sigma):
+        """The x that the model is to see, in sampler space."""
+        return x
+
+    def after(self, run, x0, sigma):
+        """The x0 that the sampler is to see, in sampler space."""
+        return x0
+
+
+def editors(model) -> tuple:
+    """The editors attached to a MODEL, first attached first."""
+    return model.model_options["transformer_options"].get(KEY, ())
+
+
+def require_plain(model, node):
+    """Editors belong to the sampled MODEL alone."""
+    if editors(model):
+        raise ValueError(f"{node} reads the source as it is, this MODEL carries {len(editors(model))} edits: connect the MODEL "
+                         "from before the first editor.")

@@ -1,0 +1,32 @@
+"""The host's U-Nets (SD1.x, SD2.x, SDXL): where their attention is, and what computes it."""
+from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
+
+
+def positions(unet) -> dict:
+    """(section, block, depth) of every transformer block of the host's U-Net -> its share of the latent's side."""
+    found, share = {}, 1.0
+    for section, blocks in (("input", unet.input_blocks), ("middle", [unet.middle_block]), ("output", unet.output_blocks)):
+        for i, block in enumerate(blocks):
+            for module in block:
+                if isinstance(module, Downsample):
+                    share /= 2
+                elif isinstance(module, Upsample):
+                    share *= 2
+                elif isinstance(module, SpatialTransformer):
+                    found.update({(section, i, depth): share for depth in range(len(module.transformer_blocks))})
+    return found
+
+
+def host_attention(q, k, v, extra_options):
+    """The host's attention, as its U-Net calls it."""
+    return optimized_attention(q, k, v, extra_options["n_heads"], attn_precision=extra_options["attn_precision"],
+                               transformer_options=extra_options)
+
+
+def require_unet(model, node):
+    """These edits know the U-Nets of SD1.x, SD2.x and SDXL; another family is an error before the first model call."""
+    network = model.model.diffusion_model
+    if not isinstance(network, UNetModel):
+        raise ValueError(f"{node} edits the attention of U-Nets (SD1.x, SD2.x, SDXL), this MODEL is {type(model.model).__name__} "
+                         f"({type(network).__name__}): choose a checkpoint of those families.")

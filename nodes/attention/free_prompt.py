@@ -1,0 +1,35 @@
+"""Free-Prompt Edit."""
+from comfy_api.latest import io
+
+from ...attention.free_prompt import SelfAttentionMaps
+from ...editing.layers import coarse
+from ...editing.run import attach
+from ...host.sampling import check_family
+from ...host.unet import require_unet
+from ..checks import check_span
+from ..widgets import COARSE, InversionType, layers_input, layers_of, share_input
+
+
+class PalimpsestFreePromptEdit(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestFreePromptEdit", display_name="Free-Prompt Edit", category="palimpsest/attention",
+            description="FPE: the source's self-attention maps alone hold its geometry; it may be inverted with an empty prompt.",
+            inputs=[
+                io.Model.Input("model"),
+                InversionType.Input("inversion"),
+                share_input("start", 0.0, "Share of the schedule at which maps begin to be replaced. Paper: 0."),
+                share_input("end", 0.8, "Share at which it ends. Higher keeps shapes, lower frees them. Paper: 0.8."),
+                layers_input(COARSE),
+            ],
+            outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model, inversion, start, end, layers) -> io.NodeOutput:
+        node = "Free-Prompt Edit"
+        require_unet(model, node)
+        check_family(model, inversion)
+        check_span(node, start, end, "0 and 0.8")
+        chosen = layers_of(layers, model, lambda unet: coarse(unet, 0.5))
+        return io.NodeOutput(attach(model, SelfAttentionMaps(inversion, chosen, start, end)))

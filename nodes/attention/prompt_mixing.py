@@ -1,0 +1,87 @@
+"""Prompt Mixing."""
+import math
+
+import torch
+from comfy.utils import repeat_to_batch_size
+from comfy_api.latest import io
+
+from ...attention.prompt_mixing import MixedValues, PreservedShapes
+from ...editing.layers import coarse
+from ...editing.masks import latent_mask
+from ...editing.run import attach
+from ...host.sampling import check_family
+from ...host.tokens import parse_words
+from ...host.unet import require_unet
+from ..checks import check_attention, check_prompt_alone, check_some, check_span, check_words
+from ..widgets import (
+    COARSE,
+    AttentionType,
+    InversionType,
+    layers_input,
+    layers_of,
+    refine_input,
+    share_input,
+    threshold_input,
+)
+
+
+class PalimpsestPromptMixing(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestPromptMixing", display_name="Prompt Mixing", category="palimpsest/attention",
+            description="Object-shape variation: in the middle of the schedule another prompt's values shape the object.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Conditioning.Input("mix", tooltip="The picture's prompt with another word for the object: Prompt Edit's "
+                                      "target. Sample with Prompt Edit's source."),
+                share_input("start", 0.14, "Share of the schedule at which it begins to be mixed in (T3). Earlier changes the "
+                                           "layout too. Paper: step 7 of 50."),
+                share_input("end", 0.34, "Share at which it ends (T2). Later changes the looks too. Paper: step 17 of 50."),
+                io.String.Input("preserve", default="", tooltip="With ATTENTION: words of the source prompt whose shapes are "
+                                "to stay, separated by commas."),
+                io.String.Input("object", default="", tooltip="With ATTENTION: the word whose shape varies; its place is "
+                                "taken out of what is preserved."),
+                threshold_input("a probability of 0.05"),
+                share_input("preserve_end", 0.8, "Share of the schedule until which shapes are preserved. Paper: step 40 of 50."),
+                layers_input(f"shapes are preserved on {COARSE}"),
+                InversionType.Input("inversion", optional=True, tooltip="To preserve shapes: the source."),
+                io.Mask.Input("mask", optional=True, tooltip="1 where shapes are to stay, beside the words' places."),
+                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words' places."),
+                refine_input(),
+            ],
+            outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model, mix, start, end, preserve, object, threshold, preserve_end, layers, inversion=None, mask=None,
+                attention=None, refine=True) -> io.NodeOutput:
+        node = "Prompt Mixing"
+        require_unet(model, node)
+        check_span(node, start, end, "0.14 and 0.34")
+        check_words(node, preserve + object, attention)
+        if len(mix) != 1:
+            raise ValueError(f"{node}'s mix has {len(mix)} entries, one is needed: remove Conditioning (Combine).")
+        check_prompt_alone(f"{node}'s mix", mix)
+        keeps = bool(preserve.strip()) or mask is not None
+        if keeps != (inversion is not None) or object.strip() and not keeps:
+            has, lacks = ("something to preserve", "INVERSION") if keeps else ("INVERSION or object", "words or MASK to preserve")
+            raise ValueError(f"{node} has {has} but no {lacks}: connect both to preserve shapes, or neither.")
+        model = attach(model, MixedValues(mix[0][0], start, end, (mix,)))
+        if not keeps:
+            return io.NodeOutput(model)
+        check_family(model, inversion)
+        check_span(f"{node}'s preserving", 0.0, preserve_end, "0.8")
+        if attention is not None:
+            check_attention(attention, inversion)
+        size = tuple(inversion.shape[-2:])
+
+        masks = [] if attention is None else [attention.mask(parse_words(words, attention.tokens), size, threshold, refine)
+                                              for words in (preserve, object)]
+        painted = [] if mask is None else [latent_mask(mask, size)]
+        rows = math.lcm(*map(len, masks + painted))
+        masks, painted = ([repeat_to_batch_size(m, rows) for m in found] for found in (masks, painted))
+        kept = torch.stack(masks[:1] + painted).amax(0)
+        varied = masks[1] if object.strip() else None
+        check_some(node, "shape to preserve", kept if varied is None else kept * (1 - varied))
+        chosen = layers_of(layers, model, lambda unet: coarse(unet, 0.5))
+        return io.NodeOutput(attach(model, PreservedShapes(inversion, chosen, 0.0, preserve_end, preserved=kept, varied=varied)))

@@ -1,0 +1,123 @@
+"""Attention Store, Attention Heatmap and Attention Mask."""
+from comfy_api.latest import io, ui
+from torchvision.transforms.functional import gaussian_blur
+
+from ...attention.store import read_maps
+from ...editing.masks import covered, picture_mask, warn_if_wide
+from ...host.sampling import check_family
+from ...host.tokens import parse_words
+from ...host.unet import require_unet
+from ...metrics.drawing import heat_rows, sheet
+from ...metrics.masks import grow as grow_mask
+from ..checks import check_source
+from ..widgets import AttentionType, InversionType, PromptEditType, refine_input, threshold_input
+
+
+class PalimpsestAttentionStore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestAttentionStore",
+            display_name="Attention Store",
+            category="palimpsest/attention",
+            description="Where the model sees each source word in the picture: cross-attention maps along the inversion's trajectory.",
+            inputs=[
+                io.Model.Input("model"),
+                InversionType.Input("inversion"),
+                PromptEditType.Input("prompt_edit"),
+                io.Float.Input("resolution", default=0.25, min=0.0, max=1.0, step=0.0625,
+                               tooltip="The maps' side as a share of the latent's; the nearest one at or under it that the "
+                                       "model has. 0.25 = 16² of a 64² latent (paper), which is where words lie clearest."),
+            ],
+            outputs=[AttentionType.Output(display_name="ATTENTION")],
+        )
+
+    @classmethod
+    def execute(cls, model, inversion, prompt_edit, resolution) -> io.NodeOutput:
+        require_unet(model, "Attention Store")
+        check_family(model, inversion)
+        check_source(inversion, prompt_edit, "Attention Store")
+        return io.NodeOutput(read_maps(model, inversion, resolution))
+
+
+class PalimpsestAttentionHeatmap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestAttentionHeatmap",
+            display_name="Attention Heatmap",
+            category="palimpsest/attention",
+            description="Each word's attention over the picture, labelled.",
+            inputs=[
+                AttentionType.Input("attention"),
+                io.Image.Input("image", tooltip="The picture that was inverted."),
+                io.String.Input("words", default="", tooltip="Words of the source prompt, separated by commas; 'cat#2' is the "
+                                "second cat. Empty: all words."),
+            ],
+            outputs=[io.Image.Output()],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, attention, image, words) -> io.NodeOutput:
+        rows, window = [], covered(image.shape[1:3], attention.latent)
+        for i, found in enumerate(parse_words(words, attention.tokens)):
+            known = attention.tokens[i].named
+            maps = {_label(w, known): attention.map(i, [w]) for w in found or known}
+            rows += heat_rows(image[i % image.shape[0]][window], maps)
+        page = sheet(rows)
+        return io.NodeOutput(page, ui=ui.PreviewImage(page, cls=cls))
+
+
+def _label(word, known):
+    """A word's text, and which of several it is where it is one of them alone."""
+    same = [w.positions for w in known if w.name == word.name]
+    return word.text if len(same) == 1 or word.positions not in same else f"{word.text}#{same.index(word.positions) + 1}"
+
+
+class PalimpsestAttentionMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestAttentionMask",
+            display_name="Attention Mask",
+            category="palimpsest/attention",
+            description="A mask of what some words name in the picture.",
+            inputs=[
+                AttentionType.Input("attention"),
+                io.String.Input("words", default="",
+                                tooltip="Words of the source prompt, separated by commas; the mask is where they lie together."),
+                threshold_input(),
+                io.Int.Input("grow", default=0, min=0, max=64, tooltip="Spread the mask by this many latent cells (8 pixels on SD)."),
+                io.Float.Input("blur", default=0.0, min=0.0, max=16.0, step=0.1,
+                               tooltip="Soften its edge: standard deviation in latent cells. 0 = hard."),
+                io.Image.Input("image", optional=True, tooltip="The mask takes this picture's size; without it, the latent's."),
+                refine_input(),
+            ],
+            outputs=[io.Mask.Output()],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, attention, words, threshold, grow, blur, image=None, refine=True) -> io.NodeOutput:
+        size = attention.latent
+        if image is not None:
+            size = tuple(s.stop - s.start for s in covered(image.shape[1:3], size))
+        cell = size[0] / attention.latent[0]
+        chosen = parse_words(words, attention.tokens)
+        if not words.strip():
+            raise ValueError(f"Attention Mask has no word to find; the source's words are: "
+                             f"{', '.join(w.text for w in attention.tokens[0].named)}.")
+        mask = attention.mask(chosen, size, threshold, refine)
+        if not mask.flatten(1).any(1).all():
+            raise ValueError(f"The mask of {words!r} at threshold {threshold} is empty: lower the threshold (0 finds one), or name "
+                             "other words.")
+        warn_if_wide("Attention Mask", mask)
+        mask = grow_mask(mask, round(grow * cell))
+        if blur:
+            sigma = blur * cell
+            reach = [min(int(3 * sigma), side - 1) for side in reversed(size)]  # it reflects at the edges
+            mask = gaussian_blur(mask[:, None], [2 * r + 1 for r in reach], sigma)[:, 0]
+        if image is not None:
+            mask = picture_mask(mask, image.shape[1:3])
+        return io.NodeOutput(mask, ui=ui.PreviewMask(mask, cls=cls))

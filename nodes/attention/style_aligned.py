@@ -1,0 +1,60 @@
+"""Style Aligned."""
+from comfy_api.latest import io
+
+from ...attention.style_aligned import ReferencePicture, ReferenceRow, SharedNorms, Sharing
+from ...editing.layers import places, roles
+from ...editing.run import attach
+from ...host.sampling import check_family
+from ...host.unet import require_unet
+from ..checks import check_span
+from ..widgets import InversionType, layers_input, layers_of, null_input, share_input
+
+
+def everywhere(unet) -> frozenset:
+    return frozenset(p.position for p in places(unet))
+
+
+class PalimpsestStyleAligned(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestStyleAligned", display_name="Style Aligned", category="palimpsest/attention",
+            description="Gives what is sampled the style of an inverted picture, or of the batch's first row, by sharing its "
+                        "self-attention (Hertz et al. 2024).",
+            inputs=[
+                io.Model.Input("model"),
+                share_input("start", 0.0, "Share of the schedule from which attention is shared. Paper: 0."),
+                share_input("end", 1.0, "Share at which it ends; lower holds less of the style. Paper: 1."),
+                io.Float.Input("shift", default=0.69, min=-10.0, max=10.0, step=0.01, tooltip=(
+                    "Added to the scores of the reference's tokens: higher takes more of it, its content too. Paper: ln 2 = "
+                    "0.69 with an INVERSION, 0 across a batch.")),
+                io.Float.Input("scale", default=1.0, min=0.0, max=4.0, step=0.01, tooltip=(
+                    "Factor on the scores of the reference's tokens. Paper: 1.")),
+                io.Boolean.Input("normalise", default=True, tooltip=(
+                    "Whether queries and keys take the reference's mean and deviation (AdaIN), which is what makes a style be "
+                    "shared. Paper: on.")),
+                layers_input("all"),
+                null_input(),
+                InversionType.Input("inversion", optional=True, tooltip="The picture whose style is wanted. Not connected: the "
+                                    "first row of the batch is the reference."),
+                io.Boolean.Input("share_norms", default=True, optional=True, tooltip=(
+                    "Whether the network's group norms take their statistics over both pictures, which shares contrast and "
+                    "colours. Paper: on, and off across a batch on SDXL.")),
+            ],
+            outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model, start, end, shift, scale, normalise, layers, null_too, inversion=None,
+                share_norms=True) -> io.NodeOutput:
+        node = "Style Aligned"
+        require_unet(model, node)
+        check_span(node, start, end, "0 and 1")
+        chosen = layers_of(layers, model, everywhere)
+        share = Sharing(scale, shift, normalise)
+        if inversion is not None:
+            check_family(model, inversion)
+        if share_norms:
+            model = attach(model, SharedNorms(inversion, start, end, roles(null_too)))
+        if inversion is None:
+            return io.NodeOutput(attach(model, ReferenceRow(chosen, start, end, roles(null_too), share)))
+        return io.NodeOutput(attach(model, ReferencePicture(inversion, chosen, start, end, roles(null_too), share)))

@@ -1,0 +1,126 @@
+"""The measures of an edit, as a picture and as text."""
+import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy.utils import ProgressBar
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..metrics.drawing import colours, reduced, sheet, tile
+from ..metrics.edits import CHANGED, edit_numbers
+from ..metrics.masks import TWO_CELLS, grow
+
+NUMBERS = {  # number: the tile it stands under, its words, its format
+    "reconstruction_psnr": ("reconstruction", "PSNR to source", "{:.2f} dB"),
+    "reconstruction_ssim": ("reconstruction", "SSIM to source", "{:.4f}"),
+    "psnr": ("edited", "PSNR to source", "{:.2f} dB"),
+    "ssim": ("edited", "SSIM to source", "{:.4f}"),
+    "background_psnr": ("difference", "background PSNR", "{:.2f} dB"),
+    "background_ssim": ("difference", "background SSIM", "{:.4f}"),
+    "changed": ("difference", f"changed by > {CHANGED}", "{:.1f} %"),
+    "target_psnr": ("target", "PSNR of edited", "{:.2f} dB"),
+    "target_mask_psnr": ("target", "the same inside mask", "{:.2f} dB"),
+    "edit_share": ("mask", "edit", "{:.1f} %"),
+    "background_share": ("mask", "background", "{:.1f} %"),
+}
+
+
+def check(source: Tensor, edited: Tensor, **others: Tensor | None) -> dict[str, Tensor]:
+    """What is given, by name: on the CPU, singles repeated to the batch. ValueError where sizes differ."""
+    given = dict(source=source, edited=edited, **{name: t for name, t in others.items() if t is not None})
+    given = {name: t.reshape(-1, *t.shape[-2:]) if name == "mask" else t[..., :3] for name, t in given.items()}
+    batch, size = max(len(t) for t in given.values()), source.shape[1:3]
+    for name, t in given.items():
+        if t.shape[1:3] != size:
+            raise ValueError(f"{name} is {t.shape[2]}x{t.shape[1]} and source is {size[1]}x{size[0]}: VAE Encode crops what is no "
+                             "multiple of its factor (8 on SD), so scale and crop the source and its mask to multiples of it once, "
+                             "before VAE Encode (Upscale Image, crop center), and connect that picture everywhere.")
+        if len(t) not in (1, batch):
+            raise ValueError(f"{name} holds {len(t)} pictures and the largest input {batch}: connect one for all, or {batch}")
+    return {name: t.cpu().expand(batch, *t.shape[1:]) for name, t in given.items()}
+
+
+class PalimpsestEditReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestEditReport",
+            display_name="Edit Report",
+            category="palimpsest/report",
+            description="Pictures side by side with what was kept and what changed between them, in numbers.",
+            inputs=[
+                io.Image.Input("source", tooltip="The picture before the edit. One serves a whole batch of edits."),
+                io.Image.Input("edited", tooltip="The picture after the edit; a batch gives a row each."),
+                io.Image.Input("reconstruction", optional=True, tooltip=(
+                    "The source replayed without an edit (or its VAE round trip): how much inversion alone lost.")),
+                io.Image.Input("target", optional=True, tooltip=(
+                    "The exact picture the edit should have made, where it is known, as Miniature Scene knows it.")),
+                io.Mask.Input("mask", optional=True, tooltip=(
+                    "Where the edit belongs (1). Background numbers are taken over the pixels outside it, grown by "
+                    f"{TWO_CELLS} px: two cells of an SD latent, as far as a decoder smears.")),
+            ],
+            outputs=[io.Image.Output(display_name="sheet"), io.String.Output(display_name="numbers")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, source, edited, reconstruction=None, target=None, mask=None) -> io.NodeOutput:
+        given = check(source, edited, reconstruction=reconstruction, target=target, mask=mask)
+        bar = ProgressBar(1)
+
+        def tick(done, total):
+            throw_exception_if_processing_interrupted()
+            bar.update_absolute(done, total)
+
+        numbers = edit_numbers(**given, tick=tick)
+        picture, text = draw(given, numbers), write(numbers)
+        shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
+        return io.NodeOutput(picture, text, ui=shown)
+
+
+def draw(given: dict[str, Tensor], numbers: dict[str, Tensor]) -> Tensor:
+    """The sheet [1, H, W, 3]: a row of tiles a picture, each tile's numbers beneath it."""
+    batch, height, width, _ = given["source"].shape
+    differences, high = zip(*map(difference, given["edited"], given["source"]))
+    high = max(high) or 1.
+    tiles = {  # name: label, pictures
+        "source": (f"source, {width} x {height}", given["source"]),
+        "reconstruction": ("reconstruction", given.get("reconstruction")),
+        "edited": ("edited", given["edited"]),
+        "difference": ("|edited - source|", [colours(d / high) for d in differences]),
+        "target": ("exact target", given.get("target")),
+        "mask": ("mask, grown", [shades(m) for m in given["mask"]] if "mask" in given else None),
+    }
+    return sheet([[tile(images[i], label if i == 0 else "", lines(name, numbers, i),
+                        (0., high) if name == "difference" else None)
+                   for name, (label, images) in tiles.items() if images is not None] for i in range(batch)])
+
+
+def difference(edited: Tensor, source: Tensor) -> tuple[Tensor, float]:
+    """|edited - source| of two pictures [H, W, C], the channels' mean: as large as a tile shows it [h, w], and its highest value."""
+    rows = [(e.float() - s.float()).abs().mean(-1, keepdim=True) for e, s in zip(edited.split(1), source.split(1))]
+    found = torch.cat(rows)
+    return reduced(found)[..., 0], found.max().item()
+
+
+def shades(mask: Tensor) -> Tensor:
+    """The mask [H, W] as large as a tile shows it [h, w, 3], what it grows to in grey."""
+    return reduced(torch.maximum(mask, .45 * grow((mask > 0).byte()[None], TWO_CELLS)[0])[..., None]).expand(-1, -1, 3)
+
+
+def printed(name: str, value: Tensor) -> str:
+    """A number with its unit, shares in percent."""
+    form = NUMBERS[name][2]
+    return form.format(100 * value if "%" in form else value)
+
+
+def lines(place: str, numbers: dict[str, Tensor], i: int) -> list[tuple[str, str]]:
+    """The lines that stand under one tile of row i; nan is said to be n/a, for there was no pixel to look at."""
+    return [(key, "n/a" if numbers[name][i].isnan() else printed(name, numbers[name][i]))
+            for name, (where, key, _) in NUMBERS.items() if where == place and name in numbers]
+
+
+def write(numbers: dict[str, Tensor]) -> str:
+    """The numbers as text, `name: value unit`, one a line; a batch puts the picture's number before the name."""
+    batch = len(numbers["psnr"])
+    return "\n".join(f"{i + 1} " * (batch > 1) + f"{name}: {printed(name, numbers[name][i])}"
+                     for i in range(batch) for name in NUMBERS if name in numbers)

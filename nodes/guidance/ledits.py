@@ -1,0 +1,39 @@
+"""LEDITS++."""
+from comfy_api.latest import io
+
+from ...editing.run import attach
+from ...editing.word_maps import nearest_share
+from ...guidance.ledits import LEDITS, Grounded
+from ...guidance.sega import held
+from ...host.tokens import encode, tokenize_rows
+from ...host.unet import require_unet
+from ..checks import check_concept
+from ..widgets import concept_inputs
+
+
+class PalimpsestLEDITS(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestLEDITS", display_name="LEDITS++", category="palimpsest/guidance",
+            description="Adds a concept to a picture, or removes it, where its words' attention and its guidance agree (Brack et "
+                        "al. 2024). Made for LEDITS++ Invert; sample what was inverted, at its CFG. Chain one node a concept.",
+            inputs=concept_inputs(
+                io.Clip.Input("clip"),
+                io.String.Input("concept", default="", tooltip="What to add or remove: \"glasses\", \"a red hat\"."),
+                scale=5.0, warmup=0.0, threshold=0.9),
+            outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model, clip, concept, direction, scale, warmup, cooldown, threshold) -> io.NodeOutput:
+        check_concept("LEDITS++", scale, warmup, cooldown)
+        require_unet(model, "LEDITS++")
+        tokens = tokenize_rows(clip, [concept])
+        if not tokens[0].words:
+            raise ValueError("LEDITS++ looks for its concept's words in the picture, and the concept is empty: write what to add "
+                             "or remove.")
+        before = held(model, LEDITS)
+        added = Grounded(encode(clip, tokens), -scale if direction == "remove" else scale, warmup, cooldown, threshold,
+                         tokens=tokens)
+        editor = LEDITS((*(before.concepts if before else ()), added), share=nearest_share(model, 0.25))
+        return io.NodeOutput(attach(model, editor, replacing=before))

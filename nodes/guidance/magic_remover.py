@@ -1,0 +1,77 @@
+"""MagicRemover."""
+import re
+
+from comfy_api.latest import io
+
+from ...editing.editor import editors
+from ...editing.masks import latent_mask, warn_if_wide, word_mask
+from ...editing.run import attach
+from ...editing.word_maps import nearest_share as nearest
+from ...guidance.magic_remover import MagicRemover, Surroundings, object_map, union
+from ...host.tokens import parse_words
+from ...host.unet import require_unet
+from ..checks import check_attention, check_trajectory
+from ..widgets import AttentionType, InversionType, refine_input
+
+
+class PalimpsestMagicRemover(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestMagicRemover", display_name="MagicRemover", category="palimpsest/guidance",
+            description="Removes the object that words name: its place is filled from what lies around it, and nothing else "
+                        "changes (Yang et al. 2023). Sample a prompt of what is to be seen there.",
+            inputs=[
+                io.Model.Input("model"),
+                InversionType.Input("inversion"),
+                io.String.Input("words", default="", tooltip="The object, by all words of the source prompt that are its own: "
+                                "'purple, heart'; the second of two is 'heart#2'."),
+                io.Float.Input("threshold", default=0.0, min=0.0, max=0.99, step=0.01, tooltip=(
+                    "Where the words' maps reach this share of their largest value is the object's place. 0: found in the maps "
+                    "themselves.")),
+                io.Float.Input("scale", default=1.0, min=0.0, max=1000.0, step=0.1,
+                               tooltip="How far the latent is moved away from the words, where the sampled prompt has them. "
+                                       "Program: 1. 0: the place is only filled."),
+                io.Float.Input("start", default=0.15, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share of the schedule at which it begins. Program: 0.15."),
+                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share at which the removal ends; the rest of the picture is held to the end. Program: 1."),
+                io.Mask.Input("mask", optional=True, tooltip="1 on the object, in place of ATTENTION."),
+                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the object's place."),
+                refine_input(),
+            ],
+            outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model, inversion, words, threshold, scale, start, end, mask=None, attention=None, refine=True) -> io.NodeOutput:
+        require_unet(model, "MagicRemover")
+        check_trajectory(model, inversion, "MagicRemover")
+        if (mask is None) == (attention is None):
+            has = "neither MASK nor ATTENTION" if mask is None else "both MASK and ATTENTION"
+            raise ValueError(f"MagicRemover has {has} to tell the object's place: connect one of them.")
+        if attention is not None and not words.strip():
+            raise ValueError("MagicRemover has ATTENTION and no words to find in it: write the object's, as in 'purple, heart'.")
+        if start >= end:
+            raise ValueError(f"MagicRemover starts at {start:g} and ends at {end:g}, so that no step is left: lower start or "
+                             "raise end (0.15 and 1 do well).")
+        before = [e for e in editors(model) if isinstance(e, MagicRemover)]
+        if any(e.inversion is not inversion for e in before):
+            raise ValueError("The MagicRemover before this one holds another INVERSION than this, and both remove objects of one "
+                             "picture: connect the same INVERSION to both.")
+        size = tuple(inversion.shape[-2:])
+        if mask is not None:
+            place, share = latent_mask(mask, size), nearest(model, 0.25)
+        else:
+            check_attention(attention, inversion)
+            found = parse_words(words, attention.tokens)
+            columns = [[attention.columns(i, [word]) for word in found[i % len(found)]] for i in range(inversion.batch)]
+            maps = object_map(attention.chosen(refine).movedim(1, -1), columns)
+            place, share = word_mask(maps, size, threshold, refine, grow=False), attention.share
+            warn_if_wide("MagicRemover", place)
+        if inversion.tokens:
+            parse_words(words, inversion.tokens)  # an unknown word is an error
+        names = tuple(filter(str.strip, re.split(r"[,\n]", words)))
+        removers = [*before, MagicRemover(inversion, names, place, scale, share, start, end)]
+        around = Surroundings(inversion, union([e.place for e in removers]), min(e.start for e in removers))
+        held = next((e for e in editors(model) if isinstance(e, Surroundings)), None)
+        return io.NodeOutput(attach(attach(model, removers[-1]), around, replacing=held))

@@ -1,0 +1,22 @@
+"""DDIM Invert."""
+from comfy_api.latest import io
+
+from ...editing.inverting import invert
+from ...inversion import ddim
+from ..widgets import inversion_inputs, inversion_outputs, sigmas_input
+
+
+class PalimpsestDDIMInvert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestDDIMInvert", display_name="DDIM Invert", category="palimpsest/inversion",
+            description="Follows the deterministic sampler backwards, from a picture to its noise (Song et al. 2021). "
+                        "Runs without guidance (CFG 1), one model evaluation a step.",
+            inputs=[*inversion_inputs(), sigmas_input()], outputs=inversion_outputs())
+
+    @classmethod
+    def execute(cls, model, source, latent, steps, scheduler, sigmas=None) -> io.NodeOutput:
+        def solve(*args, **kwargs):
+            return ddim.invert(*args, **kwargs), {}
+        return invert("DDIM Invert", "DDIM", model, source, latent, steps, scheduler, sigmas, solve)

@@ -1,0 +1,133 @@
+"""Save and Load Inversion, in the host's output and input folders."""
+import os
+from pathlib import Path
+
+import comfy.latent_formats
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from ...editing.inverting import source_conditioning
+from ...host.canvas import log
+from ...host.sampling import Fingerprint
+from ...host.tokens import Tokens, Word
+from ...inversion.storage import load, save
+from ..widgets import InversionType
+
+SUFFIX = ".inversion.safetensors"
+KNOWN = Fingerprint, Tokens, Word
+THUMBNAIL = 128  # pixels or more on the longer side
+
+
+def inside(path, folder) -> str:
+    """The real path, once it is seen to lie in the folder, links and ".." followed."""
+    path, folder = os.path.realpath(path), os.path.realpath(folder)
+    if os.path.splitdrive(path)[0] != os.path.splitdrive(folder)[0] or os.path.commonpath((path, folder)) != folder:
+        raise ValueError(f"{path} lies outside {folder}, the only folder for this: give a name inside it.")
+    return path
+
+
+def find(file) -> str:
+    """The path of a name such as "palimpsest/cat_00001_.inversion.safetensors [output]"; [input] is the other
+    folder."""
+    folders = {" [output]": folder_paths.get_output_directory(), " [input]": folder_paths.get_input_directory()}
+    mark = next((m for m in folders if file.endswith(m)), None)
+    if mark is None or not file.endswith(SUFFIX + mark) or "\0" in file:
+        raise ValueError(f"{file!r} is no inversion of the output or input folder: choose a file named …{SUFFIX} from "
+                         "the list.")
+    path = inside(os.path.join(folders[mark], file.removesuffix(mark)), folders[mark])
+    if not os.path.isfile(path):
+        raise ValueError(f"{file} is not there any more: choose another file, or save the inversion again.")
+    return path
+
+
+def listed() -> list:
+    """The inversions in the output and the input folder, newest first."""
+    found = []
+    folders = {"output": folder_paths.get_output_directory(), "input": folder_paths.get_input_directory()}
+    for mark, folder in folders.items():
+        found += [(p.stat().st_mtime, f"{p.relative_to(folder).as_posix()} [{mark}]")
+                  for p in Path(folder).rglob(f"*{SUFFIX}") if p.is_file()]
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def size_in_words(path) -> str:
+    return f"{os.path.getsize(path) / 2 ** 20:.1f} MiB"
+
+
+def shown(inversion, text, cls) -> dict:
+    """What a node shows: a text, and the pictures as the host's quick preview sees their clean latents."""
+    known = vars(comfy.latent_formats).get(inversion.fingerprint.latent_format)
+    known = known if isinstance(known, type) and issubclass(known, comfy.latent_formats.LatentFormat) else None
+    factors = known().latent_rgb_factors if known else None
+    parts = ui.PreviewText(text).as_dict()
+    if factors is None or inversion.latents is None or len(factors) != inversion.shape[0] or inversion.latents[-1].ndim < 4:
+        return parts
+    bias = torch.tensor(known().latent_rgb_factors_bias or [0.0] * 3)
+    clean = inversion.latents[-1].flatten(2, -3)[:, :, 0] if inversion.latents[-1].ndim > 4 else inversion.latents[-1]
+    picture = torch.einsum("bchw,cd->bhwd", clean, torch.tensor(factors)) + bias
+    times = -(-THUMBNAIL // max(clean.shape[-2:]))
+    picture = (picture / 2 + 0.5).clamp(0, 1).repeat_interleave(times, 1).repeat_interleave(times, 2)
+    return parts | ui.PreviewImage(picture, cls=cls).as_dict()
+
+
+class PalimpsestSaveInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestSaveInversion", display_name="Save Inversion", category="palimpsest/inversion",
+            description="Writes an inversion into the host's output folder, for Load Inversion: trajectory, source "
+                        "prompt, and what the method learned. A safetensors file, exact to the bit.",
+            inputs=[
+                InversionType.Input("inversion"),
+                io.String.Input("filename_prefix", default="palimpsest/inversion",
+                                tooltip="Folder and name within the output folder, as Save Image takes them; a number "
+                                        "is added, nothing is overwritten."),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="The name that Load Inversion lists.")],
+            is_output_node=True)
+
+    @classmethod
+    def execute(cls, inversion, filename_prefix) -> io.NodeOutput:
+        output = folder_paths.get_output_directory()
+        inside(os.path.join(output, filename_prefix), output)  # before the host makes a folder
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
+        file = f"{name}_{counter:05}_{SUFFIX}"
+        path = inside(os.path.join(folder, file), output)
+        save(path, inversion, KNOWN)
+        text = f"{Path(subfolder, file).as_posix()} [output]"
+        log.info("Saved %s, %s.", text, size_in_words(path))
+        return io.NodeOutput(text, ui=shown(inversion, f"{text}, {size_in_words(path)}", cls))
+
+
+class PalimpsestLoadInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestLoadInversion", display_name="Load Inversion", category="palimpsest/inversion",
+            description="Reads an inversion that Save Inversion wrote. Its latents are read from the file as they are "
+                        "needed.",
+            inputs=[io.Combo.Input("file", options=listed(), tooltip=f"Files named …{SUFFIX} in the output and input "
+                                                                     "folders, newest first; press R for a new list.")],
+            outputs=[InversionType.Output(display_name="inversion")])
+
+    @classmethod
+    def validate_inputs(cls, file):
+        try:
+            find(file)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file):
+        state = os.stat(find(file))
+        return state.st_mtime_ns, state.st_size
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        path = find(file)
+        inversion = load(path, KNOWN)
+        source_conditioning(inversion.conditioning, inversion.batch)
+        text = f"{inversion.method}, {inversion.schedule}, {size_in_words(path)}"
+        return io.NodeOutput(inversion, ui=shown(inversion, text, cls))
