@@ -26,7 +26,7 @@ from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ..blending.local_blend import LocalBlend
-from ..editing.attention_loss import loss_gradient, of_text
+from ..editing.attention_loss import cross_attention_maps, loss_gradient, of_text
 from ..editing.latent_move import Mover
 from ..editing.masks import require_rows
 from ..editing.sites import AttentionEdit, in_tiles, mask_at

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..editing.attention_loss import loss_gradient, of_text
+from ..editing.attention_loss import cross_attention_maps, loss_gradient, of_text
 from ..editing.latent_move import Mover
 from ..editing.sites import AttentionEdit, source_of
 

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..editing.attention_loss import loss_gradient, of_text
+from ..editing.attention_loss import cross_attention_maps, loss_gradient, of_text
 from ..editing.editor import Editor
 from ..editing.sites import AttentionEdit, Rows, Site, source_of
 from ..editing.word_maps import sampled_tokens
