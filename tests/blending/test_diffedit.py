@@ -1,0 +1,143 @@
+"""DiffEdit's mask against diffusers and against its equation."""
+from types import SimpleNamespace
+
+import comfy.samplers
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionDiffEditPipeline
+from palimpsest.bench import twin
+from palimpsest.blending.diffedit import difference_map, scaled
+from palimpsest.host.sampling import Solver
+from palimpsest.miniature.model import load_miniature
+from palimpsest.miniature.scenes import held_out_edit
+from palimpsest.nodes.blending.diffedit import PalimpsestDiffEditMask
+from palimpsest.nodes.blending.noise_mask import PalimpsestNoiseMask
+
+import tiny
+from node_execution import executor  # noqa: F401
+from runs import Case, kept, relative
+
+ALL = {**tiny.UNETS, **tiny.FLOWS}
+
+
+@kept
+def model_of(family):
+    return ALL[family]()
+
+
+def diffedit(model, source=None, target=None, latent=None, maps=10, strength=0.5, threshold=0.5, clamp=3.0, seed=0, batch=1):
+    latent = {"samples": tiny.latent(model, batch) if latent is None else latent}
+    return PalimpsestDiffEditMask.execute(model, source or tiny.cond(), target or tiny.cond(seed=4), latent, maps, strength,
+                                          threshold, clamp, seed).result[0]
+
+
+def diffusers_map(model, latent, prompts, monkeypatch, **settings):
+    """(map before the threshold, mask), both [1, h, w], of diffusers' pipeline; the map is what it clamps, spied upon."""
+    texts = twin.Prompts({text: conditioning[0][0] for text, conditioning in prompts.items()})
+    pipeline = StableDiffusionDiffEditPipeline(
+        vae=None, text_encoder=texts, tokenizer=texts, unet=twin.unet(model), safety_checker=None, feature_extractor=None,
+        scheduler=DDIMScheduler(**twin.SCHEDULE, clip_sample=False), inverse_scheduler=DDIMInverseScheduler(**twin.SCHEDULE),
+        requires_safety_checker=False)
+    pipeline.vae = SimpleNamespace(dtype=torch.float32)  # is asked for nothing else
+    clamped, clamp = [], torch.Tensor.clamp
+
+    def spy(tensor, *limits):
+        clamped.append(clamp(tensor, *limits) / limits[-1])
+        return clamp(tensor, *limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "clamp", spy)
+        mask = pipeline.generate_mask(model.model.process_latent_in(latent), "target", source_prompt="source", **settings)
+    return clamped[-1], torch.from_numpy(mask).float()
+
+
+@pytest.mark.parametrize("cfg, maps, clamp", [(7.5, 10, 2.0), (2.0, 3, 3.0)])
+def test_diffedit_equals_diffusers(cfg, maps, clamp, monkeypatch):
+    """On equal weights and noise at its timestep 481; whatever its guidance, which the scaling cancels (at CFG 1 it fails)."""
+    model = model_of("sd15")
+    prompts = {"": tiny.cond(seed=9), "source": tiny.cond(), "target": tiny.cond(seed=4)}
+    latent, strength = tiny.latent(model), 481 / 999
+    theirs, mask = diffusers_map(model, latent, prompts, monkeypatch, guidance_scale=cfg, num_maps_per_mask=maps,
+                                 mask_thresholding_ratio=clamp, generator=torch.Generator().manual_seed(5))
+    ours = scaled(difference_map(model, prompts["source"], prompts["target"], latent, maps, strength, 5), clamp)
+    assert relative(ours, theirs) < 1e-5
+    if clamp == 2.0:
+        assert 0 < mask.mean() < 1
+        assert torch.equal(diffedit(model, latent=latent, strength=strength, clamp=clamp, seed=5), mask)
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_the_map_is_the_mean_difference_of_predicted_noise(family):
+    """Of every kind of model, pictures, noises and channels told apart; each prediction by itself at CFG 1."""
+    model, maps = model_of(family), 3
+    sampling, latent = model.get_model_object("model_sampling"), tiny.latent(model, 2)
+    sigma = torch.tensor(float(sampling.percent_to_sigma(0.4)))
+    x = model.model.process_latent_in(latent)
+    noise = torch.randn(maps, *latent.shape, generator=torch.Generator().manual_seed(7))
+    flow = family in tiny.FLOWS
+    keep = 1 - sigma if flow else torch.ones(())
+    total = torch.zeros(2, *latent.shape[-2:])
+    for n in range(maps):
+        for row in range(2):
+            noised = keep * x[row:row + 1] + sigma * noise[n, row:row + 1]
+            eps = [(noised - keep * predicted(model, c, noised, sigma)) / sigma for c in (tiny.cond(), tiny.cond(seed=4))]
+            for channel in (eps[1] - eps[0])[0].flatten(0, -3):
+                total[row] += channel.abs() / maps
+    found = difference_map(model, tiny.cond(), tiny.cond(seed=4), latent, maps, 0.6, 7)
+    for ours, explicit in zip(scaled(found), total):
+        expected = explicit / (3 * explicit.mean())
+        torch.testing.assert_close(ours, expected.clamp(max=1), rtol=1e-3, atol=1e-4)
+    assert relative(found[0] / found[0].mean(), found[1] / found[1].mean()) > 0.01
+
+
+def predicted(model, conditioning, x, sigma):
+    """x0 in sampler space, by the host's guider at CFG 1."""
+    found = []
+
+    def look(denoise, start, sigmas, extra_args, callback, disable):
+        found.append(denoise(x, sigma.expand(len(x)), **extra_args))
+        return start
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": conditioning})
+    guider.sample(torch.zeros_like(x), torch.ones_like(x), Solver(look), torch.stack([sigma, 0 * sigma]), disable_pbar=True)
+    return found[0]
+
+
+def test_every_widget_of_diffedit_acts_and_pictures_are_apart():
+    model, base = model_of("sd15"), {"threshold": 0.3}
+    first = diffedit(model, **base)
+    for changed in ({"maps": 3}, {"strength": 0.9}, {"threshold": 0.4}, {"clamp": 4.0}, {"seed": 1},
+                    {"source": tiny.cond(seed=6)}, {"target": tiny.cond(seed=6)}, {"latent": tiny.latent(model, seed=8)}):
+        assert not torch.equal(diffedit(model, **{**base, **changed}), first), changed
+    assert torch.equal(diffedit(model, **base), first) and first.shape == (1, 8, 8) and set(first.unique().tolist()) == {0.0, 1.0}
+    assert diffedit(model, batch=11, maps=2, **base).shape == (11, 8, 8)  # more pictures than a forward holds
+
+
+def test_diffedit_refuses_what_has_no_mask():
+    model = model_of("sd15")
+    with pytest.raises(ValueError, match="same prompt"):
+        diffedit(model, target=tiny.cond())
+    with pytest.raises(ValueError, match="threshold 1 .*empty: lower"):
+        diffedit(model, threshold=1.0)
+    with pytest.raises(ValueError, match="LATENT is empty"):
+        diffedit(model, latent=torch.zeros(1, 4, 8, 8))
+    case = Case(steps=2)
+    edited = PalimpsestNoiseMask.execute(case.model, case.inversion, "source", 0.0, 1.0, 0.5).result[0]
+    with pytest.raises(ValueError, match="DiffEdit Mask.*1 edit"):
+        diffedit(edited, case.source, case.target)
+
+
+@kept
+def scene(seed, kind):
+    """A held-out edit on the miniature: the edit, MODEL, LATENT, source and target CONDITIONING."""
+    edit = held_out_edit(seed, kind)
+    model, clip, vae = load_miniature()
+    latent = vae.encode(torch.from_numpy(edit.source_image)[None])
+    return (edit, model, latent, *(tiny.encode(clip, t) for t in (edit.source_text, edit.target_text)))
+
+
+def overlap(mask, edit):
+    """Intersection over union with the true edit mask, at the latent's size."""
+    true = torch.nn.functional.adaptive_max_pool2d(torch.from_numpy(edit.mask)[None], mask.shape[-2:]) > 0
+    return float(((mask > 0) & true).sum() / ((mask > 0) | true).sum())

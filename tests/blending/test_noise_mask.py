@@ -1,0 +1,93 @@
+"""Noise Mask finds its mask at each step and keeps the source outside it."""
+import comfy.samplers
+import pytest
+import torch
+from palimpsest.blending.noise_mask import relevance
+from palimpsest.nodes.blending.noise_mask import PalimpsestNoiseMask
+
+import tiny
+from node_execution import executor  # noqa: F401
+from recording import case, record
+from runs import relative
+
+
+def test_relevance_is_clamped_scaled_and_zero_without_a_difference():
+    d = torch.zeros(2, 3, 1, 4, 5)
+    values = torch.arange(20.0)
+    values[19] = 500
+    d[0, 0], d[0, 2] = values.view(4, 5) / 3, -values.view(4, 5) * 2 / 3
+    ordered = values.sort().values
+    low, high = (torch.lerp(ordered[int(q)], ordered[int(q) + 1], q - int(q)) for q in (0.25 * 19, 0.75 * 19))
+    limit = high + 1.5 * (high - low)
+    torch.testing.assert_close(relevance(d)[0], (values.clamp(max=limit) / limit).view(4, 5))
+    assert limit < 30 and not relevance(d)[1].any()
+
+
+def noise_mask(case, model=None, against="source", start=0.0, end=1.0, threshold=0.5):
+    return PalimpsestNoiseMask.execute(model or case.model, case.inversion, against, start, end, threshold).result[0]
+
+
+@pytest.mark.parametrize("family, against, cfg", [
+    *((f, "source", 7.5) for f in tiny.UNETS), ("sd15", "null", 7.5), ("sd15", "source", 1.0), ("sd15", "null", 1.0)])
+def test_each_step_finds_its_mask_and_keeps_the_source_outside_it(family, against, cfg):
+    """Outside, bit for bit: the network sees the inversion's latent from the step after, the sampler gets its clean one."""
+    c = case(family)
+    limit = c.model.get_model_object("model_sampling").percent_to_sigma(0.3)
+    before, shares = None, []
+    for sigma, seen, x0s, got in record(c, lambda m: noise_mask(c, m, against, start=0.3), cfg=cfg):
+        if sigma > limit:
+            continue
+        other = x0s[1] if against == "null" and cfg > 1 else x0s[-1]
+        mask = relevance(x0s[0] - other)[0] >= 0.5
+        assert len(x0s) == (2 if against == "null" and cfg > 1 else 3)
+        assert torch.equal(got[..., ~mask], c.inversion.latents[-1][..., ~mask])
+        assert not torch.isclose(got[..., mask], c.inversion.latents[-1][..., mask]).all()
+        if before is not None:
+            assert torch.equal(seen[..., ~before], c.inversion.at(sigma)[..., ~before])
+        shares.append(float(mask.float().mean()))
+        before = mask
+    assert len(shares) >= 3 and 0 < min(shares) and max(shares) < 1
+
+
+def test_the_other_prediction_is_the_other_prompts():
+    """A source in place of the null prompt gives the same masks, and so the same run, to rounding."""
+    c = case()
+    a = c.sample(noise_mask(c, against="null"), negative=c.source, cfg=3.0)
+    torch.testing.assert_close(c.sample(noise_mask(c, against="source"), negative=c.source, cfg=3.0), a, rtol=1e-4, atol=1e-4)
+    assert relative(c.sample(noise_mask(c, against="null"), cfg=3.0), a) > 1e-3
+
+
+def test_a_mask_read_once_stays():
+    c = case()
+    calls = record(c, lambda m: noise_mask(c, m, start=0.3, end=0.3))
+    asked = [len(x0s) for _, _, x0s, _ in calls]
+    assert asked.count(3) == 1 and 1 < asked.index(3) + 1 < len(asked)  # the source's row is spared at the other steps
+    held = [got[0, 0] == c.inversion.latents[-1][0, 0] for _, _, _, got in calls[asked.index(3):]]
+    assert 0 < held[0].float().mean() < 1 and all(torch.equal(h, held[0]) for h in held)
+
+
+def test_every_widget_of_the_noise_mask_acts():
+    c = case()
+    base = c.sample(noise_mask(c, end=0.9))
+    for changed in ({"against": "null"}, {"start": 0.5}, {"end": 0.4}, {"threshold": 0.3}):
+        assert relative(c.sample(noise_mask(c, **{"end": 0.9, **changed})), base) > 1e-4, changed
+    assert torch.equal(c.sample(noise_mask(c, end=0.9)), base)
+
+
+def test_rows_have_masks_of_their_own():
+    c = case(source=("a red cat on a mat", "a black dog on a mat"), targets=("a blue cat on a mat", "a black pig on a mat"),
+             batch=2)
+    starts = c.noise + 0.2 * torch.randn(c.noise.shape, generator=torch.Generator().manual_seed(8))
+    whole = c.sample(noise_mask(c), latent=starts)
+    swapped = torch.stack([starts[0], starts[0]])
+    torch.testing.assert_close(c.sample(noise_mask(c), latent=swapped)[0], whole[0], rtol=1e-4, atol=1e-4)
+
+
+def test_noise_mask_refuses_what_it_cannot_do():
+    c = case()
+    with pytest.raises(ValueError, match="threshold 0 lets every place"):
+        noise_mask(c, threshold=0.0)
+    guider = comfy.samplers.CFGGuider(noise_mask(c, against="null"))
+    guider.inner_set_conds({"positive": c.target})
+    with pytest.raises(ValueError, match="no negative"):
+        c.sample(guider=guider)

@@ -1,0 +1,168 @@
+"""Every editor beside areas, other prompts' entries and other guiders than the host's own."""
+from dataclasses import dataclass
+
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import DualCFGGuider, DualModelGuider
+from comfy_extras.nodes_perpneg import PerpNegGuider
+from palimpsest.editing.editor import Editor
+from palimpsest.editing.run import attach
+from palimpsest.editing.sites import AttentionEdit
+from palimpsest.editing.word_maps import WordMaps
+from palimpsest.host.unet import positions
+
+import nodes as host
+import tiny
+from editors import CROSS_END, EDITORS, FEATURES, MOVES, SELF_END, STEPS, each, each_with
+from watching import acts, assert_close, case, differ, each_family, limit, of, predictions, watch
+
+
+def area(conditioning, width, height, x=0, y=0):
+    """Conditioning (Set Area), in cells of the latent."""
+    return host.ConditioningSetArea().append(conditioning, *(8 * n for n in (width, height, x, y)), 1.0)[0]
+
+
+def combine(*conditionings):
+    return [entry for c in conditionings for entry in c]
+
+
+@each
+def test_an_area_of_the_whole_picture_is_no_area(editor, family):
+    """On the target; and on the null prompt, where the host gives the target a second entry for it."""
+    c = case(family, size=16)
+    model = EDITORS[editor](c)
+    free = c.sample(model)
+    assert_close(c.sample(model, area(c.target, 16, 16)), free)
+    assert_close(c.sample(model, negative=area(c.null, 16, 16)), free)
+
+
+@dataclass(frozen=True, eq=False)
+class Noted(AttentionEdit):
+    """Notes the source's features that the target's entries are given."""
+    inversion: object
+    notes: dict
+
+    def reads(self, run, sigma):
+        return True
+
+    def acts(self, run, site, sigma):
+        return True
+
+    def keeps(self, run, site, sigma):
+        return "qkv"
+
+    def attend(self, rows, site, q, k, v, source, attention):
+        place = rows.entry.get("area", (*rows.call.run.shape[-2:], 0, 0))
+        self.notes.setdefault((rows.call.sigma, site.kind, site.position), {})[place] = (site, source)
+        return attention(q, k, v)
+
+
+@each_family
+def test_an_area_reads_the_same_window_of_the_source(family):
+    c, notes = case(family, size=16), {}
+    places = [(8, 8, 8, 8), (10, 12, 2, 4)]  # height, width, y, x
+    positive = combine(c.target, *(area(c.target, w, h, x, y) for h, w, y, x in places))
+    c.sample(attach(c.model, Noted(c.inversion, notes)), positive)
+    assert len(notes) == STEPS * 2 * len(positions(c.model.model.diffusion_model))
+    for (_, kind, _), found in notes.items():
+        site, full = found.pop((16, 16, 0, 0))
+        assert found.keys() == set(places)
+        for (h, w, y, x), (part, source) in found.items():
+            cells = [slice(int(n * site.share), int((n + size) * site.share)) for n, size in ((y, h), (x, w))]
+            assert part.grid == tuple(s.stop - s.start for s in cells)
+            for name in "qkv":
+                whole, window = getattr(full, name), getattr(source, name)
+                if name == "q" or kind == "self":
+                    whole = whole.unflatten(1, site.grid)[:, cells[0], cells[1]].flatten(1, 2)
+                assert torch.equal(window, whole)
+
+
+@dataclass(frozen=True, eq=False)
+class Means(Editor):
+    """Notes the maps of words after each step."""
+    gather: WordMaps
+    notes: list
+
+    def after(self, run, x0, sigma):
+        self.notes.append(self.gather.mean(run))
+        return x0
+
+
+@each_family
+def test_the_maps_of_an_area_lie_in_its_window(family):
+    """Seen in the whole too, by the target or for the null prompt's area, a place has the mean of both."""
+    c, gather = case(family, size=16), WordMaps(lambda prompts: [tokens.words for tokens in prompts], 0.5)
+    window = area(c.target, 10, 8, 4, 6)
+
+    def first(positive, negative=None):
+        notes = []
+        c.sample(attach(attach(c.model, gather), Means(gather, notes)), positive, negative=negative)
+        return notes[0]
+
+    whole, alone = first(c.target), first(window)
+    assert whole.shape == alone.shape == (1, len(c.edit.pairs[0].target.words), 8, 8)
+    inside = torch.zeros(8, 8)
+    inside[3:7, 2:7] = 1
+    assert torch.equal(alone > 0, (inside > 0).expand_as(alone))
+    both = whole * (1 - inside) + (whole + alone) / 2 * inside
+    assert_close(first(combine(c.target, window)), both)
+    assert_close(first(c.target, area(c.null, 10, 8, 4, 6)), both)
+
+
+@each
+def test_entries_that_prompt_edit_did_not_make_keep_their_own_cross_attention(editor, family):
+    """Beside them the target is edited as if it stood alone: seen at the source's latents, before the host's mean."""
+    if editor in MOVES:
+        pytest.skip("it moves the latent at which every prompt is predicted")
+    c = case(family, size=16)
+    model = EDITORS[editor](c)
+    other = area(tiny.encode(c.clip, "a green parrot"), 8, 16)
+    beside, alone, plain = (predictions(c, m, positive=p) for m, p in (
+        (model, combine(c.target, other)), (model, c.target), (c.model, combine(c.target, other))))
+    parrots = [[k for k in of(chunks, "positive") if k.entry == ("positive", 1)] for chunks in (beside, plain)]
+    targets = [[k for k in of(chunks, "positive") if k.entry == ("positive", 0)] for chunks in (beside, alone)]
+    for a, b in zip(*targets, strict=True):
+        assert_close(a.x0, b.x0)
+    end = CROSS_END if editor in FEATURES else SELF_END
+    for a, b in zip(*parrots, strict=True):
+        if a.sigma < limit(c, end):  # where the picture's own features are left alone
+            assert_close(a.x0, b.x0)
+    assert any(k.sigma < limit(c, end) for k in parrots[0])
+
+
+def dual(case, middle):
+    def make(model):
+        return DualCFGGuider.execute(model, case.target, middle, case.null, 7.5, 3.0, "regular").result[0]
+    return make, ("negative", "middle", "positive")
+
+
+def perp_neg(case, middle):
+    def make(model):
+        return PerpNegGuider.execute(model, case.target, middle, case.null, 7.5, 1.0).result[0]
+    return make, ("positive", "negative", "empty_negative_prompt")
+
+
+def dual_model(case, middle):
+    """The null prompt on a MODEL of its own, which is not edited."""
+    def make(model):
+        return DualModelGuider.execute(model, case.target, 7.5, case.model.clone(), middle).result[0]
+    return make, ("positive",)
+
+
+@each_with("guider", [dual, perp_neg, dual_model])
+def test_of_every_guiders_prompts_the_positive_alone_is_edited(editor, family, guider):
+    """At equal latents, every other prompt is predicted as the plain model predicts it."""
+    if editor in MOVES:
+        pytest.skip("it moves the latent at which every prompt is predicted")
+    c = case(family)
+    make, order = guider(c, tiny.encode(c.clip, "a dull photo"))
+    edited, plain = (predictions(c, m, guider=make, order=order) for m in (EDITORS[editor](c), c.model))
+    edited, plain = ([k for k in found if k.role in order] for found in (edited, plain))
+    assert {k.entry[0] for k in edited} >= set(order)
+    for a, b in zip(edited, plain, strict=True):
+        assert a.entry == b.entry
+        if a.entry[0] == "positive":
+            assert differ(a.x0, b.x0) == acts(editor, c, a.sigma)
+        else:
+            assert_close(a.x0, b.x0)
+    assert differ(watch(c, EDITORS[editor](c), make, order)[0], watch(c, c.model, make, order)[0])

@@ -1,0 +1,115 @@
+"""Proximal guidance against its functional and a run of the authors' loop."""
+import pytest
+import torch
+from palimpsest.bench import twin
+from palimpsest.guidance import proximal
+from palimpsest.nodes.guidance.proximal import PalimpsestProximalGuidance
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.negative_prompt import PalimpsestNegativePromptInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+
+import tiny
+from contracting import family, invert, replay
+from node_execution import executor  # noqa: F401
+from runs import Case, kept, relative
+
+
+def test_prox_minimises_its_functional():
+    """Against a search: argmin over z of (z - d)²/2 + λ·|z| for l1, and of (z - d)²/2 + λ²/2·[z ≠ 0] for l0."""
+    d, z, limit = torch.linspace(-3, 3, 61)[:, None], torch.linspace(-4, 4, 8001), torch.tensor(1.01)
+    penalties = {"l1": limit * z.abs(), "l0": limit ** 2 / 2 * (z.abs() > 1e-6)}
+    for norm, penalty in penalties.items():
+        best = z[((z - d) ** 2 / 2 + penalty).argmin(1)]
+        torch.testing.assert_close(proximal.prox(d[:, 0], limit, norm), best, rtol=0, atol=2e-3)
+
+
+def test_the_threshold_is_each_pictures_quantile_beside_a_source_of_zeros_and_the_edit_grows_by_cells():
+    d = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
+    limit = proximal.threshold(d, 0.7)
+    assert [round(float((row.abs() > t).float().mean()), 2) for row, t in zip(d, limit)] == [0.6, 0.6]
+    dot = torch.zeros(1, 2, 1, 9, 9)
+    dot[0, 1, 0, 4, 4] = -1
+    assert not proximal.edited(dot, torch.tensor(0.6), 2).any()  # over the limit, but not once shrunk by it
+    grown = proximal.edited(dot, torch.tensor(0.4), 2)
+    assert grown.shape == dot.shape and grown[0, 1, 0, 2:7, 2:7].all() and grown.sum() == 25
+
+
+@kept
+def npi():
+    with torch.inference_mode():
+        return invert(PalimpsestNegativePromptInvert, family("sd15", 0.2), 0.0)
+
+
+def guided(*settings, hook=None, cfg=7.5):
+    model = family("sd15", 0.2)
+    edited = PalimpsestProximalGuidance.execute(model, npi(), *settings).result[0]
+    if hook:
+        edited.set_model_sampler_post_cfg_function(hook)
+    return replay(model, npi(), cfg, prompt=tiny.cond(seed=4), edited=edited)
+
+
+def test_proximal_guidance_keeps_the_largest_differences():
+    shares = []
+
+    def hook(args):
+        shares.append(float((args["cond_denoised"] != args["uncond_denoised"]).float().mean()))
+        return args["denoised"]
+
+    source, plain = npi().latents[-1], replay(family("sd15", 0.2), npi(), 7.5, prompt=tiny.cond(seed=4))
+    found = guided("l0", 0.7, 0.0, 0.6, 1, hook=hook)
+    assert len(shares) == npi().provenance["steps"] and all(share == pytest.approx(0.6, abs=0.01) for share in shares)
+    assert relative(found, source) < relative(plain, source)
+    drawn = guided("l0", 0.7, 1.0, 0.0, 1)
+    same = (drawn - source).abs() < 1e-5
+    assert 0.05 < same.float().mean() < 0.7  # η = 1: the source itself outside the grown edit
+    assert not (found - source).abs().lt(1e-5).any()
+
+
+def authors(unet, path, sigmas, timesteps, source, target, quantile, rate, start, radius, latents, cfg=7.5):
+    """The target's z_0 of the authors' loop on [source, target], the negative being the source's prompt; path: z* at sigmas."""
+    alpha, z = 1 / (1 + sigmas ** 2), path[0].repeat(2, 1, 1, 1)
+    negative, positive = source.repeat(2, 1, 1), torch.cat([source, target])
+    for i, t in enumerate(timesteps):
+        free, text = (unet(z, t, encoder_hidden_states=prompt).sample for prompt in (negative, positive))
+        delta = text - free
+        limit = delta.abs().quantile(quantile)
+        delta = delta - delta.clamp(-limit, limit)
+        eps, mask = free + cfg * delta, (delta.abs() > limit).float()
+        mask = torch.nn.functional.max_pool2d(mask, 2 * radius + 1, 1, radius)
+        rate_t = rate * (1 - mask) * (t < 1000 * (1 - start))
+        z_0 = (z - (1 - alpha[i]).sqrt() * eps) / alpha[i].sqrt()
+        if not latents:
+            z_0 = z_0 - rate_t * (z_0 - path[-1])
+        z = alpha[i + 1].sqrt() * z_0 + (1 - alpha[i + 1]).sqrt() * eps
+        if latents:
+            z = z - rate_t * (z - path[i + 1])
+    return z[1:]
+
+
+@pytest.mark.parametrize("settings", [(0.7, 0.1, 0.6, 1, False), (0.75, 1.0, 0.6, 0, True), (0.6, 0.5, 0.4, 1, True)])
+def test_a_run_of_proximal_guidance_is_the_authors(settings):
+    """Their l0, which shrinks as l1 does."""
+    c, model = Case(steps=10), tiny.sd15(output=0.6)
+    inversion = PalimpsestDDIMInvert.execute(model, c.source, {"samples": c.latent}, 10, "ddim_uniform").result[0]
+    edited = PalimpsestProximalGuidance.execute(model, inversion, "l1", *settings).result[0]
+    _, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
+    ours = model.model.process_latent_in(c.sample(edited, c.target, 7.5, solver, latent["samples"], sigmas, negative=c.source))
+    path = [twin.z_of(x, s) for x, s in zip(inversion.latents, sigmas)]
+    timesteps = model.get_model_object("model_sampling").timestep(sigmas[:-1])
+    theirs = authors(twin.unet(model), path, sigmas, timesteps, c.source[0][0], c.target[0][0], *settings)
+    assert relative(ours, theirs) < 1e-4, relative(ours, theirs)
+
+
+def test_every_widget_of_proximal_guidance_acts():
+    base = ("l0", 0.7, 0.5, 0.4, 1)
+    settings = [base, ("l1", *base[1:]), ("l0", 0.8, *base[2:]), (*base[:2], 0.1, *base[3:]), (*base[:3], 0.9, 1),
+                (*base[:4], 3), (*base, True)]
+    found = [guided(*s) for s in settings]
+    assert all(relative(a, found[0]) > 1e-4 for a in found[1:]) and torch.equal(guided(*base), found[0])
+
+
+def test_proximal_guidance_without_effect_is_refused():
+    with pytest.raises(ValueError, match="difference of two predictions.*CFG 1"):
+        guided("l0", 0.7, 0.1, 0.6, 1, cfg=1.0)
+    with pytest.raises(ValueError, match="plain guidance"):
+        guided("l0", 0.5, 0.1, 0.6, 1)

@@ -1,0 +1,228 @@
+"""Each warning reaches the log, and while a graph runs the node that it concerns."""
+import struct
+
+import comfy.samplers
+import pytest
+import torch
+from palimpsest.editing.editor import editors
+from palimpsest.editing.masks import latent_mask
+from palimpsest.host import canvas
+from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
+from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
+from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
+from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance
+
+from control_nets import plainly
+from headless import Executor
+from runs import Case, kept, prompts
+
+STEPS = 2
+CFG0, NOISE, SAME, EMPTY = "CFG 0 samples", "adds noise of its own", "is the source's own", "empty source prompt"
+BLACK, IDLE, UNREAD, NO_WORD = "black all over", "acts on none", "No sampler takes the MODEL", "shares no word"
+
+
+class Graph:
+    """A small job as the frontend sends it; its nodes by name. Every run says which texts stand on which nodes after it."""
+
+    def __init__(self, server):
+        self.server, self.run, self.count, self.shown = server, Executor(server), 0, {}
+        self.nodes = {}
+        self.add("load", "PalimpsestLoadMiniature")
+        self.add("scene", "PalimpsestMiniatureScene", seed=12, kind="colour")
+        self.add("words", "PalimpsestPromptEdit", clip=["load", 1], source=["scene", 1], target=["scene", 2], mode="auto")
+        self.add("null", "CLIPTextEncode", text="", clip=["load", 1])
+        self.add("encode", "VAEEncode", pixels=["scene", 0], vae=["load", 2])
+        self.add("invert", "PalimpsestDDIMInvert", model=["load", 0], source=["words", 0], latent=["encode", 0], steps=STEPS,
+                 scheduler="ddim_uniform")
+        self.add("inject", "PalimpsestAttentionInject", model=["load", 0], inversion=["invert", 0], prompt_edit=["words", 2],
+                 cross_start=0.0, cross_end=0.8, self_start=0.0, self_end=0.8, cross_resolution=1.0, self_resolution=1.0,
+                 word_weights="", word_ends="")
+        self.add("replay", "PalimpsestReplay", model=["inject", 0], inversion=["invert", 0], start=0.0)
+        self.add("sample", "SamplerCustom", model=["replay", 0], add_noise=False, noise_seed=0, cfg=3.0, positive=["words", 1],
+                 negative=["null", 0], sampler=["replay", 1], sigmas=["replay", 2], latent_image=["replay", 3])
+        self.add("picture", "VAEDecode", samples=["sample", 0], vae=["load", 2])
+        self.add("show", "PreviewImage", images=["picture", 0])
+        server.send_sync = self._send
+
+    def add(self, name, kind, /, **inputs):
+        self.nodes[name] = {"class_type": kind, "inputs": inputs, "_meta": {"title": name}}
+
+    def set(self, name, **inputs):
+        self.nodes[name] = {**self.nodes[name], "inputs": {**self.nodes[name]["inputs"], **inputs}}
+
+    def _send(self, event, data, client=None):
+        if event == 3:  # BinaryEventTypes.TEXT
+            assert client == "me"
+            length, = struct.unpack(">I", data[:4])
+            self.shown[data[4:4 + length].decode()] = data[4 + length:].decode()
+
+    def __call__(self):
+        """{node: its text}, nothing for one whose text was taken back."""
+        self.count += 1
+        self.server.trigger_on_prompt({"prompt": self.nodes, "client_id": "me"})
+        assert self.run(self.nodes, f"{id(self)}.{self.count}", "me"), self.run.host.status_messages[-1]
+        return {name: text for name, text in self.shown.items() if text.strip()}
+
+
+@pytest.fixture
+def graph(server):  # noqa: F811
+    canvas.watch_queue()
+    before = server.send_sync
+    yield Graph(server)
+    server.send_sync = before
+    canvas._said.clear()
+
+
+def test_a_job_without_fault_says_nothing_and_no_client_is_told_nothing(graph):
+    assert graph() == {} == graph()
+    graph.set("sample", cfg=0.0)
+    assert graph.run(graph.nodes, "nobody") and graph.shown == {}
+
+
+def test_what_an_editor_has_to_say_stands_on_its_node_as_long_as_it_holds(graph):
+    """In a run, where the sampler executes and the editor is cached; beside what other nodes say."""
+    graph.set("inject", cross_end=0.2, self_end=0.2)
+    graph.set("replay", start=0.6)
+    assert IDLE in graph()["inject"]
+    graph.set("sample", cfg=2.0)
+    graph.shown.clear()  # as a page that was opened anew
+    assert IDLE in graph()["inject"] and {"inject", "replay"} <= graph.run.cached()
+    graph.set("sample", cfg=0.0)
+    found = graph()
+    assert found.keys() == {"inject", "sample"} and CFG0 in found["sample"] and IDLE in found["inject"]
+    graph.set("sample", cfg=3.0)
+    assert graph().keys() == {"inject"}
+    graph.set("inject", cross_end=1.0, self_end=1.0)
+    assert graph() == {} and graph.shown["inject"] == " "  # an empty text would leave the last one
+
+
+def test_what_a_cached_node_said_stays_and_goes_where_it_executes_again(graph):
+    graph.set("words", source="a red square on a sky background", target="two green dots")
+    assert NO_WORD in graph()["words"]
+    graph.set("sample", cfg=2.0)
+    assert NO_WORD in graph()["words"] and "words" in graph.run.cached()
+    graph.set("words", target="a green square on a sky background")
+    assert graph() == {}
+
+
+def test_two_texts_of_a_node_stand_together(graph):
+    graph.add("black", "SolidMask", value=0.0, width=128, height=128)
+    graph.add("blend", "PalimpsestLatentBlend", model=["load", 0], inversion=["invert", 0], start=0.2, source_words="",
+              target_words="", threshold=0.3, mask=["black", 0], subtract_words="", masks_in_time=False)
+    graph.set("replay", model=["blend", 0])
+    graph.set("sample", positive=["words", 0])
+    first = graph()["blend"]
+    assert first.count("\n") == 1 and BLACK in first and SAME in first
+    graph.set("sample", cfg=2.0)  # the editor is cached, and its mask as black as before
+    assert graph()["blend"] == first
+
+
+def test_a_graph_that_takes_a_node_from_the_cache_of_another_has_the_sampler_speak(graph):
+    """The host finds what it computed by its inputs: the node that made it may have another number now."""
+    graph.set("inject", cross_end=0.2, self_end=0.2)
+    graph.set("replay", start=0.6)
+    assert graph().keys() == {"inject"}
+    graph.nodes["renamed"] = graph.nodes.pop("inject")
+    graph.set("replay", model=["renamed", 0])
+    graph.set("sample", cfg=2.0)
+    graph.shown.clear()
+    assert graph().keys() == {"sample"} and "renamed" in graph.run.cached()
+
+
+def test_an_editor_that_nobody_samples_says_so(graph, caplog):
+    """Its output is open; it ends in a node that nothing executes; or its run is Replay's SAMPLER on another MODEL."""
+    graph.set("sample", cfg=0.0)
+    assert graph().keys() == {"sample"}
+    graph.set("sample", model=["load", 0])  # and what is said of the sampler goes with its editors
+    assert UNREAD in (found := graph())["inject"] and UNREAD in found["replay"] and found.keys() == {"inject", "replay"}
+    assert caplog.text.count(UNREAD) == 2
+    graph.set("sample", model=["replay", 0], cfg=3.0)
+    assert graph() == {}
+    graph.add("other", "PalimpsestReplay", model=["inject", 0], inversion=["invert", 0], start=0.5)
+    graph.add("idle", "SamplerCustom", **{**graph.nodes["sample"]["inputs"], "model": ["other", 0]})
+    assert graph().keys() == {"other"}
+    graph.server.trigger_on_prompt({"prompt": graph.nodes, "client_id": "me", "partial_execution_targets": ["show"]})
+    assert graph.shown["other"].strip()  # a part of the graph says nothing of the rest
+
+
+def test_another_packs_sampler_that_hands_its_model_on_samples(graph, monkeypatch):
+    import nodes
+
+    class Efficient:
+        RETURN_TYPES = ("MODEL", "LATENT")
+
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Efficient", Efficient)
+    graph.nodes["sample"] = {"class_type": "Efficient", "inputs": {"model": ["replay", 0]}}
+    graph.set("picture", samples=["sample", 1])
+    assert canvas.survey(graph.nodes)[0] == []
+    graph.set("picture", samples=["load", 1])
+    assert {name for name, _ in canvas.survey(graph.nodes)[0]} == {"inject", "replay"}
+
+
+@kept
+def case():
+    return Case(steps=3)
+
+
+def inject(c, model=None, edit=None, weights=""):
+    return PalimpsestAttentionInject.execute(model or c.model, c.inversion, edit or c.edit, 0.0, 0.8, 0.0, 0.5, 1.0, 0.5, weights,
+                                             "").result[0]
+
+
+def concept(c, model=None):
+    return PalimpsestSEGAGuidance.execute(model or c.model, c.null, "add", 5.0, 0.0, 1.0, 0.9, 1.0, 0.1, 0.4).result[0]
+
+
+def test_outside_a_graph_an_editor_has_no_node(said):
+    assert editors(inject(case()))[0].node is None and canvas.here() is None and not said()
+
+
+@pytest.mark.parametrize("cfg", [0.0, 1.0, 7.5])
+def test_cfg_0_is_said_every_run(cfg, said):
+    c = case()
+    for model in (inject(c), concept(c)):
+        for _ in range(2):
+            c.sample(model, cfg=cfg)
+            assert [CFG0 in text for text in said()] == [True] * (cfg == 0)
+
+
+@pytest.mark.parametrize("name, noisy", [("euler", False), ("dpmpp_2m", False), ("euler_ancestral", True), ("dpmpp_2m_sde", True)])
+def test_a_sampler_that_adds_noise_is_said_of_what_an_inversion_holds(name, noisy, said):
+    """Through Replay, whose SAMPLER it is then, and through the host's own sampler nodes."""
+    c = case()
+    for sampler in (name, comfy.samplers.sampler_object(name)):
+        c.sample(inject(c), sampler=sampler)
+        assert any(NOISE in text for text in said()) == noisy
+    c.sample(concept(c), sampler=name)
+    assert not said()
+
+
+def test_a_target_that_is_the_source_is_said_where_nothing_else_edits(said):
+    c = case()
+    same = prompts(c.clip, "a red cat on a mat", "a red cat on a mat")[2]
+    mutual = PalimpsestMutualSelfAttention.execute(c.model, c.inversion, 0.0, 0.8, "", "", "", 0.1, False).result[0]
+    for model in (inject(c, edit=same), mutual, inject(c, mutual, edit=same)):
+        c.sample(model, c.source)
+        assert [SAME in text for text in said()] == [True]
+    for model in (inject(c, edit=same, weights="cat: 2"), concept(c, mutual)):
+        c.sample(model, c.source)
+    c.sample(mutual)
+    positive, negative = plainly(c, c.source)
+    c.sample(mutual, positive, negative=negative)
+    assert not said()
+
+
+def test_an_empty_source_is_said(said):
+    c = Case(source="", steps=3)
+    c.sample(inject(c))
+    found, = said()
+    assert EMPTY in found and "'a blue cat on a mat'" in found
+
+
+def test_a_black_mask_is_said(said):
+    c = case()
+    for value in (0.0, 1.0):
+        PalimpsestLatentBlend.execute(c.model, c.inversion, 0.2, "", "", 0.3, torch.full((1, 64, 64), value))
+        assert [BLACK in text for text in said()] == [True] * (value == 0)
+    latent_mask(torch.eye(8).expand(2, 8, 8) * torch.tensor([0.0, 1.0]).view(2, 1, 1), (4, 4))
+    assert not said()  # one of several

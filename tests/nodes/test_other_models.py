@@ -1,0 +1,84 @@
+"""An inversion, a latent or a schedule of another model is told with two facts and the remedy."""
+import pytest
+import torch
+from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
+from palimpsest.nodes.inversion.replay import PalimpsestReplay
+
+import tiny
+from node_execution import executor  # noqa: F401
+from refusals import blend, counted, counting, inject, maps, plain, refused, replay, store, window
+
+EDITORS = {"Attention Inject": inject, "Latent Blend": window, "Attention Store": store, "Replay": replay}
+OTHERS = {"sdxl": ("model is BaseModel, this MODEL's is SDXL", tiny.sdxl),
+          "sd2": ("prediction is eps, this MODEL's is v", tiny.sd2),
+          "sd2 base": ("context width is 64, this MODEL's is 96", lambda: tiny.sd15(context_dim=96)),
+          "flux": ("model is BaseModel, this MODEL's is Flux", tiny.flux)}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("editor", EDITORS)
+def test_an_inversion_of_another_family(editor, family):
+    case = plain()
+    fact, make = OTHERS[family]
+    other, calls = counted(make())
+    if family == "flux" and editor.startswith("Attention"):
+        fact = "edits the attention of U-Nets (SD1.x, SD2.x, SDXL), this MODEL is Flux"
+    with refused(calls, fact, "choose a checkpoint" if fact.startswith("edits") else "invert again with this one"):
+        EDITORS[editor](case, other)
+
+
+@pytest.mark.parametrize("family", tiny.FLOWS)
+def test_flow_models_have_no_attention_editors_yet(family):
+    case = counting()
+    flow, calls = counted(tiny.FLOWS[family]())
+    inversion = PalimpsestDDIMInvert.execute(flow, tiny.cond(), {"samples": tiny.latent(flow)}, 2, "ddim_uniform").result[0]
+    for act, name in ((inject, "Attention Inject"), (store, "Attention Store")):
+        with refused(calls, name, "SD1.x, SD2.x, SDXL", type(flow.model).__name__, "choose a checkpoint"):
+            act(case, flow, inversion=inversion)
+    with refused(calls, "Latent Blend by words", type(flow.model).__name__, "choose a checkpoint"):
+        blend(case, flow, inversion, target_words="cat", attention=maps())
+
+
+def test_another_pooled_width():
+    """SDXL's, and a model of its kind with other encoders."""
+    model = tiny.sdxl()
+    inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 2, "ddim_uniform").result[0]
+    width = model.model.model_config.unet_config["adm_in_channels"]
+    other, calls = counted(tiny.sdxl(adm_in_channels=width + 8))
+    with refused(calls, f"pooled width is {width}, this MODEL's is {width + 8}", "invert again with this one"):
+        PalimpsestReplay.execute(other, inversion, 0.0)
+
+
+@pytest.mark.parametrize("make, shape, fact", [
+    (tiny.sd15, (1, 4, 1, 8, 8), "[1, 4, 1, 8, 8], of 5 dimensions, this BaseModel MODEL works on 4"),
+    (tiny.flux, (1, 16, 3, 8, 8), "[1, 16, 3, 8, 8], of 5 dimensions, this Flux MODEL works on 4"),
+    (tiny.sd15, (1, 4, 64), "[1, 4, 64], of 3 dimensions, this BaseModel MODEL works on 4")])
+def test_a_latent_of_other_dimensions(make, shape, fact):
+    model, calls = counted(make())
+    with refused(calls, fact, "the MODEL's own VAE"):
+        PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": torch.ones(shape)}, 2, "ddim_uniform")
+
+
+@pytest.mark.parametrize("make, top, most", [(tiny.sd15, 80.0, "14.61"), (tiny.flux, 14.6, "1")])
+def test_sigmas_of_another_model(make, top, most):
+    model, calls = counted(make())
+    with refused(calls, f"begin at {top:g}", f"noise up to sigma {most}", "connect a scheduler node with this MODEL"):
+        PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 2, "simple",
+                                     torch.tensor([top, 0.5, 0.0]))
+
+
+def test_sigmas_that_a_scheduler_rounds_pass():
+    model = tiny.sd15()
+    sigmas = torch.tensor([14.615, 1.0, 0.0])  # AlignYourSteps begins there, the model at 14.6146
+    PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 2, "simple", sigmas)
+
+
+@pytest.mark.parametrize("steps, scheduler, said", [
+    (12, "ddim_uniform", "set to 12 steps, ddim_uniform gives 13 on this MODEL"), (10, "ddim_uniform", ""),
+    (2, "ddim_uniform", ""),
+    (1, "ddim_uniform", "reaches sigma 0.0413 only, this MODEL's noise begins at 14.6"), (1, "sgm_uniform", "")])
+def test_a_schedule_that_is_not_what_its_steps_let_expect_is_said(steps, scheduler, said, caplog):
+    model = tiny.sd15()
+    inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, steps, scheduler).result[0]
+    told = " ".join(r.getMessage() for r in caplog.records if r.name == "palimpsest")
+    assert said in told and bool(said) == bool(told), (told, inversion.schedule)
