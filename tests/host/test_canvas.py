@@ -15,6 +15,7 @@ from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance
 from control_nets import plainly
 from headless import Executor
 from runs import Case, kept, prompts
+from serving import server  # noqa: F401  a fixture
 
 STEPS = 2
 CFG0, NOISE, SAME, EMPTY = "CFG 0 samples", "adds noise of its own", "is the source's own", "empty source prompt"
