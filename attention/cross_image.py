@@ -1,21 +1,22 @@
-"""Cross-Image Attention for Zero-Shot Appearance Transfer. Alaluf, Garibi, Patashnik, Averbuch-Elor, Cohen-Or, SIGGRAPH 2024.
-arXiv:2311.03335
+"""Cross-Image Attention for Zero-Shot Appearance Transfer. Alaluf, Garibi, Patashnik, Averbuch-Elor, Cohen-Or, SIGGRAPH
+2024. arXiv:2311.03335
 
-The structure picture is sampled anew from its inverted noise, and its queries look up the keys and values of an appearance
-picture, in the decoder's self-attention on its two finest grids:
+The structure picture is sampled anew from its inverted noise, and its queries look up the keys and values of an
+appearance picture, in the decoder's self-attention on its two finest grids:
 
     A = softmax(Q K_app^T / √d)    A' = clip((A - μ(A)) β + μ(A), 0, 1)    out = A' V_app
 
-with the contrast β (1.67) and μ(A) the mean of a row, 1/n of n keys. Appearance guidance reads the prediction without the
-exchange too, ε = ε_× + α (ε - ε_×) with α falling from 3.5 to half of it over the run, and AdaIN gives each channel of the
-latent the appearance's mean and deviation, between two masks of the object where they are given.
-The clip makes A' no linear function of A: β out + (1 - β) mean(V_app) would be, but most of a peaked row is below μ (β - 1) / β,
-where the clip holds it at zero. So here maps are made, some queries at a time, for what contrast changes, (A' - A) V_app; without
-contrast none is. A V_app comes from whatever computes attention there, so that another pack's patch and other edits act.
-Differs from the paper: K_app and V_app are read at the inversion's own latents; AdaIN acts on the predicted x0, with the
-appearance's clean latent, which any sampler carries on. The authors' code, but not the paper, takes K and V of the structure at
-every fifth step before the 40th, which brings the structure's own looks back in six of 57 steps; that is left out.
-Checked against garibida/cross-image-attention@ee2080c (MIT).
+with the contrast β (1.67) and μ(A) the mean of a row, 1/n of n keys. Appearance guidance reads the prediction without
+the exchange too, ε = ε_× + α (ε - ε_×) with α falling from 3.5 to half of it over the run, and AdaIN gives each channel
+of the latent the appearance's mean and deviation, between two masks of the object where they are given. The clip makes
+A' no linear function of A: β out + (1 - β) mean(V_app) would be, but most of a peaked row is below μ (β - 1) / β, where
+the clip holds it at zero. So here maps are made, some queries at a time, for what contrast changes, (A' - A) V_app;
+without contrast none is. A V_app comes from whatever computes attention there, so that another pack's patch and other
+edits act.
+Differs from the paper: K_app and V_app are read at the inversion's own latents; AdaIN acts on the predicted x0, with
+the appearance's clean latent, which any sampler carries on. The authors' code, but not the paper, takes K and V of the
+structure at every fifth step before the 40th, which brings the structure's own looks back in six of 57 steps; that is
+left out. Checked against garibida/cross-image-attention@ee2080c (MIT).
 """
 from dataclasses import dataclass
 
@@ -58,8 +59,8 @@ def statistics(x, mask):
 
 @dataclass(frozen=True, eq=False)
 class CrossImage(SelfAttentionEdit):
-    """inversion: of the appearance; coarse_end: the end for layers outside `fine`; guidance: α at the run's start; adain_start:
-    percent from which AdaIN acts; structure, appearance: masks [masks, h, w] of the object in {0, 1}."""
+    """inversion: of the appearance; coarse_end: the end for layers outside `fine`; guidance: α at the run's start;
+    adain_start: percent from which AdaIN acts; structure, appearance: masks [masks, h, w] of the object in {0, 1}."""
     lends = True
     fine: frozenset = frozenset()
     coarse_end: float = 0.7
@@ -87,13 +88,15 @@ class CrossImage(SelfAttentionEdit):
         out = attention(q, source.k, source.v)
         if self.contrast == 1:
             return out
-        k, v = (x.reshape(len(q), -1, x.shape[-1]) for x in (source.k, source.v))  # where another node cuts q into tiles
+        # where another node cuts q into tiles
+        k, v = (x.reshape(len(q), -1, x.shape[-1]) for x in (source.k, source.v))
         return out + contrasted(q, k, v, site.heads, self.contrast).to(out)
 
     def conditions(self, run, conds, sigma):
         """With the target's lists once more, for the prediction without the exchange."""
         roles = [None if c is None else run.role(conds, i) for i, c in enumerate(conds)]
-        found = [i for i, role in enumerate(roles) if role == "target"] if self.guidance > 1 and self.reads(run, sigma) else []
+        found = [i for i, role in enumerate(roles)
+                 if role == "target"] if self.guidance > 1 and self.reads(run, sigma) else []
         run.memory(self)["pairs"] = {i: len(conds) + n for n, i in enumerate(found)}
         return [*conds, *([{**entry, "palimpsest_own": self} for entry in conds[i]] for i in found)]
 

@@ -1,20 +1,20 @@
-"""MasaCtrl: Tuning-Free Mutual Self-Attention Control for Consistent Image Synthesis and Editing. Cao, Wang, Qi, Shan, Qie,
-Zheng, ICCV 2023. arXiv:2304.08465
+"""MasaCtrl: Tuning-Free Mutual Self-Attention Control for Consistent Image Synthesis and Editing. Cao, Wang, Qi, Shan,
+Qie, Zheng, ICCV 2023. arXiv:2304.08465
 
-From step S and layer L on, the target's queries look up the source's contents: out = Attention(Q, K_s, V_s), so the new prompt
-gives pose and layout and the source its appearance. To keep foreground and background apart (section 3.3), with masks M_s, M
-of the object in source and target:
+From step S and layer L on, the target's queries look up the source's contents: out = Attention(Q, K_s, V_s), so the new
+prompt gives pose and layout and the source its appearance. To keep foreground and background apart (section 3.3), with
+masks M_s, M of the object in source and target:
 
     f_o = Attention(Q, K_s, V_s; M_s)    f_b = Attention(Q, K_s, V_s; 1 - M_s)    out = f_o ⊙ M + f_b ⊙ (1 - M)
 
-where a mask in an attention leaves only those keys. The masks are given, or are cross-attention maps of the object's words,
-scaled to 0..1 and cut at a threshold (0.1), or as Latent Blend has them, refined.
+where a mask in an attention leaves only those keys. The masks are given, or are cross-attention maps of the object's
+words, scaled to 0..1 and cut at a threshold (0.1), or as Latent Blend has them, refined.
 Keys are gathered, so any attention function serves. K_s and V_s are read by the reference branch at the inversion's own
-latents, never from a reconstruction that drifts: this is also Tuning-Free Inversion-Enhanced Control (Duan, Cui, Kang, Zhang,
-Fei, Fan, Huang 2023, arXiv:2312.14611).
+latents, never from a reconstruction that drifts: this is also Tuning-Free Inversion-Enhanced Control (Duan, Cui, Kang,
+Zhang, Fei, Fan, Huang 2023, arXiv:2312.14611).
 As in the authors' code the null prompt's rows look up what the source shows under the null prompt.
-Differs from the paper: the target's maps are means over all steps before, not of the step alone; an empty side of M_s at a layer
-means all its keys.
+Differs from the paper: the target's maps are means over all steps before, not of the step alone; an empty side of M_s
+at a layer means all its keys.
 Checked against TencentARC/MasaCtrl@d0ba16b (Apache-2.0): a whole run (numbers in tests/data/null_rows.json).
 """
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ from ..editing.sites import in_tiles, mask_at
 
 
 def object_mask(maps, size, threshold):
-    """[B, h, w] in {0, 1} from words' maps [B, words, h', w']: their sum, scaled to 0..1, where it is at least `threshold`,
-    or at 0 over Otsu's."""
+    """[B, h, w] in {0, 1} from words' maps [B, words, h', w']: their sum, scaled to 0..1, where it is at least
+    `threshold`, or at 0 over Otsu's."""
     total = maps.float().sum(1, keepdim=True)
     low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)
     scaled = (total - low) / (high - low).clamp(min=torch.finfo(total.dtype).tiny)
@@ -40,8 +40,8 @@ def object_mask(maps, size, threshold):
 
 @dataclass(frozen=True, eq=False)
 class MutualSelfAttention(SelfAttentionEdit):
-    """source, target: masks [B, h, w] at the latent's size, 1 on the object, or None; gathered(run): in place of the target's,
-    that of its words in this run so far, or None."""
+    """source, target: masks [B, h, w] at the latent's size, 1 on the object, or None; gathered(run): in place of the
+    target's, that of its words in this run so far, or None."""
     source: torch.Tensor = None
     target: torch.Tensor = None
     gathered: object = None
@@ -73,7 +73,8 @@ class MutualSelfAttention(SelfAttentionEdit):
 
 
 def _only(keys, *tensors):
-    """The tokens of some (rows, tokens, channels) that a boolean [tokens] on the CPU names; all of them if it names none."""
+    """The tokens of some (rows, tokens, channels) that a boolean [tokens] on the CPU names; all of them if it names
+    none."""
     if not keys.any():
         return tensors
     index = keys.nonzero()[:, 0].to(tensors[0].device)

@@ -2,18 +2,19 @@
 ICLR 2023. arXiv:2208.01626
 
 While the target is sampled, its cross-attention maps are replaced by the source's, so that the new words fill the old
-layout: word swap and refinement put the source map M_t of aligned tokens in place of the target's, re-weighting scales a
-token's map by c; self-attention maps are replaced early on to keep the geometry.
+layout: word swap and refinement put the source map M_t of aligned tokens in place of the target's, re-weighting scales
+a token's map by c; self-attention maps are replaced early on to keep the geometry.
 
-With A the source's and A* the target's softmax rows, M [source, target] the alignment of tokens, r_j = 1 where target token
-j has a source token, a_j = 1 while token j's cross schedule lasts, and e_j the weight of token j (the paper's c), the authors'
-edited map is  A M · (r a e) + A* · ((1 - r) a e + (1 - a)).  Attention is linear in its values V*, so the same output is
+With A the source's and A* the target's softmax rows, M [source, target] the alignment of tokens, r_j = 1 where target
+token j has a source token, a_j = 1 while token j's cross schedule lasts, and e_j the weight of token j (the paper's c),
+the authors' edited map is  A M · (r a e) + A* · ((1 - r) a e + (1 - a)).  Attention is linear in its values V*, so the
+same output is
 
     softmax(q k^T) · M (r a e ⊙ V*)  +  softmax(q* k*^T) · (((1 - r) a e + 1 - a) ⊙ V*)
 
 and no map is ever made; the second call is skipped where its factor is zero. Self-attention: softmax(q k^T) · V*.
-Differs from the paper: the source's q and k come from the reference branch, so the source never drifts; what another pack's patch
-adds to attention, as IPAdapter's does, is added once.
+Differs from the paper: the source's q and k come from the reference branch, so the source never drifts; what another
+pack's patch adds to attention, as IPAdapter's does, is added once.
 """
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,9 +37,9 @@ def coefficients(pair, scheduled, weights):
 
 @dataclass(frozen=True, eq=False)
 class PromptToPrompt(AttentionEdit):
-    """cross: (start, end) in percent of the schedule for every token; ends: an end of its own for each token, one tensor
-    [target] a pair; weights: e, one tensor [target] a pair; self_: (start, end); shares: the largest share of the latent's side
-    where cross- and self-attention are replaced."""
+    """cross: (start, end) in percent of the schedule for every token; ends: an end of its own for each token, one
+    tensor [target] a pair; weights: e, one tensor [target] a pair; self_: (start, end); shares: the largest share of
+    the latent's side where cross- and self-attention are replaced."""
     inversion: object
     pairs: tuple
     cross: tuple
@@ -51,15 +52,19 @@ class PromptToPrompt(AttentionEdit):
     def begin(self, run):
         texts = sampled_tokens(run)
         if self._targets not in texts:
-            seen = "; ".join(repr(t.text) for tokens in texts for t in tokens) or "a prompt that Prompt Edit did not make"
-            raise ValueError(f"Attention Inject edits towards {', '.join(repr(t.text) for t in self._targets)}, the positive "
-                             f"being sampled is {seen}: connect Prompt Edit's target CONDITIONING to the sampler.")
+            seen = "; ".join(repr(t.text) for tokens in texts
+                             for t in tokens) or "a prompt that Prompt Edit did not make"
+            raise ValueError(f"Attention Inject edits towards {', '.join(repr(t.text) for t in self._targets)}, the "
+                             f"positive being sampled is {seen}: connect Prompt Edit's target CONDITIONING to the "
+                             "sampler.")
         if run.shape[0] % len(self.pairs):
-            raise ValueError(f"Prompt Edit holds {len(self.pairs)} target prompts, the latent being sampled has {run.shape[0]} "
-                             f"rows: repeat the LATENT to a multiple of {len(self.pairs)} (Repeat Latent Batch).")
+            raise ValueError(f"Prompt Edit holds {len(self.pairs)} target prompts, the latent being sampled has "
+                             f"{run.shape[0]} rows: repeat the LATENT to a multiple of {len(self.pairs)} (Repeat "
+                             "Latent Batch).")
         if not any(pair.source.words for pair in self.pairs):
-            log.warning("Attention Inject has an empty source prompt, so no word of %s has one of the picture's to take its place: "
-                        "write what the picture shows as Prompt Edit's source.", ", ".join(repr(t.text) for t in self._targets))
+            log.warning("Attention Inject has an empty source prompt, so no word of %s has one of the picture's to "
+                        "take its place: write what the picture shows as Prompt Edit's source.",
+                        ", ".join(repr(t.text) for t in self._targets))
         run.warn_if_idle("Attention Inject", lambda sigma: self.reads(run, sigma))
 
     @property
@@ -106,13 +111,15 @@ class PromptToPrompt(AttentionEdit):
         return out + rest
 
     def _now(self, call, like):
-        """This σ's coefficients of all pairs, on the device and in the dtype of `like`; None for an own factor of zero."""
+        """This σ's coefficients of all pairs, on the device and in the dtype of `like`; None for an own factor of
+        zero."""
         memory = call.run.memory(self)
         if memory.get("sigma") != call.sigma:
             def scheduled(ends):
                 now = {end: call.run.within(call.sigma, self.cross[0], end) for end in set(ends.tolist())}
                 return torch.tensor([now[end] for end in ends.tolist()]).float()
-            both = [coefficients(pair, scheduled(ends), e) for pair, ends, e in zip(self.pairs, self.ends, self.weights)]
+            both = [coefficients(pair, scheduled(ends), e) for pair, ends,
+                    e in zip(self.pairs, self.ends, self.weights)]
             mapped, own = (torch.stack(t) for t in zip(*both))
             memory.update(sigma=call.sigma, now=(mapped.to(like), own.to(like) if own.any() else None))
         return memory["now"]

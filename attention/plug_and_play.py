@@ -1,20 +1,20 @@
-"""Plug-and-Play Diffusion Features for Text-Driven Image-to-Image Translation. Tumanyan, Geyer, Bagon, Dekel, CVPR 2023.
-arXiv:2211.12572
+"""Plug-and-Play Diffusion Features for Text-Driven Image-to-Image Translation. Tumanyan, Geyer, Bagon, Dekel, CVPR
+2023. arXiv:2211.12572
 
-Spatial features of one decoder layer carry the source's semantic layout, and self-attention its finer structure. While the
-target is sampled, at each step
+Spatial features of one decoder layer carry the source's semantic layout, and self-attention its finer structure. While
+the target is sampled, at each step
 
     f*_t^4 <- f_t^4        for the first 80 % of the schedule (tau_f)
     A*_t^l <- A_t^l, l >= 4   for the first 50 % (tau_A)
 
-f^4 is what the decoder's second residual block at a quarter of the latent's side computes before its skip is added (the output
-of the block's last convolution), as in the authors' code; A^l are the self-attention maps of the decoder but for its first
-layer, put in place by the source's q and k (free_prompt.py).
-Differs from the paper: source features are read at the inversion's own latents with its own prompt (the authors invert with an
-empty one). As in the authors' first program the null prompt's rows are given what the source shows under the null prompt; their
-diffusers program gives them what it shows under an empty one, which is the same where the negative prompt is empty.
-Checked against an explicit batch of four rows, a whole captioned run. The authors' programs (MichalGeyer/plug-and-play@4e7f703 and
-pnp-diffusers) have no licence: read for which rows they give what, not run.
+f^4 is what the decoder's second residual block at a quarter of the latent's side computes before its skip is added (the
+output of the block's last convolution), as in the authors' code; A^l are the self-attention maps of the decoder but for
+its first layer, put in place by the source's q and k (free_prompt.py).
+Differs from the paper: source features are read at the inversion's own latents with its own prompt (the authors invert
+with an empty one). As in the authors' first program the null prompt's rows are given what the source shows under the
+null prompt; their diffusers program gives them what it shows under an empty one, which is the same where the negative
+prompt is empty. Checked against an explicit batch of four rows, a whole captioned run. The authors' programs
+(MichalGeyer/plug-and-play@4e7f703 and pnp-diffusers) have no licence: read for which rows they give what, not run.
 """
 from dataclasses import dataclass
 from functools import partial

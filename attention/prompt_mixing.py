@@ -1,20 +1,22 @@
-"""Localizing Object-level Shape Variations with Text-to-Image Diffusion Models. Patashnik, Garibi, Azuri, Averbuch-Elor,
-Cohen-Or, ICCV 2023. arXiv:2303.11306
+"""Localizing Object-level Shape Variations with Text-to-Image Diffusion Models. Patashnik, Garibi, Azuri,
+Averbuch-Elor, Cohen-Or, ICCV 2023. arXiv:2303.11306
 
-Denoising settles layout first, then shapes, then details. Mix-and-Match therefore samples with the picture's prompt P, but in
-the interval [T3, T2] takes the values of cross-attention from a prompt P' with a proxy word: softmax(Q K(P)^T) · V(P').
-Two ways keep the rest in place. Shapes: with O the pixels of the objects to preserve and B those of the object whose shape
-varies, found by their words' cross-attention, self-attention maps become
+Denoising settles layout first, then shapes, then details. Mix-and-Match therefore samples with the picture's prompt P,
+but in the interval [T3, T2] takes the values of cross-attention from a prompt P' with a proxy word: softmax(Q K(P)^T) ·
+V(P'). Two ways keep the rest in place. Shapes: with O the pixels of the objects to preserve and B those of the object
+whose shape varies, found by their words' cross-attention, self-attention maps become
 
     S*_t <- M ⊙ S_t + (1 - M) ⊙ S*_t,    M[i, j] = 1 where i or j is in O and neither is in B.
 
 With o and b the indicators of O and B and attention linear in its values, no map is made:
     out = S* V + (1 - b) ⊙ [Δ((1 - b) ⊙ V) - (1 - o) ⊙ Δ((1 - o) ⊙ (1 - b) ⊙ V)],    Δ(X) = S X - S* X,
 which without B is S V - (1 - o) ⊙ Δ((1 - o) ⊙ V).
-Background: late in the schedule (35 of 50) everything outside the object is taken from the source's latent; that is Latent Blend.
-Differs from the paper: O is cut at a share of the words' largest value, not at a probability of 0.05, and may be soft; the
-background's segments are not clustered from self-attention.
-Checked against the paper's equations and orpatashnik/local-prompt-mixing@4bc225d (no licence: read for its formula alone).
+Background: late in the schedule (35 of 50) everything outside the object is taken from the source's latent; that is
+Latent Blend.
+Differs from the paper: O is cut at a share of the words' largest value, not at a probability of 0.05, and may be soft;
+the background's segments are not clustered from self-attention.
+Checked against the paper's equations and orpatashnik/local-prompt-mixing@4bc225d (no licence: read for its formula
+alone).
 """
 from dataclasses import dataclass
 
@@ -31,8 +33,8 @@ NAME = "Prompt Mixing"
 
 @dataclass(frozen=True, eq=False)
 class MixedValues(Editor):
-    """embedding: [B, tokens, channels] of P', row i mod B for row i; from the start to the end percent of the schedule. It acts
-    on the entries that carry words; positions that P' has not keep their own values."""
+    """embedding: [B, tokens, channels] of P', row i mod B for row i; from the start to the end percent of the schedule.
+    It acts on the entries that carry words; positions that P' has not keep their own values."""
     embedding: torch.Tensor
     start: float
     end: float
@@ -41,15 +43,16 @@ class MixedValues(Editor):
 
     def begin(self, run):
         if not sampled_tokens(run):
-            raise ValueError(f"{NAME} mixes values into the picture's prompt, but the positive being sampled is a prompt that "
-                             "Prompt Edit did not make: connect Prompt Edit's source CONDITIONING to the sampler.")
+            raise ValueError(f"{NAME} mixes values into the picture's prompt, but the positive being sampled is a "
+                             "prompt that Prompt Edit did not make: connect Prompt Edit's source CONDITIONING to the "
+                             "sampler.")
         width = run.targets()[0]["model_conds"]["c_crossattn"].cond.shape[-1]
         if self.embedding.shape[-1] != width:
-            raise ValueError(f"The mixed prompt is {self.embedding.shape[-1]} wide, the positive being sampled {width}: encode "
-                             "both with the MODEL's own CLIP.")
+            raise ValueError(f"The mixed prompt is {self.embedding.shape[-1]} wide, the positive being sampled "
+                             f"{width}: encode both with the MODEL's own CLIP.")
         if run.shape[0] % len(self.embedding):
-            raise ValueError(f"{len(self.embedding)} mixed prompts, the latent being sampled has {run.shape[0]} rows: repeat the "
-                             f"LATENT to a multiple of {len(self.embedding)} (Repeat Latent Batch).")
+            raise ValueError(f"{len(self.embedding)} mixed prompts, the latent being sampled has {run.shape[0]} rows: "
+                             f"repeat the LATENT to a multiple of {len(self.embedding)} (Repeat Latent Batch).")
         run.warn_if_idle(NAME, lambda sigma: run.within(sigma, self.start, self.end))
 
     @staticmethod

@@ -1,17 +1,19 @@
-"""Attention re-weighting, of Prompt-to-Prompt (Hertz et al., ICLR 2023, arXiv:2208.01626, section 3.2), and its restraint, after
-Focus on Your Instruction: Fine-grained and Multi-instruction Image Editing by Attention Modulation. Guo, Lin, CVPR 2024.
-arXiv:2312.10113
+"""Attention re-weighting, of Prompt-to-Prompt (Hertz et al., ICLR 2023, arXiv:2208.01626, section 3.2), and its
+restraint, after Focus on Your Instruction: Fine-grained and Multi-instruction Image Editing by Attention Modulation.
+Guo, Lin, CVPR 2024. arXiv:2312.10113
 
 Re-weighting scales the map of word j by a factor c_j, in any generation: with softmax rows A fixed, out = A (c ⊙ V).
-Restraint keeps words W inside a region m: outside it their scores count for nothing, and the softmax is over the others,
+Restraint keeps words W inside a region m: outside it their scores count for nothing, and the softmax is over the
+others,
 
     out_i = m_i · [A (c ⊙ V)]_i + (1 - m_i) · [A ((1 - w) c ⊙ V)]_i / (1 - [A w]_i),    w_j = 1 where j is of W,
 
-which is linear in the values but for one division by what the other tokens have together, so that no map is made. m is a mask,
+which is linear in the values but for one division by what the other tokens have together, so that no map is made. m is
+a mask,
 or where other words lie: their maps in this run so far, thresholded as P2P's LocalBlend does.
-Differs from FoI: it modulates InstructPix2Pix's instruction and samples outside its mask without it; here it is words of a
-prompt, and their probability outside is shared out among the rest. Its equations were not at hand: this form is ours. What
-another pack's patch adds to attention, as IPAdapter's does, stays as it is.
+Differs from FoI: it modulates InstructPix2Pix's instruction and samples outside its mask without it; here it is words
+of a prompt, and their probability outside is shared out among the rest. Its equations were not at hand: this form is
+ours. What another pack's patch adds to attention, as IPAdapter's does, stays as it is.
 """
 from dataclasses import dataclass
 
@@ -29,8 +31,8 @@ NAME = "Attention Re-weight"
 @dataclass(frozen=True, eq=False)
 class Reweight(AttentionEdit):
     """factors: {word: c}; restrained: a list of words, as text; region: m [masks, H, W] of any size, or None;
-    gathered(run, threshold): in its place [rows, h, w], where other words lie in this run so far, or None; from the start to the end
-    percent of the schedule."""
+    gathered(run, threshold): in its place [rows, h, w], where other words lie in this run so far, or None; from the
+    start to the end percent of the schedule."""
     factors: dict
     restrained: str
     region: torch.Tensor
@@ -43,8 +45,8 @@ class Reweight(AttentionEdit):
     def begin(self, run):
         known = sampled_tokens(run)
         if not known:
-            raise ValueError(f"{NAME} finds words in the sampled prompt, but the positive being sampled carries none: connect "
-                             "Prompt Edit's target CONDITIONING to the sampler.")
+            raise ValueError(f"{NAME} finds words in the sampled prompt, but the positive being sampled carries none: "
+                             "connect Prompt Edit's target CONDITIONING to the sampler.")
         for prompts in known:
             self.values(prompts)
         if self.region is not None:

@@ -1,16 +1,17 @@
 """Style Aligned Image Generation via Shared Attention. Hertz, Voynov, Fruchter, Cohen-Or, CVPR 2024. arXiv:2312.02133
 
-Pictures take on the style of a reference r by attending, in every self-attention, to its tokens beside their own, with queries
-and keys normalised to the reference's statistics (mean and deviation of each channel over the tokens):
+Pictures take on the style of a reference r by attending, in every self-attention, to its tokens beside their own, with
+queries and keys normalised to the reference's statistics (mean and deviation of each channel over the tokens):
 
     Q̂_t = AdaIN(Q_t, Q_r)    K̂_t = AdaIN(K_t, K_r)    out = Attention(Q̂_t, [K̂_t; K_r], [V_t; V_r])
 
-r is the first row of the batch or, to transfer the style of a given picture, its inversion; then the authors' code raises the
-reference's scores by a shift (ln 2), and may scale them:  score_r <- scale · score_r + shift.
-No map is made: scaling the scores is scaling K_r, and a shift is one more channel in each head, constant in the queries and
-in the keys the shift; so fused kernels do the work.
-As in the authors' code the null prompt's rows share what r shows under the null prompt, and every GroupNorm takes its mean and
-variance over the tokens of both pictures. (They wrap LayerNorms alike, which changes nothing: those normalise each token.)
+r is the first row of the batch or, to transfer the style of a given picture, its inversion; then the authors' code
+raises the reference's scores by a shift (ln 2), and may scale them:  score_r <- scale · score_r + shift.
+No map is made: scaling the scores is scaling K_r, and a shift is one more channel in each head, constant in the queries
+and in the keys the shift; so fused kernels do the work.
+As in the authors' code the null prompt's rows share what r shows under the null prompt, and every GroupNorm takes its
+mean and variance over the tokens of both pictures. (They wrap LayerNorms alike, which changes nothing: those normalise
+each token.)
 Differs from the paper: K_r, V_r are read at the inversion's own latents.
 Checked against google/style-aligned@2faf0af (Apache-2.0): a whole run (numbers in tests/data/null_rows.json).
 """
@@ -36,7 +37,8 @@ def adain(x, reference):
 
 
 def biased(q, k, v, bias, heads, attention):
-    """Attention with bias[key] added to the scores, through any function that divides scores by the root of a head's width.
+    """Attention with bias[key] added to the scores, through any function that divides scores by the root of a head's
+    width.
 
     Each head is given eight more channels, as kernels like them, of which one carries the bias."""
     dim = q.shape[-1] // heads
@@ -73,7 +75,8 @@ class ReferencePicture(SelfAttentionEdit):
 
     def attend(self, rows, site, q, k, v, source, attention):
         _require_all(rows, q)
-        k, v, *source = (x.reshape(len(q), -1, x.shape[-1]) for x in (k, v, source.q, source.k, source.v))  # in q's tiles
+        # in q's tiles
+        k, v, *source = (x.reshape(len(q), -1, x.shape[-1]) for x in (k, v, source.q, source.k, source.v))
         return self.share(q, k, v, Source(*source), site.heads, attention)
 
 
@@ -89,8 +92,9 @@ class ReferenceRow(AttentionEdit):
 
     def begin(self, run):
         if run.shape[0] < 2:
-            raise ValueError(f"{NAME} without an INVERSION shares the style of the first row, and the latent being sampled has "
-                             f"{run.shape[0]} row: give it two or more (Repeat Latent Batch), or connect an INVERSION.")
+            raise ValueError(f"{NAME} without an INVERSION shares the style of the first row, and the latent being "
+                             f"sampled has {run.shape[0]} row: give it two or more (Repeat Latent Batch), or connect "
+                             "an INVERSION.")
         run.warn_if_idle(NAME, lambda sigma: run.within(sigma, self.start, self.end))
 
     def acts(self, run, site, sigma):
@@ -107,8 +111,8 @@ class ReferenceRow(AttentionEdit):
 
 def _require_all(rows, q):
     if len(q) % rows.count:
-        raise ValueError(f"{NAME} is given {len(q)} of {rows.count} rows by another editor that has a mask for each row, and "
-                         "shares among all: give that editor one mask.")
+        raise ValueError(f"{NAME} is given {len(q)} of {rows.count} rows by another editor that has a mask for each "
+                         "row, and shares among all: give that editor one mask.")
 
 
 def statistics(x, groups):
@@ -118,21 +122,22 @@ def statistics(x, groups):
 
 
 def shared_norm(norm, x, reference):
-    """GroupNorm of x (rows, channels, height, width) with the mean and variance of x and of a reference together, as many
-    values of each; reference: its `statistics`."""
+    """GroupNorm of x (rows, channels, height, width) with the mean and variance of x and of a reference together, as
+    many values of each; reference: its `statistics`."""
     (mean, var), (mean_r, var_r) = (s.unbind(2) for s in (statistics(x, norm.num_groups), reference))
     mean, var = (mean + mean_r) / 2, (var + var_r) / 2 + ((mean - mean_r) / 2) ** 2
     probe = x.new_tensor([1.0, -1.0]).expand(1, x.shape[1], 2)  # has mean 0 and variance 1, so shows weight and bias
     high, low = norm.forward(probe).float().unbind(2)
     weight, bias = ((high - low) / 2 * (1 + norm.eps) ** 0.5)[..., None, None], ((high + low) / 2)[..., None, None]
-    scaled = (x.float().unflatten(1, (norm.num_groups, -1)).flatten(2) - mean[..., None]) / (var[..., None] + norm.eps).sqrt()
+    scaled = (x.float().unflatten(1, (norm.num_groups,
+                                      -1)).flatten(2) - mean[..., None]) / (var[..., None] + norm.eps).sqrt()
     return (weight * scaled.view(x.shape) + bias).to(x)
 
 
 @dataclass(frozen=True, eq=False)
 class SharedNorms(Editor):
-    """Every GroupNorm takes its statistics over the rows' own tokens and the reference's: the inversion's picture, or the first
-    row of the batch without one."""
+    """Every GroupNorm takes its statistics over the rows' own tokens and the reference's: the inversion's picture, or
+    the first row of the batch without one."""
     inversion: object
     start: float
     end: float

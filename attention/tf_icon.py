@@ -1,14 +1,15 @@
 """TF-ICON: Diffusion-Based Training-Free Cross-Domain Image Composition. Lu, Liu, Kong, ICCV 2023. arXiv:2307.12493
 
-An object of a reference picture is set into a main picture. Both are inverted, and with M the object's mask and M_u the user's
-region around it the start is
+An object of a reference picture is set into a main picture. Both are inverted, and with M the object's mask and M_u the
+user's region around it the start is
     x_T = M · x_T^r + (1 - M_u) · x_T^m + (M_u - M) · z,   z ~ N(0, I).
-Until τ_A (0.4 of the schedule) self-attention works on a composed field: the main picture's logits between its own tokens, the
-reference's between the object's, and Q^m (K^r)^T between both; until τ_B (0.8) the main picture's latent is put back outside M_u.
-Here every token brings its own query and key, the reference's in M, the main picture's outside M_u, the sampled picture's
-between, so that one softmax of q k^T is the field. In the object's rows that is Q^r (K^m)^T, where the authors transpose
-Q^m (K^r)^T. Differs also in that the reference lies on a canvas of the main picture's size, the object where it is to be, and in
-that pictures are inverted with their own prompts, not with the authors' exceptional one.
+Until τ_A (0.4 of the schedule) self-attention works on a composed field: the main picture's logits between its own
+tokens, the reference's between the object's, and Q^m (K^r)^T between both; until τ_B (0.8) the main picture's latent is
+put back outside M_u. Here every token brings its own query and key, the reference's in M, the main picture's outside
+M_u, the sampled picture's between, so that one softmax of q k^T is the field. In the object's rows that is Q^r (K^m)^T,
+where the authors transpose Q^m (K^r)^T. Differs also in that the reference lies on a canvas of the main picture's size,
+the object where it is to be, and in that pictures are inverted with their own prompts, not with the authors'
+exceptional one.
 The sampler goes on from the composed start by Euler's steps (editing/latent_move.py).
 """
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from ..editing.sites import AttentionEdit, in_tiles, mask_at, source_of
 
 @dataclass(frozen=True, eq=False)
 class Donor(AttentionEdit):
-    """Keeps queries and keys of self-attention of a picture, for another editor to read. end: percent of the schedule."""
+    """Keeps queries and keys of self-attention of a picture, for another editor to read. end: percent of the
+    schedule."""
     inversion: object
     end: float
 
@@ -40,8 +42,8 @@ class Donor(AttentionEdit):
 
 @dataclass(frozen=True, eq=False)
 class Composite(Mover, Donor):
-    """inversion: of the main picture; end: τ_A; donor: of the reference; place, region: M and M_u, [masks, h, w] in {0, 1} at the
-    latent's size; blend_end: τ_B; seed: of z."""
+    """inversion: of the main picture; end: τ_A; donor: of the reference; place, region: M and M_u, [masks, h, w] in {0,
+    1} at the latent's size; blend_end: τ_B; seed: of z."""
     donor: Donor
     place: Tensor
     region: Tensor
@@ -70,7 +72,8 @@ class Composite(Mover, Donor):
         return self._held(run, super().after(run, x0, sigma), run.landing(self.inversion, sigma), sigma)
 
     def _start(self, run, x, sigma):
-        """The composed start, at whatever σ the run begins; between object and background the main picture is noised anew."""
+        """The composed start, at whatever σ the run begins; between object and background the main picture is noised
+        anew."""
         sampling = run.guider.model_patcher.get_model_object("model_sampling")
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(self.seed)).to(x)
         clean = repeat_to_batch_size(self.inversion.latents[-1], x.shape[0]).to(x)

@@ -3,14 +3,15 @@
     python tools/dev.py bench cost [--only miniature sd15-64 sdxl-64 sd15-128 sdxl-128] [--rounds 5] [--steps 20]
         [--large-steps 2] [--dtype bfloat16] [--out FILE] [--host-options="--lowvram"]
 
-The models: the miniature on 16 × 16 latents, and random U-Nets of SD1.5's and SDXL's shape on 64 × 64 and 128 × 128, the last with
-a few editors, SDXL's with none that follows a gradient.
+The models: the miniature on 16 × 16 latents, and random U-Nets of SD1.5's and SDXL's shape on 64 × 64 and 128 × 128,
+the last with a few editors, SDXL's with none that follows a gradient.
 In each round every run is timed once, plain and edited in turn; a ratio is edited / plain of one round, its median
-over the rounds is told with its range, and beside it the ratio of processor times, which other jobs of the machine disturb less.
-The reference's rows cost the forwards of r rows on a share f of the steps, so an edit is promised to take at most
-1 + f · r / 2B + 0.1 times plain sampling of B rows; to one that follows a gradient nothing is promised. Memory is the weights and
-the largest sum of tensors that are alive at once in a run, promised to be at most 1.3 times plain's; the tensors alone stand
-beside. Writes bench/results/cost.json, keeping the models that were not measured, and prints the README's rows.
+over the rounds is told with its range, and beside it the ratio of processor times, which other jobs of the machine
+disturb less. The reference's rows cost the forwards of r rows on a share f of the steps, so an edit is promised to take
+at most 1 + f · r / 2B + 0.1 times plain sampling of B rows; to one that follows a gradient nothing is promised. Memory
+is the weights and the largest sum of tensors that are alive at once in a run, promised to be at most 1.3 times plain's;
+the tensors alone stand beside. Writes bench/results/cost.json, keeping the models that were not measured, and prints
+the README's rows.
 """
 import argparse
 import json
@@ -85,7 +86,8 @@ class Bench:
         """A node's output, every input at its default but those that it must be given."""
         mask = torch.zeros(1, 8, 8)
         mask[:, :4, :4] = 1
-        given = {"model": self.model, "clip": self.clip, "source": self.source, "target": self.target, "negative": self.null,
+        given = {"model": self.model, "clip": self.clip, "source": self.source, "target": self.target,
+                 "negative": self.null,
                  "latent": self.picture, "steps": self.steps, "mask": mask, "inversion": self.inversion,
                  "reference": self.inversion}
         needed = {name for name, i in known_inputs(node).items() if not i.optional}
@@ -98,7 +100,8 @@ class Bench:
         guider.set_conds(positive or self.target, self.null)
         guider.set_cfg(cfg)
         x = latent["samples"].expand(batch, -1, -1, -1)
-        return guider.sample(torch.zeros_like(x), x, sampler, sigmas, callback=callback, disable_pbar=True, seed=0).cpu()
+        return guider.sample(torch.zeros_like(x), x, sampler, sigmas, callback=callback, disable_pbar=True,
+                             seed=0).cpu()
 
     def rows(self, model, batch) -> int:
         """Rows that the network sees in one sampling."""
@@ -144,7 +147,8 @@ GRADIENT = {
 }
 FOUR = "Attention Inject, whole schedule, 4 rows of one picture"
 EVERY = EDITORS | GRADIENT | {FOUR: EDITORS[WHOLE_INJECT]}
-FEW = {name: EDITORS[name] for name in (WHOLE_INJECT, "Attention Inject, Latent Blend by words", "MasaCtrl", "SEGA, one concept")}
+FEW = {name: EDITORS[name] for name in (WHOLE_INJECT, "Attention Inject, Latent Blend by words", "MasaCtrl",
+                                        "SEGA, one concept")}
 MODELS = {  # name: (one of SHAPES or the miniature, the latent's side, what is measured)
     "miniature": (None, 16, EVERY), "sd15-64": ("SD1.5", 64, EVERY), "sdxl-64": ("SDXL", 64, EDITORS),
     "sd15-128": ("SD1.5", 128, FEW), "sdxl-128": ("SDXL", 128, FEW)}
@@ -245,7 +249,8 @@ def random_unet(shape, dtype="float32", **other):
 def about() -> dict:
     """What a result was measured on."""
     device, known = comfy.model_management.get_torch_device(), Path("/proc/cpuinfo")
-    names = [line.split(": ")[1] for line in known.read_text().splitlines() if "model name" in line] if known.exists() else []
+    names = [line.split(": ")[1] for line in known.read_text().splitlines()
+             if "model name" in line] if known.exists() else []
     processor = (names or [platform.processor() or platform.machine()])[0]
     graphics = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return {"machine": f"{processor}, {torch.get_num_threads()} threads{graphics}",
@@ -257,15 +262,14 @@ def report(table) -> str:
     lines = [f"{'':58s}{'time':>7s}{'range':>14s}{'processor':>11s}{'promise':>9s}{'memory':>9s}{'promise':>9s}{'tensors':>9s}"]
     for name, r in table.items():
         low, high = r["time, range"]
-        lines.append(f"  {name:56s}{r['time']:>7.3f}{f'{low:.2f} - {high:.2f}':>14s}{r['processor time']:>11.3f}"
-                     f"{r['time promised'] or math.nan:>9.3f}{r['memory']:>9.3f}{r['memory promised']:>9.2f}"
-                     f"{r['memory without weights']:>9.3f}")
+        lines.append("  "
+                     f"{name:56s}{r['time']:>7.3f}{f'{low:.2f} - {high:.2f}':>14s}{r['processor time']:>11.3f}{r['time promised'] or math.nan:>9.3f}{r['memory']:>9.3f}{r['memory promised']:>9.2f}{r['memory without weights']:>9.3f}")
     return "\n".join(lines)
 
 
 def table(results) -> str:
-    """The README's rows: processor time over plain sampling's (time on a graphics card, which the processor waits for), with what
-    is promised, and the most memory on any model."""
+    """The README's rows: processor time over plain sampling's (time on a graphics card, which the processor waits for),
+    with what is promised, and the most memory on any model."""
     clock = "time" if torch.cuda.is_available() else "processor time"
     models = [name for name in MODELS if name in results]
     lines = [f"| | {' | '.join(models)} | peak memory |", "|---|" + "---|" * (len(models) + 1)]

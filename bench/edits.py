@@ -2,11 +2,12 @@
 
     python tools/dev.py bench edits [--count 25] [--steps 50] [--cfg 4]
 
-For each kind of edit (colour, object, material, background) the same scenes are edited by every method: sampling the target
-from the inverted noise, with Attention Inject, and with Latent Blend under the true edit mask. Two rows edit nothing: the plain
-replay of the source at CFG 1, and the same under Attention Inject over the whole schedule ("inject source"). Success and kept
-are read by the scene reader; background is PSNR outside the true mask grown by two latent cells, beside the ideal edit's (the
-exact target blended into the source's latent). Writes bench/results/edits.json and prints the table.
+For each kind of edit (colour, object, material, background) the same scenes are edited by every method: sampling the
+target from the inverted noise, with Attention Inject, and with Latent Blend under the true edit mask. Two rows edit
+nothing: the plain replay of the source at CFG 1, and the same under Attention Inject over the whole schedule ("inject
+source"). Success and kept are read by the scene reader; background is PSNR outside the true mask grown by two latent
+cells, beside the ideal edit's (the exact target blended into the source's latent). Writes bench/results/edits.json and
+prints the table.
 """
 import argparse
 import json
@@ -98,7 +99,8 @@ def main():
             edits = [held_out_edit(args.seed + i, kind) for i in range(args.count)]
             table[kind] = score(edits, *edit_all(edits, parts, args.steps, args.cfg))
             print(report({kind: table[kind]}), flush=True)
-    table["all"] = {m: {n: torch.cat([table[k][m][n] for k in KINDS]) for n in table["colour"][m]} for m in table["colour"]}
+    table["all"] = {m: {n: torch.cat([table[k][m][n] for k in KINDS]) for n in table["colour"][m]}
+                    for m in table["colour"]}
     print(report({"all": table["all"]}))
     result = {"settings": {k: v for k, v in vars(args).items() if k != "out"} | {"inject": INJECT},
               "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
@@ -108,17 +110,20 @@ def main():
 
 
 def means(table):
-    return {kind: {method: {n: round(v.nanmean().item(), 4) for n, v in numbers.items()} for method, numbers in rows.items()}
+    return {kind: {method: {n: round(v.nanmean().item(), 4) for n, v in numbers.items()} for method,
+                   numbers in rows.items()}
             for kind, rows in table.items()}
 
 
 def differences(rows):
     """Paired bootstrap intervals of what each step of the method adds, and of the distance to the ideal edit."""
     found = {}
-    for a, b in (("inject source", "replay"), ("inject", "plain"), ("inject + blend", "inject"), ("inject + blend", "ideal")):
+    for a, b in (("inject source", "replay"), ("inject", "plain"), ("inject + blend", "inject"),
+                 ("inject + blend", "ideal")):
         for n in ("success", "kept", "background", "target", "source"):
             both = rows[a][n].isfinite() & rows[b][n].isfinite()
-            interval = paired_bootstrap(rows[a][n][both].double(), rows[b][n][both].double(), torch.Generator().manual_seed(0))
+            interval = paired_bootstrap(rows[a][n][both].double(), rows[b][n][both].double(),
+                                        torch.Generator().manual_seed(0))
             found[f"{n}: {a} - {b}"] = [round(v, 4) for v in interval]
     return found
 
@@ -127,5 +132,6 @@ def report(table) -> str:
     lines = []
     for kind, rows in means(table).items():
         lines.append(f"{kind:12s}" + "".join(f"{n:>12s}" for n in next(iter(rows.values()))))
-        lines += [f"  {method:16s}" + "".join(f"{v:>12.3f}" for v in numbers.values()) for method, numbers in rows.items()]
+        lines += [f"  {method:16s}" + "".join(f"{v:>12.3f}" for v in numbers.values()) for method,
+                  numbers in rows.items()]
     return "\n".join(lines)

@@ -1,11 +1,12 @@
-"""Memory of a gradient run, by arithmetic: what autograd keeps of one forward at real sizes, without computing anything.
+"""Memory of a gradient run, by arithmetic: what autograd keeps of one forward at real sizes, without computing
+anything.
 
     python tools/dev.py bench gradients
 
 The host's networks of SD1.5 and SDXL are built of fake tensors, weights in fp16, computed with in the dtype that
-host/gradients.py chooses for their size, and run once on one row. Counted are the weights, every distinct storage that autograd
-saves (the fp32 casts of the weights among them), and the largest single tensor made, as an allowance for what a backward has in
-hand. It is a count of bytes, the same on any device.
+host/gradients.py chooses for their size, and run once on one row. Counted are the weights, every distinct storage that
+autograd saves (the fp32 casts of the weights among them), and the largest single tensor made, as an allowance for what
+a backward has in hand. It is a count of bytes, the same on any device.
 """
 import json
 from pathlib import Path
@@ -72,6 +73,7 @@ def main():
     table = {}
     for name, network in NETWORKS.items():
         table[name] = count(*network)
-        sizes = (f"{key} {value if isinstance(value, str) else f'{value / 2 ** 30:.2f} GB'}" for key, value in table[name].items())
+        sizes = (f"{key} {value if isinstance(value, str) else f'{value / 2 ** 30:.2f} GB'}" for key,
+                 value in table[name].items())
         print(name, ", ".join(sizes), flush=True)
     RESULTS.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

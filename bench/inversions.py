@@ -2,16 +2,17 @@
 
     python tools/dev.py bench inversions [--count 50] [--steps 50] [--cfg 7.5] [--only NAME ...]
 
-Scene i is the source of held-out one-word edit i, of the four kinds in turn. Reconstruction is PSNR of the source prompt's plain
-replay, beside the autoencoder's own round trip. Success (the scene reader sees the new attribute) and background (PSNR outside
-the true mask grown by two latent cells) are those of the target prompt at --cfg, plain and with Attention Inject at its defaults.
-Methods whose recording belongs to one guidance are inverted at the guidance that they are replayed at. Two rows are DDIM Invert
-again: with the source re-read at every step (Attention Inject over the whole schedule, nothing edited), which is what Direct
-inversion gives an editor; and with a source branch that drifts as it is sampled along at --cfg, as in Prompt-to-Prompt as
-published.
+Scene i is the source of held-out one-word edit i, of the four kinds in turn. Reconstruction is PSNR of the source
+prompt's plain replay, beside the autoencoder's own round trip. Success (the scene reader sees the new attribute) and
+background (PSNR outside the true mask grown by two latent cells) are those of the target prompt at --cfg, plain and
+with Attention Inject at its defaults. Methods whose recording belongs to one guidance are inverted at the guidance that
+they are replayed at. Two rows are DDIM Invert
+again: with the source re-read at every step (Attention Inject over the whole schedule, nothing edited), which is what
+Direct inversion gives an editor; and with a source branch that drifts as it is sampled along at --cfg, as in
+Prompt-to-Prompt as published.
 
-Each row is written to bench/results/inversions.json once it is measured; rows that stand there with the same settings are kept,
-unless --only names them. Prints the README's table.
+Each row is written to bench/results/inversions.json once it is measured; rows that stand there with the same settings
+are kept, unless --only names them. Prints the README's table.
 """
 import argparse
 import dataclasses
@@ -44,8 +45,9 @@ RESULTS = Path(__file__).parent / "results" / "inversions.json"
 @dataclass(frozen=True)
 class Method:
     """node: its class; settings: beside the node's defaults, a function of the number of steps where they depend on it;
-    guided: what it records belongs to the CFG; source: "re-read" or "drifting", where the row is about that; edits: whether its
-    Replay is made for other prompts than the source's; faithful: settings for the replay of the source, where they differ."""
+    guided: what it records belongs to the CFG; source: "re-read" or "drifting", where the row is about that; edits:
+    whether its Replay is made for other prompts than the source's; faithful: settings for the replay of the source,
+    where they differ."""
     node: str
     settings: object = dataclasses.field(default_factory=dict)
     guided: bool = False
@@ -107,7 +109,8 @@ class Scenes:
         self.round_trip = vae.decode(self.latent["samples"])
 
     def invert(self, method: Method, cfg, steps, **changed):
-        """The INVERSION that a method's node makes of the sources, every input at its default but those that the scenes give."""
+        """The INVERSION that a method's node makes of the sources, every input at its default but those that the scenes
+        give."""
         held = {"model": self.parts[0], "source": self.source, "latent": self.latent, "steps": steps, "cfg": cfg}
         inputs = known_inputs(method.node)
         if "inversion" in inputs:
@@ -118,8 +121,8 @@ class Scenes:
         return execute(method.node, settings | {n: v for n, v in held.items() if n in inputs} | changed)
 
     def replay(self, inversion, prompt, cfg, read_by=None, edit=lambda model: model, **inject):
-        """Pictures of a prompt sampled from an inversion with edit(MODEL); with PROMPT_EDIT, under Attention Inject that reads
-        `read_by`."""
+        """Pictures of a prompt sampled from an inversion with edit(MODEL); with PROMPT_EDIT, under Attention Inject
+        that reads `read_by`."""
         model, *start = PalimpsestReplay.execute(self.parts[0], inversion, 0.0).result
         model = edit(model)
         if inject:
@@ -127,7 +130,8 @@ class Scenes:
         return self.parts[2].decode(sample(model, start, prompt, self.null, cfg))
 
     def drifting(self, inversion, cfg):
-        """The INVERSION with the latents that a source branch sampled along at this CFG passes through, in place of its own."""
+        """The INVERSION with the latents that a source branch sampled along at this CFG passes through, in place of its
+        own."""
         path, _ = replay(PalimpsestReplay.execute(self.parts[0], inversion, 0.0).result, inversion, cfg, self.null)
         return dataclasses.replace(inversion, latents=path)
 
@@ -217,13 +221,14 @@ def differences(rows) -> dict:
 def table(result) -> str:
     """The README's table: means over the scenes, in the order of METHODS."""
     cfg = f"{result['settings']['cfg']:g}"
-    lines = [f"| inversion | back at CFG 1 | back at CFG {cfg} | Inject: success | background | plain: success | background "
-             "| row passes | seconds |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = [f"| inversion | back at CFG 1 | back at CFG {cfg} | Inject: success | background | plain: success | "
+             "background | row passes | seconds |", "|---|---|---|---|---|---|---|---|---|"]
     rows = {n: means(result["pictures"][n]) for n in METHODS if n in result["pictures"]}
     for name, row in rows.items():
         cells = [f"{row['recon_1']:.1f} dB", f"{row['recon_cfg']:.1f} dB"]
         for kind in ("inject", "plain"):
-            cells += [f"{row[kind + '_success']:.0%}", f"{row[kind + '_background']:.1f} dB"] if METHODS[name].edits else ["", ""]
+            cells += [f"{row[kind + '_success']:.0%}",
+                      f"{row[kind + '_background']:.1f} dB"] if METHODS[name].edits else ["", ""]
         lines.append("| " + " | ".join([name, *cells, f"{row['evaluations']:.0f}", f"{row['seconds']:.1f}"]) + " |")
     ceiling = next(iter(rows.values()))["ceiling"]
     lines.append(f"| *autoencoder alone* | {ceiling:.1f} dB | {ceiling:.1f} dB | | | | | | |")

@@ -2,10 +2,10 @@
 
     python tools/dev.py bench masks [--count 6] [--steps 20] [--seed 0] [--words all shape]
 
-Of each kind of edit the first scenes are inverted (DDIM), their words mapped at Attention Store's default, and the words of the
-object that the edit is of made a mask of the picture's size: at each threshold (0: found), with maps as they are, which is
-Prompt-to-Prompt's LocalBlend, and refined. IoU is with the pixels that the object covers; "wide" is the share of scenes whose mask
-is over two thirds of the picture. Writes bench/results/masks.json and prints the table.
+Of each kind of edit the first scenes are inverted (DDIM), their words mapped at Attention Store's default, and the
+words of the object that the edit is of made a mask of the picture's size: at each threshold (0: found), with maps as
+they are, which is Prompt-to-Prompt's LocalBlend, and refined. IoU is with the pixels that the object covers; "wide" is
+the share of scenes whose mask is over two thirds of the picture. Writes bench/results/masks.json and prints the table.
 """
 import argparse
 import json
@@ -50,11 +50,13 @@ def masks(edits, parts, steps, which):
         words, one = named(edit, which)
         true.append(torch.from_numpy(covered(one)))
         source, _, aligned = PalimpsestPromptEdit.execute(clip, edit.source_text, edit.target_text, "auto").result
-        inversion = PalimpsestDDIMInvert.execute(model, source, {"samples": vae.encode(picture[None])}, steps, "ddim_uniform").result[0]
+        inversion = PalimpsestDDIMInvert.execute(model, source, {"samples": vae.encode(picture[None])}, steps,
+                                                 "ddim_uniform").result[0]
         attention = PalimpsestAttentionStore.execute(model, inversion, aligned, 0.25).result[0]
         for refine in (False, True):
             for threshold in THRESHOLDS:
-                mask = PalimpsestAttentionMask.execute(attention, words, threshold, 0, 0.0, picture[None], refine).result[0]
+                mask = PalimpsestAttentionMask.execute(attention, words, threshold, 0, 0.0, picture[None],
+                                                       refine).result[0]
                 found.setdefault((refine, threshold), []).append(mask)
     return torch.stack(true), {key: torch.cat(made) for key, made in found.items()}
 

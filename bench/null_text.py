@@ -1,13 +1,15 @@
-"""Null-text optimisation: reconstruction against cost, ours beside the published loop, on the same model in the same run.
+"""Null-text optimisation: reconstruction against cost, ours beside the published loop, on the same model in the same
+run.
 
     python tools/dev.py bench null_text [--count 8] [--steps 50] [--cfg 7.5]
 
-Held-out scenes of the miniature are inverted once. Each row is one run of all of them, then replayed plainly at the CFG with the
-embeddings learned. Cost is network row-passes a step and picture, forward 1, backward 2, without the inversion's own. The peer is
-the authors' loop: from the null prompt's embedding, Adam with a learning rate of 1e-2 that falls to half, at most 10 inner steps,
-ended early under a loss of 1e-5 + 2e-5·i, and a guided step of two rows at the end. PSNR is to the picture's own round trip
-through the autoencoder, mean over pictures. Each run takes all pictures together, and ends a step when the last of them is near
-enough. Writes bench/results/null_text.json and prints the table.
+Held-out scenes of the miniature are inverted once. Each row is one run of all of them, then replayed plainly at the CFG
+with the embeddings learned. Cost is network row-passes a step and picture, forward 1, backward 2, without the
+inversion's own. The peer is the authors' loop: from the null prompt's embedding, Adam with a learning rate of 1e-2 that
+falls to half, at most 10 inner steps, ended early under a loss of 1e-5 + 2e-5·i, and a guided step of two rows at the
+end. PSNR is to the picture's own round trip through the autoencoder, mean over pictures. Each run takes all pictures
+together, and ends a step when the last of them is near enough. Writes bench/results/null_text.json and prints the
+table.
 """
 import argparse
 import json
@@ -68,7 +70,8 @@ def authors(model, inversion, null, cfg, inner):
     """The published loop as an INVERSION."""
     def solve(net, x, sigmas, extra_args=None, callback=None, disable=None, *, path, flow):
         learned = published(lambda x, s: prompted(net, extra_args, "source", x, s),
-                            lambda x, s, e: prompted(net, extra_args, "start", x, s, e), path, sigmas, null[0][0].clone(), cfg, inner)
+                            lambda x, s, e: prompted(net, extra_args, "start", x, s, e), path, sigmas,
+                            null[0][0].clone(), cfg, inner)
         return {"uncond": Theta(torch.stack(learned), "step", "prediction")}, {}
     return learn("The published loop", "Null-Text", model, inversion, solve, {"start": null}).result[0]
 
@@ -100,7 +103,8 @@ def measure(args) -> dict:
         found = vae.decode(replay(model, learned, source, null, cfg))
         table[name] = {"cost": cost / args.steps / args.count, "psnr": float(psnr(found, ceiling).mean()),
                        "seconds": learned.provenance["seconds"] - inversion.provenance["seconds"]}
-        print(f"| {name} | {table[name]['cost']:.1f} | {table[name]['psnr']:.1f} dB | {table[name]['seconds']:.0f} |", flush=True)
+        print(f"| {name} | {table[name]['cost']:.1f} | {table[name]['psnr']:.1f} dB | {table[name]['seconds']:.0f} |",
+              flush=True)
 
     row("CFG 1, nothing learned", inversion, 1.0)
     row(f"CFG {args.cfg:g}, nothing learned", inversion, args.cfg)
@@ -108,7 +112,8 @@ def measure(args) -> dict:
         row(f"published loop, at most {inner} inner steps", authors(model, inversion, null, args.cfg, inner), args.cfg)
     for start, negative in (("negative", null), ("source prompt", None)):
         for iterations in (1, 2, 5, 10):
-            learned = PalimpsestNullTextOptimize.execute(model, inversion, args.cfg, iterations, 1e-5, start, negative).result[0]
+            learned = PalimpsestNullTextOptimize.execute(model, inversion, args.cfg, iterations, 1e-5, start,
+                                                         negative).result[0]
             row(f"Null-Text Optimize from the {start}, at most {iterations}", learned, args.cfg)
     return table
 
@@ -123,6 +128,8 @@ def main():
     began = time.time()
     with torch.inference_mode():
         table = measure(args)
-    about = {"settings": vars(args), "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-             "versions": {"torch": torch.__version__, "comfyui": comfyui_version.__version__}, "seconds": time.time() - began}
+    about = {"settings": vars(args), "machine": f"{platform.processor() or platform.machine()}, "
+                                                f"{torch.get_num_threads()} threads",
+             "versions": {"torch": torch.__version__, "comfyui": comfyui_version.__version__},
+             "seconds": time.time() - began}
     RESULTS.write_text(json.dumps({**about, "measured": table}, indent=1) + "\n", encoding="utf-8")

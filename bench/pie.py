@@ -1,14 +1,16 @@
-"""PIE-Bench (Ju et al. 2023, arXiv:2310.01506) with your own checkpoint: its pictures, prompts, masks and its own conventions.
+"""PIE-Bench (Ju et al. 2023, arXiv:2310.01506) with your own checkpoint: its pictures, prompts, masks and its own
+conventions.
 
-    python tools/dev.py bench pie FOLDER [--checkpoint FILE] [--inversion NAME] [--editor NAME ...] [--count 700] [--steps 50]
+    python tools/dev.py bench pie FOLDER [--checkpoint FILE] [--inversion NAME] [--editor NAME ...] [--count 700]
+    [--steps 50]
         [--cfg 7.5] [--clip-vision FILE --clip-text FILE]
 
 FOLDER holds mapping_file.json and annotation_images/. Without a checkpoint the miniature edits, which knows nothing of
-photographs. Background MSE, PSNR and SSIM are PIE-Bench's (the edited region black in both pictures, the mean over the whole
-picture, dB averaged), and beside them ours, by the background's area alone. CLIP similarities, of the whole picture and of
-the edited region to the target prompt, need a CLIP vision and a CLIP text model with its projection (the tables' are
-ViT-L/14). LPIPS and structure distance, which need networks of their own, are left out. One JSON line a picture in
-output/pie.jsonl; a picture that stands there is not edited again.
+photographs. Background MSE, PSNR and SSIM are PIE-Bench's (the edited region black in both pictures, the mean over the
+whole picture, dB averaged), and beside them ours, by the background's area alone. CLIP similarities, of the whole
+picture and of the edited region to the target prompt, need a CLIP vision and a CLIP text model with its projection (the
+tables' are ViT-L/14). LPIPS and structure distance, which need networks of their own, are left out. One JSON line a
+picture in output/pie.jsonl; a picture that stands there is not edited again.
 """
 import argparse
 import json
@@ -41,8 +43,8 @@ class Case:
 
 
 def decode_mask(runs, size) -> np.ndarray:
-    """A mask [height, width] in {0, 1} of PIE-Bench's run lengths, start and length in turn over the rows; its border is
-    edited."""
+    """A mask [height, width] in {0, 1} of PIE-Bench's run lengths, start and length in turn over the rows; its border
+    is edited."""
     flat = np.zeros(size[0] * size[1], dtype=np.float32)
     for start, length in zip(runs[::2], runs[1::2], strict=True):
         flat[start:start + length] = 1
@@ -71,7 +73,8 @@ class Clip:
 def measure(case, scenes, made, clip=None) -> dict:
     mask, background = scenes.masks, 1 - scenes.masks
     numbers = {"pie_mse": pie_mse(scenes.pictures, made, mask), "pie_psnr": pie_psnr(scenes.pictures, made, mask),
-               "pie_ssim": pie_ssim(scenes.pictures, made, mask), "background_psnr": psnr(scenes.pictures, made, background),
+               "pie_ssim": pie_ssim(scenes.pictures, made, mask),
+               "background_psnr": psnr(scenes.pictures, made, background),
                "background_ssim": ssim(scenes.pictures, made, background)}
     if clip is not None:
         numbers |= {"clip_whole": clip.score(made, case.target_text),
@@ -113,7 +116,8 @@ def main():
             inversion = scenes.invert(METHODS[args.inversion], args.cfg, args.steps)
             for editor in missing:
                 made = edited(scenes, inversion, editor, args.cfg)
-                rows.append({"case": case.number, "kind": case.kind, "editor": editor, **about, **measure(case, scenes, made, clip)})
+                rows.append({"case": case.number, "kind": case.kind, "editor": editor, **about,
+                             **measure(case, scenes, made, clip)})
                 with args.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
     for editor in args.editor:

@@ -2,7 +2,8 @@
 
     python tools/dev.py bench report [--sides 1024 2048 4096]
 
-Everything that the node can measure is connected. Memory is the largest sum of tensors alive at once beside the pictures.
+Everything that the node can measure is connected. Memory is the largest sum of tensors alive at once beside the
+pictures.
 """
 import argparse
 import json
@@ -39,7 +40,8 @@ def main():
             seconds.append(time.process_time() - began)
 
         report()
-        table[side] = {"seconds": round(seconds[0], 2), "pictures": sum(t.nbytes for t in given.values()), "beside": peak(report)}
-        print(f"{side} x {side}: {table[side]['seconds']} s, {table[side]['beside'] / 2 ** 20:.0f} MB beside the pictures' "
-              f"{table[side]['pictures'] / 2 ** 20:.0f} MB", flush=True)
+        table[side] = {"seconds": round(seconds[0], 2), "pictures": sum(t.nbytes for t in given.values()),
+                       "beside": peak(report)}
+        print(f"{side} x {side}: {table[side]['seconds']} s, {table[side]['beside'] / 2 ** 20:.0f} MB beside the "
+              f"pictures' {table[side]['pictures'] / 2 ** 20:.0f} MB", flush=True)
     RESULTS.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

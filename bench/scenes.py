@@ -1,18 +1,20 @@
 """SceneBench: edits whose exact answer is known, by any inversion and any editor.
 
-    python tools/dev.py bench scenes [--split public] [--cases 30] [--steps 50] [--cfg 4] [--inversion NAME ...] [--editor NAME ...]
+    python tools/dev.py bench scenes [--split public] [--cases 30] [--steps 50] [--cfg 4] [--inversion NAME ...]
+    [--editor NAME ...]
 
-A case is one held-out edit of a miniature scene, of one of eight kinds: source picture, two prompts, edit mask and the exact
-target picture; 30 of each kind are 240 cases. The public split is for choosing settings, the held-out one for claims. Inversions
-are the rows of bench/inversions.py, editors those of EDITORS below, all at their nodes' defaults unless a row says otherwise.
+A case is one held-out edit of a miniature scene, of one of eight kinds: source picture, two prompts, edit mask and the
+exact target picture; 30 of each kind are 240 cases. The public split is for choosing settings, the held-out one for
+claims. Inversions are the rows of bench/inversions.py, editors those of EDITORS below, all at their nodes' defaults
+unless a row says otherwise.
 
-Each case gives one JSON line in output/scenes/: success (the scene reader sees what was asked) and kept (the other attributes
-that the exact target shows read as before), background PSNR and SSIM outside the mask grown by two latent cells and the ideal
-edit's, PSNR to the exact target and inside the mask, reconstruction at this CFG beside the autoencoder's, network row-passes,
-seconds and on a GPU peak memory. A line that is there is not measured again, so an interrupted run goes on where it was. Prints
-a table and writes it to bench/results/scenes.json, beside other rows of the same settings, with paired bootstrap intervals
-against the first editor. Prints the best choice for each kind of edit too, and draws a sheet of one case a kind,
-output/scenes/sheet.png.
+Each case gives one JSON line in output/scenes/: success (the scene reader sees what was asked) and kept (the other
+attributes that the exact target shows read as before), background PSNR and SSIM outside the mask grown by two latent
+cells and the ideal edit's, PSNR to the exact target and inside the mask, reconstruction at this CFG beside the
+autoencoder's, network row-passes, seconds and on a GPU peak memory. A line that is there is not measured again, so an
+interrupted run goes on where it was. Prints a table and writes it to bench/results/scenes.json, beside other rows of
+the same settings, with paired bootstrap intervals against the first editor. Prints the best choice for each kind of
+edit too, and draws a sheet of one case a kind, output/scenes/sheet.png.
 """
 import argparse
 import json
@@ -59,7 +61,8 @@ def masked(name, before=None, **settings):
 
 
 def diffedit(scenes, model, inversion):
-    mask = execute("PalimpsestDiffEditMask", {"model": scenes.parts[0], "source": scenes.source, "target": scenes.target,
+    mask = execute("PalimpsestDiffEditMask", {"model": scenes.parts[0], "source": scenes.source,
+                                              "target": scenes.target,
                                                     "latent": scenes.latent})
     return execute("PalimpsestLatentBlend", {"model": model, "inversion": inversion, "mask": mask})
 
@@ -105,7 +108,8 @@ def edited(scenes, inversion, name, cfg):
 
 
 class Counter:
-    """Rows that go through a MODEL's network, twice as many for a backward pass, its time, and on a GPU its peak memory."""
+    """Rows that go through a MODEL's network, twice as many for a backward pass, its time, and on a GPU its peak
+    memory."""
 
     def __init__(self, model):
         self.network = model.model.diffusion_model
@@ -132,7 +136,8 @@ class Counter:
 
 
 def asked(edits, seen) -> tuple:
-    """(what a reader saw in each source, of what its exact target shows too; what the edit is to change), attribute -> name."""
+    """(what a reader saw in each source, of what its exact target shows too; what the edit is to change), attribute ->
+    name."""
     before = [{n: v for n, v in s.items() if n in visible(e.target)} for e, s in zip(edits, seen)]
     return before, [{n: v for n, v in visible(e.target).items() if visible(e.source).get(n) != v} for e in edits]
 
@@ -143,7 +148,8 @@ def measure(scenes, inversion, spent, editors, args) -> dict:
     before, wanted = asked(scenes.edits, read(scenes.round_trip))
     vae = scenes.parts[2]
     replayed = scenes.replay(inversion, scenes.source, args.cfg)
-    ideal = edit_numbers(scenes.pictures, ideal_edit(scenes.pictures, truth, scenes.masks, vae.encode, vae.decode), target=truth,
+    ideal = edit_numbers(scenes.pictures, ideal_edit(scenes.pictures, truth, scenes.masks, vae.encode, vae.decode),
+                         target=truth,
                          mask=scenes.masks)
     shared = {"ceiling_psnr": psnr(scenes.round_trip, scenes.pictures),
               **{f"ideal_{n}": ideal[n] for n in ("background_psnr", "target_psnr")}}
@@ -154,7 +160,8 @@ def measure(scenes, inversion, spent, editors, args) -> dict:
         success, kept = edit_scores(read(made), before, wanted)
         numbers = edit_numbers(scenes.pictures, made, replayed, truth, scenes.masks)
         wanted_numbers = "background_psnr", "background_ssim", "target_psnr", "target_mask_psnr", "reconstruction_psnr"
-        cost = {"rows": (counted.rows + spent.rows) / len(wanted), "seconds": (counted.seconds + spent.seconds) / len(wanted),
+        cost = {"rows": (counted.rows + spent.rows) / len(wanted),
+                "seconds": (counted.seconds + spent.seconds) / len(wanted),
                 "peak_mb": counted.peak}
         found[name] = {"success": success, "kept": kept, **{n: numbers[n] for n in wanted_numbers}, **shared,
                        **{n: torch.full((len(wanted),), float(v)) for n, v in cost.items()}}, made
@@ -183,7 +190,8 @@ def run(args, lines: Path):
                     with lines.open("a", encoding="utf-8") as file:
                         for i, name in enumerate(names):
                             if (name, inversion_name, editor) not in held:
-                                file.write(json.dumps({"case": name, "kind": kind, "inversion": inversion_name, "editor": editor,
+                                file.write(json.dumps({"case": name, "kind": kind, "inversion": inversion_name,
+                                                       "editor": editor,
                                                        **{n: v[i] for n, v in columns.items()}}) + "\n")
                     if start == 0:
                         keep(pictures[0], lines.with_suffix("") / f"{kind} {inversion_name} {editor}.png")
@@ -207,7 +215,8 @@ def mean(rows, name):
 
 
 def summary(rows, args) -> dict:
-    """{inversion + editor: means, by kind too, and the paired differences from the first editor on the same inversion}."""
+    """{inversion + editor: means, by kind too, and the paired differences from the first editor on the same
+    inversion}."""
     found = {}
     names = [n for n in rows[0] if n not in ("case", "kind", "inversion", "editor")]
     for inversion in args.inversion:
@@ -215,7 +224,8 @@ def summary(rows, args) -> dict:
         for editor in args.editor:
             mine = [r for r in rows if (r["inversion"], r["editor"]) == (inversion, editor)]
             entry = {"cases": len(mine), **{n: mean(mine, n) for n in names},
-                     "kinds": {k: {n: mean([r for r in mine if r["kind"] == k], n) for n in COMPARED} for k in args.kind}}
+                     "kinds": {k: {n: mean([r for r in mine if r["kind"] == k], n) for n in COMPARED}
+                               for k in args.kind}}
             for n in COMPARED if editor != args.editor[0] else ():
                 pairs = [(r[n], first[r["case"]][n]) for r in mine if None not in (r[n], first[r["case"]][n])]
                 entry[f"{n}, over {args.editor[0]}"] = paired_bootstrap(*torch.tensor(pairs).double().T,
@@ -241,9 +251,10 @@ def table(found, args) -> str:
 
 
 def best(found, kinds) -> str:
-    """For each kind of edit the row nearest to the exact target, of those that succeed in SUCCEEDS of the cases; once more
-    without the rows that are given the true mask."""
-    lines = ["| kind | nearest to the exact target | success | to the target | without a mask given | success | to the target |",
+    """For each kind of edit the row nearest to the exact target, of those that succeed in SUCCEEDS of the cases; once
+    more without the rows that are given the true mask."""
+    lines = ["| kind | nearest to the exact target | success | to the target | without a mask given | success | to the "
+             "target |",
              "|---|" + "---|" * 6]
     for kind in kinds:
         cells = []
@@ -266,7 +277,8 @@ def draw(args, pictures: Path):
             for editor in args.editor:
                 with Image.open(pictures / f"{kind} {inversion} {editor}.png") as image:
                     pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-                    made.append(tile(pixels.view(image.height, image.width, 3) / 255, editor if len(args.inversion) == 1 else
+                    made.append(tile(pixels.view(image.height, image.width, 3) / 255,
+                                     editor if len(args.inversion) == 1 else
                                      f"{inversion}, {editor}"))
         rows.append(made)
     keep(sheet(rows)[0], LINES / "sheet.png")

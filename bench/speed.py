@@ -2,18 +2,22 @@
 
     python tools/dev.py bench speed [--only peers learned nodes growth] [--rounds 5] [--steps 10] [--community FOLDER]
 
-Peers: diffusers' pipelines on equal weights, steps and device, from the same noise; their weights ask for no gradient. The model
-is SD1.5's U-Net of random weights with --channels at its top. FOLDER is diffusers' examples/community, which its package does not
-hold: without it Prompt-to-Prompt is left out. "difference" is how far apart, relatively, the two results are, where they are to
-be equal.
-Learned: null-text on the miniature, which is trained; without FOLDER its peer is the published loop on this host. Each learns
+Peers: diffusers' pipelines on equal weights, steps and device, from the same noise; their weights ask for no gradient.
+The model is SD1.5's U-Net of random weights with --channels at its top. FOLDER is diffusers' examples/community, which
+its package does not
+hold: without it Prompt-to-Prompt is left out. "difference" is how far apart, relatively, the two results are, where
+they are to be equal.
+Learned: null-text on the miniature, which is trained; without FOLDER its peer is the published loop on this host. Each
+learns
 embeddings of its own: there stands, ours first, how far from the picture they lead.
-Nodes: every editor and every inversion at its defaults beside plain sampling with CFG of as many steps, on the miniature.
-Growth: some of them over steps, rows of a batch, sides of the latent and numbers of concepts, beside plain sampling of the same.
+Nodes: every editor and every inversion at its defaults beside plain sampling with CFG of as many steps, on the
+miniature.
+Growth: some of them over steps, rows of a batch, sides of the latent and numbers of concepts, beside plain sampling of
+the same.
 
-In a round every run is timed once, in turn; a ratio is of one round, told as median and range, and so is that of processor times.
-Memory is the largest sum of tensors that are alive at once in a run, beside the weights. Writes bench/results/speed.json, keeping
-the parts that were not measured, and prints the README's rows.
+In a round every run is timed once, in turn; a ratio is of one round, told as median and range, and so is that of
+processor times. Memory is the largest sum of tensors that are alive at once in a run, beside the weights. Writes
+bench/results/speed.json, keeping the parts that were not measured, and prints the README's rows.
 """
 import argparse
 import importlib.util
@@ -60,7 +64,8 @@ class Peers(Bench):
         texts = {"": self.null, CONCEPT: concept, **dict(zip(self.texts, (self.source, self.target)))}
         lengths = {text: 2 + sum(len(w.positions) for w in tokenize(clip, text).words) for text in texts}
         with torch.inference_mode(False):
-            self.prompts = twin.Prompts({text: c[0][0].to(self.device, copy=True) for text, c in texts.items()}, lengths)
+            self.prompts = twin.Prompts({text: c[0][0].to(self.device, copy=True) for text, c in texts.items()},
+                                        lengths)
             path = zip(self.inversion.latents, self.inversion.sigmas)
             self.path = [twin.z_of(x, s).to(self.device, copy=True) for x, s in path]
         self.prompts.device, own = self.device, clip.tokenizer.clip_l.tokenizer
@@ -70,7 +75,8 @@ class Peers(Bench):
         scheduler = scheduler or diffusers.DDIMScheduler(**twin.SCHEDULE, clip_sample=False, set_alpha_to_one=True)
         with torch.inference_mode(False):
             network = twin.unet(self.model, self.size).requires_grad_(False).to(self.device)
-        made = kind(vae=None, text_encoder=self.prompts, tokenizer=self.prompts, safety_checker=None, feature_extractor=None,
+        made = kind(vae=None, text_encoder=self.prompts, tokenizer=self.prompts, safety_checker=None,
+                    feature_extractor=None,
                     unet=network, scheduler=scheduler, requires_safety_checker=False, **parts)
         made.set_progress_bar_config(disable=True)
         return made
@@ -120,7 +126,8 @@ def prompt_to_prompt(b, known=False):
 
 def sega(b, count):
     theirs, ours = b.pipeline(diffusers.SemanticStableDiffusionPipeline), b.sega(count)
-    each = {"editing_prompt": b.texts[1], "reverse_editing_direction": False, "edit_guidance_scale": 5.0, "edit_warmup_steps": 0,
+    each = {"editing_prompt": b.texts[1], "reverse_editing_direction": False, "edit_guidance_scale": 5.0,
+            "edit_warmup_steps": 0,
             "edit_cooldown_steps": b.steps, "edit_threshold": 0.9, "edit_weights": 1.0}
     each = {name: [value] * count for name, value in each.items()}
     return lambda: b.z(ours), lambda: b.call(theirs, b.texts[1], edit_momentum_scale=0.1, edit_mom_beta=0.4, **each)
@@ -154,7 +161,8 @@ def ledits(b, count):
     with torch.inference_mode(False):
         theirs.zs, theirs.init_latents = (t.to(b.device, copy=True) for t in (
             maps, twin.z_of(inversion.latents[0], inversion.sigmas[0])))
-    each = {"editing_prompt": CONCEPT, "reverse_editing_direction": False, "edit_guidance_scale": 5.0, "edit_warmup_steps": 0,
+    each = {"editing_prompt": CONCEPT, "reverse_editing_direction": False, "edit_guidance_scale": 5.0,
+            "edit_warmup_steps": 0,
             "edit_cooldown_steps": b.steps, "edit_threshold": 0.9}
     each = {name: [value] * count for name, value in each.items()}
     return (lambda: b.model.model.process_latent_in(b.run(model, positive=b.null, cfg=1.0, start=start)),
@@ -197,8 +205,8 @@ def attend_excite(b):
 
 
 def cross_attention_guidance(b):
-    """The direction from the source's embedding to the target's makes one of the other. Theirs moves the null prompt's row by its
-    own maps, ours both rows alike, so that the results differ."""
+    """The direction from the source's embedding to the target's makes one of the other. Theirs moves the null prompt's
+    row by its own maps, ours both rows alike, so that the results differ."""
     without = dict.fromkeys(("inverse_scheduler", "caption_generator", "caption_processor"))
     theirs = b.pipeline(StableDiffusionPix2PixZeroPipeline, **without)
     source, target = (b.prompts.embeddings[b.prompts.texts.index(text)] for text in b.texts)
@@ -212,7 +220,8 @@ def null_text(b, start, iterations=10):
                        iterations=iterations)
 
     if b.community is None:
-        return ours, lambda: authors(b.model, b.inversion, b.null, CFG, 10), lambda found: distance(b, replayed(b, found))
+        return ours, lambda: authors(b.model, b.inversion, b.null, CFG,
+                                     10), lambda found: distance(b, replayed(b, found))
     theirs = b.from_community("pipeline_null_text_inversion", "NullTextPipeline")
     theirs.num_inference_steps = b.steps
     theirs.scheduler.set_timesteps(b.steps)
@@ -223,7 +232,8 @@ def null_text(b, start, iterations=10):
     def reached(found):
         if not isinstance(found, list):
             return distance(b, replayed(b, found))
-        return distance(b, theirs(b.texts[0], found, b.path[0], b.steps, guidance_scale=CFG, output_type="latent").images)
+        return distance(b, theirs(b.texts[0], found, b.path[0], b.steps, guidance_scale=CFG,
+                                  output_type="latent").images)
 
     return ours, learn, reached
 
@@ -236,7 +246,8 @@ def distance(b, z):
     return float((z - b.path[-1]).norm() / b.path[-1].norm())
 
 
-NARROW = {  # name: a function of Peers that gives ours, theirs and, where they are not to be equal, how far each result is off
+# name: a function of Peers that gives ours, theirs and, where they are not to be equal, how far each result is off
+NARROW = {
     "plain sampling with CFG": plain,
     "Prompt-to-Prompt, the source sampled too": prompt_to_prompt,
     "Prompt-to-Prompt, one edit more of a known source": partial(prompt_to_prompt, known=True),
@@ -269,7 +280,8 @@ def compare(b, make, rounds) -> dict:
     numbers = beside(runs, "theirs", rounds)["ours"]
     if reached:
         return numbers | {f"{name}, from the picture": reached[0](found[name]) for name in runs if reached[0]}
-    return numbers | {"difference": float((found["ours"].cpu() - found["theirs"].cpu()).norm() / found["theirs"].norm())}
+    return numbers | {"difference": float((found["ours"].cpu() - found["theirs"].cpu()).norm()
+                                          / found["theirs"].norm())}
 
 
 def beside(runs, base, rounds) -> dict:
@@ -288,7 +300,8 @@ def learned(args) -> dict:
     model, clip, vae = load_miniature()
     edit = held_out_edit(0, "colour")
     picture = vae.encode(torch.from_numpy(edit.source_image)[None])
-    return measured(Peers(model, clip, 16, args.steps, args.community, texts=(edit.source_text, edit.target_text), picture=picture),
+    return measured(Peers(model, clip, 16, args.steps, args.community, texts=(edit.source_text, edit.target_text),
+                          picture=picture),
                     TRAINED, args)
 
 
@@ -307,9 +320,11 @@ PLAIN = "plain"
 def nodes(args) -> dict:
     model, clip, _ = load_miniature()
     b = Bench(model, clip, 16, args.steps)
-    runs = {PLAIN: partial(b.run, model)} | {name: partial(b.run, edited(b)) for name, edited in (EDITORS | GRADIENT).items()}
+    runs = {PLAIN: partial(b.run, model)} | {name: partial(b.run, edited(b)) for name,
+                                             edited in (EDITORS | GRADIENT).items()}
     runs["Delta Denoise, as many iterations"] = partial(b.other, "PalimpsestDeltaDenoise", iterations=args.steps)
-    runs |= {f"{name}, the inversion": partial(b.other, method.node) for name, method in METHODS.items() if not method.source}
+    runs |= {f"{name}, the inversion": partial(b.other, method.node) for name,
+             method in METHODS.items() if not method.source}
     return beside(runs, PLAIN, args.rounds)
 
 
@@ -336,7 +351,8 @@ def line(*cells) -> str:
 
 
 def spread(r) -> list:
-    return [f"{r['time']:.2f}", "{:.2f} to {:.2f}".format(*r["time, range"]), f"{r['processor time']:.2f}", f"{r['memory']:.2f}"]
+    return [f"{r['time']:.2f}", "{:.2f} to {:.2f}".format(*r["time, range"]), f"{r['processor time']:.2f}",
+            f"{r['memory']:.2f}"]
 
 
 def peer_row(name, r) -> str:
@@ -349,14 +365,16 @@ def table(results) -> str:
     lines = []
     for part in ("peers", "learned"):
         if part in results:
-            lines += ["", line("ours over theirs", "time", "range", "processor time", "memory", "difference"), line(*["---"] * 6)]
+            lines += ["", line("ours over theirs", "time", "range", "processor time", "memory", "difference"),
+                      line(*["---"] * 6)]
             lines += [peer_row(*row) for row in results[part]["measured"].items()]
     if "nodes" in results:
         lines += ["", line("over plain sampling", "time", "range", "processor time", "memory"), line(*["---"] * 5)]
         lines += [line(name, *spread(r)) for name, r in results["nodes"]["measured"].items()]
     for axis, found in results.get("growth", {}).get("measured", {}).items():
         lines += ["", line(axis, *map(str, found)), line(*["---"] * (1 + len(found)))]
-        lines += [line(name, *(f"{r[name]['time']:.2f}" for r in found.values())) for name in next(iter(found.values()))]
+        lines += [line(name, *(f"{r[name]['time']:.2f}" for r in found.values()))
+                  for name in next(iter(found.values()))]
     return "\n".join(lines)
 
 
@@ -379,7 +397,8 @@ def main():
         for part in args.only:
             settings = {k: getattr(args, k) for k in ("rounds", "steps", "channels", "size")}
             results[part] = {
-                "settings": {**settings, "community": bool(args.community)}, **about(), "diffusers": diffusers.__version__,
+                "settings": {**settings, "community": bool(args.community)}, **about(),
+                "diffusers": diffusers.__version__,
                 "measured": PARTS[part](args)}
             args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(json.loads(args.out.read_text(encoding="utf-8"))))

@@ -15,8 +15,8 @@ def paired_bootstrap(a: Tensor, b: Tensor, generator: torch.Generator, resamples
     difference = a.double() - b.double()
     bad = (~difference.isfinite()).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(f"{len(bad)} of {len(a)} pairs are not finite, the first is number {bad[0]}: leave them out of both "
-                         "vectors")
+        raise ValueError(f"{len(bad)} of {len(a)} pairs are not finite, the first is number {bad[0]}: leave them out "
+                         "of both vectors")
     draws = torch.randint(len(a), (resamples, len(a)), generator=generator)
     tail = (1 - level) / 2
     low, high = difference[draws].mean(1).quantile(torch.tensor([tail, 1 - tail], dtype=torch.double)).tolist()

@@ -1,4 +1,5 @@
-"""diffusers' side of a comparison: its U-Net with a host model's weights, prompts by table, its schedulers' settings."""
+"""diffusers' side of a comparison: its U-Net with a host model's weights, prompts by table, its schedulers'
+settings."""
 from types import SimpleNamespace
 
 import comfy.utils
@@ -10,11 +11,13 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 
 def unet(model, size=8) -> UNet2DConditionModel:
-    """diffusers' network with the weights of a host model of SD1.x's kind, for latents of `size` where a pipeline asks."""
+    """diffusers' network with the weights of a host model of SD1.x's kind, for latents of `size` where a pipeline
+    asks."""
     config = model.model.model_config.unet_config
     blocks, widths = config["num_res_blocks"][0], [config["model_channels"] * m for m in config["channel_mult"]]
     down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in config["transformer_depth"][::blocks]]
-    heads = [width // config["num_head_channels"] if config["num_heads"] == -1 else config["num_heads"] for width in widths]
+    heads = [width // config["num_head_channels"] if config["num_heads"] == -1 else config["num_heads"]
+             for width in widths]
     made = UNet2DConditionModel(
         sample_size=size, block_out_channels=widths, layers_per_block=blocks, cross_attention_dim=config["context_dim"],
         attention_head_dim=heads, down_block_types=down,
@@ -26,8 +29,8 @@ def unet(model, size=8) -> UNet2DConditionModel:
 
 
 class Prompts(torch.nn.Module):
-    """A pipeline's tokenizer and text encoder in one: looks embeddings [1, tokens, width] up by their text, and the number of
-    their tokens from BOS to EOS."""
+    """A pipeline's tokenizer and text encoder in one: looks embeddings [1, tokens, width] up by their text, and the
+    number of their tokens from BOS to EOS."""
     model_max_length = 77
     dtype, device, config, added_tokens_encoder = torch.float32, torch.device("cpu"), SimpleNamespace(), {}
 

@@ -1,15 +1,15 @@
 """DiffEdit: Diffusion-based Semantic Image Editing with Mask Guidance. Couairon, Verbeek, Schwenk, Cord, ICLR 2023.
 arXiv:2210.11427
 
-Step 1 of its section 3.2, the mask. The picture is noised to the strength r, and where the noise predicted for the query Q
-is not that predicted for the reference text R, the edit is to happen:
+Step 1 of its section 3.2, the mask. The picture is noised to the strength r, and where the noise predicted for the
+query Q is not that predicted for the reference text R, the edit is to happen:
     M = mean over n noises and over channels of |ε(x_r, Q) - ε(x_r, R)|.
-Extremes are removed, M is scaled to 0..1 and binarised. The authors' settings are n = 10, r = 0.5 and the threshold 0.5;
-extremes are clamped at 3 times the mean of M, as diffusers' pipeline has it.
+Extremes are removed, M is scaled to 0..1 and binarised. The authors' settings are n = 10, r = 0.5 and the threshold
+0.5; extremes are clamped at 3 times the mean of M, as diffusers' pipeline has it.
 At one σ every model's ε is (x - x0)/σ, or as near a multiple of x0, and scaling M takes the factor out again: M is read
 from the host's x0, on eps, v and flow models alike. The guidance scale drops out in the same way.
-Differs from diffusers' pipeline: each picture's map has its own mean, and r is a share of the whole schedule, not of some
-steps of it (there 0.5 of 50 steps is timestep 481 of 1000, here 499.5).
+Differs from diffusers' pipeline: each picture's map has its own mean, and r is a share of the whole schedule, not of
+some steps of it (there 0.5 of 50 steps is timestep 481 of 1000, here 499.5).
 """
 import comfy.samplers
 import torch

@@ -1,14 +1,17 @@
-"""Local blending of latents on an inversion: Blended Latent Diffusion (Avrahami, Fried, Lischinski 2022, arXiv:2206.02779)
-and Prompt-to-Prompt's LocalBlend (Hertz et al. 2022, arXiv:2208.01626, section 4.1).
+"""Local blending of latents on an inversion: Blended Latent Diffusion (Avrahami, Fried, Lischinski 2022,
+arXiv:2206.02779) and Prompt-to-Prompt's LocalBlend (Hertz et al. 2022, arXiv:2208.01626, section 4.1).
 
-From `start` on, at every model call: x_t <- m · x_t + (1 - m) · z*_t, with z*_t the source's own latent at this σ, which the
-inversion knows, and the prediction x0 <- m · x0 + (1 - m) · x0*, so that any sampler lands on the source outside m.
-m is a given mask, or the union of where the source's words lie and where the target's do, each by the sum of its words' maps so
-far, without the places of other words of both prompts (the authors' substruct_words, not grown by the 3×3 maximum).
-Checked against: google/prompt-to-prompt@9c472e4, LocalBlend of the notebooks, at a fixed threshold and with the maps as they are:
-its masks, and whole runs with explicit maps. Theirs begins one step later (at 0.2 of 50 steps after the 11th).
-Differs from the papers: the source's latents are the inversion's, exact at every σ, not noised anew or sampled beside. The
-threshold may be found in the maps themselves (Otsu 1979), and the maps refined by self-attention (editing/word_maps.py).
+From `start` on, at every model call: x_t <- m · x_t + (1 - m) · z*_t, with z*_t the source's own latent at this σ,
+which the inversion knows, and the prediction x0 <- m · x0 + (1 - m) · x0*, so that any sampler lands on the source
+outside m. m is a given mask, or the union of where the source's words lie and where the target's do, each by the sum of
+its words' maps so far, without the places of other words of both prompts (the authors' substruct_words, not grown by
+the 3×3 maximum).
+Checked against: google/prompt-to-prompt@9c472e4, LocalBlend of the notebooks, at a fixed threshold and with the maps as
+they are: its masks, and whole runs with explicit maps. Theirs begins one step later (at 0.2 of 50 steps after the
+11th).
+Differs from the papers: the source's latents are the inversion's, exact at every σ, not noised anew or sampled beside.
+The threshold may be found in the maps themselves (Otsu 1979), and the maps refined by self-attention
+(editing/word_maps.py).
 """
 from dataclasses import dataclass
 
@@ -23,8 +26,8 @@ from ..host.canvas import about
 @dataclass(frozen=True, eq=False)
 class LocalBlend(Anchored):
     """painted: [masks, h, w] at the latent's size, 1 where the edit may write, or None; start: percent of the schedule;
-    named, removed: SourceMasks of the source's words that may be written over, and that may not, or None; gathered(run),
-    removing(run): [rows, h, w] of the target's in this run so far, or None;
+    named, removed: SourceMasks of the source's words that may be written over, and that may not, or None;
+    gathered(run), removing(run): [rows, h, w] of the target's in this run so far, or None;
     in_time: the painted masks follow each other from `start` to the end, each for an equal share of the schedule."""
     inversion: object
     painted: "Tensor | None"

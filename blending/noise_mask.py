@@ -3,13 +3,14 @@ Levinshtein, Derpanis, Gilitschenski, ECCV 2024. arXiv:2308.08947
 
 Where the noise predicted with the instruction is that predicted without it, nothing is to change. The relevance map
     R = Σ over channels of |ε(x_t, target) - ε(x_t, without)|
-has its outliers clamped at the third quartile plus 1.5 interquartile ranges and is scaled to 0..1; outside R ≥ τ (0.5) every
-step puts the noised picture back.
-Differs from the paper, where "without" is InstructPix2Pix's image condition and R is read once, at 0.8 of the noise. Here it is
-the source's own prompt, or the null prompt (as in ProxEdit, Han et al. 2024, arXiv:2306.05414, whose masks follow the steps);
-R is read on the latent being sampled, at every step from `start` until `end` (once where end = start); and the picture
-put back is the inversion's. The x0 predictions stand for ε, of which they are a multiple at one σ. As the paper's two have one
-image condition, these have one ControlNet, the target's: else the map would be of what that does.
+has its outliers clamped at the third quartile plus 1.5 interquartile ranges and is scaled to 0..1; outside R ≥ τ (0.5)
+every step puts the noised picture back.
+Differs from the paper, where "without" is InstructPix2Pix's image condition and R is read once, at 0.8 of the noise.
+Here it is the source's own prompt, or the null prompt (as in ProxEdit, Han et al. 2024, arXiv:2306.05414, whose masks
+follow the steps); R is read on the latent being sampled, at every step from `start` until `end` (once where end =
+start); and the picture put back is the inversion's. The x0 predictions stand for ε, of which they are a multiple at one
+σ. As the paper's two have one image condition, these have one ControlNet, the target's: else the map would be of what
+that does.
 """
 from dataclasses import dataclass
 
@@ -33,8 +34,8 @@ def relevance(difference: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class NoiseMask(Anchored):
-    """against: "source" or "null", whose prediction the target's is held against; start, end: percents of the schedule between
-    which the mask is read anew at each step; threshold: τ."""
+    """against: "source" or "null", whose prediction the target's is held against; start, end: percents of the schedule
+    between which the mask is read anew at each step; threshold: τ."""
     inversion: object
     against: str = "source"
     start: float = 0.2

@@ -1,15 +1,16 @@
-"""Object-aware Inversion and Reassembly for Image Editing. Yang, Ding, Wang, Chen, Zhuang, Shen, ICLR 2024. arXiv:2310.12149
+"""Object-aware Inversion and Reassembly for Image Editing. Yang, Ding, Wang, Chen, Zhuang, Shen, ICLR 2024.
+arXiv:2310.12149
 
-Each edited object has an inversion step of its own that suits it best: a colour wants few, another shape many. The authors
-denoise every object from its own step k with a prompt that changes this object alone, cut it out by its mask M_k, join all cuts
-and the inversion's background at a common step,
+Each edited object has an inversion step of its own that suits it best: a colour wants few, another shape many. The
+authors denoise every object from its own step k with a prompt that changes this object alone, cut it out by its mask
+M_k, join all cuts and the inversion's background at a common step,
     z = (1 - Σ M_k) · z* + Σ M_k · z_k,
 and finish with the target prompt, after inverting a little way back to hide the seams.
-Here all objects share one run: until its own step the place of an object holds the source's latent, which is the start the
-authors give it, from there on it is free; everywhere else the source stays. So there are no late cuts to hide, the background
-stays exact, and inverting back is left out. A prompt for each object is the host's to give: Conditioning (Set Mask) with the
-same masks, and Conditioning Set Timestep Range for the target's last steps. The search for k, by CLIP's similarity and the
-background's error over all candidates, is left to the eye.
+Here all objects share one run: until its own step the place of an object holds the source's latent, which is the start
+the authors give it, from there on it is free; everywhere else the source stays. So there are no late cuts to hide, the
+background stays exact, and inverting back is left out. A prompt for each object is the host's to give: Conditioning
+(Set Mask) with the same masks, and Conditioning Set Timestep Range for the target's last steps. The search for k, by
+CLIP's similarity and the background's error over all candidates, is left to the eye.
 """
 from dataclasses import dataclass
 
@@ -22,8 +23,8 @@ from ..editing.masks import Anchored, require_rows
 
 @dataclass(frozen=True, eq=False)
 class ObjectAware(Anchored):
-    """place: [masks, h, w], one object's mask at the latent's size; begins: the percent of the schedule from which it is edited.
-    Those of one run that hold the same INVERSION act as one: the first of them for all."""
+    """place: [masks, h, w], one object's mask at the latent's size; begins: the percent of the schedule from which it
+    is edited. Those of one run that hold the same INVERSION act as one: the first of them for all."""
     inversion: object
     place: Tensor
     begins: float

@@ -25,8 +25,8 @@ def cross_attention_maps(q: Tensor, k: Tensor, heads: int) -> Tensor:
 
 
 def with_maps_recorded(model_options, sites, found: list) -> dict:
-    """model_options under which a forward adds the maps of these cross-attentions, (section, block, depth) in the order in
-    which they run, to `found`. What is computed stays the same."""
+    """model_options under which a forward adds the maps of these cross-attentions, (section, block, depth) in the order
+    in which they run, to `found`. What is computed stays the same."""
     to = model_options["transformer_options"]
     slots = dict(to.get("patches_replace", {}).get("attn2", {}))
     for site in sites:
@@ -59,18 +59,19 @@ def of_text(maps, rows) -> Tensor:
 
 
 def loss_gradient(run, x, sigma, at, look, loss, install=lambda options, call: options):
-    """(L [B], c²·∂L/∂x) for a loss() [B] of what look(rows, site, q, k) was shown of the target at the sites chosen by at(site);
-    install(options, call): another editor's install, to see more.
+    """(L [B], c²·∂L/∂x) for a loss() [B] of what look(rows, site, q, k) was shown of the target at the sites chosen by
+    at(site); install(options, call): another editor's install, to see more.
 
-    With z = x/c the latent of the papers, c = √(1 + σ²) (1 on flow models), z - s·∂L/∂z is x - s·c²·∂L/∂x. Editors take no
-    part; ControlNets do, as constants. Where no entry of the target is evaluated at σ, both are 0."""
+    With z = x/c the latent of the papers, c = √(1 + σ²) (1 on flow models), z - s·∂L/∂z is x - s·c²·∂L/∂x. Editors take
+    no part; ControlNets do, as constants. Where no entry of the target is evaluated at σ, both are 0."""
     management.throw_exception_if_processing_interrupted()
     targets = without_control_weights(run.targets())
     with graph(run, run.memory(graph)) as options:
         seen = x.clone().requires_grad_()
         call = Call(run, "write", [targets], sigma, seen)
         options = install(AttentionEdit.install(locating(options, call), [_Shown(at, look)], call), call)
-        comfy.samplers.calc_cond_batch(run.guider.inner_model, [targets], seen, seen.new_full((len(x),), sigma), options)
+        comfy.samplers.calc_cond_batch(run.guider.inner_model, [targets], seen, seen.new_full((len(x),), sigma),
+                                       options)
         found = loss()
         if found is None:
             return x.new_zeros(len(x)), torch.zeros_like(x)

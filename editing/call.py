@@ -32,15 +32,17 @@ class Call:
         return self.x if self.x.shape[-2:] == self.run.shape[-2:] else self.run.x
 
     def parts(self, options) -> list:
-        """(index, uuid, role, entry) of each part of a forward's rows, in their order: of each chunk, and where another node cuts
-        the latent into tiles, of each tile, which is its entry's area."""
+        """(index, uuid, role, entry) of each part of a forward's rows, in their order: of each chunk, and where another
+        node cuts the latent into tiles, of each tile, which is its entry's area."""
         areas = options.get(TILES, [None] * len(options["uuids"]))
         if areas is None:
-            raise ValueError(f"Another node shows the network a forward that is no part of the latent of {self.run.shape[-2]} x "
-                             f"{self.run.shape[-1]} cells being sampled, and the {len(self.run.editors)} editors on this MODEL "
-                             "cannot tell which places it is of: remove the node that tiles, turns or resizes the latent.")
+            raise ValueError("Another node shows the network a forward that is no part of the latent of "
+                             f"{self.run.shape[-2]} x {self.run.shape[-1]} cells being sampled, and the "
+                             f"{len(self.run.editors)} editors on this MODEL cannot tell which places it is of: remove "
+                             "the node that tiles, turns or resizes the latent.")
         named = [(index, uuid, *self.chunk(index, uuid)) for index, uuid in keys(options)]
-        return [(*rest, entry if area is None else {**entry, "area": area}) for area, (*rest, entry) in zip(areas, named)]
+        return [(*rest, entry if area is None else {**entry, "area": area}) for area,
+                (*rest, entry) in zip(areas, named)]
 
     def chunk(self, index, uuid):
         """(role, entry) of one chunk of a forward, from its `cond_or_uncond` index and uuid.

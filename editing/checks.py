@@ -22,40 +22,43 @@ def inversions_read(chosen) -> list:
 def check_hooks(run, editor):
     """The host registers the hooks of the guider's prompts, and passes over others in silence."""
     known = getattr(run.guider.model_options.get("registered_hooks"), "hooks", ())
-    own = (hook for prompt in editor.prompts for _, extras in prompt for hook in getattr(extras.get("hooks"), "hooks", ()))
+    own = (hook for prompt in editor.prompts for _,
+           extras in prompt for hook in getattr(extras.get("hooks"), "hooks", ()))
     lost = sorted({type(hook).__name__ for hook in own if hook not in known})
     if lost:
-        raise ValueError(f"{editor.name}'s own prompt carries hooks ({', '.join(lost)}) that the prompts being sampled have not, and "
-                         "the host applies theirs alone: give the positive the same hooks (Cond Set Props), or take them off and "
-                         "load the LoRA on the MODEL.")
+        raise ValueError(f"{editor.name}'s own prompt carries hooks ({', '.join(lost)}) that the prompts being sampled "
+                         "have not, and the host applies theirs alone: give the positive the same hooks (Cond Set "
+                         "Props), or take them off and load the LoRA on the MODEL.")
 
 
 def check_run(run, stepped):
-    """What no run can work with, for every editor that holds an INVERSION; stepped: the one whose own steps the SAMPLER takes."""
+    """What no run can work with, for every editor that holds an INVERSION; stepped: the one whose own steps the SAMPLER
+    takes."""
     replayed = {id(e.inversion) for e in run.editors if getattr(e, "replays", False)}
     acting = [e for e in run.editors if not getattr(e, "replays", False)]
     if acting and run.guider.model_options.get("context_handler") is not None:
-        raise ValueError(f"Context windows show the model parts of the latent in turn, the editors on this MODEL ({len(acting)}) read "
-                         "it whole: remove the Context Windows node.")
+        raise ValueError("Context windows show the model parts of the latent in turn, the editors on this MODEL "
+                         f"({len(acting)}) read it whole: remove the Context Windows node.")
     for inversion in inversions_of(run.editors):
         if inversion.theta and id(inversion) not in replayed:
-            raise ValueError(f"The {inversion.method} INVERSION learned {', '.join(inversion.theta)} and nothing applies it: "
-                             "put Replay Inversion on this MODEL and sample with its SAMPLER.")
+            raise ValueError(f"The {inversion.method} INVERSION learned {', '.join(inversion.theta)} and nothing "
+                             "applies it: put Replay Inversion on this MODEL and sample with its SAMPLER.")
         recorded = [name for name, theta in inversion.theta.items() if theta.applied_by == "step"]
         if recorded and inversion is not stepped:
-            raise ValueError(f"The {inversion.method} INVERSION recorded {', '.join(recorded)} for its own steps, and another "
-                             "SAMPLER is connected: connect Replay's SAMPLER.")
+            raise ValueError(f"The {inversion.method} INVERSION recorded {', '.join(recorded)} for its own steps, and "
+                             "another SAMPLER is connected: connect Replay's SAMPLER.")
         if inversion.latents is None:
             if inversion in inversions_read(run.editors):
-                raise ValueError(f"The {inversion.method} INVERSION holds no trajectory and an editor on this MODEL reads one: "
-                                 "invert with a method that keeps it, such as DDIM Invert.")
+                raise ValueError(f"The {inversion.method} INVERSION holds no trajectory and an editor on this MODEL "
+                                 "reads one: invert with a method that keeps it, such as DDIM Invert.")
             continue
         if tuple(inversion.shape[1:]) != run.shape[2:] or inversion.shape[0] != run.shape[1]:
-            raise ValueError(f"The latent being sampled is {list(run.shape[1:])} (channels, height, width), the INVERSION's is "
-                             f"{list(inversion.shape)}: start from Replay's LATENT, or invert a picture of this size.")
+            raise ValueError(f"The latent being sampled is {list(run.shape[1:])} (channels, height, width), the "
+                             f"INVERSION's is {list(inversion.shape)}: start from Replay's LATENT, or invert a picture "
+                             "of this size.")
         if run.shape[0] % inversion.batch:
-            raise ValueError(f"The latent being sampled has {run.shape[0]} rows, the INVERSION {inversion.batch} pictures: "
-                             f"the rows must be a multiple of {inversion.batch} (Repeat Latent Batch).")
+            raise ValueError(f"The latent being sampled has {run.shape[0]} rows, the INVERSION {inversion.batch} "
+                             f"pictures: the rows must be a multiple of {inversion.batch} (Repeat Latent Batch).")
         inversion.require(run.sigmas)
 
 
@@ -65,18 +68,21 @@ def warn_of_run(run, sampler):
     for inversion in inversions_of(run.editors):
         inversion.begin_run()
     if acting and getattr(run.guider, "cfg", None) == 0:
-        log.warning("CFG 0 samples the negative prompt alone, and the editors on this MODEL (%d) work on the target's: raise CFG "
-                    "(papers: 7.5; 1 is without guidance).", len(acting))
+        log.warning("CFG 0 samples the negative prompt alone, and the editors on this MODEL (%d) work on the target's: "
+                    "raise CFG (papers: 7.5; 1 is without guidance).", len(acting))
     known = inversions_of(e for e in run.editors if not e.lends)
     if known and isinstance(sampler, (Solver, comfy.samplers.KSAMPLER)) and Solver.of(sampler).adds_noise:
-        log.warning("The SAMPLER adds noise of its own: edits work, but reconstruction is not promised (euler adds none).")
+        log.warning("The SAMPLER adds noise of its own: edits work, but reconstruction is not promised (euler adds "
+                    "none).")
     target = [e for name in run.edited() for e in run.guider.original_conds[name]]
     own = {digest([i.conditioning[0][0]]) for i in known}
     same = target and all("control" not in e and digest([e.get("cross_attn")]) in own for e in target)
     if acting and same and all(e.follows for e in acting):
         with about(acting[-1].node):
-            log.warning("The prompt being sampled is the source's own, and the editors on this MODEL (%d) change nothing by "
-                        "themselves: connect the target CONDITIONING to the sampler, or rewrite a word of it.", len(acting))
+            log.warning("The prompt being sampled is the source's own, and the editors on this MODEL (%d) change "
+                        "nothing by themselves: connect the target CONDITIONING to the sampler, or rewrite a word of "
+                        "it.",
+                        len(acting))
 
 
 def check_noise(run, x, sigma):
@@ -87,5 +93,5 @@ def check_noise(run, x, sigma):
         raise ValueError(f"Sampling starts at sigma {sigma:.3g} from a latent of {100 * x.norm() / noisy:.0f} % of the "
                          "INVERSION's norm there, a picture without its noise: connect Replay's LATENT.")
     if apart > 0.5:
-        log.warning("Sampling starts from other noise than the inversion (%.0f %% of its norm apart at sigma %.3g): connect "
-                    "Replay's LATENT and SAMPLER, or turn add_noise off.", 100 * apart, sigma)
+        log.warning("Sampling starts from other noise than the inversion (%.0f %% of its norm apart at sigma %.3g): "
+                    "connect Replay's LATENT and SAMPLER, or turn add_noise off.", 100 * apart, sigma)

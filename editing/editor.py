@@ -3,13 +3,16 @@ from ..host.keys import KEY
 
 
 class Editor:
-    """Base of what a node attaches to a MODEL. Subclasses are frozen dataclasses, with the field `inversion` where they hold one;
-    a run's own state lives in `run.memory`. prompts: CONDITIONINGs of its own; `run.prompts(editor)` has them encoded."""
+    """Base of what a node attaches to a MODEL. Subclasses are frozen dataclasses, with the field `inversion` where they
+    hold one; a run's own state lives in `run.memory`. prompts: CONDITIONINGs of its own; `run.prompts(editor)` has them
+    encoded."""
     prompts = ()
 
     roles = ("target",)  # the rows that it acts on, "target" and "null"
-    lends = False  # whether its inversion is of another picture than the one sampled, so that no run begins at its noise
-    holds = False  # whether it keeps a part of the picture as it was: then it has the last word, wherever it stands in the chain
+    # whether its inversion is of another picture than the one sampled, so that no run begins at its noise
+    lends = False
+    # whether it keeps a part of the picture as it was: then it has the last word, wherever it stands in the chain
+    holds = False
     follows = False  # whether it edits by the target's prompt alone, so that the source's own changes nothing
     node = None  # (id, class) of the one that attached it, None outside a graph
 
@@ -48,5 +51,5 @@ def editors(model) -> tuple:
 def require_plain(model, node):
     """Editors belong to the sampled MODEL alone."""
     if editors(model):
-        raise ValueError(f"{node} reads the source as it is, this MODEL carries {len(editors(model))} edits: connect the MODEL "
-                         "from before the first editor.")
+        raise ValueError(f"{node} reads the source as it is, this MODEL carries {len(editors(model))} edits: connect "
+                         "the MODEL from before the first editor.")

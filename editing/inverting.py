@@ -30,13 +30,15 @@ from ..inversion.trajectory import Inversion, Theta, check_schedule
 from .editor import require_plain
 from .reference import levels_together
 
-ROWS, CELLS = 8, 2 ** 15  # of one forward that several levels share: two rows of SDXL's 1024 px, which the host makes room for
+# of one forward that several levels share: two rows of SDXL's 1024 px, which the host makes room for
+ROWS, CELLS = 8, 2 ** 15
 
 
 def check_stochastic(name, model):
     if prediction_type(model) == "flow":
-        raise ValueError(f"{name} reads the noise maps of a DDPM chain, this {type(model.model).__name__} MODEL predicts by "
-                         "flow and has none: use DDIM Invert or Direct Invert, or an eps or v model (SD1.x, SD2.x, SDXL).")
+        raise ValueError(f"{name} reads the noise maps of a DDPM chain, this {type(model.model).__name__} MODEL "
+                         "predicts by flow and has none: use DDIM Invert or Direct Invert, or an eps or v model "
+                         "(SD1.x, SD2.x, SDXL).")
 
 
 def recorded_theta(tensors, axis="step"):
@@ -66,8 +68,8 @@ def source_latent(model, latent):
                          "(--fp32-vae), or repair the node that made it.")
     kind = model.get_model_object("latent_format")
     if x.ndim != kind.latent_dimensions + 2:
-        raise ValueError(f"The LATENT is {list(x.shape)}, of {x.ndim} dimensions, this {type(model.model).__name__} MODEL "
-                         f"works on {kind.latent_dimensions + 2}: encode with the MODEL's own VAE.")
+        raise ValueError(f"The LATENT is {list(x.shape)}, of {x.ndim} dimensions, this {type(model.model).__name__} "
+                         f"MODEL works on {kind.latent_dimensions + 2}: encode with the MODEL's own VAE.")
     channels = kind.latent_channels
     if x.shape[1] != channels:
         raise ValueError(f"The LATENT has {x.shape[1]} channels, this MODEL works on {channels}: encode with the "
@@ -101,19 +103,21 @@ def schedule_of(name, model, scheduler, steps):
     """SIGMAS of the host's scheduler; says so where they are not what `steps` lets expect."""
     sigmas = schedule(model, scheduler, steps)
     if len(sigmas) - 1 != steps:
-        log.warning("%s is set to %d steps, %s gives %d on this MODEL: sample with its own SIGMAS, or with the same scheduler "
-                    "and steps.", name, steps, scheduler, len(sigmas) - 1)
+        log.warning("%s is set to %d steps, %s gives %d on this MODEL: sample with its own SIGMAS, or with the same "
+                    "scheduler and steps.", name, steps, scheduler, len(sigmas) - 1)
     if not split_at(model, sigmas, 0.5):
-        log.warning("%s reaches sigma %.3g only, this MODEL's noise begins at %.3g, so an edit changes little: take more steps "
-                    "than %d, or another scheduler than %s.", name, sigmas[0], _most(model), steps, scheduler)
+        log.warning("%s reaches sigma %.3g only, this MODEL's noise begins at %.3g, so an edit changes little: take "
+                    "more steps than %d, or another scheduler than "
+                    "%s.", name, sigmas[0], _most(model), steps, scheduler)
     return sigmas
 
 
 def check_range(model, sigmas):
     """ValueError on SIGMAS above the MODEL's own; schedules of other nodes round its last digits."""
     if sigmas[0] > 1.001 * _most(model):
-        raise ValueError(f"SIGMAS begin at {sigmas[0]:.4g}, this {type(model.model).__name__} MODEL knows noise up to sigma "
-                         f"{_most(model):.4g}: connect a scheduler node with this MODEL, or leave the input empty.")
+        raise ValueError(f"SIGMAS begin at {sigmas[0]:.4g}, this {type(model.model).__name__} MODEL knows noise up to "
+                         f"sigma {_most(model):.4g}: connect a scheduler node with this MODEL, or leave the input "
+                         "empty.")
 
 
 def _most(model) -> float:
@@ -125,8 +129,9 @@ def invert(name, method, model, source, latent, steps, scheduler, sigmas, solve,
     """Run a method on the host's guider and return (INVERSION, noise LATENT, SIGMAS).
 
     name: the node's, for messages; method: its name in inversion/method.py.
-    solve(model, x, sigmas, extra_args, callback, disable, flow=, data=) works in sampler space and returns (latents, theta): S+1
-    tensors in the order of sigmas, and {name: Theta}. It sees sigmas descending to 0 and model(x, sigma) -> x0.
+    solve(model, x, sigmas, extra_args, callback, disable, flow=, data=) works in sampler space and returns (latents,
+    theta): S+1 tensors in the order of sigmas, and {name: Theta}. It sees sigmas descending to 0 and model(x, sigma) ->
+    x0.
     """
     afresh()
     require_plain(model, name)
@@ -150,24 +155,26 @@ def invert(name, method, model, source, latent, steps, scheduler, sigmas, solve,
     latents, theta = found
     inversion = Inversion(
         sigmas, tuple(z.float().cpu() for z in latents), conditioning, identity, method, trajectory, theta,
-        {"steps": len(sigmas) - 1, "scheduler": scheduler, "evaluations": sum(rows), "seconds": time.perf_counter() - began,
+        {"steps": len(sigmas) - 1, "scheduler": scheduler, "evaluations": sum(rows),
+         "seconds": time.perf_counter() - began,
          "patches": patches(model), **_negative(None if cfg == 1 else negative), **noted})
     noise = noise.to(comfy.model_management.intermediate_device())
     return io.NodeOutput(inversion, {"samples": noise}, sigmas)
 
 
 def learn(name, method, model, inversion, solve, prompts=None, **noted) -> io.NodeOutput:
-    """Let a method learn θ_F along an INVERSION's trajectory, with gradients through the MODEL; returns the new INVERSION.
+    """Let a method learn θ_F along an INVERSION's trajectory, with gradients through the MODEL; returns the new
+    INVERSION.
 
-    name and method: as in `invert`. solve(model, x, sigmas, extra_args, callback, disable, path=, flow=) gets x and path, the
-    S+1 latents of the trajectory, in sampler space, and returns ({name: Theta}, notes for the provenance). model asks for its
-    prompt through host/gradients.prompted: "source", or one of `prompts` {name: CONDITIONING}.
+    name and method: as in `invert`. solve(model, x, sigmas, extra_args, callback, disable, path=, flow=) gets x and
+    path, the S+1 latents of the trajectory, in sampler space, and returns ({name: Theta}, notes for the provenance).
+    model asks for its prompt through host/gradients.prompted: "source", or one of `prompts` {name: CONDITIONING}.
     """
     require_plain(model, name)
     check_family(model, inversion)
     if inversion.latents is None or inversion.theta or inversion.trajectory != "deterministic":
-        raise ValueError(f"{name} follows a trajectory that Euler's steps made, this INVERSION's method is {inversion.method}: "
-                         "connect DDIM Invert, Fixed-Point Invert or ReNoise Invert (eta 0).")
+        raise ValueError(f"{name} follows a trajectory that Euler's steps made, this INVERSION's method is "
+                         f"{inversion.method}: connect DDIM Invert, Fixed-Point Invert or ReNoise Invert (eta 0).")
     found = []
 
     def solver(net, x, *args, **kwargs):
@@ -185,7 +192,8 @@ def learn(name, method, model, inversion, solve, prompts=None, **noted) -> io.No
     spent = {"evaluations": inversion.provenance.get("evaluations", 0) + sum(rows),
              "seconds": inversion.provenance.get("seconds", 0.0) + time.perf_counter() - began}
     return io.NodeOutput(dataclasses.replace(inversion, method=method, theta=theta, provenance={
-        **inversion.provenance, "trajectory": inversion.method, **spent, **_negative((prompts or {}).get("null")), **noted, **told}))
+        **inversion.provenance, "trajectory": inversion.method, **spent, **_negative((prompts or {}).get("null")),
+        **noted, **told}))
 
 
 def _negative(conditioning) -> dict:
@@ -194,7 +202,8 @@ def _negative(conditioning) -> dict:
 
 
 def counting(model) -> list:
-    """The rows that the network of this MODEL, a clone, is going to see: each forward's, and twice as many for a backward."""
+    """The rows that the network of this MODEL, a clone, is going to see: each forward's, and twice as many for a
+    backward."""
     rows = []
 
     def count(executor, x, *args, **kwargs):
@@ -223,6 +232,6 @@ def tokens_for(chosen, inversion):
         raise ValueError(f"The CONDITIONING has {len(chosen)} entries, one is needed: remove Conditioning (Combine).")
     embedding = chosen[0][0]
     if inversion.batch % len(embedding):
-        raise ValueError(f"The INVERSION holds {inversion.batch} pictures, the CONDITIONING {len(embedding)} prompts: give one "
-                         "prompt for all, or one a picture.")
+        raise ValueError(f"The INVERSION holds {inversion.batch} pictures, the CONDITIONING {len(embedding)} prompts: "
+                         "give one prompt for all, or one a picture.")
     return repeat_to_batch_size(embedding, inversion.batch)

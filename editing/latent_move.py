@@ -1,6 +1,7 @@
 """Moving the latent before a step.
 
-What an editor adds to its step starts from the moved latent. The host's sampler keeps its own x, so the difference comes back in
+What an editor adds to its step starts from the moved latent. The host's sampler keeps its own x, so the difference
+comes back in
 the x0 it sees: with Δ = x' - x, a step of Euler's from x with x0 + σ'/(σ - σ')·Δ ends where one from x' with x0 does.
 A solver that holds two latents has the one that is seen moved itself.
 """

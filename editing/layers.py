@@ -1,8 +1,8 @@
 """Which self-attention of a U-Net an edit acts on, in one notation for every node: `d2.2-9, m0, u0.4`.
 
-A place is a section (d: down, m: middle, u: up), the number of a transformer in that section and, after a dot, the number of
-a layer in that transformer, all counted from 0 in the order in which the network runs them. Each number may be a range; without
-the dot all layers of a transformer are meant, and the letter alone is the whole section.
+A place is a section (d: down, m: middle, u: up), the number of a transformer in that section and, after a dot, the
+number of a layer in that transformer, all counted from 0 in the order in which the network runs them. Each number may
+be a range; without the dot all layers of a transformer are meant, and the letter alone is the whole section.
 """
 import re
 from dataclasses import dataclass
@@ -95,8 +95,9 @@ def roles(null_too) -> tuple:
 
 @dataclass(frozen=True, eq=False)
 class SelfAttentionEdit(AttentionEdit):
-    """An edit of self-attention at some layers, from the start to the end percent of the schedule, of the rows of some `roles`.
-    `name`: the node's, for messages; `needs`: what of the source it reads there; `masks`: its masks, each [B, …]."""
+    """An edit of self-attention at some layers, from the start to the end percent of the schedule, of the rows of some
+    `roles`. `name`: the node's, for messages; `needs`: what of the source it reads there; `masks`: its masks, each [B,
+    …]."""
     inversion: object
     layers: frozenset
     start: float
@@ -107,8 +108,8 @@ class SelfAttentionEdit(AttentionEdit):
     def begin(self, run):
         for mask in self.masks:
             if run.shape[0] % len(mask):
-                raise ValueError(f"{self.name} has {len(mask)} masks, the latent being sampled {run.shape[0]} rows: the rows "
-                                 f"must be a multiple of {len(mask)} (Repeat Latent Batch).")
+                raise ValueError(f"{self.name} has {len(mask)} masks, the latent being sampled {run.shape[0]} rows: "
+                                 f"the rows must be a multiple of {len(mask)} (Repeat Latent Batch).")
         run.warn_if_idle(self.name, lambda sigma: self.reads(run, sigma))
 
     def reads(self, run, sigma):

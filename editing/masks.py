@@ -14,24 +14,26 @@ WIDE = 2 / 3  # of the picture: a mask of words that covers more holds little of
 
 
 def covered(picture, cells):
-    """Rows and columns, two slices, of a picture (height, width) that a latent of (h, w) cells shows: VAE Encode crops what is
-    over a multiple of its factor from both sides. ValueError where such a picture gives no such latent."""
+    """Rows and columns, two slices, of a picture (height, width) that a latent of (h, w) cells shows: VAE Encode crops
+    what is over a multiple of its factor from both sides. ValueError where such a picture gives no such latent."""
     factor = min(side // n for side, n in zip(picture, cells))
     over = [side - factor * n for side, n in zip(picture, cells)]
     if max(over) < factor:
         return tuple(slice(o // 2, o // 2 + factor * n) for o, n in zip(over, cells))
     if picture[0] * cells[1] == picture[1] * cells[0]:  # the same at another scale
         return slice(0, picture[0]), slice(0, picture[1])
-    raise ValueError(f"The picture or mask is {picture[1]}x{picture[0]} and the latent {cells[1]}x{cells[0]} cells, which is another "
-                     "shape: scale and crop picture and mask together (Upscale Image, crop center), before VAE Encode.")
+    raise ValueError(f"The picture or mask is {picture[1]}x{picture[0]} and the latent {cells[1]}x{cells[0]} cells, "
+                     "which is another shape: scale and crop picture and mask together (Upscale Image, crop center), "
+                     "before VAE Encode.")
 
 
 def latent_mask(mask, size):
-    """[B, h, w] mask of a latent from its picture's [B, H, W]: a latent cell takes the largest value that it covers. A mask of one
-    value may have any size."""
+    """[B, h, w] mask of a latent from its picture's [B, H, W]: a latent cell takes the largest value that it covers. A
+    mask of one value may have any size."""
     mask = mask.float().cpu()
     if not mask.any():
-        log.warning("The MASK is black all over, and white is what it chooses: paint it, or turn it round with InvertMask.")
+        log.warning("The MASK is black all over, and white is what it chooses: paint it, or turn it round with "
+                    "InvertMask.")
     if mask.min() < mask.max():
         rows, columns = covered(mask.shape[1:], size)
         mask = mask[:, rows, columns]
@@ -41,12 +43,13 @@ def latent_mask(mask, size):
 def picture_mask(mask, picture):
     """[B, H, W]: a mask of what a latent shows of a picture (height, width), spread over what VAE Encode cropped."""
     top, left = ((side - n) // 2 for side, n in zip(picture, mask.shape[1:]))
-    return F.pad(mask, (left, picture[1] - mask.shape[2] - left, top, picture[0] - mask.shape[1] - top), mode="replicate")
+    return F.pad(mask, (left, picture[1] - mask.shape[2] - left, top, picture[0] - mask.shape[1] - top),
+                 mode="replicate")
 
 
 def otsu(maps):
-    """[B, 1, 1, 1]: for each map [B, 1, h, w] the threshold that parts its values into two classes with the most variance between
-    them. A Threshold Selection Method from Gray-Level Histograms, Otsu 1979."""
+    """[B, 1, 1, 1]: for each map [B, 1, h, w] the threshold that parts its values into two classes with the most
+    variance between them. A Threshold Selection Method from Gray-Level Histograms, Otsu 1979."""
     values = maps.flatten(1).sort(1).values
     sums, n = values.cumsum(1), torch.arange(1, values.shape[1], device=maps.device)
     below, above = sums[:, :-1] / n, (sums[:, -1:] - sums[:, :-1]) / n.flip(0)
@@ -55,9 +58,11 @@ def otsu(maps):
 
 
 def word_mask(maps, size, threshold=0.0, refined=False, grow=True):
-    """[B, h, w] in {0, 1}: where the summed map [B, h', w'] of some words is over `threshold` of its maximum, or at 0 over Otsu's.
+    """[B, h, w] in {0, 1}: where the summed map [B, h', w'] of some words is over `threshold` of its maximum, or at 0
+    over Otsu's.
 
-    As P2P's LocalBlend has it the map is spread by a 3×3 maximum, unless not to `grow`, and resized to the nearest value. A refined
+    As P2P's LocalBlend has it the map is spread by a 3×3 maximum, unless not to `grow`, and resized to the nearest
+    value. A refined
     one is clear of that: its least value counts as 0, and it is resized smoothly."""
     maps = maps[:, None].float()
     if refined:
@@ -72,8 +77,8 @@ def warn_if_wide(name, mask):
     """Say that a mask [B, h, w] of words covers most of a picture; whether it does."""
     share = float(mask.mean((1, 2)).max())
     if share > WIDE:
-        log.warning("%s: the words' mask covers %.0f %% of the picture, which leaves little to be held: name the object's own words, "
-                    "raise the threshold (0 finds one), or turn refine on.", name, 100 * share)
+        log.warning("%s: the words' mask covers %.0f %% of the picture, which leaves little to be held: name the "
+                    "object's own words, raise the threshold (0 finds one), or turn refine on.", name, 100 * share)
     return share > WIDE
 
 

@@ -1,12 +1,12 @@
 """The reference branch: the source's features at the step where the target is.
 
 They are not stored for fifty steps but computed again from the source's latent at this σ, which the INVERSION knows
-exactly, so the branch never drifts. It is a call of its own, before the target's, whose forwards keep their shape and order:
-a run with the branch on and no edit is bit-identical to one without. A forward of one row takes longer than half a forward
-of two, so small latents are read for several steps at once; kept features live for the steps of one forward.
+exactly, so the branch never drifts. It is a call of its own, before the target's, whose forwards keep their shape and
+order: a run with the branch on and no edit is bit-identical to one without. A forward of one row takes longer than half
+a forward of two, so small latents are read for several steps at once; kept features live for the steps of one forward.
 
-The target's rows read what the source shows under its own prompt. The null prompt's rows read what it shows under the null
-prompt, a second entry of the same call, which is there only where an editor acts on those rows.
+The target's rows read what the source shows under its own prompt. The null prompt's rows read what it shows under the
+null prompt, a second entry of the same call, which is there only where an editor acts on those rows.
 """
 import math
 
@@ -19,13 +19,14 @@ ROWS, CELLS = 3, 8192  # of one forward that several σ share: rows, and latent 
 
 
 def levels_together(rows, size, most=ROWS, cells=CELLS) -> int:
-    """How many σ may share a forward of at most so many rows and cells, with `rows` latents of size (height, width) at each."""
+    """How many σ may share a forward of at most so many rows and cells, with `rows` latents of size (height, width) at
+    each."""
     return max(1, min(most, cells // (size[0] * size[1])) // rows)
 
 
 def null_entries(conds) -> dict:
-    """{uuid: [entry]} of the null prompt's processed cond lists: each of their texts once, over the whole picture and without
-    the target's ControlNets."""
+    """{uuid: [entry]} of the null prompt's processed cond lists: each of their texts once, over the whole picture and
+    without the target's ControlNets."""
     texts = {}
     for entry in (e for entries in conds for e in entries):
         texts.setdefault(id(entry["model_conds"].get("c_crossattn")), entry)
@@ -43,8 +44,8 @@ class Reference:
     """What the source shows at the σ that were read last, `levels[id(inversion), prompt]`.
 
     prompt: None for the source's own, the uuid of the null prompt's entry for that one.
-    kept: [id(inversion), prompt, *site, area of a tile or None], filled by the editors' own patches in "read" mode, σ by σ in its
-    rows.
+    kept: [id(inversion), prompt, *site, area of a tile or None], filled by the editors' own patches in "read" mode, σ
+    by σ in its rows.
     reading, pictures: the cond lists of the call under way, and its rows at each σ.
     may_mix(inversion): whether rows of different σ may share a forward.
     """
@@ -62,7 +63,8 @@ class Reference:
         return comfy.samplers.process_conds(guider.inner_model, clean, conds, device, clean)["positive"]
 
     def keep(self, inversion, call, index, site, area, features):
-        """What one cond list of a read call shows at a site, of a tile where it has an area: {name: (rows, tokens, channels)}."""
+        """What one cond list of a read call shows at a site, of a tile where it has an area: {name: (rows, tokens,
+        channels)}."""
         key = id(inversion), call.prompts[index], site.kind, site.position, area
         self.kept[key] = {"grid": site.grid, "levels": call.levels, "pictures": self.pictures, **features}
 
@@ -76,10 +78,11 @@ class Reference:
         self.mixed = [False] * len(self.mixed)
 
     def read(self, executor, model, x_in, timestep, sigma, readers, nulls, patch, shown):
-        """One call of the source, at σ and the next steps, for each INVERSION that some reader holds and that was not read at σ.
+        """One call of the source, at σ and the next steps, for each INVERSION that some reader holds and that was not
+        read at σ.
 
-        readers(σ): the editors that read there; nulls: what `null_entries` gives, of this evaluation; patch(readers, conds, x,
-        levels, prompts) gives the call's options; shown(inversion, σ) the latents."""
+        readers(σ): the editors that read there; nulls: what `null_entries` gives, of this evaluation; patch(readers,
+        conds, x, levels, prompts) gives the call's options; shown(inversion, σ) the latents."""
         for i, inversion in enumerate(self.inversions):
             def mine(level):
                 return [r for r in readers(level) if r.inversion is inversion]
@@ -88,7 +91,8 @@ class Reference:
             if mine(sigma):
                 wanted = {None: self.entries[i]} | (nulls if any("null" in r.roles for r in mine(sigma)) else {})
             self._forget(inversion, sigma)
-            wanted = {prompt: entries for prompt, entries in wanted.items() if (id(inversion), prompt) not in self.levels}
+            wanted = {prompt: entries for prompt,
+                      entries in wanted.items() if (id(inversion), prompt) not in self.levels}
             if wanted:
                 self._read(executor, model, x_in, timestep, sigma, i, wanted, mine, patch, shown)
 
@@ -114,8 +118,8 @@ class Reference:
         self.levels |= {(id(inversion), prompt): levels for prompt in prompts}
 
     def _ahead(self, sigma, together) -> list:
-        """σ and the steps after it, as many as share a forward; a solver that goes between the steps has every level read
-        alone."""
+        """σ and the steps after it, as many as share a forward; a solver that goes between the steps has every level
+        read alone."""
         if sigma not in self.steps:
             self.mixed = [False] * len(self.mixed)
             return [sigma]

@@ -13,17 +13,17 @@ from .editor import Editor
 
 @dataclass(frozen=True, eq=False)
 class Replayed(Editor):
-    """Marks an INVERSION as replayed; guided: at the CFG it was learned at. Its θ_F named "uncond" or "cond" and applied by
-    "prediction" takes the place of the negative or the positive cross-attention embedding: [steps, B, tokens, C] with axis
-    "step" at its own σ, [1, B, tokens, C] with axis "run" throughout. "uncond_pooled" and "cond_pooled" [1, B, P], axis
-    "run", do so for the pooled embedding of models that read one. "cond_mix" [1], axis "run": the share of the target's own
-    that stays.
+    """Marks an INVERSION as replayed; guided: at the CFG it was learned at. Its θ_F named "uncond" or "cond" and
+    applied by "prediction" takes the place of the negative or the positive cross-attention embedding: [steps, B,
+    tokens, C] with axis "step" at its own σ, [1, B, tokens, C] with axis "run" throughout. "uncond_pooled" and
+    "cond_pooled" [1, B, P], axis "run", do so for the pooled embedding of models that read one. "cond_mix" [1], axis
+    "run": the share of the target's own that stays.
 
-    On the host's U-Nets two are added to what the target's attention reads, before its projections: "content.output.3.0",
-    named by the host's place of a block, [steps, B, 2, places, C] to the features that self-attention takes its keys and
-    its values from, and "value" [steps, B, tokens, C] to the prompt's embedding where cross-attention takes its values from
-    it, multiplied by "value_scale" of its shape: until "value_end" [1], a percent of the schedule, and throughout where the
-    prompt is the source's."""
+    On the host's U-Nets two are added to what the target's attention reads, before its projections:
+    "content.output.3.0", named by the host's place of a block, [steps, B, 2, places, C] to the features that
+    self-attention takes its keys and its values from, and "value" [steps, B, tokens, C] to the prompt's embedding where
+    cross-attention takes its values from it, multiplied by "value_scale" of its shape: until "value_end" [1], a percent
+    of the schedule, and throughout where the prompt is the source's."""
     inversion: object
     guided: bool = False
     replays = True
@@ -32,24 +32,26 @@ class Replayed(Editor):
         learned_at, cfg = self.inversion.provenance.get("guidance"), getattr(run.guider, "cfg", None)
         theta, method, learned = self.inversion.theta, self.inversion.method, self.inversion.provenance.get("negative")
         if self.guided and None not in (learned_at, cfg) and abs(cfg - learned_at) > 1e-6:
-            self.inversion.say_once("The %s INVERSION was made for CFG %g and is sampled at %g: the picture comes back less exactly.",
+            self.inversion.say_once("The %s INVERSION was made for CFG %g and is sampled at %g: the picture comes back "
+                                    "less exactly.",
                                     method, learned_at, cfg)
         elif self.guided and learned and "negative" in run.guider.original_conds:
             if digest(e["cross_attn"] for e in run.guider.original_conds["negative"]) != learned:
-                self.inversion.say_once("The %s INVERSION was made with another negative prompt than is sampled: the picture comes "
-                                        "back less exactly.", method)
+                self.inversion.say_once("The %s INVERSION was made with another negative prompt than is sampled: the "
+                                        "picture comes back less exactly.", method)
         elif not theta and cfg not in (None, 1) and run.editors == (self,):
-            self.inversion.say_once("The %s INVERSION was made at CFG 1 and is sampled at %g with no editor: the picture comes back "
-                                    "less exactly than from Negative-Prompt Invert or Null-Text Optimize.", method, cfg)
+            self.inversion.say_once("The %s INVERSION was made at CFG 1 and is sampled at %g with no editor: the "
+                                    "picture comes back less exactly than from Negative-Prompt Invert or Null-Text "
+                                    "Optimize.", method, cfg)
         for name in [n for n in ("cond", "value") if n in theta and (n == "value" or self._mix(n))]:
             learned = theta[name].tensor.shape[-2]
             other = {e["model_conds"]["c_crossattn"].cond.shape[1] for e in run.targets()} - {learned}
             if other:
-                raise ValueError(f"The target has {other.pop()} tokens, the {self.inversion.method} INVERSION learned {learned}: "
-                                 "keep both prompts under 75 tokens.")
+                raise ValueError(f"The target has {other.pop()} tokens, the {self.inversion.method} INVERSION learned "
+                                 f"{learned}: keep both prompts under 75 tokens.")
         if self._places() and any("area" in e for e in run.targets()):
-            raise ValueError(f"The {self.inversion.method} INVERSION learned the whole picture's self-attention and the target "
-                             "has an area: remove Conditioning (Set Area).")
+            raise ValueError(f"The {self.inversion.method} INVERSION learned the whole picture's self-attention and "
+                             "the target has an area: remove Conditioning (Set Area).")
 
     def conditions(self, run, conds, sigma):
         for name, role in (("uncond", "null"), ("cond", "target")):
@@ -120,5 +122,6 @@ def _adm(entry, name, run):
     """The host's own vector of the entry's pooled embedding and sizes."""
     device = entry["model_conds"]["y"].cond.device
     sizes, prompt_type = torch.empty(run.shape, device=device), "negative" if name == "uncond" else "positive"
-    encoded, = encode_model_conds(run.guider.inner_model.extra_conds, [entry], sizes, device, prompt_type, latent_image=sizes)
+    encoded, = encode_model_conds(run.guider.inner_model.extra_conds, [entry], sizes, device, prompt_type,
+                                  latent_image=sizes)
     return encoded["model_conds"]["y"]

@@ -1,8 +1,8 @@
 """One sampling run of an edited MODEL.
 
-An editor is a frozen description that `attach` puts on a clone of the MODEL. When the clone is sampled, four of the host's
-wrappers give every editor its turn, ask the host where the run stands (σ, rows, blocks), and drop all that the run gathered
-at its end, also when it is cancelled or fails. The model itself is never changed.
+An editor is a frozen description that `attach` puts on a clone of the MODEL. When the clone is sampled, four of the
+host's wrappers give every editor its turn, ask the host where the run stands (σ, rows, blocks), and drop all that the
+run gathered at its end, also when it is cancelled or fails. The model itself is never changed.
 """
 from dataclasses import dataclass, field
 
@@ -42,12 +42,13 @@ class Run:
         return self.memories.setdefault(id(editor), {})
 
     def prompts(self, editor) -> list:
-        """The cond lists of the editor's own prompts, which are neither the guider's nor exchange areas or control with them."""
+        """The cond lists of the editor's own prompts, which are neither the guider's nor exchange areas or control with
+        them."""
         return self.encoded[id(editor)]
 
     def read(self, x, sigma):
-        """Has the source's features of σ read now, for an editor whose `before` needs them; those that the call of the model
-        reads."""
+        """Has the source's features of σ read now, for an editor whose `before` needs them; those that the call of the
+        model reads."""
         options = self.guider.model_options
         to = {**options["transformer_options"], RUN: self, "sample_sigmas": self.sigmas}
         _read(self, comfy.samplers.calc_cond_batch, self.guider.inner_model, x, x.new_full((len(x),), sigma),
@@ -79,15 +80,16 @@ class Run:
         return self.levels[percent]
 
     def warn_if_idle(self, name, acts):
-        """Say that an editor acts(σ) at no step of this run; a warning, since another sampler may take the other steps."""
+        """Say that an editor acts(σ) at no step of this run; a warning, since another sampler may take the other
+        steps."""
         steps = self.sigmas[:-1].tolist()
         if not any(map(acts, steps)):
-            log.warning("%s acts on none of the %d steps being sampled (sigma %.4g to %.4g): move its start and end, unless "
-                        "another sampler takes the steps they name.", name, len(steps), steps[0], steps[-1])
+            log.warning("%s acts on none of the %d steps being sampled (sigma %.4g to %.4g): move its start and end, "
+                        "unless another sampler takes the steps they name.", name, len(steps), steps[0], steps[-1])
 
     def role(self, conds, index) -> str:
-        """"target", "null" or "other" for a cond list the host handed to calc_cond_batch: by identity, else by where its first
-        entry comes from (the host appends to each list the areas of the others, under their uuids)."""
+        """"target", "null" or "other" for a cond list the host handed to calc_cond_batch: by identity, else by where
+        its first entry comes from (the host appends to each list the areas of the others, under their uuids)."""
         names = [n for n, mine in self.guider.conds.items() if mine is conds[index]]
         first = {e["uuid"] for e in conds[index][:1]}
         names = names or [n for n, own in self.guider.original_conds.items() if first & {e["uuid"] for e in own}]
@@ -100,7 +102,8 @@ class Run:
         return [e for name in self.edited() for e in self.guider.conds[name]]
 
     def edited(self) -> set:
-        """The guider's lists that hold the target: the positive one, or where a guider has none, those that are not negative."""
+        """The guider's lists that hold the target: the positive one, or where a guider has none, those that are not
+        negative."""
         conds = self.guider.conds
         return {"positive"} & conds.keys() or {name for name in conds if "negative" not in name}
 
@@ -126,28 +129,31 @@ def alone(model, editor):
 
 
 def _prepare_sampling(executor, model, noise_shape, conds, *args, **kwargs):
-    """Lets the host count the sources and the editors' prompts in what it loads and makes room for, then takes them out again."""
+    """Lets the host count the sources and the editors' prompts in what it loads and makes room for, then takes them out
+    again."""
     own = [inversion.conditioning for inversion in inversions_read(editors(model))] + [p for e in editors(model) for p in e.prompts]
     own = {f"{KEY}.{i}": comfy.sampler_helpers.convert_cond(conditioning) for i, conditioning in enumerate(own)}
     real_model, conds, models = executor(model, noise_shape, {**conds, **own}, *args, **kwargs)
     return real_model, {k: c for k, c in conds.items() if k not in own}, models
 
 
-def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, *args, **kwargs):
+def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, *args,
+                    **kwargs):
     afresh()
     options = extra_args["model_options"]["transformer_options"]
     run = Run(guider, sigmas, tuple(latent_image.shape), options[KEY])
     bad = int((~latent_image.isfinite()).sum())
     if bad:
-        raise ValueError(f"{bad} of {latent_image.numel()} values of the LATENT being sampled are NaN or infinite: connect "
-                         "Replay's LATENT, or repair the node that made it.")
+        raise ValueError(f"{bad} of {latent_image.numel()} values of the LATENT being sampled are NaN or infinite: "
+                         "connect Replay's LATENT, or repair the node that made it.")
     check_run(run, getattr(executor.class_obj, "inversion", None))
     warn_of_run(run, executor.class_obj)
     run.reference = Reference(guider, inversions_read(run.editors), sigmas,
                               lambda inversion: rows_may_mix(guider.model_patcher, inversion.conditioning))
     for editor in run.editors:
         check_hooks(run, editor)
-        run.encoded[id(editor)] = [_encode(guider, prompt, noise, latent_image, denoise_mask) for prompt in editor.prompts]
+        run.encoded[id(editor)] = [_encode(guider, prompt, noise, latent_image, denoise_mask)
+                                   for prompt in editor.prompts]
         with about(editor.node):
             editor.begin(run)
     options[RUN] = run
@@ -164,7 +170,8 @@ def _encode(guider, prompt, noise, latent_image, denoise_mask) -> list:
     """A cond list, encoded as the host encodes the guider's."""
     conds = {"positive": comfy.sampler_helpers.convert_cond(prompt)}
     device = guider.model_patcher.load_device
-    return comfy.samplers.process_conds(guider.inner_model, noise, conds, device, latent_image, denoise_mask)["positive"]
+    return comfy.samplers.process_conds(guider.inner_model, noise, conds, device, latent_image,
+                                        denoise_mask)["positive"]
 
 
 def _predict_noise(executor, x, timestep, model_options={}, seed=None):
@@ -193,7 +200,8 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
         conds = editor.conditions(run, conds, sigma)
     nulls = [c for i, c in enumerate(conds) if c is not None and run.role(conds, i) == "null"]
     _read(run, executor, model, x_in, timestep, model_options, nulls)
-    x0s = executor(model, conds, x_in, timestep, _install(model_options, run.editors, Call(run, "write", conds, sigma, x_in)))
+    x0s = executor(model, conds, x_in, timestep, _install(model_options, run.editors,
+                                                          Call(run, "write", conds, sigma, x_in)))
     for editor in reversed(run.editors):
         x0s = editor.predicted(run, x0s, x_in, sigma)
     return x0s
@@ -205,7 +213,8 @@ def _read(run, executor, model, x_in, timestep, model_options, nulls=()):
     def patch(readers, conds, x, levels, prompts):
         return _install(model_options, readers, Call(run, "read", conds, sigma, x, levels, prompts))
 
-    run.reference.read(executor, model, x_in, timestep, sigma, lambda level: [e for e in run.editors if e.reads(run, level)],
+    run.reference.read(executor, model, x_in, timestep, sigma,
+                       lambda level: [e for e in run.editors if e.reads(run, level)],
                        null_entries(nulls), patch, run.shown)
 
 

@@ -24,8 +24,9 @@ _SLOTS = {"self": "attn1", "cross": "attn2"}
 
 @dataclass(frozen=True)
 class Site:
-    """Where attention is computed: kind "self" or "cross"; position (section, block, depth) in the host's names; the grid of
-    image tokens (height, width); its share of the latent's side (1, 1/2, 1/4 …); heads; whether another's patch computes it."""
+    """Where attention is computed: kind "self" or "cross"; position (section, block, depth) in the host's names; the
+    grid of image tokens (height, width); its share of the latent's side (1, 1/2, 1/4 …); heads; whether another's patch
+    computes it."""
     kind: str
     position: tuple
     grid: tuple
@@ -51,9 +52,9 @@ class Rows:
 
 
 class AttentionEdit(Editor):
-    """An edit of attention: `acts` and `attend` for the target's rows, or for those of all `roles`; `keeps` names what of the
-    source's q, k, v it reads. One that only looks gives `observe` instead of `attend`. Of several the one of lowest `rank` is
-    nearest to the attention itself, of equal ranks the first attached."""
+    """An edit of attention: `acts` and `attend` for the target's rows, or for those of all `roles`; `keeps` names what
+    of the source's q, k, v it reads. One that only looks gives `observe` instead of `attend`. Of several the one of
+    lowest `rank` is nearest to the attention itself, of equal ranks the first attached."""
     observe, rank = None, 0
 
     def acts(self, run, site, sigma) -> bool:
@@ -85,14 +86,16 @@ class AttentionEdit(Editor):
 
 def _at(edits, call, where, inner, q, k, v, options):
     kind, position, share = where
-    site = Site(kind, position, tuple(options["activations_shape"][-2:]), share, options["n_heads"], inner is not host_attention)
+    site = Site(kind, position, tuple(options["activations_shape"][-2:]), share, options["n_heads"],
+                inner is not host_attention)
     return (_read if call.mode == "read" else _write)(edits, call, site, inner, q, k, v, options)
 
 
 def _read(edits, call, site, inner, q, k, v, options):
     parts = call.parts(options)
     for (index, *_, entry), *qkv in zip(parts, *(x.chunk(len(parts)) for x in (q, k, v))):
-        wanted = "".join(edit.keeps(call.run, site, level) for edit in call.readers(index, edits) for level in call.levels)
+        wanted = "".join(edit.keeps(call.run, site, level) for edit in call.readers(index, edits)
+                         for level in call.levels)
         if wanted:  # all edits are of one INVERSION
             features = {n: x for n, x in zip("qkv", qkv) if n in wanted}
             call.run.reference.keep(edits[0].inversion, call, index, site, entry.get("area"), features)
@@ -106,8 +109,9 @@ def _write(edits, call, site, inner, q, k, v, options):
         return inner(q, k, v, options)
     count, _, height, width = options["activations_shape"]
     if site.kind == "self" and q.shape[0] * q.shape[1] != count * height * width:
-        raise ValueError(f"Self-attention has {q.shape[0] * q.shape[1]} queries for {count} grids of {height} x {width} tokens: "
-                         "another node merges tokens, other ones in the source than in the target; remove Token Merging.")
+        raise ValueError(f"Self-attention has {q.shape[0] * q.shape[1]} queries for {count} grids of {height} x "
+                         f"{width} tokens: another node merges tokens, other ones in the source than in the target; "
+                         "remove Token Merging.")
     out = []
     for (index, uuid, role, entry), *qkv in zip(chunks, *(x.chunk(len(chunks)) for x in (q, k, v))):
         here = {**options, "cond_or_uncond": [index], "uuids": [uuid], TILES: [entry.get("area")]}
@@ -118,8 +122,9 @@ def _write(edits, call, site, inner, q, k, v, options):
         except _NothingLookedUp:
             out.append(qkv[2])
         if out[-1].shape[:2] != qkv[0].shape[:2]:
-            raise ValueError(f"{site.kind.title()}-attention of the source is cut into tiles of {out[-1].shape[1]} tokens, the "
-                             f"target's of {qkv[0].shape[1]}: another node cuts at random; set HyperTile's swap_size to 1.")
+            raise ValueError(f"{site.kind.title()}-attention of the source is cut into tiles of {out[-1].shape[1]} "
+                             f"tokens, the target's of {qkv[0].shape[1]}: another node cuts at random; set HyperTile's "
+                             "swap_size to 1.")
         for edit in chosen:
             if edit.observe:
                 plain = _bound(host_attention, here)  # in self-attention edits look up other values than are given
@@ -128,8 +133,8 @@ def _write(edits, call, site, inner, q, k, v, options):
 
 
 class _NothingLookedUp(Exception):
-    """A function gave the values as they are, as Perturbed-Attention Guidance's does: every token keeps its own, whatever edits
-    would have it look up."""
+    """A function gave the values as they are, as Perturbed-Attention Guidance's does: every token keeps its own,
+    whatever edits would have it look up."""
 
 
 def _bound(function, options):
@@ -150,11 +155,12 @@ def _chain(edits, rows, site, attention):
 
 
 def require_all_rows(rows, count, what):
-    """A forward of a part of the rows does not say which, and `count` pictures, masks or prompts follow each other in them."""
+    """A forward of a part of the rows does not say which, and `count` pictures, masks or prompts follow each other in
+    them."""
     if count > 1 and rows.count % rows.call.run.shape[0]:
-        raise ValueError(f"A forward has {rows.count} of the latent's {rows.call.run.shape[0]} rows, and the editors have {count} "
-                         f"{what}, one a row: another node shows the model parts of the batch in turn (AnimateDiff's context "
-                         f"options); remove it, or give one of the {what} for all rows.")
+        raise ValueError(f"A forward has {rows.count} of the latent's {rows.call.run.shape[0]} rows, and the editors "
+                         f"have {count} {what}, one a row: another node shows the model parts of the batch in turn "
+                         f"(AnimateDiff's context options); remove it, or give one of the {what} for all rows.")
 
 
 def source_of(edit, rows, site) -> Source:
@@ -165,11 +171,12 @@ def source_of(edit, rows, site) -> Source:
     of, key = call.run.reference.kept, (id(getattr(edit, "inversion", None)), prompt, site.kind, site.position)
     kept = of.get((*key, area)) or of.get((*key, None), {})
     if not kept and any(found[:4] == key for found in of):
-        raise ValueError("Another node cuts the source into tiles, none of which is the target's area (height, width, y, x) of "
-                         f"{area or rows.call.run.shape[-2:]}: remove that node, or what gives the target another place.")
+        raise ValueError("Another node cuts the source into tiles, none of which is the target's area (height, width, "
+                         f"y, x) of {area or rows.call.run.shape[-2:]}: remove that node, or what gives the target "
+                         "another place.")
     if set(edit.keeps(call.run, site, call.sigma)) - kept.keys():
-        raise ValueError(f"The source's features are wanted at sigma {call.sigma:.3g}, and another node skipped the forward that "
-                         "shows them: put EasyCache or its like before the editors, or remove it.")
+        raise ValueError(f"The source's features are wanted at sigma {call.sigma:.3g}, and another node skipped the "
+                         "forward that shows them: put EasyCache or its like before the editors, or remove it.")
 
     if kept:
         require_all_rows(rows, kept["pictures"], "pictures of the INVERSION")
@@ -187,10 +194,12 @@ def source_of(edit, rows, site) -> Source:
 
 
 def window(x, full, grid, rows):
-    """The tokens of an area's window, from the tokens of the whole grid. Areas are (height, width, y, x) in latent units."""
+    """The tokens of an area's window, from the tokens of the whole grid. Areas are (height, width, y, x) in latent
+    units."""
     if x.shape[1] != math.prod(full):
-        raise ValueError(f"The source's self-attention is cut into tiles of {x.shape[1]} tokens, the target has an area of "
-                         f"{grid[0]} x {grid[1]} of its {full[0]} x {full[1]} tokens: remove HyperTile, or the area.")
+        raise ValueError(f"The source's self-attention is cut into tiles of {x.shape[1]} tokens, the target has an "
+                         f"area of {grid[0]} x {grid[1]} of its {full[0]} x {full[1]} tokens: remove HyperTile, or the "
+                         "area.")
     area, latent = rows.entry["area"], rows.call.run.shape[-2:]
     starts = [round(at * whole / side) for at, whole, side in zip(area[2:], full, latent)]
     inside = [at + extent <= side for extent, at, side in zip(area[:2], area[2:], latent)]
@@ -204,13 +213,14 @@ def in_tiles(edit, rows, site, q) -> bool:
     if tiles and not rows.call.run.memory(edit).setdefault("tiles", False):
         rows.call.run.memory(edit)["tiles"] = True
         with about(edit.node):
-            log.warning("%s leaves its masks aside where another node cuts self-attention into tiles of %d tokens: remove HyperTile "
-                        "to use them everywhere.", edit.name, q.shape[1])
+            log.warning("%s leaves its masks aside where another node cuts self-attention into tiles of %d tokens: "
+                        "remove HyperTile to use them everywhere.", edit.name, q.shape[1])
     return tiles
 
 
 def mask_at(mask, rows, site):
-    """[B, tokens] of a mask [B, h, w] at the latent's size: its mean over each token's cells, in the entry's own window."""
+    """[B, tokens] of a mask [B, h, w] at the latent's size: its mean over each token's cells, in the entry's own
+    window."""
     require_all_rows(rows, len(mask), "masks")
     if "area" in rows.entry:
         mask = cut(mask, rows.entry["area"])

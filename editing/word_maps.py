@@ -1,14 +1,14 @@
 """Cross-attention maps of words, in a run or of a picture.
 
-A word's map at a site is attention on one-hot values, which are 1 on the word's tokens: softmax(q k^T) · 1[word]. So fused
-kernels compute it, and nothing of size heads × pixels × tokens is made. Maps are means over heads, over the sites of one
-resolution and over steps. Where a prompt is sampled in an area, its maps lie in that area; a place has the mean of what was
-seen there.
+A word's map at a site is attention on one-hot values, which are 1 on the word's tokens: softmax(q k^T) · 1[word]. So
+fused kernels compute it, and nothing of size heads × pixels × tokens is made. Maps are means over heads, over the sites
+of one resolution and over steps. Where a prompt is sampled in an area, its maps lie in that area; a place has the mean
+of what was seen there.
 
-A word's map is coarse and spotty. A refined map gives each place what the places have that it attends to in self-attention,
-S·M, one step of a random walk (Dataset Diffusion, Nguyen et al., NeurIPS 2023, arXiv:2309.14303, takes powers of S). This is
-attention again, with the maps so far as values, so no map of pixels by pixels is made. One step only: more of them join
-objects that look alike.
+A word's map is coarse and spotty. A refined map gives each place what the places have that it attends to in
+self-attention, S·M, one step of a random walk (Dataset Diffusion, Nguyen et al., NeurIPS 2023, arXiv:2309.14303, takes
+powers of S). This is attention again, with the maps so far as values, so no map of pixels by pixels is made. One step
+only: more of them join objects that look alike.
 """
 import math
 from dataclasses import dataclass
@@ -47,8 +47,8 @@ def looked_up(attention, site: Site, q, k, values):
 def word_maps(attention, site: Site, q, k, groups, length):
     """[rows, groups, h, w]: the mean over heads of the probability each place gives to a group of token positions.
 
-    attention(q, k, v) computes softmax(q k^T) v; groups: for each row a list of tuples of positions below `length`, the text's
-    own length (the host may repeat its columns in k)."""
+    attention(q, k, v) computes softmax(q k^T) v; groups: for each row a list of tuples of positions below `length`, the
+    text's own length (the host may repeat its columns in k)."""
     return looked_up(attention, site, q, k, one_hot(groups, length, q).repeat(1, k.shape[1] // length, 1))
 
 
@@ -68,7 +68,8 @@ def _full(rows, site):
 
 
 def in_place(maps, rows, site):
-    """An area's maps [rows, groups, h, w] on the grid of the whole latent, and how often each of its places was seen."""
+    """An area's maps [rows, groups, h, w] on the grid of the whole latent, and how often each of its places was
+    seen."""
     full = _full(rows, site)
     cells = window(torch.arange(math.prod(full), device=maps.device).view(1, -1, 1), full, site.grid, rows).flatten()
     whole, seen = maps.new_zeros(*maps.shape[:2], math.prod(full)), maps.new_zeros(math.prod(full))
@@ -78,11 +79,11 @@ def in_place(maps, rows, site):
 
 @dataclass(frozen=True, eq=False)
 class WordMaps(AttentionEdit):
-    """Gathers the maps of words of the prompt being sampled, at the sites of one resolution, into the run's memory; with `fine`,
-    the share of a finer grid, there also what self-attention makes of those of the steps before.
+    """Gathers the maps of words of the prompt being sampled, at the sites of one resolution, into the run's memory;
+    with `fine`, the share of a finer grid, there also what self-attention makes of those of the steps before.
 
-    words(prompts) names the Words wanted of each of several prompts' Tokens; needed: whether a run without Tokens is an error.
-    `mean(run)` and `refined(run)` are [rows, words, h, w], 0 outside of all areas, or None before the first."""
+    words(prompts) names the Words wanted of each of several prompts' Tokens; needed: whether a run without Tokens is an
+    error. `mean(run)` and `refined(run)` are [rows, words, h, w], 0 outside of all areas, or None before the first."""
     words: object
     share: float
     fine: "float | None" = None
@@ -92,8 +93,8 @@ class WordMaps(AttentionEdit):
     def begin(self, run):
         known = sampled_tokens(run)
         if not known and self.needed:
-            raise ValueError("Words are to be found in the sampled prompt, but it carries no words: connect Prompt Edit's "
-                             "target CONDITIONING to the sampler.")
+            raise ValueError("Words are to be found in the sampled prompt, but it carries no words: connect Prompt "
+                             "Edit's target CONDITIONING to the sampler.")
         for prompts in known:
             self.words(prompts)
 
@@ -135,7 +136,8 @@ class WordMaps(AttentionEdit):
         return self.mean(run, "refined")
 
     def mask(self, run, threshold, grow=True):
-        """[rows, h, w] of `word_mask`, of all words together; in the first step, which has no refined maps yet, of those it has."""
+        """[rows, h, w] of `word_mask`, of all words together; in the first step, which has no refined maps yet, of
+        those it has."""
         maps, refined = self.mean(run), self.refined(run)
         if maps is None:
             return None
@@ -144,13 +146,15 @@ class WordMaps(AttentionEdit):
 
 
 def nearest_share(model, share) -> float:
-    """The finest resolution of cross-attention that is at most `share` of the latent's side, else the coarsest there is."""
+    """The finest resolution of cross-attention that is at most `share` of the latent's side, else the coarsest there
+    is."""
     shares = sorted(set(positions(model.model.diffusion_model).values()))
     return max((s for s in shares if s <= share), default=shares[0])
 
 
 def refining_share(model, latent, share) -> float:
-    """The share of the grid that refines maps of `share`: the coarsest, not under `share`, of ENOUGH places, else the finest."""
+    """The share of the grid that refines maps of `share`: the coarsest, not under `share`, of ENOUGH places, else the
+    finest."""
     shares = sorted(s for s in set(positions(model.model.diffusion_model).values()) if s >= share)
     return next((s for s in shares if math.prod(math.ceil(side * s) for side in latent) >= ENOUGH), shares[-1])
 

@@ -1,13 +1,15 @@
-"""Attend-and-Excite: Attention-Based Semantic Guidance for Text-to-Image Diffusion Models. Chefer, Alaluf, Vinker, Wolf,
-Cohen-Or, SIGGRAPH 2023. arXiv:2301.13826
+"""Attend-and-Excite: Attention-Based Semantic Guidance for Text-to-Image Diffusion Models. Chefer, Alaluf, Vinker,
+Wolf, Cohen-Or, SIGGRAPH 2023. arXiv:2301.13826
 
-What a prompt names is missing from the picture where none of its places attends to the word. A, the mean of the cross-attention
-maps at a quarter of the latent's side over sites and heads, becomes softmax(100·A) over the text's tokens without BOS, and each
-named word s a map smoothed by a Gaussian, A_s = G(A)_s. Before a step in the first half of the schedule the latent moves,
+What a prompt names is missing from the picture where none of its places attends to the word. A, the mean of the
+cross-attention maps at a quarter of the latent's side over sites and heads, becomes softmax(100·A) over the text's
+tokens without BOS, and each named word s a map smoothed by a Gaussian, A_s = G(A)_s. Before a step in the first half of
+the schedule the latent moves,
     L = max_s (1 - max A_s),   z_t <- z_t - α_t·∇_{z_t} L,   α_t = 20·√r, r falling from 1 to ½ over the steps (Alg. 1),
-and at the shares 0, 0.2 and 0.4 of the schedule again and again until every max A_s reaches 0.05, 0.5 and 0.8 (l. 10), at most 20
-times. As in the authors' code (diffusers' StableDiffusionAttendAndExcitePipeline) the softmax leaves out the last column too, the
-Gaussian is that of LEDITS++, and a refinement makes one more move than it needs. Every token of a named word counts by itself.
+and at the shares 0, 0.2 and 0.4 of the schedule again and again until every max A_s reaches 0.05, 0.5 and 0.8 (l. 10),
+at most 20 times. As in the authors' code (diffusers' StableDiffusionAttendAndExcitePipeline) the softmax leaves out the
+last column too, the Gaussian is that of LEDITS++, and a refinement makes one more move than it needs. Every token of a
+named word counts by itself.
 """
 from dataclasses import dataclass
 
@@ -38,9 +40,9 @@ def text_positions(ids) -> list:
 
 @dataclass(frozen=True, eq=False)
 class AttendExcite(Mover):
-    """words: the names of the words, as a list in a text; share: of the latent's side, the grid whose maps are read; scale: α at
-    the first step; end: the percent at which it ends; thresholds: {percent: level}; refinements: the most moves at one of
-    them."""
+    """words: the names of the words, as a list in a text; share: of the latent's side, the grid whose maps are read;
+    scale: α at the first step; end: the percent at which it ends; thresholds: {percent: level}; refinements: the most
+    moves at one of them."""
     words: str
     share: float = 0.25
     scale: float = 20.0
@@ -51,10 +53,11 @@ class AttendExcite(Mover):
     def begin(self, run):
         known = sampled_tokens(run)
         if not known:
-            raise ValueError("Attend-and-Excite looks for words in the sampled prompt, but it carries no words: connect Prompt "
-                             "Edit's target CONDITIONING to the sampler.")
+            raise ValueError("Attend-and-Excite looks for words in the sampled prompt, but it carries no words: "
+                             "connect Prompt Edit's target CONDITIONING to the sampler.")
         run.memory(self)["due"] = dict(self.thresholds)
-        run.memory(self)["named"] = {id(tokens): [sum((w.positions for w in words), ()) for words in parse_words(self.words, tokens)]
+        run.memory(self)["named"] = {id(tokens): [sum((w.positions for w in words), ())
+                                                  for words in parse_words(self.words, tokens)]
                                      for tokens in known}
         run.warn_if_idle("Attend-and-Excite", lambda sigma: run.within(sigma, 0.0, self.end))
 

@@ -1,16 +1,17 @@
 """Delta Denoising Score (DDS). Hertz, Aberman, Cohen-Or, ICCV 2023. arXiv:2304.07090
 
-What a diffusion model finds wrong with a noised picture under a prompt leads to pictures of that prompt, and blurs: a part of it
-is no fault of the picture's. The source ẑ under its own prompt ŷ, where nothing is to be changed, shows that part alone, so it is
-taken away (Eq. 3):
+What a diffusion model finds wrong with a noised picture under a prompt leads to pictures of that prompt, and blurs: a
+part of it is no fault of the picture's. The source ẑ under its own prompt ŷ, where nothing is to be changed, shows that
+part alone, so it is taken away (Eq. 3):
     ∇_z L_DDS = w(t)·(ε(z_t, y, t) - ε(ẑ_t, ŷ, t)),   z_t = √ᾱ_t·z + √(1-ᾱ_t)·ε,   ẑ_t = √ᾱ_t·ẑ + √(1-ᾱ_t)·ε,
-both ε(·) under classifier-free guidance. z starts as ẑ and goes down that gradient by SGD, with a new ε and t at each iteration
-and no gradient through the network.
+both ε(·) under classifier-free guidance. z starts as ẑ and goes down that gradient by SGD, with a new ε and t at each
+iteration and no gradient through the network.
 
-In x = z_t/√ᾱ_t and σ the noised latents are a·z + σ·ε and the prediction is (x - a·x0)/σ, with a = 1; on flow models a = 1 - σ
-and the prediction is the noise that x0 implies, not the velocity. w is that of the authors' notebook, which sums the loss over
-the latent, multiplies by 2000 and divides by its 64 × 64 cells; theirs falls with larger latents, here it stays the same. One t
-an iteration for all rows, where the notebook draws one a row: what the host is given may depend on t.
+In x = z_t/√ᾱ_t and σ the noised latents are a·z + σ·ε and the prediction is (x - a·x0)/σ, with a = 1; on flow models a
+= 1 - σ and the prediction is the noise that x0 implies, not the velocity. w is that of the authors' notebook, which
+sums the loss over the latent, multiplies by 2000 and divides by its 64 × 64 cells; theirs falls with larger latents,
+here it stays the same. One t an iteration for all rows, where the notebook draws one a row: what the host is given may
+depend on t.
 """
 import comfy.samplers
 import torch
@@ -23,7 +24,8 @@ WEIGHT = 2000 / 64 ** 2
 
 
 class PairGuider(comfy.samplers.CFGGuider):
-    """Predicts x0 with the "source" or the "target" of its prompts, as `prompted` asks, guided away from the "negative"."""
+    """Predicts x0 with the "source" or the "target" of its prompts, as `prompted` asks, guided away from the
+    "negative"."""
 
     def __init__(self, model, source, target, negative, cfg):
         super().__init__(model)
@@ -32,7 +34,8 @@ class PairGuider(comfy.samplers.CFGGuider):
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):
         name, _ = model_options["transformer_options"]["palimpsest.prompt"]
-        return comfy.samplers.sampling_function(self.inner_model, x, timestep, self.conds["negative"], self.conds[name], self.cfg,
+        return comfy.samplers.sampling_function(self.inner_model, x, timestep, self.conds["negative"],
+                                                self.conds[name], self.cfg,
                                                 model_options=model_options, seed=seed)
 
 
@@ -42,10 +45,11 @@ def levels(sampling, iterations: int, start: float, end: float, generator) -> Te
     return torch.tensor([*(float(sampling.percent_to_sigma(p)) for p in percents.tolist()), 0.0])
 
 
-def descend(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, rate, generator, flow=False,
+def descend(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, rate, generator,
+            flow=False,
             mask=None) -> Tensor:
-    """z [B,C,…] after one iteration at each σ but the last, from the clean latent x; rate: SGD's; mask: where z may change, 0 to
-    1."""
+    """z [B,C,…] after one iteration at each σ but the last, from the clean latent x; rate: SGD's; mask: where z may
+    change, 0 to 1."""
     source, rows = x, x.new_ones(len(x))
     step = rate * WEIGHT * (1 if mask is None else mask)
     for i in trange(len(sigmas) - 1, disable=disable):

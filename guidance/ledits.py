@@ -1,13 +1,14 @@
-"""LEDITS++: Limitless Image Editing using Text-to-Image Models. Brack, Friedrich, Kornmeier, Tsaban, Schramowski, Kersting,
-Passos, CVPR 2024. arXiv:2311.16711, the editing. (inversion/ledits.py holds its inversion.)
+"""LEDITS++: Limitless Image Editing using Text-to-Image Models. Brack, Friedrich, Kornmeier, Tsaban, Schramowski,
+Kersting, Passos, CVPR 2024. arXiv:2311.16711, the editing. (inversion/ledits.py holds its inversion.)
 
 SEGA's guidance without momentum, γ = Σ s_e·M_e·ψ_e, where a concept's mask is the intersection of two:
-    M¹: where its words' cross-attention in its own row, a mean over heads and layers at a quarter of the latent's side, summed
+    M¹: where its words' cross-attention in its own row, a mean over heads and layers at a quarter of the latent's side,
+    summed
         over tokens and smoothed, reaches its λ-th percentile;
     M²: where |ψ_e|, summed over channels, reaches its own.
-As in the authors' code (diffusers' LEditsPPPipelineStableDiffusion) M¹ stands alone in the first fifth of the schedule (t > 800),
-and the smoothing is a Gaussian of variance 1/2 on 3 × 3 places. Their SDXL pipeline leaves M¹ out unless asked; here the masks
-are those of the paper on every model. Checked against: diffusers 0.42.1, whole runs.
+As in the authors' code (diffusers' LEditsPPPipelineStableDiffusion) M¹ stands alone in the first fifth of the schedule
+(t > 800), and the smoothing is a Gaussian of variance 1/2 on 3 × 3 places. Their SDXL pipeline leaves M¹ out unless
+asked; here the masks are those of the paper on every model. Checked against: diffusers 0.42.1, whole runs.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -59,7 +60,8 @@ class LEDITS(SEGA):
         site = Site("cross", position, tuple(options["activations_shape"][-2:]), self.share, options["n_heads"])
         for (index, uuid, _, entry), *own in zip(parts, q.chunk(len(parts)), k.chunk(len(parts))):
             if index in asked:
-                tokens, here = self.concepts[asked[index]].tokens, {**options, "cond_or_uncond": [index], "uuids": [uuid]}
+                tokens, here = self.concepts[asked[index]].tokens, {**options, "cond_or_uncond": [index],
+                                                                    "uuids": [uuid]}
                 words = [[sum((word.positions for word in t.words), ())] for t in tokens]
                 rows = [words[i % len(words)] for i in range(len(own[0]))]
                 maps, seen = word_maps(partial(_attention, here), site, *own, rows, len(tokens[0].ids)), torch.ones(())

@@ -1,22 +1,23 @@
 """MagicRemover: Tuning-free Text-guided Image Inpainting with Diffusion Models. Yang, Zhang, Ma, Liu, Fu, He, 2023.
 arXiv:2310.02848
 
-A word names what is to go. The picture's own prompt is sampled from its inversion; from a share of the schedule on every
-self-attention looks up the source's keys and values, and the latent is moved so that the word's cross-attention A falls to its
-least value,
+A word names what is to go. The picture's own prompt is sampled from its inversion; from a share of the schedule on
+every self-attention looks up the source's keys and values, and the latent is moved so that the word's cross-attention A
+falls to its least value,
     L = mean (m ⊙ 15·(A - min A)/max A_0)²,   z_t <- z_t - √(1 - ᾱ_t)·m ⊙ ∇_{z_t} L,
-A the object's map, the geometric mean of its words' (each a mean over sites and heads, summed over its tokens), A_0 the first
-that is seen, m where the object lies: before half of the schedule twice a step (the classifier optimisation), then once. Outside
-m the source's latents are put back at every step. In x = z/√ᾱ and σ, with c = √(1 + σ²), that is x <- x - s·σ·c·m ⊙ ∇_x L; s is
-1 there.
+A the object's map, the geometric mean of its words' (each a mean over sites and heads, summed over its tokens), A_0 the
+first that is seen, m where the object lies: before half of the schedule twice a step (the classifier optimisation),
+then once. Outside m the source's latents are put back at every step. In x = z/√ᾱ and σ, with c = √(1 + σ²), that is x
+<- x - s·σ·c·m ⊙ ∇_x L; s is 1 there.
 
-The paper's abstract and a published program of the method (mycfhs/Magicremover) were at hand, its equations were not. Ours: the
-place m is known before the run, from a mask or from the source's maps, where the program joins the object's map at the end of the
-inversion and the upper fifth of A; the words' maps become one, where the program lowers each token's; the looked-up keys leave
-out those in m, without which the object finds itself there again; every move is made before the step, where the program puts the
-last one into its direction; the gradient is taken without the looked-up features; the picture is held by the inversion's own
-latents, not by null-text optimisation. A prompt that does not name the object is not moved for, and costs no gradient. Several
-objects of a picture are each moved in their own place, look up what lies outside all places, and the source is held outside all.
+The paper's abstract and a published program of the method (mycfhs/Magicremover) were at hand, its equations were not.
+Ours: the place m is known before the run, from a mask or from the source's maps, where the program joins the object's
+map at the end of the inversion and the upper fifth of A; the words' maps become one, where the program lowers each
+token's; the looked-up keys leave out those in m, without which the object finds itself there again; every move is made
+before the step, where the program puts the last one into its direction; the gradient is taken without the looked-up
+features; the picture is held by the inversion's own latents, not by null-text optimisation. A prompt that does not name
+the object is not moved for, and costs no gradient. Several objects of a picture are each moved in their own place, look
+up what lies outside all places, and the source is held outside all.
 """
 import math
 from dataclasses import dataclass
@@ -59,9 +60,9 @@ class Surroundings(LocalBlend):
 
 @dataclass(frozen=True, eq=False)
 class MagicRemover(Mover, AttentionEdit):
-    """words: the names of the object's, or none; place: m [masks, h, w] at the latent's size; scale: s; share: of the latent's
-    side, the grid whose maps are read; start, end: percents of the schedule. At self-attention the first of a run that reads at
-    a σ acts for all."""
+    """words: the names of the object's, or none; place: m [masks, h, w] at the latent's size; scale: s; share: of the
+    latent's side, the grid whose maps are read; start, end: percents of the schedule. At self-attention the first of a
+    run that reads at a σ acts for all."""
     inversion: object
     words: tuple
     place: Tensor
@@ -102,22 +103,25 @@ class MagicRemover(Mover, AttentionEdit):
         if in_tiles(self, rows, site, q):
             return attention(q, source.k, source.v)
         if len(q) != len(source.k):
-            raise ValueError(f"{self.name} is given {len(q)} of {rows.count} rows by another editor that has a mask for each row, "
-                             "and looks up the source for all: give that editor one mask.")
+            raise ValueError(f"{self.name} is given {len(q)} of {rows.count} rows by another editor that has a mask "
+                             "for each row, and looks up the source for all: give that editor one mask.")
         run, sigma = rows.call.run, rows.call.sigma
         outside = (mask_at(union([e.place for e in self._peers(run, sigma)]), rows, site) == 0).to(source.v)
         outside[~outside.any(1)] = 1
         outside = repeat_to_batch_size(outside, len(q))[..., None]
-        share = attention(q, source.k, outside.expand_as(source.v))  # of a softmax over all keys, so that other packs see all
+        # of a softmax over all keys, so that other packs see all
+        share = attention(q, source.k, outside.expand_as(source.v))
         if any(isinstance(e, AttentionEdit) and e.rank < self.rank and e.acts(run, site, sigma) for e in run.editors):
-            share = share + 1 - attention(q, source.k, torch.ones_like(source.v))  # and Style Aligned's own keys, which count
+            # and Style Aligned's own keys, which count
+            share = share + 1 - attention(q, source.k, torch.ones_like(source.v))
         return attention(q, source.k, outside * source.v) / share.clamp(min=1e-4)
 
     def move(self, run, x, sigma):
         if self.scale and any(run.memory(self)["named"].values()) and self.reads(run, sigma):
             m, amount = self._place(x), self.scale * sigma / (1 + sigma ** 2) ** 0.5
             for _ in range(2 if run.within(sigma, self.start, TWICE) else 1):
-                x = x - amount * m * loss_gradient(run, x, sigma, lambda site: site.share == self.share, *self._activation(run))[1]
+                x = x - amount * m * loss_gradient(run, x, sigma, lambda site: site.share == self.share,
+                                                   *self._activation(run))[1]
         return x
 
     def _place(self, x):
@@ -140,7 +144,8 @@ class MagicRemover(Mover, AttentionEdit):
             for uuid, found in maps.items():
                 A, (_, m) = sum(A for A, _ in found) / len(found), found[0]
                 first = memory.setdefault(uuid, A.detach().amax(1, keepdim=True))
-                terms.append(activation(A, A.detach().amin(1, keepdim=True), first, repeat_to_batch_size(m, len(A)).to(A)))
+                terms.append(activation(A, A.detach().amin(1, keepdim=True), first,
+                                        repeat_to_batch_size(m, len(A)).to(A)))
             maps.clear()
             return sum(terms) / len(terms) if terms else None
 

@@ -1,15 +1,18 @@
-"""Zero-shot Image-to-Image Translation (pix2pix-zero). Parmar, Singh, Zhang, Li, Lu, Zhu, SIGGRAPH 2023. arXiv:2302.03027
+"""Zero-shot Image-to-Image Translation (pix2pix-zero). Parmar, Singh, Zhang, Li, Lu, Zhu, SIGGRAPH 2023.
+arXiv:2302.03027
 
-An edit is a direction Δc_edit in the space of text embeddings, the mean of many sentences about what is wanted less the mean of
-many about what is there, and is added to the source's embedding c. The picture's structure is held by cross-attention guidance:
-at each step the latent x_t is moved so that the maps M_edit of the edited prompt come nearer to the source's M_ref at this step,
+An edit is a direction Δc_edit in the space of text embeddings, the mean of many sentences about what is wanted less the
+mean of many about what is there, and is added to the source's embedding c. The picture's structure is held by
+cross-attention guidance: at each step the latent x_t is moved so that the maps M_edit of the edited prompt come nearer
+to the source's M_ref at this step,
     x_t <- x_t - λ_xa·∇_{x_t} Σ_sites ‖M_edit - M_ref‖²,
 and the step is taken from there with c_edit = c + Δc_edit. ‖·‖² sums over places and tokens and is a mean over heads.
 
-As in the authors' code λ_xa is halved: their mean is over the rows of the null prompt too. Differs from that code (diffusers'
-StableDiffusionPix2PixZeroPipeline): it moves the null prompt's row by that row's own maps and steps from that row, so that the
-move made for the edited prompt is only seen by its prediction; here both predictions and the step are those of the latent moved
-for the edited prompt, as in the equation. M_ref comes from the inversion's own latents, not from sampling once more.
+As in the authors' code λ_xa is halved: their mean is over the rows of the null prompt too. Differs from that code
+(diffusers' StableDiffusionPix2PixZeroPipeline): it moves the null prompt's row by that row's own maps and steps from
+that row, so that the move made for the edited prompt is only seen by its prediction; here both predictions and the step
+are those of the latent moved for the edited prompt, as in the equation. M_ref comes from the inversion's own latents,
+not from sampling once more.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,13 +58,14 @@ class CrossAttentionGuidance(Mover, AttentionEdit):
         return x - self.amount / 2 * loss_gradient(run, x, sigma, lambda site: True, *self._distance())[1]
 
     def _distance(self):
-        """(look, loss) of Σ_sites ‖M_edit - M_ref‖², the mean of several target entries; of texts of unequal length, the tokens
-        that the shorter has."""
+        """(look, loss) of Σ_sites ‖M_edit - M_ref‖², the mean of several target entries; of texts of unequal length,
+        the tokens that the shorter has."""
         terms = {}
 
         def look(rows, site, q, k):
             source = source_of(self, rows, site)
-            ours, theirs = of_text(cross_attention_maps(q, k, site.heads), rows), cross_attention_maps(source.q, source.k, site.heads)
+            ours, theirs = of_text(cross_attention_maps(q, k, site.heads),
+                                   rows), cross_attention_maps(source.q, source.k, site.heads)
             tokens = min(ours.shape[-1], theirs.shape[-1])
             found = (ours[..., :tokens] - theirs[..., :tokens]).square().sum((2, 3)).mean(1)
             terms.setdefault(rows.entry["uuid"], []).append(found)

@@ -4,14 +4,15 @@ Stathopoulos, He, Chen, Metaxas, WACV 2024. arXiv:2306.05414
 Guidance amplifies the whole difference ε_c - ε_u, artefacts included. A proximal operator keeps what is large of it:
     ε = ε_u + w·prox_λ(ε_c - ε_u),
 with λ a quantile of the difference's magnitude; prox of the l0 norm zeroes what is under λ, of the l1 norm also shrinks
-the rest by λ. Late in the schedule, where what l1 leaves of the difference stays under λ (grown by some cells), the predicted x0
-is drawn to the source's, the paper's reconstruction guidance; or the step's latent to the inversion's, its inversion guidance:
+the rest by λ. Late in the schedule, where what l1 leaves of the difference stays under λ (grown by some cells), the
+predicted x0 is drawn to the source's, the paper's reconstruction guidance; or the step's latent to the inversion's, its
+inversion guidance:
     x0 <- x0 - η·(1 - M)·(x0 - x0*),   x_{t-1} <- x_{t-1} - η·(1 - M)·(x_{t-1} - x*_{t-1}).
-x0 is affine in ε, so the operator acts on the host's x0 predictions, and for eps, v and flow alike; of Euler's step, the second
-is a change of x0 too.
-As in the authors' code the quantile is of the source's and the target's differences together, and the source's are 0 where its own
-prompt is the negative (negative-prompt inversion): 0.7 zeroes the least 40 % of the target's, and up to 0.5 nothing is zeroed.
-Here the source is not sampled, and counts as 0 with any negative.
+x0 is affine in ε, so the operator acts on the host's x0 predictions, and for eps, v and flow alike; of Euler's step,
+the second is a change of x0 too.
+As in the authors' code the quantile is of the source's and the target's differences together, and the source's are 0
+where its own prompt is the negative (negative-prompt inversion): 0.7 zeroes the least 40 % of the target's, and up to
+0.5 nothing is zeroed. Here the source is not sampled, and counts as 0 with any negative.
 Differs from the authors' code, which shrinks by λ under l0 as well (and twice under l1): here both norms are the
 paper's. λ is each picture's own, not the batch's.
 Checked against: phymhan/prompt-to-prompt@9955a1f, whole runs of its l0, which is l1 here.
@@ -52,7 +53,8 @@ def edited(difference: Tensor, limit: Tensor, radius: int) -> Tensor:
 @dataclass(frozen=True, eq=False)
 class Proximal(Editor):
     """norm: "l0" or "l1"; quantile: of the difference, 0.5..1; rate: η; start: percent of the schedule from which x0 is
-    drawn to the source; radius: cells by which the edited places grow; latents: whether the step's latent is drawn instead."""
+    drawn to the source; radius: cells by which the edited places grow; latents: whether the step's latent is drawn
+    instead."""
     inversion: object
     norm: str = "l0"
     quantile: float = 0.7
@@ -66,8 +68,8 @@ class Proximal(Editor):
         scale = getattr(run.guider, "cfg", None)
         if "negative" not in run.guider.conds or scale == 1:
             has = "no negative" if "negative" not in run.guider.conds else "CFG 1"
-            raise ValueError(f"Proximal Guidance works on the difference of two predictions, and this guider has {has}: sample "
-                             "with a negative and CFG over 1 (paper: 7.5).")
+            raise ValueError("Proximal Guidance works on the difference of two predictions, and this guider has "
+                             f"{has}: sample with a negative and CFG over 1 (paper: 7.5).")
 
     def before(self, run, x, sigma):
         run.memory(self)["x"] = x

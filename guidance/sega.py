@@ -1,19 +1,19 @@
 """SEGA: Instructing Text-to-Image Models using Semantic Guidance. Brack, Friedrich, Hintersdorf, Struppek, Schramowski,
 Kersting, NeurIPS 2023. arXiv:2301.12247
 
-A concept e has a direction among noise predictions, ψ_e = ±(ε(z, e) - ε(z)), and few of its values carry it. To classifier-free
-guidance SEGA adds, for each concept,
+A concept e has a direction among noise predictions, ψ_e = ±(ε(z, e) - ε(z)), and few of its values carry it. To
+classifier-free guidance SEGA adds, for each concept,
     γ_e = s_e·ψ_e where |ψ_e| reaches its λ-th percentile, else 0,
 and for all of them together, with weights g_e and a momentum ν,
     γ = Σ g_e·γ_e + s_m·ν,   ν <- β_m·ν + (1 - β_m)·γ.
 Until its warm-up ends a concept adds nothing but to ν, and ν itself is added once all warm-ups have ended. In x0 terms
-ε = (x - x0)/σ, so x0 <- x0 - σ·γ; on flow models ψ is a difference of velocities and the line is the same. On v models ε(z) is
-the network's v, with ∂v = √(1 + σ²)·∂ε: that is what ν sums over the steps.
+ε = (x - x0)/σ, so x0 <- x0 - σ·γ; on flow models ψ is a difference of velocities and the line is the same. On v models
+ε(z) is the network's v, with ∂v = √(1 + σ²)·∂ε: that is what ν sums over the steps.
 
 Where the null prompt has a ControlNet the concept's row has it too: ψ is of the words.
 Percentiles are of each row and channel, and a concept may cool down, as in the authors' code (diffusers'
-SemanticStableDiffusionPipeline). Differs from that code: while only some warm-ups have ended it divides their concepts' weights
-by their sum, here g_e stays as it is. Checked against: diffusers 0.42.1, whole runs on eps and v models.
+SemanticStableDiffusionPipeline). Differs from that code: while only some warm-ups have ended it divides their concepts'
+weights by their sum, here g_e stays as it is. Checked against: diffusers 0.42.1, whole runs on eps and v models.
 """
 from dataclasses import dataclass
 
@@ -29,8 +29,8 @@ from ..host.sampling import Solver, prediction_type, sample
 
 @dataclass(frozen=True, eq=False)
 class Concept:
-    """prompt: its CONDITIONING; scale: s_e, under 0 to remove; start, end: the percents of the schedule where its warm-up ends
-    and its cool-down begins; threshold: λ, 0..1; weight: g_e."""
+    """prompt: its CONDITIONING; scale: s_e, under 0 to remove; start, end: the percents of the schedule where its
+    warm-up ends and its cool-down begins; threshold: λ, 0..1; weight: g_e."""
     prompt: list
     scale: float = 5.0
     start: float = 0.2
@@ -60,8 +60,9 @@ class SEGA(Editor):
 
     def begin(self, run):
         if not any("negative" in name for name in run.guider.conds):
-            raise ValueError(f"{self.name} guides away from the prediction without a concept, and this guider has no negative "
-                             f"(it has {', '.join(run.guider.conds)}): sample with CFGGuider or KSampler and an empty negative.")
+            raise ValueError(f"{self.name} guides away from the prediction without a concept, and this guider has no "
+                             f"negative (it has {', '.join(run.guider.conds)}): sample with CFGGuider or KSampler and "
+                             "an empty negative.")
         run.warn_if_idle(self.name, lambda sigma: any(run.within(sigma, c.start, c.end) for c in self.concepts))
 
     def region(self, run, concept, psi, sigma):
@@ -74,7 +75,8 @@ class SEGA(Editor):
             return conds
         asked = [i for i, c in enumerate(self.concepts) if run.within(sigma, 0.0 if self.momentum else c.start, c.end)]
         nulls = [i for i, role in enumerate(roles) if role == "null"]
-        unasked = [] if nulls or not asked else [next(c for n, c in run.guider.conds.items() if "negative" in n)]  # at CFG 1
+        # at CFG 1
+        unasked = [] if nulls or not asked else [next(c for n, c in run.guider.conds.items() if "negative" in n)]
         count, null, conds = len(conds), (nulls or [len(conds)])[-1], [*conds, *unasked]
         memory["asked"] = {len(conds) + n: i for n, i in enumerate(asked)}, count, null
         return [*conds, *(controlled_as(run.prompts(self)[i], conds[null], sigma) for i in asked)]
@@ -118,8 +120,8 @@ def held(model, kind):
 
 
 def read_regions(model, editor, inversion, negative) -> Tensor:
-    """[concepts, B, h, w] in 0..1: each concept's region on the inversion's trajectory, the mean over channels and the steps
-    on which it acts."""
+    """[concepts, B, h, w] in 0..1: each concept's region on the inversion's trajectory, the mean over channels and the
+    steps on which it acts."""
     found = {}
 
     def walk(denoise, x, sigmas, extra_args, callback, disable):

@@ -4,21 +4,23 @@ arXiv:2306.00986
 Where a prompt's word k attends, A_k, and the network's features Ψ tell what its object is like:
     centroid = Σ (x, y)·A_k / Σ A_k,   shape = norm(sigmoid(10·(norm(A_k) - 0.5))),   size = mean(shape),
     appearance = Σ hard·Ψ / Σ hard,   hard = [norm(A_k) > 0.5],
-norm to 0..1. An energy g of these, by which they differ from what is wanted, guides sampling beside classifier-free guidance,
+norm to 0..1. An energy g of these, by which they differ from what is wanted, guides sampling beside classifier-free
+guidance,
     ε̂ = ε_cfg + v·σ_t·∇_{z_t} g.
-In x = z/√ᾱ and σ that is x0 <- x0 - v·σ²·∇_x g. A picture is edited by what its own maps at the same σ say, marked *: the object
-k is to have its shape moved and resized, T, or its centroid or its size alone; other objects o keep their shapes, and all their looks,
+In x = z/√ᾱ and σ that is x0 <- x0 - v·σ²·∇_x g. A picture is edited by what its own maps at the same σ say, marked *:
+the object k is to have its shape moved and resized, T, or its centroid or its size alone; other objects o keep their
+shapes, and all their looks,
     g = w_s·‖shape_k - T(hard*_k)‖₁ + w_c·‖centroid_k - centroid*_k - move‖₁ + w_z·|size_k - resize²·size*_k|
         + mean_o ‖shape_o - hard*_o‖₁ + w_a·mean_{k,o} ‖appearance - appearance*‖₁,
-‖·‖₁ a mean over places, coordinates or channels. What is marked * may be another picture's in the appearance of k. As in the
-authors' program the maps of an appearance are constants, all but the appearance is a mean over sites, and the appearance is of the
-last site's map; Ψ is what the decoder gives to the network's last layers.
+‖·‖₁ a mean over places, coordinates or channels. What is marked * may be another picture's in the appearance of k. As
+in the authors' program the maps of an appearance are constants, all but the appearance is a mean over sites, and the
+appearance is of the last site's map; Ψ is what the decoder gives to the network's last layers.
 
-Differs from the paper: T turns about the centroid of shape*_k (the authors': of A_k), and the words of an object make one map,
-their sum (the authors': a term a token). v, w_a and the span of the schedule are what did best on the miniature; the authors leave
-σ_t out.
-Checked against the authors' Colab for SDXL, written out in a test. Its maps are those of ("output", 1), depths 1 to 3, at a
-quarter of the latent's side, enlarged to half of it.
+Differs from the paper: T turns about the centroid of shape*_k (the authors': of A_k), and the words of an object make
+one map, their sum (the authors': a term a token). v, w_a and the span of the schedule are what did best on the
+miniature; the authors leave σ_t out.
+Checked against the authors' Colab for SDXL, written out in a test. Its maps are those of ("output", 1), depths 1 to 3,
+at a quarter of the latent's side, enlarged to half of it.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -66,8 +68,8 @@ def appearance(A: Tensor, features: Tensor) -> Tensor:
 
 
 def transformed(S: Tensor, around: Tensor, move, resize: float) -> Tensor:
-    """T(S): S [B,h,w] resized about a point [B,2] (x, y) and moved by (dx, dy), all in shares of the picture; 0 comes in at its
-    sides."""
+    """T(S): S [B,h,w] resized about a point [B,2] (x, y) and moved by (dx, dy), all in shares of the picture; 0 comes
+    in at its sides."""
     y, x = torch.meshgrid(*((torch.arange(n, device=S.device) + 0.5) / n for n in S.shape[1:]), indexing="ij")
     to = torch.stack([x, y], -1) - around.new_tensor(move) - around[:, None, None]
     return F.grid_sample(S[:, None], 2 * (around[:, None, None] + to / resize) - 1, align_corners=False)[:, 0]
@@ -79,7 +81,8 @@ def distance(a: Tensor, b: Tensor, noise: float = 0.0) -> Tensor:
 
 
 def map_sites(sites: dict, share: float) -> frozenset:
-    """Of {position: share} the decoder's at this share; where that is more than one transformer of depth four or more, the authors'
+    """Of {position: share} the decoder's at this share; where that is more than one transformer of depth four or more,
+    the authors'
     three: the second one's blocks 1 to 3."""
     found = sorted(p for p, at in sites.items() if p[0] == "output" and at == share)
     deep = [block for _, block, depth in found if depth == 3]
@@ -147,9 +150,10 @@ def _at(edits, call, options, head, inputs):
 
 @dataclass(frozen=True, eq=False)
 class SelfGuidance(Shown):
-    """words: the object's; others: the names of other objects' words; move: (dx, dy) in shares of the picture; resize: s; sites: the
-    cross-attentions whose maps are read; scale: v; appearance, shape, position, size: w_a, w_s, w_c, w_z; start, end: percents of the
-    schedule. decoded: of the same picture. donor, donor_decoded, donor_words: another picture's, whose words' looks the object gets."""
+    """words: the object's; others: the names of other objects' words; move: (dx, dy) in shares of the picture; resize:
+    s; sites: the cross-attentions whose maps are read; scale: v; appearance, shape, position, size: w_a, w_s, w_c, w_z;
+    start, end: percents of the schedule. decoded: of the same picture. donor, donor_decoded, donor_words: another
+    picture's, whose words' looks the object gets."""
     words: str = ""
     others: str = ""
     move: tuple = (0.0, 0.0)
@@ -169,8 +173,8 @@ class SelfGuidance(Shown):
         memory = run.memory(self)
         memory["source"] = self._known(self.inversion, self.words, self.others)
         if not known:
-            raise ValueError(f"Self-Guidance looks for {self.words!r} in both prompts, and the sampled prompt carries no words: "
-                             "connect Prompt Edit's target to the sampler.")
+            raise ValueError(f"Self-Guidance looks for {self.words!r} in both prompts, and the sampled prompt carries "
+                             "no words: connect Prompt Edit's target to the sampler.")
         memory["target"] = {id(tokens): self._places(tokens, self.words, self.others) for tokens in known}
         if self.donor:
             memory["donor"] = self._known(self.donor.inversion, self.donor_words or self.words)
@@ -179,8 +183,8 @@ class SelfGuidance(Shown):
     def _known(self, inversion, *names) -> list:
         tokens = inversion.conditioning[0][1].get("palimpsest_tokens")
         if tokens is None:
-            raise ValueError(f"Self-Guidance looks for {names[0]!r} in the prompt of an INVERSION, and the source prompt carries no "
-                             "words: connect Prompt Edit's source to the inversion.")
+            raise ValueError(f"Self-Guidance looks for {names[0]!r} in the prompt of an INVERSION, and the source "
+                             "prompt carries no words: connect Prompt Edit's source to the inversion.")
         require_columns(tokens, inversion.conditioning[0][0])
         return self._places(tokens, *names)
 
@@ -206,7 +210,8 @@ class SelfGuidance(Shown):
 
         def maps(edit, rows, site, places):
             source = source_of(edit, rows, site)
-            return self._of(cross_attention_maps(source.q, source.k, site.heads).mean(1).unflatten(1, site.grid), places, site)
+            return self._of(cross_attention_maps(source.q, source.k, site.heads).mean(1).unflatten(1, site.grid),
+                            places, site)
 
         def look(rows, site, q, k):
             tokens = rows.entry.get("palimpsest_tokens")
@@ -228,15 +233,16 @@ class SelfGuidance(Shown):
                 looks[rows.entry["uuid"]] = self.looked(ours, theirs, h.float(), [given] + [own] * len(ours[1:]))
 
         def energy():
-            return sum(sum(t) / len(t) + looks.get(uuid, 0) for uuid, t in terms.items()) / len(terms) if terms else None
+            return sum(sum(t) / len(t) + looks.get(uuid, 0) for uuid,
+                       t in terms.items()) / len(terms) if terms else None
 
         return loss_gradient(run, x, sigma, lambda site: site.position in self.sites, look, energy,
                      lambda options, call: Decoded.install(options, [Decoded(None, look=features)], call))
 
     @staticmethod
     def _of(maps, places, site) -> list:
-        """The maps [B,h,w] of the object and of each other, of maps [B,h,w,tokens] and the rows' positions; those of less than half
-        the latent's side are enlarged to it."""
+        """The maps [B,h,w] of the object and of each other, of maps [B,h,w,tokens] and the rows' positions; those of
+        less than half the latent's side are enlarged to it."""
         found = [torch.stack([A[..., list(places[i % len(places)][n])].sum(-1) for i, A in enumerate(maps)])
                  for n in range(len(places[0]))]
         if site.share >= 0.5:
@@ -245,15 +251,19 @@ class SelfGuidance(Shown):
         return [F.interpolate(A[:, None], size, mode="bilinear")[:, 0] for A in found]
 
     def placed(self, ours: list, theirs: list) -> Tensor:
-        """g [B] without appearance at one site, of the maps [B,h,w] of the object and of each other in the target and the source."""
+        """g [B] without appearance at one site, of the maps [B,h,w] of the object and of each other in the target and
+        the source."""
         A, known = ours[0], theirs[0]
         g = A.new_zeros(len(A))
         if self.shape:
-            g = g + self.shape * distance(shape(A), transformed(hard_shape(known), centroid(shape(known)), self.move, self.resize))
+            g = g + self.shape * distance(shape(A),
+                                          transformed(hard_shape(known), centroid(shape(known)), self.move,
+                                                      self.resize))
         if self.position:
             g = g + self.position * distance(centroid(A), centroid(known) + A.new_tensor(self.move))
         if self.size:
-            g = g + self.size * distance(shape(A).mean((1, 2))[:, None], self.resize ** 2 * shape(known).mean((1, 2))[:, None])
+            g = g + self.size * distance(shape(A).mean((1, 2))[:, None],
+                                         self.resize ** 2 * shape(known).mean((1, 2))[:, None])
         if len(ours) > 1:
             g = g + sum(distance(shape(A), hard_shape(B)) for A, B in zip(ours[1:], theirs[1:])) / len(ours[1:])
         return g

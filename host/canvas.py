@@ -1,7 +1,7 @@
 """Warnings on the canvas: while a graph runs, each of the log's appears on the node that it concerns.
 
-The host's `send_progress_text` shows one text on a node, which stays until the next. So what was said of a node is kept by the
-node that executed then; where that one executes again, or samples again, what no longer holds goes.
+The host's `send_progress_text` shows one text on a node, which stays until the next. So what was said of a node is kept
+by the node that executed then; where that one executes again, or samples again, what no longer holds goes.
 """
 import logging
 import sys
@@ -30,8 +30,9 @@ def here() -> "tuple | None":
 
 @contextmanager
 def about(place):
-    """What is logged inside concerns the node at this place, as `here` told it. It may be None, and another graph may have taken
-    its output from the host's cache and hold no such node: then what is logged concerns the executing one."""
+    """What is logged inside concerns the node at this place, as `here` told it. It may be None, and another graph may
+    have taken its output from the host's cache and hold no such node: then what is logged concerns the executing
+    one."""
     token = _about.set(place)
     try:
         yield
@@ -59,25 +60,30 @@ def watch_queue():
 
 
 def survey(prompt: dict) -> tuple:
-    """Of a prompt, (id, class) of the pack's editors whose MODEL no node samples that the host is to execute, and (id, class) of
-    the nodes that an editor's MODEL reaches."""
+    """Of a prompt, (id, class) of the pack's editors whose MODEL no node samples that the host is to execute, and (id,
+    class) of the nodes that an editor's MODEL reaches."""
     import nodes  # the host's
 
     links, kinds = _links(prompt), {name: nodes.NODE_CLASS_MAPPINGS.get(_class(prompt, name)) for name in prompt}
     gives = {name: [str(kind) for kind in getattr(kinds[name], "RETURN_TYPES", ())] for name in prompt}
     executed = _upstream(links, [name for name in prompt if getattr(kinds[name], "OUTPUT_NODE", False)])
-    taken = [(source, *gives[source][int(slot):int(slot) + 1], reader) for reader in prompt for source, slot in links[reader]]
+    taken = [(source, *gives[source][int(slot):int(slot) + 1], reader) for reader in prompt for source,
+             slot in links[reader]]
     models = [(source, reader) for source, *kind, reader in taken if kind == ["MODEL"]]
     # another pack's sampler may hand its MODEL on
-    used = {source for source, *kind, reader in taken if kind != ["MODEL"] and reader in executed and not _ours(prompt, source)}
-    sampled = {reader for _, reader in models if reader in executed and ("MODEL" not in gives[reader] or reader in used)}
+    used = {source for source, *kind, reader in taken if kind != ["MODEL"] and reader in executed
+            and not _ours(prompt, source)}
+    sampled = {reader for _, reader in models if reader in executed
+               and ("MODEL" not in gives[reader] or reader in used)}
     while more := {source for source, reader in models if reader in sampled} - sampled:
         sampled |= more
     edits = {reader for _, reader in models if _ours(prompt, reader) and "MODEL" in gives[reader]}
     reached = set(edits)
-    while more := {reader for source, *kind, reader in taken if kind in (["MODEL"], ["GUIDER"]) and source in reached} - reached:
+    while more := {reader for source, *kind, reader in taken if kind in (["MODEL"], ["GUIDER"])
+                   and source in reached} - reached:
         reached |= more
-    return tuple([(name, _class(prompt, name)) for name in prompt if name in found] for found in (edits - sampled, reached))
+    return tuple([(name, _class(prompt, name)) for name in prompt if name in found]
+                 for found in (edits - sampled, reached))
 
 
 def _queued(asked: dict) -> dict:
@@ -87,7 +93,8 @@ def _queued(asked: dict) -> dict:
         silent, reached = survey(prompt)
         for place, spoken in list(_said.items()):
             # a sampler that lost its editors does not take back itself what it said
-            gone = [speaker for speaker in spoken if (place not in silent if speaker == QUEUED else _holds(prompt, speaker)
+            gone = [speaker for speaker in spoken
+                    if (place not in silent if speaker == QUEUED else _holds(prompt, speaker)
                     and not _ours(prompt, speaker[0]) and speaker not in reached)]
             for speaker in gone:
                 del spoken[speaker]
@@ -108,7 +115,8 @@ def _graph() -> dict:
 
 def _links(prompt) -> dict:
     """{node: [(node, slot) that it takes]}."""
-    return {name: [v for v in node.get("inputs", {}).values() if is_link(v) and v[0] in prompt] for name, node in prompt.items()}
+    return {name: [v for v in node.get("inputs", {}).values() if is_link(v) and v[0] in prompt] for name,
+            node in prompt.items()}
 
 
 def _upstream(links, names) -> list:

@@ -1,10 +1,11 @@
 """Gradients through the host's model, inside its inference mode.
 
-Four things stand in the way of a backward pass. Weights that a loader node made are inference tensors, which autograd refuses to
-save: computing in another dtype casts them to fresh tensors, and where the dtype is the same, others on the same memory take
-their place while a forward lasts, or copies of those that the host's dynamic memory brings and may take away. Some blocks write
-into tensors that autograd saved; those are copied first. Some fused kernels have no derivative; the host leaves them out while
-`in_training` is set. Some attention backends return no graph; PyTorch's own does.
+Four things stand in the way of a backward pass. Weights that a loader node made are inference tensors, which autograd
+refuses to
+save: computing in another dtype casts them to fresh tensors, and where the dtype is the same, others on the same memory
+take their place while a forward lasts, or copies of those that the host's dynamic memory brings and may take away. Some
+blocks write into tensors that autograd saved; those are copied first. Some fused kernels have no derivative; the host
+leaves them out while `in_training` is set. Some attention backends return no graph; PyTorch's own does.
 """
 from collections import defaultdict
 from contextlib import contextmanager
@@ -20,17 +21,19 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 KEY = "palimpsest.gradients"
-FP32 = 4 * 2 ** 30  # bytes of weights: larger models compute in bf16, or SDXL's graph at 1024 px outgrows 24 GB (bench gradients)
+# bytes of weights: larger models compute in bf16, or SDXL's graph at 1024 px outgrows 24 GB (bench gradients)
+FP32 = 4 * 2 ** 30
 
 
 @contextmanager
 def differentiable(model):
-    """A clone of the MODEL that autograd differentiates for x and for a prompt's embedding. Forward and backward belong inside;
-    tensors that enter the graph must be made or cloned inside. Nothing stays in the model."""
+    """A clone of the MODEL that autograd differentiates for x and for a prompt's embedding. Forward and backward belong
+    inside; tensors that enter the graph must be made or cloned inside. Nothing stays in the model."""
     dynamic = getattr(model, "is_dynamic", bool)()
     if dynamic and getattr(model, "cached_patcher_init", None) is None:
-        raise ValueError("A gradient over all steps needs weights that stay in place, the node that loaded this MODEL knows only "
-                         "dynamic memory: load it with ComfyUI's own nodes, or start ComfyUI with --disable-dynamic-vram.")
+        raise ValueError("A gradient over all steps needs weights that stay in place, the node that loaded this MODEL "
+                         "knows only dynamic memory: load it with ComfyUI's own nodes, or start ComfyUI with "
+                         "--disable-dynamic-vram.")
     with _recording():
         # the host's dynamic memory may overwrite weights that autograd saved
         m = model.clone(disable_dynamic=True) if dynamic else model.clone()
@@ -69,15 +72,15 @@ class _Held:
 
     def unpack(self):
         if self.tensor._version != self.version:
-            raise RuntimeError("A gradient needs a tensor that the model wrote into where PyTorch does not tell Python: this "
-                               "model runs with editors and inversions that take no gradient only.")
+            raise RuntimeError("A gradient needs a tensor that the model wrote into where PyTorch does not tell "
+                               "Python: this model runs with editors and inversions that take no gradient only.")
         return self.tensor
 
 
 class _CopyBeforeWrite(TorchFunctionMode):
-    """Copies what autograd saved before a function writes into its storage. PyTorch's allow_mutation_on_saved_tensors does so
-    too, but knows a tensor by addresses that the next one may be given: a gradient in fifty came out wrong; and it looks at every
-    operation, those of the backward pass too, which takes as long as a small model."""
+    """Copies what autograd saved before a function writes into its storage. PyTorch's allow_mutation_on_saved_tensors
+    does so too, but knows a tensor by addresses that the next one may be given: a gradient in fifty came out wrong; and
+    it looks at every operation, those of the backward pass too, which takes as long as a small model."""
 
     def __init__(self):
         super().__init__()
@@ -102,9 +105,9 @@ class _CopyBeforeWrite(TorchFunctionMode):
 
 @contextmanager
 def graph(run, memory):
-    """model_options for calls of the model between two steps of a run, which autograd differentiates for x; editors take no
-    part. Forward and backward belong inside; tensors that enter the graph must be made or cloned inside. memory: where the
-    weights' stand-ins stay until the run ends."""
+    """model_options for calls of the model between two steps of a run, which autograd differentiates for x; editors
+    take no part. Forward and backward belong inside; tensors that enter the graph must be made or cloned inside.
+    memory: where the weights' stand-ins stay until the run ends."""
     on_stand_ins = partial(_on_stand_ins, memory.setdefault("weights", {}))
     options = run.guider.model_options  # before the run put itself there, so the editors are not asked
     wrappers = options["transformer_options"].get("wrappers", {})
@@ -116,8 +119,8 @@ def graph(run, memory):
 
 
 def without_control_weights(entries) -> list:
-    """Processed cond entries whose ControlNets autograd takes for constants, and without GLIGEN: their weights are inference
-    tensors."""
+    """Processed cond entries whose ControlNets autograd takes for constants, and without GLIGEN: their weights are
+    inference tensors."""
     held = {id(e["control"]): _Constant(e["control"]) for e in entries if "control" in e}
     return [{k: held[id(v)] if k == "control" else v for k, v in e.items() if k != "gligen"} for e in entries]
 
@@ -146,8 +149,9 @@ class _Call(torch.nn.Module):
 
 def _require_graph(executor, *args, **kwargs):
     if torch.is_inference_mode_enabled():
-        raise ValueError("A gradient through the model is wanted, and another node calls the model in PyTorch's inference mode, "
-                         "which has none: remove that node (Tiled Diffusion's is one), or what needs the gradient.")
+        raise ValueError("A gradient through the model is wanted, and another node calls the model in PyTorch's "
+                         "inference mode, which has none: remove that node (Tiled Diffusion's is one), or what needs "
+                         "the gradient.")
     return executor(*args, **kwargs)
 
 
@@ -156,7 +160,8 @@ def _on_stand_ins(stand_ins, executor, *args, **kwargs):
     brought = [m for m in call.modules() if hasattr(m, "_v")]  # by the host's dynamic memory, past any stand-in
     if not stand_ins:
         theirs = {id(t) for m in brought for t in m.parameters(recurse=False)}
-        tensors = [(name, t.detach()) for name, t in (*call.named_parameters(), *call.named_buffers()) if id(t) not in theirs]
+        tensors = [(name, t.detach()) for name, t in (*call.named_parameters(), *call.named_buffers())
+                   if id(t) not in theirs]
         # all of them: one moved between devices is no inference tensor by name, but has no version either
         stand_ins.update({name: _alias(t) for name, t in tensors if type(t) is torch.Tensor})
     with _copied(brought):
@@ -180,8 +185,8 @@ def _copied(modules):
 
 
 def derivative(loss, x, model):
-    """∂loss/∂x through the host's model (a BaseModel). What a float16 network would round to 0 on the way back is lifted first,
-    and less where it then overflows."""
+    """∂loss/∂x through the host's model (a BaseModel). What a float16 network would round to 0 on the way back is
+    lifted first, and less where it then overflows."""
     half = (getattr(model, "manual_cast_dtype", None) or model.get_dtype()) == torch.float16
     for lift in (2.0 ** 12, 2.0 ** 6, 1.0) if half else (1.0,):
         found, = torch.autograd.grad(loss * lift, x, retain_graph=lift > 1)
@@ -222,8 +227,8 @@ def with_embedding(entry, embedding) -> dict:
 
 
 def prompted(model, extra_args, name, x, sigma, embedding=None):
-    """x0 [B,C,…] of x at σ [B], under a solver that PromptGuider runs: with its prompt `name`, or with another embedding
-    [B, tokens, C] in that prompt's place. Ends the run where the user cancelled."""
+    """x0 [B,C,…] of x at σ [B], under a solver that PromptGuider runs: with its prompt `name`, or with another
+    embedding [B, tokens, C] in that prompt's place. Ends the run where the user cancelled."""
     management.throw_exception_if_processing_interrupted()
     options = extra_args["model_options"]
     to = {**options["transformer_options"], "palimpsest.prompt": (name, embedding)}

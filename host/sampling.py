@@ -39,7 +39,8 @@ class Fingerprint:
 class Solver(comfy.samplers.Sampler):
     """Runs `function(model, x, sigmas, extra_args=, callback=, disable=, **extra_options)` from the LATENT as it is.
 
-    No noise is added and nothing is scaled, whatever noise the sampler node offers. inversion: the one whose own steps it takes.
+    No noise is added and nothing is scaled, whatever noise the sampler node offers. inversion: the one whose own steps
+    it takes.
     stands: the function also takes stand(Standing), by which it says where it stands (inversion/grid.py).
     """
 
@@ -87,7 +88,8 @@ class Solver(comfy.samplers.Sampler):
 
         edited = running(extra_args["model_options"]) if self.stands else None
         told = {"stand": edited.stand} if edited else {}
-        return self.function(model, latent_image, sigmas, extra_args=extra_args, callback=step, disable=disable_pbar, **told,
+        return self.function(model, latent_image, sigmas, extra_args=extra_args, callback=step, disable=disable_pbar,
+                             **told,
                              **self.extra_options)
 
 
@@ -128,8 +130,8 @@ def split_at(model, sigmas: Tensor, percent: float) -> int:
 
 
 def prediction_type(model) -> str:
-    """"eps", "v", "x0", "edm" (all of x = x0 + σ·ε) or "flow"; ValueError for a parametrisation in which an inversion's step is
-    not known."""
+    """"eps", "v", "x0", "edm" (all of x = x0 + σ·ε) or "flow"; ValueError for a parametrisation in which an inversion's
+    step is not known."""
     sampling = model.get_model_object("model_sampling")
     # before the kinds that they are subclasses of; not every host has all
     kinds = {"IMG_TO_IMG_FLOW": "", "IMG_TO_IMG": "", "EDM": "edm", "X0": "x0", "V_PREDICTION": "v", "EPS": "eps",
@@ -139,8 +141,8 @@ def prediction_type(model) -> str:
         return found
     strange = next((c.__name__ for c in type(sampling).__mro__ if c.__module__ == parametrisation.__name__
                     and not issubclass(c, torch.nn.Module)), type(sampling).__name__)
-    raise ValueError(f"The {type(model.model).__name__} MODEL predicts by {strange}; inversion is known for eps, v, x0, EDM and "
-                     "flow prediction (SD1.x, SD2.x, SDXL, SD3, Flux and their kin): load one of these.")
+    raise ValueError(f"The {type(model.model).__name__} MODEL predicts by {strange}; inversion is known for eps, v, "
+                     "x0, EDM and flow prediction (SD1.x, SD2.x, SDXL, SD3, Flux and their kin): load one of these.")
 
 
 def fingerprint(model) -> Fingerprint:
@@ -149,7 +151,8 @@ def fingerprint(model) -> Fingerprint:
     config = {**config, **config.get("context_embedder_config", {}).get("params", {})}
     context, pooled = (next((config[key] for key in keys if isinstance(config.get(key), int)), None) for keys in WIDTHS)
     data = float(getattr(model.get_model_object("model_sampling"), "sigma_data", 1.0))
-    return Fingerprint(type(model.model).__name__, type(latents).__name__, latents.latent_channels, prediction_type(model),
+    return Fingerprint(type(model.model).__name__, type(latents).__name__, latents.latent_channels,
+                       prediction_type(model),
                        _hash_weights(model), data, context, pooled)
 
 
@@ -198,9 +201,12 @@ def patches(model) -> tuple:
 
 
 def rows_may_mix(model, conditioning) -> bool:
-    """Whether rows of different σ may share a forward: nothing on the conditioning or the model reads one σ for the batch."""
+    """Whether rows of different σ may share a forward: nothing on the conditioning or the model reads one σ for the
+    batch."""
     options = model.model_options
-    foreign = {k for k in options if k != "transformer_options"} | {k for k in options["transformer_options"] if k != KEY}
-    wrapped = {key for kinds in (model.wrappers, model.callbacks) for keys in kinds.values() for key, found in keys.items() if found}
+    foreign = {k for k in options if k != "transformer_options"} | {k
+                                                                    for k in options["transformer_options"] if k != KEY}
+    wrapped = {key for kinds in (model.wrappers, model.callbacks) for keys in kinds.values() for key,
+               found in keys.items() if found}
     bound = {"start_percent", "end_percent", "timestep_start", "timestep_end", "control", "gligen", "hooks"}
     return not (foreign or wrapped - {KEY} or bound & {k for _, extras in conditioning for k in extras})

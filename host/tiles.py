@@ -1,8 +1,9 @@
 """Where in the latent the rows of a forward lie.
 
-The host shows the network the latent whole, or the area of a cond entry. Other packs cut further: a window that slides over the
-latent, tiles of it that share a forward. Nothing names their places, so they are found by their values: a noisy latent has each
-once. Areas are (height, width, y, x) in latent units, as the host's; one that ends past an edge goes on at the opposite one.
+The host shows the network the latent whole, or the area of a cond entry. Other packs cut further: a window that slides
+over the latent, tiles of it that share a forward. Nothing names their places, so they are found by their values: a
+noisy latent has each once. Areas are (height, width, y, x) in latent units, as the host's; one that ends past an edge
+goes on at the opposite one.
 """
 from functools import partial
 
@@ -13,7 +14,8 @@ TILES = "palimpsest.tiles"
 
 
 def keys(options) -> list:
-    """(`cond_or_uncond` index, uuid) of each part of a forward's rows, in their order: those of a tile stand together."""
+    """(`cond_or_uncond` index, uuid) of each part of a forward's rows, in their order: those of a tile stand
+    together."""
     once = list(zip(options["cond_or_uncond"], options["uuids"]))
     return once * (len(options.get(TILES) or once) // len(once))
 
@@ -33,8 +35,8 @@ def found(part, whole):
 
 
 def locating(model_options, call) -> dict:
-    """model_options whose forwards of parts of the latent name the area of each part in the option TILES, or give None there if
-    some part is nowhere in it."""
+    """model_options whose forwards of parts of the latent name the area of each part in the option TILES, or give None
+    there if some part is nowhere in it."""
     to = model_options["transformer_options"]
     wrappers = to.get("wrappers", {})
     around = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), TILES: [partial(_locate, call)]}

@@ -1,7 +1,8 @@
 """Words and tokens of a prompt, from the CLIP object's own tokenizer, and prompts encoded as rows of one CONDITIONING.
 
-For the alignment words are split as Prompt-to-Prompt's authors split them: at the whitespace of the prompt without its weight
-syntax. To be named they are split at punctuation too, which belongs to none: "a cat,dog." has the words a, cat and dog.
+For the alignment words are split as Prompt-to-Prompt's authors split them: at the whitespace of the prompt without its
+weight syntax. To be named they are split at punctuation too, which belongs to none: "a cat,dog." has the words a, cat
+and dog.
 """
 import hashlib
 import re
@@ -32,8 +33,9 @@ class Word:
 @dataclass(frozen=True)
 class Tokens:
     """A prompt as the text encoder reads it. `ids` and `weights` cover every position: each chunk (77 tokens) has its
-    own BOS, EOS and padding; all other positions belong to `words`, the alignment's. An embedding's vectors have negative ids,
-    equal for equal vectors. named: the words that can be named, without punctuation (files of older versions have none)."""
+    own BOS, EOS and padding; all other positions belong to `words`, the alignment's. An embedding's vectors have
+    negative ids, equal for equal vectors. named: the words that can be named, without punctuation (files of older
+    versions have none)."""
     text: str
     ids: tuple[int, ...]
     weights: tuple[float, ...]
@@ -44,7 +46,8 @@ class Tokens:
         object.__setattr__(self, "named", self.named or self.words)
 
     def find(self, name: str) -> Word:
-        """All occurrences of the word called `name` ("cat") as one, or its n-th alone ("cat#2"). ValueError lists the words."""
+        """All occurrences of the word called `name` ("cat") as one, or its n-th alone ("cat#2"). ValueError lists the
+        words."""
         numbered = re.fullmatch(r"(.+)#(\d+)", name.strip())
         text, number = (numbered[1], int(numbered[2])) if numbered else (name, None)
         found = [word for word in self.named if word.name == _name(text)]
@@ -55,7 +58,8 @@ class Tokens:
         listed = ", ".join(word.name for word in self.named) or "none"
         raise ValueError(f'"{name.strip()}" names no word of "{self.text}", '
                          f'which has "{_name(text)}" {len(found)} times: '
-                         f'choose among its words, which spaces and punctuation part ({listed}); "cat" is every "cat", "cat#2" '
+                         f'choose among its words, which spaces and punctuation part ({listed}); "cat" is every "cat", '
+                         '"cat#2" '
                          'the second')
 
 
@@ -175,12 +179,13 @@ def _is_mark(character):
 
 
 def _pieces(clip, part, ids, encoder):
-    """[(text, whether it is punctuation, count of tokens)] of a part of a word. A hyphen, apostrophe or underscore inside a word
-    is its own, as is the point of a number."""
+    """[(text, whether it is punctuation, count of tokens)] of a part of a word. A hyphen, apostrophe or underscore
+    inside a word is its own, as is the point of a number."""
     if part.startswith("embedding:"):
         name, vectors = part.rstrip(","), sum(i < 0 for i in ids)
         return [(name, False, vectors), (part[len(name):], True, len(ids) - vectors)]
-    kinds = [_is_mark(c) and not (re.fullmatch(r"\w[-'’_]\w|\d\.\d", part[max(0, i - 1):i + 2])) for i, c in enumerate(part)]
+    kinds = [_is_mark(c) and not (re.fullmatch(r"\w[-'’_]\w|\d\.\d", part[max(0, i - 1):i + 2])) for i,
+             c in enumerate(part)]
     cuts = [(marks, "".join(c for c, _ in run)) for marks, run in groupby(zip(part, kinds), lambda pair: pair[1])]
     if len(cuts) == 1:
         return [(part, cuts[0][0], len(ids))]
@@ -202,7 +207,8 @@ def _host_tokens(clip, text, length=0):
 
 
 def _sequence(clip, text, length):
-    """(encoder, its (token, weight, word id) at every position), once all encoders are seen to agree on the positions."""
+    """(encoder, its (token, weight, word id) at every position), once all encoders are seen to agree on the
+    positions."""
     encoders = {name: sum(chunks, []) for name, chunks in _host_tokens(clip, text, length).items()}
     if not encoders.keys() <= CLIP_ENCODERS:
         raise ValueError(f"this CLIP has the text encoders {', '.join(encoders)}, and words are found in l, g and h "
@@ -212,7 +218,8 @@ def _sequence(clip, text, length):
     for other in others:
         a, b = layouts[first], layouts[other]
         if a != b:
-            raise ValueError(f'"{text}" takes {sum(a)} of {len(a)} tokens in encoder {first} and {sum(b)} of {len(b)} in '
+            raise ValueError(f'"{text}" takes {sum(a)} of {len(a)} tokens in encoder {first} and {sum(b)} of {len(b)} '
+                             'in '
                              f"{other}, so a word has no one position: use embeddings made for both encoders, and "
                              "encoders of equal length")
     return first, encoders[first]
@@ -252,5 +259,6 @@ def _id(token):
 def require_columns(tokens, embedding):
     """The tokens of a prompt must be those of all the columns of its embedding [rows, columns, channels]."""
     if embedding.shape[1] != len(tokens[0].ids):
-        raise ValueError(f"{tokens[0].text!r} has {len(tokens[0].ids)} tokens and its CONDITIONING {embedding.shape[1]} columns: "
-                         "another node appended some, as Conditioning (Concat) does; write it all in one text of Prompt Edit.")
+        raise ValueError(f"{tokens[0].text!r} has {len(tokens[0].ids)} tokens and its CONDITIONING "
+                         f"{embedding.shape[1]} columns: another node appended some, as Conditioning (Concat) does; "
+                         "write it all in one text of Prompt Edit.")

@@ -6,7 +6,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 def positions(unet) -> dict:
     """(section, block, depth) of every transformer block of the host's U-Net -> its share of the latent's side."""
     found, share = {}, 1.0
-    for section, blocks in (("input", unet.input_blocks), ("middle", [unet.middle_block]), ("output", unet.output_blocks)):
+    for section, blocks in (("input", unet.input_blocks), ("middle", [unet.middle_block]),
+                            ("output", unet.output_blocks)):
         for i, block in enumerate(blocks):
             for module in block:
                 if isinstance(module, Downsample):
@@ -28,5 +29,6 @@ def require_unet(model, node):
     """These edits know the U-Nets of SD1.x, SD2.x and SDXL; another family is an error before the first model call."""
     network = model.model.diffusion_model
     if not isinstance(network, UNetModel):
-        raise ValueError(f"{node} edits the attention of U-Nets (SD1.x, SD2.x, SDXL), this MODEL is {type(model.model).__name__} "
-                         f"({type(network).__name__}): choose a checkpoint of those families.")
+        raise ValueError(f"{node} edits the attention of U-Nets (SD1.x, SD2.x, SDXL), this MODEL is "
+                         f"{type(model.model).__name__} ({type(network).__name__}): choose a checkpoint of those "
+                         "families.")

@@ -8,10 +8,11 @@ from .tiles import keys
 
 
 def with_added(model_options, value=None, contents={}, takes=None, scale=None) -> dict:
-    """model_options whose U-Net adds `value` [B,tokens,C] to what cross-attention takes its values from, once that is multiplied
-    by a `scale` [B,tokens,C], and contents {(section, block, depth): [B,2,places,C]} to what self-attention takes its keys and
-    values from: in the chunks of a forward of which takes("value" or "content", its `cond_or_uncond`, its uuid) says so, or in
-    all."""
+    """model_options whose U-Net adds `value` [B,tokens,C] to what cross-attention takes its values from, once that is
+    multiplied by a `scale` [B,tokens,C], and contents {(section, block, depth): [B,2,places,C]} to what self-attention
+    takes its keys and
+    values from: in the chunks of a forward of which takes("value" or "content", its `cond_or_uncond`, its uuid) says
+    so, or in all."""
     def cross(n, context, held, options):
         return n, context, _plus(held, value, options, takes and partial(takes, "value"), scale)
 
@@ -19,7 +20,8 @@ def with_added(model_options, value=None, contents={}, takes=None, scale=None) -
         content = contents.get(_place(options))
         if content is None:
             return n, context, held
-        return n, *(_plus(x, c, options, takes and partial(takes, "content")) for x, c in zip((context, held), content.unbind(1)))
+        return n, *(_plus(x, c, options, takes and partial(takes, "content")) for x,
+                    c in zip((context, held), content.unbind(1)))
 
     return _patched(model_options, attn2_patch=None if value is None else cross, attn1_patch=own if contents else None)
 
@@ -46,10 +48,12 @@ def _patched(model_options, **patches):
 
 
 def _plus(x, learned, options, takes, scale=None):
-    """x [rows,tokens,C], scaled or not, with what was learned [B,tokens,C] added; the host may repeat a text's tokens."""
+    """x [rows,tokens,C], scaled or not, with what was learned [B,tokens,C] added; the host may repeat a text's
+    tokens."""
     if x.shape[1] % learned.shape[1] or x.shape[2] != learned.shape[2]:
-        raise ValueError(f"What was learned is {list(learned.shape[1:])} (tokens, width), attention reads {list(x.shape[1:])}: "
-                         "remove what cuts the picture into tiles, and sample at the size of the inversion.")
+        raise ValueError(f"What was learned is {list(learned.shape[1:])} (tokens, width), attention reads "
+                         f"{list(x.shape[1:])}: remove what cuts the picture into tiles, and sample at the size of the "
+                         "inversion.")
     chunks = [()] if takes is None else keys(options)
     parts = []
     for chunk, part in zip(chunks, x.chunk(len(chunks))):

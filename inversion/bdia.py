@@ -1,16 +1,21 @@
-"""Exact Diffusion Inversion via Bi-directional Integration Approximation. Zhang, Lewis, Kleijn, ECCV 2024. arXiv:2307.10829
+"""Exact Diffusion Inversion via Bi-directional Integration Approximation. Zhang, Lewis, Kleijn, ECCV 2024.
+arXiv:2307.10829
 
-A DDIM step and a DDIM inversion step from the same z_i need one prediction ε(z_i, i) only. The change from z_{i+1} to z_i
-is integrated again with it, backwards, and the part γ of what the first integration missed is put right in the next:
+A DDIM step and a DDIM inversion step from the same z_i need one prediction ε(z_i, i) only. The change from z_{i+1} to
+z_i is integrated again with it, backwards, and the part γ of what the first integration missed is put right in the
+next:
     z_{i-1} = a_i·z_i + b_i·ε(z_i, i) + γ·[z_{i+1} - (z_i/a_{i+1} - b_{i+1}/a_{i+1}·ε(z_i, i))].
-This is linear in z_{i+1}, so from z_{i-1} and z_i it gives z_{i+1} exactly. With x = z·√(1+σ²) both bracketed steps are Euler's,
-    x_{i-1} = D_i + o_i,   o_i = γ·√(1+σ_{i-1}²)/√(1+σ_{i+1}²)·(x_{i+1} - U_i),   D_i, U_i = x_i + (σ_{i∓1} - σ_i)·ε(x_i, σ_i),
+This is linear in z_{i+1}, so from z_{i-1} and z_i it gives z_{i+1} exactly. With x = z·√(1+σ²) both bracketed steps are
+Euler's,
+    x_{i-1} = D_i + o_i,   o_i = γ·√(1+σ_{i-1}²)/√(1+σ_{i+1}²)·(x_{i+1} - U_i),   D_i, U_i = x_i + (σ_{i∓1} -
+    σ_i)·ε(x_i, σ_i),
 and flow models take it without the roots. The first level comes from one step of DDIM inversion.
 
-γ = 1 is the paper's choice for 40 steps, 0.5 for 10: γ < 1 forgets in sampling, so in inversion what was missed grows as γ^-S.
+γ = 1 is the paper's choice for 40 steps, 0.5 for 10: γ < 1 forgets in sampling, so in inversion what was missed grows
+as γ^-S.
 
-Differs from the paper: a recorded o_i takes the place of x_{i+1} where sampling starts, at any level (one model call more), and
-there the target's D_i is used; the latents are in double precision, the network in its own.
+Differs from the paper: a recorded o_i takes the place of x_{i+1} where sampling starts, at any level (one model call
+more), and there the target's D_i is used; the latents are in double precision, the network in its own.
 """
 from functools import partial
 
@@ -27,7 +32,8 @@ def weight(clean: Tensor, noisy: Tensor, gamma: float, **seen_as):
     return gamma * scale(noisy, clean, **seen_as)
 
 
-def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, gamma=GAMMA, **seen_as) -> tuple:
+def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, gamma=GAMMA,
+           **seen_as) -> tuple:
     """Follow the steps back from the clean x [B,C,…] to σ[0]. sigmas [S+1] descend to 0.
 
     Returns S+1 latents in the order of sigmas, the clean one last, and the S offsets o of the steps that start there.
@@ -45,7 +51,8 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
     return path[::-1], offsets[::-1]
 
 
-def denoise(model, x: Tensor, offset: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, gamma=GAMMA,
+def denoise(model, x: Tensor, offset: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *,
+            gamma=GAMMA,
             stand=None, **seen_as) -> Tensor:
     """The latent at σ[-1], from x at σ[0] and the offset of the step that starts there.
 

@@ -1,11 +1,12 @@
-"""A Latent Space of Stochastic Diffusion Models for Zero-Shot Image Editing and Guidance (CycleDiffusion). Wu, De la Torre,
-ICCV 2023. arXiv:2210.05559
+"""A Latent Space of Stochastic Diffusion Models for Zero-Shot Image Editing and Guidance (CycleDiffusion). Wu, De la
+Torre, ICCV 2023. arXiv:2210.05559
 
 DPM-Encoder: x_1 … x_T are drawn from the posterior of the picture,
     x_T ~ q(x_T | x_0),   x_{t-1} ~ q(x_{t-1} | x_t, x_0),   z_t = (x_{t-1} - μ_T(x_t, t)) / σ_t,
-so that the model's own stochastic process with these z gives x_0 back, whatever η > 0 it has. CycleDiffusion then decodes with
-the target prompt. In x = z/√ᾱ the posterior of DDIM's family is the step of `ddpm.py` with x_0 in the place of the denoised
-picture; the maps z and the way back are the same. With the paper's small η the levels share most of their noise.
+so that the model's own stochastic process with these z gives x_0 back, whatever η > 0 it has. CycleDiffusion then
+decodes with the target prompt. In x = z/√ᾱ the posterior of DDIM's family is the step of `ddpm.py` with x_0 in the
+place of the denoised picture; the maps z and the way back are the same. With the paper's small η the levels share most
+of their noise.
 
 Differs from the paper: the residual of the step to σ = 0, which has no noise, is z's last entry.
 """

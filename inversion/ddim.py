@@ -21,8 +21,8 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
            data=1.0) -> list:
     """Follow the reverse process from the clean latent x [B,C,…] to σ[0]: one model call a step, none at σ = 0.
 
-    model(x, sigma [B], **extra_args) returns x0; sigmas [S+1] descend to 0; callback gets k-diffusion's dict; flow and data:
-    `scale`'s. Returns S+1 latents in the order of sigmas, the clean one last.
+    model(x, sigma [B], **extra_args) returns x0; sigmas [S+1] descend to 0; callback gets k-diffusion's dict; flow and
+    data: `scale`'s. Returns S+1 latents in the order of sigmas, the clean one last.
     """
     extra_args = extra_args or {}
     path = [x]

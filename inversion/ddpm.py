@@ -1,18 +1,18 @@
 """An Edit Friendly DDPM Noise Space: Inversion and Manipulations. Huberman-Spiegelglas, Kulikov, Michaeli, CVPR 2024.
 arXiv:2304.06140
 
-Instead of one chain, every level is noised by itself, x_t = √ᾱ_t·x_0 + √(1-ᾱ_t)·ε̃_t, and the noise maps that make DDPM's
-generative process pass through these levels are read off:
+Instead of one chain, every level is noised by itself, x_t = √ᾱ_t·x_0 + √(1-ᾱ_t)·ε̃_t, and the noise maps that make
+DDPM's generative process pass through these levels are read off:
     z_t = (x_{t-1} - μ̂_t(x_t)) / σ_t.
-They are less alike white noise than the sampler's own, correlate over time, and so hold the picture's structure. Sampling with
-z_t fixed and another prompt edits it; `skip` is the level where that starts (Replay's start).
+They are less alike white noise than the sampler's own, correlate over time, and so hold the picture's structure.
+Sampling with z_t fixed and another prompt edits it; `skip` is the level where that starts (Replay's start).
 
 In x = z/√ᾱ the step of DDIM's family (Song et al. 2021, Eq. 12 and 16) is, with D the denoised picture,
     x' = D + σ_down·(x - D)/σ + σ_up·z,   σ_up = η·σ'·√(1 - σ'²/σ²),   σ_down² = σ'² - σ_up²;   η = 1 is DDPM.
 
-The last step has σ_up = 0 and no map: it ends in D, and misses x_0 by a residual. Kept as z's last entry and added as it is,
-the residual returns the picture; but what it holds of the source goes into every edit too, much where the last level is noisy.
-The authors' code leaves it out (`last_residual`).
+The last step has σ_up = 0 and no map: it ends in D, and misses x_0 by a residual. Kept as z's last entry and added as
+it is, the residual returns the picture; but what it holds of the source goes into every edit too, much where the last
+level is noisy. The authors' code leaves it out (`last_residual`).
 
 Differs from the authors' code: at η < 1 it takes √(1 - ᾱ' - η·σ_t²) where DDIM's formula has η².
 Checked against: inbarhub/DDPM_inversion@58fc881 at η = 1, maps and edits (numbers in tests/data/exact.json).
@@ -33,12 +33,14 @@ def down_up(n: Tensor, c: Tensor, eta: float) -> tuple:
 
 
 def independent_path(x: Tensor, sigmas: Tensor, seed: int) -> list:
-    """S+1 latents in the order of sigmas, the clean x [B,C,…] last: each noised by itself, with draws of the seed alone."""
+    """S+1 latents in the order of sigmas, the clean x [B,C,…] last: each noised by itself, with draws of the seed
+    alone."""
     generator = torch.Generator().manual_seed(seed)
     return [*(x + s * torch.randn(x.shape, generator=generator).to(x) for s in sigmas[:-1]), x]
 
 
-def noise_maps(model, path, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, eta=1.0, together=1) -> tuple:
+def noise_maps(model, path, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, eta=1.0,
+               together=1) -> tuple:
     """(path, S maps z [B,C,…]) of the steps along path, S+1 latents in the order of sigmas [S+1], which descend to 0.
 
     The path comes back with each latent as sampling will reach it, so that rounding does not add up. eta: in (0, 1].
@@ -59,8 +61,8 @@ def noise_maps(model, path, sigmas: Tensor, extra_args=None, callback=None, disa
 
 
 def last_residual(maps: list, sigmas: Tensor, choice: str) -> list:
-    """The maps, the last of them the residual ("keep") or 0 as in the authors' code ("zero"); "auto" is theirs where the last
-    level is over σ = 0.1."""
+    """The maps, the last of them the residual ("keep") or 0 as in the authors' code ("zero"); "auto" is theirs where
+    the last level is over σ = 0.1."""
     kept = choice == "keep" or choice == "auto" and sigmas[-2] <= CLEAN
     return maps if kept else [*maps[:-1], torch.zeros_like(maps[-1])]
 
@@ -86,6 +88,7 @@ def reverse(inversion):
     def solve(model, x, sigmas, extra_args=None, callback=None, disable=None):
         first = first_step(inversion, sigmas)
         x = source_where_equal(inversion, first, x)
-        return denoise(model, x, lambda i, x: recorded(inversion, "z", first + i, x), sigmas, extra_args, callback, disable,
+        return denoise(model, x, lambda i, x: recorded(inversion, "z", first + i, x), sigmas, extra_args, callback,
+                       disable,
                        eta=inversion.provenance["eta"])
     return solve

@@ -1,13 +1,14 @@
-"""Direct Inversion: Boosting Diffusion-based Editing with 3 Lines of Code (PnP Inversion). Ju, Zeng, Bian, Liu, Xu, ICLR 2024.
-arXiv:2310.01506
+"""Direct Inversion: Boosting Diffusion-based Editing with 3 Lines of Code (PnP Inversion). Ju, Zeng, Bian, Liu, Xu,
+ICLR 2024. arXiv:2310.01506
 
-DDIM inversion at guidance 1 gives z*_t; sampling it with guidance w drifts away. Instead of learning something that brings it
-back, the source branch is put right at every step by what it misses,
+DDIM inversion at guidance 1 gives z*_t; sampling it with guidance w drifts away. Instead of learning something that
+brings it back, the source branch is put right at every step by what it misses,
     o_{t-1} = z*_{t-1} - DDIM(z_t, t, C_src, w),   z_{t-1} = DDIM(z_t, t, C_src, w) + o_{t-1},
-and the target branch is left alone. The offset is the distance to the source, times a scale that the paper studies (its 1 puts
-the whole distance right). It depends on w, so it holds for replay at the guidance it was recorded with.
+and the target branch is left alone. The offset is the distance to the source, times a scale that the paper studies (its
+1 puts the whole distance right). It depends on w, so it holds for replay at the guidance it was recorded with.
 
-Differs from the paper: for editors the source branch is read from z* itself and needs no offsets; they serve the source's replay.
+Differs from the paper: for editors the source branch is read from z* itself and needs no offsets; they serve the
+source's replay.
 """
 from torch import Tensor
 from tqdm.auto import trange
@@ -16,8 +17,8 @@ from .grid import first_step, noise_at, recorded, report_step, source_where_equa
 
 
 def record(model, path, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, scale=1.0) -> list:
-    """The S offsets that lead sampling from path[0] along the path: S+1 latents in the order of sigmas [S+1], which descend to
-    0."""
+    """The S offsets that lead sampling from path[0] along the path: S+1 latents in the order of sigmas [S+1], which
+    descend to 0."""
     x, offsets = path[0], []
     for i in trange(len(sigmas) - 1, disable=disable):
         y = _step(model, x, i, sigmas, extra_args, callback)
@@ -44,5 +45,6 @@ def reverse(inversion):
     def solve(model, x, sigmas, extra_args=None, callback=None, disable=None):
         first = first_step(inversion, sigmas)
         x = source_where_equal(inversion, first, x)
-        return denoise(model, x, lambda i, x: recorded(inversion, "offset", first + i, x), sigmas, extra_args, callback, disable)
+        return denoise(model, x, lambda i, x: recorded(inversion, "offset", first + i, x), sigmas, extra_args,
+                       callback, disable)
     return solve

@@ -3,9 +3,9 @@
 Two latents x and y take turns: each is moved with the noise predicted from the other, then both are drawn together,
     x_inter = a_t·x_t + b_t·ε(y_t, t)            x_{t-1} = p·x_inter + (1-p)·y_inter
     y_inter = a_t·y_t + b_t·ε(x_inter, t)        y_{t-1} = p·y_inter + (1-p)·x_{t-1}
-Every line is affine in what it changes and reads nothing else that it changes, so it is undone exactly, in reverse order.
-As the authors do, x and y take turns at going first. In x = z/√ᾱ the move a·z + b·ε is Euler's x + (σ' - σ)·ε, and the
-mixing stays as it is, both latents being of one level.
+Every line is affine in what it changes and reads nothing else that it changes, so it is undone exactly, in reverse
+order. As the authors do, x and y take turns at going first. In x = z/√ᾱ the move a·z + b·ε is Euler's x + (σ' - σ)·ε,
+and the mixing stays as it is, both latents being of one level.
 
 Differs from the paper: the latents are in double precision, the network in its own; σ = 0 is the clean end (ᾱ = 1).
 Checked against: salesforce/EDICT@c35a81f (numbers in tests/data/exact.json).
@@ -21,8 +21,8 @@ P = 0.93
 
 
 def denoise_step(pair: list, turn: int, n: Tensor, c: Tensor, noise, p: float) -> list:
-    """One step from level n to the cleaner c; pair[turn] goes first. noise(pair, sees, level) predicts at n from pair[sees], which is
-    of that level, and may move the pair first."""
+    """One step from level n to the cleaner c; pair[turn] goes first. noise(pair, sees, level) predicts at n from
+    pair[sees], which is of that level, and may move the pair first."""
     pair = list(pair)
     for goes, level in ((turn, n), (1 - turn, c)):
         eps = noise(pair, 1 - goes, level)
@@ -64,16 +64,18 @@ def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable
 
 
 def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P, **seen_as) -> list:
-    """The coupled latents from the clean x [B,C,…], with y = x there, to σ[0]: S+1 pairs [x, y] in the order of sigmas, the
-    clean one last. sigmas [S+1] descend to 0."""
+    """The coupled latents from the clean x [B,C,…], with y = x there, to σ[0]: S+1 pairs [x, y] in the order of sigmas,
+    the clean one last. sigmas [S+1] descend to 0."""
     start = [in_double(x)] * 2
     turns = range(len(sigmas) - 2, -1, -1)
-    found = _walk(invert_step, start, in_double(sigmas).flip(0), turns, model, x.dtype, extra_args, callback, disable, p, seen_as)
+    found = _walk(invert_step, start, in_double(sigmas).flip(0), turns, model, x.dtype, extra_args, callback, disable,
+                  p, seen_as)
     return [start, *found][::-1]
 
 
 def source(inversion, n: Tensor, c: Tensor, goes: int, second: bool, p: float) -> tuple:
-    """A Standing's source, of a step from n to c in which pair[goes] goes now. Of a method that has no y, its latents are both."""
+    """A Standing's source, of a step from n to c in which pair[goes] goes now. Of a method that has no y, its latents
+    are both."""
     ends = unmixed(_pair_at(inversion, c), p)
     return (ends if second else _pair_at(inversion, n))[1 - goes], ends[goes]
 
@@ -87,7 +89,8 @@ def denoise(model, x: Tensor, y: Tensor, sigmas: Tensor, extra_args=None, callba
             stand=None, **seen_as) -> list:
     """The pair [x, y] at σ[-1], from the pair at σ[0], which is level `first` of the whole schedule."""
     pair, turns = [in_double(x), in_double(y)], range(first, first + len(sigmas) - 1)
-    for pair in _walk(denoise_step, pair, in_double(sigmas), turns, model, x.dtype, extra_args, callback, disable, p, seen_as, stand):
+    for pair in _walk(denoise_step, pair, in_double(sigmas), turns, model, x.dtype, extra_args, callback, disable, p,
+                      seen_as, stand):
         pass
     return pair
 
@@ -98,7 +101,8 @@ def reverse(inversion):
         first = first_step(inversion, sigmas)
         x = source_where_equal(inversion, first, x)
         y = in_double(x) + recorded(inversion, "y_minus_x", first, in_double(x))
-        found = denoise(model, x, y, sigmas, extra_args, callback, disable, p=inversion.provenance["p"], first=first, stand=stand,
+        found = denoise(model, x, y, sigmas, extra_args, callback, disable, p=inversion.provenance["p"], first=first,
+                        stand=stand,
                         **seen_as(inversion.fingerprint))
         return found[0].to(x)
     return solve

@@ -87,8 +87,8 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
         guess = x * scale(clean, noisy, flow, data)
         x, errors = iterate(f, guess, iterations, tolerance, memory)
         if errors[-1] > errors[0]:
-            log.warning("The fixed-point iteration does not contract at sigma %.4g: in %d iterations its residual grew from "
-                        "%.2g to %.2g. Take more steps or fewer iterations (1 is DDIM "
+            log.warning("The fixed-point iteration does not contract at sigma %.4g: in %d iterations its residual grew "
+                        "from %.2g to %.2g. Take more steps or fewer iterations (1 is DDIM "
                         "inversion).", noisy, len(errors), errors[0], errors[-1])
         path.append(x)
         used.append(len(errors))

@@ -1,4 +1,5 @@
-"""What the solvers with recorded steps share: the network's noise between levels, and where on the grid a run stands."""
+"""What the solvers with recorded steps share: the network's noise between levels, and where on the grid a run
+stands."""
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,10 +30,11 @@ def noise_at(model, x: Tensor, c: Tensor, n: Tensor, dtype, extra_args, **seen_a
 class Standing:
     """Where a solver of two latents stands as it asks the network: its step gives pair[1 - sees] + slope·ε(pair[sees]).
 
-    pair: the two, [B,C,…] each, which an editor may change until the network has answered; sees: which of them the network
-    sees, a latent of level `level`, at level `sigma`; source(inversion): what it saw of an INVERSION there and what the step then
-    gave, [pictures,C,…] each; seen_as: flow and data of `scale`; on_path: whether what is seen is always the trajectory's latent
-    of level `sigma`; tied: whether the other latent is made from the one that is seen, and so goes where that one goes."""
+    pair: the two, [B,C,…] each, which an editor may change until the network has answered; sees: which of them the
+    network sees, a latent of level `level`, at level `sigma`; source(inversion): what it saw of an INVERSION there and
+    what the step then gave, [pictures,C,…] each; seen_as: flow and data of `scale`; on_path: whether what is seen is
+    always the trajectory's latent of level `sigma`; tied: whether the other latent is made from the one that is seen,
+    and so goes where that one goes."""
     pair: list
     sees: int
     level: Tensor
@@ -68,12 +70,14 @@ class Standing:
 
 
 def first_step(inversion, sigmas: Tensor) -> int:
-    """The index in the inversion's schedule where a run over sigmas starts; ValueError where it leaves that schedule."""
+    """The index in the inversion's schedule where a run over sigmas starts; ValueError where it leaves that
+    schedule."""
     first = inversion.step(float(sigmas[0]))
     own = inversion.sigmas[first:first + len(sigmas)]
     if len(own) != len(sigmas) or not torch.allclose(own, sigmas.to(own), rtol=1e-4, atol=0):
-        raise ValueError(f"The sampler takes {len(sigmas) - 1} steps to sigma {float(sigmas[-1]):.4g}, the {inversion.method} "
-                         f"INVERSION recorded {inversion.schedule}, each step for itself: sample with Replay's SIGMAS.")
+        raise ValueError(f"The sampler takes {len(sigmas) - 1} steps to sigma {float(sigmas[-1]):.4g}, the "
+                         f"{inversion.method} INVERSION recorded {inversion.schedule}, each step for itself: sample "
+                         "with Replay's SIGMAS.")
     return first
 
 

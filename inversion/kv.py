@@ -1,7 +1,8 @@
-"""KV Inversion: KV Embeddings Learning for Text-Conditioned Real Image Action Editing. Huang, Liu, Qin, Chen, PRCV 2023.
-arXiv:2309.16608
+"""KV Inversion: KV Embeddings Learning for Text-Conditioned Real Image Action Editing. Huang, Liu, Qin, Chen, PRCV
+2023. arXiv:2309.16608
 
-To let a new prompt change an action and keep the picture's contents, the contents are learned where self-attention keeps
+To let a new prompt change an action and keep the picture's contents, the contents are learned where self-attention
+keeps
 them: at each step t offsets of its keys and values, such that sampling returns the picture's trajectory,
 
     K_t = W_K(h + Δ^K_t),  V_t = W_V(h + Δ^V_t),    Δ_t = arg min ‖z*_{t-1} - z_{t-1}(z̄_t, Δ_t)‖²;
@@ -9,9 +10,9 @@ them: at each step t offsets of its keys and values, such that sampling returns 
 the target is then sampled with its own keys and values plus the learned ones (editing/replay.py).
 
 Differs from the paper as far as it was at hand, its abstract and what surveys say of it: it also learns weights of the
-offsets, which only scale them; its offsets are of K and V themselves, which the projections, square matrices in the host's
-U-Nets, make ours too. Its layers, steps and learning rate were not to be read. Here the layers are few, since all steps'
-offsets are kept, in half precision; the optimiser is null_text.py's.
+offsets, which only scale them; its offsets are of K and V themselves, which the projections, square matrices in the
+host's U-Nets, make ours too. Its layers, steps and learning rate were not to be read. Here the layers are few, since
+all steps' offsets are kept, in half precision; the optimiser is null_text.py's.
 """
 import math
 
@@ -25,8 +26,8 @@ from .trajectory import Theta
 def optimise(null, cond, path: list, sigmas: Tensor, shapes: dict, *, cfg: float, **settings) -> tuple[dict, list]:
     """Learn Δ_t along `path`, S+1 latents [B,C,…], for places {name: (2, tokens, width)}; settings are `follow`'s.
 
-    null(x, sigma [B]) returns x0, as does cond(x, sigma [B], {name: Δ [B,2,tokens,width]}), differentiable in Δ. Returns
-    {name: Theta [S,B,2,tokens,width]} and for each step (first loss, last loss, updates).
+    null(x, sigma [B]) returns x0, as does cond(x, sigma [B], {name: Δ [B,2,tokens,width]}), differentiable in Δ.
+    Returns {name: Theta [S,B,2,tokens,width]} and for each step (first loss, last loss, updates).
     """
     sizes = [math.prod(shape) for shape in shapes.values()]
 

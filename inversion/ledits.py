@@ -1,16 +1,17 @@
-"""LEDITS++: Limitless Image Editing using Text-to-Image Models. Brack, Friedrich, Kornmeier, Tsaban, Schramowski, Kersting,
-Passos, CVPR 2024. arXiv:2311.16711, the inversion. (guidance/ledits.py holds its editing.)
+"""LEDITS++: Limitless Image Editing using Text-to-Image Models. Brack, Friedrich, Kornmeier, Tsaban, Schramowski,
+Kersting, Passos, CVPR 2024. arXiv:2311.16711, the inversion. (guidance/ledits.py holds its editing.)
 
-Edit-friendly noise maps (inversion/ddpm.py) for a solver of few steps: DPM-Solver++ of second order as an SDE (Lu et al. 2022,
-arXiv:2211.01095). In x = z/√ᾱ and σ its λ is -log σ; with D_i the denoised picture at level i, h_i = λ_{i+1} - λ_i and
-r = σ_{i+1}/σ_i a step is
+Edit-friendly noise maps (inversion/ddpm.py) for a solver of few steps: DPM-Solver++ of second order as an SDE (Lu et
+al. 2022, arXiv:2211.01095). In x = z/√ᾱ and σ its λ is -log σ; with D_i the denoised picture at level i, h_i = λ_{i+1}
+- λ_i and r = σ_{i+1}/σ_i a step is
     x_{i+1} = r²·x_i + (1 - r²)·D̃_i + σ_{i+1}·√(1 - r²)·z_i,   D̃_i = D_i + (D_i - D_{i-1})·h_i/(2·h_{i-1}),
-DDPM's step towards D̃; the first step and the last, where h is infinite, take D itself. Levels are noised independently, and z_i
-is read off.
+DDPM's step towards D̃; the first step and the last, where h is infinite, take D itself. Levels are noised
+independently, and z_i is read off.
 
-Differs from the authors' code (diffusers' LEditsPPPipelineStableDiffusion): the denoised pictures are kept, so that a replay may
-start at any level as the inversion passed it; and the last map may be the residual itself, so that the picture returns, or 0 as
-theirs is (`last_residual` in ddpm.py). Checked against: diffusers 0.42.1, every map, with a source prompt and without.
+Differs from the authors' code (diffusers' LEditsPPPipelineStableDiffusion): the denoised pictures are kept, so that a
+replay may start at any level as the inversion passed it; and the last map may be the residual itself, so that the
+picture returns, or 0 as theirs is (`last_residual` in ddpm.py). Checked against: diffusers 0.42.1, every map, with a
+source prompt and without.
 """
 import torch
 from torch import Tensor
@@ -28,13 +29,15 @@ def towards(D: Tensor, before, sigmas: Tensor, i: int) -> Tensor:
 
 
 def mean_scale(x: Tensor, D: Tensor, n: Tensor, c: Tensor) -> tuple:
-    """The mean of the step from level σ = n to c towards D, and what multiplies its map: 1 for the residual of the last step."""
+    """The mean of the step from level σ = n to c towards D, and what multiplies its map: 1 for the residual of the last
+    step."""
     r = c / n
     return D + r ** 2 * (x - D), c * (1 - r ** 2).sqrt() if c > 0 else 1
 
 
 def noise_maps(model, path, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, together=1) -> tuple:
-    """(path, S maps z, S denoised pictures), all [B,C,…], of the steps along path, S+1 latents in the order of sigmas [S+1].
+    """(path, S maps z, S denoised pictures), all [B,C,…], of the steps along path, S+1 latents in the order of sigmas
+    [S+1].
 
     The path comes back with each latent as sampling will reach it. together: how many levels share a model call.
     """

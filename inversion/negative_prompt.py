@@ -28,8 +28,8 @@ def slerp(weight: float, a: Tensor, b: Tensor) -> Tensor:
 
 
 def repeated(a: Tensor, b: Tensor) -> tuple:
-    """Embeddings [B,tokens,C] of prompts of different length, repeated to one, as the host does: attention to a whole number of
-    times the same tokens is the same. Pooled ones [B,P] as they are."""
+    """Embeddings [B,tokens,C] of prompts of different length, repeated to one, as the host does: attention to a whole
+    number of times the same tokens is the same. Pooled ones [B,P] as they are."""
     length = math.lcm(a.shape[1], b.shape[1])
     return tuple(t if t.ndim < 3 else t.repeat(1, length // t.shape[1], 1) for t in (a, b))
 
@@ -41,8 +41,8 @@ def learned(source: list, null: "list | None" = None, weight=0.0) -> dict:
         if weight == 0:
             return a
         if a.shape[-1] != b.shape[-1]:
-            raise ValueError(f"The negative's embedding is {b.shape[-1]} wide, the source's {a.shape[-1]}: encode both with the "
-                             "same CLIP, or set interpolation to 0.")
+            raise ValueError(f"The negative's embedding is {b.shape[-1]} wide, the source's {a.shape[-1]}: encode both "
+                             "with the same CLIP, or set interpolation to 0.")
         return slerp(weight, *torch.broadcast_tensors(*repeated(a, b.to(a))))
 
     (a, extras), (b, others) = source[0], (null or source)[0]

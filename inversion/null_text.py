@@ -1,17 +1,17 @@
-"""Null-text Inversion for Editing Real Images using Guided Diffusion Models. Mokady, Hertz, Aberman, Pritch, Cohen-Or, CVPR
-2023. arXiv:2211.09794
+"""Null-text Inversion for Editing Real Images using Guided Diffusion Models. Mokady, Hertz, Aberman, Pritch, Cohen-Or,
+CVPR 2023. arXiv:2211.09794
 
 Sampling with guidance w leaves the pivot trajectory z*_T … z*_0 that was inverted at guidance 1. So at each step t the
 unconditional embedding ∅_t is optimised until the guided step lands on the pivot,
     min over ∅_t of ‖z*_{t-1} - z_{t-1}(z̄_t, ∅_t, C)‖²,    ε = ε(z̄_t, ∅_t) + w·(ε(z̄_t, C) - ε(z̄_t, ∅_t)),
-and the next step goes on from the z̄_{t-1} it reached, with ∅_{t-1} = ∅_t. In x and σ the step is Euler's; the loss is the mean
-square in z = x/√(1+σ²), the paper's latent (z = x on flow models). As in the authors' code a picture's step ends early under a
-loss of 1e-5, which grows by 2e-5 for every fiftieth of the schedule.
+and the next step goes on from the z̄_{t-1} it reached, with ∅_{t-1} = ∅_t. In x and σ the step is Euler's; the loss is
+the mean square in z = x/√(1+σ²), the paper's latent (z = x on flow models). As in the authors' code a picture's step
+ends early under a loss of 1e-5, which grows by 2e-5 for every fiftieth of the schedule.
 
 Differs from the paper to reach the same with less. ∅_T may be the source prompt's embedding, where the guidance cancels
-(negative-prompt inversion), instead of the null prompt's. L-BFGS takes Adam's place (pivotal_tuning.py). ε(C) is evaluated once a step, a
-forward that is near enough gets no backward, and the best forward of a step is the step. The embedding kept is the best seen, so
-no step ends worse than it began.
+(negative-prompt inversion), instead of the null prompt's. L-BFGS takes Adam's place (pivotal_tuning.py). ε(C) is
+evaluated once a step, a forward that is near enough gets no backward, and the best forward of a step is the step. The
+embedding kept is the best seen, so no step ends worse than it began.
 """
 from torch import Tensor
 
@@ -20,11 +20,11 @@ from .trajectory import Theta
 
 
 def optimise(cond, uncond, path: list, sigmas: Tensor, start: Tensor, *, cfg: float, **settings) -> tuple[Theta, list]:
-    """Follow the pivot `path` (S+1 latents [B,C,…] in the order of sigmas) with guidance `cfg`, optimising the embedding that
-    stands for the null prompt, from `start` [1 or B,tokens,D]; settings are `follow`'s.
+    """Follow the pivot `path` (S+1 latents [B,C,…] in the order of sigmas) with guidance `cfg`, optimising the
+    embedding that stands for the null prompt, from `start` [1 or B,tokens,D]; settings are `follow`'s.
 
-    cond(x, sigma [B]) and uncond(x, sigma [B], embedding [B,tokens,D]) return x0, the latter differentiable. Returns Theta
-    [S,B,tokens,D] and for each step (first loss, last loss, updates).
+    cond(x, sigma [B]) and uncond(x, sigma [B], embedding [B,tokens,D]) return x0, the latter differentiable. Returns
+    Theta [S,B,tokens,D] and for each step (first loss, last loss, updates).
     """
     def predict(x, sigma, pivot):
         guide = cond(x, sigma)

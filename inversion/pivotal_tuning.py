@@ -1,13 +1,13 @@
-"""Pivotal tuning: what null-text inversion's kin share. Sampling with guidance is led back to the pivot trajectory z*_T …
-z*_0, at each step t by some θ_t of the prediction:
+"""Pivotal tuning: what null-text inversion's kin share. Sampling with guidance is led back to the pivot trajectory z*_T
+… z*_0, at each step t by some θ_t of the prediction:
 
     min over θ_t of ‖z*_{t-1} - z_{t-1}(z̄_t, θ_t)‖²,    then z̄_{t-1} = z_{t-1}(z̄_t, θ_t), θ_{t-1} = θ_t.
 
-What θ is, and where it acts, is the paper's. The step is Euler's; the loss is the mean square in z = x/√(1+σ²), the papers'
-latent (z = x on flow models), and a picture's step ends early under `tolerance`, which grows by twice itself for every fiftieth
-of the schedule, as in null-text inversion's code. The optimiser is L-BFGS, whose memory goes from step to step as θ does, since
-neighbouring steps have like curvature; its first step along the gradient g is ℓ/(2‖g‖²), which solves a linear residual of one
-dimension.
+What θ is, and where it acts, is the paper's. The step is Euler's; the loss is the mean square in z = x/√(1+σ²), the
+papers' latent (z = x on flow models), and a picture's step ends early under `tolerance`, which grows by twice itself
+for every fiftieth of the schedule, as in null-text inversion's code. The optimiser is L-BFGS, whose memory goes from
+step to step as θ does, since neighbouring steps have like curvature; its first step along the gradient g is ℓ/(2‖g‖²),
+which solves a linear residual of one dimension.
 """
 import math
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ MEMORY = 8
 
 @dataclass
 class LBFGS:
-    """Nocedal's two-loop recursion (1980) on rows [B,N] that are problems of their own; without a line search, a step being no
-    longer than ℓ·2/‖g‖, where a linear model of the loss would be under its least value, 0."""
+    """Nocedal's two-loop recursion (1980) on rows [B,N] that are problems of their own; without a line search, a step
+    being no longer than ℓ·2/‖g‖, where a linear model of the loss would be under its least value, 0."""
     memory: int = MEMORY
     pairs: list = field(default_factory=list)
     last: "tuple | None" = None
@@ -64,12 +64,12 @@ def _ratio(a, b, s, y):
 
 def follow(predict, path: list, sigmas: Tensor, start: Tensor, *, iterations=10, decay=0.0, tolerance=1e-5, flow=False,
            callback=None, disable=None) -> tuple[Tensor, list]:
-    """Follow the pivot `path` (S+1 latents [B,C,…] in the order of sigmas), optimising θ [B,…] from `start` with at most
-    `iterations` updates in the first step, which e^-decay of are left at the end of the schedule.
+    """Follow the pivot `path` (S+1 latents [B,C,…] in the order of sigmas), optimising θ [B,…] from `start` with at
+    most `iterations` updates in the first step, which e^-decay of are left at the end of the schedule.
 
     predict(x, sigma [B], pivot) is called once a step, without gradients, and gives a differentiable f(θ [B,…]) -> (x0,
-    penalty [B] or 0, added to the loss). Returns θ [S,B,…] and for each step (first loss, last loss, updates), the losses
-    being the largest of the pictures'.
+    penalty [B] or 0, added to the loss). Returns θ [S,B,…] and for each step (first loss, last loss, updates), the
+    losses being the largest of the pictures'.
     """
     x, rows, theta = path[0], path[0].new_ones(len(path[0])), start.clone()
     learned, history, optimiser, steps = [], [], LBFGS(), len(sigmas) - 1

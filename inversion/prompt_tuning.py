@@ -8,11 +8,11 @@ conditional embedding c_t is tuned until the step lands on the trajectory (Eq. 7
 
 and the edit is sampled with c_t = η·c* + (1 - η)·c_t (Eq. 9), done where the target is sampled, in editing/replay.py.
 
-Differs from the paper: any deterministic trajectory is followed; the paper's is DDIM Invert's of an empty source prompt.
-c_T may be another prompt's embedding, such as the source's, so that one inversion serves many targets. L-BFGS
-(null_text.py) takes the place of N = 5 gradient steps of β = 0.01, and a step ends early once it is near enough. On models
-that read a pooled embedding too, it is not tuned, but mixed by η all the same. The paper's text was at hand as its
-equations, algorithm, figures and tables only: they give no value of η and none of ω; both defaults are this pack's.
+Differs from the paper: any deterministic trajectory is followed; the paper's is DDIM Invert's of an empty source
+prompt. c_T may be another prompt's embedding, such as the source's, so that one inversion serves many targets. L-BFGS
+(null_text.py) takes the place of N = 5 gradient steps of β = 0.01, and a step ends early once it is near enough. On
+models that read a pooled embedding too, it is not tuned, but mixed by η all the same. The paper's text was at hand as
+its equations, algorithm, figures and tables only: they give no value of η and none of ω; both defaults are this pack's.
 """
 from torch import Tensor
 

@@ -1,16 +1,21 @@
-"""Zero-shot Image-to-Image Translation (pix2pix-zero). Parmar, Singh, Zhang, Li, Lu, Zhu, SIGGRAPH 2023. arXiv:2302.03027
+"""Zero-shot Image-to-Image Translation (pix2pix-zero). Parmar, Singh, Zhang, Li, Lu, Zhu, SIGGRAPH 2023.
+arXiv:2302.03027
 
-DDIM inversion predicts noise that is less like white noise than what sampling starts from, and then edits come through less.
-So (section 3.1) each prediction ε is led towards N(0, 1) and no correlation before the inversion takes its step with it:
+DDIM inversion predicts noise that is less like white noise than what sampling starts from, and then edits come through
+less. So (section 3.1) each prediction ε is led towards N(0, 1) and no correlation before the inversion takes its step
+with it:
     L_pair(ε) = Σ_p Σ_c Σ_axis (mean of η_p·(η_p shifted by δ along the axis))²,
-over a pyramid of maps, η_0 = ε and η_p+1 = η_p averaged 2 × 2, down to 8 cells a side, with a random δ for each map, and
+over a pyramid of maps, η_0 = ε and η_p+1 = η_p averaged 2 × 2, down to 8 cells a side, with a random δ for each map,
+and
     L_KL(ε) = var + mean² - 1 - log var.
-K times ("reg steps"): R gradient steps along λ_pair/R·L_pair, each with a new δ ("rolls"), and one along λ_KL·L_KL. The gradient
-is that in ε alone; none goes through the network.
+K times ("reg steps"): R gradient steps along λ_pair/R·L_pair, each with a new δ ("rolls"), and one along λ_KL·L_KL. The
+gradient is that in ε alone; none goes through the network.
 
-As in the authors' code, to which λ = 20 belongs, and unlike the paper's text, pooled maps are not scaled back to unit variance.
-Differs from both: δ is 1 to half a side (the code draws 0, the map's own power, too) and the same for every picture of a batch,
-and mean and variance are each picture's own, so that a picture is inverted as it would be alone. On v models it is ε that moves.
+As in the authors' code, to which λ = 20 belongs, and unlike the paper's text, pooled maps are not scaled back to unit
+variance.
+Differs from both: δ is 1 to half a side (the code draws 0, the map's own power, too) and the same for every picture of
+a batch, and mean and variance are each picture's own, so that a picture is inverted as it would be alone. On v models
+it is ε that moves.
 Checked against: diffusers 0.42.1, which takes over the authors' losses.
 """
 import logging
@@ -62,7 +67,8 @@ def descend(loss, eps: Tensor, rate: float) -> Tensor:
     return eps - rate * gradient
 
 
-def regularize(eps: Tensor, generator: torch.Generator, *, lambda_ac=20.0, lambda_kl=20.0, reg_steps=5, ac_rolls=5) -> Tensor:
+def regularize(eps: Tensor, generator: torch.Generator, *, lambda_ac=20.0, lambda_kl=20.0, reg_steps=5,
+               ac_rolls=5) -> Tensor:
     """ε [B,C,…,h,w], led towards white noise of unit variance."""
     for _ in range(reg_steps):
         for _ in range(ac_rolls if lambda_ac else 0):
@@ -73,9 +79,10 @@ def regularize(eps: Tensor, generator: torch.Generator, *, lambda_ac=20.0, lambd
     return eps
 
 
-def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, seed=0, data=1.0, **weights) -> list:
-    """`ddim.invert` on eps and v models, with every ε regularized; weights: those of `regularize`. Without any, DDIM's bits.
-    Says so, once, where the descent diverges."""
+def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, seed=0, data=1.0,
+           **weights) -> list:
+    """`ddim.invert` on eps and v models, with every ε regularized; weights: those of `regularize`. Without any, DDIM's
+    bits. Says so, once, where the descent diverges."""
     generator, told = torch.Generator().manual_seed(seed), []
 
     def regularized(x, sigma, **kwargs):
@@ -86,8 +93,8 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
         before, after = (e.flatten(1).std(1) for e in (eps, moved))
         if not told and not (after <= 2 * before.clamp(min=1)).all():  # nan too
             told.append(sigma)
-            log.warning("Regularisation diverges at sigma %.4g: it took the noise's standard deviation from %.2g to %.2g, white "
-                        "noise has 1. Lower lambda_ac and lambda_kl: the paper's 20 belong to latents of 64 x 64, these are "
-                        "%d x %d.", sigma[0], before.max(), after.max(), *x.shape[-2:])
+            log.warning("Regularisation diverges at sigma %.4g: it took the noise's standard deviation from %.2g to "
+                        "%.2g, white noise has 1. Lower lambda_ac and lambda_kl: the paper's 20 belong to latents of "
+                        "64 x 64, these are %d x %d.", sigma[0], before.max(), after.max(), *x.shape[-2:])
         return denoised if moved is eps else x - level * moved
     return ddim.invert(regularized, x, sigmas, extra_args, callback, disable, data=data)

@@ -5,14 +5,14 @@ A sampler's step, z_{t-1} = φ·z_t + ψ·ε(z_t, t) + ρ·ε_t, is turned aroun
 unknown z_t inside ε is first z_{t-1}, then K times the estimate just found ("renoising"), and the last direction is the
 average of the network's last predictions. In x and σ a step of Euler (ancestral) reads
     x_c = x_n + (σ_down - σ_n)·ε(x_n, σ_n) + σ_up·ε_t,
-with σ_down = σ_c and σ_up = 0 where it is deterministic. The first guess is the sampler's own latent: DDIM's z, so that x is
-rescaled, and Euler ancestral's x as it is.
+with σ_down = σ_c and σ_up = 0 where it is deterministic. The first guess is the sampler's own latent: DDIM's z, so that
+x is rescaled, and Euler ancestral's x as it is.
 Noise correction (samplers that add noise): once x_n stands, ε_t becomes the one noise with which the step gives x_c
 exactly; it is kept, and the reverse adds it. The step to σ = 0 adds none, so its own error stays.
-Differs from the paper: the editability losses on the predicted noise are left out. Differs from the authors' code, which leads
-the drawn noise towards the one of noise correction by a few steps of fixed length and so stops short of it.
-Of that code (garibida/ReNoise-Inversion@fa83238), which has no licence, only settings are taken: defaults, averages, first
-guesses.
+Differs from the paper: the editability losses on the predicted noise are left out. Differs from the authors' code,
+which leads the drawn noise towards the one of noise correction by a few steps of fixed length and so stops short of it.
+Of that code (garibida/ReNoise-Inversion@fa83238), which has no licence, only settings are taken: defaults, averages,
+first guesses.
 """
 import torch
 from torch import Tensor

@@ -37,8 +37,9 @@ def save(path, inversion: Inversion, known=()):
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         name = Path(path).name
-        raise ValueError(f"{name[:20]}… (a name of {len(os.fsencode(name))} bytes) cannot be written to {part.parent} ({error}): "
-                         "give a shorter name, and a folder with room for it that may be written to.") from error
+        raise ValueError(f"{name[:20]}… (a name of {len(os.fsencode(name))} bytes) cannot be written to {part.parent} "
+                         f"({error}): give a shorter name, and a folder with room for it that may be written "
+                         "to.") from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -61,13 +62,13 @@ def load(path, known=()) -> Inversion:
                 _check(found)
                 return found
     except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{name} ({os.path.getsize(path)} bytes) cannot be read as an INVERSION ({error}): it is truncated, "
-                         "changed or of another kind; copy it again, or invert again.") from error
+        raise ValueError(f"{name} ({os.path.getsize(path)} bytes) cannot be read as an INVERSION ({error}): it is "
+                         "truncated, changed or of another kind; copy it again, or invert again.") from error
     if text is None:
-        raise ValueError(f"{name} is a safetensors file of {count} tensors without an INVERSION: choose one that Save Inversion "
-                         "wrote.")
-    raise ValueError(f"{name} has INVERSION format {record['version']}, this version of Palimpsest reads up to {VERSION}: update "
-                     "Palimpsest, or invert again.")
+        raise ValueError(f"{name} is a safetensors file of {count} tensors without an INVERSION: choose one that Save "
+                         "Inversion wrote.")
+    raise ValueError(f"{name} has INVERSION format {record['version']}, this version of Palimpsest reads up to "
+                     f"{VERSION}: update Palimpsest, or invert again.")
 
 
 def _check(inversion):

@@ -1,21 +1,22 @@
-"""StyleDiffusion: Prompt-Embedding Inversion for Text-Based Editing. Li, van de Weijer, Hu, Khan, Hou, Wang, Yang, 2023.
-arXiv:2303.15649
+"""StyleDiffusion: Prompt-Embedding Inversion for Text-Based Editing. Li, van de Weijer, Hu, Khan, Hou, Wang, Yang,
+2023. arXiv:2303.15649
 
-The picture's error is learned where it changes looks and not layout: at each step t only what the cross-attentions' value
-projections read is changed, while their keys go on reading the prompt's embedding c. With a scale s_t and a shift b_t for each
-token and channel, so that v = W_v(s_t ⊙ c + b_t) and k = W_k c,
+The picture's error is learned where it changes looks and not layout: at each step t only what the cross-attentions'
+value projections read is changed, while their keys go on reading the prompt's embedding c. With a scale s_t and a shift
+b_t for each token and channel, so that v = W_v(s_t ⊙ c + b_t) and k = W_k c,
 
     s_t, b_t = arg min ‖z*_{t-1} - z_{t-1}(z̄_t, c, s_t, b_t)‖² + λ·Σ ‖A*_t - A_t‖²,    λ = 1,
 
-both norms mean squares, the sum over the cross-attention maps A_t of P2P's blend (a quarter of the latent's side, down and up),
-whose mean is over heads, places and tokens; A*_t are those along the inversion. This attention regularisation keeps each word
-where it was. A step takes at most K·e^(-0.1·i) updates, i being its number of 30.
+both norms mean squares, the sum over the cross-attention maps A_t of P2P's blend (a quarter of the latent's side, down
+and up), whose mean is over heads, places and tokens; A*_t are those along the inversion. This attention regularisation
+keeps each word where it was. A step takes at most K·e^(-0.1·i) updates, i being its number of 30.
 
-Differs from the paper: there a mapping network of its own for each t makes s_t and b_t out of the picture's CLIP features; here
-no CLIP of pictures is at hand and both are learned themselves, from 1 and 0, by pivotal_tuning.py's L-BFGS with a smaller K. A target's
-embedding is scaled and shifted token by token for the first τ_v of the steps (editing/replay.py); the authors' readme gives τ_v as
-0.5. The source prompt's is at every step, so it returns the picture. P2Plus, self-attention maps for the null prompt too, is an
-editor's. Of the authors' code (sen-mao/StyleDiffusion@07b388a), which has no licence, only its settings and losses are taken.
+Differs from the paper: there a mapping network of its own for each t makes s_t and b_t out of the picture's CLIP
+features; here no CLIP of pictures is at hand and both are learned themselves, from 1 and 0, by pivotal_tuning.py's
+L-BFGS with a smaller K. A target's embedding is scaled and shifted token by token for the first τ_v of the steps
+(editing/replay.py); the authors' readme gives τ_v as 0.5. The source prompt's is at every step, so it returns the
+picture. P2Plus, self-attention maps for the null prompt too, is an editor's. Of the authors' code
+(sen-mao/StyleDiffusion@07b388a), which has no licence, only its settings and losses are taken.
 """
 from torch import Tensor
 
@@ -35,8 +36,8 @@ def optimise(null, cond, path: list, sigmas: Tensor, shape: tuple, *, cfg: float
     """Learn s_t and b_t along `path`, S+1 latents, for an embedding of shape [B,tokens,D]; settings are `follow`'s.
 
     null(x, sigma [B]) returns x0, cond(x, sigma [B], scale, shift) x0 and the maps of its sites, differentiable in both
-    [B,tokens,D], which may be None. Returns {"value_scale": Theta [S,B,tokens,D], "value": that of the shifts} and for each step
-    (first loss, last loss, updates).
+    [B,tokens,D], which may be None. Returns {"value_scale": Theta [S,B,tokens,D], "value": that of the shifts} and for
+    each step (first loss, last loss, updates).
     """
     def parts(theta):
         return 1 + theta[..., 0, :, :], theta[..., 1, :, :]

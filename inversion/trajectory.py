@@ -120,16 +120,18 @@ class Inversion:
         return torch.lerp(self.latents[clean], self.latents[clean - 1], weight)
 
     def step(self, sigma: float) -> int:
-        """The index of the step that starts at σ; ValueError off the inversion's own levels, where nothing was learned."""
+        """The index of the step that starts at σ; ValueError off the inversion's own levels, where nothing was
+        learned."""
         level = self._level(sigma)
         if level is None:
-            raise ValueError(f"The sampler asks for sigma {sigma:.4g}, where the {self.method} INVERSION learned nothing; its "
-                             f"schedule is {self.schedule}. Sample with Replay's SIGMAS and without intermediate levels (euler).")
+            raise ValueError(f"The sampler asks for sigma {sigma:.4g}, where the {self.method} INVERSION learned "
+                             f"nothing; its schedule is {self.schedule}. Sample with Replay's SIGMAS and without "
+                             "intermediate levels (euler).")
         return level
 
     def landing(self, sigma: float) -> Tensor:
-        """The x0 [B,C,…] with which a step from σ keeps to the source: the clean latent, less what a recorded last step adds to
-        it."""
+        """The x0 [B,C,…] with which a step from σ keeps to the source: the clean latent, less what a recorded last step
+        adds to it."""
         added = self.theta.get("z") or self.theta.get("offset")
         if added is None or self._level(sigma) != len(self.sigmas) - 2:
             return self.latents[-1]

@@ -101,7 +101,8 @@ def reduced(image: Tensor) -> Tensor:
     h, w = (max(1, round(side * min(1, LARGEST / max(height, width)))) for side in (height, width))
     if (h, w) == (height, width):
         return image.float()
-    rows = [image[i * height // h:-(-(i + 1) * height // h)].float().mean(0) for i in range(h)]  # never the whole picture at once
+    # never the whole picture at once
+    rows = [image[i * height // h:-(-(i + 1) * height // h)].float().mean(0) for i in range(h)]
     return F.adaptive_avg_pool1d(torch.stack(rows).mT, w).mT
 
 

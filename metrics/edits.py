@@ -38,8 +38,8 @@ def edit_scores(edited: Sequence[Mapping[str, str]], source: Sequence[Mapping[st
     share of the other attributes that read as in the round trip, nan where the edit names them all.
     """
     if not len(edited) == len(source) == len(wanted):
-        raise ValueError(f"{len(edited)} edited readings, {len(source)} of sources, {len(wanted)} wishes: give one of each for "
-                         "every edit")
+        raise ValueError(f"{len(edited)} edited readings, {len(source)} of sources, {len(wanted)} wishes: give one of "
+                         "each for every edit")
     success = [all(e.get(name) == value for name, value in w.items()) for e, w in zip(edited, wanted)]
     kept = [[e.get(name) == value for name, value in s.items() if name not in w]
             for e, s, w in zip(edited, source, wanted)]
@@ -48,7 +48,8 @@ def edit_scores(edited: Sequence[Mapping[str, str]], source: Sequence[Mapping[st
 
 
 def edit_numbers(source: Tensor, edited: Tensor, reconstruction: Tensor | None = None, target: Tensor | None = None,
-                 mask: Tensor | None = None, tick: Callable[[int, int], object] = lambda done, total: None) -> dict[str, Tensor]:
+                 mask: Tensor | None = None, tick: Callable[[int, int], object] = lambda done,
+                 total: None) -> dict[str, Tensor]:
     """Every number of an edit that pictures alone give, name -> [B]; what was not given leaves its numbers out.
 
     Pictures (B, H, W, C) and edit mask (B, H, W) in 0..1; a single picture serves the whole batch.
@@ -58,21 +59,25 @@ def edit_numbers(source: Tensor, edited: Tensor, reconstruction: Tensor | None =
     more than CHANGED. edit_share, background_share: the mask's and the background's share of the picture.
     tick(done, total): called before each tile that is measured; it may raise to end the measuring.
     """
-    measures = dict(psnr=(psnr, edited, source), ssim=(ssim, edited, source), changed=(changed_share, edited, source, CHANGED))
+    measures = dict(psnr=(psnr, edited, source), ssim=(ssim, edited, source),
+                    changed=(changed_share, edited, source, CHANGED))
     shares = {}
     if mask is not None:
         background = background_mask(mask)
-        measures |= dict(background_psnr=(psnr, edited, source, background), background_ssim=(ssim, edited, source, background))
+        measures |= dict(background_psnr=(psnr, edited, source, background),
+                         background_ssim=(ssim, edited, source, background))
         shares = {f"{name}_share": m.count_nonzero((1, 2)).double() / m[0].numel()
                   for name, m in (("edit", mask > 0), ("background", background))}
     if reconstruction is not None:
-        measures |= dict(reconstruction_psnr=(psnr, reconstruction, source), reconstruction_ssim=(ssim, reconstruction, source))
+        measures |= dict(reconstruction_psnr=(psnr, reconstruction, source),
+                         reconstruction_ssim=(ssim, reconstruction, source))
     if target is not None:
         measures["target_psnr"] = (psnr, edited, target)
         if mask is not None:
             measures["target_mask_psnr"] = (psnr, edited, target, (mask > 0).float())
     rows = [max(len(t) for t in given if isinstance(t, Tensor)) for _, *given in measures.values()]
     done, total = count(), sum(rows) * len(tiles(*source.shape[1:3]))
-    numbers = {name: measure(*given, tick=lambda: tick(next(done), total)) for name, (measure, *given) in measures.items()} | shares
+    numbers = {name: measure(*given, tick=lambda: tick(next(done), total)) for name,
+               (measure, *given) in measures.items()} | shares
     batch = max(len(n) for n in numbers.values())
     return {name: n.expand(batch) for name, n in numbers.items()}

@@ -5,9 +5,9 @@ alone. The `pie_` measures follow the other convention, of PIE-Bench (Ju et al.,
 arXiv:2310.01506), which the tables of papers hold: the edited region is black in both pictures and the mean is over
 the whole picture. With a background share f its MSE is f times ours, and its PSNR -10 log10 f dB above ours.
 
-No pixel to look at gives nan, as in PIE-Bench. Equal pictures have an infinite PSNR. Pictures are measured in tiles, so that the
-memory does not grow with their size: in float32 (float64 where they are), with the tiles' sums in float64. tick() is called
-before each tile, and may raise to end the measure.
+No pixel to look at gives nan, as in PIE-Bench. Equal pictures have an infinite PSNR. Pictures are measured in tiles, so
+that the memory does not grow with their size: in float32 (float64 where they are), with the tiles' sums in float64.
+tick() is called before each tile, and may raise to end the measure.
 """
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,14 @@ def tiles(height: int, width: int) -> list[tuple[slice, slice]]:
 
 
 def _mean(index, a: Tensor, b: Tensor, where: Tensor | None, tick, reach: int = 0) -> Tensor:
-    """[B]: the mean of index(a, b, w), [C, h, w] of a tile, over its pixels with weight w [1, h, w] (1 without `where`).
+    """[B]: the mean of index(a, b, w), [C, h, w] of a tile, over its pixels with weight w [1, h, w] (1 without
+    `where`).
 
     reach: how many pixels more the index gets on each side of what it gives; the picture is mirrored at its border."""
     given = [a, b] if where is None else [a, b, where[..., None]]
     if len({z.shape[1:3] for z in given}) > 1:
-        raise ValueError(f"What is compared is of sizes {', '.join(f'{z.shape[2]}x{z.shape[1]}' for z in given)}: give all one size")
+        raise ValueError(f"What is compared is of sizes {', '.join(f'{z.shape[2]}x{z.shape[1]}' for z in given)}: give "
+                         "all one size")
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     totals, weights = torch.zeros(2, max(map(len, given)), dtype=torch.double, device=a.device)
     for i in range(len(totals)):
@@ -72,8 +74,8 @@ def ssim(a: Tensor, b: Tensor, where: Tensor | None = None, tick=lambda: None) -
     With `where`, only windows centred on its pixels, with moments from those pixels alone: nothing else counts.
     """
     if min(a.shape[1:3]) < 6:
-        raise ValueError(f"SSIM mirrors 5 pixels at a border and the picture is {a.shape[2]}x{a.shape[1]}: use a larger "
-                         "picture")
+        raise ValueError(f"SSIM mirrors 5 pixels at a border and the picture is {a.shape[2]}x{a.shape[1]}: use a "
+                         "larger picture")
     return _mean(_similarity, a, b, where, tick, 5)
 
 

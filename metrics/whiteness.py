@@ -8,8 +8,8 @@ from torch import Tensor
 def whiteness(noise: Tensor) -> dict[str, Tensor]:
     """Four numbers a latent, name -> [B] float64.
 
-    mean, std: over its cells and channels. kl: the divergence of N(mean, std²) from N(0, 1), in nats a cell. neighbours: the
-    correlation of cells that touch along a row or a column.
+    mean, std: over its cells and channels. kl: the divergence of N(mean, std²) from N(0, 1), in nats a cell.
+    neighbours: the correlation of cells that touch along a row or a column.
     """
     noise = noise.double()
     mean = noise.flatten(1).mean(1)

@@ -85,7 +85,8 @@ def parse_caption(text: str) -> dict:
     m = _CAPTION.fullmatch(text)
     phrases = [_PHRASE.fullmatch(p) for p in m[2].split(" and ")] if m and m[2] else []
     if m is None or None in phrases:
-        raise ValueError(f"{text!r} is no caption of a scene; they read like 'a photo of a red star on a grass background'")
+        raise ValueError(f"{text!r} is no caption of a scene; they read like 'a photo of a red star on a grass "
+                         "background'")
     objects = [dict(shape=p[4], colour=p[2], material=p[3] or "plain", pose=POSES[bool(p[1])]) for p in phrases]
     return dict(style=m[1], ground=m[3], objects=objects)
 

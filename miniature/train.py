@@ -230,7 +230,8 @@ def _through(fn, rows: torch.Tensor, device, batch: int = 64) -> torch.Tensor:
 
 
 def encode(ae, pictures) -> torch.Tensor:
-    """The autoencoder's latents, before they are scaled; sets its mean and deviation by channel, for a variance of 1."""
+    """The autoencoder's latents, before they are scaled; sets its mean and deviation by channel, for a variance of
+    1."""
     device = next(ae.parameters()).device
     z = _through(lambda x: ae.enc(to_input(x, device)).float(), pictures, device)
     ae.mean.copy_(z.mean((0, 2, 3), keepdim=True))

@@ -14,8 +14,8 @@ def check_source(inversion: Inversion, edit: PromptEdit, node: str):
     for i, pair in enumerate(edit.pairs):
         held = inversion.tokens[i % inversion.batch % len(inversion.tokens)]
         if held != pair.source:
-            raise ValueError(f"The INVERSION was made from {held.text!r}, Prompt Edit's source is {pair.source.text!r}: "
-                             "connect the same Prompt Edit to both.")
+            raise ValueError(f"The INVERSION was made from {held.text!r}, Prompt Edit's source is "
+                             f"{pair.source.text!r}: connect the same Prompt Edit to both.")
     require_columns(inversion.tokens, inversion.conditioning[0][0])
 
 
@@ -27,26 +27,28 @@ def check_attention(attention, inversion):
         (dict.fromkeys(attention.tokens), len(attention.maps), attention.latent),
         (dict.fromkeys(inversion.tokens or ()), inversion.batch, inversion.shape[-2:])))
     if mine != theirs:
-        raise ValueError(f"The ATTENTION is of {mine}, the INVERSION of {theirs}: connect the same INVERSION to Attention Store.")
+        raise ValueError(f"The ATTENTION is of {mine}, the INVERSION of {theirs}: connect the same INVERSION to "
+                         "Attention Store.")
 
 
 def check_trajectory(model, inversion, name):
     """The INVERSION must be of this family of models and hold the source's latents."""
     check_family(model, inversion)
     if inversion.latents is None:
-        raise ValueError(f"{name} holds the source's latents, the {inversion.method} INVERSION has none: invert with a method "
-                         "that keeps its trajectory, such as DDIM Invert.")
+        raise ValueError(f"{name} holds the source's latents, the {inversion.method} INVERSION has none: invert with a "
+                         "method that keeps its trajectory, such as DDIM Invert.")
 
 
 def check_guidance(name, cfg, negative):
     if cfg != 1 and negative is None:
-        raise ValueError(f"{name} has CFG {cfg:g} and no negative CONDITIONING: connect one (an empty prompt), or set cfg to 1.")
+        raise ValueError(f"{name} has CFG {cfg:g} and no negative CONDITIONING: connect one (an empty prompt), or set "
+                         "cfg to 1.")
 
 
 def check_span(node, start, end, paper):
     if start >= end:
-        raise ValueError(f"{node} runs from {start} to {end} of the schedule and would change nothing: set its end above its "
-                         f"start (paper: {paper}).")
+        raise ValueError(f"{node} runs from {start} to {end} of the schedule and would change nothing: set its end "
+                         f"above its start (paper: {paper}).")
 
 
 def check_words(node, words, attention):
@@ -65,7 +67,8 @@ def check_some(node, what, mask):
 
 
 def check_prompt_alone(whose, conditioning):
-    """ValueError on what an editor's own prompt cannot carry. Hooks it can, where the prompts being sampled have them too."""
+    """ValueError on what an editor's own prompt cannot carry. Hooks it can, where the prompts being sampled have them
+    too."""
     kept = next((k for _, extras in conditioning for k in REFUSED if k != "hooks" and extras.get(k) is not None), None)
     if kept:
         raise ValueError(f"{whose} carries {kept!r}, and is a prompt alone: remove {REFUSED[kept]} from it.")
@@ -75,5 +78,5 @@ def check_concept(name, scale, warmup, cooldown):
     if not scale:
         raise ValueError(f"{name} at scale 0 would change nothing: raise it (paper: 5), or remove the node.")
     if warmup >= cooldown:
-        raise ValueError(f"{name} warms up until {warmup:g} and cools down from {cooldown:g}, so that no step is left: lower "
-                         "warmup or raise cooldown (paper: 0.2 and 1).")
+        raise ValueError(f"{name} warms up until {warmup:g} and cools down from {cooldown:g}, so that no step is left: "
+                         "lower warmup or raise cooldown (paper: 0.2 and 1).")

@@ -31,11 +31,13 @@ def check(source: Tensor, edited: Tensor, **others: Tensor | None) -> dict[str, 
     batch, size = max(len(t) for t in given.values()), source.shape[1:3]
     for name, t in given.items():
         if t.shape[1:3] != size:
-            raise ValueError(f"{name} is {t.shape[2]}x{t.shape[1]} and source is {size[1]}x{size[0]}: VAE Encode crops what is no "
-                             "multiple of its factor (8 on SD), so scale and crop the source and its mask to multiples of it once, "
-                             "before VAE Encode (Upscale Image, crop center), and connect that picture everywhere.")
+            raise ValueError(f"{name} is {t.shape[2]}x{t.shape[1]} and source is {size[1]}x{size[0]}: VAE Encode crops "
+                             "what is no multiple of its factor (8 on SD), so scale and crop the source and its mask "
+                             "to multiples of it once, before VAE Encode (Upscale Image, crop center), and connect "
+                             "that picture everywhere.")
         if len(t) not in (1, batch):
-            raise ValueError(f"{name} holds {len(t)} pictures and the largest input {batch}: connect one for all, or {batch}")
+            raise ValueError(f"{name} holds {len(t)} pictures and the largest input {batch}: connect one for all, or "
+                             f"{batch}")
     return {name: t.cpu().expand(batch, *t.shape[1:]) for name, t in given.items()}
 
 
@@ -96,7 +98,8 @@ def draw(given: dict[str, Tensor], numbers: dict[str, Tensor]) -> Tensor:
 
 
 def difference(edited: Tensor, source: Tensor) -> tuple[Tensor, float]:
-    """|edited - source| of two pictures [H, W, C], the channels' mean: as large as a tile shows it [h, w], and its highest value."""
+    """|edited - source| of two pictures [H, W, C], the channels' mean: as large as a tile shows it [h, w], and its
+    highest value."""
     rows = [(e.float() - s.float()).abs().mean(-1, keepdim=True) for e, s in zip(edited.split(1), source.split(1))]
     found = torch.cat(rows)
     return reduced(found)[..., 0], found.max().item()

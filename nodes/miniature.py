@@ -31,8 +31,8 @@ class PalimpsestMiniatureScene(io.ComfyNode):
             node_id="PalimpsestMiniatureScene",
             display_name="Miniature Scene",
             category="palimpsest/miniature",
-            description="A scene that the miniature never saw in training, an edit of it in words, and the exact picture that "
-                        "the edit should give.",
+            description="A scene that the miniature never saw in training, an edit of it in words, and the exact "
+                        "picture that the edit should give.",
             inputs=[
                 io.Int.Input("seed", default=0, min=0, max=2 ** 32 - 1, control_after_generate=True,
                              tooltip="Which scene and which edit of it; equal seeds give equal pictures everywhere."),

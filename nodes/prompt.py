@@ -22,8 +22,8 @@ class PalimpsestPromptEdit(io.ComfyNode):
                     "What the picture shows. One prompt a line: one line serves every target, or one line a target. "
                     "It may be empty.")),
                 io.String.Input("target", multiline=True, tooltip=(
-                    "What it is to become. One prompt a line: n lines make n rows of one batch. Weights like (word:1.3) are "
-                    "the host's own and stay. Empty lines are ignored.")),
+                    "What it is to become. One prompt a line: n lines make n rows of one batch. Weights like "
+                    "(word:1.3) are the host's own and stay. Empty lines are ignored.")),
                 io.Combo.Input("mode", options=list(MODES), default="auto", tooltip=(
                     "How words are aligned. word swap: word by word, for equal counts of words. refinement: words that "
                     "both prompts have are matched, added ones stand alone. auto: word swap when the counts are equal "
@@ -44,8 +44,8 @@ class PalimpsestPromptEdit(io.ComfyNode):
             raise ValueError(f'the target prompt is empty and the source is "{sources[0]}": write what the picture is '
                              "to become, one prompt a line")
         if len(sources) not in (1, len(targets)):
-            raise ValueError(f"{len(sources)} source prompts and {len(targets)} target prompts: give one source line for all "
-                             "targets, or one a target")
+            raise ValueError(f"{len(sources)} source prompts and {len(targets)} target prompts: give one source line "
+                             "for all targets, or one a target")
         if len(set(sources)) == 1:
             sources = sources[:1]
         sources, targets = tokenize_rows(clip, sources), tokenize_rows(clip, targets)
@@ -53,7 +53,8 @@ class PalimpsestPromptEdit(io.ComfyNode):
         for pair in pairs if mode == "auto" else ():
             known, wanted = ({word.name for word in prompt.named} for prompt in (pair.source, pair.target))
             if min(len(known), len(wanted)) > 1 and not known & wanted:
-                log.warning('Prompt Edit: "%s" shares no word with the source\'s "%s", so nothing says what is to be kept: '
+                log.warning('Prompt Edit: "%s" shares no word with the source\'s "%s", so nothing says what is to be '
+                            'kept: '
                             "repeat its words, or choose a mode.", pair.target.text, pair.source.text)
         return io.NodeOutput(encode(clip, sources), encode(clip, targets), PromptEdit(pairs))
 

@@ -26,5 +26,6 @@ def hint(case):
 
 def plainly(case, positive=None, negative=None, strength=0.7):
     """(positive, negative) of Apply ControlNet on the target, which the host gives to the null prompt too."""
-    positive, = host.ControlNetApply().apply_controlnet(positive or case.target, control_net(case.family), hint(case), strength)
+    positive, = host.ControlNetApply().apply_controlnet(positive or case.target, control_net(case.family), hint(case),
+                                                        strength)
     return positive, negative or case.null

@@ -15,5 +15,6 @@ def scheduler(steps=STEPS):
 
 def invert(model, latent, source, sigmas=None, cfg=1.0, negative=None, steps=STEPS, last="auto"):
     with torch.inference_mode():
-        return PalimpsestLEDITSInvert.execute(model, source, {"samples": latent}, steps, "ddim_uniform", 4, cfg, negative,
+        return PalimpsestLEDITSInvert.execute(model, source, {"samples": latent}, steps, "ddim_uniform", 4, cfg,
+                                              negative,
                                               sigmas, last).result[0]

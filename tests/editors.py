@@ -101,8 +101,10 @@ def noise_mask(case, model=None):
 
 
 def composite(case, model=None):
-    """The picture set into itself: its queries and keys everywhere, until the blend ends at the second of three steps."""
-    return PalimpsestInjectComposite.execute(model or case.model, case.inversion, case.inversion, quarter(case), 0, CROSS_END,
+    """The picture set into itself: its queries and keys everywhere, until the blend ends at the second of three
+    steps."""
+    return PalimpsestInjectComposite.execute(model or case.model, case.inversion, case.inversion, quarter(case), 0,
+                                             CROSS_END,
                                              SELF_END, 0).result[0]
 
 
@@ -116,7 +118,8 @@ def blend_words(case, model=None):
 def sega(case, model=None):
     """Two concepts, one removed, that act from the first and the second of three steps on."""
     for text, direction, warmup in (("a hat", "add", 0.0), ("fur", "remove", 0.3)):
-        model = PalimpsestSEGAGuidance.execute(model or case.model, tiny.encode(case.clip, text), direction, 5.0, warmup, 1.0, 0.9,
+        model = PalimpsestSEGAGuidance.execute(model or case.model, tiny.encode(case.clip, text), direction, 5.0,
+                                               warmup, 1.0, 0.9,
                                                1.0, 0.1, 0.4).result[0]
     return model
 
@@ -139,7 +142,8 @@ def mutual(case, model=None):
 
 
 def mutual_words(case, model=None):
-    """The source's mask from words, with a threshold that no cell of the tiny models' maps is near; the target's painted."""
+    """The source's mask from words, with a threshold that no cell of the tiny models' maps is near; the target's
+    painted."""
     word, (height, width) = shared_word(case), case.latent.shape[-2:]
     mask = torch.zeros(1, height * 8, width * 8)
     mask[:, :, :width * 4] = 1
@@ -148,7 +152,8 @@ def mutual_words(case, model=None):
 
 
 def plug_and_play(case, model=None):
-    return PalimpsestPlugAndPlay.execute(model or case.model, case.inversion, CROSS_END, CROSS_END, "", "", False).result[0]
+    return PalimpsestPlugAndPlay.execute(model or case.model, case.inversion, CROSS_END, CROSS_END, "", "",
+                                         False).result[0]
 
 
 def free_prompt(case, model=None):
@@ -157,7 +162,8 @@ def free_prompt(case, model=None):
 
 def excite(case, model=None):
     """One move at the first of three steps, and up to two more at the second."""
-    return PalimpsestAttendExcite.execute(model or case.model, shared_word(case), 100.0, 0.5, "0.2: 0.9", 2, 0.25).result[0]
+    return PalimpsestAttendExcite.execute(model or case.model, shared_word(case), 100.0, 0.5, "0.2: 0.9", 2,
+                                          0.25).result[0]
 
 
 def pull(case, model=None):
@@ -170,13 +176,15 @@ def noise_map(case, model=None):
 
 def guide(case, model=None):
     """An object moved to the right."""
-    return PalimpsestSelfGuidance.execute(model or case.model, case.inversion, shared_word(case), 0.3, 0.0, 1.0, "", 50.0, 0.05, 0.0,
+    return PalimpsestSelfGuidance.execute(model or case.model, case.inversion, shared_word(case), 0.3, 0.0, 1.0, "",
+                                          50.0, 0.05, 0.0,
                                           CROSS_END, 0.5).result[0]
 
 
 def remove(case, model=None):
     """An object of one quarter."""
-    return PalimpsestMagicRemover.execute(model or case.model, case.inversion, shared_word(case), 0.3, 1.0, 0.0, CROSS_END,
+    return PalimpsestMagicRemover.execute(model or case.model, case.inversion, shared_word(case), 0.3, 1.0, 0.0,
+                                          CROSS_END,
                                           mask=quarter(case)).result[0]
 
 
@@ -195,9 +203,10 @@ def style_aligned(case, model=None):
 
 
 def cross_image(case, model=None):
-    """The picture's own appearance, with AdaIN in a quarter: over the whole it takes away most of what rounding was small
-    against."""
-    return PalimpsestCrossImageAttention.execute(model or case.model, case.inversion, 0.0, CROSS_END, CROSS_END, 0.2, 1.0, 1.67, "",
+    """The picture's own appearance, with AdaIN in a quarter: over the whole it takes away most of what rounding was
+    small against."""
+    return PalimpsestCrossImageAttention.execute(model or case.model, case.inversion, 0.0, CROSS_END, CROSS_END, 0.2,
+                                                 1.0, 1.67, "",
                                                  structure_mask=quarter(case), appearance_mask=quarter(case)).result[0]
 
 
@@ -210,7 +219,8 @@ def weigh(case, model=None):
 
 EDITORS = {"swap": swap, "refine": refine, "reweight": reweight, "blend": blend, "blend by words": blend_words,
            "inject, blend": inject_then_blend, "blend, inject": blend_then_inject, "mutual": mutual,
-           "mutual by words": mutual_words, "plug and play": plug_and_play, "free prompt": free_prompt, "mixing": mixing,
+           "mutual by words": mutual_words, "plug and play": plug_and_play, "free prompt": free_prompt,
+           "mixing": mixing,
            "excite": excite, "pull": pull, "guide": guide, "remove": remove,
            "sega": sega, "ledits": ledits, "shrinking": shrinking, "objects": objects, "noise mask": noise_mask,
            "composite": composite, "style aligned": style_aligned, "cross image": cross_image, "weigh": weigh,

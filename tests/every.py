@@ -31,14 +31,18 @@ def learned(node):
     """A method that learns along DDIM's trajectory, every input at its default but one update a step."""
     def invert(c):
         defaults = {i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None}
-        given = {"negative": c.null} if any(i.id == "negative" and not i.optional for i in node.define_schema().inputs) else {}
-        return node.execute(**defaults | {"iterations": 1, "model": c.model, "inversion": c.inversion} | given).result[0]
+        given = {"negative": c.null} if any(i.id == "negative" and not i.optional
+                                            for i in node.define_schema().inputs) else {}
+        return node.execute(**defaults | {"iterations": 1, "model": c.model, "inversion": c.inversion}
+                            | given).result[0]
     return invert
 
 
 INVERSIONS = {
-    "fixed point": exact(PalimpsestFixedPointInvert, 3, 1e-5, "anderson"), "renoise": exact(PalimpsestReNoiseInvert, 2, 1, 1, 0.0, 0),
-    "renoise ancestral": exact(PalimpsestReNoiseInvert, 2, 1, 1, 0.5, 0), "regularized": exact(PalimpsestRegularizedInvert, 20.0, 20.0, 2, 2, 0),
+    "fixed point": exact(PalimpsestFixedPointInvert, 3, 1e-5, "anderson"),
+    "renoise": exact(PalimpsestReNoiseInvert, 2, 1, 1, 0.0, 0),
+    "renoise ancestral": exact(PalimpsestReNoiseInvert, 2, 1, 1, 0.5, 0),
+    "regularized": exact(PalimpsestRegularizedInvert, 20.0, 20.0, 2, 2, 0),
     "negative prompt": exact(PalimpsestNegativePromptInvert, 0.0), "edict": exact(PalimpsestEDICTInvert, 0.93, 1.0),
     "bdia": exact(PalimpsestBDIAInvert, 1.0, 1.0), "direct": exact(PalimpsestDirectInvert, 1.0, 1.0),
     "ddpm": exact(PalimpsestDDPMInvert, 1.0, 0, 1.0), "cycle": exact(PalimpsestCycleDiffusionInvert, 0.1, 0),

@@ -39,4 +39,5 @@ def replay(model, inversion, cfg=1.0, start=0.0, prompt=None, negative=None, rep
     m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, start).result
     latent = {"samples": latent["samples"].repeat(repeat, *[1] * (latent["samples"].ndim - 1))}
     negative = negative or tiny.cond(seed=NEGATIVE)
-    return SamplerCustom.execute(m, False, 0, cfg, prompt or tiny.cond(), negative, solver, sigmas, latent).result[0]["samples"]
+    return SamplerCustom.execute(m, False, 0, cfg, prompt or tiny.cond(), negative, solver, sigmas,
+                                 latent).result[0]["samples"]

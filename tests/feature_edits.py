@@ -43,8 +43,10 @@ def free_prompt(c, start=0.0, end=0.8, layers=""):
     return PalimpsestFreePromptEdit.execute(c.model, c.inversion, start, end, layers).result[0]
 
 
-def mixing(c, mix=None, start=0.0, end=0.8, preserve="", object="", threshold=0.3, preserve_end=0.8, layers="", **sources):
-    return PalimpsestPromptMixing.execute(c.model, mix or c.source, start, end, preserve, object, threshold, preserve_end, layers,
+def mixing(c, mix=None, start=0.0, end=0.8, preserve="", object="", threshold=0.3, preserve_end=0.8, layers="",
+           **sources):
+    return PalimpsestPromptMixing.execute(c.model, mix or c.source, start, end, preserve, object, threshold,
+                                          preserve_end, layers,
                                           **sources).result[0]
 
 

@@ -18,12 +18,14 @@ NULL, OTHER = tiny.cond(seed=9), tiny.cond(seed=4)
 
 def tuned_prompt(model, inversion, iterations=6, tolerance=0.0, negative=NULL, mix=0.0, target=None):
     with torch.inference_mode():
-        return PalimpsestPromptTuningInvert.execute(model, inversion, negative, CFG, iterations, tolerance, mix, target).result[0]
+        return PalimpsestPromptTuningInvert.execute(model, inversion, negative, CFG, iterations, tolerance, mix,
+                                                    target).result[0]
 
 
 def style(model, inversion, iterations=6, tolerance=0.0, negative=NULL, regularise=1.0, end=0.5):
     with torch.inference_mode():
-        return PalimpsestStyleDiffusionInvert.execute(model, inversion, negative, CFG, iterations, tolerance, regularise,
+        return PalimpsestStyleDiffusionInvert.execute(model, inversion, negative, CFG, iterations, tolerance,
+                                                      regularise,
                                                       end).result[0]
 
 
@@ -77,12 +79,13 @@ SETTINGS = {"cfg": CFG, "iterations": 60, "tolerance": 1e-11, "disable": True}
 
 
 def read_by(model, inversion, prompt, kind):
-    """What attention's projections read, of every forward of a replay: [{(section, block, depth): {"q", "k", "v"}}], rows
-    of the target first."""
+    """What attention's projections read, of every forward of a replay: [{(section, block, depth): {"q", "k", "v"}}],
+    rows of the target first."""
     network, forwards, hooks = model.model.diffusion_model, [], []
     sections = {"input": network.input_blocks, "middle": [network.middle_block], "output": network.output_blocks}
     for place in positions(network):
-        block = next(m for m in sections[place[0]][place[1]] if hasattr(m, "transformer_blocks")).transformer_blocks[place[2]]
+        block = next(m for m in sections[place[0]][place[1]]
+                     if hasattr(m, "transformer_blocks")).transformer_blocks[place[2]]
         for name in "qkv":
             layer = getattr(getattr(block, kind), f"to_{name}")
             hooks.append(layer.register_forward_pre_hook(

@@ -36,8 +36,10 @@ def model():
 
 
 def pipeline(kind, prompts, **parts):
-    made = kind(vae=None, text_encoder=prompts, tokenizer=prompts, unet=twin.unet(model()), safety_checker=None, feature_extractor=None,
-                scheduler=DDIMScheduler(**twin.SCHEDULE, clip_sample=False, set_alpha_to_one=True), requires_safety_checker=False,
+    made = kind(vae=None, text_encoder=prompts, tokenizer=prompts, unet=twin.unet(model()), safety_checker=None,
+                feature_extractor=None,
+                scheduler=DDIMScheduler(**twin.SCHEDULE, clip_sample=False, set_alpha_to_one=True),
+                requires_safety_checker=False,
                 **parts)
     made.set_progress_bar_config(disable=True)
     return made

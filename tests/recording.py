@@ -21,16 +21,19 @@ class Flow(Case):
 
 def blend(case, model=None, start=START, source_words="", target_words="", threshold=0.3, **inputs):
     """Latent Blend's MODEL."""
-    return PalimpsestLatentBlend.execute(model or case.model, case.inversion, start, source_words, target_words, threshold,
+    return PalimpsestLatentBlend.execute(model or case.model, case.inversion, start, source_words, target_words,
+                                         threshold,
                                          **{"refine": False, **inputs}).result[0]
 
 
 class Record:
     """Every model call of one blended run from noise that is not the inversion's, unless `noise` is given.
 
-    calls: (σ, asked, seen [chunks, rows, …], given, got), the sampler's x, the network's x, the guider's x0 and the sampler's."""
+    calls: (σ, asked, seen [chunks, rows, …], given, got), the sampler's x, the network's x, the guider's x0 and the
+    sampler's."""
 
-    def __init__(self, case, start=START, noise=None, sampler="euler", cfg=7.5, positive=None, beside=lambda model: model, **inputs):
+    def __init__(self, case, start=START, noise=None, sampler="euler", cfg=7.5, positive=None,
+                 beside=lambda model: model, **inputs):
         self.case, self.calls = case, []
         outer = case.model.clone()
         outer.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "outer", self._outer)
@@ -59,7 +62,8 @@ class Record:
         return executor(x, *args, **kwargs)
 
     def keeps(self, mask):
-        """For each call whether the network saw latents(σ), and the sampler got the clean latent, bit for bit where mask is 0."""
+        """For each call whether the network saw latents(σ), and the sampler got the clean latent, bit for bit where
+        mask is 0."""
         clean, outside = self.case.inversion.latents[-1], mask == 0
         return [(torch.equal(seen[..., outside], self.case.inversion.at(sigma)[..., outside].expand_as(seen[..., outside])),
                  torch.equal(got[..., outside], clean[..., outside].expand_as(got[..., outside])))

@@ -47,7 +47,8 @@ def refused(calls, *facts):
     with pytest.raises(ValueError) as caught:
         yield
     message = str(caught.value)
-    del caught  # it holds this frame, which holds it: the host counts a MODEL that waits for the garbage collector as leaked
+    # it holds this frame, which holds it: the host counts a MODEL that waits for the garbage collector as leaked
+    del caught
     assert not [fact for fact in facts if fact not in message], message
     assert len(calls) == before
 
@@ -58,7 +59,8 @@ def inject(case, model=None, edit=None, inversion=None, **changed):
 
 
 def blend(case, model=None, inversion=None, start=0.2, source_words="", target_words="", threshold=0.3, **inputs):
-    return PalimpsestLatentBlend.execute(model or case.model, inversion or case.inversion, start, source_words, target_words,
+    return PalimpsestLatentBlend.execute(model or case.model, inversion or case.inversion, start, source_words,
+                                         target_words,
                                          threshold, **inputs).result[0]
 
 

@@ -20,7 +20,8 @@ def picture(model, batch=1):
 
 
 def invert(model, latent=None, steps=STEPS, source=None, scheduler="ddim_uniform", sigmas=None):
-    return PalimpsestDDIMInvert.execute(model, source or tiny.cond(), latent or picture(model), steps, scheduler, sigmas).result
+    return PalimpsestDDIMInvert.execute(model, source or tiny.cond(), latent or picture(model), steps, scheduler,
+                                        sigmas).result
 
 
 def replay(model, inversion, start=0.0, sampler=None, add_noise=False, prompt=None, cfg=1.0, seed=5):

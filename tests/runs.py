@@ -37,8 +37,10 @@ def clip():
 
 
 def prompts(clip, source, *targets, mode="auto"):
-    """(source CONDITIONING, target CONDITIONING, PROMPT_EDIT), as Prompt Edit makes them; source: a text, or one a target."""
-    sources, targets = tokenize_rows(clip, [source] if isinstance(source, str) else source), tokenize_rows(clip, targets)
+    """(source CONDITIONING, target CONDITIONING, PROMPT_EDIT), as Prompt Edit makes them; source: a text, or one a
+    target."""
+    sources, targets = tokenize_rows(clip, [source] if isinstance(source, str)
+                                     else source), tokenize_rows(clip, targets)
     pairs = tuple(align(sources[i % len(sources)], t, mode) for i, t in enumerate(targets))
     return encode(clip, sources), encode(clip, targets), PromptEdit(pairs)
 
@@ -67,7 +69,8 @@ def cancelled_in(forward, model, call) -> int:
 class Case:
     """A small model of a family, a source picture inverted with its prompt, and targets."""
 
-    def __init__(self, family="sd15", source="a red cat on a mat", targets=("a blue cat on a mat",), batch=1, size=8, steps=6,
+    def __init__(self, family="sd15", source="a red cat on a mat", targets=("a blue cat on a mat",), batch=1, size=8,
+                 steps=6,
                  mode="auto", dtype=torch.float32, latent=None):
         self.family = family
         self.model, self.clip = parts(family, dtype)
@@ -80,7 +83,8 @@ class Case:
             apart = torch.randn(self.noise.shape, generator=torch.Generator().manual_seed(3))
             self.apart = self.noise + 0.3 * self.noise.std() * apart
 
-    def sample(self, model=None, positive=None, cfg=7.5, sampler="euler", latent=None, sigmas=None, callback=None, seed=0,
+    def sample(self, model=None, positive=None, cfg=7.5, sampler="euler", latent=None, sigmas=None, callback=None,
+               seed=0,
                negative=None, guider=None):
         """The host's guider on a MODEL, from the inverted noise (or `latent`, model space); returns model space."""
         if guider is None:
@@ -91,11 +95,13 @@ class Case:
         x = self.noise if latent is None else latent
         sampler = Solver.of(comfy.samplers.sampler_object(sampler)) if isinstance(sampler, str) else sampler
         with torch.inference_mode():
-            return guider.sample(torch.zeros_like(x), x, sampler, self.sigmas if sigmas is None else sigmas, callback=callback,
+            return guider.sample(torch.zeros_like(x), x, sampler, self.sigmas if sigmas is None else sigmas,
+                                 callback=callback,
                                  disable_pbar=True, seed=seed).to(management.intermediate_device())
 
     def predictions(self, model, positive, cfg=1.0, **kwargs):
-        """x0 of the MODEL with its rows set to the source's own latent, at every σ of the schedule: [S] of [B, C, h, w]."""
+        """x0 of the MODEL with its rows set to the source's own latent, at every σ of the schedule: [S] of [B, C, h,
+        w]."""
         found = []
 
         def walk(denoise, x, sigmas, extra_args, callback, disable):

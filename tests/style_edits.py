@@ -18,7 +18,8 @@ def case(family="sd15", **kwargs):
     return Case(family, steps=3, **kwargs)
 
 
-def style(c, start=0.0, end=1.0, shift=0.69, scale=1.0, normalise=True, layers="", null_too=False, inversion=None, model=None,
+def style(c, start=0.0, end=1.0, shift=0.69, scale=1.0, normalise=True, layers="", null_too=False, inversion=None,
+          model=None,
           batch=False):
     return PalimpsestStyleAligned.execute(model or c.model, start, end, shift, scale, normalise, layers, null_too,
                                           None if batch else inversion or c.inversion).result[0]
@@ -35,9 +36,11 @@ def other(family="sd15"):
     return invert(c.model, c.source, tiny.latent(c.model, seed=9, std=2.0), 3)[0]
 
 
-def cross(c, start=0.0, end=1.0, coarse_end=1.0, adain_start=1.0, swap_guidance=1.0, contrast=1.0, layers="", model=None,
+def cross(c, start=0.0, end=1.0, coarse_end=1.0, adain_start=1.0, swap_guidance=1.0, contrast=1.0, layers="",
+          model=None,
           appearance=None, **masks):
-    return PalimpsestCrossImageAttention.execute(model or c.model, appearance or other(c.family), start, end, coarse_end,
+    return PalimpsestCrossImageAttention.execute(model or c.model, appearance or other(c.family), start, end,
+                                                 coarse_end,
                                                  adain_start, swap_guidance, contrast, layers, **masks).result[0]
 
 
@@ -48,5 +51,6 @@ def half():
 
 
 def weigh(c, word_weights="", restrained="", region_words="", threshold=0.3, start=0.0, end=1.0, mask=None, model=None):
-    return PalimpsestAttentionReweight.execute(model or c.model, word_weights, restrained, region_words, threshold, start, end,
+    return PalimpsestAttentionReweight.execute(model or c.model, word_weights, restrained, region_words, threshold,
+                                               start, end,
                                                mask=mask).result[0]

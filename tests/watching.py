@@ -51,8 +51,9 @@ def differ(a, b):
 
 @dataclass(frozen=True)
 class Chunk:
-    """One cond entry's part of a forward: the list it stands in, "reference", or "added" and its number where an editor added the
-    list; the list and place it comes from, its prediction, whether a ControlNet acted, and how many chunks the forward had."""
+    """One cond entry's part of a forward: the list it stands in, "reference", or "added" and its number where an editor
+    added the list; the list and place it comes from, its prediction, whether a ControlNet acted, and how many chunks
+    the forward had."""
     sigma: float
     role: str
     entry: "tuple | None"
@@ -62,7 +63,8 @@ class Chunk:
 
 
 def watch(case, model, guider=None, order=("positive", "negative"), run=None, cfg=7.5, **kwargs):
-    """(result, Chunks) of one run. Beside another's wrapper, such as this one, the source is read at one σ a forward."""
+    """(result, Chunks) of one run. Beside another's wrapper, such as this one, the source is read at one σ a
+    forward."""
     noted = []
 
     def apply(executor, x, t, c_concat, c_crossattn, control, options, *args, **extra):

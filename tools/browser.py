@@ -1,6 +1,8 @@
-"""The host's own frontend in headless Chromium. Run as a script it draws docs/canvas.jpg: the main workflow after a run.
+"""The host's own frontend in headless Chromium. Run as a script it draws docs/canvas.jpg: the main workflow after a
+run.
 
-COMFYUI_PATH names the host. Chromium is the system's (apt-get install chromium): Playwright drives it and downloads none.
+COMFYUI_PATH names the host. Chromium is the system's (apt-get install chromium): Playwright drives it and downloads
+none.
 """
 import io
 import re
@@ -17,7 +19,8 @@ from workflow import MAIN
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
            "--disable-component-update", "--disable-sync"]
-# What the frontend says by itself: of a new user's files, of a help page's other places, and of hosts that it may not ask.
+# What the frontend says by itself: of a new user's files, of a help page's other places, and of hosts that it may not
+# ask.
 HOSTS_OWN = re.compile(r"/user\.css|/api/userdata|/docs/\w+/en\.md|graph accessed before initialization|"
                        r"^(Connecting to '|Fetch API cannot load )https://")
 WIDE, GAP = 1600, 10
@@ -61,7 +64,8 @@ class Frontend:
     def set(self, **settings):
         """Settings by name, with __ for the dots."""
         for name, value in settings.items():
-            self.page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name.replace("__", "."), value])
+            self.page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)",
+                               [name.replace("__", "."), value])
 
     def load(self, name: str):
         self.page.evaluate(LOAD, [NAME, name])

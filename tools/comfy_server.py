@@ -44,7 +44,8 @@ def link_pack(place: Path):
 def options(host: Path, python: Path, base: Path, port: int) -> "list[str]":
     """The command line for main.py, without what this version of the host does not know."""
     known = (host / "comfy" / "cli_args.py").read_text(encoding="utf-8")
-    gpu = subprocess.run([python, ROOT / "tools" / "pack.py", "--gpu"], env=child_environment(), cwd=base).returncode == 0
+    gpu = subprocess.run([python, ROOT / "tools" / "pack.py", "--gpu"], env=child_environment(),
+                         cwd=base).returncode == 0
     wanted = [["--base-directory", str(base)], ["--port", str(port)], ["--listen", LOOPBACK], ["--disable-auto-launch"],
               ["--disable-all-custom-nodes"], ["--whitelist-custom-nodes", NAME], ["--disable-api-nodes"],
               ["--dont-print-server"], ["--database-url", "sqlite:///:memory:"], *([] if gpu else [["--cpu"]])]
@@ -102,7 +103,8 @@ class Server:
 
     def post(self, path: str, value) -> dict:
         """POST JSON, get JSON; a refusal is returned as the host worded it."""
-        request = urllib.request.Request(self.url + path, json.dumps(value).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(self.url + path, json.dumps(value).encode(),
+                                         {"Content-Type": "application/json"})
         try:
             with OPENER.open(request, timeout=30) as answer:
                 return json.loads(answer.read() or b"{}")

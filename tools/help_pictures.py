@@ -1,4 +1,5 @@
-"""The pictures of the nodes' help pages, before and after, each made by this pack on the miniature: web/docs/<node>/example.jpg.
+"""The pictures of the nodes' help pages, before and after, each made by this pack on the miniature:
+web/docs/<node>/example.jpg.
 
 COMFYUI_PATH names the host. Give ids of nodes to draw these only, with or without their "Palimpsest".
 """
@@ -47,7 +48,8 @@ class Sketch(Canvas):
     def sample(self, label, p, inversion, words="source", cfg=1.0, start=0.0, model=None):
         """What Replay Inversion and the host's sampler make of an inversion."""
         positive = p.words[words] if isinstance(words, str) else words
-        sampled = replay(self, label, model or p.loader["MODEL"], inversion, positive, p.null["CONDITIONING"], cfg, start)
+        sampled = replay(self, label, model or p.loader["MODEL"], inversion, positive, p.null["CONDITIONING"], cfg,
+                         start)
         self.decoded(label, p, sampled["output"])
 
 
@@ -133,7 +135,8 @@ def drawn(c, p, label, model, text):
     """Text to image."""
     empty = c.node("EmptyLatentImage", width=128, height=128, batch_size=1)
     words = encoded(c, p, label, text)
-    sampled = c.node("KSampler", model=model, positive=words["CONDITIONING"], negative=p.null["CONDITIONING"], seed=0, cfg=CFG,
+    sampled = c.node("KSampler", model=model, positive=words["CONDITIONING"], negative=p.null["CONDITIONING"], seed=0,
+                     cfg=CFG,
                      latent_image=empty["LATENT"])
     c.decoded(label, p, sampled["LATENT"])
 
@@ -181,7 +184,8 @@ def diffedit(c, label):
                   latent=p.encoded["LATENT"])
     c.mask("its mask", mask["MASK"])
     inversion = ddim(c, p)
-    blended = c.node("PalimpsestLatentBlend", model=p.loader["MODEL"], inversion=inversion["inversion"], mask=mask["MASK"])
+    blended = c.node("PalimpsestLatentBlend", model=p.loader["MODEL"], inversion=inversion["inversion"],
+                     mask=mask["MASK"])
     c.sample("edit within the mask", p, inversion, "target", CFG, model=blended["MODEL"])
 
 
@@ -256,7 +260,8 @@ def direction(c, label):
     sentences = ["\n".join(f"a photo of a {colour} dotted {shape} on a {ground} background"
                            for shape in ("star", "circle", "heart") for ground in ("sky", "sand"))
                  for colour in ("green", "blue")]
-    moved = c.node("PalimpsestEditDirection", clip=p.loader["CLIP"], source_sentences=sentences[0], target_sentences=sentences[1],
+    moved = c.node("PalimpsestEditDirection", clip=p.loader["CLIP"], source_sentences=sentences[0],
+                   target_sentences=sentences[1],
                    conditioning=p.words["source"])
     c.sample("source prompt", p, inversion, "source", CFG)
     c.sample("with the direction", p, inversion, moved["CONDITIONING"], CFG)
@@ -291,7 +296,8 @@ def regions(c, label):
 
 def touched(c, p, inversion):
     concept = encoded(c, p, "Concept", "a photo of a blue star")
-    return c.node("PalimpsestSEGAGuidance", model=p.loader["MODEL"], concept=concept["CONDITIONING"], scale=3, threshold=0.75)
+    return c.node("PalimpsestSEGAGuidance", model=p.loader["MODEL"], concept=concept["CONDITIONING"], scale=3,
+                  threshold=0.75)
 
 
 SHEETS = {"PalimpsestAttentionHeatmap", "PalimpsestEditReport", "PalimpsestInversionReport", "PalimpsestSEGARegions"}

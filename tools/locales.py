@@ -1,8 +1,8 @@
 """The nodes' texts on the canvas, in English from their own schemas, and what the other languages still owe.
 
-Run as a script it writes locales/en/nodeDefs.json again. A text whose English has changed since is taken out of the other
-languages, as is one that no node has any more, and what is missing from them is printed: the exit status is 1 until it
-is translated. COMFYUI_PATH names the host.
+Run as a script it writes locales/en/nodeDefs.json again. A text whose English has changed since is taken out of the
+other languages, as is one that no node has any more, and what is missing from them is printed: the exit status is 1
+until it is translated. COMFYUI_PATH names the host.
 """
 import asyncio
 import json

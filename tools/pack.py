@@ -43,8 +43,8 @@ def gpu() -> bool:
 def load_pack(*options: str):
     """Put the host first on sys.path, parse its options as its main.py would, and return the package.
 
-    options: further command-line options of the host, beside those that PALIMPSEST_HOST_OPTIONS holds. `--cpu` is added where no
-    CUDA device will do.
+    options: further command-line options of the host, beside those that PALIMPSEST_HOST_OPTIONS holds. `--cpu` is added
+    where no CUDA device will do.
     """
     if NAME in sys.modules:
         return sys.modules[NAME]

@@ -19,7 +19,8 @@ def sized(c: Canvas, title: str, picture, mask=None):
     """A picture, and its mask with it, cropped and scaled to the model's size: (picture, mask)."""
     if mask:
         picture = c.node("JoinImageWithAlpha", "Picture and mask", image=picture, alpha=mask)["IMAGE"]
-    scaled = c.node("ImageScale", title, image=picture, upscale_method="area", width=SIDE, height=SIDE, crop="center")["IMAGE"]
+    scaled = c.node("ImageScale", title, image=picture, upscale_method="area", width=SIDE, height=SIDE,
+                    crop="center")["IMAGE"]
     if not mask:
         return scaled, None
     parted = c.node("SplitImageWithAlpha", "Picture, mask", image=scaled)
@@ -27,8 +28,8 @@ def sized(c: Canvas, title: str, picture, mask=None):
 
 
 def picture_and_words(c: Canvas, note: str, tall: int, picture: dict, target: bool = True, masked: bool = False):
-    """The first group. Returns what it holds by name: the loader, the scene, words (Prompt Edit), the picture and the mask at the
-    model's size, and encoded.
+    """The first group. Returns what it holds by name: the loader, the scene, words (Prompt Edit), the picture and the
+    mask at the model's size, and encoded.
 
     picture: the scene's seed and kind of edit; masked: whether an editor takes the scene's mask."""
     c.column(360)
@@ -41,7 +42,8 @@ def picture_and_words(c: Canvas, note: str, tall: int, picture: dict, target: bo
                    target=scene["target text" if target else "source text"])
     image, mask = sized(c, "Size for the model", scene["source"], scene["edit mask"] if masked else None)
     encoded = c.node("VAEEncode", pixels=image, vae=loader["VAE"])
-    return SimpleNamespace(loader=loader, scene=scene, words=words, encoded=encoded, picture=image, mask=mask or scene["edit mask"])
+    return SimpleNamespace(loader=loader, scene=scene, words=words, encoded=encoded, picture=image,
+                           mask=mask or scene["edit mask"])
 
 
 def replay(c: Canvas, title: str, model, inversion, positive, negative, cfg: float, start: float = 0.0):

@@ -1,4 +1,5 @@
-"""The pictures that the template browser shows of the small workflows: each is run as it is, and its edit put beside its source.
+"""The pictures that the template browser shows of the small workflows: each is run as it is, and its edit put beside
+its source.
 
 COMFYUI_PATH names the host. Give names of workflows to draw these only.
 """
@@ -38,7 +39,8 @@ def main(names) -> int:
             source = held_out_edit(TABLE[name].seed, TABLE[name].kind).source_image
             page = Image.new("RGB", (2 * SIDE + GAP, SIDE), "white")
             for i, pixels in enumerate(((source * 255).round().astype(np.uint8), run.pictures(graph)["Save Image"][0])):
-                page.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (i * (SIDE + GAP), 0))
+                page.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC),
+                           (i * (SIDE + GAP), 0))
             page.save(FOLDER / f"{name}.jpg", quality=88)
             print(FOLDER / f"{name}.jpg", flush=True)
     return 0

@@ -14,50 +14,59 @@ class PalimpsestCrossImageAttention(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="PalimpsestCrossImageAttention", display_name="Cross-Image Attention", category="palimpsest/attention",
-            description="Gives an inverted picture's structure the appearance of another of the same kind of object, wherever "
-                        "their parts correspond (Alaluf et al. 2024).",
+            node_id="PalimpsestCrossImageAttention", display_name="Cross-Image Attention",
+            category="palimpsest/attention",
+            description="Gives an inverted picture's structure the appearance of another of the same kind of object, "
+                        "wherever their parts correspond (Alaluf et al. 2024).",
             inputs=[
                 io.Model.Input("model"),
-                InversionType.Input("appearance", tooltip="The picture whose colours and textures are wanted. What is sampled, "
+                InversionType.Input("appearance", tooltip="The picture whose colours and textures are wanted. What is "
+                                                          "sampled, "
                                     "from Replay's LATENT, is the structure."),
-                share_input("start", 0.1, "Share of the schedule from which the appearance is looked up. Paper: step 10 of 100."),
+                share_input("start", 0.1, "Share of the schedule from which the appearance is looked up. Paper: step "
+                                          "10 of 100."),
                 share_input("end", 0.9, "Share at which it ends on the finest grid. Paper: step 90."),
                 share_input("coarse_end", 0.7, "Share at which it ends on the other grids. Paper: step 70."),
-                share_input("adain_start", 0.2, "Share from which the predicted picture takes the appearance's mean and "
-                                                "deviation in each channel (AdaIN). 1: never. Paper: step 20."),
+                share_input("adain_start", 0.2, "Share from which the predicted picture takes the appearance's mean "
+                                                "and deviation in each channel (AdaIN). 1: never. Paper: step 20."),
                 io.Float.Input("swap_guidance", default=3.5, min=1.0, max=20.0, step=0.1, tooltip=(
-                    "How far the prediction goes from the one without the exchange, at the run's start; half of it at the end. "
-                    "Over 1 it costs a row. Paper: 3.5.")),
+                    "How far the prediction goes from the one without the exchange, at the run's start; half of it at "
+                    "the end. Over 1 it costs a row. Paper: 3.5.")),
                 io.Float.Input("contrast", default=1.67, min=1.0, max=10.0, step=0.01, tooltip=(
-                    "Contrast of the attention maps: higher looks up fewer places each. 1: no map is made. Paper: 1.67.")),
+                    "Contrast of the attention maps: higher looks up fewer places each. 1: no map is made. Paper: "
+                    "1.67.")),
                 layers_input("up, on its two finest grids (SD1.x and SD2.x: u3-8; SDXL: u)"),
-                io.Mask.Input("structure_mask", optional=True, tooltip="1 on the object in the structure: AdaIN acts there "
+                io.Mask.Input("structure_mask", optional=True, tooltip="1 on the object in the structure: AdaIN acts "
+                                                                       "there "
                               "alone."),
-                io.Mask.Input("appearance_mask", optional=True, tooltip="1 on the object in the appearance: its statistics are "
+                io.Mask.Input("appearance_mask", optional=True, tooltip="1 on the object in the appearance: its "
+                                                                        "statistics are "
                               "taken there alone."),
             ],
             outputs=[io.Model.Output()])
 
     @classmethod
-    def execute(cls, model, appearance, start, end, coarse_end, adain_start, swap_guidance, contrast, layers, structure_mask=None,
+    def execute(cls, model, appearance, start, end, coarse_end, adain_start, swap_guidance, contrast, layers,
+                structure_mask=None,
                 appearance_mask=None) -> io.NodeOutput:
         node = "Cross-Image Attention"
         require_unet(model, node)
         check_trajectory(model, appearance, node)
         check_span(node, start, max(end, coarse_end), "0.1 and 0.9")
         size = tuple(appearance.shape[-2:])
-        masks = [torch.ones(1, *size) if m is None else latent_mask(m, size).round() for m in (structure_mask, appearance_mask)]
+        masks = [torch.ones(1, *size) if m is None else latent_mask(m, size).round()
+                 for m in (structure_mask, appearance_mask)]
         for name, mask in zip(("structure_mask", "appearance_mask"), masks):
             if not mask.any((1, 2)).all():
-                raise ValueError(f"{name} has {int((~mask.any((1, 2))).sum())} of {len(mask)} masks without an object, and AdaIN "
-                                 "takes statistics of one: paint where it is.")
+                raise ValueError(f"{name} has {int((~mask.any((1, 2))).sum())} of {len(mask)} masks without an object, "
+                                 "and AdaIN takes statistics of one: paint where it is.")
         if adain_start == 1 and (structure_mask is not None or appearance_mask is not None):
-            raise ValueError(f"{node} has masks for AdaIN and adain_start 1, which turns it off: lower it (paper: 0.2) or "
-                             "disconnect the masks.")
+            raise ValueError(f"{node} has masks for AdaIN and adain_start 1, which turns it off: lower it (paper: 0.2) "
+                             "or disconnect the masks.")
         network = model.model.diffusion_model
         chosen = layers_of(layers, model, two_finest)
         shares = {p: share for p, share in positions(network).items() if p in chosen}
         fine = frozenset(p for p, share in shares.items() if share == max(shares.values()))
-        return io.NodeOutput(attach(model, CrossImage(appearance, chosen, start, end, ("target",), fine, coarse_end, contrast,
+        return io.NodeOutput(attach(model, CrossImage(appearance, chosen, start, end, ("target",), fine, coarse_end,
+                                                      contrast,
                                                       swap_guidance, adain_start, *masks)))

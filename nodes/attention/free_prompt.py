@@ -15,7 +15,8 @@ class PalimpsestFreePromptEdit(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestFreePromptEdit", display_name="Free-Prompt Edit", category="palimpsest/attention",
-            description="FPE: the source's self-attention maps alone hold its geometry; it may be inverted with an empty prompt.",
+            description="FPE: the source's self-attention maps alone hold its geometry; it may be inverted with an "
+                        "empty prompt.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),

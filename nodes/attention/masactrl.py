@@ -29,22 +29,26 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestMutualSelfAttention", display_name="Mutual Self-Attention (MasaCtrl)",
             category="palimpsest/attention",
-            description="MasaCtrl: the target's queries look up the source's contents; the pose may change, the looks stay.",
+            description="MasaCtrl: the target's queries look up the source's contents; the pose may change, the looks "
+                        "stay.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
-                share_input("start", 0.08, "Share of the schedule from which the source is looked up; the steps before it lay "
-                                           "out the new pose. Paper: step 4 of 50."),
+                share_input("start", 0.08, "Share of the schedule from which the source is looked up; the steps before "
+                                           "it lay out the new pose. Paper: step 4 of 50."),
                 share_input("end", 1.0, "Share at which it ends. Paper: 1."),
-                layers_input("up, on grids of at least half the latent's side (SD1.x and SD2.x: u3-8, which is the paper's "
-                             "layer 10 of 16 on; SDXL: u3-5)"),
-                io.String.Input("source_words", default="", tooltip="With ATTENTION: words of the source prompt that name "
+                layers_input("up, on grids of at least half the latent's side (SD1.x and SD2.x: u3-8, which is the "
+                             "paper's layer 10 of 16 on; SDXL: u3-5)"),
+                io.String.Input("source_words", default="", tooltip="With ATTENTION: words of the source prompt that "
+                                                                    "name "
                                 "the object, separated by commas."),
-                io.String.Input("target_words", default="", tooltip="Words of the target prompt that name it; where this "
+                io.String.Input("target_words", default="", tooltip="Words of the target prompt that name it; where "
+                                                                    "this "
                                 "run sees them is the target's mask."),
                 threshold_input("0.1"),
                 null_input(),
-                io.Mask.Input("source_mask", optional=True, tooltip="1 on the object in the source: foreground then looks up "
+                io.Mask.Input("source_mask", optional=True, tooltip="1 on the object in the source: foreground then "
+                                                                    "looks up "
                               "foreground, background background."),
                 io.Mask.Input("target_mask", optional=True, tooltip="1 where the object is to be. Soft values blend."),
                 AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find source_words."),
@@ -53,7 +57,8 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
             outputs=[io.Model.Output()])
 
     @classmethod
-    def execute(cls, model, inversion, start, end, layers, source_words, target_words, threshold, null_too, source_mask=None,
+    def execute(cls, model, inversion, start, end, layers, source_words, target_words, threshold, null_too,
+                source_mask=None,
                 target_mask=None, attention=None, refine=True) -> io.NodeOutput:
         node = "Mutual Self-Attention"
         require_unet(model, node)
@@ -67,8 +72,8 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
             known.append(bool(words.strip()) or mask is not None)
         if known[0] != known[1]:
             has, lacks = ("source", "target") if known[0] else ("target", "source")
-            raise ValueError(f"{node} knows the object's place in the {has} and not in the {lacks}: give {lacks}_mask or "
-                             f"{lacks}_words too, or neither.")
+            raise ValueError(f"{node} knows the object's place in the {has} and not in the {lacks}: give {lacks}_mask "
+                             f"or {lacks}_words too, or neither.")
         size, gather = tuple(inversion.shape[-2:]), None
         source, target = (None if mask is None else latent_mask(mask, size) for mask in (source_mask, target_mask))
         if source is not None:
@@ -81,7 +86,8 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
             warn_if_wide(node, source)
         if target_words.strip():
             share = attention.share if attention else nearest_share(model, 0.25)
-            gather = WordMaps(lambda prompts: parse_words(target_words, prompts), share, refining_share(model, size, share) if refine else None)
+            gather = WordMaps(lambda prompts: parse_words(target_words, prompts), share,
+                              refining_share(model, size, share) if refine else None)
             model = attach(model, gather)
 
         def gathered(run):

@@ -13,7 +13,8 @@ from ..widgets import InversionType, PromptEditType
 
 
 def per_token(values: dict, edit: PromptEdit, default: float) -> tuple:
-    """One tensor [target tokens] a pair, from {word: value}; "default" sets the rest. A word may be in some targets only."""
+    """One tensor [target tokens] a pair, from {word: value}; "default" sets the rest. A word may be in some targets
+    only."""
     tensors = [torch.full((len(pair.target.ids),), float(values.get("default", default))) for pair in edit.pairs]
     for name, value in values.items():
         if name == "default":
@@ -31,30 +32,35 @@ class PalimpsestAttentionInject(io.ComfyNode):
             node_id="PalimpsestAttentionInject",
             display_name="Attention Inject",
             category="palimpsest/attention",
-            description="Prompt-to-Prompt: the source's attention maps hold the layout while the target's words fill it.",
+            description="Prompt-to-Prompt: the source's attention maps hold the layout while the target's words fill "
+                        "it.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 PromptEditType.Input("prompt_edit"),
                 io.Float.Input("cross_start", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule at which cross-attention maps begin to be replaced. Paper: 0."),
+                               tooltip="Share of the schedule at which cross-attention maps begin to be replaced. "
+                                       "Paper: 0."),
                 io.Float.Input("cross_end", default=0.8, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share at which it ends. Higher keeps more of the source's layout. Paper: 0.8, 0.4 for "
-                                       "looser edits."),
+                               tooltip="Share at which it ends. Higher keeps more of the source's layout. Paper: 0.8, "
+                                       "0.4 for looser edits."),
                 io.Float.Input("self_start", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule at which self-attention maps begin to be replaced. Paper: 0."),
+                               tooltip="Share of the schedule at which self-attention maps begin to be replaced. "
+                                       "Paper: 0."),
                 io.Float.Input("self_end", default=0.4, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share at which it ends. Higher keeps shapes; lower it to change a shape. Paper: 0.4, "
-                                       "tried from 0.3 to 0.7."),
+                               tooltip="Share at which it ends. Higher keeps shapes; lower it to change a shape. "
+                                       "Paper: 0.4, tried from 0.3 to 0.7."),
                 io.Float.Input("cross_resolution", default=1.0, min=0.0, max=1.0, step=0.0625,
-                               tooltip="Cross-attention is replaced where its grid's side is at most this share of the latent's: "
-                                       "1 = everywhere (paper), 0.25 = 16² tokens of a 64² latent."),
+                               tooltip="Cross-attention is replaced where its grid's side is at most this share of the "
+                                       "latent's: 1 = everywhere (paper), 0.25 = 16² tokens of a 64² latent."),
                 io.Float.Input("self_resolution", default=0.5, min=0.0, max=1.0, step=0.0625,
-                               tooltip="The same for self-attention. 0.5 = 32² tokens of a 64² latent (the authors' code for "
-                                       "real pictures); 0.25 = 16² (the paper's own)."),
-                io.String.Input("word_weights", default="", tooltip="Re-weighting: the strength of target words' maps, as in "
+                               tooltip="The same for self-attention. 0.5 = 32² tokens of a 64² latent (the authors' "
+                                       "code for real pictures); 0.25 = 16² (the paper's own)."),
+                io.String.Input("word_weights", default="", tooltip="Re-weighting: the strength of target words' maps, "
+                                                                    "as in "
                                 "'fluffy: 3, snow: -1'. 1 = unchanged. Paper: -2 to 10."),
-                io.String.Input("word_ends", default="", tooltip="An end of its own for a target word's cross-attention, as in "
+                io.String.Input("word_ends", default="", tooltip="An end of its own for a target word's "
+                                                                 "cross-attention, as in "
                                 "'lion: 0.4'. The others end at cross_end."),
             ],
             outputs=[io.Model.Output()],
@@ -76,15 +82,20 @@ class PalimpsestAttentionInject(io.ComfyNode):
             raise ValueError(
                 f"Attention Inject would change nothing: cross-attention runs from {cross_start} to {cross_end} up to "
                 f"{cross_resolution} of the latent's side, self-attention from {self_start} to {self_end} up to "
-                f"{self_resolution}; set an end above its start (paper: 0.8 and 0.4) and a resolution of {coarsest} or more.")
-        asked = per_token(dict(given, default=1.0), prompt_edit, 1.0) if cross else weights  # a default may spare a word
+                f"{self_resolution}; set an end above its start (paper: 0.8 and 0.4) and a resolution of {coarsest} or "
+                "more.")
+        # a default may spare a word
+        asked = per_token(dict(given, default=1.0), prompt_edit, 1.0) if cross else weights
         lost = [e[(w != 1) & ((e <= cross_start) | (cross_resolution < coarsest))] for e, w in zip(ends, asked)]
         if any(map(len, lost)):
             last = min(float(e.min()) for e in lost if len(e))
-            why = (f"cross_resolution is {cross_resolution}: set it to {coarsest} or more" if cross_resolution < coarsest else
-                   f"that runs from {cross_start} to {last:g}: set cross_end, or the word's end, above cross_start (paper: 0.8)")
-            raise ValueError(f"Attention Inject has word_weights {word_weights!r} and replaces no cross-attention where they would "
-                             f"scale it; {why}.")
+            why = (f"cross_resolution is {cross_resolution}: set it to {coarsest} or more"
+                   if cross_resolution < coarsest else
+                   f"that runs from {cross_start} to {last:g}: set cross_end, or the word's end, above cross_start "
+                   "(paper: 0.8)")
+            raise ValueError(f"Attention Inject has word_weights {word_weights!r} and replaces no cross-attention "
+                             f"where they would scale it; {why}.")
         return io.NodeOutput(attach(model, PromptToPrompt(
-            inversion, prompt_edit.pairs, (cross_start if cross else 1.0, cross_end), (self_start if self_ else 1.0, self_end), ends,
+            inversion, prompt_edit.pairs, (cross_start if cross else 1.0, cross_end),
+            (self_start if self_ else 1.0, self_end), ends,
             weights, cross_resolution, self_resolution)))

@@ -15,15 +15,18 @@ class PalimpsestPlugAndPlay(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestPlugAndPlay", display_name="Plug-and-Play Features", category="palimpsest/attention",
-            description="PnP: the source's residual features and self-attention hold the layout; the target prompt repaints it.",
+            description="PnP: the source's residual features and self-attention hold the layout; the target prompt "
+                        "repaints it.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
-                share_input("feature_end", 0.8, "Share of the schedule until which the source's residual features are put in "
-                                                "place. Paper: 0.8."),
+                share_input("feature_end", 0.8, "Share of the schedule until which the source's residual features are "
+                                                "put in place. Paper: 0.8."),
                 share_input("attention_end", 0.5, "Share until which its self-attention maps are. Paper: 0.5."),
-                io.String.Input("feature_layers", default="", tooltip="Residual blocks, named by the transformer of the up "
-                                "section that follows them, as in 'u1, u2'. Empty: u1 (paper: layer 4 of the decoder)."),
+                io.String.Input("feature_layers", default="", tooltip="Residual blocks, named by the transformer of "
+                                                                      "the up "
+                                "section that follows them, as in 'u1, u2'. Empty: u1 (paper: layer 4 of the "
+                                "decoder)."),
                 layers_input("all of up but u0 (SD1.x and SD2.x: u1-8, the paper's 4 to 11; SDXL: u1-5)"),
                 null_input(),
             ],
@@ -35,13 +38,13 @@ class PalimpsestPlugAndPlay(io.ComfyNode):
         require_unet(model, node)
         check_family(model, inversion)
         if not feature_end and not attention_end:
-            raise ValueError(f"{node} with feature_end and attention_end both 0 would change nothing: raise one (paper: 0.8 "
-                             "and 0.5).")
+            raise ValueError(f"{node} with feature_end and attention_end both 0 would change nothing: raise one "
+                             "(paper: 0.8 and 0.5).")
         network = model.model.diffusion_model
         named, chosen = parse_layers(feature_layers, network), layers_of(layers, model, after_first)
         if "." in feature_layers or {p[0] for p in named} - {"output"}:
-            raise ValueError(f"feature_layers is {feature_layers!r}, and residual features are those of whole blocks of the up "
-                             f"section: name them as in 'u1' (this MODEL has {listed(network)}).")
+            raise ValueError(f"feature_layers is {feature_layers!r}, and residual features are those of whole blocks "
+                             f"of the up section: name them as in 'u1' (this MODEL has {listed(network)}).")
         if feature_end:
             blocks = frozenset(p[1] for p in named) or second_block(network)
             model = attach(model, ResidualFeatures(inversion, blocks, feature_end, roles(null_too)))

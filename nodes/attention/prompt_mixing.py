@@ -30,30 +30,38 @@ class PalimpsestPromptMixing(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestPromptMixing", display_name="Prompt Mixing", category="palimpsest/attention",
-            description="Object-shape variation: in the middle of the schedule another prompt's values shape the object.",
+            description="Object-shape variation: in the middle of the schedule another prompt's values shape the "
+                        "object.",
             inputs=[
                 io.Model.Input("model"),
-                io.Conditioning.Input("mix", tooltip="The picture's prompt with another word for the object: Prompt Edit's "
+                io.Conditioning.Input("mix", tooltip="The picture's prompt with another word for the object: Prompt "
+                                                     "Edit's "
                                       "target. Sample with Prompt Edit's source."),
-                share_input("start", 0.14, "Share of the schedule at which it begins to be mixed in (T3). Earlier changes the "
-                                           "layout too. Paper: step 7 of 50."),
-                share_input("end", 0.34, "Share at which it ends (T2). Later changes the looks too. Paper: step 17 of 50."),
-                io.String.Input("preserve", default="", tooltip="With ATTENTION: words of the source prompt whose shapes are "
+                share_input("start", 0.14, "Share of the schedule at which it begins to be mixed in (T3). Earlier "
+                                           "changes the layout too. Paper: step 7 of 50."),
+                share_input("end", 0.34, "Share at which it ends (T2). Later changes the looks too. Paper: step 17 of "
+                                         "50."),
+                io.String.Input("preserve", default="", tooltip="With ATTENTION: words of the source prompt whose "
+                                                                "shapes are "
                                 "to stay, separated by commas."),
-                io.String.Input("object", default="", tooltip="With ATTENTION: the word whose shape varies; its place is "
+                io.String.Input("object", default="", tooltip="With ATTENTION: the word whose shape varies; its place "
+                                                              "is "
                                 "taken out of what is preserved."),
                 threshold_input("a probability of 0.05"),
-                share_input("preserve_end", 0.8, "Share of the schedule until which shapes are preserved. Paper: step 40 of 50."),
+                share_input("preserve_end", 0.8, "Share of the schedule until which shapes are preserved. Paper: step "
+                                                 "40 of 50."),
                 layers_input(f"shapes are preserved on {COARSE}"),
                 InversionType.Input("inversion", optional=True, tooltip="To preserve shapes: the source."),
                 io.Mask.Input("mask", optional=True, tooltip="1 where shapes are to stay, beside the words' places."),
-                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words' places."),
+                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words' "
+                                                                        "places."),
                 refine_input(),
             ],
             outputs=[io.Model.Output()])
 
     @classmethod
-    def execute(cls, model, mix, start, end, preserve, object, threshold, preserve_end, layers, inversion=None, mask=None,
+    def execute(cls, model, mix, start, end, preserve, object, threshold, preserve_end, layers, inversion=None,
+                mask=None,
                 attention=None, refine=True) -> io.NodeOutput:
         node = "Prompt Mixing"
         require_unet(model, node)
@@ -64,7 +72,8 @@ class PalimpsestPromptMixing(io.ComfyNode):
         check_prompt_alone(f"{node}'s mix", mix)
         keeps = bool(preserve.strip()) or mask is not None
         if keeps != (inversion is not None) or object.strip() and not keeps:
-            has, lacks = ("something to preserve", "INVERSION") if keeps else ("INVERSION or object", "words or MASK to preserve")
+            has, lacks = ("something to preserve",
+                          "INVERSION") if keeps else ("INVERSION or object", "words or MASK to preserve")
             raise ValueError(f"{node} has {has} but no {lacks}: connect both to preserve shapes, or neither.")
         model = attach(model, MixedValues(mix[0][0], start, end, (mix,)))
         if not keeps:
@@ -75,7 +84,8 @@ class PalimpsestPromptMixing(io.ComfyNode):
             check_attention(attention, inversion)
         size = tuple(inversion.shape[-2:])
 
-        masks = [] if attention is None else [attention.mask(parse_words(words, attention.tokens), size, threshold, refine)
+        masks = [] if attention is None else [attention.mask(parse_words(words, attention.tokens), size, threshold,
+                                                             refine)
                                               for words in (preserve, object)]
         painted = [] if mask is None else [latent_mask(mask, size)]
         rows = math.lcm(*map(len, masks + painted))
@@ -84,4 +94,5 @@ class PalimpsestPromptMixing(io.ComfyNode):
         varied = masks[1] if object.strip() else None
         check_some(node, "shape to preserve", kept if varied is None else kept * (1 - varied))
         chosen = layers_of(layers, model, lambda unet: coarse(unet, 0.5))
-        return io.NodeOutput(attach(model, PreservedShapes(inversion, chosen, 0.0, preserve_end, preserved=kept, varied=varied)))
+        return io.NodeOutput(attach(model, PreservedShapes(inversion, chosen, 0.0, preserve_end, preserved=kept,
+                                                           varied=varied)))

@@ -15,21 +15,23 @@ class PalimpsestAttentionReweight(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestAttentionReweight", display_name="Attention Re-weight", category="palimpsest/attention",
-            description="Makes words of the sampled prompt count for more or less, and keeps words inside a region, in any "
-                        "generation (Hertz et al. 2022; Guo & Lin 2024).",
+            description="Makes words of the sampled prompt count for more or less, and keeps words inside a region, in "
+                        "any generation (Hertz et al. 2022; Guo & Lin 2024).",
             inputs=[
                 io.Model.Input("model"),
                 io.String.Input("word_weights", default="", tooltip=(
-                    "Factors on words' attention, as in 'fluffy: 3, striped: 0'. Paper: 2 to 10, or -1 to turn a word round.")),
+                    "Factors on words' attention, as in 'fluffy: 3, striped: 0'. Paper: 2 to 10, or -1 to turn a word "
+                    "round.")),
                 io.String.Input("restrained", default="", tooltip=(
                     "Words that are to act inside the region only, separated by commas.")),
                 io.String.Input("region_words", default="", tooltip=(
                     "The region is where these words of the prompt lie, as this run sees them after its first step.")),
-                share_input("threshold", 0.3, "Share of the region words' largest value that counts as the region. 0: found in their "
-                                              "maps themselves."),
+                share_input("threshold", 0.3, "Share of the region words' largest value that counts as the region. 0: "
+                                              "found in their maps themselves."),
                 share_input("start", 0.0, "Share of the schedule from which it acts. Paper: 0."),
                 share_input("end", 1.0, "Share at which it ends. Paper: 0.8 for factors with an inversion, 1 without."),
-                io.Mask.Input("mask", optional=True, tooltip="The region, 1 where the restrained words may act. Soft values "
+                io.Mask.Input("mask", optional=True, tooltip="The region, 1 where the restrained words may act. Soft "
+                                                             "values "
                               "blend."),
             ],
             outputs=[io.Model.Output()])
@@ -44,14 +46,16 @@ class PalimpsestAttentionReweight(io.ComfyNode):
             raise ValueError(f"{node} has both a mask and region_words {region_words!r}: give one of them.")
         if bool(restrained.strip()) != (named or mask is not None):
             has, lacks = ("restrained words", "region") if restrained.strip() else ("a region", "restrained words")
-            raise ValueError(f"{node} has {has} but no {lacks}: name the words, and give a mask or region_words, or neither.")
+            raise ValueError(f"{node} has {has} but no {lacks}: name the words, and give a mask or region_words, or "
+                             "neither.")
         if not restrained.strip() and all(c == 1 for c in factors.values()):
-            raise ValueError(f"{node} has word_weights {word_weights!r} and no restrained words, and would change nothing: write "
-                             "a word with a factor other than 1, as in 'fluffy: 3'.")
+            raise ValueError(f"{node} has word_weights {word_weights!r} and no restrained words, and would change "
+                             "nothing: write a word with a factor other than 1, as in 'fluffy: 3'.")
         region, gather = None, None
         if named:
             gather = WordMaps(lambda prompts: parse_words(region_words, prompts), nearest_share(model, 0.25))
             model = attach(model, gather)
         if mask is not None:
             region = mask.float()
-        return io.NodeOutput(attach(model, Reweight(factors, restrained, region, gather and gather.mask, threshold, start, end)))
+        return io.NodeOutput(attach(model, Reweight(factors, restrained, region, gather and gather.mask, threshold,
+                                                    start, end)))

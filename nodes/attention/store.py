@@ -20,14 +20,16 @@ class PalimpsestAttentionStore(io.ComfyNode):
             node_id="PalimpsestAttentionStore",
             display_name="Attention Store",
             category="palimpsest/attention",
-            description="Where the model sees each source word in the picture: cross-attention maps along the inversion's trajectory.",
+            description="Where the model sees each source word in the picture: cross-attention maps along the "
+                        "inversion's trajectory.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 PromptEditType.Input("prompt_edit"),
                 io.Float.Input("resolution", default=0.25, min=0.0, max=1.0, step=0.0625,
-                               tooltip="The maps' side as a share of the latent's; the nearest one at or under it that the "
-                                       "model has. 0.25 = 16² of a 64² latent (paper), which is where words lie clearest."),
+                               tooltip="The maps' side as a share of the latent's; the nearest one at or under it that "
+                                       "the model has. 0.25 = 16² of a 64² latent (paper), which is where words lie "
+                                       "clearest."),
             ],
             outputs=[AttentionType.Output(display_name="ATTENTION")],
         )
@@ -51,7 +53,8 @@ class PalimpsestAttentionHeatmap(io.ComfyNode):
             inputs=[
                 AttentionType.Input("attention"),
                 io.Image.Input("image", tooltip="The picture that was inverted."),
-                io.String.Input("words", default="", tooltip="Words of the source prompt, separated by commas; 'cat#2' is the "
+                io.String.Input("words", default="", tooltip="Words of the source prompt, separated by commas; 'cat#2' "
+                                                             "is the "
                                 "second cat. Empty: all words."),
             ],
             outputs=[io.Image.Output()],
@@ -86,12 +89,15 @@ class PalimpsestAttentionMask(io.ComfyNode):
             inputs=[
                 AttentionType.Input("attention"),
                 io.String.Input("words", default="",
-                                tooltip="Words of the source prompt, separated by commas; the mask is where they lie together."),
+                                tooltip="Words of the source prompt, separated by commas; the mask is where they lie "
+                                        "together."),
                 threshold_input(),
-                io.Int.Input("grow", default=0, min=0, max=64, tooltip="Spread the mask by this many latent cells (8 pixels on SD)."),
+                io.Int.Input("grow", default=0, min=0, max=64, tooltip="Spread the mask by this many latent cells (8 "
+                                                                       "pixels on SD)."),
                 io.Float.Input("blur", default=0.0, min=0.0, max=16.0, step=0.1,
                                tooltip="Soften its edge: standard deviation in latent cells. 0 = hard."),
-                io.Image.Input("image", optional=True, tooltip="The mask takes this picture's size; without it, the latent's."),
+                io.Image.Input("image", optional=True, tooltip="The mask takes this picture's size; without it, the "
+                                                               "latent's."),
                 refine_input(),
             ],
             outputs=[io.Mask.Output()],
@@ -106,12 +112,12 @@ class PalimpsestAttentionMask(io.ComfyNode):
         cell = size[0] / attention.latent[0]
         chosen = parse_words(words, attention.tokens)
         if not words.strip():
-            raise ValueError(f"Attention Mask has no word to find; the source's words are: "
+            raise ValueError("Attention Mask has no word to find; the source's words are: "
                              f"{', '.join(w.text for w in attention.tokens[0].named)}.")
         mask = attention.mask(chosen, size, threshold, refine)
         if not mask.flatten(1).any(1).all():
-            raise ValueError(f"The mask of {words!r} at threshold {threshold} is empty: lower the threshold (0 finds one), or name "
-                             "other words.")
+            raise ValueError(f"The mask of {words!r} at threshold {threshold} is empty: lower the threshold (0 finds "
+                             "one), or name other words.")
         warn_if_wide("Attention Mask", mask)
         mask = grow_mask(mask, round(grow * cell))
         if blur:

@@ -15,22 +15,24 @@ class PalimpsestInjectComposite(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestInjectComposite", display_name="Inject Composite", category="palimpsest/blending",
-            description="Sets an object of one inverted picture into another (TF-ICON, Lu et al. 2023): the start is composed of "
-                        "both noises, and both pictures' self-attention makes one field.",
+            description="Sets an object of one inverted picture into another (TF-ICON, Lu et al. 2023): the start is "
+                        "composed of both noises, and both pictures' self-attention makes one field.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion", tooltip="The main picture's. Replay this one."),
-                InversionType.Input("reference", tooltip="Of the picture with the object: of the main picture's size, with the "
+                InversionType.Input("reference", tooltip="Of the picture with the object: of the main picture's size, "
+                                                         "with the "
                                     "object where it is to be, inverted with the same steps."),
                 io.Mask.Input("mask", tooltip="1 where the object is."),
                 io.Int.Input("margin", default=1, min=0, max=32,
-                             tooltip="Latent cells (8 pixels on SD) around the object that are made anew, to join it to its "
-                                     "surroundings. The paper takes the object's bounding box."),
+                             tooltip="Latent cells (8 pixels on SD) around the object that are made anew, to join it "
+                                     "to its surroundings. The paper takes the object's bounding box."),
                 io.Float.Input("attention_end", default=0.4, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the schedule until which both pictures' self-attention is composed. "
                                        "Paper: 0.4."),
                 io.Float.Input("blend_end", default=0.8, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share until which the main picture is put back outside object and margin. Paper: 0.8."),
+                               tooltip="Share until which the main picture is put back outside object and margin. "
+                                       "Paper: 0.8."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
                              tooltip="Of the margin's noise."),
             ],
@@ -42,8 +44,9 @@ class PalimpsestInjectComposite(io.ComfyNode):
         for given in (inversion, reference):
             check_trajectory(model, given, "Inject Composite")
         if inversion.shape != reference.shape:
-            raise ValueError(f"The main picture's latent is {list(inversion.shape)}, the reference's {list(reference.shape)}: "
-                             "put the reference on a canvas of the main picture's size before inverting it.")
+            raise ValueError(f"The main picture's latent is {list(inversion.shape)}, the reference's "
+                             f"{list(reference.shape)}: put the reference on a canvas of the main picture's size "
+                             "before inverting it.")
         place = (latent_mask(mask, tuple(inversion.shape[-2:])) > 0.5).float()
         if not place.flatten(1).any(1).all():
             raise ValueError("The MASK of the object is empty: draw 1 where the object is in the reference.")

@@ -15,18 +15,21 @@ class PalimpsestBlendedLatent(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestBlendedLatent", display_name="Blended Latent", category="palimpsest/blending",
-            description="Blended Latent Diffusion (Avrahami et al. 2023): the mask begins grown and shrinks to itself, so that "
-                        "small masks have room to begin an edit. With an INVERSION and a MASK the source stays exact outside; "
-                        "without, it shrinks the noise mask of the LATENT being sampled (Set Latent Noise Mask).",
+            description="Blended Latent Diffusion (Avrahami et al. 2023): the mask begins grown and shrinks to itself, "
+                        "so that small masks have room to begin an edit. With an INVERSION and a MASK the source stays "
+                        "exact outside; without, it shrinks the noise mask of the LATENT being sampled (Set Latent "
+                        "Noise Mask).",
             inputs=[
                 io.Model.Input("model"),
                 io.Int.Input("grow", default=3, min=1, max=64,
-                             tooltip="Latent cells (8 pixels on SD) by which the mask is grown at first; one less at a time. "
-                                     "Authors: 3."),
+                             tooltip="Latent cells (8 pixels on SD) by which the mask is grown at first; one less at a "
+                                     "time. Authors: 3."),
                 io.Float.Input("end", default=0.75, min=0.01, max=0.99, step=0.01,
                                tooltip="Share of the schedule from which the mask is itself again. Authors: 0.75."),
-                InversionType.Input("inversion", optional=True, tooltip="With a MASK: outside it this picture comes back."),
-                io.Mask.Input("mask", optional=True, tooltip="With an INVERSION: 1 where the edit may write. Soft values blend."),
+                InversionType.Input("inversion", optional=True, tooltip="With a MASK: outside it this picture comes "
+                                                                        "back."),
+                io.Mask.Input("mask", optional=True, tooltip="With an INVERSION: 1 where the edit may write. Soft "
+                                                             "values blend."),
             ],
             outputs=[io.Model.Output()])
 
@@ -34,8 +37,8 @@ class PalimpsestBlendedLatent(io.ComfyNode):
     def execute(cls, model, grow, end, inversion=None, mask=None) -> io.NodeOutput:
         if (inversion is None) != (mask is None):
             has, lacks = ("a MASK", "INVERSION") if inversion is None else ("an INVERSION", "MASK")
-            raise ValueError(f"Blended Latent has {has} but no {lacks}: connect both, or neither to use the LATENT's own noise "
-                             "mask.")
+            raise ValueError(f"Blended Latent has {has} but no {lacks}: connect both, or neither to use the LATENT's "
+                             "own noise mask.")
         if inversion is None:
             m = model.clone()
             m.set_model_denoise_mask_function(shrinking(grow, end, model.model_options.get("denoise_mask_function")))
@@ -43,4 +46,5 @@ class PalimpsestBlendedLatent(io.ComfyNode):
             return io.NodeOutput(m)
         check_trajectory(model, inversion, "Blended Latent")
         cells = latent_mask(mask, tuple(inversion.shape[-2:]))
-        return io.NodeOutput(attach(model, ShrinkingBlend(inversion, tuple(grown(cells, n) for n in range(grow + 1)), end)))
+        return io.NodeOutput(attach(model, ShrinkingBlend(inversion, tuple(grown(cells, n) for n in range(grow + 1)),
+                                                          end)))

@@ -11,24 +11,27 @@ class PalimpsestDiffEditMask(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestDiffEditMask", display_name="DiffEdit Mask", category="palimpsest/blending",
-            description="A mask from prompts alone: where the noise predicted for the target differs from that for the source, "
-                        "on the noised picture (DiffEdit, Couairon et al. 2023). No inversion and no words needed.",
+            description="A mask from prompts alone: where the noise predicted for the target differs from that for the "
+                        "source, on the noised picture (DiffEdit, Couairon et al. 2023). No inversion and no words "
+                        "needed.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL before any Palimpsest editor; LoRA may be on it."),
-                io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is. An empty one works less "
+                io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is. An empty one "
+                                                        "works less "
                                       "well."),
                 io.Conditioning.Input("target", tooltip="The prompt that describes what it is to become."),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode. A noise mask on it is ignored."),
                 io.Int.Input("maps", default=10, min=1, max=256,
-                             tooltip="Noises whose differences are averaged, two model evaluations each. More is smoother. "
-                                     "Paper: 10."),
+                             tooltip="Noises whose differences are averaged, two model evaluations each. More is "
+                                     "smoother. Paper: 10."),
                 io.Float.Input("strength", default=0.5, min=0.01, max=1.0, step=0.01,
                                tooltip="How far the picture is noised, as a share of the schedule. Paper: 0.5."),
                 io.Float.Input("threshold", default=0.5, min=0.0, max=1.0, step=0.01,
-                               tooltip="The scaled difference over which a place is to change. Higher is tighter. Paper: 0.5."),
+                               tooltip="The scaled difference over which a place is to change. Higher is tighter. "
+                                       "Paper: 0.5."),
                 io.Float.Input("clamp", default=3.0, min=0.1, max=100.0, step=0.1,
-                               tooltip="Differences are clamped at this many times their mean, which counts as 1 then. Higher is "
-                                       "tighter. Diffusers: 3."),
+                               tooltip="Differences are clamped at this many times their mean, which counts as 1 then. "
+                                       "Higher is tighter. Diffusers: 3."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
                              tooltip="Of the noises."),
             ],
@@ -39,13 +42,13 @@ class PalimpsestDiffEditMask(io.ComfyNode):
     def execute(cls, model, source, target, latent, maps, strength, threshold, clamp, seed) -> io.NodeOutput:
         require_plain(model, "DiffEdit Mask")
         if _equal(source, target):
-            raise ValueError("Source and target are the same prompt, so their predictions do not differ anywhere: connect the "
-                             "prompt of the picture as it is to one, of the edited picture to the other.")
+            raise ValueError("Source and target are the same prompt, so their predictions do not differ anywhere: "
+                             "connect the prompt of the picture as it is to one, of the edited picture to the other.")
         found = difference_map(model, source, target, source_latent(model, latent), maps, strength, seed)
         mask = (scaled(found, clamp) > threshold).float()
         if not mask.flatten(1).any(1).all():
-            raise ValueError(f"The mask at threshold {threshold:g} and clamp {clamp:g} is empty: lower one of them (paper: 0.5 "
-                             "and 3).")
+            raise ValueError(f"The mask at threshold {threshold:g} and clamp {clamp:g} is empty: lower one of them "
+                             "(paper: 0.5 and 3).")
         return io.NodeOutput(mask, ui=ui.PreviewMask(mask, cls=cls))
 
 

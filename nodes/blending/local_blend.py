@@ -20,54 +20,64 @@ class PalimpsestLatentBlend(io.ComfyNode):
             node_id="PalimpsestLatentBlend",
             display_name="Latent Blend (Inversion)",
             category="palimpsest/blending",
-            description="Outside the mask the source comes back exactly: at every model call its own latent, and its own "
-                        "prediction.",
+            description="Outside the mask the source comes back exactly: at every model call its own latent, and its "
+                        "own prediction.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 io.Float.Input("start", default=0.2, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule from which the blend holds. 0 = from the first step. Paper: 0.2."),
-                io.String.Input("source_words", default="", tooltip="With ATTENTION: words of the source prompt whose place may "
+                               tooltip="Share of the schedule from which the blend holds. 0 = from the first step. "
+                                       "Paper: 0.2."),
+                io.String.Input("source_words", default="", tooltip="With ATTENTION: words of the source prompt whose "
+                                                                    "place may "
                                 "be written over, separated by commas."),
-                io.String.Input("target_words", default="", tooltip="With ATTENTION: words of the target prompt; where this run "
+                io.String.Input("target_words", default="", tooltip="With ATTENTION: words of the target prompt; where "
+                                                                    "this run "
                                 "sees them is added to the mask as it goes."),
                 threshold_input(),
-                io.Mask.Input("mask", optional=True, tooltip="1 where the edit may write, 0 where the source stays. Soft values "
+                io.Mask.Input("mask", optional=True, tooltip="1 where the edit may write, 0 where the source stays. "
+                                                             "Soft values "
                               "blend."),
-                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words' places."),
-                io.String.Input("subtract_words", default="", optional=True, tooltip="With ATTENTION: words of either prompt whose "
+                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words' "
+                                                                        "places."),
+                io.String.Input("subtract_words", default="", optional=True,
+                                tooltip="With ATTENTION: words of either prompt whose "
                                 "place is taken out of the mask again, whatever else is in it."),
                 io.Boolean.Input("masks_in_time", default=False, optional=True,
-                                 tooltip="Off: each mask of a batch is for a row of the latent. On: they follow each other from "
-                                         "start to the end, each for an equal share of the schedule."),
+                                 tooltip="Off: each mask of a batch is for a row of the latent. On: they follow each "
+                                         "other from start to the end, each for an equal share of the schedule."),
                 refine_input(),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model, inversion, start, source_words, target_words, threshold, mask=None, attention=None, subtract_words="",
+    def execute(cls, model, inversion, start, source_words, target_words, threshold, mask=None, attention=None,
+                subtract_words="",
                 masks_in_time=False, refine=True) -> io.NodeOutput:
         check_trajectory(model, inversion, "Latent Blend")
         wanted = source_words.strip() or target_words.strip()
         words = bool(wanted or subtract_words.strip())
         if words != (attention is not None):
             has, lacks = ("words", "ATTENTION") if words else ("ATTENTION", "source_words or target_words")
-            raise ValueError(f"Latent Blend has {has} but no {lacks}: connect Attention Store and name the words, or neither.")
+            raise ValueError(f"Latent Blend has {has} but no {lacks}: connect Attention Store and name the words, or "
+                             "neither.")
         if mask is None and not wanted:
-            raise ValueError("Latent Blend has neither MASK nor ATTENTION and would return the source: connect one of them.")
+            raise ValueError("Latent Blend has neither MASK nor ATTENTION and would return the source: connect one of "
+                             "them.")
         if start >= 1:
-            raise ValueError(f"Latent Blend starts at {start} and the schedule ends at 1: nothing would be blended (paper: 0.2).")
+            raise ValueError(f"Latent Blend starts at {start} and the schedule ends at 1: nothing would be blended "
+                             "(paper: 0.2).")
         if masks_in_time and (mask is None or len(mask) < 2):
-            raise ValueError(f"Latent Blend is to use masks in time and has {0 if mask is None else len(mask)}: connect a batch "
-                             "of two or more, or turn masks_in_time off.")
+            raise ValueError(f"Latent Blend is to use masks in time and has {0 if mask is None else len(mask)}: "
+                             "connect a batch of two or more, or turn masks_in_time off.")
         size, named, removed, gathered = tuple(inversion.shape[-2:]), None, None, {}
         if words:
             require_unet(model, "Latent Blend by words")
             check_attention(attention, inversion)
             if threshold >= 1:
-                raise ValueError(f"The mask of {wanted or subtract_words!r} at threshold {threshold} is empty: lower the "
-                                 "threshold (0 finds one).")
+                raise ValueError(f"The mask of {wanted or subtract_words!r} at threshold {threshold} is empty: lower "
+                                 "the threshold (0 finds one).")
         if source_words.strip():
             named = attention.masks(parse_words(source_words, attention.tokens), size, threshold, refine)
         if target_words.strip():
@@ -79,7 +89,8 @@ class PalimpsestLatentBlend(io.ComfyNode):
 
             def subtracted(prompts):
                 here, missing = present_words(subtract_words, prompts)
-                parse_words(", ".join(name for name in lost if name in missing), prompts)  # an error where neither prompt has it
+                # an error where neither prompt has it
+                parse_words(", ".join(name for name in lost if name in missing), prompts)
                 return here
 
             gathered["removing"] = WordMaps(subtracted, attention.share, attention.fine if refine else None, bool(lost))
@@ -87,9 +98,11 @@ class PalimpsestLatentBlend(io.ComfyNode):
             model = attach(model, gather)
         painted = None if mask is None else latent_mask(mask, size)
         known = [m for m in (named and named.masks[-1], painted) if m is not None]
-        if removed and "gathered" not in gathered and not any((m * (1 - r)).any() for m in known for r in removed.masks[-1]):
-            raise ValueError(f"The words {subtract_words!r} are subtracted and nothing of the mask is left: name fewer, or "
-                             "raise the threshold.")
+        if removed and "gathered" not in gathered and not any((m * (1 - r)).any() for m in known
+                                                              for r in removed.masks[-1]):
+            raise ValueError(f"The words {subtract_words!r} are subtracted and nothing of the mask is left: name "
+                             "fewer, or raise the threshold.")
         return io.NodeOutput(attach(model, LocalBlend(
             inversion, painted, start, named, removed, in_time=masks_in_time,
-            **{kind: partial(gather.mask, threshold=threshold, grow=kind == "gathered") for kind, gather in gathered.items()})))
+            **{kind: partial(gather.mask, threshold=threshold, grow=kind == "gathered") for kind,
+               gather in gathered.items()})))

@@ -12,22 +12,24 @@ class PalimpsestNoiseMask(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestNoiseMask", display_name="Noise Mask", category="palimpsest/blending",
-            description="Finds at every step where the target's prediction differs from the source's, and keeps the source "
-                        "exactly elsewhere (Watch Your Steps, Mirzaei et al. 2024). No mask and no words needed.",
+            description="Finds at every step where the target's prediction differs from the source's, and keeps the "
+                        "source exactly elsewhere (Watch Your Steps, Mirzaei et al. 2024). No mask and no words "
+                        "needed.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 io.Combo.Input("against", options=list(AGAINST), default="source",
-                               tooltip="What the target's prediction is compared with: the source prompt's, one more row of "
-                                       "every forward; or the null prompt's, which is there at CFG over 1 but marks all that the "
-                                       "target names."),
+                               tooltip="What the target's prediction is compared with: the source prompt's, one more "
+                                       "row of every forward; or the null prompt's, which is there at CFG over 1 but "
+                                       "marks all that the target names."),
                 io.Float.Input("start", default=0.2, min=0.0, max=0.99, step=0.01,
                                tooltip="Share of the schedule from which the mask is read and holds. Paper: 0.2."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share until which it is read anew at each step; then the last one stays. At start or "
-                                       "before: read once, as in the paper."),
+                               tooltip="Share until which it is read anew at each step; then the last one stays. At "
+                                       "start or before: read once, as in the paper."),
                 io.Float.Input("threshold", default=0.5, min=0.0, max=1.0, step=0.01,
-                               tooltip="The scaled difference from which a place may change. Higher is tighter. Paper: 0.5."),
+                               tooltip="The scaled difference from which a place may change. Higher is tighter. Paper: "
+                                       "0.5."),
             ],
             outputs=[io.Model.Output()])
 
@@ -35,5 +37,6 @@ class PalimpsestNoiseMask(io.ComfyNode):
     def execute(cls, model, inversion, against, start, end, threshold) -> io.NodeOutput:
         check_trajectory(model, inversion, "Noise Mask")
         if threshold <= 0:
-            raise ValueError("Noise Mask at threshold 0 lets every place change and holds nothing: raise it (paper: 0.5).")
+            raise ValueError("Noise Mask at threshold 0 lets every place change and holds nothing: raise it (paper: "
+                             "0.5).")
         return io.NodeOutput(attach(model, NoiseMask(inversion, against, start, end, threshold)))

@@ -16,8 +16,9 @@ class PalimpsestLEDITS(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestLEDITS", display_name="LEDITS++", category="palimpsest/guidance",
-            description="Adds a concept to a picture, or removes it, where its words' attention and its guidance agree (Brack et "
-                        "al. 2024). Made for LEDITS++ Invert; sample what was inverted, at its CFG. Chain one node a concept.",
+            description="Adds a concept to a picture, or removes it, where its words' attention and its guidance agree "
+                        "(Brack et al. 2024). Made for LEDITS++ Invert; sample what was inverted, at its CFG. Chain "
+                        "one node a concept.",
             inputs=concept_inputs(
                 io.Clip.Input("clip"),
                 io.String.Input("concept", default="", tooltip="What to add or remove: \"glasses\", \"a red hat\"."),
@@ -30,8 +31,8 @@ class PalimpsestLEDITS(io.ComfyNode):
         require_unet(model, "LEDITS++")
         tokens = tokenize_rows(clip, [concept])
         if not tokens[0].words:
-            raise ValueError("LEDITS++ looks for its concept's words in the picture, and the concept is empty: write what to add "
-                             "or remove.")
+            raise ValueError("LEDITS++ looks for its concept's words in the picture, and the concept is empty: write "
+                             "what to add or remove.")
         before = held(model, LEDITS)
         added = Grounded(encode(clip, tokens), -scale if direction == "remove" else scale, warmup, cooldown, threshold,
                          tokens=tokens)

@@ -19,45 +19,50 @@ class PalimpsestMagicRemover(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestMagicRemover", display_name="MagicRemover", category="palimpsest/guidance",
-            description="Removes the object that words name: its place is filled from what lies around it, and nothing else "
-                        "changes (Yang et al. 2023). Sample a prompt of what is to be seen there.",
+            description="Removes the object that words name: its place is filled from what lies around it, and nothing "
+                        "else changes (Yang et al. 2023). Sample a prompt of what is to be seen there.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
-                io.String.Input("words", default="", tooltip="The object, by all words of the source prompt that are its own: "
+                io.String.Input("words", default="", tooltip="The object, by all words of the source prompt that are "
+                                                             "its own: "
                                 "'purple, heart'; the second of two is 'heart#2'."),
                 io.Float.Input("threshold", default=0.0, min=0.0, max=0.99, step=0.01, tooltip=(
-                    "Where the words' maps reach this share of their largest value is the object's place. 0: found in the maps "
-                    "themselves.")),
+                    "Where the words' maps reach this share of their largest value is the object's place. 0: found in "
+                    "the maps themselves.")),
                 io.Float.Input("scale", default=1.0, min=0.0, max=1000.0, step=0.1,
-                               tooltip="How far the latent is moved away from the words, where the sampled prompt has them. "
-                                       "Program: 1. 0: the place is only filled."),
+                               tooltip="How far the latent is moved away from the words, where the sampled prompt has "
+                                       "them. Program: 1. 0: the place is only filled."),
                 io.Float.Input("start", default=0.15, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the schedule at which it begins. Program: 0.15."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share at which the removal ends; the rest of the picture is held to the end. Program: 1."),
+                               tooltip="Share at which the removal ends; the rest of the picture is held to the end. "
+                                       "Program: 1."),
                 io.Mask.Input("mask", optional=True, tooltip="1 on the object, in place of ATTENTION."),
-                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the object's place."),
+                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the object's "
+                                                                        "place."),
                 refine_input(),
             ],
             outputs=[io.Model.Output()])
 
     @classmethod
-    def execute(cls, model, inversion, words, threshold, scale, start, end, mask=None, attention=None, refine=True) -> io.NodeOutput:
+    def execute(cls, model, inversion, words, threshold, scale, start, end, mask=None, attention=None,
+                refine=True) -> io.NodeOutput:
         require_unet(model, "MagicRemover")
         check_trajectory(model, inversion, "MagicRemover")
         if (mask is None) == (attention is None):
             has = "neither MASK nor ATTENTION" if mask is None else "both MASK and ATTENTION"
             raise ValueError(f"MagicRemover has {has} to tell the object's place: connect one of them.")
         if attention is not None and not words.strip():
-            raise ValueError("MagicRemover has ATTENTION and no words to find in it: write the object's, as in 'purple, heart'.")
+            raise ValueError("MagicRemover has ATTENTION and no words to find in it: write the object's, as in "
+                             "'purple, heart'.")
         if start >= end:
-            raise ValueError(f"MagicRemover starts at {start:g} and ends at {end:g}, so that no step is left: lower start or "
-                             "raise end (0.15 and 1 do well).")
+            raise ValueError(f"MagicRemover starts at {start:g} and ends at {end:g}, so that no step is left: lower "
+                             "start or raise end (0.15 and 1 do well).")
         before = [e for e in editors(model) if isinstance(e, MagicRemover)]
         if any(e.inversion is not inversion for e in before):
-            raise ValueError("The MagicRemover before this one holds another INVERSION than this, and both remove objects of one "
-                             "picture: connect the same INVERSION to both.")
+            raise ValueError("The MagicRemover before this one holds another INVERSION than this, and both remove "
+                             "objects of one picture: connect the same INVERSION to both.")
         size = tuple(inversion.shape[-2:])
         if mask is not None:
             place, share = latent_mask(mask, size), nearest(model, 0.25)

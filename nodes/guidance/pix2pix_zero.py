@@ -14,16 +14,17 @@ class PalimpsestCrossAttentionGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="PalimpsestCrossAttentionGuidance", display_name="Cross-Attention Guidance", category="palimpsest/guidance",
-            description="Moves each step's latent so that the target's words attend where the source's did, which holds the "
-                        "structure (pix2pix-zero, Parmar et al. 2023). For Edit Direction or any edited prompt; for Euler's "
-                        "steps.",
+            node_id="PalimpsestCrossAttentionGuidance", display_name="Cross-Attention Guidance",
+            category="palimpsest/guidance",
+            description="Moves each step's latent so that the target's words attend where the source's did, which "
+                        "holds the structure (pix2pix-zero, Parmar et al. 2023). For Edit Direction or any edited "
+                        "prompt; for Euler's steps.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 io.Float.Input("amount", default=0.1, min=0.001, max=100.0, step=0.01,
-                               tooltip="How far a step moves along the gradient; higher keeps more of the source's structure. "
-                                       "Paper: 0.1 for real pictures, 0.15 for sampled ones."),
+                               tooltip="How far a step moves along the gradient; higher keeps more of the source's "
+                                       "structure. Paper: 0.1 for real pictures, 0.15 for sampled ones."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the schedule at which it begins. Paper: 0."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
@@ -36,8 +37,8 @@ class PalimpsestCrossAttentionGuidance(io.ComfyNode):
         require_unet(model, "Cross-Attention Guidance")
         check_family(model, inversion)
         if start >= end:
-            raise ValueError(f"Cross-Attention Guidance starts at {start:g} and ends at {end:g}, so that no step is left: "
-                             "lower start or raise end (paper: 0 and 1).")
+            raise ValueError(f"Cross-Attention Guidance starts at {start:g} and ends at {end:g}, so that no step is "
+                             "left: lower start or raise end (paper: 0 and 1).")
         return io.NodeOutput(attach(model, CrossAttentionGuidance(inversion, amount, start, end)))
 
 
@@ -50,12 +51,14 @@ class PalimpsestEditDirection(io.ComfyNode):
                         "(pix2pix-zero, Parmar et al. 2023), so that the source prompt itself becomes the target.",
             inputs=[
                 io.Clip.Input("clip"),
-                io.String.Input("source_sentences", multiline=True, tooltip="Sentences about what is there, one a line: \"a "
+                io.String.Input("source_sentences", multiline=True, tooltip="Sentences about what is there, one a "
+                                                                            "line: \"a "
                                                                             "photo of a cat\", "
                                 "\"a cat sleeps\" … Paper: a thousand, written by a language model; a dozen do."),
-                io.String.Input("target_sentences", multiline=True, tooltip="Sentences about what it is to become, one a line."),
-                io.Conditioning.Input("conditioning", tooltip="The prompt to be edited: Prompt Edit's source, or another that "
-                                                              "shows the thing."),
+                io.String.Input("target_sentences", multiline=True, tooltip="Sentences about what it is to become, one "
+                                                                            "a line."),
+                io.Conditioning.Input("conditioning", tooltip="The prompt to be edited: Prompt Edit's source, or "
+                                                              "another that shows the thing."),
                 io.Float.Input("scale", default=1.0, min=-10.0, max=10.0, step=0.05,
                                tooltip="How much of the direction is added; under 0 the way back. Paper: 1."),
             ],
@@ -63,21 +66,23 @@ class PalimpsestEditDirection(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, source_sentences, target_sentences, conditioning, scale) -> io.NodeOutput:
-        source, target = ([line.strip() for line in text.split("\n") if line.strip()] for text in (source_sentences, target_sentences))
+        source, target = ([line.strip() for line in text.split("\n") if line.strip()]
+                          for text in (source_sentences, target_sentences))
         if not (source and target):
-            raise ValueError(f"An edit direction leads from sentences to others, and there are {len(source)} source sentences "
-                             f"and {len(target)} target sentences: write at least one of each, one a line.")
+            raise ValueError(f"An edit direction leads from sentences to others, and there are {len(source)} source "
+                             f"sentences and {len(target)} target sentences: write at least one of each, one a line.")
         if not scale or set(source) == set(target):
             raise ValueError(f"Edit Direction would change nothing: scale is {scale:g} and the two lists "
-                             f"{'agree' if set(source) == set(target) else 'differ'}: raise scale, and write what differs.")
+                             f"{'agree' if set(source) == set(target) else 'differ'}: raise scale, and write what "
+                             "differs.")
         (here, here_extra), (there, there_extra) = (rows[0] for rows in cls._encoded(clip, source, target))
         direction = scale * edit_direction(here, there)
         edited = []
         for cross, extra in conditioning:
             if cross.shape[1] < len(direction) or cross.shape[2] != direction.shape[1]:
-                raise ValueError(f"The CONDITIONING is {list(cross.shape[1:])} (tokens, width), the sentences' direction "
-                                 f"{list(direction.shape)}: write sentences of under 75 tokens, and connect this CLIP's own "
-                                 f"CONDITIONING.")
+                raise ValueError(f"The CONDITIONING is {list(cross.shape[1:])} (tokens, width), the sentences' "
+                                 f"direction {list(direction.shape)}: write sentences of under 75 tokens, and connect "
+                                 "this CLIP's own CONDITIONING.")
             cross = torch.cat([cross[:, :len(direction)] + direction.to(cross), cross[:, len(direction):]], 1)
             extra = dict(extra)
             if extra.get("pooled_output") is not None and there_extra.get("pooled_output") is not None:

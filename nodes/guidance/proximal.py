@@ -22,8 +22,8 @@ class PalimpsestProximalGuidance(io.ComfyNode):
                                        "Paper: l0."),
                 io.Float.Input("quantile", default=0.7, min=0.0, max=0.99, step=0.01,
                                tooltip="The share of the difference between the two predictions that counts as small. "
-                                       "The source's half of it is 0, as the authors count: 0.7 leaves out the least 40 % of "
-                                       "the target's. Over 0.5. Paper: 0.7, 0.6 to 0.9."),
+                                       "The source's half of it is 0, as the authors count: 0.7 leaves out the least "
+                                       "40 % of the target's. Over 0.5. Paper: 0.7, 0.6 to 0.9."),
                 io.Float.Input("recon_lr", default=0.1, min=0.0, max=1.0, step=0.01,
                                tooltip="How far the prediction is drawn to the source where the difference is small; 1 "
                                        "puts the source there, 0 does nothing. Paper: 0.1, or 0.5 to 1 with "
@@ -35,8 +35,9 @@ class PalimpsestProximalGuidance(io.ComfyNode):
                              tooltip="Latent cells by which the edited places grow before recon_lr acts outside them. "
                                      "Paper: 1."),
                 io.Boolean.Input("use_inversion_guidance", default=False, optional=True,
-                                 tooltip="Draws each step's latent to the inversion's at that level, instead of the prediction to "
-                                         "the picture. For Euler's steps. The authors' examples do, with recon_lr 1 or 0.5."),
+                                 tooltip="Draws each step's latent to the inversion's at that level, instead of the "
+                                         "prediction to the picture. For Euler's steps. The authors' examples do, with "
+                                         "recon_lr 1 or 0.5."),
             ],
             outputs=[io.Model.Output()])
 
@@ -48,7 +49,7 @@ class PalimpsestProximalGuidance(io.ComfyNode):
             raise ValueError(f"Proximal Guidance draws to the source's latent, the {inversion.method} INVERSION has "
                              "none: invert with a method that keeps its trajectory, such as Negative-Prompt Invert.")
         if quantile <= 0.5:
-            raise ValueError(f"Proximal Guidance at quantile {quantile:g} is plain guidance, since half of the differences, the "
-                             "source's, are 0: raise it over 0.5 (paper: 0.7).")
+            raise ValueError(f"Proximal Guidance at quantile {quantile:g} is plain guidance, since half of the "
+                             "differences, the source's, are 0: raise it over 0.5 (paper: 0.7).")
         editor = Proximal(inversion, prox, quantile, recon_lr, recon_start, dilate, use_inversion_guidance)
         return io.NodeOutput(guide(attach(model, editor), editor))

@@ -17,29 +17,34 @@ class PalimpsestSEGAGuidance(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestSEGAGuidance", display_name="SEGA Guidance", category="palimpsest/guidance",
-            description="Adds a concept to what is sampled, or removes it, where the model sees it (Brack et al. 2023). On any "
-                        "MODEL, with an inversion or without; chain one node a concept.",
+            description="Adds a concept to what is sampled, or removes it, where the model sees it (Brack et al. "
+                        "2023). On any MODEL, with an inversion or without; chain one node a concept.",
             inputs=[
-                *concept_inputs(io.Conditioning.Input("concept", tooltip="What to add or remove, encoded by itself: \"glasses\", "
+                *concept_inputs(io.Conditioning.Input("concept", tooltip="What to add or remove, encoded by itself: "
+                                                                         "\"glasses\", "
                                                       "\"a red hat\"."), scale=5.0, warmup=0.2, threshold=0.9),
                 io.Float.Input("weight", default=1.0, min=0.0, max=10.0, step=0.05,
-                               tooltip="The concept's share beside the other concepts', in their sum and momentum. Paper: 1."),
+                               tooltip="The concept's share beside the other concepts', in their sum and momentum. "
+                                       "Paper: 1."),
                 io.Float.Input("momentum", default=0.1, min=0.0, max=0.99, step=0.01,
-                               tooltip="How much of the concepts' past guidance is added to it; one value for all concepts. "
-                                       "Paper: 0.1, 0.3 for faces."),
+                               tooltip="How much of the concepts' past guidance is added to it; one value for all "
+                                       "concepts. Paper: 0.1, 0.3 for faces."),
                 io.Float.Input("beta", default=0.4, min=0.0, max=0.99, step=0.01,
-                               tooltip="How slowly that past fades; one value for all concepts. Paper: 0.4, 0.6 for faces."),
+                               tooltip="How slowly that past fades; one value for all concepts. Paper: 0.4, 0.6 for "
+                                       "faces."),
             ],
             outputs=[io.Model.Output()])
 
     @classmethod
-    def execute(cls, model, concept, direction, scale, warmup, cooldown, threshold, weight, momentum, beta) -> io.NodeOutput:
+    def execute(cls, model, concept, direction, scale, warmup, cooldown, threshold, weight, momentum,
+                beta) -> io.NodeOutput:
         check_concept("SEGA Guidance", scale * weight, warmup, cooldown)
         check_prompt_alone("SEGA Guidance's concept", concept)
         before = held(model, SEGA)
         if before and (before.momentum, before.beta) != (momentum, beta):
-            raise ValueError(f"The concepts on a MODEL share one momentum: the SEGA Guidance before has {before.momentum:g} with "
-                             f"beta {before.beta:g}, this one {momentum:g} with {beta:g}. Give both the same.")
+            raise ValueError("The concepts on a MODEL share one momentum: the SEGA Guidance before has "
+                             f"{before.momentum:g} with beta {before.beta:g}, this one {momentum:g} with {beta:g}. "
+                             "Give both the same.")
         added = Concept(concept, -scale if direction == "remove" else scale, warmup, cooldown, threshold, weight)
         editor = SEGA((*(before.concepts if before else ()), added), momentum, beta)
         return io.NodeOutput(attach(model, editor, replacing=before))
@@ -50,9 +55,11 @@ class PalimpsestSEGARegions(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestSEGARegions", display_name="SEGA Regions", category="palimpsest/guidance",
-            description="Where each concept on the MODEL acts in an inverted picture: one mask each, in the chain's order.",
+            description="Where each concept on the MODEL acts in an inverted picture: one mask each, in the chain's "
+                        "order.",
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL from SEGA Guidance or LEDITS++. Its other editors take no part."),
+                io.Model.Input("model", tooltip="The MODEL from SEGA Guidance or LEDITS++. Its other editors take no "
+                                                "part."),
                 InversionType.Input("inversion"),
                 io.Conditioning.Input("negative", tooltip="The negative that you sample with."),
                 io.Image.Input("image", tooltip="The picture that was inverted."),
@@ -65,11 +72,14 @@ class PalimpsestSEGARegions(io.ComfyNode):
         check_family(model, inversion)
         editor = held(model, SEGA) or held(model, LEDITS)
         if editor is None:
-            raise ValueError("SEGA Regions shows the concepts on its MODEL, and this MODEL has none: connect SEGA Guidance's.")
+            raise ValueError("SEGA Regions shows the concepts on its MODEL, and this MODEL has none: connect SEGA "
+                             "Guidance's.")
         window = covered(image.shape[1:3], tuple(inversion.shape[-2:]))
         regions = read_regions(model, editor, inversion, negative)
-        pictures = [heat_rows(image[i % len(image)][window], {f"concept {n + 1}": r for n, r in enumerate(regions[:, i])})
+        pictures = [heat_rows(image[i % len(image)][window],
+                              {f"concept {n + 1}": r for n, r in enumerate(regions[:, i])})
                     for i in range(inversion.batch)]
         size = [s.stop - s.start for s in window]
         mask = torch.nn.functional.interpolate(regions.flatten(0, 1)[:, None], size, mode="nearest")[:, 0]
-        return io.NodeOutput(picture_mask(mask, image.shape[1:3]), ui=ui.PreviewImage(sheet(sum(pictures, [])), cls=cls))
+        return io.NodeOutput(picture_mask(mask, image.shape[1:3]),
+                             ui=ui.PreviewImage(sheet(sum(pictures, [])), cls=cls))

@@ -14,38 +14,47 @@ class PalimpsestSelfGuidance(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestSelfGuidance", display_name="Self-Guidance", category="palimpsest/guidance",
-            description="Moves and resizes the object that words name and keeps its looks and the other objects, by guidance "
-                        "from cross-attention maps (Epstein et al. 2023). Sample with Prompt Edit's target and Replay.",
+            description="Moves and resizes the object that words name and keeps its looks and the other objects, by "
+                        "guidance from cross-attention maps (Epstein et al. 2023). Sample with Prompt Edit's target "
+                        "and Replay.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
-                io.String.Input("words", default="", tooltip="The object, by words that both prompts have: 'heart', or better "
+                io.String.Input("words", default="", tooltip="The object, by words that both prompts have: 'heart', or "
+                                                             "better "
                                 "all of its own, 'purple, heart'; the second of two is 'heart#2'."),
                 io.Float.Input("move_x", default=0.0, min=-1.0, max=1.0, step=0.01,
-                               tooltip="How far it moves to the right, as a share of the picture's width; under 0 to the left."),
+                               tooltip="How far it moves to the right, as a share of the picture's width; under 0 to "
+                                       "the left."),
                 io.Float.Input("move_y", default=0.0, min=-1.0, max=1.0, step=0.01,
                                tooltip="How far it moves down, as a share of the picture's height; under 0 up."),
                 io.Float.Input("resize", default=1.0, min=0.1, max=10.0, step=0.05,
                                tooltip="Its new width and height over the old."),
-                io.String.Input("others", default="", tooltip="Words of other objects, which are to stay where they are."),
+                io.String.Input("others", default="", tooltip="Words of other objects, which are to stay where they "
+                                                              "are."),
                 io.Float.Input("scale", default=1000.0, min=1.0, max=100000.0, step=10.0,
-                               tooltip="Strength of the guidance. Too high breaks the picture up, too low leaves the object where it is."),
+                               tooltip="Strength of the guidance. Too high breaks the picture up, too low leaves the "
+                                       "object where it is."),
                 io.Float.Input("appearance", default=0.05, min=0.0, max=10.0, step=0.01,
-                               tooltip="Weight of keeping the objects' looks, beside 1 for their shapes; higher holds the object back."),
+                               tooltip="Weight of keeping the objects' looks, beside 1 for their shapes; higher holds "
+                                       "the object back."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the schedule at which it begins."),
                 io.Float.Input("end", default=0.8, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the schedule at which it ends."),
                 io.Float.Input("resolution", default=0.5, min=0.0, max=1.0, step=0.0625,
-                               tooltip="Maps are read where the grid's side is this share of the latent's, or the nearest "
-                                       "coarser the model has: 0.5 is 32² tokens of a 64² latent. Authors: 0.25 on SDXL."),
+                               tooltip="Maps are read where the grid's side is this share of the latent's, or the "
+                                       "nearest coarser the model has: 0.5 is 32² tokens of a 64² latent. Authors: "
+                                       "0.25 on SDXL."),
                 io.Float.Input("shape", default=1.0, min=0.0, max=10.0, step=0.05, optional=True,
-                               tooltip="Weight of the object's shape, moved and resized. 0 leaves it free, for position or size alone."),
+                               tooltip="Weight of the object's shape, moved and resized. 0 leaves it free, for "
+                                       "position or size alone."),
                 io.Float.Input("position", default=0.0, min=0.0, max=100.0, step=0.05, optional=True,
                                tooltip="Weight of its centroid, moved: where it is, whatever its shape."),
                 io.Float.Input("size", default=0.0, min=0.0, max=100.0, step=0.05, optional=True,
                                tooltip="Weight of its size, resized: how much of the picture it covers, wherever."),
-                InversionType.Input("looks", optional=True, tooltip="Of another picture, of the same steps and size: the object gets the "
+                InversionType.Input("looks", optional=True, tooltip="Of another picture, of the same steps and size: "
+                                                                    "the object gets the "
                                     "looks of its words there. appearance is their weight."),
                 io.String.Input("looks_words", default="", optional=True,
                                 tooltip="The object in that picture's prompt. Empty: the same words."),
@@ -53,24 +62,25 @@ class PalimpsestSelfGuidance(io.ComfyNode):
             outputs=[io.Model.Output()])
 
     @classmethod
-    def execute(cls, model, inversion, words, move_x, move_y, resize, others, scale, appearance, start, end, resolution, shape=1.0,
+    def execute(cls, model, inversion, words, move_x, move_y, resize, others, scale, appearance, start, end,
+                resolution, shape=1.0,
                 position=0.0, size=0.0, looks=None, looks_words="") -> io.NodeOutput:
         require_unet(model, "Self-Guidance")
         check_family(model, inversion)
         if looks is not None:
             check_family(model, looks)
         if not (shape or position or size or appearance or others.strip()):
-            raise ValueError("Self-Guidance has shape, position, size and appearance at 0 and no others, so that nothing is guided: "
-                             "give one of them a weight (shape 1 moves the object).")
+            raise ValueError("Self-Guidance has shape, position, size and appearance at 0 and no others, so that "
+                             "nothing is guided: give one of them a weight (shape 1 moves the object).")
         if looks is not None and not appearance:
-            raise ValueError("Self-Guidance has looks of another picture and appearance at 0, so that nothing would take them: raise "
-                             "appearance (0.05 does well), or disconnect looks.")
+            raise ValueError("Self-Guidance has looks of another picture and appearance at 0, so that nothing would "
+                             "take them: raise appearance (0.05 does well), or disconnect looks.")
         if not words.strip():
-            raise ValueError("Self-Guidance moves an object, and no word names one: write those of the prompt that do, as in "
-                             "'purple, heart'.")
+            raise ValueError("Self-Guidance moves an object, and no word names one: write those of the prompt that do, "
+                             "as in 'purple, heart'.")
         if start >= end:
-            raise ValueError(f"Self-Guidance starts at {start:g} and ends at {end:g}, so that no step is left: lower start or "
-                             "raise end (0 and 0.8 do well).")
+            raise ValueError(f"Self-Guidance starts at {start:g} and ends at {end:g}, so that no step is left: lower "
+                             "start or raise end (0 and 0.8 do well).")
         sites = map_sites(positions(model.model.diffusion_model), nearest(model, resolution))
         decoded, donor, donor_decoded = Decoded(inversion, start, end), None, None
         if looks is not None:
@@ -79,5 +89,6 @@ class PalimpsestSelfGuidance(io.ComfyNode):
             model = attach(model, reader)
         return io.NodeOutput(attach(model, SelfGuidance(
             inversion, sites, start, end, words=words, others=others, move=(move_x, move_y), resize=resize, scale=scale,
-            appearance=appearance, shape=shape, position=position, size=size, decoded=decoded, donor=donor, donor_decoded=donor_decoded,
+            appearance=appearance, shape=shape, position=position, size=size, decoded=decoded, donor=donor,
+            donor_decoded=donor_decoded,
             donor_words=looks_words)))

@@ -19,11 +19,13 @@ class PalimpsestDDPMInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestDDPMInvert", display_name="DDPM Invert (edit-friendly)", category="palimpsest/inversion",
-            description="Noises the picture to every level by itself and reads off the noise maps that lead DDPM sampling "
-                        "through them (Huberman-Spiegelglas et al. 2024). Replay returns the picture (see last_residual); with "
-                        "another prompt it edits. The paper's skip is Replay's start (skip 36 of 100 steps: 0.36). Eps and v models.",
+            description="Noises the picture to every level by itself and reads off the noise maps that lead DDPM "
+                        "sampling through them (Huberman-Spiegelglas et al. 2024). Replay returns the picture (see "
+                        "last_residual); with another prompt it edits. The paper's skip is Replay's start (skip 36 of "
+                        "100 steps: 0.36). Eps and v models.",
             inputs=[*inversion_inputs(100), *seeded_inputs(1.0),
-                    *guidance_inputs("Guidance of the inversion. The paper takes 3.5 with an empty negative, and 15 to sample the target."),
+                    *guidance_inputs("Guidance of the inversion. The paper takes 3.5 with an empty negative, and 15 to "
+                                     "sample the target."),
                     sigmas_input(), last_residual_input()],
             outputs=inversion_outputs(own_reverse=True))
 
@@ -32,11 +34,13 @@ class PalimpsestDDPMInvert(io.ComfyNode):
                 last_residual="auto") -> io.NodeOutput:
         check_stochastic("DDPM Invert", model)
         check_guidance("DDPM Invert", cfg, negative)
-        levels = levels_a_forward(model, latent, source) if cfg == 1 else 1  # guidance magnifies the rounding of a shared forward
+        # guidance magnifies the rounding of a shared forward
+        levels = levels_a_forward(model, latent, source) if cfg == 1 else 1
 
         def solve(model, x, sigmas, *, flow, data, **kwargs):
             path = ddpm.independent_path(x, sigmas, seed)
             path, maps = ddpm.noise_maps(model, path, sigmas, eta=eta, together=levels, **kwargs)
             return path, {"z": recorded_theta(ddpm.last_residual(maps, sigmas, last_residual))}
-        return invert("DDPM Invert", "DDPM", model, source, latent, steps, scheduler, sigmas, solve, cfg, negative, "independent",
+        return invert("DDPM Invert", "DDPM", model, source, latent, steps, scheduler, sigmas, solve, cfg, negative,
+                      "independent",
                       eta=eta, seed=seed, guidance=cfg)

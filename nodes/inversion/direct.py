@@ -13,16 +13,19 @@ class PalimpsestDirectInvert(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="PalimpsestDirectInvert", display_name="Direct Invert (PnP Inversion)", category="palimpsest/inversion",
-            description="DDIM inversion, and for each step the offset that leads sampling at the given CFG back to the picture "
-                        "(Ju et al. 2024). With an editor it equals DDIM Invert, whose source branch never drifts; the offsets "
-                        "serve Replay of the source prompt, at the CFG and with the negative they were recorded with.",
+            node_id="PalimpsestDirectInvert", display_name="Direct Invert (PnP Inversion)",
+            category="palimpsest/inversion",
+            description="DDIM inversion, and for each step the offset that leads sampling at the given CFG back to the "
+                        "picture (Ju et al. 2024). With an editor it equals DDIM Invert, whose source branch never "
+                        "drifts; the offsets serve Replay of the source prompt, at the CFG and with the negative they "
+                        "were recorded with.",
             inputs=[
                 *inversion_inputs(),
                 io.Float.Input("scale", default=1.0, min=0.0, max=1.0, step=0.05,
-                               tooltip="Share of each step's distance to the source that its offset puts right. The paper "
-                                       "takes 1, which returns the picture; 0 is plain DDIM."),
-                *guidance_inputs("The CFG of the replay that the offsets are recorded for; the inversion itself runs at 1. The paper "
+                               tooltip="Share of each step's distance to the source that its offset puts right. The "
+                                       "paper takes 1, which returns the picture; 0 is plain DDIM."),
+                *guidance_inputs("The CFG of the replay that the offsets are recorded for; the inversion itself runs "
+                                 "at 1. The paper "
                           "edits at 7.5."), sigmas_input()],
             outputs=inversion_outputs())
 

@@ -12,14 +12,15 @@ class PalimpsestEDICTInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestEDICTInvert", display_name="EDICT Invert", category="palimpsest/inversion",
-            description="Inverts exactly with two coupled latents (Wallace et al. 2023): Replay at the same CFG and prompts "
-                        "returns the picture. Two model evaluations a step, here and in Replay.",
+            description="Inverts exactly with two coupled latents (Wallace et al. 2023): Replay at the same CFG and "
+                        "prompts returns the picture. Two model evaluations a step, here and in Replay.",
             inputs=[
                 *inversion_inputs(),
                 io.Float.Input("p", default=edict.P, min=0.5, max=1.0, step=0.01,
-                               tooltip="How far the two latents keep apart when they are mixed at each step. The paper takes "
-                                       f"{edict.P}; lower is steadier and less exact, 1 never mixes."),
-                *guidance_inputs("Guidance of the inversion. The paper edits real pictures at 3; sample at the same value."), sigmas_input()],
+                               tooltip="How far the two latents keep apart when they are mixed at each step. The paper "
+                                       f"takes {edict.P}; lower is steadier and less exact, 1 never mixes."),
+                *guidance_inputs("Guidance of the inversion. The paper edits real pictures at 3; sample at the same "
+                                 "value."), sigmas_input()],
             outputs=inversion_outputs(own_reverse=True))
 
     @classmethod
@@ -29,4 +30,5 @@ class PalimpsestEDICTInvert(io.ComfyNode):
         def solve(*args, **kwargs):
             pairs = edict.invert(*args, p=p, **kwargs)
             return [x for x, _ in pairs], {"y_minus_x": recorded_theta([y - x for x, y in pairs], "level")}
-        return invert("EDICT Invert", "EDICT", model, source, latent, steps, scheduler, sigmas, solve, cfg, negative, p=p, guidance=cfg)
+        return invert("EDICT Invert", "EDICT", model, source, latent, steps, scheduler, sigmas, solve, cfg, negative,
+                      p=p, guidance=cfg)

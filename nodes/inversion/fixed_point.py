@@ -16,7 +16,8 @@ class PalimpsestFixedPointInvert(io.ComfyNode):
             description="DDIM inversion whose every step is iterated until the sampler takes it back (AIDI, Pan et al. "
                         "2023). A model evaluation an iteration, no guidance (CFG 1).",
             inputs=[
-                *inversion_inputs(20, "Levels of the trajectory. Few are enough where every step is iterated; not the paper's number."),
+                *inversion_inputs(20, "Levels of the trajectory. Few are enough where every step is iterated; not the "
+                                      "paper's number."),
                 io.Int.Input("iterations", default=5, min=1, max=100,
                              tooltip="The most model evaluations a step. 1: DDIM inversion. More bring the picture "
                                      "back more exactly where the steps are small enough for the iteration to "

@@ -16,15 +16,15 @@ class PalimpsestKVInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestKVInvert", display_name="KV Inversion", category="palimpsest/inversion",
-            description="Learns at each step what the keys and values of self-attention lack to bring the picture back with "
-                        "guidance: its contents, for a prompt that changes an action (Huang et al. 2023). Replay Inversion adds "
-                        "them to the target's.",
+            description="Learns at each step what the keys and values of self-attention lack to bring the picture back "
+                        "with guidance: its contents, for a prompt that changes an action (Huang et al. 2023). Replay "
+                        "Inversion adds them to the target's.",
             inputs=[
                 *learning_inputs(10, "Not the paper's number."),
                 io.String.Input("layers", default="", tooltip=(
-                    "Layers of self-attention, written as 'd2.2-9, m0, u0.4': section (d, m, u), transformer, layer, counted "
-                    "from 0. More of them hold more of the picture and take more memory. Empty: the last on each grid of up "
-                    "(SD1.x and SD2.x: u2, u5, u8; SDXL: u2.9, u5.1). Not the paper's.")),
+                    "Layers of self-attention, written as 'd2.2-9, m0, u0.4': section (d, m, u), transformer, layer, "
+                    "counted from 0. More of them hold more of the picture and take more memory. Empty: the last on "
+                    "each grid of up (SD1.x and SD2.x: u2, u5, u8; SDXL: u2.9, u5.1). Not the paper's.")),
             ],
             outputs=[InversionType.Output(display_name="inversion")])
 
@@ -44,8 +44,10 @@ class PalimpsestKVInvert(io.ComfyNode):
             named = {"content." + ".".join(map(str, place)): place for place in sorted(chosen)}
             theta, losses = kv.optimise(
                 lambda x, sigma: prompted(net, extra_args, "null", x, sigma),
-                lambda x, sigma, deltas: under(with_added(options, contents={named[n]: d for n, d in deltas.items()}), x, sigma),
-                path, sigmas, {name: (2, *shapes[place]) for name, place in named.items()}, cfg=cfg, iterations=iterations,
+                lambda x, sigma, deltas: under(with_added(options, contents={named[n]: d for n, d in deltas.items()}),
+                                               x, sigma),
+                path, sigmas, {name: (2, *shapes[place]) for name, place in named.items()}, cfg=cfg,
+                iterations=iterations,
                 tolerance=tolerance, flow=flow, callback=callback, disable=disable)
             return theta, {"losses": losses}
 

@@ -12,14 +12,15 @@ class PalimpsestLEDITSInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestLEDITSInvert", display_name="LEDITS++ Invert", category="palimpsest/inversion",
-            description="Edit-friendly noise maps of a solver of few steps, DPM-Solver++ of second order (Brack et al. 2024). "
-                        "Replay returns the picture (see last_residual); LEDITS++ on its MODEL edits. The paper's skip is "
-                        "Replay's start. Eps and v models.",
+            description="Edit-friendly noise maps of a solver of few steps, DPM-Solver++ of second order (Brack et al. "
+                        "2024). Replay returns the picture (see last_residual); LEDITS++ on its MODEL edits. The "
+                        "paper's skip is Replay's start. Eps and v models.",
             inputs=[
                 *inversion_inputs(30),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
                              tooltip="Of the noise the levels are drawn with; the picture comes back with any."),
-                *guidance_inputs("Guidance of the inversion. The paper takes an empty source prompt at 1, or a source prompt at 3.5; "
+                *guidance_inputs("Guidance of the inversion. The paper takes an empty source prompt at 1, or a source "
+                                 "prompt at 3.5; "
                           "replay at the same value."), sigmas_input(), last_residual_input()],
             outputs=inversion_outputs(own_reverse=True))
 
@@ -28,11 +29,14 @@ class PalimpsestLEDITSInvert(io.ComfyNode):
                 last_residual="auto") -> io.NodeOutput:
         check_stochastic("LEDITS++ Invert", model)
         check_guidance("LEDITS++ Invert", cfg, negative)
-        levels = levels_a_forward(model, latent, source) if cfg == 1 else 1  # guidance magnifies the rounding of a shared forward
+        # guidance magnifies the rounding of a shared forward
+        levels = levels_a_forward(model, latent, source) if cfg == 1 else 1
 
         def solve(model, x, sigmas, *, flow, data, **kwargs):
             path = ddpm.independent_path(x, sigmas, seed)
             path, maps, denoised = ledits.noise_maps(model, path, sigmas, together=levels, **kwargs)
-            return path, {"z": recorded_theta(ddpm.last_residual(maps, sigmas, last_residual)), "denoised": recorded_theta(denoised)}
-        return invert("LEDITS++ Invert", "LEDITS++", model, source, latent, steps, scheduler, sigmas, solve, cfg, negative,
+            return path, {"z": recorded_theta(ddpm.last_residual(maps, sigmas, last_residual)),
+                          "denoised": recorded_theta(denoised)}
+        return invert("LEDITS++ Invert", "LEDITS++", model, source, latent, steps, scheduler, sigmas, solve, cfg,
+                      negative,
                       "independent", seed=seed, guidance=cfg)

@@ -15,25 +15,27 @@ class PalimpsestNullTextOptimize(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestNullTextOptimize", display_name="Null-Text Optimize", category="palimpsest/inversion",
-            description="Optimises an unconditional embedding for each step, so that sampling with guidance follows the "
-                        "inversion (Mokady et al. 2023): the source comes back at this CFG, and edits at this CFG keep to it. "
-                        "Replay Inversion puts the embeddings in place of the negative.",
+            description="Optimises an unconditional embedding for each step, so that sampling with guidance follows "
+                        "the inversion (Mokady et al. 2023): the source comes back at this CFG, and edits at this CFG "
+                        "keep to it. Replay Inversion puts the embeddings in place of the negative.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL the picture was inverted with, before any editor."),
-                InversionType.Input("inversion", tooltip="The trajectory to follow: from DDIM Invert (the paper), Fixed-Point "
-                                                         "Invert or ReNoise Invert."),
+                InversionType.Input("inversion", tooltip="The trajectory to follow: from DDIM Invert (the paper), "
+                                                         "Fixed-Point Invert or ReNoise Invert."),
                 io.Float.Input("cfg", default=7.5, min=1.1, max=100.0, step=0.1,
                                tooltip="The CFG that you will sample at. Paper: 7.5."),
                 io.Int.Input("iterations", default=10, min=1, max=500,
                              tooltip="The most updates of a step's embedding, three model passes each. Paper: 10."),
                 io.Float.Input("tolerance", default=1e-5, min=0.0, max=1.0, step=1e-6, round=1e-7,
-                               tooltip="A step ends once its latent is this near the inversion's (mean square); the limit "
-                                       "grows by twice this at every fiftieth of the schedule. Higher is faster. Paper: 1e-5."),
+                               tooltip="A step ends once its latent is this near the inversion's (mean square); the "
+                                       "limit grows by twice this at every fiftieth of the schedule. Higher is faster. "
+                                       "Paper: 1e-5."),
                 io.Combo.Input("start", options=list(STARTS), default=STARTS[0],
-                               tooltip="The embedding that the first step begins with. source prompt is near the answer "
-                                       "already: a better reconstruction for a fraction of the passes. negative: the connected "
-                                       "prompt, the paper's."),
-                io.Conditioning.Input("negative", optional=True, tooltip="With start at negative: the empty prompt (the paper)."),
+                               tooltip="The embedding that the first step begins with. source prompt is near the "
+                                       "answer already: a better reconstruction for a fraction of the passes. "
+                                       "negative: the connected prompt, the paper's."),
+                io.Conditioning.Input("negative", optional=True, tooltip="With start at negative: the empty prompt "
+                                                                         "(the paper)."),
             ],
             outputs=[InversionType.Output(display_name="inversion")])
 
@@ -46,8 +48,8 @@ class PalimpsestNullTextOptimize(io.ComfyNode):
         embedding, extras = tokens_for(chosen, inversion), chosen[0][1]
         source = inversion.conditioning[0][0]
         if embedding.shape[-1] != source.shape[-1]:
-            raise ValueError(f"The negative's embedding is {embedding.shape[-1]} wide, the source's {source.shape[-1]}: encode both "
-                             "with the same CLIP.")
+            raise ValueError(f"The negative's embedding is {embedding.shape[-1]} wide, the source's "
+                             f"{source.shape[-1]}: encode both with the same CLIP.")
         pooled = extras.get("pooled_output")
 
         def solve(net, x, sigmas, extra_args=None, callback=None, disable=None, *, path, flow):
@@ -56,7 +58,9 @@ class PalimpsestNullTextOptimize(io.ComfyNode):
                 lambda x, sigma, e: prompted(net, extra_args, "start", x, sigma, e),
                 path, sigmas, embedding.clone().to(x), cfg=cfg, iterations=iterations, tolerance=tolerance, flow=flow,
                 callback=callback, disable=disable)
-            kept = {} if pooled is None else {"uncond_pooled": Theta(pooled.float().cpu()[None].clone(), "run", "prediction")}
+            kept = {} if pooled is None else {"uncond_pooled": Theta(pooled.float().cpu()[None].clone(), "run",
+                                                                     "prediction")}
             return {"uncond": theta, **kept}, {"losses": history}
 
-        return learn("Null-Text Optimize", "Null-Text", model, inversion, solve, {"start": chosen}, guidance=cfg, start=start)
+        return learn("Null-Text Optimize", "Null-Text", model, inversion, solve, {"start": chosen}, guidance=cfg,
+                     start=start)

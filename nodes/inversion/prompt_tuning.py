@@ -13,19 +13,21 @@ class PalimpsestPromptTuningInvert(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="PalimpsestPromptTuningInvert", display_name="Prompt Tuning Invert", category="palimpsest/inversion",
-            description="Tunes the prompt's embedding for each step, so that sampling with guidance follows the inversion "
-                        "(Dong et al. 2023). Replay Inversion mixes it with the target's: more of the target, more of the "
-                        "edit.",
+            node_id="PalimpsestPromptTuningInvert", display_name="Prompt Tuning Invert",
+            category="palimpsest/inversion",
+            description="Tunes the prompt's embedding for each step, so that sampling with guidance follows the "
+                        "inversion (Dong et al. 2023). Replay Inversion mixes it with the target's: more of the "
+                        "target, more of the edit.",
             inputs=[
                 *learning_inputs(10, "Paper: 5, of another optimiser."),
                 io.Float.Input("mix", default=0.8, min=0.0, max=0.99, step=0.01,
-                               tooltip="The target prompt's share of the embedding that is sampled with; the rest is what was "
-                                       "tuned. 0: the picture itself, with any prompt. The paper's eta, over 0 to 1, for which "
-                                       "no number was found."),
+                               tooltip="The target prompt's share of the embedding that is sampled with; the rest is "
+                                       "what was tuned. 0: the picture itself, with any prompt. The paper's eta, over "
+                                       "0 to 1, for which no number was found."),
                 io.Conditioning.Input("target", optional=True,
-                                      tooltip="The prompt whose embedding the first step begins with. The paper's: the target. "
-                                              "Empty: the inversion's source prompt, which serves many targets."),
+                                      tooltip="The prompt whose embedding the first step begins with. The paper's: the "
+                                              "target. Empty: the inversion's source prompt, which serves many "
+                                              "targets."),
             ],
             outputs=[InversionType.Output(display_name="inversion")])
 
@@ -38,12 +40,14 @@ class PalimpsestPromptTuningInvert(io.ComfyNode):
             theta, losses = prompt_tuning.optimise(
                 lambda x, sigma: prompted(net, extra_args, "null", x, sigma),
                 lambda x, sigma, c: prompted(net, extra_args, "start", x, sigma, c),
-                path, sigmas, start.to(x), cfg=cfg, iterations=iterations, tolerance=tolerance, flow=flow, callback=callback,
+                path, sigmas, start.to(x), cfg=cfg, iterations=iterations, tolerance=tolerance, flow=flow,
+                callback=callback,
                 disable=disable)
             kept = {"cond": theta, "cond_mix": Theta(torch.tensor([mix]), "run", "prediction")}
             if pooled is not None:
                 kept["cond_pooled"] = Theta(pooled.float().cpu()[None].clone(), "run", "prediction")
             return kept, {"losses": losses}
 
-        return learn("Prompt Tuning Invert", "Prompt Tuning", model, inversion, solve, {"start": chosen, "null": negative},
+        return learn("Prompt Tuning Invert", "Prompt Tuning", model, inversion, solve,
+                     {"start": chosen, "null": negative},
                      guidance=cfg)

@@ -13,21 +13,24 @@ class PalimpsestRegularizedInvert(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestRegularizedInvert", display_name="Regularized Invert (pix2pix-zero)",
             category="palimpsest/inversion",
-            description="DDIM inversion whose predicted noise is led towards white noise (Parmar et al. 2023), for edits that "
-                        "plain inversion holds back. Runs without guidance (CFG 1), one evaluation a step. Eps and v models.",
+            description="DDIM inversion whose predicted noise is led towards white noise (Parmar et al. 2023), for "
+                        "edits that plain inversion holds back. Runs without guidance (CFG 1), one evaluation a step. "
+                        "Eps and v models.",
             inputs=[
                 *inversion_inputs(),
                 io.Float.Input("lambda_ac", default=20.0, min=0.0, max=1000.0, step=1.0,
-                               tooltip="Weight against correlation between cells of the noise. Its effect falls with the "
-                                       "latent's area: the paper takes 20 at 64 × 64; 0 leaves the term out."),
+                               tooltip="Weight against correlation between cells of the noise. Its effect falls with "
+                                       "the latent's area: the paper takes 20 at 64 × 64; 0 leaves the term out."),
                 io.Float.Input("lambda_kl", default=20.0, min=0.0, max=1000.0, step=1.0,
-                               tooltip="Weight that keeps the noise's mean at 0 and its variance at 1. Its effect falls with the "
-                                       "latent's size: the paper takes 20 at 64 × 64; 0 leaves the term out."),
+                               tooltip="Weight that keeps the noise's mean at 0 and its variance at 1. Its effect "
+                                       "falls with the latent's size: the paper takes 20 at 64 × 64; 0 leaves the term "
+                                       "out."),
                 io.Int.Input("reg_steps", default=5, min=0, max=100,
-                             tooltip="How often both terms are applied to each prediction. 0: DDIM inversion. Paper: 5."),
-                io.Int.Input("ac_rolls", default=5, min=1, max=100,
-                             tooltip="Random shifts at which correlation is met in each of these; they share the weight. "
+                             tooltip="How often both terms are applied to each prediction. 0: DDIM inversion. "
                                      "Paper: 5."),
+                io.Int.Input("ac_rolls", default=5, min=1, max=100,
+                             tooltip="Random shifts at which correlation is met in each of these; they share the "
+                                     "weight. Paper: 5."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
                              tooltip="Of the random shifts."),
                 sigmas_input(),
@@ -38,11 +41,13 @@ class PalimpsestRegularizedInvert(io.ComfyNode):
     def execute(cls, model, source, latent, steps, scheduler, lambda_ac, lambda_kl, reg_steps, ac_rolls, seed,
                 sigmas=None) -> io.NodeOutput:
         if prediction_type(model) == "flow":
-            raise ValueError(f"Regularized Invert makes predicted noise white, this {type(model.model).__name__} MODEL predicts "
-                             "a flow, for which the paper has no such term: use DDIM Invert, or an eps or v model (SD1.x, SD2.x, "
-                             "SDXL).")
-        weights = {"lambda_ac": lambda_ac, "lambda_kl": lambda_kl, "reg_steps": reg_steps, "ac_rolls": ac_rolls, "seed": seed}
+            raise ValueError(f"Regularized Invert makes predicted noise white, this {type(model.model).__name__} MODEL "
+                             "predicts a flow, for which the paper has no such term: use DDIM Invert, or an eps or v "
+                             "model (SD1.x, SD2.x, SDXL).")
+        weights = {"lambda_ac": lambda_ac, "lambda_kl": lambda_kl, "reg_steps": reg_steps, "ac_rolls": ac_rolls,
+                   "seed": seed}
 
         def solve(*args, flow, **kwargs):
             return regularized.invert(*args, **weights, **kwargs), {}
-        return invert("Regularized Invert", "Regularized", model, source, latent, steps, scheduler, sigmas, solve, **weights)
+        return invert("Regularized Invert", "Regularized", model, source, latent, steps, scheduler, sigmas, solve,
+                      **weights)

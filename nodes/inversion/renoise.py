@@ -17,7 +17,8 @@ class PalimpsestReNoiseInvert(io.ComfyNode):
             description="Noises again from each estimate of a step and averages the last predictions (Garibi et al. "
                         "2024); made for models of few steps, such as SDXL Turbo. No guidance (CFG 1).",
             inputs=[
-                *inversion_inputs(4, scheduler="simple", which="The paper's on SDXL Turbo is simple: timesteps 999, 749, 499 and 249."),
+                *inversion_inputs(4, scheduler="simple", which="The paper's on SDXL Turbo is simple: timesteps 999, "
+                                                               "749, 499 and 249."),
                 io.Int.Input("iterations", default=9, min=0, max=100,
                              tooltip="Renoisings a step, each a model evaluation; 0: DDIM inversion. Paper: 9 on SDXL "
                                      "Turbo."),

@@ -37,8 +37,8 @@ class PalimpsestReplay(io.ComfyNode):
         check_family(model, inversion)
         method = method_of(inversion)
         if method.reverse and sampler is not None:
-            raise ValueError(f"{inversion.method} recorded {', '.join(inversion.theta)} for its own steps, which the connected "
-                             "SAMPLER does not take: leave the sampler input empty.")
+            raise ValueError(f"{inversion.method} recorded {', '.join(inversion.theta)} for its own steps, which the "
+                             "connected SAMPLER does not take: leave the sampler input empty.")
         first = split_at(model, inversion.sigmas, start)
         sigmas = inversion.sigmas[first:]
         if len(sigmas) < 2:

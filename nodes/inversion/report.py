@@ -36,19 +36,20 @@ class PalimpsestInversionReport(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestInversionReport", display_name="Inversion Report", category="palimpsest/report",
-            description="Replays an inversion with its source prompt and shows what came back beside the VAE's own round trip, "
-                        "how far the replay strays at each level, how white the noise is, and what the inversion cost.",
+            description="Replays an inversion with its source prompt and shows what came back beside the VAE's own "
+                        "round trip, how far the replay strays at each level, how white the noise is, and what the "
+                        "inversion cost.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL the picture was inverted with."),
                 InversionType.Input("inversion"),
                 io.Vae.Input("vae"),
                 io.Image.Input("image", tooltip="The picture that was inverted."),
                 io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="Guidance of the replay. 1: as DDIM Invert inverts. Null-text and negative-prompt "
-                                       "inversion are made for the CFG you edit at (papers: 7.5), EDICT, BDIA, Direct and DDPM "
-                                       "for their own."),
-                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt of that guidance (the papers': an "
-                                                                         "empty one). Not used at CFG 1."),
+                               tooltip="Guidance of the replay. 1: as DDIM Invert inverts. Null-text and "
+                                       "negative-prompt inversion are made for the CFG you edit at (papers: 7.5), "
+                                       "EDICT, BDIA, Direct and DDPM for their own."),
+                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt of that guidance (the "
+                                                                         "papers': an empty one). Not used at CFG 1."),
             ],
             outputs=[io.Image.Output(display_name="sheet"), io.String.Output(display_name="numbers")],
             is_output_node=True)
@@ -65,7 +66,8 @@ class PalimpsestInversionReport(io.ComfyNode):
         pictures = {name: decode(vae, latent) for name, latent in (("round trip", encoded), ("reconstruction", found))}
         image, noise, errors = image.float().cpu(), unit_noise(inversion), path_errors(path, inversion)
         numbers = {
-            "vae_psnr": psnr(pictures["round trip"], image), "reconstruction_psnr": psnr(pictures["reconstruction"], image),
+            "vae_psnr": psnr(pictures["round trip"], image),
+            "reconstruction_psnr": psnr(pictures["reconstruction"], image),
             "error": 100 * errors[-1], **whiteness(noise)}
         spent = {n: inversion.provenance[n] for n in ("evaluations", "seconds") if n in inversion.provenance}
         numbers |= {n: torch.full((inversion.batch,), value / inversion.batch) for n, value in spent.items()}
@@ -78,17 +80,19 @@ def check_picture(latents: Tensor, inversion):
     """ValueError unless these latents [B,C,…] in sampler space are those that were inverted."""
     clean = inversion.latents[-1]
     if latents.shape != clean.shape:
-        raise ValueError(f"The image encodes to {list(latents.shape)} (pictures, channels, height, width), the INVERSION holds "
-                         f"{list(clean.shape)}: connect the picture that was inverted, and the VAE it was encoded with.")
+        raise ValueError(f"The image encodes to {list(latents.shape)} (pictures, channels, height, width), the "
+                         f"INVERSION holds {list(clean.shape)}: connect the picture that was inverted, and the VAE it "
+                         "was encoded with.")
     apart = float((latents.to(clean) - clean).norm() / clean.norm())
     if apart > OTHER:
-        raise ValueError(f"The image's latents lie {apart:.0%} of their norm from the INVERSION's, encoding explains {OTHER:.0%} "
-                         "at most: connect the picture that was inverted, and the VAE it was encoded with.")
+        raise ValueError(f"The image's latents lie {apart:.0%} of their norm from the INVERSION's, encoding explains "
+                         f"{OTHER:.0%} at most: connect the picture that was inverted, and the VAE it was encoded "
+                         "with.")
 
 
 def replay(start, inversion, cfg, negative) -> tuple:
-    """(path, latents): the source's latents in sampler space as Replay's MODEL and SAMPLER reach each level, S+1 on the CPU, and
-    the last in model space. start: Replay's outputs."""
+    """(path, latents): the source's latents in sampler space as Replay's MODEL and SAMPLER reach each level, S+1 on the
+    CPU, and the last in model space. start: Replay's outputs."""
     model, solver, sigmas, latent = start
     path = []
     found = sample(model, inversion.conditioning, latent["samples"], sigmas, solver, cfg, negative,
@@ -97,8 +101,10 @@ def replay(start, inversion, cfg, negative) -> tuple:
 
 
 def path_errors(path, inversion) -> Tensor:
-    """How far each latent of a path lies from the INVERSION's own at its level, as a share of that one's norm: [S+1,B]."""
-    return torch.stack([(x - own).flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1) for x, own in zip(path, inversion.latents)])
+    """How far each latent of a path lies from the INVERSION's own at its level, as a share of that one's norm:
+    [S+1,B]."""
+    return torch.stack([(x - own).flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1) for x,
+                        own in zip(path, inversion.latents)])
 
 
 def unit_noise(inversion) -> Tensor:
@@ -128,7 +134,8 @@ def draw(inversion, image, pictures, noise, errors, numbers, cfg) -> Tensor:
     for i in range(len(image)):
         row = [tile(images[i], label if i == 0 else "", lines(name, numbers, i, white),
                     (0., high) if name == "difference" else None) for name, (label, images) in heads.items()]
-        plot = curve(errors[1:, i].tolist(), inversion.sigmas[1:].tolist(), max(SMALLEST, row[0].width))  # both start alike
+        # both start alike
+        plot = curve(errors[1:, i].tolist(), inversion.sigmas[1:].tolist(), max(SMALLEST, row[0].width))
         title = f"{inversion.method}: error of the replay" if i == 0 else ""
         rows.append([*row, tile(plot, title, lines("curve", numbers, i, white))])
     return sheet(rows)
@@ -162,7 +169,8 @@ def curve(errors: list, sigmas: list, side: int) -> Tensor:
 
 def ranges(shape) -> dict[str, str]:
     """Where 95 of 100 white latents of a shape lie, in words, by the number."""
-    return {name: f"  (white < {high:.2g})" if low == 0 else f"  (white {(low + high) / 2:.0f} ± {(high - low) / 2:.3f})"
+    return {name: f"  (white < {high:.2g})" if low == 0 else f"  (white {(low + high) / 2:.0f} ± "
+                                                             f"{(high - low) / 2:.3f})"
             for name, (low, high) in white_range(shape).items()}
 
 
@@ -175,5 +183,6 @@ def lines(place: str, numbers: dict[str, Tensor], i: int, white: dict[str, str])
 def write(inversion, numbers: dict[str, Tensor], cfg) -> str:
     """The numbers as text, `name: value`, one a line; a batch puts the picture's number before the name."""
     head = f"{inversion.method}, {inversion.schedule}, replayed at CFG {cfg:g}"
-    return "\n".join([head, *(f"{i + 1} " * (inversion.batch > 1) + f"{name}: {NUMBERS[name][2].format(numbers[name][i].item())}"
+    return "\n".join([head, *(f"{i + 1} " * (inversion.batch > 1)
+                              + f"{name}: {NUMBERS[name][2].format(numbers[name][i].item())}"
                               for i in range(inversion.batch) for name in NUMBERS if name in numbers)])

@@ -17,20 +17,22 @@ class PalimpsestStyleDiffusionInvert(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="PalimpsestStyleDiffusionInvert", display_name="StyleDiffusion Invert", category="palimpsest/inversion",
-            description="Learns at each step how cross-attention's values are to be scaled and shifted to bring the picture back "
-                        "with guidance; its maps, and so the layout, stay (Li et al. 2023). Replay Inversion does so to the "
-                        "target's.",
+            node_id="PalimpsestStyleDiffusionInvert", display_name="StyleDiffusion Invert",
+            category="palimpsest/inversion",
+            description="Learns at each step how cross-attention's values are to be scaled and shifted to bring the "
+                        "picture back with guidance; its maps, and so the layout, stay (Li et al. 2023). Replay "
+                        "Inversion does so to the target's.",
             inputs=[
-                *learning_inputs(30, "So many in the first step, a twentieth of them in the last, as the authors fade theirs: 100, of a "
+                *learning_inputs(30, "So many in the first step, a twentieth of them in the last, as the authors fade "
+                                     "theirs: 100, of a "
                             "network."),
                 io.Float.Input("regularise", default=1.0, min=0.0, max=1000.0, step=0.1,
-                               tooltip="Weight of attention regularisation: higher holds the words' maps nearer to those of the "
-                                       "inversion, 0 leaves them free. The authors': 1."),
+                               tooltip="Weight of attention regularisation: higher holds the words' maps nearer to "
+                                       "those of the inversion, 0 leaves them free. The authors': 1."),
                 io.Float.Input("end", default=0.5, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule until which another prompt gets what was learned; higher keeps "
-                                       "more of the picture and hinders the edit. The source prompt always gets it. The "
-                                       "authors': 0.5."),
+                               tooltip="Share of the schedule until which another prompt gets what was learned; higher "
+                                       "keeps more of the picture and hinders the edit. The source prompt always gets "
+                                       "it. The authors': 0.5."),
             ],
             outputs=[InversionType.Output(display_name="inversion")])
 
@@ -50,7 +52,9 @@ class PalimpsestStyleDiffusionInvert(io.ComfyNode):
 
             theta, losses = style_diffusion.optimise(
                 lambda x, sigma: prompted(net, extra_args, "null", x, sigma), cond, path, sigmas, shape, cfg=cfg,
-                regularise=regularise, iterations=iterations, tolerance=tolerance, flow=flow, callback=callback, disable=disable)
+                regularise=regularise, iterations=iterations, tolerance=tolerance, flow=flow, callback=callback,
+                disable=disable)
             return {**theta, "value_end": Theta(torch.tensor([end]), "run", "prediction")}, {"losses": losses}
 
-        return learn("StyleDiffusion Invert", "StyleDiffusion", model, inversion, solve, {"null": negative}, guidance=cfg)
+        return learn("StyleDiffusion Invert", "StyleDiffusion", model, inversion, solve, {"null": negative},
+                     guidance=cfg)

@@ -28,7 +28,8 @@ def test_masked_mutual_self_attention_is_the_papers_equation_with_masked_maps():
     inside, m = inside.flatten(1).repeat(2, 1), torch.zeros(2, SIDE, SIDE).double()
     m[0, :, 2:], m[1] = 1, 0.25
     m = m.flatten(1).repeat(2, 1)[..., None]
-    f_o, f_b = (apply_maps(softmax_maps(target[0], source[1], only(keys[:, None, None])), source[2]) for keys in (inside, ~inside))
+    f_o, f_b = (apply_maps(softmax_maps(target[0], source[1], only(keys[:, None, None])), source[2])
+                for keys in (inside, ~inside))
     got = attend(MutualSelfAttention(None, frozenset(), 0, 1, (), places_, wanted), 4, target, source)
     torch.testing.assert_close(got, f_o * m + f_b * (1 - m), rtol=1e-10, atol=1e-10)
 
@@ -58,7 +59,8 @@ class Noted(MutualSelfAttention):
 
 
 def test_what_is_looked_up_are_the_features_of_the_inversion_itself():
-    """TIC (arXiv:2312.14611): those that the network had while it inverted, however guidance makes a reconstruction drift."""
+    """TIC (arXiv:2312.14611): those that the network had while it inverted, however guidance makes a reconstruction
+    drift."""
     c, inverted = case(), {}
     place = ("output", 3, 0)
 

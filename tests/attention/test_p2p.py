@@ -38,7 +38,8 @@ CASES = {"swap": ("a red cat on a mat", ["a blue dog on a mat"], {}, {}),
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_p2p_is_the_authors_edit_of_explicit_maps(case, repeats):
-    """Base, replaced, refined, equalised and interpolated maps as the authors' controller makes them, one after another."""
+    """Base, replaced, refined, equalised and interpolated maps as the authors' controller makes them, one after
+    another."""
     source, targets, weights, ends = CASES[case]
     _, _, edit = prompts(clip(), source, *targets)
     n, length = len(targets), len(edit.pairs[0].target.ids)
@@ -65,7 +66,8 @@ def test_p2p_is_the_authors_edit_of_explicit_maps(case, repeats):
     editor = PromptToPrompt(None, edit.pairs, (0.0, 0.8), (0.0, 0.4), tuple(until), tuple(e))
     rows = Rows(Call(Schedule(now)), {"palimpsest_tokens": tuple(p.target for p in edit.pairs)}, n)
     site = Site("cross", ("middle", 0, 0), (4, 4), 1.0, HEADS)
-    got = editor.attend(rows, site, q, k.repeat(1, repeats, 1), v.repeat(1, repeats, 1), Source(q_source, k_source, None), attention)
+    got = editor.attend(rows, site, q, k.repeat(1, repeats, 1), v.repeat(1, repeats, 1),
+                        Source(q_source, k_source, None), attention)
     torch.testing.assert_close(got, torch.cat(out), rtol=1e-6, atol=1e-6)
 
 

@@ -8,7 +8,8 @@ from feature_edits import case, plug_and_play
 
 
 def residuals(c, model, **kwargs):
-    """[(inputs, output)] of the residual block whose features are put in place, at each of a run's forwards, and the block."""
+    """[(inputs, output)] of the residual block whose features are put in place, at each of a run's forwards, and the
+    block."""
     unet, seen = c.model.model.diffusion_model, []
     number, = second_block(unet)
     block = unet.output_blocks[number][0]
@@ -22,10 +23,12 @@ def residuals(c, model, **kwargs):
 
 @each_family
 def test_residual_features_are_those_before_the_skip_is_added(family):
-    """A block's output is the target's own skip and what the source's block adds to its own; other rows are left alone."""
+    """A block's output is the target's own skip and what the source's block adds to its own; other rows are left
+    alone."""
     c = case(family)
     ((source, its_out), *steps), block = residuals(c, plug_and_play(c, 0.8, 0.0))
-    assert [len(its_out), *(len(out) for _, out in steps)] == [2, 2, 2, 2]  # the source at two steps; the others at three
+    # the source at two steps; the others at three
+    assert [len(its_out), *(len(out) for _, out in steps)] == [2, 2, 2, 2]
     with torch.inference_mode():
         added = its_out - block.skip_connection(source[0])
         for i, (inputs, out) in enumerate(steps):
@@ -39,7 +42,8 @@ def test_residual_features_are_those_before_the_skip_is_added(family):
 def test_an_area_is_given_the_same_window_of_the_residual_features():
     c = case(size=16)
     cross, extras = c.target[0]
-    area = [[cross, {**extras, "area": (12, 10, 4, 2), "strength": 1.0}]]  # height, width, y, x; the block's grid is half of it
+    # height, width, y, x; the block's grid is half of it
+    area = [[cross, {**extras, "area": (12, 10, 4, 2), "strength": 1.0}]]
     (whole_, window, *_), block = residuals(c, plug_and_play(c, 0.8, 0.0), positive=area, cfg=1.0)
     assert [out.shape[-2:] for _, out in (whole_, window)] == [(8, 8), (6, 5)]
     with torch.inference_mode():

@@ -50,7 +50,8 @@ def test_a_run_that_preserves_shapes_is_that_of_explicit_maps(family):
     model = mixing(c, object="cat", threshold=0.9, attention=store(c), **preserved)
     shapes = editors(model)[-1]
     assert 0 < shapes.varied.mean() < 1
-    explicit = attach(model, ExplicitShapes(**{f.name: getattr(shapes, f.name) for f in fields(shapes)}), replacing=shapes)
+    explicit = attach(model, ExplicitShapes(**{f.name: getattr(shapes, f.name) for f in fields(shapes)}),
+                      replacing=shapes)
     found = c.sample(model)
     assert relative(found, c.sample(explicit)) < 2e-5
     assert relative(found, c.sample(mixing(c, **preserved))) > 1e-3
@@ -64,7 +65,8 @@ def test_values_of_the_mixed_prompt_meet_the_keys_of_the_pictures(family):
 
     def note(q, k, v, options):
         section, number = options["block"]
-        transformer = next(m for m in (unet.middle_block if section == "middle" else getattr(unet, f"{section}_blocks")[number])
+        transformer = next(m for m in (unet.middle_block if section == "middle"
+                                       else getattr(unet, f"{section}_blocks")[number])
                            if hasattr(m, "transformer_blocks"))
         seen[float(options["sigmas"][0])].append((transformer.transformer_blocks[options["block_index"]].attn2, k, v))
         return host_attention(q, k, v, options)

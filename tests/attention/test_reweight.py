@@ -19,9 +19,11 @@ def test_restraint_shares_out_the_words_attention_and_not_what_another_pack_adds
     q, (k, v) = features(1, 0)[0], features(1, 1, tokens=len(tokens[0].ids))[1:]
     run = Run()
     run.memory(None)["region"] = torch.eye(2 * SIDE)[None]
-    editor, rows = Reweight({"cat": 3.0}, "red", None, None, 0.3, 0, 1), Rows(Call(run), {"palimpsest_tokens": tokens}, 1)
+    editor, rows = Reweight({"cat": 3.0}, "red", None, None, 0.3, 0,
+                            1), Rows(Call(run), {"palimpsest_tokens": tokens}, 1)
     site = Site("cross", ("middle", 0, 0), (SIDE, SIDE), 0.5, HEADS)
-    found = editor.attend(rows, replace(site, patched=True), q, k, v, None, lambda q, k, v: attention(q, k, v) + q.sin())
+    found = editor.attend(rows, replace(site, patched=True), q, k, v, None, lambda q, k,
+                          v: attention(q, k, v) + q.sin())
     torch.testing.assert_close(found, editor.attend(rows, site, q, k, v, None, attention) + q.sin())
 
 
@@ -53,11 +55,13 @@ def test_re_weighting_scales_words_maps_and_restraint_leaves_them_out_of_the_sof
 
 
 def test_factors_act_on_the_words_of_the_prompt_whatever_else_moves_them():
-    """Attention Inject moves words to the source's places: before or after it, factors are of the sampled prompt's words."""
+    """Attention Inject moves words to the source's places: before or after it, factors are of the sampled prompt's
+    words."""
     c = Case(source="a cat on a mat", targets=("a big blue cat on a mat",), steps=3)
     found = c.sample(weigh(c, "cat: 4", model=inject(c, c.model)))
     assert torch.equal(found, c.sample(inject(c, weigh(c, "cat: 4"))))
-    asked = PalimpsestAttentionInject.execute(c.model, c.inversion, c.edit, 0.0, 0.8, 0.0, 0.5, 1.0, 0.5, "cat: 4", "").result[0]
+    asked = PalimpsestAttentionInject.execute(c.model, c.inversion, c.edit, 0.0, 0.8, 0.0, 0.5, 1.0, 0.5, "cat: 4",
+                                              "").result[0]
     steps = c.predictions(weigh(c, "cat: 4", model=inject(c, c.model)), c.target)
     for step, (a, b) in enumerate(zip(steps, c.predictions(asked, c.target), strict=True)):
         assert relative(a, b) < 1e-5 or step == 2  # where Inject has ended, its weights have too

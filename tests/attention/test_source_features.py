@@ -1,4 +1,5 @@
-"""Mutual self-attention, plug-and-play, free-prompt and prompt mixing alike: the source as target, null rows, inputs, refusals."""
+"""Mutual self-attention, plug-and-play, free-prompt and prompt mixing alike: the source as target, null rows, inputs,
+refusals."""
 import pytest
 import torch
 
@@ -28,8 +29,8 @@ NULL = {"mutual": lambda c, null: mutual(c, null_too=null),
 
 @pytest.mark.parametrize("editor, family", [(e, f) for e in NULL for f in FAMILIES])
 def test_the_null_prompts_rows_are_given_what_the_source_shows_under_that_prompt_where_wanted(editor, family):
-    """CFG 0 shows the null rows alone. At the source's latents those are the source's own, whatever the prompts say; elsewhere
-    they are not."""
+    """CFG 0 shows the null rows alone. At the source's latents those are the source's own, whatever the prompts say;
+    elsewhere they are not."""
     c = case(family)
     model = NULL[editor](c, True)
     for a, b in zip(*(c.predictions(m, c.target, 0.0) for m in (model, c.model)), strict=True):
@@ -56,17 +57,21 @@ def variants(c):
     by_word = {"inversion": c.inversion, "attention": attention, "preserve": "mat", "threshold": 0.4}
     green = prompts(c.clip, "a red cat on a mat", "a green dog on a mat")[1]
     return {
-        "mutual": [mutual(c), mutual(c, start=0.5), mutual(c, end=0.5), mutual(c, layers="u2"), mutual(c, null_too=True),
+        "mutual": [mutual(c), mutual(c, start=0.5), mutual(c, end=0.5), mutual(c, layers="u2"),
+                   mutual(c, null_too=True),
                    mutual(c, **masks),
-                   mutual(c, **{**masks, "source_mask": half(c, "right")}), mutual(c, **{**masks, "target_mask": whole(c)}),
-                   mutual(c, **words), mutual(c, **{**words, "threshold": 0.3}), mutual(c, **{**words, "source_words": "mat"}),
+                   mutual(c, **{**masks, "source_mask": half(c, "right")}),
+                   mutual(c, **{**masks, "target_mask": whole(c)}),
+                   mutual(c, **words), mutual(c, **{**words, "threshold": 0.3}),
+                   mutual(c, **{**words, "source_words": "mat"}),
                    mutual(c, **{**words, "target_words": "mat"}), mutual(c, **{**words, "refine": False}),
                    mutual(c, source_mask=half(c), target_words="cat")],
         "plug and play": [plug_and_play(c), plug_and_play(c, feature_end=0.0), plug_and_play(c, attention_end=0.0),
                           plug_and_play(c, attention_end=1.0), plug_and_play(c, feature_layers="u2"),
                           plug_and_play(c, layers="u3"), plug_and_play(c, 0.0, null_too=True),
                           plug_and_play(c, attention_end=0.0, null_too=True)],
-        "free prompt": [free_prompt(c), free_prompt(c, start=0.5), free_prompt(c, end=0.5), free_prompt(c, layers="d, u")],
+        "free prompt": [free_prompt(c), free_prompt(c, start=0.5), free_prompt(c, end=0.5),
+                        free_prompt(c, layers="d, u")],
         "mixing": [mixing(c), mixing(c, mix=green), mixing(c, start=0.5), mixing(c, end=0.5), mixing(c, **keep),
                    mixing(c, preserve_end=0.5, **keep), mixing(c, layers="u3", **keep),
                    mixing(c, **{**keep, "mask": half(c, "right")}), mixing(c, **by_word),
@@ -76,8 +81,8 @@ def variants(c):
 
 @pytest.mark.parametrize("node", ["mutual", "plug and play", "free prompt", "mixing"])
 def test_every_input_acts(node):
-    """No two settings give one picture, and none gives the plain one. The start lies apart from the source's, where the null rows
-    are the source's own."""
+    """No two settings give one picture, and none gives the plain one. The start lies apart from the source's, where the
+    null rows are the source's own."""
     c = case()
     with torch.inference_mode():
         found = [c.sample(model, latent=c.apart) for model in (c.model, *variants(c)[node])]
@@ -95,7 +100,8 @@ WRONG = {
                        "both source_mask.*one of them"),
     "unknown word": (lambda c: mutual(c, source_words="dog", target_words="cat", attention=store(c)),
                      "names no word.*red, cat"),
-    "empty mask": (lambda c: mutual(c, source_mask=0 * half(c), target_mask=half(c)), "no object of the source in 1 of 1 masks"),
+    "empty mask": (lambda c: mutual(c, source_mask=0 * half(c), target_mask=half(c)),
+                   "no object of the source in 1 of 1 masks"),
     "all is the object": (lambda c: mixing(c, preserve="mat", object="mat", attention=store(c), inversion=c.inversion),
                           "no shape to preserve in 1 of 1"),
     "nothing of PnP": (lambda c: plug_and_play(c, 0.0, 0.0), "both 0.*0.8 and 0.5"),
@@ -105,7 +111,8 @@ WRONG = {
     "FPE that ends first": (lambda c: free_prompt(c, 0.8, 0.8), "0.8 to 0.8.*0 and 0.8"),
     "mixing that ends first": (lambda c: mixing(c, start=0.5, end=0.4), "0.5 to 0.4.*0.14 and 0.34"),
     "two mixed prompts": (lambda c: mixing(c, mix=[*c.source, *c.source]), "2 entries.*Combine"),
-    "inversion with nothing to preserve": (lambda c: mixing(c, inversion=c.inversion), "INVERSION or object.*no words or MASK"),
+    "inversion with nothing to preserve": (lambda c: mixing(c, inversion=c.inversion),
+                                           "INVERSION or object.*no words or MASK"),
     "mask without inversion": (lambda c: mixing(c, mask=half(c)), "no INVERSION"),
     "words to preserve without attention": (lambda c: mixing(c, preserve="mat", inversion=c.inversion),
                                             "words of the source but no ATTENTION"),

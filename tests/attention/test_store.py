@@ -25,7 +25,8 @@ def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one(batch, share):
     def means(wanted, at):
         """[S, B, h·w, keys]: the mean over sites and heads of the maps at each step."""
         sites = [e for (kind, position), e in notes.items() if (kind, shares[position]) == (wanted, at)]
-        return torch.stack([torch.stack([softmax_maps(q, k).mean(1) for q, k, _, _ in step]).mean(0) for step in zip(*sites)])
+        return torch.stack([torch.stack([softmax_maps(q, k).mean(1) for q, k, _, _ in step]).mean(0)
+                            for step in zip(*sites)])
 
     cross = means("cross", share)
     steps = torch.stack([cross[..., list(w.positions)].sum(-1) for w in tokens.words], 2)

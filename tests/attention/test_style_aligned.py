@@ -30,13 +30,15 @@ def plain_sharing(q, k, v, q_r, k_r, v_r, scale=1.0, shift=0.0, normalised=True)
     return apply_maps(maps, torch.cat([v, v_r], 1))
 
 
-SHARINGS = [Sharing(1.0, 0.0, True), Sharing(1.0, math.log(2), True), Sharing(0.5, -1.0, False), Sharing(0.0, 0.7, True)]
+SHARINGS = [Sharing(1.0, 0.0, True), Sharing(1.0, math.log(2), True), Sharing(0.5, -1.0, False),
+            Sharing(0.0, 0.7, True)]
 
 
 @pytest.mark.parametrize("share", SHARINGS)
 def test_sharing_a_pictures_attention_is_softmax_over_both_pictures_tokens(share):
     target, source = features(2, 0), features(2, 1)
-    got = ReferencePicture(None, frozenset(), 0, 1, (), share).attend(Rows(Call(Run()), {}, 2), SITE, *target, Source(*source),
+    got = ReferencePicture(None, frozenset(), 0, 1, (),
+                           share).attend(Rows(Call(Run()), {}, 2), SITE, *target, Source(*source),
                                                                       attention)
     wanted = plain_sharing(*target, *source, share.scale, share.shift, share.normalised)
     assert relative(got, wanted) < 1e-5  # statistics are taken in float32
@@ -64,7 +66,8 @@ def test_a_picture_aligned_with_itself_stays(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_a_batch_the_first_row_is_as_without_and_every_other_as_beside_it_alone(family):
     c = case(family)
-    starts = torch.cat([c.noise, *(c.noise + 0.5 * torch.randn(c.noise.shape, generator=torch.Generator().manual_seed(i))
+    starts = torch.cat([c.noise, *(c.noise + 0.5 * torch.randn(c.noise.shape,
+                                                               generator=torch.Generator().manual_seed(i))
                                    for i in range(2))])
     together, plain = c.sample(style(c, batch=True, null_too=True), latent=starts), c.sample(latent=starts)
     assert relative(together[0], plain[0]) < 2e-5

@@ -35,13 +35,14 @@ def donor(family="sd15"):
 
 @pytest.mark.parametrize("family", tiny.UNETS)
 def test_the_composed_field_has_each_pictures_queries_and_keys(family):
-    """As attention's own function receives them, until 0.4: the reference's in the object, the main picture's outside the
-    margin."""
+    """As attention's own function receives them, until 0.4: the reference's in the object, the main picture's outside
+    the margin."""
     c, other, (mask, near) = case(family), donor(family), center()
     model, seen = composite(c, other, mask), []
     for position in positions(c.model.model.diffusion_model):
         def look(q, k, v, options, position=position):
-            seen.append((float(options["sigmas"][0]), position, options["uuids"], options["activations_shape"][-2:], q, k))
+            seen.append((float(options["sigmas"][0]), position, options["uuids"], options["activations_shape"][-2:],
+                         q, k))
             return host_attention(q, k, v, options)
         model.set_model_attn1_replace(look, *position)
     targets = []
@@ -58,7 +59,8 @@ def test_the_composed_field_has_each_pictures_queries_and_keys(family):
             assert not torch.equal(main[:, inside], theirs[:, inside])
         compared += 1
     assert compared > 4
-    assert all(len([s for s in seen if s[:2] == (sigma, position)]) == 1 for sigma, position, *_ in seen if sigma < limit)
+    assert all(len([s for s in seen if s[:2] == (sigma, position)]) == 1 for sigma, position,
+               *_ in seen if sigma < limit)
 
 
 def test_the_start_is_composed_of_both_noises_and_the_main_picture_held_until_its_end():

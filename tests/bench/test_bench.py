@@ -46,7 +46,8 @@ def test_a_pie_bench_folder_is_edited_and_measured_by_its_conventions(tmp_path, 
         path = f"0_random/{i:012}.png"
         Image.fromarray((edit.source_image * 255).round().astype(np.uint8)).save(tmp_path / "annotation_images" / path)
         word = next(a for a, b in zip(edit.target_text.split(), edit.source_text.split()) if a != b)
-        entries[f"{i:012}"] = {"image_path": path, "original_prompt": edit.source_text, "editing_type_id": "0", "mask": runs_of(edit.mask),
+        entries[f"{i:012}"] = {"image_path": path, "original_prompt": edit.source_text, "editing_type_id": "0",
+                               "mask": runs_of(edit.mask),
                                "editing_prompt": edit.target_text.replace(word, f"[{word}]")}
     (tmp_path / "mapping_file.json").write_text(json.dumps(entries))
     found = pie.cases(tmp_path, 700)
@@ -70,7 +71,8 @@ def test_scene_bench_goes_on_where_it_was_and_gives_the_same_lines(tmp_path, mon
     lines = tmp_path / "public 2 steps CFG 4.jsonl"
 
     def rows():
-        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines.read_text().splitlines()]
+        return [{k: v for k, v in json.loads(line).items() if k != "seconds"}
+                for line in lines.read_text().splitlines()]
 
     run(scenes, monkeypatch, *common, "--cases", 1, "--editor", "plain")
     first, whole = rows(), lines.read_text()
@@ -112,7 +114,8 @@ def test_the_exact_target_succeeds_and_keeps_everything():
 
 
 def test_the_rows_of_a_scene_bench_line_are_those_of_the_network():
-    """Two steps of inversion at CFG 1, two of the edit at CFG 4 in two rows, and the autoencoder's never; a backward is two."""
+    """Two steps of inversion at CFG 1, two of the edit at CFG 4 in two rows, and the autoencoder's never; a backward is
+    two."""
     parts = scenes.load_miniature()
     with torch.inference_mode():
         made = scenes.Scenes(parts, [held_out_edit(0, "colour")])
@@ -142,7 +145,8 @@ def test_speed_times_runs_of_equal_results_and_prints_the_readmes_rows(tmp_path,
     monkeypatch.setattr(speed, "METHODS", {"DDIM": speed.METHODS["DDIM"]})
     monkeypatch.setattr(speed, "AXES", {"steps": (2,), "rows": (1, 2), "side": (8,), "concepts": (1,)})
     out = tmp_path / "speed.json"
-    run(speed, monkeypatch, "--only", "peers", "nodes", "growth", "--rounds", 1, "--steps", 2, "--channels", 32, "--size", 8,
+    run(speed, monkeypatch, "--only", "peers", "nodes", "growth", "--rounds", 1, "--steps", 2, "--channels", 32,
+        "--size", 8,
         "--out", out)
     found = {part: numbers["measured"] for part, numbers in json.loads(out.read_text()).items()}
     assert [*found["peers"]] == [*same] and max(r["difference"] for r in found["peers"].values()) < 1e-3
@@ -153,7 +157,8 @@ def test_speed_times_runs_of_equal_results_and_prints_the_readmes_rows(tmp_path,
 
 def test_cost_promises_by_the_rows_that_are_read_and_prints_the_readmes_rows(tmp_path, monkeypatch, capsys):
     kept, moved = cost.WHOLE_INJECT, "Noise Map Guidance"
-    monkeypatch.setattr(cost, "MODELS", {"miniature": (None, 16, {name: cost.EVERY[name] for name in (kept, moved, cost.FOUR)})})
+    monkeypatch.setattr(cost, "MODELS", {"miniature": (None, 16,
+                                                       {name: cost.EVERY[name] for name in (kept, moved, cost.FOUR)})})
     out = tmp_path / "cost.json"
     run(cost, monkeypatch, "--rounds", 1, "--steps", 2, "--out", out)
     found = json.loads(out.read_text())["miniature"]["measured"]

@@ -37,7 +37,8 @@ def test_a_shrinking_mask_is_a_cell_smaller_at_every_part_of_the_schedule(family
 
 
 def test_without_an_inversion_the_hosts_noise_mask_shrinks():
-    """At every call the host blends outside the grown mask; Differential Diffusion is called with it, on either side."""
+    """At every call the host blends outside the grown mask; Differential Diffusion is called with it, on either
+    side."""
     case = Case(steps=10)
     cells = square(0).float()[None]
     seen = []

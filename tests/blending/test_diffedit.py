@@ -25,18 +25,23 @@ def model_of(family):
     return ALL[family]()
 
 
-def diffedit(model, source=None, target=None, latent=None, maps=10, strength=0.5, threshold=0.5, clamp=3.0, seed=0, batch=1):
+def diffedit(model, source=None, target=None, latent=None, maps=10, strength=0.5, threshold=0.5, clamp=3.0, seed=0,
+             batch=1):
     latent = {"samples": tiny.latent(model, batch) if latent is None else latent}
-    return PalimpsestDiffEditMask.execute(model, source or tiny.cond(), target or tiny.cond(seed=4), latent, maps, strength,
+    return PalimpsestDiffEditMask.execute(model, source or tiny.cond(), target or tiny.cond(seed=4), latent, maps,
+                                          strength,
                                           threshold, clamp, seed).result[0]
 
 
 def diffusers_map(model, latent, prompts, monkeypatch, **settings):
-    """(map before the threshold, mask), both [1, h, w], of diffusers' pipeline; the map is what it clamps, spied upon."""
+    """(map before the threshold, mask), both [1, h, w], of diffusers' pipeline; the map is what it clamps, spied
+    upon."""
     texts = twin.Prompts({text: conditioning[0][0] for text, conditioning in prompts.items()})
     pipeline = StableDiffusionDiffEditPipeline(
-        vae=None, text_encoder=texts, tokenizer=texts, unet=twin.unet(model), safety_checker=None, feature_extractor=None,
-        scheduler=DDIMScheduler(**twin.SCHEDULE, clip_sample=False), inverse_scheduler=DDIMInverseScheduler(**twin.SCHEDULE),
+        vae=None, text_encoder=texts, tokenizer=texts, unet=twin.unet(model), safety_checker=None,
+        feature_extractor=None,
+        scheduler=DDIMScheduler(**twin.SCHEDULE, clip_sample=False),
+        inverse_scheduler=DDIMInverseScheduler(**twin.SCHEDULE),
         requires_safety_checker=False)
     pipeline.vae = SimpleNamespace(dtype=torch.float32)  # is asked for nothing else
     clamped, clamp = [], torch.Tensor.clamp
@@ -47,13 +52,15 @@ def diffusers_map(model, latent, prompts, monkeypatch, **settings):
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "clamp", spy)
-        mask = pipeline.generate_mask(model.model.process_latent_in(latent), "target", source_prompt="source", **settings)
+        mask = pipeline.generate_mask(model.model.process_latent_in(latent), "target", source_prompt="source",
+                                      **settings)
     return clamped[-1], torch.from_numpy(mask).float()
 
 
 @pytest.mark.parametrize("cfg, maps, clamp", [(7.5, 10, 2.0), (2.0, 3, 3.0)])
 def test_diffedit_equals_diffusers(cfg, maps, clamp, monkeypatch):
-    """On equal weights and noise at its timestep 481; whatever its guidance, which the scaling cancels (at CFG 1 it fails)."""
+    """On equal weights and noise at its timestep 481; whatever its guidance, which the scaling cancels (at CFG 1 it
+    fails)."""
     model = model_of("sd15")
     prompts = {"": tiny.cond(seed=9), "source": tiny.cond(), "target": tiny.cond(seed=4)}
     latent, strength = tiny.latent(model), 481 / 999
@@ -80,7 +87,8 @@ def test_the_map_is_the_mean_difference_of_predicted_noise(family):
     for n in range(maps):
         for row in range(2):
             noised = keep * x[row:row + 1] + sigma * noise[n, row:row + 1]
-            eps = [(noised - keep * predicted(model, c, noised, sigma)) / sigma for c in (tiny.cond(), tiny.cond(seed=4))]
+            eps = [(noised - keep * predicted(model, c, noised, sigma)) / sigma
+                   for c in (tiny.cond(), tiny.cond(seed=4))]
             for channel in (eps[1] - eps[0])[0].flatten(0, -3):
                 total[row] += channel.abs() / maps
     found = difference_map(model, tiny.cond(), tiny.cond(seed=4), latent, maps, 0.6, 7)
@@ -100,7 +108,8 @@ def predicted(model, conditioning, x, sigma):
 
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": conditioning})
-    guider.sample(torch.zeros_like(x), torch.ones_like(x), Solver(look), torch.stack([sigma, 0 * sigma]), disable_pbar=True)
+    guider.sample(torch.zeros_like(x), torch.ones_like(x), Solver(look), torch.stack([sigma, 0 * sigma]),
+                  disable_pbar=True)
     return found[0]
 
 
@@ -108,7 +117,8 @@ def test_every_widget_of_diffedit_acts_and_pictures_are_apart():
     model, base = model_of("sd15"), {"threshold": 0.3}
     first = diffedit(model, **base)
     for changed in ({"maps": 3}, {"strength": 0.9}, {"threshold": 0.4}, {"clamp": 4.0}, {"seed": 1},
-                    {"source": tiny.cond(seed=6)}, {"target": tiny.cond(seed=6)}, {"latent": tiny.latent(model, seed=8)}):
+                    {"source": tiny.cond(seed=6)}, {"target": tiny.cond(seed=6)},
+                    {"latent": tiny.latent(model, seed=8)}):
         assert not torch.equal(diffedit(model, **{**base, **changed}), first), changed
     assert torch.equal(diffedit(model, **base), first) and first.shape == (1, 8, 8) and set(first.unique().tolist()) == {0.0, 1.0}
     assert diffedit(model, batch=11, maps=2, **base).shape == (11, 8, 8)  # more pictures than a forward holds

@@ -1,4 +1,5 @@
-"""Latent Blend, recorded at every model call: what the sampler asks, what the model sees and gives, what the sampler gets."""
+"""Latent Blend, recorded at every model call: what the sampler asks, what the model sees and gives, what the sampler
+gets."""
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,7 +70,8 @@ def test_an_empty_mask_returns_the_source(family, sampler):
 def test_outside_the_mask_the_result_knows_nothing_of_the_target(sampler):
     """The ideal edit: two targets, one background to the last bit."""
     case = Case(targets=("a blue dog in a box",))
-    a, b = (Record(case, 0.0, case.noise, sampler, positive=p, mask=half()[None]).result for p in (case.target, case.null))
+    a, b = (Record(case, 0.0, case.noise, sampler, positive=p, mask=half()[None]).result
+            for p in (case.target, case.null))
     assert torch.equal(a[..., half() == 0], b[..., half() == 0])
     assert not torch.equal(a, b)
 
@@ -115,7 +117,8 @@ def test_each_row_has_its_own_mask(pictures):
 
 
 class Explicit:
-    """The target words' maps of a run, by explicit softmax in the host's own attn2 slots: mean over heads, sites and calls."""
+    """The target words' maps of a run, by explicit softmax in the host's own attn2 slots: mean over heads, sites and
+    calls."""
 
     def __init__(self, case, share):
         self.case, self.total, self.count, self.so_far = case, 0, 0, []
@@ -129,7 +132,8 @@ class Explicit:
         for i, branch in enumerate(options["cond_or_uncond"]):
             if branch == 0:
                 rows = len(q) // len(options["cond_or_uncond"])
-                a, b = (x[i * rows:(i + 1) * rows].unflatten(-1, (options["n_heads"], -1)).transpose(1, 2) for x in (q, k))
+                a, b = (x[i * rows:(i + 1) * rows].unflatten(-1, (options["n_heads"], -1)).transpose(1, 2)
+                        for x in (q, k))
                 maps = (a @ b.transpose(-1, -2) / a.shape[-1] ** 0.5).softmax(-1).mean(1)
                 self.total = self.total + maps.unflatten(1, options["activations_shape"][-2:])
                 self.count += 1
@@ -165,7 +169,8 @@ def of_source(attention, names, size, threshold, count, grow=True):
     found = []
     for i, maps in enumerate(attention.steps[:count].mean(0)):
         own = attention.tokens[i].words
-        found.append(over(sum(m for m, word in zip(maps, own, strict=True) if word.name in names), size, threshold, grow))
+        found.append(over(sum(m for m, word in zip(maps, own, strict=True) if word.name in names), size, threshold,
+                          grow))
     return torch.stack(found)
 
 
@@ -179,7 +184,8 @@ def test_masks_equal_the_authors(case):
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
 
     def maps(prompt, words):
-        return sum(1.2 + torch.sin(0.31 * x * (1 + 0.2 * w) + 0.17 * y * w + prompt) * torch.cos(0.23 * y + w - prompt) for w in words)
+        return sum(1.2 + torch.sin(0.31 * x * (1 + 0.2 * w) + 0.17 * y * w
+                                   + prompt) * torch.cos(0.23 * y + w - prompt) for w in words)
 
     wanted, taken = (torch.stack([word_mask(maps(p, words)[None], (64, 64), case["threshold"], grow=grow)[0]
                                   if words else torch.zeros(64, 64) for p, words in enumerate(both)]).amax(0)
@@ -202,7 +208,8 @@ def test_a_run_by_words_is_the_authors_with_explicit_maps(batch, words, taken):
     explicit, size, level = Explicit(case, attention.share), (16, 16), 0.8
     case.model = explicit.model
     source, target = (names.split(", ") for names in words)
-    run = Record(case, start=0.0, source_words=words[0], target_words=words[1], subtract_words=taken if batch == 2 else taken[:3],
+    run = Record(case, start=0.0, source_words=words[0], target_words=words[1],
+                 subtract_words=taken if batch == 2 else taken[:3],
                  threshold=level, attention=attention)
 
     def of_both(names, others, grow):
@@ -216,7 +223,8 @@ def test_a_run_by_words_is_the_authors_with_explicit_maps(batch, words, taken):
     assert all(0 < m.float().mean() < 1 for m in masks) and not torch.equal(masks[0], masks[-1])
     for n, ((sigma, asked, seen, given, got), now) in enumerate(zip(run.calls, masks, strict=True)):
         if n:
-            assert torch.equal(seen, torch.where(masks[n - 1][:, None], asked, case.inversion.at(sigma)).expand_as(seen))
+            assert torch.equal(seen, torch.where(masks[n - 1][:, None], asked,
+                                                 case.inversion.at(sigma)).expand_as(seen))
         assert torch.equal(got, torch.where(now[:, None], given, case.inversion.latents[-1]))
 
 
@@ -261,7 +269,8 @@ def test_by_default_the_source_lies_where_its_refined_maps_do_and_the_target_whe
     attention = read_maps(case.model, case.inversion, 0.5)
     named = refined_over(attention.map(0, [case.inversion.tokens[0].find("cat")], refined=True), threshold)
     notes = []
-    run = Record(case, start=0.0, source_words="cat", target_words="blue, cat", threshold=threshold, attention=attention, refine=True,
+    run = Record(case, start=0.0, source_words="cat", target_words="blue, cat", threshold=threshold,
+                 attention=attention, refine=True,
                  beside=lambda model: attach(model, Noted(editors(model)[0], notes)))
     assert attention.fine == 1 > attention.share and 0 < named.float().mean() < 1
     for (sigma, _, _, given, got), maps in list(zip(run.calls, notes, strict=True))[1:]:
@@ -270,7 +279,8 @@ def test_by_default_the_source_lies_where_its_refined_maps_do_and_the_target_whe
 
 
 def refined_over(maps, threshold):
-    """[16, 16] of a refined map: over a share of its range, or over the threshold of least variance within both classes."""
+    """[16, 16] of a refined map: over a share of its range, or over the threshold of least variance within both
+    classes."""
     maps = maps - maps.min()
     if not threshold:
         values = maps.flatten().sort().values.double()
@@ -334,6 +344,7 @@ def test_masks_in_time_follow_each_other():
         assert torch.equal(x, torch.where(masks[now] == 1, asked, case.inversion.at(sigma)).expand_as(x))
         seen.append(now)
     assert set(seen) == {0, 1, 2} and seen == sorted(seen)
-    for wrong in ({"mask": masks[:1]}, {"source_words": "cat", "attention": read_maps(case.model, case.inversion, 0.5)}):
+    for wrong in ({"mask": masks[:1]}, {"source_words": "cat",
+                                        "attention": read_maps(case.model, case.inversion, 0.5)}):
         with pytest.raises(ValueError, match="batch of two or more"):
             blend(case, masks_in_time=True, **wrong)

@@ -30,7 +30,8 @@ def noise_mask(case, model=None, against="source", start=0.0, end=1.0, threshold
 @pytest.mark.parametrize("family, against, cfg", [
     *((f, "source", 7.5) for f in tiny.UNETS), ("sd15", "null", 7.5), ("sd15", "source", 1.0), ("sd15", "null", 1.0)])
 def test_each_step_finds_its_mask_and_keeps_the_source_outside_it(family, against, cfg):
-    """Outside, bit for bit: the network sees the inversion's latent from the step after, the sampler gets its clean one."""
+    """Outside, bit for bit: the network sees the inversion's latent from the step after, the sampler gets its clean
+    one."""
     c = case(family)
     limit = c.model.get_model_object("model_sampling").percent_to_sigma(0.3)
     before, shares = None, []
@@ -53,7 +54,8 @@ def test_the_other_prediction_is_the_other_prompts():
     """A source in place of the null prompt gives the same masks, and so the same run, to rounding."""
     c = case()
     a = c.sample(noise_mask(c, against="null"), negative=c.source, cfg=3.0)
-    torch.testing.assert_close(c.sample(noise_mask(c, against="source"), negative=c.source, cfg=3.0), a, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(c.sample(noise_mask(c, against="source"), negative=c.source, cfg=3.0), a, rtol=1e-4,
+                               atol=1e-4)
     assert relative(c.sample(noise_mask(c, against="null"), cfg=3.0), a) > 1e-3
 
 
@@ -75,7 +77,8 @@ def test_every_widget_of_the_noise_mask_acts():
 
 
 def test_rows_have_masks_of_their_own():
-    c = case(source=("a red cat on a mat", "a black dog on a mat"), targets=("a blue cat on a mat", "a black pig on a mat"),
+    c = case(source=("a red cat on a mat", "a black dog on a mat"),
+             targets=("a blue cat on a mat", "a black pig on a mat"),
              batch=2)
     starts = c.noise + 0.2 * torch.randn(c.noise.shape, generator=torch.Generator().manual_seed(8))
     whole = c.sample(noise_mask(c), latent=starts)

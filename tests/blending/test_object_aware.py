@@ -19,7 +19,8 @@ def objects(case, *pairs):
 
 @pytest.mark.parametrize("family", [*tiny.UNETS, *tiny.FLOWS])
 def test_each_object_begins_from_the_sources_latent_at_its_own_step(family):
-    """Whatever noise the run began with; before, its place holds the source, and outside all places it stays, bit for bit."""
+    """Whatever noise the run began with; before, its place holds the source, and outside all places it stays, bit for
+    bit."""
     case = Case(family, steps=10) if family in tiny.UNETS else Flow(family, steps=10)
     percent = case.model.get_model_object("model_sampling").percent_to_sigma
     early, late = torch.zeros(2, 1, 64, 64)

@@ -1,4 +1,5 @@
-"""Every editor beside batches, prompts, guidance and samplers, however the host batches. What can be stated as an equality is."""
+"""Every editor beside batches, prompts, guidance and samplers, however the host batches. What can be stated as an
+equality is."""
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom

@@ -35,7 +35,8 @@ def test_what_is_no_layer_at_all_is_an_error(text):
 
 
 def test_defaults_are_the_papers_layers():
-    """MasaCtrl: from layer 10 of SD's 16, 64 of SDXL's 70; PnP: the fourth block's features, attention of blocks 4 to 11."""
+    """MasaCtrl: from layer 10 of SD's 16, 64 of SDXL's 70; PnP: the fourth block's features, attention of blocks 4 to
+    11."""
     for unet, layers, start in ((sd15(), "u3-8", 10), (sdxl(), "u3-5", 64)):
         mine = decoder(unet, 0.5)
         assert mine == parse_layers(layers, unet) == {p.position for p in places(unet)[start:]}

@@ -47,5 +47,6 @@ def test_the_smoothing_is_a_gaussian_of_variance_one_half():
     point = torch.zeros(1, 5, 5)
     point[:, 2, 2] = 1
     found = smoothed(point)[0]
-    assert float(found.sum()) == pytest.approx(1) and float(found[2, 1] / found[2, 2]) == pytest.approx(0.36788, rel=1e-4)
+    assert float(found.sum()) == pytest.approx(1) and float(found[2, 1]
+                                                            / found[2, 2]) == pytest.approx(0.36788, rel=1e-4)
     assert float(found[1, 1] / found[2, 2]) == pytest.approx(0.36788 ** 2, rel=1e-4) and found[0].sum() == 0

@@ -1,5 +1,5 @@
-"""What the null prompt's rows read of the source: whole runs against the authors' code and an explicit batch of four rows, and
-which prompts are read where."""
+"""What the null prompt's rows read of the source: whole runs against the authors' code and an explicit batch of four
+rows, and which prompts are read where."""
 import dataclasses
 import json
 import math
@@ -52,7 +52,8 @@ def captioned():
 
 def mutual(c, null_too=True, model=None):
     """From the second step on."""
-    return PalimpsestMutualSelfAttention.execute(model or c.model, c.inversion, 0.1, 1.0, "u", "", "", 0.1, null_too).result[0]
+    return PalimpsestMutualSelfAttention.execute(model or c.model, c.inversion, 0.1, 1.0, "u", "", "", 0.1,
+                                                 null_too).result[0]
 
 
 def style(c, shift, **norms):
@@ -71,7 +72,8 @@ def test_a_whole_run_ends_where_the_authors_code_does(name):
 
 
 def four_rows(c, x, sigma, feature_end, attention_end):
-    """Plug-and-Play's prediction at CFG, from one plain batch: source and target under the null prompt, then under their own."""
+    """Plug-and-Play's prediction at CFG, from one plain batch: source and target under the null prompt, then under
+    their own."""
     unet, sampling = c.model.model.diffusion_model, c.model.get_model_object("model_sampling")
     number, = second_block(unet)
     branch = unet.output_blocks[number][0].out_layers[-1]

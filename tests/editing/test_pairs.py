@@ -21,8 +21,11 @@ EVERY = {**EDITORS, "proximal": proximal}
 SINGLE = [n for n in EVERY if "," not in n and n not in ("refine", "mutual by words")]
 QUARTER = {"blend", "shrinking", "objects", "remove"}  # whose masks leave the upper right corner to the source
 AS_ONE = set(map(frozenset, (  # of which one leaves the other nothing to do
-    ("blend", "remove"), ("blend", "shrinking"), ("blend", "objects"), ("remove", "shrinking"), ("shrinking", "objects"),  # one place
-    ("mutual", "remove"), ("mutual", "cross image"), ("free prompt", "composite"),  # one look-up, one picture's queries and keys
+    # one place
+    ("blend", "remove"), ("blend", "shrinking"), ("blend", "objects"), ("remove", "shrinking"),
+    ("shrinking", "objects"),
+    # one look-up, one picture's queries and keys
+    ("mutual", "remove"), ("mutual", "cross image"), ("free prompt", "composite"),
     ("remove", "ledits"))))  # on these nets the concept is found outside the place
 PAIRS = [(a, b, FAMILIES[i % len(FAMILIES)]) for i, (a, b) in enumerate(combinations(SINGLE, 2))]
 
@@ -49,7 +52,8 @@ def corner(x):
 
 @pytest.mark.parametrize("first, second, family", PAIRS)
 def test_two_editors_in_either_order(first, second, family):
-    """The run ends well, both have edited, and where one of the two holds the source its corner comes back as it was."""
+    """The run ends well, both have edited, and where one of the two holds the source its corner comes back as it
+    was."""
     c = case(family)
     others = [plain(family), *(() if {first, second} in AS_ONE else (alone(first, family), alone(second, family)))]
     for a, b in ((first, second), (second, first)):
@@ -68,14 +72,17 @@ def part(c, rows, columns):
 
 
 def remove(c, model, mask, words="", end=0.8):
-    return PalimpsestMagicRemover.execute(model or c.model, c.inversion, words, 0.3, 20.0, 0.0, end, mask=mask).result[0]
+    return PalimpsestMagicRemover.execute(model or c.model, c.inversion, words, 0.3, 20.0, 0.0, end,
+                                          mask=mask).result[0]
 
 
-SELF_ATTENTION = ["swap", "mutual", "mutual by words", "plug and play", "free prompt", "mixing", "composite", "style aligned",
+SELF_ATTENTION = ["swap", "mutual", "mutual by words", "plug and play", "free prompt", "mixing", "composite",
+                  "style aligned",
                   "cross image"]
 
 
-@pytest.mark.parametrize("other, family", [(name, FAMILIES[i % len(FAMILIES)]) for i, name in enumerate(SELF_ATTENTION)])
+@pytest.mark.parametrize("other, family", [(name, FAMILIES[i % len(FAMILIES)]) for i,
+                                           name in enumerate(SELF_ATTENTION)])
 def test_a_remover_looks_up_the_source_beside_any_editor_of_self_attention(other, family):
     """In either order alike, and nothing that comes out of an attention is larger than what goes in."""
     c, sizes, found = case(family), {"to_v": 0.0, "to_out": 0.0}, []
@@ -131,7 +138,8 @@ def test_a_removed_place_leaves_the_softmax_of_a_shared_style():
 def test_a_remover_is_not_given_some_of_its_rows():
     c = Case("sd15", ("a red cat", "a black dog"), ("a blue cat", "a black pig"), batch=2, steps=STEPS)
     masks = torch.cat([part(c, (0, 4), (0, 4)), part(c, (0, 4), (4, 8))])
-    model = PalimpsestMutualSelfAttention.execute(c.model, c.inversion, 0.0, 1.0, "", "", "", 0.1, False, masks, masks).result[0]
+    model = PalimpsestMutualSelfAttention.execute(c.model, c.inversion, 0.0, 1.0, "", "", "", 0.1, False, masks,
+                                                  masks).result[0]
     with pytest.raises(ValueError, match="MagicRemover is given 1 of 2 rows.*give that editor one mask"):
         c.sample(remove(c, model, part(c, (0, 3), (0, 4))))
 

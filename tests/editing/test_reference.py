@@ -32,7 +32,8 @@ def test_the_reference_shows_what_the_source_alone_shows(family):
 
 
 def rows_of_forwards(run, case, *args, **kwargs):
-    """(result, rows of each of the network's forwards), counted where no wrapper shows: one would keep the steps apart."""
+    """(result, rows of each of the network's forwards), counted where no wrapper shows: one would keep the steps
+    apart."""
     rows = []
     hook = case.model.model.diffusion_model.register_forward_pre_hook(lambda network, inputs: rows.append(len(inputs[0])))
     try:
@@ -43,16 +44,21 @@ def rows_of_forwards(run, case, *args, **kwargs):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_small_sources_are_read_for_several_steps_at_once(family):
-    """The same predictions as with one step a forward, which another pack's wrapper asks for; every step is read once."""
+    """The same predictions as with one step a forward, which another pack's wrapper asks for; every step is read
+    once."""
     case = Case(family)
     whole = torch.ones(len(case.edit.pairs[0].target.ids))
-    edited = attach(case.model, PromptToPrompt(case.inversion, case.edit.pairs, (0.0, 0.8), (0.0, 0.4), (0.8 * whole,), (whole,)))
+    edited = attach(case.model, PromptToPrompt(case.inversion, case.edit.pairs, (0.0, 0.8), (0.0, 0.4),
+                                               (0.8 * whole,), (whole,)))
     apart = edited.clone()
-    apart.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another pack", lambda executor, *args, **kwargs: executor(*args, **kwargs))
-    (a, together), (b, alone) = (rows_of_forwards(Case.predictions, case, model, case.target, 7.5) for model in (edited, apart))
+    apart.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another pack", lambda executor, *args,
+                               **kwargs: executor(*args, **kwargs))
+    (a, together), (b, alone) = (rows_of_forwards(Case.predictions, case, model, case.target, 7.5)
+                                 for model in (edited, apart))
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
     assert alone == [1, 2] * 5 + [2] * 2
-    assert together == [3] + [2] * 3 + [2] + [2] * 2 + [2] * 2  # 3 rows for 3 steps, then 2 for 2, and 2 steps are not read
+    # 3 rows for 3 steps, then 2 for 2, and 2 steps are not read
+    assert together == [3] + [2] * 3 + [2] + [2] * 2 + [2] * 2
 
 
 def test_a_solver_between_the_steps_reads_every_level_alone():

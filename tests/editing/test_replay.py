@@ -99,7 +99,8 @@ def test_flow_models_replay_from_full_noise_where_the_hosts_sampler_discards_the
     watched.set_model_unet_function_wrapper(lambda apply, args: seen.append(args["input"]) or apply(
         args["input"], args["timestep"], **args["c"]))
     inversion = invert(watched, sigmas=torch.linspace(1, 0, STEPS + 1))[0]
-    torch.testing.assert_close(seen, list(inversion.latents[:0:-1]))  # each step starts from the cleaner latent, unscaled
+    # each step starts from the cleaner latent, unscaled
+    torch.testing.assert_close(seen, list(inversion.latents[:0:-1]))
     assert inversion.sigmas[0] == 1 and all(x.isfinite().all() for x in inversion.latents)
     assert relative(replay(model, inversion), picture(model)["samples"]) < 0.05
 
@@ -211,7 +212,8 @@ def test_replay_marks_the_model_and_refuses_a_method_it_does_not_know(model):
 @pytest.mark.parametrize("cfg", [1.0, 7.5])
 @pytest.mark.parametrize("name", ["uncond", "cond"])
 def test_learned_embeddings_take_the_place_of_the_conditioning_step_by_step(model, name, cfg):
-    """Replay with an embedding a step equals one run of a single step after another with that embedding as CONDITIONING."""
+    """Replay with an embedding a step equals one run of a single step after another with that embedding as
+    CONDITIONING."""
     inversion, _, sigmas = invert(model)
     embeddings = torch.randn(len(sigmas) - 1, 1, 8, tiny.DIM, generator=torch.Generator().manual_seed(5))
     learned = dataclasses.replace(inversion, theta={name: Theta(embeddings, "step", "prediction")})

@@ -13,7 +13,8 @@ from noting import PIXELS
 
 
 def test_word_maps_are_the_softmax_columns_of_the_words():
-    """More words than the head dimension, several tokens a word, rows of different words, a text whose columns are repeated."""
+    """More words than the head dimension, several tokens a word, rows of different words, a text whose columns are
+    repeated."""
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, PIXELS, HEADS * DIM, generator=generator), torch.randn(2, 30, HEADS * DIM, generator=generator)
     groups = [[(i, i + 1) for i in range(0, 24, 2)], [(3,), (5, 9)]]
@@ -34,10 +35,12 @@ def test_maps_are_refined_in_an_areas_window():
     whole = F.interpolate(maps, size=(SIDE, SIDE), mode="bilinear").double()
     wanted = softmax_maps(q, k).mean(1) @ whole[..., 1:3, :3].flatten(2).transpose(1, 2)
     assert 11 > DIM
-    torch.testing.assert_close(spread(attention, maps, rows, site, q, k).flatten(2), wanted.transpose(1, 2).float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(spread(attention, maps, rows, site, q, k).flatten(2), wanted.transpose(1, 2).float(),
+                               rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("side, share, fine", [(64, 0.25, 0.5), (64, 0.5, 0.5), (64, 1.0, 1.0), (96, 0.25, 0.25), (16, 0.25, 1.0)])
+@pytest.mark.parametrize("side, share, fine", [(64, 0.25, 0.5), (64, 0.5, 0.5), (64, 1.0, 1.0), (96, 0.25, 0.25),
+                                               (16, 0.25, 1.0)])
 def test_maps_are_refined_where_objects_have_shapes(side, share, fine):
     """SD1.5's grids: on 32² places of 64², on 24² of 96², and never on a coarser grid than that of the maps."""
     unet = {i: s for i, s in enumerate((1.0, 0.5, 0.25, 0.125))}

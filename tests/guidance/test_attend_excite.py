@@ -19,7 +19,8 @@ def test_attend_excite_equals_diffusers_pipeline(levels, scale):
     named = [p for word in ("cat", "mat") for p in tokens.find(word).positions]
     with torch.inference_mode(False):
         theirs = pipeline(StableDiffusionAttendAndExcitePipeline, prompts)(
-            "target", named, 64, 64, STEPS, CFG, latents=noise().clone(), output_type="latent", max_iter_to_alter=5, scale_factor=scale,
+            "target", named, 64, 64, STEPS, CFG, latents=noise().clone(), output_type="latent", max_iter_to_alter=5,
+            scale_factor=scale,
             thresholds=dict(zip((0, 2, 4), levels)), attn_res=(4, 4)).images
     text = ", ".join(f"{share}: {level}" for share, level in zip((0, 0.2, 0.4), levels))
     ours = host_run(excite(model(), scale=scale, thresholds=text), c.target)
@@ -37,7 +38,8 @@ def test_what_is_neglected_is_the_word_with_the_lowest_peak():
     text = torch.full((4, 4), 1 / 3)
     text[1, 1], text[2, 2] = 0.0, torch.tensor([0, 0, 2.0]).softmax(0)[2]
     around = torch.outer(kernel, kernel) / kernel.sum() ** 2
-    smooth = torch.nn.functional.conv2d(torch.nn.functional.pad(text[None, None], (1, 1, 1, 1), mode="reflect"), around[None, None])
+    smooth = torch.nn.functional.conv2d(torch.nn.functional.pad(text[None, None], (1, 1, 1, 1), mode="reflect"),
+                                        around[None, None])
     assert float(neglect(maps, [1, 2, 3], [3])) == pytest.approx(1 - float(smooth.max()), abs=1e-6)
     assert float(neglect(maps, [1, 2, 3], [1, 3])) == pytest.approx(1 - float(smooth.max()), abs=1e-6)
     there = peak + corner * torch.tensor([0, 0, 2.0]).softmax(0)[0] + (1 - peak - corner) / 3

@@ -15,9 +15,11 @@ from runs import relative
 CFG = 7.5
 
 
-def delta(model, source, target, negative, latent, iterations=6, lr=0.1, cfg=CFG, start=0.05, end=0.95, seed=3, **extra):
+def delta(model, source, target, negative, latent, iterations=6, lr=0.1, cfg=CFG, start=0.05, end=0.95, seed=3,
+          **extra):
     with torch.inference_mode():
-        return PalimpsestDeltaDenoise.execute(model, source, target, negative, {"samples": latent, **extra}, iterations, lr, cfg, start,
+        return PalimpsestDeltaDenoise.execute(model, source, target, negative, {"samples": latent, **extra},
+                                              iterations, lr, cfg, start,
                                               end, seed).result[0]["samples"]
 
 
@@ -48,7 +50,8 @@ def test_delta_denoise_is_the_papers_equation():
 
 @pytest.mark.parametrize("flow", [False, True])
 def test_on_gaussian_pictures_the_distance_to_the_answer_shrinks_as_it_should(flow):
-    """Pictures of a prompt are m + 0.5·noise: an iteration takes 1 - step·a²·σ/(a²·0.25 + σ²) … of the way that is left."""
+    """Pictures of a prompt are m + 0.5·noise: an iteration takes 1 - step·a²·σ/(a²·0.25 + σ²) … of the way that is
+    left."""
     means = {"source": -1.0, "target": 2.0}
     sigmas = torch.tensor([0.3, 0.9, 0.6, 0.0], dtype=torch.float64)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -73,7 +76,8 @@ def test_on_gaussian_pictures_the_distance_to_the_answer_shrinks_as_it_should(fl
     ("eps", [-0.513843, -0.459083, -0.469572, -0.410694, -0.750083, -0.539504]),
     ("v", [-0.389120, -0.311875, -0.368187, -0.314743, -0.342777, -0.357312])])
 def test_three_iterations_are_the_authors_notebooks(kind, known, monkeypatch):
-    """`known`: what DDS_zeroshot.ipynb's DDSLoss and SGD made of this picture with this network: five values and the mean."""
+    """`known`: what DDS_zeroshot.ipynb's DDSLoss and SGD made of this picture with this network: five values and the
+    mean."""
     betas = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000) ** 2
     alphas = (1 - betas).cumprod(0)[[900, 400, 100]]
     sigmas, times = (1 / alphas - 1).sqrt(), dict(zip((1 / alphas - 1).sqrt().tolist(), (900, 400, 100)))
@@ -89,7 +93,8 @@ def test_three_iterations_are_the_authors_notebooks(kind, known, monkeypatch):
         return x - sigma[0] * (null + 7.5 * (prompt - null))
 
     monkeypatch.setattr(torch, "randn", lambda *args, **kwargs: next(drawn))
-    moved = descend(model, x, torch.cat([sigmas, torch.zeros(1)]), {"model_options": {"transformer_options": {}}}, disable=True,
+    moved = descend(model, x, torch.cat([sigmas, torch.zeros(1)]), {"model_options": {"transformer_options": {}}},
+                    disable=True,
                     rate=0.1, generator=None) - x
     moved = torch.cat([moved.flatten()[[0, 1000, 2048, 3000, 4095]], moved.mean()[None]])
     torch.testing.assert_close(moved, torch.tensor(known), rtol=0, atol=2e-6)

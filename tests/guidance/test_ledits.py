@@ -50,14 +50,15 @@ CAPTION = "a red cat on a mat"
 
 
 def diffusers_run(model, latent, concepts, steps, monkeypatch, caption=""):
-    """(zs, edited latent) of diffusers' pipeline: its own inversion of z_0 = latent, with the draws of seed 4 that ours takes,
-    and its own edit."""
+    """(zs, edited latent) of diffusers' pipeline: its own inversion of z_0 = latent, with the draws of seed 4 that ours
+    takes, and its own edit."""
     clip = case().clip
     texts = {text: tiny.encode(clip, text)[0][0] for text in [*(k["concept"] for k in concepts), CAPTION]}
     lengths = {text: 2 + sum(len(w.positions) for w in tokenize(clip, text).words) for text in texts}
     prompts = twin.Prompts({"": case().null[0][0], **texts}, lengths)
     pipeline = LEditsPPPipelineStableDiffusion(
-        vae=None, text_encoder=prompts, tokenizer=prompts, unet=twin.unet(model), scheduler=scheduler(steps), safety_checker=None,
+        vae=None, text_encoder=prompts, tokenizer=prompts, unet=twin.unet(model), scheduler=scheduler(steps),
+        safety_checker=None,
         feature_extractor=None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=1.0), decode=lambda x, **_: (x,))
@@ -78,7 +79,8 @@ def diffusers_run(model, latent, concepts, steps, monkeypatch, caption=""):
         output_type="latent", editing_prompt=each("concept", None),
         reverse_editing_direction=[d == "remove" for d in each("direction", "add")],
         edit_guidance_scale=each("scale", 5.0), edit_warmup_steps=[round(w * steps) for w in each("warmup", 0.0)],
-        edit_cooldown_steps=[round(w * steps) for w in each("cooldown", 1.0)], edit_threshold=each("threshold", 0.9)).images
+        edit_cooldown_steps=[round(w * steps) for w in each("cooldown", 1.0)],
+        edit_threshold=each("threshold", 0.9)).images
 
 
 @pytest.mark.parametrize("name, steps, size, caption", [
@@ -91,7 +93,8 @@ def test_a_whole_edit_equals_diffusers_pipeline(name, steps, size, caption, monk
     assert (800 in scheduler(steps).timesteps) == (steps == 20)
     latent = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(3))
     source, cfg = (tiny.encode(c.clip, caption), 3.5) if caption else (c.null, 1.0)
-    inversion = invert(model, model.model.process_latent_out(latent), source, scheduler(steps).sigmas, cfg, c.null, last="zero")
+    inversion = invert(model, model.model.process_latent_out(latent), source, scheduler(steps).sigmas, cfg, c.null,
+                       last="zero")
     found = []
     for m in (edited(model, concepts), model):
         m, solver, sigmas, start = PalimpsestReplay.execute(m, inversion, 0.0).result

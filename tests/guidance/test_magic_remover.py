@@ -11,13 +11,15 @@ from runs import relative
 
 
 def test_a_remover_takes_a_gradient_only_where_it_would_move():
-    """Twice a step until half of the schedule and once after; never at scale 0, without words or for a prompt without them."""
+    """Twice a step until half of the schedule and once after; never at scale 0, without words or for a prompt without
+    them."""
     c = case(steps=4)
     mask = torch.zeros(1, 64, 64)
     mask[:, :32, :32] = 1
 
     def gradients(words, scale, prompt):
-        taken, model = [], PalimpsestMagicRemover.execute(c.model, c.inversion, words, 0.3, scale, 0.0, 1.0, mask=mask).result[0]
+        taken, model = [], PalimpsestMagicRemover.execute(c.model, c.inversion, words, 0.3, scale, 0.0, 1.0,
+                                                          mask=mask).result[0]
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", lambda executor, x, *args, **kwargs: (
             taken.append(1) if x.requires_grad else None) or executor(x, *args, **kwargs))
         c.sample(model, prompt)
@@ -33,7 +35,8 @@ def test_a_remover_takes_a_gradient_only_where_it_would_move():
 
 def remove(c, **given):
     settings = {"words": "cat", "threshold": 0.3, "scale": 5.0, "start": 0.0, "end": 1.0, "mask": corner(c)} | given
-    return PalimpsestMagicRemover.execute(c.model, c.inversion, *(settings.pop(n) for n in ("words", "threshold", "scale", "start", "end")),
+    return PalimpsestMagicRemover.execute(c.model, c.inversion,
+                                          *(settings.pop(n) for n in ("words", "threshold", "scale", "start", "end")),
                                           **settings).result[0]
 
 
@@ -45,10 +48,12 @@ def corner(c):
 
 def test_the_removed_place_changes_alone_and_words_move_it():
     c = case_of()
-    found, filled, gone = (c.sample(remove(c, **given), positive=c.source) for given in ({}, {"scale": 0.0}, {"words": ""}))
+    found, filled, gone = (c.sample(remove(c, **given), positive=c.source)
+                           for given in ({}, {"scale": 0.0}, {"words": ""}))
     for x in (found, filled):
         torch.testing.assert_close(x[..., 4:, :], c.latent[..., 4:, :], rtol=0, atol=1e-5)
-    assert torch.equal(filled, gone) and relative(found, filled) > 1e-3 < relative(filled, c.sample(c.model, positive=c.source))
+    assert torch.equal(filled, gone) and relative(found,
+                                                  filled) > 1e-3 < relative(filled, c.sample(c.model, positive=c.source))
 
 
 def test_what_magic_remover_cannot_do_is_said():

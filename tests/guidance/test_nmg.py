@@ -26,12 +26,13 @@ def case(**kwargs):
 
 def guided(model, inversion, product=3.0, rows="all"):
     """product: s_N·s_g over the number of a latent's values."""
-    return PalimpsestNoiseMapGuidance.execute(model, inversion, product * inversion.latents[0][0].numel() / 16384, rows).result[0]
+    return PalimpsestNoiseMapGuidance.execute(model, inversion, product * inversion.latents[0][0].numel() / 16384,
+                                              rows).result[0]
 
 
 def paper(unet, path, sigmas, timesteps, null, text, s_N, s_g, s_T):
-    """z_0 of the paper's Eq. 5 to 9, from z*_T, with the authors' mean as the energy; path: z* at the levels of sigmas. Where
-    s_N is 0 there is no step on the noise map."""
+    """z_0 of the paper's Eq. 5 to 9, from z*_T, with the authors' mean as the energy; path: z* at the levels of sigmas.
+    Where s_N is 0 there is no step on the noise map."""
     alpha, z = 1 / (1 + sigmas ** 2), path[0]
 
     def eps(z, i, context):
@@ -57,15 +58,17 @@ def paper(unet, path, sigmas, timesteps, null, text, s_N, s_g, s_T):
 
 @pytest.mark.parametrize("size", [8, 16])
 def test_a_run_is_the_papers(size):
-    """Of the source's and the target's prompt, both guided, and as the authors guide: the source's row alone. The scale is of a
-    mean, so that it acts a quarter as strongly on four times as many values."""
-    c, model, scale = case(size=size, targets=("a red cat on a mat", "a blue cat on a mat")), tiny.sd15(output=0.6), 0.04
+    """Of the source's and the target's prompt, both guided, and as the authors guide: the source's row alone. The scale
+    is of a mean, so that it acts a quarter as strongly on four times as many values."""
+    c, model, scale = case(size=size, targets=("a red cat on a mat",
+                                               "a blue cat on a mat")), tiny.sd15(output=0.6), 0.04
     inversion = invert(model, c.source, c.latent, STEPS)[0]
     _, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
     path = [twin.z_of(x.clone(), s) for x, s in zip(inversion.latents, sigmas)]
     timesteps, unet = model.get_model_object("model_sampling").timestep(sigmas[:-1]).clone(), twin.unet(model)
     texts = [text[None].clone() for text in c.target[0][0]]
-    led, plain = ([paper(unet, path, sigmas.clone(), timesteps, c.null[0][0].clone(), text, s_N, scale * 16384 / 10, CFG)
+    led, plain = ([paper(unet, path, sigmas.clone(), timesteps, c.null[0][0].clone(), text, s_N, scale * 16384 / 10,
+                         CFG)
                    for text in texts] for s_N in (10.0, 0.0))
     for rows, theirs in (("all", led), ("source", [led[0], plain[1]])):
         edited = PalimpsestNoiseMapGuidance.execute(model, inversion, scale, rows).result[0]
@@ -77,7 +80,8 @@ def test_a_run_is_the_papers(size):
 
 def test_the_sources_row_is_found_beside_a_longer_prompt():
     c = case(targets=("a red cat on a mat", f"a blue cat on a mat, {LONG}"))
-    found, plain = (c.sample(m, latent=c.noise.repeat(2, 1, 1, 1)) for m in (guided(c.model, c.inversion, rows="source"), c.model))
+    found, plain = (c.sample(m, latent=c.noise.repeat(2, 1, 1, 1))
+                    for m in (guided(c.model, c.inversion, rows="source"), c.model))
     assert relative(found[0], plain[0]) > 1e-3 and relative(found[1], plain[1]) < 1e-5
 
 
@@ -106,7 +110,8 @@ def test_flow_models_are_guided():
     model, c = tiny.sd3(), case()
     with torch.inference_mode():
         latent, sigmas = tiny.latent(model), torch.linspace(1, 0, STEPS + 1)
-        inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": latent}, STEPS, "simple", sigmas).result[0]
+        inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": latent}, STEPS, "simple",
+                                                 sigmas).result[0]
         noise = model.model.process_latent_out(inversion.latents[0])
         found = [c.sample(m, tiny.cond(), CFG, latent=noise, sigmas=sigmas, negative=tiny.cond(seed=2))
                  for m in (model, guided(model, inversion, 0.3))]
@@ -147,5 +152,6 @@ def test_what_cannot_work_is_said():
     c = case()
     with pytest.raises(ValueError, match=r"no negative \(it has positive\)"):
         c.sample(guider=BasicGuider.execute(guided(c.model, c.inversion), c.target).result[0])
-    with pytest.raises(ValueError, match="none of the 1 being sampled has it: sample the source's prompt too, set rows to all"):
+    with pytest.raises(ValueError, match="none of the 1 being sampled has it: sample the source's prompt too, set rows "
+                                         "to all"):
         c.sample(guided(c.model, c.inversion, rows="source"))

@@ -30,8 +30,8 @@ class Tied(torch.optim.SGD):
 @pytest.mark.parametrize("amount, tied", [(0.1, True), (20.0, True), (20.0, False)])
 @torch.inference_mode()
 def test_cross_attention_guidance_equals_diffusers_pipeline(amount, tied, monkeypatch):
-    """Whose step leaves from the row of the null prompt, moved by that row's own maps; ours is its run with both rows moved
-    alike."""
+    """Whose step leaves from the row of the null prompt, moved by that row's own maps; ours is its run with both rows
+    moved alike."""
     c = case()
     directed = PalimpsestEditDirection.execute(c.clip, CATS, DOGS, c.source, 1.0).result[0]
     prompts = twin.Prompts({"": c.null[0][0], "source": c.source[0][0]})
@@ -42,7 +42,8 @@ def test_cross_attention_guidance_equals_diffusers_pipeline(amount, tied, monkey
         sentences = [torch.cat(rows).clone() for rows in sentences]
         parts = {"inverse_scheduler": None, "caption_generator": None, "caption_processor": None}
         theirs = pipeline(StableDiffusionPix2PixZeroPipeline, prompts, **parts)(
-            "source", source_embeds=sentences[0], target_embeds=sentences[1], num_inference_steps=STEPS, guidance_scale=CFG,
+            "source", source_embeds=sentences[0], target_embeds=sentences[1], num_inference_steps=STEPS,
+            guidance_scale=CFG,
             latents=noise().clone(), output_type="latent", cross_attention_guidance_amount=amount).images
     path = []
     end = host_run(model(), c.source, callback=lambda i, x0, x, total: path.append(x.clone()))

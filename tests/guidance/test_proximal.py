@@ -66,7 +66,8 @@ def test_proximal_guidance_keeps_the_largest_differences():
 
 
 def authors(unet, path, sigmas, timesteps, source, target, quantile, rate, start, radius, latents, cfg=7.5):
-    """The target's z_0 of the authors' loop on [source, target], the negative being the source's prompt; path: z* at sigmas."""
+    """The target's z_0 of the authors' loop on [source, target], the negative being the source's prompt; path: z* at
+    sigmas."""
     alpha, z = 1 / (1 + sigmas ** 2), path[0].repeat(2, 1, 1, 1)
     negative, positive = source.repeat(2, 1, 1), torch.cat([source, target])
     for i, t in enumerate(timesteps):
@@ -93,7 +94,8 @@ def test_a_run_of_proximal_guidance_is_the_authors(settings):
     inversion = PalimpsestDDIMInvert.execute(model, c.source, {"samples": c.latent}, 10, "ddim_uniform").result[0]
     edited = PalimpsestProximalGuidance.execute(model, inversion, "l1", *settings).result[0]
     _, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
-    ours = model.model.process_latent_in(c.sample(edited, c.target, 7.5, solver, latent["samples"], sigmas, negative=c.source))
+    ours = model.model.process_latent_in(c.sample(edited, c.target, 7.5, solver, latent["samples"], sigmas,
+                                                  negative=c.source))
     path = [twin.z_of(x, s) for x, s in zip(inversion.latents, sigmas)]
     timesteps = model.get_model_object("model_sampling").timestep(sigmas[:-1])
     theirs = authors(twin.unet(model), path, sigmas, timesteps, c.source[0][0], c.target[0][0], *settings)

@@ -38,8 +38,10 @@ def concept(text, family="sd15"):
         return tiny.encode(case(family).clip, text)
 
 
-def sega(model, prompt, direction="add", scale=5.0, warmup=0.2, cooldown=1.0, threshold=0.9, weight=1.0, momentum=0.1, beta=0.4):
-    return PalimpsestSEGAGuidance.execute(model, prompt, direction, scale, warmup, cooldown, threshold, weight, momentum,
+def sega(model, prompt, direction="add", scale=5.0, warmup=0.2, cooldown=1.0, threshold=0.9, weight=1.0, momentum=0.1,
+         beta=0.4):
+    return PalimpsestSEGAGuidance.execute(model, prompt, direction, scale, warmup, cooldown, threshold, weight,
+                                          momentum,
                                           beta).result[0]
 
 
@@ -48,7 +50,8 @@ def diffusers_latents(c, model, z, concepts, momentum, beta, cfg, steps, predict
     texts = {"": c.null, "target": c.target, **{k["text"]: concept(k["text"]) for k in concepts}}
     prompts = twin.Prompts({text: conditioning[0][0] for text, conditioning in texts.items()})
     pipeline = SemanticStableDiffusionPipeline(
-        vae=None, text_encoder=prompts, tokenizer=prompts, unet=twin.unet(model), safety_checker=None, feature_extractor=None,
+        vae=None, text_encoder=prompts, tokenizer=prompts, unet=twin.unet(model), safety_checker=None,
+        feature_extractor=None,
         scheduler=DDIMScheduler(**twin.SCHEDULE, clip_sample=False, set_alpha_to_one=True, prediction_type=prediction),
         requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
@@ -58,7 +61,8 @@ def diffusers_latents(c, model, z, concepts, momentum, beta, cfg, steps, predict
 
     return pipeline(
         "target", 64, 64, steps, cfg, latents=z, output_type="latent", editing_prompt=each("text", None),
-        reverse_editing_direction=[d == "remove" for d in each("direction", "add")], edit_guidance_scale=each("scale", 5.0),
+        reverse_editing_direction=[d == "remove" for d in each("direction", "add")],
+        edit_guidance_scale=each("scale", 5.0),
         edit_warmup_steps=[round(w * steps) for w in each("warmup", 0.2)], edit_threshold=each("threshold", 0.9),
         edit_cooldown_steps=[round(w * steps) for w in each("cooldown", 1.0)], edit_weights=each("weight", 1.0),
         edit_momentum_scale=momentum, edit_mom_beta=beta).images
@@ -67,8 +71,11 @@ def diffusers_latents(c, model, z, concepts, momentum, beta, cfg, steps, predict
 HAT, MOON, FUR = ({"text": text} for text in ("a hat", "the full moon at night", "fur"))
 CONCEPTS = {
     "the paper's settings": ([HAT], 0.1, 0.4),
-    "added and removed, of unequal warm-ups": ([HAT, {**MOON, "direction": "remove", "warmup": 0.5, "threshold": 0.8}], 0.3, 0.6),
-    "three with weights and cool-downs": ([{**HAT, "weight": 0.4, "cooldown": 0.6}, {**MOON, "weight": 1.5, "scale": 8.0},
+    "added and removed, of unequal warm-ups": ([HAT,
+                                                {**MOON, "direction": "remove", "warmup": 0.5, "threshold": 0.8}],
+                                               0.3, 0.6),
+    "three with weights and cool-downs": ([{**HAT, "weight": 0.4, "cooldown": 0.6},
+                                           {**MOON, "weight": 1.5, "scale": 8.0},
                                            {**FUR, "direction": "remove", "cooldown": 0.8}], 0.3, 0.6),
     "all cooled down": ([{**HAT, "cooldown": 0.5}], 0.6, 0.5),
     "no momentum, no warm-up": ([{**HAT, "warmup": 0.0}, {**FUR, "warmup": 0.0}], 0.0, 0.0)}
@@ -86,9 +93,11 @@ def test_equals_diffusers_pipeline(name, prediction):
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     edited = model
     for k in concepts:
-        edited = sega(edited, concept(k["text"]), momentum=momentum, beta=beta, **{n: v for n, v in k.items() if n != "text"})
+        edited = sega(edited, concept(k["text"]), momentum=momentum, beta=beta,
+                      **{n: v for n, v in k.items() if n != "text"})
     start = model.model.process_latent_out(z * (1 + sigmas[0] ** 2).sqrt())
-    ours, plain = (model.model.process_latent_in(c.sample(m, cfg=7.5, latent=start, sigmas=sigmas)) for m in (edited, model))
+    ours, plain = (model.model.process_latent_in(c.sample(m, cfg=7.5, latent=start, sigmas=sigmas))
+                   for m in (edited, model))
     theirs = diffusers_latents(c, model, z, concepts, momentum, beta, 7.5, 10, prediction)
     assert relative(plain, theirs) > 0.02  # the guidance matters
     assert relative(ours, theirs) < 1e-3, relative(ours, theirs)
@@ -169,13 +178,15 @@ def test_hooks_that_the_host_would_pass_over_are_refused():
     hat = comfy.hooks.set_hooks_for_conditioning(concept("a hat"), hooks)
     clip, = SetClipHooks().apply_hooks(c.clip, False, True, hooks)
     model, rows = watched(c.model)
-    for edited in (sega(model, hat), PalimpsestLEDITS.execute(model, clip, "a hat", "add", 5.0, 0.0, 1.0, 0.7).result[0],
+    for edited in (sega(model, hat), PalimpsestLEDITS.execute(model, clip, "a hat", "add", 5.0, 0.0, 1.0,
+                                                              0.7).result[0],
                    PalimpsestPromptMixing.execute(model, hat, 0.0, 1.0, "", "", 0.3, 0.8, "").result[0]):
         with pytest.raises(ValueError, match=r"own prompt carries hooks \(WeightHook\).*load the LoRA on the MODEL"):
             c.sample(edited, c.source)
     assert not rows
     with pytest.raises(ValueError, match="Prompt Mixing's mix carries 'area'.*Set.Area"):
-        PalimpsestPromptMixing.execute(model, host.ConditioningSetArea().append(c.target, 32, 32, 0, 0, 1.0)[0], 0.0, 1.0, "", "",
+        PalimpsestPromptMixing.execute(model, host.ConditioningSetArea().append(c.target, 32, 32, 0, 0, 1.0)[0], 0.0,
+                                       1.0, "", "",
                                        0.3, 0.8, "")
 
 

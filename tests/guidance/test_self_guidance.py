@@ -60,13 +60,14 @@ def test_the_energy_is_least_where_the_object_is_wanted(terms):
     g = {name: float(editor.placed([object, rest], [source, other])) for name, object, rest in (
         ("wanted", blob(0.55, 0.5, 0.1), other), ("still", source, other), ("small", blob(0.55, 0.5, 0.08), other),
         ("elsewhere", blob(0.3, 0.5, 0.1), other), ("other moved", blob(0.55, 0.5, 0.1), source))}
-    alike = {"position": {"small"}, "size": {"elsewhere"}}.get(next(reversed(terms), ""), set())  # what that term does not look at
+    # what that term does not look at
+    alike = {"position": {"small"}, "size": {"elsewhere"}}.get(next(reversed(terms), ""), set())
     assert {name for name in g if name != "wanted" and g[name] < g["wanted"] + 0.001} == alike, g
 
 
 def authors(A, source, features, known, dx):
-    """(silhouette, centroid, size, appearance) of the authors' program: maps [n, n] of a token in the target and in the source, the
-    latter moved to the right by dx cells, Ψ [C, m, m] of both."""
+    """(silhouette, centroid, size, appearance) of the authors' program: maps [n, n] of a token in the target and in the
+    source, the latter moved to the right by dx cells, Ψ [C, m, m] of both."""
     def norm(a):
         return (a - a.min()) / (a.max() - a.min() + 1e-4)
 
@@ -88,7 +89,8 @@ def authors(A, source, features, known, dx):
 
 def test_the_energys_gradients_are_those_of_the_authors_program():
     generator = torch.Generator().manual_seed(3)
-    A, source = (0.1 * blob(x, y, 0.1, 64)[0] + 0.02 * torch.rand(64, 64, generator=generator) for x, y in ((0.6, 0.55), (0.3, 0.5)))
+    A, source = (0.1 * blob(x, y, 0.1, 64)[0] + 0.02 * torch.rand(64, 64, generator=generator) for x,
+                 y in ((0.6, 0.55), (0.3, 0.5)))
     features, known = torch.randn(2, 6, 128, 128, generator=generator) + torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)
     A.requires_grad_()
     features.requires_grad_()
@@ -107,7 +109,8 @@ def test_the_energys_gradients_are_those_of_the_authors_program():
 
 
 def test_maps_are_read_where_the_authors_read_them():
-    sdxl = {(section, n, d): 0.25 for section in ("input", "output") for n in range(3) for d in range(10)} | {("output", 3, 0): 0.5}
+    sdxl = {(section, n, d): 0.25 for section in ("input", "output") for n in range(3)
+            for d in range(10)} | {("output", 3, 0): 0.5}
     assert map_sites(sdxl, 0.25) == {("output", 1, d) for d in (1, 2, 3)}
     sd15 = {("output", n, 0): 0.5 for n in (6, 7, 8)} | {("input", n, 0): 0.5 for n in (4, 5)}
     assert map_sites(sd15, 0.5) == {("output", n, 0) for n in (6, 7, 8)}
@@ -121,7 +124,8 @@ def test_coarser_maps_are_enlarged_to_half_the_latents_side():
 
 def guide(model, inversion, words="cat", move=(0.3, 0.0), resize=1.0, others="", scale=50.0, appearance=0.05, end=0.8,
           **terms):
-    return PalimpsestSelfGuidance.execute(model, inversion, words, *move, resize, others, scale, appearance, 0.0, end, 0.5,
+    return PalimpsestSelfGuidance.execute(model, inversion, words, *move, resize, others, scale, appearance, 0.0, end,
+                                          0.5,
                                           **terms).result[0]
 
 
@@ -132,7 +136,8 @@ def another(c):
 
 
 @pytest.mark.parametrize("family, terms", [
-    *((family, dict(others="mat")) for family in ("sd15", "sd2", "sdxl")), ("sd15", dict(shape=0.0, position=1.0, size=1.0)),
+    *((family, dict(others="mat")) for family in ("sd15", "sd2", "sdxl")),
+    ("sd15", dict(shape=0.0, position=1.0, size=1.0)),
     ("sd15", dict(shape=0.0, appearance=1.0)), ("sdxl", dict(shape=0.0, appearance=1.0, looks_words="dog"))])
 def test_what_is_taken_from_x0_is_the_slope_of_the_energy(family, terms):
     """v·σ²·∇_x g, by differences of g along a direction."""
@@ -152,7 +157,8 @@ def test_what_is_taken_from_x0_is_the_slope_of_the_energy(family, terms):
         editor.before(run, x, sigma)
         pushed = -editor.after(run, torch.zeros_like(x), sigma)
         higher, lower = (g(x + side * step * direction) for side in (1, -1))
-        found.append((float((pushed * direction).sum()), float((higher - lower) / (2 * step)) * editor.scale * sigma ** 2))
+        found.append((float((pushed * direction).sum()),
+                      float((higher - lower) / (2 * step)) * editor.scale * sigma ** 2))
         return x
 
     c.sample(model, sampler=Solver(walk))
@@ -162,7 +168,8 @@ def test_what_is_taken_from_x0_is_the_slope_of_the_energy(family, terms):
 
 @pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
 def test_looks_that_are_kept_push_nothing(family):
-    """The identity: source prompt as target, rows at the source's own latents; and its own looks may be named as another's."""
+    """The identity: source prompt as target, rows at the source's own latents; and its own looks may be named as
+    another's."""
     c = case_of(family=family, batch=2)
     still, moved, own = (guide(c.model, c.inversion, move=(0.1, 0.0), **terms) for terms in (
         dict(shape=0.0), dict(shape=0.0, position=1.0), dict(shape=0.0, looks=c.inversion)))

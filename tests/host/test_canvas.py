@@ -23,23 +23,29 @@ BLACK, IDLE, UNREAD, NO_WORD = "black all over", "acts on none", "No sampler tak
 
 
 class Graph:
-    """A small job as the frontend sends it; its nodes by name. Every run says which texts stand on which nodes after it."""
+    """A small job as the frontend sends it; its nodes by name. Every run says which texts stand on which nodes after
+    it."""
 
     def __init__(self, server):
         self.server, self.run, self.count, self.shown = server, Executor(server), 0, {}
         self.nodes = {}
         self.add("load", "PalimpsestLoadMiniature")
         self.add("scene", "PalimpsestMiniatureScene", seed=12, kind="colour")
-        self.add("words", "PalimpsestPromptEdit", clip=["load", 1], source=["scene", 1], target=["scene", 2], mode="auto")
+        self.add("words", "PalimpsestPromptEdit", clip=["load", 1], source=["scene", 1], target=["scene", 2],
+                 mode="auto")
         self.add("null", "CLIPTextEncode", text="", clip=["load", 1])
         self.add("encode", "VAEEncode", pixels=["scene", 0], vae=["load", 2])
-        self.add("invert", "PalimpsestDDIMInvert", model=["load", 0], source=["words", 0], latent=["encode", 0], steps=STEPS,
+        self.add("invert", "PalimpsestDDIMInvert", model=["load", 0], source=["words", 0], latent=["encode", 0],
+                 steps=STEPS,
                  scheduler="ddim_uniform")
-        self.add("inject", "PalimpsestAttentionInject", model=["load", 0], inversion=["invert", 0], prompt_edit=["words", 2],
-                 cross_start=0.0, cross_end=0.8, self_start=0.0, self_end=0.8, cross_resolution=1.0, self_resolution=1.0,
+        self.add("inject", "PalimpsestAttentionInject", model=["load", 0], inversion=["invert", 0],
+                 prompt_edit=["words", 2],
+                 cross_start=0.0, cross_end=0.8, self_start=0.0, self_end=0.8, cross_resolution=1.0,
+                 self_resolution=1.0,
                  word_weights="", word_ends="")
         self.add("replay", "PalimpsestReplay", model=["inject", 0], inversion=["invert", 0], start=0.0)
-        self.add("sample", "SamplerCustom", model=["replay", 0], add_noise=False, noise_seed=0, cfg=3.0, positive=["words", 1],
+        self.add("sample", "SamplerCustom", model=["replay", 0], add_noise=False, noise_seed=0, cfg=3.0,
+                 positive=["words", 1],
                  negative=["null", 0], sampler=["replay", 1], sigmas=["replay", 2], latent_image=["replay", 3])
         self.add("picture", "VAEDecode", samples=["sample", 0], vae=["load", 2])
         self.add("show", "PreviewImage", images=["picture", 0])
@@ -166,7 +172,8 @@ def case():
 
 
 def inject(c, model=None, edit=None, weights=""):
-    return PalimpsestAttentionInject.execute(model or c.model, c.inversion, edit or c.edit, 0.0, 0.8, 0.0, 0.5, 1.0, 0.5, weights,
+    return PalimpsestAttentionInject.execute(model or c.model, c.inversion, edit or c.edit, 0.0, 0.8, 0.0, 0.5, 1.0,
+                                             0.5, weights,
                                              "").result[0]
 
 
@@ -187,7 +194,8 @@ def test_cfg_0_is_said_every_run(cfg, said):
             assert [CFG0 in text for text in said()] == [True] * (cfg == 0)
 
 
-@pytest.mark.parametrize("name, noisy", [("euler", False), ("dpmpp_2m", False), ("euler_ancestral", True), ("dpmpp_2m_sde", True)])
+@pytest.mark.parametrize("name, noisy", [("euler", False), ("dpmpp_2m", False), ("euler_ancestral", True),
+                                         ("dpmpp_2m_sde", True)])
 def test_a_sampler_that_adds_noise_is_said_of_what_an_inversion_holds(name, noisy, said):
     """Through Replay, whose SAMPLER it is then, and through the host's own sampler nodes."""
     c = case()

@@ -15,8 +15,8 @@ EVERY = {**tiny.UNETS, **tiny.FLOWS}
 
 
 def scalar(model):
-    """The norm of the gradient of a fixed linear form of x0 for the prompt's embedding, on the host's network; the same by finite
-    differences along it; and the gradient."""
+    """The norm of the gradient of a fixed linear form of x0 for the prompt's embedding, on the host's network; the same
+    by finite differences along it; and the gradient."""
     prompt, latent = tiny.cond(), tiny.latent(model)
     generator = torch.Generator().manual_seed(7)
     weights = torch.randn(latent.shape, generator=generator)
@@ -37,7 +37,8 @@ def scalar(model):
         return x
 
     with torch.inference_mode(), differentiable(model) as m:
-        prompts = [[prompt[0][0].clone(), {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in prompt[0][1].items()}]]
+        prompts = [[prompt[0][0].clone(), {k: v.clone() if isinstance(v, torch.Tensor) else v for k,
+                                           v in prompt[0][1].items()}]]
         sigmas = schedule(model, "ddim_uniform", 4)[1:].clone()
         run(PromptGuider(m, {"source": prompts}), latent.clone(), sigmas, Solver(solve))
     return found
@@ -99,15 +100,18 @@ def test_weights_that_the_host_moved_are_differentiated():
 
 def test_weights_that_dynamic_memory_holds_are_copied_while_a_forward_lasts(monkeypatch):
     """The host's own code for resident ones, which it finds as they were made, in inference mode."""
-    def resident(s, input=None, dtype=None, device=None, bias_dtype=None, offloadable=False, compute_dtype=None, want_requant=False):
+    def resident(s, input=None, dtype=None, device=None, bias_dtype=None, offloadable=False, compute_dtype=None,
+                 want_requant=False):
         s._prefetch = {"resident": True, "signature": None}
         dtype = dtype or input.dtype
-        weight, bias = comfy.ops.resolve_cast_module_with_vbar(s, dtype, device, bias_dtype or dtype, compute_dtype, want_requant)
+        weight, bias = comfy.ops.resolve_cast_module_with_vbar(s, dtype, device, bias_dtype or dtype, compute_dtype,
+                                                               want_requant)
         return (weight, bias, None) if offloadable else (weight, bias)
 
     _, _, expected = scalar(tiny.sd15())
     model = tiny.sd15()
-    held = [m for m in model.model.diffusion_model.modules() if hasattr(m, "comfy_cast_weights") and m.weight is not None]
+    held = [m for m in model.model.diffusion_model.modules() if hasattr(m, "comfy_cast_weights")
+            and m.weight is not None]
     with torch.inference_mode():
         for m in held:
             m._v, m.comfy_cast_weights, m._v_weight = None, True, m.weight.detach().clone()
@@ -130,8 +134,10 @@ def test_a_derivative_through_float16_neither_vanishes_nor_overflows(size):
 
 WRITES = {  # into c
     "+=": lambda c: c.__iadd__(1), "add_": lambda c: c.add_(1), "a slice": lambda c: c.__setitem__(slice(1), 1.0),
-    "of a view": lambda c: c[:1].zero_(), "out=": lambda c: torch.add(c, 1, out=c), "a list": lambda c: torch._foreach_add_([c], 1),
-    "aten": lambda c: torch.ops.aten.add_.Tensor(c, 1), "inplace=True": lambda c: torch.nn.functional.relu(c, inplace=True)}
+    "of a view": lambda c: c[:1].zero_(), "out=": lambda c: torch.add(c, 1, out=c),
+    "a list": lambda c: torch._foreach_add_([c], 1),
+    "aten": lambda c: torch.ops.aten.add_.Tensor(c, 1),
+    "inplace=True": lambda c: torch.nn.functional.relu(c, inplace=True)}
 
 
 @pytest.mark.parametrize("write", WRITES)

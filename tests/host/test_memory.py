@@ -1,4 +1,5 @@
-"""The pack allocates no attention map: every tensor that any operation makes is seen from below, in runs of a 64 × 64 latent."""
+"""The pack allocates no attention map: every tensor that any operation makes is seen from below, in runs of a 64 × 64
+latent."""
 from functools import cache, partial
 
 import pytest
@@ -29,7 +30,8 @@ class Largest(TorchDispatchMode):
 
 def everywhere(case, model=None, weights="cat: 3", ends="cat: 0.5"):
     """Self- and cross-attention at every resolution, with both calls of cross-attention."""
-    return PalimpsestAttentionInject.execute(model or case.model, case.inversion, case.edit, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0,
+    return PalimpsestAttentionInject.execute(model or case.model, case.inversion, case.edit, 0.0, 1.0, 0.0, 1.0, 1.0,
+                                             1.0,
                                              weights, ends).result[0]
 
 
@@ -59,7 +61,8 @@ def plain():
 
 
 def test_a_map_would_be_larger_than_anything_plain_sampling_makes():
-    """Self-attention's of the latent's own resolution, and cross-attention's of this prompt; and the mode sees one made."""
+    """Self-attention's of the latent's own resolution, and cross-attention's of this prompt; and the mode sees one
+    made."""
     tokens = len(case().edit.pairs[0].target.ids)
     assert min(HEADS * 64 ** 4, HEADS * 64 ** 2 * tokens) > plain()
     small = case(32)
@@ -69,15 +72,17 @@ def test_a_map_would_be_larger_than_anything_plain_sampling_makes():
 
 
 def needed(editor):
-    """What an editor whose paper reads maps may hold at once: parts of them (contrast), or cross-attention's alone (their
-    losses)."""
+    """What an editor whose paper reads maps may hold at once: parts of them (contrast), or cross-attention's alone
+    (their losses)."""
     tokens = len(case().edit.pairs[0].target.ids)
-    return {"cross image": cross_image.CELLS, "pull": HEADS * 64 ** 2 * tokens, "excite": HEADS * 64 ** 2 * tokens}.get(editor, 0)
+    return {"cross image": cross_image.CELLS, "pull": HEADS * 64 ** 2 * tokens,
+            "excite": HEADS * 64 ** 2 * tokens}.get(editor, 0)
 
 
 @pytest.mark.parametrize("editor", {**EDITORS, "everywhere": everywhere})
 def test_an_edited_run_makes_nothing_larger_than_plain_sampling(editor):
-    """At one row a forward, the reference's included; beside concepts, which share the target's forward, at their rows."""
+    """At one row a forward, the reference's included; beside concepts, which share the target's forward, at their
+    rows."""
     rows = CONCEPTS[editor] + 2 if editor in CONCEPTS else 1
     edited = {**EDITORS, "everywhere": everywhere}[editor](case(), through(attention_pytorch, case().model))
     assert largest(case().sample, edited, cfg=1.0) <= max(rows * plain(), needed(editor))

@@ -60,7 +60,8 @@ def everywhere_perturbed(model):
 
 @pytest.mark.parametrize("editor", ["mutual", "mutual by words", "cross image", "free prompt", "composite"])
 def test_where_self_attention_is_perturbed_every_token_keeps_its_own_value(editor):
-    """Not the source's, which lie where the source has them: the perturbed prediction, a step's last, is the unedited one."""
+    """Not the source's, which lie where the source has them: the perturbed prediction, a step's last, is the unedited
+    one."""
     c, perturbed = case("sd15"), defaultdict(list)
     for model in (EDITORS[editor](c), c.model):
         for k in of(predictions(c, everywhere_perturbed(model)), "positive"):
@@ -105,7 +106,8 @@ def test_tiles_are_the_same_however_the_host_batches(family, prompts, split):
 
 def everywhere(c):
     """Attention Inject at every grid, the latent's own too, where the host's nodes cut and merge tokens."""
-    return PalimpsestAttentionInject.execute(c.model, c.inversion, c.edit, 0.0, 0.8, 0.0, 0.5, 1.0, 1.0, "", "").result[0]
+    return PalimpsestAttentionInject.execute(c.model, c.inversion, c.edit, 0.0, 0.8, 0.0, 0.5, 1.0, 1.0, "",
+                                             "").result[0]
 
 
 def test_tiles_cut_at_random_are_refused():
@@ -193,7 +195,8 @@ def advanced(case, positive=None):
 
 def on_both(case, negative):
     """Of Apply ControlNet (Advanced), on both prompts."""
-    return host.ControlNetApplyAdvanced().apply_controlnet(case.target, negative, control_net(case.family), hint(case), 0.7, 0.2, 0.6)
+    return host.ControlNetApplyAdvanced().apply_controlnet(case.target, negative, control_net(case.family),
+                                                           hint(case), 0.7, 0.2, 0.6)
 
 
 def of_two(case, negative):
@@ -258,14 +261,16 @@ def test_a_control_net_is_no_part_of_what_the_noise_mask_compares(against, apply
     positive, negative = apply(c, c.source if against == "source" else c.null)
     found, chunks = watch(c, model, positive=positive, negative=negative)
     assert_close(found, c.latent)
-    needed = against == "source" or apply is advanced  # the host's own null prompt is compared with where it is controlled alike
+    # the host's own null prompt is compared with where it is controlled alike
+    needed = against == "source" or apply is advanced
     assert len(of(chunks, "added 2")) == needed * len(of(chunks, "positive"))
 
 
 def test_the_noise_mask_compares_with_the_learned_null_prompt_in_either_order():
     """The target alone has a ControlNet, so that the null prompt is predicted once more under it."""
     c = case("sd15")
-    learned = PalimpsestNegativePromptInvert.execute(c.model, c.source, {"samples": c.latent}, 6, "ddim_uniform", 0.0).result[0]
+    learned = PalimpsestNegativePromptInvert.execute(c.model, c.source, {"samples": c.latent}, 6, "ddim_uniform",
+                                                     0.0).result[0]
     steps = (lambda model: PalimpsestReplay.execute(model, learned, 0.0).result[0],
              lambda model: PalimpsestNoiseMask.execute(model, learned, "null", 0.0, 1.0, 0.5).result[0])
     positive, negative = advanced(c)

@@ -8,9 +8,10 @@ from watching import case, of, predictions
 
 @each_with("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_near_fp32(editor, family, dtype):
-    """What a CPU rounds shows in the plain model: a prediction at the source's latents is no further off with an editor, and a
-    run no further than the editor magnifies any error of the noise in fp32. Not asked where it has no answer: of predictions,
-    where the latent is moved first; of a run, where words' maps meet a threshold or a sign may turn."""
+    """What a CPU rounds shows in the plain model: a prediction at the source's latents is no further off with an
+    editor, and a run no further than the editor magnifies any error of the noise in fp32. Not asked where it has no
+    answer: of predictions, where the latent is moved first; of a run, where words' maps meet a threshold or a sign may
+    turn."""
     half, full = case(family, dtype=dtype), case(family)
     edited = [EDITORS[editor](c) for c in (half, full)]
     if editor not in MOVES:

@@ -1,5 +1,5 @@
-"""Editors beside what other packs make of the latent: windows that slide over it, tiles that share a forward. What stands here
-does as Sliding Window Guidance (sd-perturbed-attention) and Tiled Diffusion do."""
+"""Editors beside what other packs make of the latent: windows that slide over it, tiles that share a forward. What
+stands here does as Sliding Window Guidance (sd-perturbed-attention) and Tiled Diffusion do."""
 from dataclasses import dataclass
 
 import comfy.samplers
@@ -33,7 +33,8 @@ def sliding(model):
         seen = total.clone()
         for y, left in places(x):
             part = ..., slice(y, y + TILE), slice(left, left + TILE)
-            x0, = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], x[part], args["sigma"], args["model_options"])
+            x0, = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], x[part], args["sigma"],
+                                                 args["model_options"])
             total[part] += x0
             seen[part] += 1
         return args["denoised"] + 2 * (args["cond_denoised"] - total / seen)
@@ -49,7 +50,8 @@ def tiled(model, together=4, shift=(0, 0), shown=lambda part: part):
         x = args["input"].roll(shift, (2, 3))
         total, seen = torch.zeros_like(x), torch.zeros_like(x)
         for first in range(0, 4, together):
-            some = [(..., slice(y, y + TILE), slice(left, left + TILE)) for y, left in places(x)[first:first + together]]
+            some = [(..., slice(y, y + TILE), slice(left, left + TILE)) for y,
+                    left in places(x)[first:first + together]]
             c = {k: v.repeat(len(some), *[1] * (v.ndim - 1)) if torch.is_tensor(v) else v for k, v in args["c"].items()}
             made = apply(shown(torch.cat([x[part] for part in some])), args["timestep"].repeat(len(some)), **c)
             for part, x0 in zip(some, made.chunk(len(some))):
@@ -68,8 +70,8 @@ def family(name):
 
 @pytest.mark.parametrize("editor", ["mutual", "plug and play", "free prompt", "mixing"])
 def test_a_tile_is_given_the_same_tile_of_the_source(editor):
-    """At the source's latents with its prompt that is its own, so nothing changes; with the target, all does. Also where a tile
-    goes on past an edge, as Spot Diffusion's do."""
+    """At the source's latents with its prompt that is its own, so nothing changes; with the target, all does. Also
+    where a tile goes on past an edge, as Spot Diffusion's do."""
     c = case(family(editor), size=SIDE)
     plain = tiled(c.model, 3, (5, 3))
     for prompt, same in ((c.source, True), (c.target, False)):
@@ -78,7 +80,8 @@ def test_a_tile_is_given_the_same_tile_of_the_source(editor):
         assert worst < 2e-5 if same else worst > 1e-3
 
 
-@pytest.mark.parametrize("editor", ["swap", "mutual by words", "plug and play", "mixing", "ledits", "style aligned", "excite"])
+@pytest.mark.parametrize("editor", ["swap", "mutual by words", "plug and play", "mixing", "ledits", "style aligned",
+                                    "excite"])
 def test_tiles_are_edited_alike_however_many_share_a_forward_and_in_either_order(editor):
     c = case(family(editor), size=SIDE)
     after = c.sample(tiled(EDITORS[editor](c)))

@@ -106,7 +106,8 @@ def test_a_text_encoder_without_clip_positions_is_refused():
 
 def test_a_prompt_that_the_tokenizer_splits_elsewhere_is_refused(clip):
     """A control character that Python calls a space and the tokenizer does not."""
-    with pytest.raises(ValueError, match="as 3 tokens and its words one by one as 2 other ones: write the prompt in plain"):
+    with pytest.raises(ValueError, match="as 3 tokens and its words one by one as 2 other ones: write the prompt in "
+                                         "plain"):
         tokenize(clip, "red\x1ccat")
 
 
@@ -146,7 +147,8 @@ def test_a_bare_word_is_all_its_occurrences_as_the_authors_find_them(clip, item)
     """Their own by number; and so in every list of words, and in the numbers given to words."""
     tokens = tokenize(clip, item["prompt"])
     assert tokens.find(item["word"]).positions == tuple(item["indices"])
-    numbered = [tokens.find(f"{item['word']}#{n + 1}").positions for n in range(item["prompt"].split().count(item["word"]))]
+    numbered = [tokens.find(f"{item['word']}#{n + 1}").positions
+                for n in range(item["prompt"].split().count(item["word"]))]
     assert sum(numbered, ()) == tuple(item["indices"])
     assert parse_words(f"{item['word']}, {item['word']}", [tokens]) == [[tokens.find(item["word"])] * 2]
     edit = PalimpsestPromptEdit.execute(clip, item["prompt"], item["prompt"], "auto").result[2]

@@ -27,13 +27,15 @@ def test_an_offset_is_its_share_of_the_distance_to_the_source(scale):
     m, solver, _, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
     for steps in range(1, 3):
         x = model.model.process_latent_in(SamplerCustom.execute(
-            m, False, 0, 7.5, tiny.cond(), tiny.cond(seed=NEGATIVE), solver, sigmas[:steps + 1], latent).result[0]["samples"])
+            m, False, 0, 7.5, tiny.cond(), tiny.cond(seed=NEGATIVE), solver, sigmas[:steps + 1],
+            latent).result[0]["samples"])
         missed = offsets[steps - 1] / scale
         torch.testing.assert_close(inversion.latents[steps] - x, (1 - scale) * missed, rtol=1e-3, atol=1e-3)
 
 
 def test_direct_inversion_gives_editors_what_ddim_inversion_gives():
-    """The editors' source branch reads the same latents, to the bit; the guided pass that records the offsets is paid beside."""
+    """The editors' source branch reads the same latents, to the bit; the guided pass that records the offsets is paid
+    beside."""
     model = tiny.sdxl()
     direct, plain = invert("Direct", model, picture(model, 2), cfg=7.5), invert("DDIM", model, picture(model, 2))
     assert all(torch.equal(a, b) for a, b in zip(direct.latents, plain.latents))

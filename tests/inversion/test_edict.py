@@ -24,4 +24,5 @@ def test_edict_reaches_the_latents_of_the_authors_code():
     x, sigmas = authors()
     for found, name in zip(edict.invert(denoiser(False), x, sigmas, disable=True)[0], ("x", "y")):
         z = found / (1 + sigmas[0] ** 2).sqrt()
-        torch.testing.assert_close(z.flatten()[:8], torch.tensor(AUTHORS["edict"][name], dtype=torch.float64), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(z.flatten()[:8], torch.tensor(AUTHORS["edict"][name], dtype=torch.float64),
+                                   rtol=1e-9, atol=1e-9)

@@ -40,7 +40,8 @@ def test_coupled_and_bidirectional_return_the_picture_a_hundred_times_better_tha
     """Latent MSE at CFG 1, γ = 1 where 0.5 would grow a million times."""
     model = tiny.UNETS[family]()
     latent = picture(model)
-    inversions = {"DDIM": invert("DDIM", model, latent, steps=steps), "EDICT": invert("EDICT", model, latent, steps=steps),
+    inversions = {"DDIM": invert("DDIM", model, latent, steps=steps),
+                  "EDICT": invert("EDICT", model, latent, steps=steps),
                   "BDIA": invert("BDIA", model, latent, steps=steps, gamma=0.5 if steps == 10 else 1.0)}
     error = {n: mse(replay(model, i), latent["samples"]) for n, i in inversions.items()}
     assert error["EDICT"] < error["DDIM"] / 100 and error["BDIA"] < error["DDIM"] / 100, error

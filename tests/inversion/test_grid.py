@@ -1,5 +1,5 @@
-"""Editors on the solvers that hold two latents, EDICT and BDIA: the source's branch, the blends and the moves of the latent, against
-loops that write the papers' lines out."""
+"""Editors on the solvers that hold two latents, EDICT and BDIA: the source's branch, the blends and the moves of the
+latent, against loops that write the papers' lines out."""
 import copy
 from dataclasses import dataclass
 
@@ -43,7 +43,8 @@ def on(method, family="sd15", size=8):
     """A case with its picture inverted by a method, under guidance."""
     c = copy.copy(Case(family, steps=STEPS, size=size))
     c.ddim, (node, setting) = c.inversion, METHODS[method]
-    c.inversion = node.execute(c.model, c.source, {"samples": c.latent}, STEPS, "ddim_uniform", setting, CFG, c.null).result[0]
+    c.inversion = node.execute(c.model, c.source, {"samples": c.latent}, STEPS, "ddim_uniform", setting, CFG,
+                               c.null).result[0]
     return c
 
 
@@ -61,7 +62,8 @@ def left(size=8, soft=False):
 
 
 def blended(c, mask, start=0.0, words="", attention=None, inversion=None):
-    return lambda m: PalimpsestLatentBlend.execute(m, inversion or c.inversion, start, words, "", 0.95, mask, attention).result[0]
+    return lambda m: PalimpsestLatentBlend.execute(m, inversion or c.inversion, start, words, "", 0.95, mask,
+                                                   attention).result[0]
 
 
 EMPTY = {
@@ -78,7 +80,8 @@ EMPTY = {
 @pytest.mark.parametrize("editor", EMPTY)
 @BOTH
 def test_where_nothing_may_change_the_source_comes_back(method, editor, start):
-    """To 100 dB under the target prompt, from the first level and from a later one, where the other of EDICT's latents is seen."""
+    """To 100 dB under the target prompt, from the first level and from a later one, where the other of EDICT's latents
+    is seen."""
     c = on(method)
     assert relative(sample(c, start=start), c.latent) > 1e-2
     assert relative(sample(c, EMPTY[editor](c), start=start), c.latent) < 1e-5
@@ -90,7 +93,8 @@ def test_where_nothing_may_change_the_source_comes_back(method, editor, start):
 def test_outside_a_mask_the_source_stays_and_inside_the_edit(method, soft, family):
     c = on(method, family)
     found, free, right = sample(c, blended(c, left(soft=soft))), sample(c), slice(4, None)
-    assert relative(found[..., right], c.latent[..., right]) < 1e-5 < 1e-2 < relative(free[..., right], c.latent[..., right])
+    assert relative(found[..., right], c.latent[...,
+                                                right]) < 1e-5 < 1e-2 < relative(free[..., right], c.latent[..., right])
     moved = relative(found[..., :4], c.latent[..., :4])
     assert moved > 1e-2 if soft else moved > 0.5 * relative(free[..., :4], c.latent[..., :4])
 
@@ -215,7 +219,8 @@ def test_a_moved_latent_is_the_papers_lines_from_there(method):
 
 @BOTH
 def test_the_source_branch_reads_what_the_network_read_in_the_inversion(method):
-    """Attention Inject of the source onto itself changes nothing, and its reference rows are those that the inversion showed."""
+    """Attention Inject of the source onto itself changes nothing, and its reference rows are those that the inversion
+    showed."""
     c = on(method)
     node, setting = METHODS[method]
     same = PromptEdit((align(c.edit.pairs[0].source, c.edit.pairs[0].source, "auto"),))
@@ -223,7 +228,8 @@ def test_the_source_branch_reads_what_the_network_read_in_the_inversion(method):
 
     def watched(rows):
         model = c.model.clone()
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", lambda executor, x, *args, **kwargs: rows.append(x.clone())
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", lambda executor, x, *args,
+                                   **kwargs: rows.append(x.clone())
                                    or executor(x, *args, **kwargs))
         return model
 

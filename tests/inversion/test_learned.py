@@ -12,7 +12,8 @@ from learning import EVERY, LEARN, NULL, OTHER, STEPS, contents, inverted, repla
 from runs import Case, cancelled_in, relative
 
 each = pytest.mark.parametrize("name", LEARN)
-everywhere = pytest.mark.parametrize("name, family", [(n, f) for n in LEARN for f in (EVERY if n == "prompt" else tiny.UNETS)])
+everywhere = pytest.mark.parametrize("name, family",
+                                     [(n, f) for n in LEARN for f in (EVERY if n == "prompt" else tiny.UNETS)])
 
 
 @everywhere
@@ -76,7 +77,8 @@ def test_attention_inject_before_or_after_replay_is_the_same(name):
     learned = LEARN[name](case.model, case.inversion, 2, negative=case.null)
 
     def inject(model):
-        return PalimpsestAttentionInject.execute(model, learned, case.edit, 0.0, 0.8, 0.0, 0.5, 1.0, 0.5, "", "").result[0]
+        return PalimpsestAttentionInject.execute(model, learned, case.edit, 0.0, 0.8, 0.0, 0.5, 1.0, 0.5, "",
+                                                 "").result[0]
 
     def through(*steps):
         model = case.model

@@ -41,8 +41,10 @@ def test_reads_the_noise_maps_of_diffusers_but_for_the_last():
 
 @pytest.mark.parametrize("together", [1, 4])
 def test_the_path_is_walked_again_from_every_level(together):
-    x, sigmas = torch.randn(2, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64), scheduler().sigmas.double()
-    path, maps, denoised = ledits.noise_maps(denoiser, independent_path(x, sigmas, 3), sigmas, disable=True, together=together)
+    x, sigmas = torch.randn(2, 16, generator=torch.Generator().manual_seed(1),
+                            dtype=torch.float64), scheduler().sigmas.double()
+    path, maps, denoised = ledits.noise_maps(denoiser, independent_path(x, sigmas, 3), sigmas, disable=True,
+                                             together=together)
     assert relative(maps[5], path_of(x, sigmas)[1][5]) < 1e-9
     for first in (0, 4, STEPS - 1):
         found, before = path[first], denoised[first - 1] if first else None
@@ -53,14 +55,16 @@ def test_the_path_is_walked_again_from_every_level(together):
         assert relative(found, x) < 1e-9
 
 
-@pytest.mark.parametrize("family, cfg, start", [("sd15", 1.0, 0.0), ("sd15", 3.5, 0.4), ("sd2", 1.0, 0.15), ("sdxl", 1.0, 0.5)])
+@pytest.mark.parametrize("family, cfg, start", [("sd15", 1.0, 0.0), ("sd15", 3.5, 0.4), ("sd2", 1.0, 0.15),
+                                                ("sdxl", 1.0, 0.5)])
 def test_replay_returns_the_picture(family, cfg, start):
     model = tiny.UNETS[family](output=0.05)
     latent, negative = tiny.latent(model, 2), tiny.cond(seed=2)
     inversion = invert(model, latent, tiny.cond(), cfg=cfg, negative=negative)
     m, solver, sigmas, noise = PalimpsestReplay.execute(model, inversion, start).result
     noise = {"samples": noise["samples"].repeat(2, 1, 1, 1)}
-    found, other = (SamplerCustom.execute(m, False, 0, cfg, prompt, negative, solver, sigmas, noise).result[0]["samples"]
+    found, other = (SamplerCustom.execute(m, False, 0, cfg, prompt, negative, solver, sigmas,
+                                          noise).result[0]["samples"]
                     for prompt in (tiny.cond(), tiny.cond(seed=5)))
     assert relative(found, latent.repeat(2, 1, 1, 1)) < 1e-5 and relative(noise["samples"], found) > 0.1
     assert relative(other, found) > 1e-3

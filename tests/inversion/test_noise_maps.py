@@ -38,7 +38,8 @@ def test_a_path_of_noise_maps_is_walked_again(eta, together):
     for start in (ddpm.independent_path(x, sigmas, 3), cycle_diffusion.posterior_path(x, sigmas, 3, eta)):
         path, maps = ddpm.noise_maps(denoiser(False), start, sigmas, disable=True, eta=eta, together=together)
         for first in (0, 4):
-            found = ddpm.denoise(denoiser(False), path[first], lambda i, _: maps[first + i], sigmas[first:], disable=True, eta=eta)
+            found = ddpm.denoise(denoiser(False), path[first], lambda i, _: maps[first + i], sigmas[first:],
+                                 disable=True, eta=eta)
             assert relative(found, x) < 1e-10
 
 

@@ -30,7 +30,8 @@ def inverted(model, steps=STEPS, batch=1):
 
 def optimise(model, inversion, iterations=10, tolerance=0.0, start="source prompt", negative=None, cfg=CFG):
     with torch.inference_mode():
-        return PalimpsestNullTextOptimize.execute(model, inversion, cfg, iterations, tolerance, start, negative).result[0]
+        return PalimpsestNullTextOptimize.execute(model, inversion, cfg, iterations, tolerance, start,
+                                                  negative).result[0]
 
 
 def replay(model, inversion, cfg=CFG):
@@ -61,8 +62,8 @@ def test_a_cancelled_run_stops_at_the_next_update_and_leaves_nothing(monkeypatch
 
 
 def linear(sigmas, steps=4, batch=2):
-    """A denoiser that is linear in the embedding, x0 = mean over tokens · mix + x/2, and a pivot that guidance 1 does not
-    follow."""
+    """A denoiser that is linear in the embedding, x0 = mean over tokens · mix + x/2, and a pivot that guidance 1 does
+    not follow."""
     generator = torch.Generator().manual_seed(1)
     mix = torch.randn(6, 6, generator=generator)
     source = torch.randn(1, 3, 6, generator=generator)
@@ -106,7 +107,8 @@ def test_a_picture_that_is_near_enough_rests():
 
 @pytest.mark.parametrize("family", EVERY)
 def test_no_step_ends_worse_than_it_began_and_replay_comes_nearer(family):
-    """Guidance amplifies what the inversion missed; with the learned embeddings the replay at the same CFG comes nearer."""
+    """Guidance amplifies what the inversion missed; with the learned embeddings the replay at the same CFG comes
+    nearer."""
     model = EVERY[family]()
     inversion = inverted(model)
     learned = optimise(model, inversion, 6)
@@ -132,17 +134,19 @@ def test_prompts_of_several_pictures_are_their_own():
 def test_counts_a_forward_once_and_a_backward_twice():
     model = tiny.sd15()
     inversion = inverted(model, batch=2)
-    learned = optimise(model, inversion, 3)  # a step: the source's forward, 4 of the embedding's, 3 backward, each of 2 rows
+    # a step: the source's forward, 4 of the embedding's, 3 backward, each of 2 rows
+    learned = optimise(model, inversion, 3)
     assert learned.provenance["evaluations"] == inversion.provenance["evaluations"] + STEPS * 2 * (1 + 4 + 3 * 2)
 
 
 def test_guided_sampling_and_its_losses_equal_diffusers():
-    """Fifty steps of diffusers' DDIM with the learned embeddings as its unconditional ones reach what Replay reaches; and the
-    losses of guidance with the embedding as it is are those of diffusers' steps."""
+    """Fifty steps of diffusers' DDIM with the learned embeddings as its unconditional ones reach what Replay reaches;
+    and the losses of guidance with the embedding as it is are those of diffusers' steps."""
     model, steps = tiny.sd15(), 50
     inversion = inverted(model, steps)
     learned = optimise(model, inversion, 1, tolerance=1e-7)
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False,
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+                              clip_sample=False,
                               timestep_spacing="leading", set_alpha_to_one=True)
     scheduler.set_timesteps(steps)
     zs = [x / (1 + s ** 2).sqrt() for x, s in zip(inversion.latents, inversion.sigmas)]
@@ -164,8 +168,10 @@ def test_guided_sampling_and_its_losses_equal_diffusers():
 
 def test_the_benchmarks_peer_is_the_published_loop():
     """Its embeddings are those that diffusers' community pipeline learns on a network of closed form."""
-    expected = json.loads((Path(__file__).parents[1] / "data" / "null_text.json").read_text(encoding="utf-8"))["embeddings"]
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading",
+    expected = json.loads((Path(__file__).parents[1] / "data"
+                           / "null_text.json").read_text(encoding="utf-8"))["embeddings"]
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                              timestep_spacing="leading",
                               steps_offset=0)
     scheduler.set_timesteps(50)
     generator, double = torch.Generator().manual_seed(0), {"dtype": torch.float64}
@@ -188,7 +194,8 @@ def test_the_benchmarks_peer_is_the_published_loop():
 
 
 def test_a_null_prompt_of_another_length_learns_what_its_repetition_would():
-    """Beside a source of 16 tokens, twice the same 8, a null prompt of 8 learns the same, and the host repeats it in Replay."""
+    """Beside a source of 16 tokens, twice the same 8, a null prompt of 8 learns the same, and the host repeats it in
+    Replay."""
     model = tiny.sd15(output=1.0)
     inversion, null = inverted(model, 2), tiny.cond(seed=9)
     twice = [[inversion.conditioning[0][0].repeat(1, 2, 1), inversion.conditioning[0][1]]]
@@ -210,7 +217,8 @@ def test_refuses_what_it_cannot_follow():
     with pytest.raises(ValueError, match="embedding is 96 wide, the source's 64: encode both with the same CLIP"):
         optimise(model, inversion, start="negative", negative=[[torch.zeros(1, 8, 96), {}]])
     with torch.inference_mode():
-        edict = PalimpsestEDICTInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 3, "ddim_uniform", 0.93,
+        edict = PalimpsestEDICTInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 3, "ddim_uniform",
+                                              0.93,
                                               1.0).result[0]
     with pytest.raises(ValueError, match="connect DDIM Invert"):
         optimise(model, edict)

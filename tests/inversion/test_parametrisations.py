@@ -1,4 +1,5 @@
-"""x0 and EDM prediction, as the host's model sampling nodes set them: x = x0 + σ·ε, so they are inverted as eps models are."""
+"""x0 and EDM prediction, as the host's model sampling nodes set them: x = x0 + σ·ε, so they are inverted as eps models
+are."""
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
@@ -46,7 +47,8 @@ def picture(model):
 def replayed(model, inversion, cfg=1.0):
     """How far Replay's end lies from the picture, in sampler space."""
     m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
-    found = SamplerCustom.execute(m, False, 5, cfg, tiny.cond(), tiny.cond(seed=9), solver, sigmas, latent).result[0]["samples"]
+    found = SamplerCustom.execute(m, False, 5, cfg, tiny.cond(), tiny.cond(seed=9), solver, sigmas,
+                                  latent).result[0]["samples"]
     return relative(model.get_model_object("latent_format").process_in(found), inversion.latents[-1])
 
 
@@ -61,7 +63,8 @@ def test_are_told_apart(kind, family):
 @pytest.mark.parametrize("kind, family", list(zip(KINDS, tiny.UNETS)))
 @pytest.mark.parametrize("node, settings", [
     (PalimpsestEDICTInvert, (0.93, 1.0)), (PalimpsestBDIAInvert, (1.0, 1.0)), (PalimpsestDirectInvert, (1.0, 1.0)),
-    (PalimpsestDDPMInvert, (1.0, 3, 1.0)), (PalimpsestCycleDiffusionInvert, (0.1, 3)), (PalimpsestLEDITSInvert, (3, 1.0))])
+    (PalimpsestDDPMInvert, (1.0, 3, 1.0)), (PalimpsestCycleDiffusionInvert, (0.1, 3)),
+    (PalimpsestLEDITSInvert, (3, 1.0))])
 def test_exact_inversions_return_the_picture(kind, family, node, settings):
     """As far as float32 goes: on these networks the noise is 100 to 1000 times the picture."""
     model = made(kind, family)
@@ -71,7 +74,8 @@ def test_exact_inversions_return_the_picture(kind, family, node, settings):
 
 @each
 def test_each_level_is_eulers_step_with_the_networks_own_prediction(kind, family):
-    """Against the parametrisations' definitions, on the network itself: it sees z = x/√(d² + σ²) of the cleaner level."""
+    """Against the parametrisations' definitions, on the network itself: it sees z = x/√(d² + σ²) of the cleaner
+    level."""
     model = made(kind, family)
     inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), picture(model), 6, "karras").result[0]
     sampling, d = model.get_model_object("model_sampling"), KINDS[kind][1]
@@ -87,8 +91,8 @@ def test_each_level_is_eulers_step_with_the_networks_own_prediction(kind, family
 
 @pytest.mark.parametrize("kind", ["edm", "edm_playground_v2.5"])
 def test_the_perfect_denoiser_leads_back_to_the_picture(kind):
-    """With a network that predicts 0, EDM's denoiser is that of data ~ N(0, σ_data²). Shown the latent at DDIM's scale, as if
-    σ_data were 1, 50 steps end 7 % away."""
+    """With a network that predicts 0, EDM's denoiser is that of data ~ N(0, σ_data²). Shown the latent at DDIM's scale,
+    as if σ_data were 1, 50 steps end 7 % away."""
     model = made(kind, "sd15", output=0.0)
     inversion, _, sigmas = PalimpsestDDIMInvert.execute(model, tiny.cond(), picture(model), 50, "karras").result
     growth = (DATA ** 2 + sigmas[0] ** 2).sqrt() / DATA
@@ -98,7 +102,8 @@ def test_the_perfect_denoiser_leads_back_to_the_picture(kind):
 
 @pytest.mark.parametrize("solve", [
     ddim.invert, lambda *a, **k: fixed_point.invert(*a, **k)[0], lambda *a, **k: renoise.invert(*a, **k)[0],
-    lambda *a, **k: [torch.cat(pair) for pair in edict.invert(*a, **k)], lambda *a, **k: bdia.invert(*a, gamma=1.0, **k)[0]])
+    lambda *a, **k: [torch.cat(pair) for pair in edict.invert(*a, **k)], lambda *a,
+    **k: bdia.invert(*a, gamma=1.0, **k)[0]])
 def test_a_change_of_unit_changes_nothing(solve):
     """x = x0 + σ·ε in units of σ_data is the same equation with σ_data = 1."""
     x = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -107,7 +112,8 @@ def test_a_change_of_unit_changes_nothing(solve):
     def model(x, sigma):
         return torch.tanh(x) / (1 + sigma.view(-1, 1, 1, 1) ** 2)
 
-    ours = solve(lambda x, sigma: DATA * model(x / DATA, sigma / DATA), DATA * x, DATA * sigmas, disable=True, data=DATA)
+    ours = solve(lambda x, sigma: DATA * model(x / DATA, sigma / DATA), DATA * x, DATA * sigmas, disable=True,
+                 data=DATA)
     for a, b in zip(ours, solve(model, x, sigmas, disable=True)):
         torch.testing.assert_close(a, DATA * b)
 

@@ -19,7 +19,8 @@ def test_a_tuned_prompt_solves_every_step_where_the_network_can():
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "flux"])
 def test_the_target_is_sampled_with_eq_9(family):
-    """Replay with a target equals Euler steps, at the same CFG, of embeddings mixed here; the pooled ones are mixed alike."""
+    """Replay with a target equals Euler steps, at the same CFG, of embeddings mixed here; the pooled ones are mixed
+    alike."""
     model, mix = EVERY[family](), 0.3
     learned = tuned_prompt(model, inverted(model), 2, mix=mix)
     x = learned.latents[0]

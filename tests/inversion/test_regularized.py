@@ -37,7 +37,8 @@ def smooth(*shape):
 
 
 def explicit_pair_loss(eps, shifts):
-    """Section 3.1 cell by cell: Σ over pyramid, channels and axes of the squared mean of η[y,x]·η[y-δ,x] and η[y,x]·η[y,x-δ]."""
+    """Section 3.1 cell by cell: Σ over pyramid, channels and axes of the squared mean of η[y,x]·η[y-δ,x] and
+    η[y,x]·η[y,x-δ]."""
     loss, eta = 0.0, eps
     for delta in shifts:
         channels, h, w = eta.shape
@@ -72,7 +73,8 @@ def test_both_losses_are_those_of_diffusers():
     eps = smooth(1, 4, 32, 32)
     generator = torch.Generator().manual_seed(5)
     sides = 32, 16, 8
-    shifts = torch.stack([torch.cat([torch.randint(side // 2, (1,), generator=generator) for side in sides]) for _ in range(4)])
+    shifts = torch.stack([torch.cat([torch.randint(side // 2, (1,), generator=generator) for side in sides])
+                          for _ in range(4)])
     theirs = Authors.auto_corr_loss(None, eps, torch.Generator().manual_seed(5))
     assert regularized.pair_loss(eps, list(shifts.T)).item() == pytest.approx(theirs.item(), rel=1e-12)
     assert regularized.kl_loss(eps).item() == pytest.approx(Authors.kl_divergence(None, eps).item(), rel=1e-12)
@@ -109,7 +111,8 @@ def test_a_prediction_takes_the_authors_steps():
             shifts = regularized.draw(regularized.pyramid(eps), generator)
             expected = regularized.descend(lambda e: regularized.pair_loss(e, shifts), expected, 7.0 / 3)
         expected = regularized.descend(regularized.kl_loss, expected, 11.0)
-    found = regularized.regularize(eps, torch.Generator().manual_seed(4), lambda_ac=7.0, lambda_kl=11.0, reg_steps=2, ac_rolls=3)
+    found = regularized.regularize(eps, torch.Generator().manual_seed(4), lambda_ac=7.0, lambda_kl=11.0, reg_steps=2,
+                                   ac_rolls=3)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -152,7 +155,8 @@ SETTINGS = {"lambda_ac": 20.0, "lambda_kl": 20.0, "reg_steps": 2, "ac_rolls": 2,
 
 def invert(model, latent=None, source=None, node=PalimpsestRegularizedInvert, **settings):
     settings = settings if node is PalimpsestDDIMInvert else SETTINGS | settings
-    return node.execute(model, source or tiny.cond(), latent or picture(model), STEPS, "ddim_uniform", **settings).result[0]
+    return node.execute(model, source or tiny.cond(), latent or picture(model), STEPS, "ddim_uniform",
+                        **settings).result[0]
 
 
 def same(a, b):
@@ -175,7 +179,8 @@ def test_every_family_inverts_finite_and_at_ddims_cost(name):
     assert torch.equal(inversion.latents[-1], plain.latents[-1])
     assert inversion.provenance["evaluations"] == plain.provenance["evaluations"] == plain.provenance["steps"]
     m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
-    found = SamplerCustom.execute(m, False, 0, 1.0, tiny.cond(), tiny.cond(), solver, sigmas, latent).result[0]["samples"]
+    found = SamplerCustom.execute(m, False, 0, 1.0, tiny.cond(), tiny.cond(), solver, sigmas,
+                                  latent).result[0]["samples"]
     assert found.isfinite().all()
 
 
@@ -211,7 +216,8 @@ def test_a_descent_that_diverges_is_told_once(weights, caplog):
     assert not caplog.text
 
 
-@pytest.mark.parametrize("changed", [{"lambda_ac": 40.0}, {"lambda_kl": 40.0}, {"reg_steps": 3}, {"ac_rolls": 3}, {"seed": 4}])
+@pytest.mark.parametrize("changed", [{"lambda_ac": 40.0}, {"lambda_kl": 40.0}, {"reg_steps": 3}, {"ac_rolls": 3},
+                                     {"seed": 4}])
 def test_every_widget_acts(changed):
     assert not same(invert(family("sd15"), **changed), invert(family("sd15")))
 
@@ -236,13 +242,14 @@ def test_flow_models_are_refused():
 
 
 def test_on_the_miniature_the_noise_is_whiter_than_ddims():
-    """Means over one held-out scene of each kind, at the paper's settings: 0.51 of DDIM's correlation and 0.24 of its divergence
-    were seen. The test asks for 0.7 and 0.4."""
+    """Means over one held-out scene of each kind, at the paper's settings: 0.51 of DDIM's correlation and 0.24 of its
+    divergence were seen. The test asks for 0.7 and 0.4."""
     model, clip, vae = load_miniature()
     edits = [held_out_edit(0, kind) for kind in ("colour", "object", "material", "background")]
     source = torch.cat([clip.encode_from_tokens(clip.tokenize(e.source_text)) for e in edits])
     latent = {"samples": vae.encode(torch.stack([torch.from_numpy(e.source_image) for e in edits]))}
-    plain, regular = (node.execute(model, [[source, {}]], latent, 10, "ddim_uniform", *settings).result[0] for node, settings in (
+    plain, regular = (node.execute(model, [[source, {}]], latent, 10, "ddim_uniform", *settings).result[0] for node,
+                      settings in (
         (PalimpsestDDIMInvert, ()), (PalimpsestRegularizedInvert, (20.0, 20.0, 5, 5, 0))))
     before, after = (whiteness(i.latents[0] / (1 + i.sigmas[0] ** 2).sqrt()) for i in (plain, regular))
     assert after["neighbours"].abs().mean() < 0.7 * before["neighbours"].abs().mean()

@@ -47,12 +47,15 @@ def test_the_first_guess_of_a_step_is_the_samplers_own_latent(eta):
         torch.testing.assert_close(guess, path[-1 - clean] * scale, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("scheduler, timesteps", [(None, [999, 749, 499, 249]), ("sgm_uniform", [999, 749.25, 499.5, 249.75]),
+@pytest.mark.parametrize("scheduler, timesteps", [(None, [999, 749, 499, 249]),
+                                                  ("sgm_uniform", [999, 749.25, 499.5, 249.75]),
                                                   ("ddim_uniform", [751, 501, 251, 1])])
 def test_the_defaults_take_turbos_levels_and_one_of_four_is_early_on_any_schedule(scheduler, timesteps):
-    """The authors' 4 steps of SDXL Turbo: three of 1 + 9 predictions, and one under timestep 250 whose 5 are averaged."""
+    """The authors' 4 steps of SDXL Turbo: three of 1 + 9 predictions, and one under timestep 250 whose 5 are
+    averaged."""
     model = family("sdxl")
-    own = {i.id: i.default for i in PalimpsestReNoiseInvert.define_schema().inputs if getattr(i, "default", None) is not None}
+    own = {i.id: i.default for i in PalimpsestReNoiseInvert.define_schema().inputs
+           if getattr(i, "default", None) is not None}
     own |= {"scheduler": scheduler} if scheduler else {}
     inversion = PalimpsestReNoiseInvert.execute(model, tiny.cond(), picture(model), **own).result[0]
     sampling = model.get_model_object("model_sampling")

@@ -275,7 +275,8 @@ def test_a_file_of_before_the_widths_is_read_and_replayed(folders, model, invers
     PalimpsestReplay.execute(model, found, 0.0)
 
 
-STRANGE = [None, -1, float("nan"), "EDICT", "CLIP", [], {}, {"tensor": "sigmas"}, {"tuple": [1]}, {"dict": {"control": "x"}},
+STRANGE = [None, -1, float("nan"), "EDICT", "CLIP", [], {}, {"tensor": "sigmas"}, {"tuple": [1]},
+           {"dict": {"control": "x"}},
            {"Word": {"text": 1}}]
 SAMPLED = 16  # one in so many of what can be read is sampled too
 
@@ -296,8 +297,8 @@ def mutations(value, put):
 
 
 def test_a_changed_file_is_refused_in_words_or_replayed(folders, model, inversion):
-    """Whatever one place of the metadata is changed to: Load Inversion refuses it with two facts and the remedy, or gives an
-    INVERSION that shows itself and samples, or is refused where the model is known."""
+    """Whatever one place of the metadata is changed to: Load Inversion refuses it with two facts and the remedy, or
+    gives an INVERSION that shows itself and samples, or is refused where the model is known."""
     file = saved(inversion)
     path = folders[0] / file.removesuffix(" [output]")
     record, tensors = parts(path)
@@ -325,7 +326,8 @@ def test_crafted_records_are_refused_in_words(folders, inversion):
     shallow = json.dumps(record).replace('"provenance": {', f'"provenance": {nested}, "x": {{')
     for text in (deep, shallow, '{"version": 1' + "0" * 5000 + "}"):
         rewritten(path, text, tensors)
-        with pytest.raises(ValueError, match=r"tabby_00001_.inversion.safetensors \(\d+ bytes\) cannot be read.*invert again"):
+        with pytest.raises(ValueError, match=r"tabby_00001_.inversion.safetensors \(\d+ bytes\) cannot be read.*invert "
+                                             r"again"):
             loaded(file)
 
 

@@ -17,15 +17,16 @@ from learning import CFG, NULL, OTHER, SETTINGS, SIGMAS, inverted, lands, linear
 
 
 def test_values_solve_every_step_where_the_maps_stay():
-    """The map is what the first token's values become here: with no loss on it the steps are solved as a prompt's are, with λ
-    the loss is the trajectory's and λ times the map's, and other tokens carry what is learned."""
+    """The map is what the first token's values become here: with no loss on it the steps are solved as a prompt's are,
+    with λ the loss is the trajectory's and λ times the map's, and other tokens carry what is learned."""
     model, start, path = linear()
 
     def cond(x, sigma, scale, shift):
         values = start if shift is None else start * scale + shift
         return model(x, sigma, values), [values[:, None, :1]]
 
-    theta, _ = style_diffusion.optimise(model, cond, path, SIGMAS, start.shape, regularise=0.0, **{**SETTINGS, "iterations": 600})
+    theta, _ = style_diffusion.optimise(model, cond, path, SIGMAS, start.shape, regularise=0.0,
+                                        **{**SETTINGS, "iterations": 600})
     scales, shifts = theta["value_scale"].tensor, theta["value"].tensor
     assert scales.shape == shifts.shape == (4, 2, 3, 6) and (scales - 1).norm() > 0.1 < shifts.norm()
     lands(model, path, [lambda x, s=s, b=b: model(x, None, start * s + b) for s, b in zip(scales, shifts)])
@@ -49,7 +50,8 @@ def test_updates_of_a_step_fade_as_the_authors_do():
     for steps, each in ((30, 1), (15, 2)):
         sigmas = torch.linspace(8, 0, steps + 1)
         path = [torch.zeros(1, 6)] * (steps + 1)
-        _, history = follow(predict, path, sigmas, torch.zeros(1, 6), iterations=7, decay=style_diffusion.DECAY, tolerance=0.0,
+        _, history = follow(predict, path, sigmas, torch.zeros(1, 6), iterations=7, decay=style_diffusion.DECAY,
+                            tolerance=0.0,
                             disable=True)
         assert [updates for *_, updates in history] == [math.ceil(7 * math.exp(-0.1 * i * each)) for i in range(steps)]
 
@@ -60,7 +62,8 @@ def test_maps_are_the_softmax_of_each_head_and_their_loss_a_sum_of_means():
     maps = cross_attention_maps(q, k, 2)
     for row in range(2):
         for head, part in enumerate((slice(0, 4), slice(4, 8))):
-            assert torch.allclose(maps[row, head], torch.softmax(q[row, :, part] @ k[row, :, part].T / 2, -1), atol=1e-6)
+            assert torch.allclose(maps[row, head], torch.softmax(q[row, :, part] @ k[row, :, part].T / 2, -1),
+                                  atol=1e-6)
     other = cross_attention_maps(q + 1, k, 2)
     found = style_diffusion.distance([maps, maps, maps], [maps, other, other])
     assert torch.allclose(found, 2 * (maps - other).square().mean((1, 2, 3)))
@@ -69,7 +72,8 @@ def test_maps_are_the_softmax_of_each_head_and_their_loss_a_sum_of_means():
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_the_maps_are_those_of_both_sides_of_the_unet_and_not_of_its_middle(family, monkeypatch):
     seen = set()
-    monkeypatch.setattr(style_diffusion_node, "with_maps_recorded", lambda options, sites, found: seen.update(sites) or with_maps_recorded(options, sites, found))
+    monkeypatch.setattr(style_diffusion_node, "with_maps_recorded", lambda options, sites,
+                        found: seen.update(sites) or with_maps_recorded(options, sites, found))
     model = tiny.UNETS[family]()
     style(model, inverted(model), 1)
     at = positions(model.model.diffusion_model)
@@ -82,7 +86,8 @@ PLAIN = {"value_scale": 1.0, "value": 0.0}
 
 @pytest.mark.parametrize("family, older", [("sd15", False), ("sd15", True), ("sd2", False), ("sdxl", False)])
 def test_only_the_values_of_the_target_read_what_was_learned_for_them(family, older, tmp_path):
-    """The source prompt at every step, another until the end; keys, and the null prompt, never. Older files hold no scale."""
+    """The source prompt at every step, another until the end; keys, and the null prompt, never. Older files hold no
+    scale."""
     model = tiny.UNETS[family]()
     learned = style(model, inverted(model), 2, end=0.5)
     assert (learned.theta["value_scale"].tensor != 1).any()

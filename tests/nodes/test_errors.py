@@ -67,7 +67,8 @@ def test_broken_latents():
     with refused(case.calls, "1 of 256 values", "NaN", "fp32"):
         PalimpsestDDIMInvert.execute(case.model, case.source, {"samples": broken}, 3, "ddim_uniform")
     with refused(case.calls, f"sigma {case.sigmas[0]:.4g}", "1 of 256 values", "fp32"):
-        Inversion(case.sigmas, (broken, *case.inversion.latents[1:]), case.source, case.inversion.fingerprint, provenance={})
+        Inversion(case.sigmas, (broken, *case.inversion.latents[1:]), case.source, case.inversion.fingerprint,
+                  provenance={})
     for edit in (inject, window):
         with refused(case.calls, "1 of 256 values", "NaN", "Replay's LATENT"):
             case.sample(edit(case, case.model), latent=broken)
@@ -84,7 +85,8 @@ def test_broken_latents():
     (lambda c: blend(c), ("neither MASK nor ATTENTION", "connect one")),
     (lambda c: blend(c, source_words="cat"), ("words but no ATTENTION", "Attention Store")),
     (lambda c: blend(c, mask=WINDOW, target_words="cat"), ("words but no ATTENTION", "Attention Store")),
-    (lambda c: blend(c, mask=WINDOW, attention=maps()), ("ATTENTION but no source_words or target_words", "name the words")),
+    (lambda c: blend(c, mask=WINDOW, attention=maps()),
+     ("ATTENTION but no source_words or target_words", "name the words")),
     (lambda c: blend(c, mask=WINDOW, start=1.0), ("starts at 1.0", "ends at 1")),
     (lambda c: PalimpsestAttentionMask.execute(maps(), " ", 0.3, 0, 0.0), ("no word", "a, red, cat, on, a, mat")),
 ])
@@ -96,7 +98,8 @@ def test_a_node_that_would_do_nothing(act, facts):
 
 def test_context_windows_beside_an_editor():
     case = counting()
-    windows = ContextWindowsManualNode.execute(inject(case), 16, 4, "standard_static", 1, False, "pyramid", 0, False, "", False, "", True)
+    windows = ContextWindowsManualNode.execute(inject(case), 16, 4, "standard_static", 1, False, "pyramid", 0, False,
+                                               "", False, "", True)
     with refused(case.calls, "Context windows", "editors on this MODEL (1)", "remove the Context Windows node"):
         case.sample(windows.result[0])
 

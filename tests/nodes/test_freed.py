@@ -28,10 +28,13 @@ def noise_map(c):
 NODES = {
     "store": lambda c: PalimpsestAttentionStore.execute(c.model, c.inversion, c.edit, 0.25),
     "regions": lambda c: PalimpsestSEGARegions.execute(c.model, c.inversion, c.null, torch.zeros(1, 64, 64, 3)),
-    "difference": lambda c: PalimpsestDiffEditMask.execute(c.model, c.source, c.target, {"samples": c.latent}, 2, 0.5, 0.5, 3.0, 0),
-    "delta": lambda c: PalimpsestDeltaDenoise.execute(c.model, c.source, c.target, c.null, {"samples": c.latent}, 3, 0.1, 7.5, 0.05,
+    "difference": lambda c: PalimpsestDiffEditMask.execute(c.model, c.source, c.target, {"samples": c.latent}, 2, 0.5,
+                                                           0.5, 3.0, 0),
+    "delta": lambda c: PalimpsestDeltaDenoise.execute(c.model, c.source, c.target, c.null, {"samples": c.latent}, 3,
+                                                      0.1, 7.5, 0.05,
                                                       0.95, 0)}
-SAMPLED = {name: lambda c, edit=edit: c.sample(edit(c)) for name, edit in {**EDITORS, "proximal": proximal, "noise map": noise_map}.items()}
+SAMPLED = {name: lambda c, edit=edit: c.sample(edit(c)) for name,
+           edit in {**EDITORS, "proximal": proximal, "noise map": noise_map}.items()}
 ONCE = {"ddpm", "cycle", "ledits", "store", "difference"}  # one forward
 each = pytest.mark.parametrize("name, family", [
     (name, FAMILIES[i % len(FAMILIES)]) for i, name in enumerate([*SAMPLED, *INVERSIONS, *NODES])])
@@ -91,8 +94,10 @@ def test_a_model_goes_without_the_garbage_collector(name, family, cancelled):
 
 @pytest.mark.parametrize("name", [*INVERSIONS, *NODES])
 def test_the_host_knows_a_model_again_after_a_failure(name):
-    """The host's executor leaves an exception and its frames to the garbage collector, which takes the MODEL's clones in them all
-    at once: of a chain of clones the host forgets whose they are, says "memory leak" at every load and never unloads it."""
+    """The host's executor leaves an exception and its frames to the garbage collector, which takes the MODEL's clones
+    in them all
+    at once: of a chain of clones the host forgets whose they are, says "memory leak" at every load and never unloads
+    it."""
     c = on_its_own(name, "sd15")
 
     def execute():

@@ -80,7 +80,8 @@ def sampled(inversion, cfg=1.0, steps=STEPS, count=1):
     """The source prompt through the host's own node, the first steps of it, in model space."""
     m, solver, sigmas, latent = PalimpsestReplay.execute(parts()[0], inversion, 0.0).result
     _, source, _, _, null = scenes(count)
-    return SamplerCustom.execute(m, False, 0, cfg, source, null, solver, sigmas[:steps + 1], latent).result[0]["samples"]
+    return SamplerCustom.execute(m, False, 0, cfg, source, null, solver, sigmas[:steps + 1],
+                                 latent).result[0]["samples"]
 
 
 @pytest.mark.parametrize("cfg", [1.0, 7.5])
@@ -103,7 +104,8 @@ def test_the_numbers_are_those_computed_apart(cfg):
     assert f"replayed at CFG {cfg:g}" in text and inversion.schedule in text
 
 
-@pytest.mark.parametrize("node, cfg", [(PalimpsestDDIMInvert, 1.0), (PalimpsestDDIMInvert, 7.5), (PalimpsestEDICTInvert, 1.0),
+@pytest.mark.parametrize("node, cfg", [(PalimpsestDDIMInvert, 1.0), (PalimpsestDDIMInvert, 7.5),
+                                       (PalimpsestEDICTInvert, 1.0),
                                        (PalimpsestDDPMInvert, 1.0)])
 def test_the_curve_is_the_distance_at_each_level(node, cfg):
     """Against runs that stop there."""
@@ -137,7 +139,8 @@ def test_a_batch_has_a_row_a_picture():
 def test_a_flow_model_is_reported_from_full_noise():
     """At σ = 1 the latent is the noise itself."""
     model, vae, image = tiny.sd3(), tiny.taesd(16), torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": vae.encode(image)}, STEPS, "simple").result[0]
+    inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": vae.encode(image)}, STEPS,
+                                             "simple").result[0]
     assert inversion.sigmas[0] == 1
     numbers = read(PalimpsestInversionReport.execute(model, inversion, vae, image, 1.0).args[1])
     assert numbers["std"] == pytest.approx(float(inversion.latents[0].std()), abs=0.002) and numbers["error"] > 0
@@ -179,6 +182,7 @@ def test_what_cannot_be_reported_is_refused():
         report(cfg=7.5)
     with pytest.raises(ValueError, match="keeps no trajectory"):
         report(dataclasses.replace(inversion, latents=None))
-    injected = PalimpsestAttentionInject.execute(parts()[0], inversion, edit, 0.0, 0.8, 0.0, 0.4, 1.0, 0.5, "", "").result[0]
+    injected = PalimpsestAttentionInject.execute(parts()[0], inversion, edit, 0.0, 0.8, 0.0, 0.4, 1.0, 0.5, "",
+                                                 "").result[0]
     with pytest.raises(ValueError, match="carries 1 edits.*before the first editor"):
         report(model=injected)

@@ -1,4 +1,5 @@
-"""The canvas in English and Chinese: texts of every node, input and output, and help pages, where the host looks for them."""
+"""The canvas in English and Chinese: texts of every node, input and output, and help pages, where the host looks for
+them."""
 import re
 import shutil
 import sys
@@ -99,7 +100,8 @@ def test_help_pages_name_every_input_and_say_what_to_try_and_what_it_does(englis
 
 
 def test_help_pages_show_their_pictures(english):
-    """One file for both languages: the frontend looks for `src` in /extensions/<pack>/docs/, where the English pages lie."""
+    """One file for both languages: the frontend looks for `src` in /extensions/<pack>/docs/, where the English pages
+    lie."""
     shown = set()
     for name in english:
         ours, theirs = (re.findall(r"!\[.+?\]\((.+?)\)", (PAGES / page).read_text(encoding="utf-8"))
@@ -118,7 +120,8 @@ def test_a_text_whose_english_changed_is_missing_until_it_is_translated_again():
     left = {"A": {"display_name": "一", "inputs": {"x": {"name": "甲"}}}}
     assert locales.kept(words, old, new) == left
     done = {"A": {"display_name": "一", "inputs": {"x": {"name": "甲", "tooltip": "新。"}, "y": {"name": "丙"}}}}
-    assert locales.kept(done, old, new) == left | {"A": {**left["A"], "inputs": {"x": {"name": "甲"}, "y": {"name": "丙"}}}}
+    assert locales.kept(done, old, new) == left | {"A": {**left["A"],
+                                                         "inputs": {"x": {"name": "甲"}, "y": {"name": "丙"}}}}
     assert locales.kept(done, new, new) == locales.kept(done, {}, new) == done
 
 

@@ -31,7 +31,8 @@ def test_an_inversion_of_another_family(editor, family):
 def test_flow_models_have_no_attention_editors_yet(family):
     case = counting()
     flow, calls = counted(tiny.FLOWS[family]())
-    inversion = PalimpsestDDIMInvert.execute(flow, tiny.cond(), {"samples": tiny.latent(flow)}, 2, "ddim_uniform").result[0]
+    inversion = PalimpsestDDIMInvert.execute(flow, tiny.cond(), {"samples": tiny.latent(flow)}, 2,
+                                             "ddim_uniform").result[0]
     for act, name in ((inject, "Attention Inject"), (store, "Attention Store")):
         with refused(calls, name, "SD1.x, SD2.x, SDXL", type(flow.model).__name__, "choose a checkpoint"):
             act(case, flow, inversion=inversion)
@@ -42,7 +43,8 @@ def test_flow_models_have_no_attention_editors_yet(family):
 def test_another_pooled_width():
     """SDXL's, and a model of its kind with other encoders."""
     model = tiny.sdxl()
-    inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 2, "ddim_uniform").result[0]
+    inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 2,
+                                             "ddim_uniform").result[0]
     width = model.model.model_config.unet_config["adm_in_channels"]
     other, calls = counted(tiny.sdxl(adm_in_channels=width + 8))
     with refused(calls, f"pooled width is {width}, this MODEL's is {width + 8}", "invert again with this one"):
@@ -79,6 +81,7 @@ def test_sigmas_that_a_scheduler_rounds_pass():
     (1, "ddim_uniform", "reaches sigma 0.0413 only, this MODEL's noise begins at 14.6"), (1, "sgm_uniform", "")])
 def test_a_schedule_that_is_not_what_its_steps_let_expect_is_said(steps, scheduler, said, caplog):
     model = tiny.sd15()
-    inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, steps, scheduler).result[0]
+    inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, steps,
+                                             scheduler).result[0]
     told = " ".join(r.getMessage() for r in caplog.records if r.name == "palimpsest")
     assert said in told and bool(said) == bool(told), (told, inversion.schedule)

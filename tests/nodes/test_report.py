@@ -86,7 +86,8 @@ def test_a_mask_that_leaves_no_background_reads_as_no_number():
 
 def test_sizes_that_differ_are_named():
     source, target, mask = scene()
-    with pytest.raises(ValueError, match="edited is 64x128 and source is 128x128: .* scale and crop the source .* before VAE Encode"):
+    with pytest.raises(ValueError, match="edited is 64x128 and source is 128x128: .* scale and crop the source .* "
+                                         "before VAE Encode"):
         report(source=source, edited=target[:, :, :64])
     with pytest.raises(ValueError, match="mask is 128x32 and source is 128x128"):
         report(source=source, edited=target, mask=mask[:, :32])
@@ -97,7 +98,8 @@ def test_sizes_that_differ_are_named():
 def large(side=700):
     row, mask = torch.rand(1, 1, side, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(1, side, side)
     mask[:, 100:300, 200:500] = 1
-    shares = dict(source=1, edited=.9, reconstruction=.95, target=.8)  # rows repeated, so that these take no memory themselves
+    # rows repeated, so that these take no memory themselves
+    shares = dict(source=1, edited=.9, reconstruction=.95, target=.8)
     return {name: (share * row).expand(-1, side, -1, -1) for name, share in shares.items()} | dict(mask=mask)
 
 
@@ -187,7 +189,8 @@ def test_a_heat_map_is_hottest_where_its_map_is_and_tells_its_range():
     brightest = overlay.mean(-1).flatten().argmax().item()
     assert 16 <= brightest // 64 < 24 and 40 <= brightest % 64 < 48
     assert (heat(image, 7 * values)[0] - overlay).abs().max() < 1e-5  # colours are relative to the range
-    assert (heat(image.half(), values.half())[0] - overlay).abs().max() < 2e-2  # as the host holds it under --fp16-intermediates
+    # as the host holds it under --fp16-intermediates
+    assert (heat(image.half(), values.half())[0] - overlay).abs().max() < 2e-2
 
 
 def test_heat_maps_of_many_words_wrap_and_a_flat_map_is_drawn():

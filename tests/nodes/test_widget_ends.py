@@ -37,7 +37,8 @@ def test_attention_mask_at_the_ends_of_its_widgets(size):
 def test_words_lie_where_the_latent_shows_them_on_a_picture_that_vae_encode_crops():
     attention, picture = maps(size=8), torch.rand(1, 71, 69, 3, generator=torch.Generator().manual_seed(0))
     seen = picture[:, 3:67, 2:66]
-    whole, part = (PalimpsestAttentionMask.execute(attention, "cat", 0.9, 0, 0.5, image).result[0] for image in (picture, seen))
+    whole, part = (PalimpsestAttentionMask.execute(attention, "cat", 0.9, 0, 0.5, image).result[0]
+                   for image in (picture, seen))
     assert whole.shape == picture.shape[:3] and torch.equal(whole[:, 3:67, 2:66], part) and part.min() < part.max()
     whole, part = (PalimpsestAttentionHeatmap.execute(attention, image, "cat").result[0] for image in (picture, seen))
     assert torch.equal(whole, part)
@@ -49,5 +50,6 @@ def test_words_lie_where_the_latent_shows_them_on_a_picture_that_vae_encode_crop
 def test_latent_blend_at_the_ends_of_its_widgets(start):
     case, attention = plain(), maps()
     for threshold in (0.0, 0.99):
-        model = blend(case, start=start, source_words="cat", target_words="blue", threshold=threshold, attention=attention)
+        model = blend(case, start=start, source_words="cat", target_words="blue", threshold=threshold,
+                      attention=attention)
         assert case.sample(model).isfinite().all()

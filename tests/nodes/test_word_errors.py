@@ -81,7 +81,8 @@ def test_an_attention_of_another_picture():
 def test_an_inversion_without_words():
     """Made from the host's own CLIP Text Encode."""
     case = counting()
-    plain = PalimpsestDDIMInvert.execute(case.model, tiny.encode(case.clip, "a red cat on a mat"), {"samples": case.latent}, 3,
+    plain = PalimpsestDDIMInvert.execute(case.model, tiny.encode(case.clip, "a red cat on a mat"),
+                                         {"samples": case.latent}, 3,
                                          "ddim_uniform").result[0]
     for act in (inject, store):
         with refused(case.calls, "without them", "Prompt Edit's source CONDITIONING"):
@@ -108,7 +109,8 @@ def test_a_target_of_another_prompt_edit():
 def test_texts_appended_after_prompt_edit():
     """Their columns have no tokens, and would be read as the host's repeats of the prompt's own."""
     case, facts = counting(), ("77 tokens", "154 columns", "Conditioning (Concat)", "one text of Prompt Edit")
-    source, target = (host.ConditioningConcat().concat(c, tiny.encode(case.clip, "a green bird"))[0] for c in (case.source, case.target))
+    source, target = (host.ConditioningConcat().concat(c, tiny.encode(case.clip, "a green bird"))[0]
+                      for c in (case.source, case.target))
     for model in (inject(case), blend(case, target_words="cat", attention=maps()),
                   PalimpsestAttentionReweight.execute(case.model, "cat: 3", "", "", 0.3, 0.0, 1.0).result[0],
                   PalimpsestPromptMixing.execute(case.model, case.source, 0.0, 0.8, "", "", 0.3, 0.8, "").result[0],

@@ -125,9 +125,11 @@ def test_nothing_takes_a_picture_that_was_not_brought_to_the_models_size(name, i
     graph = to_api(drawn(name), info)
     scenes = [n for n, node in graph.items() if node["class_type"] == "PalimpsestMiniatureScene"]
     taken = {(node["class_type"], entry) for node in graph.values() for entry, value in node["inputs"].items()
-             if isinstance(value, list) and value[0] in scenes and info["PalimpsestMiniatureScene"]["output"][value[1]] in ("IMAGE", "MASK")}
+             if isinstance(value, list) and value[0] in scenes
+             and info["PalimpsestMiniatureScene"]["output"][value[1]] in ("IMAGE", "MASK")}
     sized = {("ImageScale", "image"), ("JoinImageWithAlpha", "image"), ("JoinImageWithAlpha", "alpha")}
-    truth = {("PalimpsestEditReport", "target"), ("PalimpsestEditReport", "mask")}  # known of the miniature's pictures alone
+    # known of the miniature's pictures alone
+    truth = {("PalimpsestEditReport", "target"), ("PalimpsestEditReport", "mask")}
     assert taken & sized and taken <= sized | truth
 
 

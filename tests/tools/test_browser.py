@@ -1,4 +1,5 @@
-"""A user's view: the host's own frontend in a real browser opens every workflow, runs it, shows its help and its errors."""
+"""A user's view: the host's own frontend in a real browser opens every workflow, runs it, shows its help and its
+errors."""
 import io
 import json
 import sys
@@ -18,7 +19,8 @@ pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install
 if not CHROMIUM:
     pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
 
-# What Nodes 2.0 draws of each node, in the canvas's units: its title, its texts that are cut, and a note that has to be scrolled.
+# What Nodes 2.0 draws of each node, in the canvas's units: its title, its texts that are cut, and a note that has to be
+# scrolled.
 DRAWN = """() => [...document.querySelectorAll('[data-node-id]')].map(node => ({
     id: +node.dataset.nodeId, title: node.querySelector('[data-testid=node-title]').innerText.trim(),
     cut: [...node.querySelectorAll('.truncate')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText),
@@ -80,7 +82,8 @@ def test_every_workflow_is_drawn_whole(name, view, server):
     view.set(Comfy__VueNodes__Enabled=True)
     saved = json.loads((workflow.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     view.load(name)
-    view.page.wait_for_function("count => document.querySelectorAll('[data-node-id] [data-testid=node-title]').length === count",
+    view.page.wait_for_function("count => document.querySelectorAll('[data-node-id] [data-testid=node-title]').length "
+                                "=== count",
                                 arg=len(saved["nodes"]))
     view.page.wait_for_timeout(300)
     assert complaint(view) == ""

@@ -58,7 +58,8 @@ def test_the_pack_has_one_name_whatever_its_folder_is_called(tmp_path):
     (root / "__init__.py").write_text("from .job import main\n")
     (root / "nodes" / "__init__.py").touch()
     (root / "job.py").write_text(
-        "import sys\ndef main():\n    import nodes\n    print(__name__, sys.argv, nodes.__file__, sys.path.count(sys.argv[1]))\n    return 3\n")
+        "import sys\ndef main():\n    import nodes\n    print(__name__, sys.argv, nodes.__file__, "
+        "sys.path.count(sys.argv[1]))\n    return 3\n")
     done = subprocess.run([sys.executable, "tools/pack.py", "palimpsest.job", str(root)], cwd=root, text=True,
                           capture_output=True, env=os.environ | {"COMFYUI_PATH": str(HOST), "PYTHONPATH": str(root)})
     assert done.stdout.splitlines()[-1:] == [
@@ -233,8 +234,8 @@ def test_a_port_in_use_is_one_line(capsys):
         taken.listen()
         port = taken.getsockname()[1]
         assert dev.main(["serve", "--port", str(port)]) == 1
-        assert capsys.readouterr().err == (f"palimpsest: port {port} is in use: name another with --port, or leave it out for "
-                                           "a free one\n")
+        assert capsys.readouterr().err == (f"palimpsest: port {port} is in use: name another with --port, or leave it "
+                                           "out for a free one\n")
         assert free_port() != port
 
 
@@ -255,7 +256,8 @@ def test_options_of_the_hosts_own_reach_it(tmp_path, monkeypatch):
     (tmp_path / "comfy").mkdir()
     (tmp_path / "comfy" / "options.py").write_text("def enable_args_parsing(): pass")
     (tmp_path / "comfy" / "cli_args.py").write_text("import sys; sys.exit(' '.join(sys.argv))")
-    asked = subprocess.run([sys.executable, pack.ROOT / "tools" / "pack.py", "palimpsest.bench.cost"], capture_output=True, text=True,
+    asked = subprocess.run([sys.executable, pack.ROOT / "tools" / "pack.py", "palimpsest.bench.cost"],
+                           capture_output=True, text=True,
                            env={**os.environ, "COMFYUI_PATH": str(tmp_path)})
     assert asked.stderr.strip().endswith("--use-pytorch-cross-attention --lowvram --fp16-unet"), asked.stderr
 
