@@ -10,7 +10,7 @@ from .editor import Editor
 
 def inversions_of(chosen) -> list:
     """The distinct INVERSIONs that some editors hold."""
-    held = [getattr(e, "inversion", None) for e in chosen]
+    held = [e.read_inversion() for e in chosen]
     return list({id(inversion): inversion for inversion in held if inversion is not None}.values())
 
 
@@ -34,8 +34,8 @@ def check_hooks(run, editor):
 def check_run(run, stepped):
     """What no run can work with, for every editor that holds an INVERSION; stepped: the one whose own steps the SAMPLER
     takes."""
-    replayed = {id(e.inversion) for e in run.editors if getattr(e, "replays", False)}
-    acting = [e for e in run.editors if not getattr(e, "replays", False)]
+    replayed = {id(e.inversion) for e in run.editors if e.replays}
+    acting = [e for e in run.editors if not e.replays]
     if acting and run.guider.model_options.get("context_handler") is not None:
         raise ValueError("Context windows show the model parts of the latent in turn, the editors on this MODEL "
                          f"({len(acting)}) read it whole: remove the Context Windows node.")
@@ -64,7 +64,7 @@ def check_run(run, stepped):
 
 def warn_of_run(run, sampler):
     """What a run can do, and its user has hardly meant."""
-    acting = [e for e in run.editors if not getattr(e, "replays", False)]
+    acting = [e for e in run.editors if not e.replays]
     for inversion in inversions_of(run.editors):
         inversion.begin_run()
     if acting and getattr(run.guider, "cfg", None) == 0:

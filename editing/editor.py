@@ -1,23 +1,47 @@
 """The base of every editor, and the editors that a MODEL carries."""
+from dataclasses import dataclass
+
 from ..host.keys import KEY
+from ..inversion.trajectory import Inversion
+
+
+@dataclass
+class NoState:
+    """Of an editor that keeps nothing during a run."""
 
 
 class Editor:
-    """Base of what a node attaches to a MODEL. Subclasses are frozen dataclasses, with the field `inversion` where they
-    hold one; a run's own state lives in `run.memory`. prompts: CONDITIONINGs of its own; `run.prompts(editor)` has them
-    encoded."""
-    prompts = ()
+    """Base of what a node attaches to a MODEL, with every hook of a run and its default.
 
-    roles = ("target",)  # the rows that it acts on, "target" and "null"
-    # whether its inversion is of another picture than the one sampled, so that no run begins at its noise
+    A subclass is a frozen dataclass. What it gathers during a run lives in `run.state(self)`, made by `State()` when it is
+    asked for first and dropped at the run's end.
+
+    State: a dataclass with a default for every field.
+    name: the node's, for messages.
+    prompts: CONDITIONINGs of its own; `run.prompts(self)` has them encoded.
+    roles: the rows that it acts on, "target" and "null".
+    lends: whether its inversion is of another picture than the one sampled, so that no run begins at its noise.
+    holds: whether it keeps a part of the picture as it was; then it has the last word, wherever it stands in the chain.
+    follows: whether it edits by the target's prompt alone, so that the source's own prompt changes nothing.
+    replays: whether it is Replay's, which applies what an inversion learned.
+    node: (id, class) of the node that attached it, None outside a graph.
+    """
+    State = NoState
+    name = ""
+    prompts = ()
+    roles = ("target",)
     lends = False
-    # whether it keeps a part of the picture as it was: then it has the last word, wherever it stands in the chain
     holds = False
-    follows = False  # whether it edits by the target's prompt alone, so that the source's own changes nothing
-    node = None  # (id, class) of the one that attached it, None outside a graph
+    follows = False
+    replays = False
+    node = None
 
     def __deepcopy__(self, memo):
         return self
+
+    def read_inversion(self) -> Inversion | None:
+        """The INVERSION that it reads: its field `inversion`, where it has one."""
+        return getattr(self, "inversion", None)
 
     def begin(self, run):
         """Before the first model call: raise ValueError on what cannot work."""

@@ -32,11 +32,16 @@ class Run:
     started: bool = False
     encoded: dict = field(default_factory=dict)
     memories: dict = field(default_factory=dict)
+    states: dict = field(default_factory=dict)
     levels: dict = field(default_factory=dict)
     standing: object = None  # a solver's of two latents (inversion/grid.py)
 
     def __deepcopy__(self, memo):
         return self
+
+    def state(self, editor):
+        """What an editor gathers in this run: an instance of its State."""
+        return self.states.setdefault(id(editor), editor.State())
 
     def memory(self, editor) -> dict:
         return self.memories.setdefault(id(editor), {})
@@ -163,6 +168,7 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
         del options[RUN]
         run.reference.clear()
         run.memories.clear()
+        run.states.clear()
         run.standing = run.x = None
 
 

@@ -168,7 +168,7 @@ def source_of(edit, rows, site) -> Source:
 
     What the null prompt's rows read is what the source shows under that prompt."""
     call, prompt, area = rows.call, rows.entry.get("palimpsest_prompt"), rows.entry.get("area")
-    of, key = call.run.reference.kept, (id(getattr(edit, "inversion", None)), prompt, site.kind, site.position)
+    of, key = call.run.reference.kept, (id(edit.read_inversion()), prompt, site.kind, site.position)
     kept = of.get((*key, area)) or of.get((*key, None), {})
     if not kept and any(found[:4] == key for found in of):
         raise ValueError("Another node cuts the source into tiles, none of which is the target's area (height, width, "
