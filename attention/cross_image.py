@@ -21,9 +21,9 @@ left out. Checked against garibida/cross-image-attention@ee2080c (MIT).
 from dataclasses import dataclass
 
 import torch
-from comfy.utils import repeat_to_batch_size
 
 from ..editing.layers import SelfAttentionEdit, places
+from ..host.batch import repeat_to_batch_size
 
 NAME = "Cross-Image Attention"
 CELLS = 2 ** 24  # of maps that are held at once

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from comfy.utils import repeat_to_batch_size
 
 from ..editing.layers import SelfAttentionEdit
 from ..editing.masks import otsu
 from ..editing.sites import in_tiles, mask_at
+from ..host.batch import repeat_to_batch_size
 
 
 def object_mask(maps, size, threshold):

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from comfy.utils import repeat_to_batch_size
 
 from ..editing.sites import AttentionEdit, require_all_rows
 from ..editing.word_maps import sampled_tokens
+from ..host.batch import repeat_to_batch_size
 from ..host.canvas import log
 
 

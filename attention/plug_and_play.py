@@ -24,7 +24,7 @@ import torch
 from ..editing.editor import Editor
 from ..editing.layers import places
 from ..editing.sites import Rows, Site, source_of
-from ..host.hooks import hooked
+from ..host.options import with_hooks
 
 
 def second_block(unet) -> frozenset:
@@ -65,7 +65,7 @@ class ResidualFeatures(Editor):
                 branch = unet.output_blocks[number][0].out_layers[-1]
                 yield branch.register_forward_hook(partial(_at, edits, call, number, options))
 
-        return hooked(model_options, "palimpsest.features", register)
+        return with_hooks(model_options, "palimpsest.features", register)
 
 
 def _at(edits, call, number, options, branch, inputs, h):

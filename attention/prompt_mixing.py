@@ -21,12 +21,12 @@ alone).
 from dataclasses import dataclass
 
 import torch
-from comfy.utils import repeat_to_batch_size
 
 from ..editing.editor import Editor
 from ..editing.layers import SelfAttentionEdit
 from ..editing.sites import in_tiles, mask_at
 from ..editing.word_maps import sampled_tokens
+from ..host.batch import repeat_to_batch_size
 
 NAME = "Prompt Mixing"
 

@@ -18,11 +18,11 @@ ours. What another pack's patch adds to attention, as IPAdapter's does, stays as
 from dataclasses import dataclass
 
 import torch
-from comfy.utils import repeat_to_batch_size
 
 from ..editing.masks import latent_mask, require_rows
 from ..editing.sites import AttentionEdit, mask_at
 from ..editing.word_maps import sampled_tokens
+from ..host.batch import repeat_to_batch_size
 from ..host.tokens import find_in_some, parse_words
 
 NAME = "Attention Re-weight"

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from ..editing.editor import Editor
 from ..editing.layers import SelfAttentionEdit
 from ..editing.sites import AttentionEdit, Rows, Site, Source, source_of
-from ..host.hooks import hooked
+from ..host.options import with_hooks
 
 NAME = "Style Aligned"
 
@@ -171,7 +171,7 @@ class SharedNorms(Editor):
                 if isinstance(module, torch.nn.GroupNorm):
                     yield module.register_forward_hook(partial(_norm, acting, call, name, options))
 
-        return hooked(model_options, "palimpsest.norms", register)
+        return with_hooks(model_options, "palimpsest.norms", register)
 
 
 def _norm(edits, call, name, options, norm, inputs, out):

@@ -15,12 +15,12 @@ The sampler goes on from the composed start by Euler's steps (editing/latent_mov
 from dataclasses import dataclass
 
 import torch
-from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ..editing.latent_move import Mover
 from ..editing.masks import blend, require_rows
 from ..editing.sites import AttentionEdit, in_tiles, mask_at, source_of
+from ..host.batch import repeat_to_batch_size
 
 
 @dataclass(frozen=True, eq=False)

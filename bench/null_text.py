@@ -22,7 +22,7 @@ import comfyui_version
 import torch
 
 from ..editing.inverting import learn
-from ..host.gradients import prompted
+from ..host.guiders import prompted
 from ..inversion.trajectory import Theta
 from ..metrics.pixels import psnr
 from ..miniature.model import load_miniature

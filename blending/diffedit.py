@@ -11,22 +11,21 @@ from the host's x0, on eps, v and flow models alike. The guidance scale drops ou
 Differs from diffusers' pipeline: each picture's map has its own mean, and r is a share of the whole schedule, not of
 some steps of it (there 0.5 of 50 steps is timestep 481 of 1000, here 499.5).
 """
-import comfy.samplers
 import torch
-from comfy.utils import ProgressBar
 from torch import Tensor
 
+from ..host.guiders import Guider
+from ..host.progress import ProgressBar
 from ..host.sampling import Solver
 
 ROWS = 8  # latents of one forward, which has both prompts for each
 
 
-class Difference(comfy.samplers.CFGGuider):
-    """Predicts x0(target) - x0(source), both in one batch where the host finds room for it."""
+class Difference(Guider):
+    """Predicts x0(target) - x0(source)."""
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):
-        both = [self.conds["target"], self.conds["source"]]
-        target, source = comfy.samplers.calc_cond_batch(self.inner_model, both, x, timestep, model_options)
+        target, source = self.x0s(("target", "source"), x, timestep, model_options)
         return target - source
 
 
@@ -48,8 +47,7 @@ def difference_map(model, source, target, latent: Tensor, maps=10, strength=0.5,
             bar.update(len(part))
         return x
 
-    guider = Difference(model)
-    guider.inner_set_conds({"target": target, "source": source})
+    guider = Difference(model, {"target": target, "source": source})
     sigmas = torch.stack([sigma, torch.zeros(())])
     guider.sample(torch.zeros_like(latent), latent, Solver(solver), sigmas, disable_pbar=True, seed=seed)
     return total / maps

@@ -16,10 +16,10 @@ The threshold may be found in the maps themselves (Otsu 1979), and the maps refi
 from dataclasses import dataclass
 
 import torch
-from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ..editing.masks import Anchored, SourceMask, require_rows, warn_if_wide
+from ..host.batch import repeat_to_batch_size
 from ..host.canvas import about
 
 

@@ -15,10 +15,10 @@ CLIP's similarity and the background's error over all candidates, is left to the
 from dataclasses import dataclass
 
 import torch
-from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ..editing.masks import Anchored, require_rows
+from ..host.batch import repeat_to_batch_size
 
 
 @dataclass(frozen=True, eq=False)

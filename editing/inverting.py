@@ -11,7 +11,8 @@ from comfy.utils import repeat_to_batch_size
 from comfy_api.latest import io
 
 from ..host.canvas import afresh, log
-from ..host.gradients import PromptGuider, differentiable
+from ..host.gradients import differentiable
+from ..host.guiders import PromptGuider
 from ..host.sampling import (
     Solver,
     check_family,
@@ -168,7 +169,7 @@ def learn(name, method, model, inversion, solve, prompts=None, **noted) -> io.No
 
     name and method: as in `invert`. solve(model, x, sigmas, extra_args, callback, disable, path=, flow=) gets x and
     path, the S+1 latents of the trajectory, in sampler space, and returns ({name: Theta}, notes for the provenance).
-    model asks for its prompt through host/gradients.prompted: "source", or one of `prompts` {name: CONDITIONING}.
+    model asks for its prompt through host/guiders.prompted: "source", or one of `prompts` {name: CONDITIONING}.
     """
     require_plain(model, name)
     check_family(model, inversion)

@@ -13,30 +13,25 @@ sums the loss over the latent, multiplies by 2000 and divides by its 64 × 64 ce
 here it stays the same. One t an iteration for all rows, where the notebook draws one a row: what the host is given may
 depend on t.
 """
-import comfy.samplers
 import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from ..host.gradients import prompted
+from ..host.guiders import Guider, prompt_asked, prompted
 
 WEIGHT = 2000 / 64 ** 2
 
 
-class PairGuider(comfy.samplers.CFGGuider):
+class PairGuider(Guider):
     """Predicts x0 with the "source" or the "target" of its prompts, as `prompted` asks, guided away from the
     "negative"."""
 
     def __init__(self, model, source, target, negative, cfg):
-        super().__init__(model)
-        self.inner_set_conds({"source": source, "target": target, "negative": negative})
-        self.set_cfg(cfg)
+        super().__init__(model, {"source": source, "target": target, "negative": negative}, cfg)
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):
-        name, _ = model_options["transformer_options"]["palimpsest.prompt"]
-        return comfy.samplers.sampling_function(self.inner_model, x, timestep, self.conds["negative"],
-                                                self.conds[name], self.cfg,
-                                                model_options=model_options, seed=seed)
+        name, _ = prompt_asked(model_options)
+        return self.guided(name, "negative", x, timestep, model_options, seed)
 
 
 def levels(sampling, iterations: int, start: float, end: float, generator) -> Tensor:

@@ -23,7 +23,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ..blending.local_blend import LocalBlend
@@ -32,6 +31,7 @@ from ..editing.latent_move import Mover
 from ..editing.masks import require_rows
 from ..editing.sites import AttentionEdit, in_tiles, mask_at
 from ..editing.word_maps import sampled_tokens
+from ..host.batch import repeat_to_batch_size
 from ..host.tokens import find_in_some
 
 TWICE = 0.5  # the percent of the schedule until which there are two moves a step

@@ -20,12 +20,12 @@ Checked against: hansam95/NMG@d7b6bf5, its settings and what it guides; runs, th
 """
 from dataclasses import dataclass
 
-import comfy.samplers
 import torch
-from comfy.utils import repeat_to_batch_size
 
 from ..editing.latent_move import Mover, next_level
+from ..host.batch import repeat_to_batch_size
 from ..host.gradients import graph, without_control_weights
+from ..host.guiders import predictions
 from ..host.sampling import prediction_type
 
 VALUES = 4 * 64 * 64  # of the authors' latent
@@ -73,8 +73,7 @@ class NoiseMap(Mover):
         null = without_control_weights(next(c for name, c in run.guider.conds.items() if "negative" in name))
         with graph(run, run.memory(self)) as options:
             seen = x.clone().requires_grad_()
-            x0, = comfy.samplers.calc_cond_batch(run.guider.inner_model, [null], seen,
-                                                 seen.new_full((len(x),), sigma), options)
+            x0, = predictions(run.guider, [null], seen, sigma, options)
             eps = (seen - x0) / sigma
             known = repeat_to_batch_size(self.inversion.at(clean), len(x)).to(x)
             energy = (seen + (clean - sigma) * eps - known).abs().sum()

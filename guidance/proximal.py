@@ -20,11 +20,11 @@ Checked against: phymhan/prompt-to-prompt@9955a1f, whole runs of its l0, which i
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ..editing.editor import Editor
 from ..editing.latent_move import next_level
+from ..host.batch import repeat_to_batch_size
 from ..host.keys import running
 
 NORMS = "l0", "l1"

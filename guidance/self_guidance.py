@@ -33,7 +33,7 @@ from ..editing.attention_loss import cross_attention_maps, loss_gradient, of_tex
 from ..editing.editor import Editor
 from ..editing.sites import AttentionEdit, Rows, Site, source_of
 from ..editing.word_maps import sampled_tokens
-from ..host.hooks import hooked
+from ..host.options import with_hooks
 from ..host.tokens import parse_words, require_columns
 
 NOISE = 1e-3  # features of equal latents differ by less, between a forward with gradients and one without
@@ -132,7 +132,7 @@ class Decoded(Editor):
         def register(unet, options):
             yield unet.out.register_forward_pre_hook(partial(_at, edits, call, options))
 
-        return hooked(model_options, "palimpsest.decoded", register)
+        return with_hooks(model_options, "palimpsest.decoded", register)
 
 
 def _at(edits, call, options, head, inputs):

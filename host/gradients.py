@@ -13,7 +13,6 @@ from functools import partial
 from weakref import WeakSet
 
 import comfy.model_management as management
-import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import get_attention_function
 from comfy.patcher_extension import WrappersMP
@@ -203,33 +202,3 @@ def _alias(tensor):
 def pytorch_attention(function, *args, **kwargs):
     """An attention override of the host's: PyTorch's own function in place of the chosen backend."""
     return get_attention_function("pytorch")(*args, **kwargs)
-
-
-class PromptGuider(comfy.samplers.CFGGuider):
-    """Predicts x0 with one of its prompts {name: CONDITIONING} at a time, as `prompted` asks."""
-
-    def __init__(self, model, prompts):
-        super().__init__(model)
-        self.inner_set_conds(prompts)
-
-    def predict_noise(self, x, timestep, model_options={}, seed=None):
-        name, embedding = model_options["transformer_options"]["palimpsest.prompt"]
-        conds = self.conds[name]
-        if embedding is not None:
-            conds = [with_embedding(entry, embedding) for entry in conds]
-        return comfy.samplers.calc_cond_batch(self.inner_model, [conds], x, timestep, model_options)[0]
-
-
-def with_embedding(entry, embedding) -> dict:
-    """A processed cond entry with another cross-attention embedding [B, tokens, C]."""
-    kind = type(entry["model_conds"]["c_crossattn"])
-    return {**entry, "model_conds": {**entry["model_conds"], "c_crossattn": kind(embedding)}}
-
-
-def prompted(model, extra_args, name, x, sigma, embedding=None):
-    """x0 [B,C,…] of x at σ [B], under a solver that PromptGuider runs: with its prompt `name`, or with another
-    embedding [B, tokens, C] in that prompt's place. Ends the run where the user cancelled."""
-    management.throw_exception_if_processing_interrupted()
-    options = extra_args["model_options"]
-    to = {**options["transformer_options"], "palimpsest.prompt": (name, embedding)}
-    return model(x, sigma, **{**extra_args, "model_options": {**options, "transformer_options": to}})

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import learn
 from ...editing.layers import parse_layers, places
-from ...host.gradients import prompted
+from ...host.guiders import prompted
 from ...host.unet import require_unet
 from ...host.unet_inputs import with_added, with_widths_measured
 from ...inversion import kv

@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ...editing.inverting import learn, tokens_for
-from ...host.gradients import prompted
+from ...host.guiders import prompted
 from ...inversion import null_text
 from ...inversion.trajectory import Theta
 from ..widgets import InversionType

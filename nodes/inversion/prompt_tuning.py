@@ -3,7 +3,7 @@ import torch
 from comfy_api.latest import io
 
 from ...editing.inverting import learn, tokens_for
-from ...host.gradients import prompted
+from ...host.guiders import prompted
 from ...inversion import prompt_tuning
 from ...inversion.trajectory import Theta
 from ..widgets import InversionType, learning_inputs

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ...editing.attention_loss import with_maps_recorded
 from ...editing.inverting import learn, tokens_for
 from ...editing.word_maps import nearest_share
-from ...host.gradients import prompted
+from ...host.guiders import prompted
 from ...host.unet import positions, require_unet
 from ...host.unet_inputs import with_added
 from ...inversion import style_diffusion

@@ -6,7 +6,8 @@ import comfy.ops
 import pytest
 import torch
 from palimpsest.host import gradients
-from palimpsest.host.gradients import PromptGuider, differentiable, prompted
+from palimpsest.host.gradients import differentiable
+from palimpsest.host.guiders import PromptGuider, prompted
 from palimpsest.host.sampling import Solver, run, schedule
 
 import tiny

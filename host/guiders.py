@@ -1,0 +1,75 @@
+"""Prompts as the host's guiders encode them, and guiders that predict with prompts of their own."""
+import comfy.samplers
+from comfy.sampler_helpers import convert_cond
+from comfy.samplers import encode_model_conds
+from torch import Tensor
+
+from .progress import raise_if_cancelled
+
+__all__ = ["Guider", "PromptGuider", "convert_cond", "encode_model_conds", "encoded", "predictions", "prompted",
+           "prompt_asked", "with_embedding"]
+ASKED = "palimpsest.prompt"
+
+
+def encoded(guider, conditioning, noise: Tensor, latent_image: Tensor, denoise_mask: Tensor | None = None) -> list:
+    """The cond list of a CONDITIONING, encoded as the host encodes the guider's."""
+    conds = {"positive": convert_cond(conditioning)}
+    return comfy.samplers.process_conds(guider.inner_model, noise, conds, guider.model_patcher.load_device,
+                                        latent_image, denoise_mask)["positive"]
+
+
+def predictions(guider, conds: list, x: Tensor, sigma: float, model_options: dict) -> list[Tensor]:
+    """The x0 of x at σ under each of the cond lists, from the guider's loaded model."""
+    return comfy.samplers.calc_cond_batch(guider.inner_model, conds, x, x.new_full((len(x),), sigma), model_options)
+
+
+def with_embedding(entry: dict, embedding: Tensor) -> dict:
+    """A processed cond entry with another cross-attention embedding [B, tokens, C]."""
+    kind = type(entry["model_conds"]["c_crossattn"])
+    return {**entry, "model_conds": {**entry["model_conds"], "c_crossattn": kind(embedding)}}
+
+
+class Guider(comfy.samplers.CFGGuider):
+    """Predicts with prompts of its own, {name: CONDITIONING}. A subclass says in `predict_noise` how it combines
+    them."""
+
+    def __init__(self, model, prompts: dict, cfg=1.0):
+        super().__init__(model)
+        self.inner_set_conds(prompts)
+        self.set_cfg(cfg)
+
+    def x0s(self, names, x, timestep, model_options) -> list[Tensor]:
+        """The prediction of each of the prompts, in one batch where the host finds room for it."""
+        return comfy.samplers.calc_cond_batch(self.inner_model, [self.conds[name] for name in names], x, timestep,
+                                              model_options)
+
+    def guided(self, name, negative, x, timestep, model_options, seed) -> Tensor:
+        """The prediction of a prompt, guided away from the negative one at the guider's CFG."""
+        return comfy.samplers.sampling_function(self.inner_model, x, timestep, self.conds[negative], self.conds[name],
+                                                self.cfg, model_options=model_options, seed=seed)
+
+
+class PromptGuider(Guider):
+    """Predicts x0 with the prompt that `prompted` asks for."""
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):
+        name, embedding = prompt_asked(model_options)
+        conds = self.conds[name]
+        if embedding is not None:
+            conds = [with_embedding(entry, embedding) for entry in conds]
+        return comfy.samplers.calc_cond_batch(self.inner_model, [conds], x, timestep, model_options)[0]
+
+
+def prompted(model, extra_args: dict, name: str, x: Tensor, sigma: Tensor, embedding: Tensor | None = None) -> Tensor:
+    """x0 [B,C,…] of x at σ [B] under one prompt of the guider that runs this solver.
+
+    An embedding [B, tokens, C] stands in for the prompt's own. The run ends here where the user cancelled it."""
+    raise_if_cancelled()
+    options = extra_args["model_options"]
+    to = {**options["transformer_options"], ASKED: (name, embedding)}
+    return model(x, sigma, **{**extra_args, "model_options": {**options, "transformer_options": to}})
+
+
+def prompt_asked(model_options: dict) -> tuple:
+    """(name, embedding or None) that `prompted` asks of a guider."""
+    return model_options["transformer_options"][ASKED]
