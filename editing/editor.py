@@ -1,8 +1,10 @@
 """The base of every editor, and the editors that a MODEL carries."""
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from ..host.keys import KEY
 from ..inversion.trajectory import Inversion
+from .predictions import Asked
 
 
 @dataclass
@@ -13,8 +15,8 @@ class NoState:
 class Editor:
     """Base of what a node attaches to a MODEL, with every hook of a run and its default.
 
-    A subclass is a frozen dataclass. What it gathers during a run lives in `run.state(self)`, made by `State()` when it is
-    asked for first and dropped at the run's end.
+    A subclass is a frozen dataclass. What it gathers during a run lives in `run.state(self)`, made by `State()` when it
+    is asked for first and dropped at the run's end.
 
     State: a dataclass with a default for every field.
     name: the node's, for messages.
@@ -23,6 +25,7 @@ class Editor:
     lends: whether its inversion is of another picture than the one sampled, so that no run begins at its noise.
     holds: whether it keeps a part of the picture as it was; then it has the last word, wherever it stands in the chain.
     follows: whether it edits by the target's prompt alone, so that the source's own prompt changes nothing.
+    mixes: whether it changes the target's prediction by what it asked for; `answered` then returns the new one.
     replays: whether it is Replay's, which applies what an inversion learned.
     node: (id, class) of the node that attached it, None outside a graph.
     """
@@ -33,6 +36,7 @@ class Editor:
     lends = False
     holds = False
     follows = False
+    mixes = False
     replays = False
     node = None
 
@@ -57,6 +61,14 @@ class Editor:
     def predicted(self, run, x0s, x, sigma):
         """The x0 predictions of those lists, without those of the lists that `conditions` added."""
         return x0s
+
+    def asks(self, run, sigma) -> dict[Hashable, Asked]:
+        """Predictions that it wants beside the host's, by names of its own. Asked once an evaluation of the model, but
+        for every prediction of the target where it mixes."""
+        return {}
+
+    def answered(self, run, x0, sigma):
+        """After every time it was asked, whatever it asked for: `x0.target`, `x0.null` and `x0[name]`."""
 
     def before(self, run, x, sigma):
         """The x that the model is to see, in sampler space."""

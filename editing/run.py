@@ -17,6 +17,7 @@ from ..host.tiles import locating
 from .call import Call
 from .checks import check_hooks, check_noise, check_run, inversions_read, warn_of_run
 from .editor import editors
+from .predictions import Questions
 from .reference import Reference, null_entries
 
 
@@ -30,6 +31,7 @@ class Run:
     reference: Reference = field(init=False)
     x: object = None  # the latent at this σ, as the model sees it
     started: bool = False
+    asked: bool = False  # whether editors were asked for predictions in this evaluation of the model
     encoded: dict = field(default_factory=dict)
     memories: dict = field(default_factory=dict)
     states: dict = field(default_factory=dict)
@@ -184,7 +186,7 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):
     run = running(model_options)
     if run is None:
         return executor(x, timestep, model_options, seed)
-    sigma = float(timestep[0])
+    sigma, run.asked = float(timestep[0]), False
     if not run.started:
         run.started = True
         check_noise(run, x, sigma)
@@ -202,6 +204,8 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     if run is None or any(conds[0] is entries for entries in run.reference.reading):
         return executor(model, conds, x_in, timestep, model_options)
     sigma = float(timestep[0])
+    questions = Questions(run, conds, sigma)
+    conds = questions.conds
     for editor in run.editors:
         conds = editor.conditions(run, conds, sigma)
     nulls = [c for i, c in enumerate(conds) if c is not None and run.role(conds, i) == "null"]
@@ -210,7 +214,7 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
                                                           Call(run, "write", conds, sigma, x_in)))
     for editor in reversed(run.editors):
         x0s = editor.predicted(run, x0s, x_in, sigma)
-    return x0s
+    return questions.answer(x0s)
 
 
 def _read(run, executor, model, x_in, timestep, model_options, nulls=()):
