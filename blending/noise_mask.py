@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..editing.masks import Anchored
-from ..editing.predictions import controlled_as, controls
+from ..editing.predictions import Asked
 
 AGAINST = "source", "null"
 
@@ -53,30 +53,17 @@ class NoiseMask(Anchored):
                              "(CFGGuider), or compare with the source.")
         run.warn_if_idle(self.name, lambda sigma: run.within(sigma, self.start, 1.0))
 
-    def conditions(self, run, conds, sigma):
-        """With the list of the other prompt, where it is not among them under the target's ControlNet; once a σ."""
+    def asks(self, run, sigma):
         memory = run.memory(self)
         known = memory.get("sigma") == sigma or "mask" in memory and not run.within(sigma, self.start, self.end)
-        roles = [c and run.role(conds, i) for i, c in enumerate(conds)]
-        memory["pair"] = None
-        if known or "target" not in roles or not run.within(sigma, self.start, 1.0):
-            return conds
-        index, given = roles.index("target"), len(conds)
-        target, null = conds[index], roles.index("null") if "null" in roles else None  # the host leaves it out at CFG 1
-        if self.against == "null" and null is not None and controls(conds[null], sigma) == controls(target, sigma):
-            memory.update(sigma=sigma, pair=(index, null, given))
-            return conds
-        memory.update(sigma=sigma, pair=(index, given, given))
-        other = run.prompts(self)[0] if self.against == "source" else run.guider.conds["negative"] if null is None else conds[null]
-        return [*conds, controlled_as(other, target, sigma)]
+        if known or not run.within(sigma, self.start, 1.0):
+            return {}
+        memory["sigma"] = sigma
+        return {"other": Asked(run.prompts(self)[0] if self.against == "source" else "null", "target")}
 
-    def predicted(self, run, x0s, x, sigma):
-        memory = run.memory(self)
-        if memory["pair"] is None:
-            return x0s
-        target, other, given = memory["pair"]
-        memory["mask"] = (relevance(x0s[target] - x0s[other]) >= self.threshold).float()
-        return x0s[:given]
+    def answered(self, run, x0, sigma):
+        if x0.names:
+            run.memory(self)["mask"] = (relevance(x0.target - x0["other"]) >= self.threshold).float()
 
     def mask(self, run, x, sigma) -> Tensor:
         """The last one read: at the step before where the model is about to see x, at this one where it has."""

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ..editing.masks import smoothed
+from ..editing.predictions import asked_by
 from ..editing.sites import Rows, Site
 from ..editing.word_maps import in_place, word_maps
 from ..host.unet import host_attention, positions
@@ -56,18 +57,17 @@ class LEDITS(SEGA):
     def look(self, call, position, inner, q, k, v, options):
         """The site's output; the maps of the concepts' words go into the run's memory."""
         memory, parts = call.run.memory(self), call.parts(options)
-        asked = memory.get("asked", [{}])[0]
         site = Site("cross", position, tuple(options["activations_shape"][-2:]), self.share, options["n_heads"])
         for (index, uuid, _, entry), *own in zip(parts, q.chunk(len(parts)), k.chunk(len(parts))):
-            if index in asked:
-                tokens, here = self.concepts[asked[index]].tokens, {**options, "cond_or_uncond": [index],
-                                                                    "uuids": [uuid]}
+            asked = asked_by(self, entry)
+            if asked is not None:
+                tokens, here = self.concepts[asked].tokens, {**options, "cond_or_uncond": [index], "uuids": [uuid]}
                 words = [[sum((word.positions for word in t.words), ())] for t in tokens]
                 rows = [words[i % len(words)] for i in range(len(own[0]))]
                 maps, seen = word_maps(partial(_attention, here), site, *own, rows, len(tokens[0].ids)), torch.ones(())
                 if "area" in entry:
                     maps, seen = in_place(maps, Rows(call, entry, len(maps)), site)
-                memory.setdefault("maps", {}).setdefault(asked[index], []).append((maps[:, 0], seen))
+                memory.setdefault("maps", {}).setdefault(asked, []).append((maps[:, 0], seen))
         return inner(q, k, v, options)
 
     def region(self, run, concept, psi, sigma):

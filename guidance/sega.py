@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..editing.editor import Editor, editors
-from ..editing.predictions import controlled_as
+from ..editing.predictions import Asked
 from ..editing.run import alone
 from ..host.keys import running
 from ..host.sampling import Solver, prediction_type, sample
@@ -69,30 +69,18 @@ class SEGA(Editor):
         """1 where ψ [B,C,…] is kept, else 0; its channels may be one for all."""
         return largest(psi, concept.threshold)
 
-    def conditions(self, run, conds, sigma):
-        memory, roles = run.memory(self), [None if c is None else run.role(conds, i) for i, c in enumerate(conds)]
-        if "gamma" in memory or "target" not in roles:  # another call of the same evaluation
-            return conds
-        asked = [i for i, c in enumerate(self.concepts) if run.within(sigma, 0.0 if self.momentum else c.start, c.end)]
-        nulls = [i for i, role in enumerate(roles) if role == "null"]
-        # at CFG 1
-        unasked = [] if nulls or not asked else [next(c for n, c in run.guider.conds.items() if "negative" in n)]
-        count, null, conds = len(conds), (nulls or [len(conds)])[-1], [*conds, *unasked]
-        memory["asked"] = {len(conds) + n: i for n, i in enumerate(asked)}, count, null
-        return [*conds, *(controlled_as(run.prompts(self)[i], conds[null], sigma) for i in asked)]
+    def asks(self, run, sigma):
+        return {i: Asked(prompt, "null") for i, (concept, prompt) in enumerate(zip(self.concepts, run.prompts(self)))
+                if run.within(sigma, 0.0 if self.momentum else concept.start, concept.end)}
 
-    def predicted(self, run, x0s, x, sigma):
-        memory = run.memory(self)
-        if "asked" not in memory:
-            return x0s
-        asked, count, null = memory.pop("asked")
-        terms, memory["regions"] = {}, {}
-        for index, i in asked.items():
-            psi, concept = (x0s[null] - x0s[index]) / step(run, sigma), self.concepts[i]
+    def answered(self, run, x0, sigma):
+        memory, terms = run.memory(self), {}
+        memory["regions"] = {}
+        for i in x0.names:
+            psi, concept = (x0.null - x0[i]) / step(run, sigma), self.concepts[i]
             memory["regions"][i] = self.region(run, concept, psi, sigma)
             terms[i] = concept.weight * concept.scale * psi * memory["regions"][i]
         memory["gamma"] = self._gamma(run, terms, sigma)
-        return x0s[:count]
 
     def _gamma(self, run, terms, sigma):
         """γ of {concept's number: g_e·γ_e}."""
