@@ -110,8 +110,8 @@ def main():
 
 
 def means(table):
-    return {kind: {method: {n: round(v.nanmean().item(), 4) for n, v in numbers.items()} for method,
-                   numbers in rows.items()}
+    return {kind: {method: {n: round(v.nanmean().item(), 4) for n, v in numbers.items()}
+                   for method, numbers in rows.items()}
             for kind, rows in table.items()}
 
 
@@ -132,6 +132,6 @@ def report(table) -> str:
     lines = []
     for kind, rows in means(table).items():
         lines.append(f"{kind:12s}" + "".join(f"{n:>12s}" for n in next(iter(rows.values()))))
-        lines += [f"  {method:16s}" + "".join(f"{v:>12.3f}" for v in numbers.values()) for method,
-                  numbers in rows.items()]
+        lines += [f"  {method:16s}" + "".join(f"{v:>12.3f}" for v in numbers.values())
+                  for method, numbers in rows.items()]
     return "\n".join(lines)

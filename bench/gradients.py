@@ -73,7 +73,7 @@ def main():
     table = {}
     for name, network in NETWORKS.items():
         table[name] = count(*network)
-        sizes = (f"{key} {value if isinstance(value, str) else f'{value / 2 ** 30:.2f} GB'}" for key,
-                 value in table[name].items())
+        sizes = (f"{key} {value if isinstance(value, str) else f'{value / 2 ** 30:.2f} GB'}"
+                 for key, value in table[name].items())
         print(name, ", ".join(sizes), flush=True)
     RESULTS.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

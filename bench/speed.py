@@ -320,11 +320,11 @@ PLAIN = "plain"
 def nodes(args) -> dict:
     model, clip, _ = load_miniature()
     b = Bench(model, clip, 16, args.steps)
-    runs = {PLAIN: partial(b.run, model)} | {name: partial(b.run, edited(b)) for name,
-                                             edited in (EDITORS | GRADIENT).items()}
+    runs = {PLAIN: partial(b.run, model)} | {name: partial(b.run, edited(b))
+                                             for name, edited in (EDITORS | GRADIENT).items()}
     runs["Delta Denoise, as many iterations"] = partial(b.other, "PalimpsestDeltaDenoise", iterations=args.steps)
-    runs |= {f"{name}, the inversion": partial(b.other, method.node) for name,
-             method in METHODS.items() if not method.source}
+    runs |= {f"{name}, the inversion": partial(b.other, method.node)
+             for name, method in METHODS.items() if not method.source}
     return beside(runs, PLAIN, args.rounds)
 
 

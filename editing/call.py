@@ -41,8 +41,8 @@ class Call:
                              f"{len(self.run.editors)} editors on this MODEL cannot tell which places it is of: remove "
                              "the node that tiles, turns or resizes the latent.")
         named = [(index, uuid, *self.chunk(index, uuid)) for index, uuid in keys(options)]
-        return [(*rest, entry if area is None else {**entry, "area": area}) for area,
-                (*rest, entry) in zip(areas, named)]
+        return [(*rest, entry if area is None else {**entry, "area": area})
+                for area, (*rest, entry) in zip(areas, named)]
 
     def chunk(self, index, uuid):
         """(role, entry) of one chunk of a forward, from its `cond_or_uncond` index and uuid.

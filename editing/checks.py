@@ -22,8 +22,8 @@ def inversions_read(chosen) -> list:
 def check_hooks(run, editor):
     """The host registers the hooks of the guider's prompts, and passes over others in silence."""
     known = getattr(run.guider.model_options.get("registered_hooks"), "hooks", ())
-    own = (hook for prompt in editor.prompts for _,
-           extras in prompt for hook in getattr(extras.get("hooks"), "hooks", ()))
+    own = (hook for prompt in editor.prompts
+           for _, extras in prompt for hook in getattr(extras.get("hooks"), "hooks", ()))
     lost = sorted({type(hook).__name__ for hook in own if hook not in known})
     if lost:
         raise ValueError(f"{editor.name}'s own prompt carries hooks ({', '.join(lost)}) that the prompts being sampled "

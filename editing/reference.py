@@ -91,8 +91,8 @@ class Reference:
             if mine(sigma):
                 wanted = {None: self.entries[i]} | (nulls if any("null" in r.roles for r in mine(sigma)) else {})
             self._forget(inversion, sigma)
-            wanted = {prompt: entries for prompt,
-                      entries in wanted.items() if (id(inversion), prompt) not in self.levels}
+            wanted = {prompt: entries
+                      for prompt, entries in wanted.items() if (id(inversion), prompt) not in self.levels}
             if wanted:
                 self._read(executor, model, x_in, timestep, sigma, i, wanted, mine, patch, shown)
 

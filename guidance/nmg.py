@@ -57,8 +57,8 @@ class NoiseMap(Mover):
         known = self.inversion.conditioning[0][0]
         texts = [e["model_conds"]["c_crossattn"].cond for e in run.targets()]
         pairs = [(text[row % len(text)].cpu(), known[row % len(known)]) for text in texts]
-        return all(a.shape[-1] == b.shape[-1] and torch.equal(*(t[:min(len(a), len(b))] for t in (a, b))) for a,
-                   b in pairs)
+        return all(a.shape[-1] == b.shape[-1] and torch.equal(*(t[:min(len(a), len(b))] for t in (a, b)))
+                   for a, b in pairs)
 
     def move(self, run, x, sigma):
         clean = next_level(run, sigma)

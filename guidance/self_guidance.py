@@ -233,8 +233,8 @@ class SelfGuidance(Shown):
                 looks[rows.entry["uuid"]] = self.looked(ours, theirs, h.float(), [given] + [own] * len(ours[1:]))
 
         def energy():
-            return sum(sum(t) / len(t) + looks.get(uuid, 0) for uuid,
-                       t in terms.items()) / len(terms) if terms else None
+            return sum(sum(t) / len(t) + looks.get(uuid, 0)
+                       for uuid, t in terms.items()) / len(terms) if terms else None
 
         return loss_gradient(run, x, sigma, lambda site: site.position in self.sites, look, energy,
                      lambda options, call: Decoded.install(options, [Decoded(None, look=features)], call))

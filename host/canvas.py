@@ -67,8 +67,8 @@ def survey(prompt: dict) -> tuple:
     links, kinds = _links(prompt), {name: nodes.NODE_CLASS_MAPPINGS.get(_class(prompt, name)) for name in prompt}
     gives = {name: [str(kind) for kind in getattr(kinds[name], "RETURN_TYPES", ())] for name in prompt}
     executed = _upstream(links, [name for name in prompt if getattr(kinds[name], "OUTPUT_NODE", False)])
-    taken = [(source, *gives[source][int(slot):int(slot) + 1], reader) for reader in prompt for source,
-             slot in links[reader]]
+    taken = [(source, *gives[source][int(slot):int(slot) + 1], reader) for reader in prompt
+             for source, slot in links[reader]]
     models = [(source, reader) for source, *kind, reader in taken if kind == ["MODEL"]]
     # another pack's sampler may hand its MODEL on
     used = {source for source, *kind, reader in taken if kind != ["MODEL"] and reader in executed
@@ -115,8 +115,8 @@ def _graph() -> dict:
 
 def _links(prompt) -> dict:
     """{node: [(node, slot) that it takes]}."""
-    return {name: [v for v in node.get("inputs", {}).values() if is_link(v) and v[0] in prompt] for name,
-            node in prompt.items()}
+    return {name: [v for v in node.get("inputs", {}).values() if is_link(v) and v[0] in prompt]
+            for name, node in prompt.items()}
 
 
 def _upstream(links, names) -> list:

@@ -206,7 +206,7 @@ def rows_may_mix(model, conditioning) -> bool:
     options = model.model_options
     foreign = {k for k in options if k != "transformer_options"} | {k
                                                                     for k in options["transformer_options"] if k != KEY}
-    wrapped = {key for kinds in (model.wrappers, model.callbacks) for keys in kinds.values() for key,
-               found in keys.items() if found}
+    wrapped = {key for kinds in (model.wrappers, model.callbacks) for keys in kinds.values()
+               for key, found in keys.items() if found}
     bound = {"start_percent", "end_percent", "timestep_start", "timestep_end", "control", "gligen", "hooks"}
     return not (foreign or wrapped - {KEY} or bound & {k for _, extras in conditioning for k in extras})

@@ -184,8 +184,8 @@ def _pieces(clip, part, ids, encoder):
     if part.startswith("embedding:"):
         name, vectors = part.rstrip(","), sum(i < 0 for i in ids)
         return [(name, False, vectors), (part[len(name):], True, len(ids) - vectors)]
-    kinds = [_is_mark(c) and not (re.fullmatch(r"\w[-'’_]\w|\d\.\d", part[max(0, i - 1):i + 2])) for i,
-             c in enumerate(part)]
+    kinds = [_is_mark(c) and not (re.fullmatch(r"\w[-'’_]\w|\d\.\d", part[max(0, i - 1):i + 2]))
+             for i, c in enumerate(part)]
     cuts = [(marks, "".join(c for c, _ in run)) for marks, run in groupby(zip(part, kinds), lambda pair: pair[1])]
     if len(cuts) == 1:
         return [(part, cuts[0][0], len(ids))]

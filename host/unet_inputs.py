@@ -20,8 +20,8 @@ def with_added(model_options, value=None, contents={}, takes=None, scale=None) -
         content = contents.get(_place(options))
         if content is None:
             return n, context, held
-        return n, *(_plus(x, c, options, takes and partial(takes, "content")) for x,
-                    c in zip((context, held), content.unbind(1)))
+        return n, *(_plus(x, c, options, takes and partial(takes, "content"))
+                    for x, c in zip((context, held), content.unbind(1)))
 
     return _patched(model_options, attn2_patch=None if value is None else cross, attn1_patch=own if contents else None)
 

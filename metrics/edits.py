@@ -48,8 +48,8 @@ def edit_scores(edited: Sequence[Mapping[str, str]], source: Sequence[Mapping[st
 
 
 def edit_numbers(source: Tensor, edited: Tensor, reconstruction: Tensor | None = None, target: Tensor | None = None,
-                 mask: Tensor | None = None, tick: Callable[[int, int], object] = lambda done,
-                 total: None) -> dict[str, Tensor]:
+                 mask: Tensor | None = None,
+                 tick: Callable[[int, int], object] = lambda done, total: None) -> dict[str, Tensor]:
     """Every number of an edit that pictures alone give, name -> [B]; what was not given leaves its numbers out.
 
     Pictures (B, H, W, C) and edit mask (B, H, W) in 0..1; a single picture serves the whole batch.
@@ -77,7 +77,7 @@ def edit_numbers(source: Tensor, edited: Tensor, reconstruction: Tensor | None =
             measures["target_mask_psnr"] = (psnr, edited, target, (mask > 0).float())
     rows = [max(len(t) for t in given if isinstance(t, Tensor)) for _, *given in measures.values()]
     done, total = count(), sum(rows) * len(tiles(*source.shape[1:3]))
-    numbers = {name: measure(*given, tick=lambda: tick(next(done), total)) for name,
-               (measure, *given) in measures.items()} | shares
+    numbers = {name: measure(*given, tick=lambda: tick(next(done), total))
+               for name, (measure, *given) in measures.items()} | shares
     batch = max(len(n) for n in numbers.values())
     return {name: n.expand(batch) for name, n in numbers.items()}

@@ -104,5 +104,5 @@ class PalimpsestLatentBlend(io.ComfyNode):
                              "fewer, or raise the threshold.")
         return io.NodeOutput(attach(model, LocalBlend(
             inversion, painted, start, named, removed, in_time=masks_in_time,
-            **{kind: partial(gather.mask, threshold=threshold, grow=kind == "gathered") for kind,
-               gather in gathered.items()})))
+            **{kind: partial(gather.mask, threshold=threshold, grow=kind == "gathered")
+               for kind, gather in gathered.items()})))

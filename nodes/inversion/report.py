@@ -103,8 +103,8 @@ def replay(start, inversion, cfg, negative) -> tuple:
 def path_errors(path, inversion) -> Tensor:
     """How far each latent of a path lies from the INVERSION's own at its level, as a share of that one's norm:
     [S+1,B]."""
-    return torch.stack([(x - own).flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1) for x,
-                        own in zip(path, inversion.latents)])
+    return torch.stack([(x - own).flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1)
+                        for x, own in zip(path, inversion.latents)])
 
 
 def unit_noise(inversion) -> Tensor:

@@ -22,8 +22,8 @@ def test_restraint_shares_out_the_words_attention_and_not_what_another_pack_adds
     editor, rows = Reweight({"cat": 3.0}, "red", None, None, 0.3, 0,
                             1), Rows(Call(run), {"palimpsest_tokens": tokens}, 1)
     site = Site("cross", ("middle", 0, 0), (SIDE, SIDE), 0.5, HEADS)
-    found = editor.attend(rows, replace(site, patched=True), q, k, v, None, lambda q, k,
-                          v: attention(q, k, v) + q.sin())
+    found = editor.attend(rows, replace(site, patched=True), q, k, v, None,
+                          lambda q, k, v: attention(q, k, v) + q.sin())
     torch.testing.assert_close(found, editor.attend(rows, site, q, k, v, None, attention) + q.sin())
 
 

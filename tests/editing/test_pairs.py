@@ -81,8 +81,8 @@ SELF_ATTENTION = ["swap", "mutual", "mutual by words", "plug and play", "free pr
                   "cross image"]
 
 
-@pytest.mark.parametrize("other, family", [(name, FAMILIES[i % len(FAMILIES)]) for i,
-                                           name in enumerate(SELF_ATTENTION)])
+@pytest.mark.parametrize("other, family", [(name, FAMILIES[i % len(FAMILIES)])
+                                           for i, name in enumerate(SELF_ATTENTION)])
 def test_a_remover_looks_up_the_source_beside_any_editor_of_self_attention(other, family):
     """In either order alike, and nothing that comes out of an attention is larger than what goes in."""
     c, sizes, found = case(family), {"to_v": 0.0, "to_out": 0.0}, []

@@ -89,8 +89,8 @@ def authors(A, source, features, known, dx):
 
 def test_the_energys_gradients_are_those_of_the_authors_program():
     generator = torch.Generator().manual_seed(3)
-    A, source = (0.1 * blob(x, y, 0.1, 64)[0] + 0.02 * torch.rand(64, 64, generator=generator) for x,
-                 y in ((0.6, 0.55), (0.3, 0.5)))
+    A, source = (0.1 * blob(x, y, 0.1, 64)[0] + 0.02 * torch.rand(64, 64, generator=generator)
+                 for x, y in ((0.6, 0.55), (0.3, 0.5)))
     features, known = torch.randn(2, 6, 128, 128, generator=generator) + torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)
     A.requires_grad_()
     features.requires_grad_()

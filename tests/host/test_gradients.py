@@ -38,8 +38,8 @@ def scalar(model):
         return x
 
     with torch.inference_mode(), differentiable(model) as m:
-        prompts = [[prompt[0][0].clone(), {k: v.clone() if isinstance(v, torch.Tensor) else v for k,
-                                           v in prompt[0][1].items()}]]
+        prompts = [[prompt[0][0].clone(), {k: v.clone() if isinstance(v, torch.Tensor) else v
+                                           for k, v in prompt[0][1].items()}]]
         sigmas = schedule(model, "ddim_uniform", 4)[1:].clone()
         run(PromptGuider(m, {"source": prompts}), latent.clone(), sigmas, Solver(solve))
     return found

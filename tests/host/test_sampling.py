@@ -54,8 +54,8 @@ def test_another_family_is_refused_and_another_checkpoint_said(model, said):
 
 
 def test_the_fingerprint_knows_how_wide_a_prompt_the_model_reads():
-    widths = {name: (f.context_width, f.pooled_width) for name,
-              f in ((n, fingerprint(make())) for n, make in FAMILIES.items())}
+    widths = {name: (f.context_width, f.pooled_width)
+              for name, f in ((n, fingerprint(make())) for n, make in FAMILIES.items())}
     assert widths == {"sd15": (64, None), "sd2": (64, None), "sdxl": (64, 32 + 6 * 256), "flux": (64, 32),
                       "sd3": (64, 32),
                       "qwen": (None, None), "zimage": (64, None)}

@@ -50,8 +50,8 @@ def tiled(model, together=4, shift=(0, 0), shown=lambda part: part):
         x = args["input"].roll(shift, (2, 3))
         total, seen = torch.zeros_like(x), torch.zeros_like(x)
         for first in range(0, 4, together):
-            some = [(..., slice(y, y + TILE), slice(left, left + TILE)) for y,
-                    left in places(x)[first:first + together]]
+            some = [(..., slice(y, y + TILE), slice(left, left + TILE))
+                    for y, left in places(x)[first:first + together]]
             c = {k: v.repeat(len(some), *[1] * (v.ndim - 1)) if torch.is_tensor(v) else v for k, v in args["c"].items()}
             made = apply(shown(torch.cat([x[part] for part in some])), args["timestep"].repeat(len(some)), **c)
             for part, x0 in zip(some, made.chunk(len(some))):

@@ -28,8 +28,8 @@ def test_a_learned_pooled_embedding_serves_an_inpaint_model():
     """Whose other conditions ask for the latent's size too."""
     model = tiny.sdxl(in_channels=9)
     model.model.set_inpaint()
-    inversion, plain = (invert(node, model, *more) for node,
-                        more in ((PalimpsestNegativePromptInvert, [0.0]), (PalimpsestDDIMInvert, [])))
+    inversion, plain = (invert(node, model, *more)
+                        for node, more in ((PalimpsestNegativePromptInvert, [0.0]), (PalimpsestDDIMInvert, [])))
     assert relative(replay(model, inversion, 7.5), replay(model, plain)) < 1e-4
 
 

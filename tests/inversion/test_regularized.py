@@ -248,8 +248,8 @@ def test_on_the_miniature_the_noise_is_whiter_than_ddims():
     edits = [held_out_edit(0, kind) for kind in ("colour", "object", "material", "background")]
     source = torch.cat([clip.encode_from_tokens(clip.tokenize(e.source_text)) for e in edits])
     latent = {"samples": vae.encode(torch.stack([torch.from_numpy(e.source_image) for e in edits]))}
-    plain, regular = (node.execute(model, [[source, {}]], latent, 10, "ddim_uniform", *settings).result[0] for node,
-                      settings in (
+    plain, regular = (node.execute(model, [[source, {}]], latent, 10, "ddim_uniform", *settings).result[0]
+                      for node, settings in (
         (PalimpsestDDIMInvert, ()), (PalimpsestRegularizedInvert, (20.0, 20.0, 5, 5, 0))))
     before, after = (whiteness(i.latents[0] / (1 + i.sigmas[0] ** 2).sqrt()) for i in (plain, regular))
     assert after["neighbours"].abs().mean() < 0.7 * before["neighbours"].abs().mean()

@@ -72,8 +72,8 @@ def test_maps_are_the_softmax_of_each_head_and_their_loss_a_sum_of_means():
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_the_maps_are_those_of_both_sides_of_the_unet_and_not_of_its_middle(family, monkeypatch):
     seen = set()
-    monkeypatch.setattr(style_diffusion_node, "with_maps_recorded", lambda options, sites,
-                        found: seen.update(sites) or with_maps_recorded(options, sites, found))
+    monkeypatch.setattr(style_diffusion_node, "with_maps_recorded",
+                        lambda options, sites, found: seen.update(sites) or with_maps_recorded(options, sites, found))
     model = tiny.UNETS[family]()
     style(model, inverted(model), 1)
     at = positions(model.model.diffusion_model)

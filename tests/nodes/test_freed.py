@@ -33,8 +33,8 @@ NODES = {
     "delta": lambda c: PalimpsestDeltaDenoise.execute(c.model, c.source, c.target, c.null, {"samples": c.latent}, 3,
                                                       0.1, 7.5, 0.05,
                                                       0.95, 0)}
-SAMPLED = {name: lambda c, edit=edit: c.sample(edit(c)) for name,
-           edit in {**EDITORS, "proximal": proximal, "noise map": noise_map}.items()}
+SAMPLED = {name: lambda c, edit=edit: c.sample(edit(c))
+           for name, edit in {**EDITORS, "proximal": proximal, "noise map": noise_map}.items()}
 ONCE = {"ddpm", "cycle", "ledits", "store", "difference"}  # one forward
 each = pytest.mark.parametrize("name, family", [
     (name, FAMILIES[i % len(FAMILIES)]) for i, name in enumerate([*SAMPLED, *INVERSIONS, *NODES])])
