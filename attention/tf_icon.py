@@ -63,8 +63,8 @@ class Composite(Mover, Donor):
     def before(self, run, x, sigma):
         begins = "shift" not in run.memory(self)
         moved = super().before(run, x, sigma)
-        if begins and run.standing is not None:  # both latents of the solver begin with the composed one
-            pair, sees = run.standing.pair, run.standing.sees
+        if begins and run.coupled is not None:  # both latents of the solver begin with the composed one
+            pair, sees = run.coupled.pair, run.coupled.sees
             pair[1 - sees] = blend(pair[sees], pair[1 - sees], self.region)
         return moved
 

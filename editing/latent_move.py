@@ -19,10 +19,10 @@ class Mover(Editor):
     def before(self, run, x, sigma):
         moved = self.move(run, x, sigma)
         clean, shift = next_level(run, sigma), 0
-        if run.standing is None:
+        if run.coupled is None:
             shift = clean / (sigma - clean) * (moved - x)
         else:
-            run.standing.move(moved - x)
+            run.coupled.move(moved - x)
         run.memory(self)["shift"] = shift
         return moved
 

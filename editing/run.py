@@ -14,6 +14,7 @@ from ..host.canvas import about, afresh, here, log
 from ..host.keys import KEY, RUN, running
 from ..host.sampling import rows_may_mix
 from ..host.tiles import locating
+from ..inversion.grid import CoupledState
 from .call import Call
 from .checks import check_hooks, check_noise, check_run, inversions_read, warn_of_run
 from .editor import editors
@@ -36,7 +37,7 @@ class Run:
     memories: dict = field(default_factory=dict)
     states: dict = field(default_factory=dict)
     levels: dict = field(default_factory=dict)
-    standing: object = None  # a solver's of two latents (inversion/grid.py)
+    coupled: CoupledState | None = None  # of a solver that holds two latents
 
     def __deepcopy__(self, memo):
         return self
@@ -61,21 +62,21 @@ class Run:
         _read(self, comfy.samplers.calc_cond_batch, self.guider.inner_model, x, x.new_full((len(x),), sigma),
               {**options, "transformer_options": to})
 
-    def stand(self, standing):
+    def couple(self, state: CoupledState):
         """A solver of two latents is about to ask the network."""
-        self.standing = standing
-        if not standing.on_path:
+        self.coupled = state
+        if not state.on_path:
             self.reference.read_alone()
 
     def shown(self, inversion, sigma):
         """What the network saw of the INVERSION where the run stands now, at σ: [pictures,C,…]."""
-        if self.standing is None or self.standing.on_path:
+        if self.coupled is None or self.coupled.on_path:
             return inversion.at(sigma)
-        return self.standing.shown(self.standing.source(inversion)[0])
+        return self.coupled.shown(self.coupled.source(inversion)[0])
 
     def landing(self, inversion, sigma):
         """The x0 with which the step that is being taken keeps to the INVERSION."""
-        return inversion.landing(sigma) if self.standing is None else self.standing.landing(inversion)
+        return inversion.landing(sigma) if self.coupled is None else self.coupled.landing(inversion)
 
     def within(self, sigma, start, end) -> bool:
         """Whether σ lies between two percents of the full schedule (the host's `percent_to_sigma`)."""
@@ -171,7 +172,7 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
         run.reference.clear()
         run.memories.clear()
         run.states.clear()
-        run.standing = run.x = None
+        run.coupled = run.x = None
 
 
 def _encode(guider, prompt, noise, latent_image, denoise_mask) -> list:

@@ -92,7 +92,7 @@ class Proximal(Editor):
         if not self.rate or "edited" not in memory or not run.within(sigma, self.start, 1.0):
             return x0
         far = self.rate * (1 - memory["edited"])
-        if run.standing is not None:  # a solver of two latents is drawn to where its step ended in the inversion
+        if run.coupled is not None:  # a solver of two latents is drawn to where its step ended in the inversion
             return x0 - far * (x0 - repeat_to_batch_size(run.landing(self.inversion, sigma), len(x0)).to(x0))
         clean, shown, source = next_level(run, sigma), x0, run.landing(self.inversion, sigma)
         if self.latents:

@@ -41,11 +41,13 @@ class Solver(comfy.samplers.Sampler):
 
     No noise is added and nothing is scaled, whatever noise the sampler node offers. inversion: the one whose own steps
     it takes.
-    stands: the function also takes stand(Standing), by which it says where it stands (inversion/grid.py).
+    coupled: whether it holds two latents; then the function takes `announce` too, and calls it with its CoupledState
+    (inversion/grid.py) before each call of the network.
     """
 
-    def __init__(self, function, extra_options={}, inversion=None, stands=False):
-        self.function, self.extra_options, self.inversion, self.stands = function, dict(extra_options), inversion, stands
+    def __init__(self, function, extra_options={}, inversion=None, coupled=False):
+        self.function, self.extra_options = function, dict(extra_options)
+        self.inversion, self.coupled = inversion, coupled
 
     @classmethod
     def of(cls, sampler):
@@ -86,11 +88,10 @@ class Solver(comfy.samplers.Sampler):
             if callback is not None:
                 callback(state["i"], state["denoised"], state["x"], total)
 
-        edited = running(extra_args["model_options"]) if self.stands else None
-        told = {"stand": edited.stand} if edited else {}
+        edited = running(extra_args["model_options"]) if self.coupled else None
+        announced = {"announce": edited.couple} if edited else {}
         return self.function(model, latent_image, sigmas, extra_args=extra_args, callback=step, disable=disable_pbar,
-                             **told,
-                             **self.extra_options)
+                             **announced, **self.extra_options)
 
 
 def sample(model, conditioning, latent: Tensor, sigmas: Tensor, solver, cfg=1.0, negative=None, callback=None,

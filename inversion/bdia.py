@@ -22,7 +22,7 @@ from functools import partial
 from torch import Tensor
 from tqdm.auto import trange
 
-from .grid import Standing, first_step, in_double, noise_at, recorded, report_step, scale, seen_as, source_where_equal
+from .grid import CoupledState, first_step, in_double, noise_at, recorded, report_step, scale, seen_as, source_where_equal
 
 GAMMA = 0.5
 
@@ -53,7 +53,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
 def denoise(model, x: Tensor, offset: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *,
             gamma=GAMMA,
-            stand=None, **seen_as) -> Tensor:
+            announce=None, **seen_as) -> Tensor:
     """The latent at σ[-1], from x at σ[0] and the offset of the step that starts there.
 
     D_i + o_i = base + slope·ε(x_i, σ_i), where base holds what does not depend on the prediction."""
@@ -65,24 +65,24 @@ def denoise(model, x: Tensor, offset: Tensor, sigmas: Tensor, extra_args=None, c
             w = weight(s[i + 1], s[i - 1], gamma, **seen_as)
             base, slope = x + w * (before - x), slope - w * (s[i - 1] - s[i])
         pair = [x, base]
-        standing = Standing(pair, 0, s[i], s[i], slope, partial(source, here=s[i], there=s[i + 1]), seen_as, tied=True)
-        denoised, eps = standing.ask(model, dtype, extra_args, stand)
+        state = CoupledState(pair, 0, s[i], s[i], slope, partial(source, here=s[i], there=s[i + 1]), seen_as, tied=True)
+        denoised, eps = state.ask(model, dtype, extra_args, announce)
         report_step(callback, i, pair[0].to(dtype), s[i], denoised)
         before, x = pair[0], pair[1] + slope * eps
     return x
 
 
 def source(inversion, here: Tensor, there: Tensor) -> tuple:
-    """A Standing's source: the trajectory's own latents."""
+    """A CoupledState's source: the trajectory's own latents."""
     return inversion.at(float(here)), inversion.at(float(there))
 
 
 def reverse(inversion):
     """Replay's solver; θ_F "offset" holds o, one a step."""
-    def solve(model, x, sigmas, extra_args=None, callback=None, disable=None, stand=None):
+    def solve(model, x, sigmas, extra_args=None, callback=None, disable=None, announce=None):
         first = first_step(inversion, sigmas)
         x = source_where_equal(inversion, first, x)
         offset = recorded(inversion, "offset", first, in_double(x))
         return denoise(model, x, offset, sigmas, extra_args, callback, disable, gamma=inversion.provenance["gamma"],
-                       stand=stand, **seen_as(inversion.fingerprint)).to(x)
+                       announce=announce, **seen_as(inversion.fingerprint)).to(x)
     return solve

@@ -15,7 +15,7 @@ from functools import partial
 from torch import Tensor
 from tqdm.auto import trange
 
-from .grid import Standing, first_step, in_double, recorded, report_step, seen_as, source_where_equal
+from .grid import CoupledState, first_step, in_double, recorded, report_step, seen_as, source_where_equal
 
 P = 0.93
 
@@ -46,7 +46,7 @@ def unmixed(pair: list, p: float) -> list:
     return [(x - (1 - p) * y) / p, y]
 
 
-def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable, p, seen_as, stand=None):
+def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable, p, seen_as, announce=None):
     """Yields the pair after each step between successive levels; two model calls a step."""
     for i in trange(len(turns), disable=disable):
         n, c = sorted(levels[i:i + 2], reverse=True)
@@ -54,8 +54,8 @@ def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable
 
         def noise(pair, sees, level):
             known = partial(source, n=n, c=c, goes=1 - sees, second=level is c, p=p)
-            standing = Standing(pair, sees, level, n, c - n, known, seen_as, on_path=False)
-            seen["x0"], eps = standing.ask(model, dtype, extra_args, stand)
+            state = CoupledState(pair, sees, level, n, c - n, known, seen_as, on_path=False)
+            seen["x0"], eps = state.ask(model, dtype, extra_args, announce)
             return eps
 
         before, pair = pair, step(pair, turns[i] % 2, n, c, noise, p)
@@ -74,7 +74,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
 
 def source(inversion, n: Tensor, c: Tensor, goes: int, second: bool, p: float) -> tuple:
-    """A Standing's source, of a step from n to c in which pair[goes] goes now. Of a method that has no y, its latents
+    """A CoupledState's source, of a step from n to c in which pair[goes] goes now. Of a method that has no y, its latents
     are both."""
     ends = unmixed(_pair_at(inversion, c), p)
     return (ends if second else _pair_at(inversion, n))[1 - goes], ends[goes]
@@ -86,23 +86,23 @@ def _pair_at(inversion, sigma: Tensor) -> list:
 
 
 def denoise(model, x: Tensor, y: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P, first=0,
-            stand=None, **seen_as) -> list:
+            announce=None, **seen_as) -> list:
     """The pair [x, y] at σ[-1], from the pair at σ[0], which is level `first` of the whole schedule."""
     pair, turns = [in_double(x), in_double(y)], range(first, first + len(sigmas) - 1)
     for pair in _walk(denoise_step, pair, in_double(sigmas), turns, model, x.dtype, extra_args, callback, disable, p,
-                      seen_as, stand):
+                      seen_as, announce):
         pass
     return pair
 
 
 def reverse(inversion):
     """Replay's solver: y starts beside x as far as it stood in the inversion (θ_F "y_minus_x", one a level)."""
-    def solve(model, x, sigmas, extra_args=None, callback=None, disable=None, stand=None):
+    def solve(model, x, sigmas, extra_args=None, callback=None, disable=None, announce=None):
         first = first_step(inversion, sigmas)
         x = source_where_equal(inversion, first, x)
         y = in_double(x) + recorded(inversion, "y_minus_x", first, in_double(x))
         found = denoise(model, x, y, sigmas, extra_args, callback, disable, p=inversion.provenance["p"], first=first,
-                        stand=stand,
+                        announce=announce,
                         **seen_as(inversion.fingerprint))
         return found[0].to(x)
     return solve

@@ -27,14 +27,20 @@ def noise_at(model, x: Tensor, c: Tensor, n: Tensor, dtype, extra_args, **seen_a
 
 
 @dataclass(eq=False)
-class Standing:
-    """Where a solver of two latents stands as it asks the network: its step gives pair[1 - sees] + slope·ε(pair[sees]).
+class CoupledState:
+    """The state of a solver of two latents as it asks the network: its step gives pair[1 - sees] + slope·ε(pair[sees]).
 
-    pair: the two, [B,C,…] each, which an editor may change until the network has answered; sees: which of them the
-    network sees, a latent of level `level`, at level `sigma`; source(inversion): what it saw of an INVERSION there and
-    what the step then gave, [pictures,C,…] each; seen_as: flow and data of `scale`; on_path: whether what is seen is
-    always the trajectory's latent of level `sigma`; tied: whether the other latent is made from the one that is seen,
-    and so goes where that one goes."""
+    pair: the two, [B,C,…] each. An editor may change them until the network has answered.
+    sees: which of them the network sees.
+    level: the σ that this latent belongs to.
+    sigma: the σ at which the network sees it.
+    slope: what multiplies ε.
+    source: source(inversion) gives what the network saw of an INVERSION here and what the step then gave,
+    [pictures,C,…] each.
+    seen_as: flow and data of `scale`.
+    on_path: whether what is seen is always the trajectory's latent of level `sigma`.
+    tied: whether the other latent is made from the one that is seen, and so moves with it.
+    """
     pair: list
     sees: int
     level: Tensor
@@ -45,10 +51,10 @@ class Standing:
     on_path: bool = True
     tied: bool = False
 
-    def ask(self, model, dtype, extra_args, stand) -> tuple:
-        """(x0, ε) of `noise_at`; stand(self), if given, lets the editors of a run know first."""
-        if stand is not None:
-            stand(self)
+    def ask(self, model, dtype, extra_args, announce) -> tuple:
+        """(x0, ε) of `noise_at`. announce(self), if given, tells the editors of a run first."""
+        if announce is not None:
+            announce(self)
         denoised, _ = noise_at(model, self.pair[self.sees], self.level, self.sigma, dtype, extra_args, **self.seen_as)
         seen = self.shown(self.pair[self.sees]).to(dtype).to(self.pair[0])  # an editor may have moved it
         return denoised, (seen - denoised.to(seen)) / self.sigma

@@ -10,15 +10,14 @@ from . import bdia, ddpm, direct, edict, ledits, renoise
 class Method:
     """reverse(inversion) gives the method's own solver, of k-diffusion's signature, for a θ_F applied by "step"; None
     where Euler's steps, and so any host SAMPLER, walk the trajectory back. guided: what it learned belongs to the CFG
-    it was learned at. stands: its solver holds two latents and takes stand(Standing), by which it says where it stands
-    (inversion/grid.py).
+    it was learned at. coupled: its solver holds two latents and takes `announce` (CoupledState, inversion/grid.py).
     theta: name -> (axis, applied by, dimensions, or None where each is a latent) of all that it writes into θ_F; a name
     that ends in "." begins several, one in "_pooled" is there only where the model reads it, one in "_scale" not in
     older files.
     settings: the numbers that reverse finds in the provenance."""
     reverse: Callable | None = None
     guided: bool = False
-    stands: bool = False
+    coupled: bool = False
     theta: Mapping = field(default_factory=dict)
     settings: tuple = ()
 
@@ -40,9 +39,9 @@ METHODS = {
     "Regularized": Method(),
     "ReNoise": Method(),
     "ReNoise Ancestral": Method(renoise.reverse, theta={"noise": ("step", "step", None)}, settings=("eta",)),
-    "EDICT": Method(edict.reverse, guided=True, stands=True, theta={"y_minus_x": ("level", "step", None)},
+    "EDICT": Method(edict.reverse, guided=True, coupled=True, theta={"y_minus_x": ("level", "step", None)},
                     settings=("p",)),
-    "BDIA": Method(bdia.reverse, guided=True, stands=True, theta=OFFSETS, settings=("gamma",)),
+    "BDIA": Method(bdia.reverse, guided=True, coupled=True, theta=OFFSETS, settings=("gamma",)),
     "Direct": Method(direct.reverse, guided=True, theta=OFFSETS),
     "DDPM": Method(ddpm.reverse, theta=NOISE_MAPS, settings=("eta",)),
     "CycleDiffusion": Method(ddpm.reverse, theta=NOISE_MAPS, settings=("eta",)),

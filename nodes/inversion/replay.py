@@ -45,6 +45,6 @@ class PalimpsestReplay(io.ComfyNode):
             raise ValueError(f"Starting at {start:.0%} leaves no step of the inversion's {inversion.schedule}: choose "
                              "an earlier start (0 is the noisiest level).")
         own = method.reverse(inversion) if method.reverse else comfy.k_diffusion.sampling.sample_euler
-        solver = Solver(own, inversion=inversion, stands=method.stands) if sampler is None else Solver.of(sampler)
+        solver = Solver(own, inversion=inversion, coupled=method.coupled) if sampler is None else Solver.of(sampler)
         latent = model.get_model_object("latent_format").process_out(inversion.at(float(sigmas[0])))
         return io.NodeOutput(attach(model, Replayed(inversion, method.guided)), solver, sigmas, {"samples": latent})

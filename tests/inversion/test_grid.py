@@ -264,7 +264,7 @@ def test_a_composite_begins_with_both_latents_composed_and_holds_the_main_pictur
 
     def edit(model):
         model = PalimpsestInjectComposite.execute(model, c.inversion, donor.inversion, mask, 1, 0.4, 1.0, 0).result[0]
-        return attach(model, Look(lambda run, x, sigma: pairs.append([z.clone() for z in run.standing.pair])))
+        return attach(model, Look(lambda run, x, sigma: pairs.append([z.clone() for z in run.coupled.pair])))
 
     found = sample(c, edit)
     inside, near = (torch.zeros(8, 8, dtype=torch.bool) for _ in range(2))
