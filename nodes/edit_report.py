@@ -48,16 +48,16 @@ class PalimpsestEditReport(io.ComfyNode):
             node_id="PalimpsestEditReport",
             display_name="Edit Report",
             category="palimpsest/report",
-            description="Pictures side by side with what was kept and what changed between them, in numbers.",
+            description="Shows pictures side by side and measures what was kept and what changed.",
             inputs=[
-                io.Image.Input("source", tooltip="The picture before the edit. One serves a whole batch of edits."),
-                io.Image.Input("edited", tooltip="The picture after the edit; a batch gives a row each."),
+                io.Image.Input("source", tooltip="The picture before the edit. One is enough for a whole batch."),
+                io.Image.Input("edited", tooltip="The edited picture. A batch gives one row each."),
                 io.Image.Input("reconstruction", optional=True, tooltip=(
-                    "The source replayed without an edit (or its VAE round trip): how much inversion alone lost.")),
+                    "The source replayed without an edit, or its VAE round trip. Shows the loss of inversion.")),
                 io.Image.Input("target", optional=True, tooltip=(
-                    "The exact picture the edit should have made, where it is known, as Miniature Scene knows it.")),
+                    "The exact result of the edit, if it is known, for example from Miniature Scene.")),
                 io.Mask.Input("mask", optional=True, tooltip=(
-                    "Where the edit belongs (1). Background numbers are taken over the pixels outside it, grown by "
+                    "The area of the edit (1). Background numbers use the pixels outside it, after it grows by "
                     f"{TWO_CELLS} px: two cells of an SD latent, as far as a decoder smears.")),
             ],
             outputs=[io.Image.Output(display_name="sheet"), io.String.Output(display_name="numbers")],

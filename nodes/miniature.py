@@ -13,8 +13,8 @@ class PalimpsestLoadMiniature(io.ComfyNode):
             node_id="PalimpsestLoadMiniature",
             display_name="Load Miniature",
             category="palimpsest/miniature",
-            description="A small text-to-image model that comes with the pack: 128 px pictures of simple scenes, "
-                        "'a photo of a red striped star on a grass background'. To the host it is an SD model.",
+            description="A small text-to-image model included in the pack. 128 px pictures of simple scenes: 'a "
+                        "photo of a red striped star on a grass background'. ComfyUI treats it as an SD model.",
             inputs=[],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
@@ -32,13 +32,13 @@ class PalimpsestMiniatureScene(io.ComfyNode):
             display_name="Miniature Scene",
             category="palimpsest/miniature",
             description="A scene that the miniature never saw in training, an edit of it in words, and the exact "
-                        "picture that the edit should give.",
+                        "result of that edit.",
             inputs=[
                 io.Int.Input("seed", default=0, min=0, max=2 ** 32 - 1, control_after_generate=True,
-                             tooltip="Which scene and which edit of it; equal seeds give equal pictures everywhere."),
+                             tooltip="Chooses the scene and its edit. Equal seeds give equal pictures everywhere."),
                 io.Combo.Input("kind", options=list(EDIT_KINDS), default="colour", tooltip=(
-                    "What the target text changes. Object, colour, material, background and style change one word; "
-                    "pose adds or drops one; add and delete a whole object.")),
+                    "What the target text changes. Object, colour, material, background and style: one word. Pose: "
+                    "adds or drops a word. Add and delete: a whole object.")),
             ],
             outputs=[
                 io.Image.Output(display_name="source"),

@@ -15,19 +15,19 @@ class PalimpsestPromptEdit(io.ComfyNode):
             node_id="PalimpsestPromptEdit",
             display_name="Prompt Edit",
             category="palimpsest/prompt",
-            description="Encodes a picture's prompt and the prompts it is to be edited to, and aligns their words.",
+            description="Encodes the source prompt and the target prompts, and aligns their words.",
             inputs=[
                 io.Clip.Input("clip"),
                 io.String.Input("source", multiline=True, tooltip=(
-                    "What the picture shows. One prompt a line: one line serves every target, or one line a target. "
-                    "It may be empty.")),
+                    "What the picture shows. Write one line for all targets, or one line per target. It may be "
+                    "empty.")),
                 io.String.Input("target", multiline=True, tooltip=(
-                    "What it is to become. One prompt a line: n lines make n rows of one batch. Weights like "
-                    "(word:1.3) are the host's own and stay. Empty lines are ignored.")),
+                    "What the edited picture should show. One prompt per line: n lines make a batch of n. Weights "
+                    "such as (word:1.3) work. Empty lines are ignored.")),
                 io.Combo.Input("mode", options=list(MODES), default="auto", tooltip=(
-                    "How words are aligned. word swap: word by word, for equal counts of words. refinement: words that "
-                    "both prompts have are matched, added ones stand alone. auto: word swap when the counts are equal "
-                    "and some word differs, else refinement. (The paper chooses by hand.)")),
+                    "How words are aligned. word swap: word by word, for equal word counts. refinement: matches the "
+                    "words that both prompts have. Added words have no match. auto: word swap if the counts are "
+                    "equal and a word differs, else refinement. The paper chooses by hand.")),
             ],
             outputs=[
                 io.Conditioning.Output("source_conditioning", display_name="source"),

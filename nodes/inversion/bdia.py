@@ -16,16 +16,16 @@ class PalimpsestBDIAInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestBDIAInvert", display_name="BDIA Invert", category="palimpsest/inversion",
-            description="Inverts exactly by integrating every step in both directions (Zhang et al. 2023): Replay at "
-                        "the same CFG and prompts returns the picture. One model evaluation a step, and one more.",
+            description="Exact inversion that integrates every step in both directions (Zhang et al. 2023). Replay "
+                        "with the same CFG and prompts returns the picture. One model evaluation per step, plus one.",
             inputs=[
                 *inversion_inputs(10),
                 io.Float.Input("gamma", default=bdia.GAMMA, min=0.1, max=1.0, step=0.01,
-                               tooltip="How much of the last step's error the next one puts right. The paper takes 0.5 "
-                                       "for 10 steps and 1.0 for 40: under 1 the noise grows as gamma^-steps, and "
-                                       "edits suffer."),
-                *guidance_inputs("Guidance of the inversion. The authors edit real pictures at 3; sample at the same "
-                                 "value."), sigmas_input()],
+                               tooltip="Share of each step's error that the next step corrects. Below 1 the noise "
+                                       "grows as gamma^-steps, and edits suffer. Paper: 0.5 for 10 steps, 1.0 for "
+                                       "40."),
+                *guidance_inputs("Guidance of the inversion. Sample at the same value. Authors: 3 for real pictures."),
+                sigmas_input()],
             outputs=inversion_outputs(own_reverse=True))
 
     @classmethod

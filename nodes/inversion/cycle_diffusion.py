@@ -12,10 +12,10 @@ class PalimpsestCycleDiffusionInvert(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestCycleDiffusionInvert", display_name="CycleDiffusion Invert",
             category="palimpsest/inversion",
-            description="DPM-Encoder: draws the levels from the picture's own posterior and reads off the noise that "
-                        "leads sampling through them (Wu & De la Torre 2023). Runs without guidance, as the paper. "
-                        "Replay returns the picture; with the target prompt at CFG 1 to 5 it is CycleDiffusion. Eps "
-                        "and v models.",
+            description="DPM-Encoder: draws noisy latents from the picture's posterior and computes the noise that "
+                        "leads sampling through them (Wu & De la Torre 2023). No guidance, as in the paper. Replay "
+                        "returns the picture. With the target prompt at CFG 1 to 5 it is CycleDiffusion. Eps and v "
+                        "models.",
             inputs=[*inversion_inputs(100), *seeded_inputs(0.1), sigmas_input()],
             outputs=inversion_outputs(own_reverse=True))
 

@@ -11,8 +11,8 @@ class PalimpsestDDIMInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestDDIMInvert", display_name="DDIM Invert", category="palimpsest/inversion",
-            description="Follows the deterministic sampler backwards, from a picture to its noise (Song et al. 2021). "
-                        "Runs without guidance (CFG 1), one model evaluation a step.",
+            description="Runs the deterministic sampler backwards, from a picture to its noise (Song et al. 2021). "
+                        "No guidance (CFG 1). One model evaluation per step.",
             inputs=[*inversion_inputs(), sigmas_input()], outputs=inversion_outputs())
 
     @classmethod

@@ -19,12 +19,12 @@ class PalimpsestDDPMInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestDDPMInvert", display_name="DDPM Invert (edit-friendly)", category="palimpsest/inversion",
-            description="Noises the picture to every level by itself and reads off the noise maps that lead DDPM "
+            description="Noises the picture to every level independently and computes the noise maps that lead DDPM "
                         "sampling through them (Huberman-Spiegelglas et al. 2024). Replay returns the picture (see "
-                        "last_residual); with another prompt it edits. The paper's skip is Replay's start (skip 36 of "
-                        "100 steps: 0.36). Eps and v models.",
+                        "last_residual). Another prompt edits it. The paper's skip is Replay's start: 36 of 100 "
+                        "steps is 0.36. Eps and v models.",
             inputs=[*inversion_inputs(100), *seeded_inputs(1.0),
-                    *guidance_inputs("Guidance of the inversion. The paper takes 3.5 with an empty negative, and 15 to "
+                    *guidance_inputs("Guidance of the inversion. Paper: 3.5 with an empty negative prompt, 15 to "
                                      "sample the target."),
                     sigmas_input(), last_residual_input()],
             outputs=inversion_outputs(own_reverse=True))

@@ -15,18 +15,17 @@ class PalimpsestDirectInvert(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestDirectInvert", display_name="Direct Invert (PnP Inversion)",
             category="palimpsest/inversion",
-            description="DDIM inversion, and for each step the offset that leads sampling at the given CFG back to the "
-                        "picture (Ju et al. 2024). With an editor it equals DDIM Invert, whose source branch never "
-                        "drifts; the offsets serve Replay of the source prompt, at the CFG and with the negative they "
-                        "were recorded with.",
+            description="DDIM inversion that also records an offset for each step. With it, sampling at this CFG "
+                        "returns the picture (Ju et al. 2024). The offsets act in a replay of the source prompt "
+                        "with the same CFG and negative prompt. With an editor it equals DDIM Invert, whose source "
+                        "branch never drifts.",
             inputs=[
                 *inversion_inputs(),
                 io.Float.Input("scale", default=1.0, min=0.0, max=1.0, step=0.05,
-                               tooltip="Share of each step's distance to the source that its offset puts right. The "
-                                       "paper takes 1, which returns the picture; 0 is plain DDIM."),
-                *guidance_inputs("The CFG of the replay that the offsets are recorded for; the inversion itself runs "
-                                 "at 1. The paper "
-                          "edits at 7.5."), sigmas_input()],
+                               tooltip="Share of each step's error that its offset corrects. 1 returns the picture "
+                                       "(paper). 0 is plain DDIM."),
+                *guidance_inputs("The CFG you will replay at, for the offsets. The inversion itself runs at 1. The "
+                                 "paper edits at 7.5."), sigmas_input()],
             outputs=inversion_outputs())
 
     @classmethod

@@ -12,15 +12,15 @@ class PalimpsestEDICTInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestEDICTInvert", display_name="EDICT Invert", category="palimpsest/inversion",
-            description="Inverts exactly with two coupled latents (Wallace et al. 2023): Replay at the same CFG and "
-                        "prompts returns the picture. Two model evaluations a step, here and in Replay.",
+            description="Exact inversion with two coupled latents (Wallace et al. 2023). Replay with the same CFG "
+                        "and prompts returns the picture. Two model evaluations per step, also in Replay.",
             inputs=[
                 *inversion_inputs(),
                 io.Float.Input("p", default=edict.P, min=0.5, max=1.0, step=0.01,
-                               tooltip="How far the two latents keep apart when they are mixed at each step. The paper "
-                                       f"takes {edict.P}; lower is steadier and less exact, 1 never mixes."),
-                *guidance_inputs("Guidance of the inversion. The paper edits real pictures at 3; sample at the same "
-                                 "value."), sigmas_input()],
+                               tooltip="Mixing weight of the two latents after each step. Lower is more stable and "
+                                       f"less exact. 1 never mixes. Paper: {edict.P}."),
+                *guidance_inputs("Guidance of the inversion. Sample at the same value. Paper: 3 for real pictures."),
+                sigmas_input()],
             outputs=inversion_outputs(own_reverse=True))
 
     @classmethod

@@ -13,22 +13,22 @@ class PalimpsestFixedPointInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestFixedPointInvert", display_name="Fixed-Point Invert", category="palimpsest/inversion",
-            description="DDIM inversion whose every step is iterated until the sampler takes it back (AIDI, Pan et al. "
-                        "2023). A model evaluation an iteration, no guidance (CFG 1).",
+            description="DDIM inversion that iterates each step until the sampler reverses it (AIDI, Pan et al. "
+                        "2023). One model evaluation per iteration. No guidance (CFG 1).",
             inputs=[
-                *inversion_inputs(20, "Levels of the trajectory. Few are enough where every step is iterated; not the "
-                                      "paper's number."),
+                *inversion_inputs(20, "Number of steps. Few are enough, because each is iterated. Not the paper's "
+                                      "value."),
                 io.Int.Input("iterations", default=5, min=1, max=100,
-                             tooltip="The most model evaluations a step. 1: DDIM inversion. More bring the picture "
-                                     "back more exactly where the steps are small enough for the iteration to "
-                                     "converge. Not the paper's: it iterates until little changes."),
+                             tooltip="Maximum model evaluations per step. 1 is DDIM inversion. More return the "
+                                     "picture more exactly if the steps are small enough to converge. Not the "
+                                     "paper's value: the paper iterates until little changes."),
                 io.Float.Input("tolerance", default=1e-5, min=0.0, max=1.0, step=1e-6, round=1e-7,
-                               tooltip="A step ends early once an iteration changes its latent by no more than this "
-                                       "share of its norm. 0: all iterations. Not the paper's; fp16 weights stop "
-                                       "improving near 1e-3."),
+                               tooltip="A step ends early if an iteration changes the latent by at most this share "
+                                       "of its norm. 0: all iterations. fp16 weights stop improving near 1e-3. Not "
+                                       "the paper's value."),
                 io.Combo.Input("acceleration", options=list(ACCELERATIONS), default="anderson",
-                               tooltip="anderson mixes the last three iterations so that the residual is least: fewer "
-                                       "iterations for the same error. none is the plain iteration. The paper's own is "
+                               tooltip="anderson mixes the last three iterations to minimise the residual. It needs "
+                                       "fewer iterations for the same error. none is plain iteration. Paper: "
                                        "anderson (AIDI_A)."),
                 sigmas_input(),
             ],

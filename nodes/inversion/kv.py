@@ -16,15 +16,15 @@ class PalimpsestKVInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestKVInvert", display_name="KV Inversion", category="palimpsest/inversion",
-            description="Learns at each step what the keys and values of self-attention lack to bring the picture back "
-                        "with guidance: its contents, for a prompt that changes an action (Huang et al. 2023). Replay "
-                        "Inversion adds them to the target's.",
+            description="Learns for each step what to add to self-attention's keys and values, so that guidance "
+                        "returns the picture's contents (Huang et al. 2023). For prompts that change an action. "
+                        "Replay Inversion adds it to the target's.",
             inputs=[
-                *learning_inputs(10, "Not the paper's number."),
+                *learning_inputs(10, "Not the paper's value."),
                 io.String.Input("layers", default="", tooltip=(
-                    "Layers of self-attention, written as 'd2.2-9, m0, u0.4': section (d, m, u), transformer, layer, "
-                    "counted from 0. More of them hold more of the picture and take more memory. Empty: the last on "
-                    "each grid of up (SD1.x and SD2.x: u2, u5, u8; SDXL: u2.9, u5.1). Not the paper's.")),
+                    "Self-attention layers, such as 'd2.2-9, m0, u0.4': section (d, m, u), transformer, layer, "
+                    "counted from 0. More layers keep more and use more memory. Empty: the last of each resolution "
+                    "in u (SD1.x and SD2.x: u2, u5, u8; SDXL: u2.9, u5.1). Not the paper's choice.")),
             ],
             outputs=[InversionType.Output(display_name="inversion")])
 

@@ -12,16 +12,15 @@ class PalimpsestLEDITSInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestLEDITSInvert", display_name="LEDITS++ Invert", category="palimpsest/inversion",
-            description="Edit-friendly noise maps of a solver of few steps, DPM-Solver++ of second order (Brack et al. "
-                        "2024). Replay returns the picture (see last_residual); LEDITS++ on its MODEL edits. The "
+            description="Edit-friendly noise maps for a fast solver, second-order DPM-Solver++ (Brack et al. 2024). "
+                        "Replay returns the picture (see last_residual). LEDITS++ on its MODEL edits it. The "
                         "paper's skip is Replay's start. Eps and v models.",
             inputs=[
                 *inversion_inputs(30),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                             tooltip="Of the noise the levels are drawn with; the picture comes back with any."),
-                *guidance_inputs("Guidance of the inversion. The paper takes an empty source prompt at 1, or a source "
-                                 "prompt at 3.5; "
-                          "replay at the same value."), sigmas_input(), last_residual_input()],
+                             tooltip="Seed of the noise at each level. The picture returns with any seed."),
+                *guidance_inputs("Guidance of the inversion. Replay at the same value. Paper: 1 with an empty "
+                                 "source prompt, 3.5 with a source prompt."), sigmas_input(), last_residual_input()],
             outputs=inversion_outputs(own_reverse=True))
 
     @classmethod

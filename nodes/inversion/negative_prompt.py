@@ -13,17 +13,17 @@ class PalimpsestNegativePromptInvert(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestNegativePromptInvert", display_name="Negative-Prompt Invert",
             category="palimpsest/inversion",
-            description="DDIM inversion that takes the source prompt as the negative prompt (Miyake et al. 2023): the "
-                        "source comes back at any CFG, without optimisation. Replay Inversion puts it in place of the "
-                        "negative.",
+            description="DDIM inversion that uses the source prompt as the negative prompt (Miyake et al. 2023). "
+                        "The source returns at any CFG, without optimisation. Replay Inversion replaces the "
+                        "negative prompt.",
             inputs=[
                 *inversion_inputs(),
                 io.Float.Input("interpolation", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Moves the learned negative from the source prompt (0, the paper) towards the "
-                                       "connected negative (1): edits come through more, the source less. ProxEdit "
-                                       "uses 1 with MasaCtrl."),
+                               tooltip="Moves the negative prompt from the source prompt (0, paper) to the "
+                                       "connected negative (1). Higher makes edits stronger and keeps less source. "
+                                       "ProxEdit: 1 with MasaCtrl."),
                 io.Conditioning.Input("negative", optional=True,
-                                      tooltip="The null prompt, for an interpolation over 0."),
+                                      tooltip="The empty prompt, for interpolation above 0."),
                 sigmas_input(),
             ],
             outputs=inversion_outputs())

@@ -16,26 +16,26 @@ class PalimpsestNullTextOptimize(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestNullTextOptimize", display_name="Null-Text Optimize", category="palimpsest/inversion",
             description="Optimises an unconditional embedding for each step, so that sampling with guidance follows "
-                        "the inversion (Mokady et al. 2023): the source comes back at this CFG, and edits at this CFG "
-                        "keep to it. Replay Inversion puts the embeddings in place of the negative.",
+                        "the inversion (Mokady et al. 2023). At this CFG the source returns, and edits stay close "
+                        "to it. Replay Inversion uses the embeddings as the negative prompt.",
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL the picture was inverted with, before any editor."),
-                InversionType.Input("inversion", tooltip="The trajectory to follow: from DDIM Invert (the paper), "
+                io.Model.Input("model", tooltip="The MODEL of the inversion, without editors."),
+                InversionType.Input("inversion", tooltip="The trajectory to follow, from DDIM Invert (paper), "
                                                          "Fixed-Point Invert or ReNoise Invert."),
                 io.Float.Input("cfg", default=7.5, min=1.1, max=100.0, step=0.1,
-                               tooltip="The CFG that you will sample at. Paper: 7.5."),
+                               tooltip="The CFG you will sample at. Paper: 7.5."),
                 io.Int.Input("iterations", default=10, min=1, max=500,
-                             tooltip="The most updates of a step's embedding, three model passes each. Paper: 10."),
+                             tooltip="Maximum updates per step, three model passes each. Paper: 10."),
                 io.Float.Input("tolerance", default=1e-5, min=0.0, max=1.0, step=1e-6, round=1e-7,
-                               tooltip="A step ends once its latent is this near the inversion's (mean square); the "
-                                       "limit grows by twice this at every fiftieth of the schedule. Higher is faster. "
+                               tooltip="A step ends when its mean squared error to the inversion is below this. The "
+                                       "limit grows by twice this every fiftieth of the schedule. Higher is faster. "
                                        "Paper: 1e-5."),
                 io.Combo.Input("start", options=list(STARTS), default=STARTS[0],
-                               tooltip="The embedding that the first step begins with. source prompt is near the "
-                                       "answer already: a better reconstruction for a fraction of the passes. "
-                                       "negative: the connected prompt, the paper's."),
-                io.Conditioning.Input("negative", optional=True, tooltip="With start at negative: the empty prompt "
-                                                                         "(the paper)."),
+                               tooltip="The embedding the first step starts from. source prompt is already close: "
+                                       "it reconstructs better in a fraction of the passes. negative: the connected "
+                                       "prompt (paper)."),
+                io.Conditioning.Input("negative", optional=True, tooltip=(
+                    "Only if start is negative. Paper: the empty prompt.")),
             ],
             outputs=[InversionType.Output(display_name="inversion")])
 

@@ -16,18 +16,17 @@ class PalimpsestPromptTuningInvert(io.ComfyNode):
             node_id="PalimpsestPromptTuningInvert", display_name="Prompt Tuning Invert",
             category="palimpsest/inversion",
             description="Tunes the prompt's embedding for each step, so that sampling with guidance follows the "
-                        "inversion (Dong et al. 2023). Replay Inversion mixes it with the target's: more of the "
-                        "target, more of the edit.",
+                        "inversion (Dong et al. 2023). Replay Inversion mixes it with the target's. More target "
+                        "gives more edit.",
             inputs=[
-                *learning_inputs(10, "Paper: 5, of another optimiser."),
+                *learning_inputs(10, "Paper: 5, with another optimiser."),
                 io.Float.Input("mix", default=0.8, min=0.0, max=0.99, step=0.01,
-                               tooltip="The target prompt's share of the embedding that is sampled with; the rest is "
-                                       "what was tuned. 0: the picture itself, with any prompt. The paper's eta, over "
-                                       "0 to 1, for which no number was found."),
+                               tooltip="The target's share of the embedding. The rest is the tuned embedding. 0 "
+                                       "returns the picture with any prompt. This is the paper's eta, above 0 and "
+                                       "up to 1. No value was found for it."),
                 io.Conditioning.Input("target", optional=True,
-                                      tooltip="The prompt whose embedding the first step begins with. The paper's: the "
-                                              "target. Empty: the inversion's source prompt, which serves many "
-                                              "targets."),
+                                      tooltip="The prompt whose embedding the first step starts from. Paper: the "
+                                              "target. Empty: the inversion's source prompt. It suits many targets."),
             ],
             outputs=[InversionType.Output(display_name="inversion")])
 

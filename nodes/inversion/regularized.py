@@ -13,26 +13,24 @@ class PalimpsestRegularizedInvert(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestRegularizedInvert", display_name="Regularized Invert (pix2pix-zero)",
             category="palimpsest/inversion",
-            description="DDIM inversion whose predicted noise is led towards white noise (Parmar et al. 2023), for "
-                        "edits that plain inversion holds back. Runs without guidance (CFG 1), one evaluation a step. "
+            description="DDIM inversion that pushes the predicted noise towards white noise (Parmar et al. 2023). "
+                        "For edits that plain inversion holds back. No guidance (CFG 1), one evaluation per step. "
                         "Eps and v models.",
             inputs=[
                 *inversion_inputs(),
                 io.Float.Input("lambda_ac", default=20.0, min=0.0, max=1000.0, step=1.0,
-                               tooltip="Weight against correlation between cells of the noise. Its effect falls with "
-                                       "the latent's area: the paper takes 20 at 64 × 64; 0 leaves the term out."),
+                               tooltip="Weight against correlation between cells of the noise. It acts less on "
+                                       "larger latents. 0 turns it off. Paper: 20 at 64 × 64."),
                 io.Float.Input("lambda_kl", default=20.0, min=0.0, max=1000.0, step=1.0,
-                               tooltip="Weight that keeps the noise's mean at 0 and its variance at 1. Its effect "
-                                       "falls with the latent's size: the paper takes 20 at 64 × 64; 0 leaves the term "
-                                       "out."),
+                               tooltip="Weight that keeps the noise's mean at 0 and its variance at 1. It acts less "
+                                       "on larger latents. 0 turns it off. Paper: 20 at 64 × 64."),
                 io.Int.Input("reg_steps", default=5, min=0, max=100,
-                             tooltip="How often both terms are applied to each prediction. 0: DDIM inversion. "
-                                     "Paper: 5."),
+                             tooltip="How often both weights act on each prediction. 0 is DDIM inversion. Paper: 5."),
                 io.Int.Input("ac_rolls", default=5, min=1, max=100,
-                             tooltip="Random shifts at which correlation is met in each of these; they share the "
-                                     "weight. Paper: 5."),
+                             tooltip="Random shifts at which each pass measures correlation. They share the weight. "
+                                     "Paper: 5."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                             tooltip="Of the random shifts."),
+                             tooltip="Seed of the shifts."),
                 sigmas_input(),
             ],
             outputs=inversion_outputs())

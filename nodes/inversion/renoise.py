@@ -14,27 +14,27 @@ class PalimpsestReNoiseInvert(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestReNoiseInvert", display_name="ReNoise Invert", category="palimpsest/inversion",
-            description="Noises again from each estimate of a step and averages the last predictions (Garibi et al. "
-                        "2024); made for models of few steps, such as SDXL Turbo. No guidance (CFG 1).",
+            description="Renoises each step from its own estimate and averages the last predictions (Garibi et al. "
+                        "2024). Made for few-step models such as SDXL Turbo. No guidance (CFG 1).",
             inputs=[
-                *inversion_inputs(4, scheduler="simple", which="The paper's on SDXL Turbo is simple: timesteps 999, "
-                                                               "749, 499 and 249."),
+                *inversion_inputs(4, scheduler="simple", which="Paper, on SDXL Turbo: simple (timesteps 999, "
+                                                               "749, 499 and 249)."),
                 io.Int.Input("iterations", default=9, min=0, max=100,
-                             tooltip="Renoisings a step, each a model evaluation; 0: DDIM inversion. Paper: 9 on SDXL "
-                                     "Turbo."),
+                             tooltip="Renoisings per step, one evaluation each. 0 is DDIM inversion. Paper: 9 on "
+                                     "SDXL Turbo."),
                 io.Int.Input("average", default=2, min=1, max=100,
-                             tooltip="How many of the last predictions are averaged; 1: only the last. Paper: 2 on "
+                             tooltip="How many of the last predictions are averaged. 1: only the last. Paper: 2 on "
                                      "SDXL Turbo."),
                 io.Int.Input("early_iterations", default=5, min=0, max=100,
-                             tooltip="Predictions at the cleanest levels (timesteps under 250), all of them averaged; "
-                                     "0 and 1: DDIM inversion there. Paper: 5 on SDXL Turbo."),
+                             tooltip="Predictions at the cleanest levels (timesteps below 250). All are averaged. 0 "
+                                     "and 1 are DDIM inversion there. Paper: 5 on SDXL Turbo."),
                 io.Float.Input("eta", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="0 inverts the deterministic sampler; any ODE sampler replays it. Over 0 "
-                                       "inverts euler ancestral at this eta with noise from the seed, which noise "
-                                       "correction then fits to each step; Replay's own SAMPLER adds it again. Paper: "
-                                       "0 on SDXL, 1 on SDXL Turbo. Not on flow models."),
+                               tooltip="0 inverts the deterministic sampler. Any ODE sampler replays it. Above 0 "
+                                       "inverts euler ancestral at this eta. Noise correction fits the seed's noise "
+                                       "to each step, and Replay's own SAMPLER adds it again. Paper: 0 on SDXL, 1 "
+                                       "on SDXL Turbo. Not for flow models."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                             tooltip="Of the noise at eta over 0."),
+                             tooltip="Noise seed for eta above 0."),
                 sigmas_input(),
             ],
             outputs=inversion_outputs())

@@ -36,20 +36,19 @@ class PalimpsestInversionReport(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestInversionReport", display_name="Inversion Report", category="palimpsest/report",
-            description="Replays an inversion with its source prompt and shows what came back beside the VAE's own "
-                        "round trip, how far the replay strays at each level, how white the noise is, and what the "
-                        "inversion cost.",
+            description="Replays an inversion with its source prompt. Shows the result beside the VAE's round trip, "
+                        "the error of the replay at each level, how white the noise is, and what the inversion cost.",
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL the picture was inverted with."),
+                io.Model.Input("model", tooltip="The MODEL of the inversion."),
                 InversionType.Input("inversion"),
                 io.Vae.Input("vae"),
                 io.Image.Input("image", tooltip="The picture that was inverted."),
                 io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="Guidance of the replay. 1: as DDIM Invert inverts. Null-text and "
-                                       "negative-prompt inversion are made for the CFG you edit at (papers: 7.5), "
-                                       "EDICT, BDIA, Direct and DDPM for their own."),
-                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt of that guidance (the "
-                                                                         "papers': an empty one). Not used at CFG 1."),
+                               tooltip="Guidance of the replay. DDIM Invert: 1. Null-text and negative-prompt "
+                                       "inversion: the CFG you edit at (papers: 7.5). EDICT, BDIA, Direct and DDPM: "
+                                       "the CFG of their inversion."),
+                io.Conditioning.Input("negative", optional=True, tooltip=(
+                    "The negative prompt of this guidance. Papers: empty. Not used at CFG 1.")),
             ],
             outputs=[io.Image.Output(display_name="sheet"), io.String.Output(display_name="numbers")],
             is_output_node=True)

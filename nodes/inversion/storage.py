@@ -76,13 +76,13 @@ class PalimpsestSaveInversion(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestSaveInversion", display_name="Save Inversion", category="palimpsest/inversion",
-            description="Writes an inversion into the host's output folder, for Load Inversion: trajectory, source "
-                        "prompt, and what the method learned. A safetensors file, exact to the bit.",
+            description="Saves an inversion to the output folder, for Load Inversion. The safetensors file holds "
+                        "the trajectory, the source prompt and what was learned, exact to the bit.",
             inputs=[
                 InversionType.Input("inversion"),
                 io.String.Input("filename_prefix", default="palimpsest/inversion",
-                                tooltip="Folder and name within the output folder, as Save Image takes them; a number "
-                                        "is added, nothing is overwritten."),
+                                tooltip="Folder and name inside the output folder, as in Save Image. A number is "
+                                        "added. Nothing is overwritten."),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="The name that Load Inversion lists.")],
             is_output_node=True)
@@ -105,10 +105,10 @@ class PalimpsestLoadInversion(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestLoadInversion", display_name="Load Inversion", category="palimpsest/inversion",
-            description="Reads an inversion that Save Inversion wrote. Its latents are read from the file as they are "
+            description="Loads an inversion from Save Inversion. Its latents are read from the file when they are "
                         "needed.",
-            inputs=[io.Combo.Input("file", options=listed(), tooltip=f"Files named …{SUFFIX} in the output and input "
-                                                                     "folders, newest first; press R for a new list.")],
+            inputs=[io.Combo.Input("file", options=listed(), tooltip=(
+                f"Files named …{SUFFIX} in the output and input folders, newest first. Press R to refresh."))],
             outputs=[InversionType.Output(display_name="inversion")])
 
     @classmethod

@@ -19,20 +19,19 @@ class PalimpsestStyleDiffusionInvert(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestStyleDiffusionInvert", display_name="StyleDiffusion Invert",
             category="palimpsest/inversion",
-            description="Learns at each step how cross-attention's values are to be scaled and shifted to bring the "
-                        "picture back with guidance; its maps, and so the layout, stay (Li et al. 2023). Replay "
-                        "Inversion does so to the target's.",
+            description="Learns for each step a scale and a shift of the cross-attention values, so that guidance "
+                        "returns the picture (Li et al. 2023). The maps, and so the layout, stay. Replay Inversion "
+                        "applies both to the target.",
             inputs=[
-                *learning_inputs(30, "So many in the first step, a twentieth of them in the last, as the authors fade "
-                                     "theirs: 100, of a "
-                            "network."),
+                *learning_inputs(30, "It falls to a twentieth in the last step, as in the authors' code. Authors: "
+                                     "100, for a network."),
                 io.Float.Input("regularise", default=1.0, min=0.0, max=1000.0, step=0.1,
-                               tooltip="Weight of attention regularisation: higher holds the words' maps nearer to "
-                                       "those of the inversion, 0 leaves them free. The authors': 1."),
+                               tooltip="Weight of attention regularisation. Higher keeps the words' maps closer to "
+                                       "the inversion's. 0 leaves them free. Authors: 1."),
                 io.Float.Input("end", default=0.5, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule until which another prompt gets what was learned; higher "
-                                       "keeps more of the picture and hinders the edit. The source prompt always gets "
-                                       "it. The authors': 0.5."),
+                               tooltip="Share of the schedule until which a new prompt uses what was learned. "
+                                       "Higher keeps more of the picture and weakens the edit. The source prompt "
+                                       "always uses it. Authors: 0.5."),
             ],
             outputs=[InversionType.Output(display_name="inversion")])
 
