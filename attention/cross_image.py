@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..editing.layers import SelfAttentionEdit, places
+from ..editing.layers import SelfAttentionEdit, self_attention_layers
 from ..host.batch import repeat_to_batch_size
 
 NAME = "Cross-Image Attention"
@@ -44,9 +44,9 @@ def contrasted(q, k, v, heads, contrast):
 
 def two_finest(unet) -> frozenset:
     """The up section's self-attention on its two finest grids."""
-    mine = [p for p in places(unet) if p.section == "u"]
-    shares = sorted({p.share for p in mine})[-2:]
-    return frozenset(p.position for p in mine if p.share in shares)
+    mine = [p for p in self_attention_layers(unet) if p.section == "u"]
+    shares = sorted({p.resolution for p in mine})[-2:]
+    return frozenset(p.address for p in mine if p.resolution in shares)
 
 
 def statistics(x, mask):
@@ -79,8 +79,8 @@ class CrossImage(SelfAttentionEdit):
         return run.within(sigma, self.start, max(self.end, self.coarse_end))
 
     def acts(self, run, site, sigma):
-        end = self.end if site.position in self.fine else self.coarse_end
-        return site.kind == "self" and site.position in self.layers and run.within(sigma, self.start, end)
+        end = self.end if site.address in self.fine else self.coarse_end
+        return site.kind == "self" and site.address in self.layers and run.within(sigma, self.start, end)
 
     def attend(self, rows, site, q, k, v, source, attention):
         if rows.entry.get("palimpsest_own") is self:

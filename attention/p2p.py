@@ -38,16 +38,16 @@ def coefficients(pair, scheduled, weights):
 @dataclass(frozen=True, eq=False)
 class PromptToPrompt(AttentionEdit):
     """cross: (start, end) in percent of the schedule for every token; ends: an end of its own for each token, one
-    tensor [target] a pair; weights: e, one tensor [target] a pair; self_: (start, end); shares: the largest share of
-    the latent's side where cross- and self-attention are replaced."""
+    tensor [target] a pair; weights: e, one tensor [target] a pair; self_: (start, end); resolutions: the largest
+    where cross- and self-attention are replaced."""
     inversion: object
     pairs: tuple
     cross: tuple
     self_: tuple
     ends: tuple
     weights: tuple
-    cross_share: float = 1.0
-    self_share: float = 0.5
+    cross_resolution: float = 1.0
+    self_resolution: float = 0.5
 
     def begin(self, run):
         texts = sampled_tokens(run)
@@ -88,8 +88,8 @@ class PromptToPrompt(AttentionEdit):
         return self._active(run, "self", sigma) or self._active(run, "cross", sigma)
 
     def acts(self, run, site, sigma):
-        limit = self.self_share if site.kind == "self" else self.cross_share
-        return site.share <= limit and self._active(run, site.kind, sigma)
+        limit = self.self_resolution if site.kind == "self" else self.cross_resolution
+        return site.resolution <= limit and self._active(run, site.kind, sigma)
 
     def keeps(self, run, site, sigma):
         return "qk" if self.acts(run, site, sigma) else ""

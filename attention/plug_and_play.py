@@ -22,21 +22,21 @@ from functools import partial
 import torch
 
 from ..editing.editor import Editor
-from ..editing.layers import places
+from ..editing.layers import self_attention_layers
 from ..editing.sites import Rows, Site, source_of
 from ..host.options import with_hooks
 
 
 def second_block(unet) -> frozenset:
     """The output block of the decoder's second transformer (u1), or of its only one."""
-    numbers = sorted({p.position[1] for p in places(unet) if p.section == "u"})
+    numbers = sorted({p.address[1] for p in self_attention_layers(unet) if p.section == "u"})
     return frozenset(numbers[:2][-1:])
 
 
 def after_first(unet) -> frozenset:
     """Self-attention of the decoder but for its first transformer (u1 and on), unless it has only one."""
-    mine = [p for p in places(unet) if p.section == "u"]
-    return frozenset(p.position for p in mine if p.block > 0 or mine[-1].block == 0)
+    mine = [p for p in self_attention_layers(unet) if p.section == "u"]
+    return frozenset(p.address for p in mine if p.transformer > 0 or mine[-1].transformer == 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ import torch
 from ..editing.editor import require_plain
 from ..editing.masks import SourceMask, word_mask
 from ..editing.run import attach
-from ..editing.word_maps import WordMaps, nearest_share, refining_share
+from ..editing.word_maps import WordMaps, nearest_resolution, refining_resolution
 from ..host.keys import running
 from ..host.sampling import Solver, sample
 
@@ -29,13 +29,13 @@ from ..host.sampling import Solver, sample
 class Attention:
     """The ATTENTION value. tokens: the source's Tokens, one a picture; steps: [S, B, words, h, w] float32 on the CPU,
     the probability a place gives to each of the words at each of the levels (σ), in the order of Tokens.named; latent:
-    its (height, width); share: h / height; refined: [B, words, h', w'], their mean over steps on the finer grid `fine`
+    its (height, width); resolution: h / height; refined: [B, words, h', w'], their mean over steps on the finer grid `fine`
     / latent, or None where another node cuts self-attention into tiles."""
     tokens: tuple
     steps: torch.Tensor
     levels: tuple
     latent: tuple
-    share: float
+    resolution: float
     fine: float
     refined: "torch.Tensor | None"
 
@@ -76,7 +76,7 @@ class Attention:
                 if wanted.issuperset(word.positions)]
 
 
-def read_maps(model, inversion, share=0.25) -> Attention:
+def read_maps(model, inversion, resolution=0.25) -> Attention:
     """The maps of every word of the source, along the inversion's trajectory: a step a forward, whatever the pictures,
     since each refines the maps of those before."""
     require_plain(model, "Attention Store")
@@ -84,10 +84,10 @@ def read_maps(model, inversion, share=0.25) -> Attention:
         raise ValueError("Attention Store maps the words of the source, the INVERSION's prompt "
                          f"{inversion.tokens[0].text!r} has none: write what the picture shows as Prompt Edit's "
                          "source, and invert with it.")
-    share, batch = nearest_share(model, share), inversion.batch
+    resolution, batch = nearest_resolution(model, resolution), inversion.batch
     noise = inversion.at(float(inversion.sigmas[0]))  # an error where no trajectory was kept
-    fine = refining_share(model, inversion.shape[-2:], share)
-    editor = WordMaps(lambda prompts: [tokens.named for tokens in prompts], share, fine)
+    fine = refining_resolution(model, inversion.shape[-2:], resolution)
+    editor = WordMaps(lambda prompts: [tokens.named for tokens in prompts], resolution, fine)
     steps, refined = [], []
 
     def solver(denoise, x, sigmas, extra_args, callback, disable):
@@ -110,5 +110,5 @@ def read_maps(model, inversion, share=0.25) -> Attention:
     tokens = tuple(inversion.tokens[i % len(inversion.tokens)] for i in range(batch))
     refined = torch.stack(refined).mean(0) if refined else None
     return Attention(tokens, torch.stack(steps).cpu(), tuple(inversion.sigmas[:-1].tolist()),
-                     tuple(inversion.shape[-2:]), share,
+                     tuple(inversion.shape[-2:]), resolution,
                      fine, refined)

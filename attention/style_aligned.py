@@ -98,7 +98,7 @@ class ReferenceRow(AttentionEdit):
         run.warn_if_idle(NAME, lambda sigma: run.within(sigma, self.start, self.end))
 
     def acts(self, run, site, sigma):
-        return site.kind == "self" and site.position in self.layers and run.within(sigma, self.start, self.end)
+        return site.kind == "self" and site.address in self.layers and run.within(sigma, self.start, self.end)
 
     def attend(self, rows, site, q, k, v, source, attention):
         _require_all(rows, q)

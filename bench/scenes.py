@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from ..editing.run import attach
-from ..editing.word_maps import nearest_share
+from ..editing.word_maps import nearest_resolution
 from ..guidance.ledits import LEDITS, Grounded
 from ..metrics.drawing import sheet, tile
 from ..metrics.edits import edit_numbers, edit_scores, ideal_edit
@@ -74,7 +74,7 @@ def sega(scenes, model, inversion):
 def ledits(scenes, model, inversion):
     """The node takes one text; here every picture has its own."""
     concept = Grounded(scenes.target, 5.0, 0.0, 1.0, 0.9, tokens=tuple(pair.target for pair in scenes.edit.pairs))
-    return attach(model, LEDITS((concept,), share=nearest_share(model, 0.25)))
+    return attach(model, LEDITS((concept,), resolution=nearest_resolution(model, 0.25)))
 
 
 EDITORS = {

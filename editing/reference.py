@@ -65,7 +65,7 @@ class Reference:
     def keep(self, inversion, call, index, site, area, features):
         """What one cond list of a read call shows at a site, of a tile where it has an area: {name: (rows, tokens,
         channels)}."""
-        key = id(inversion), call.prompts[index], site.kind, site.position, area
+        key = id(inversion), call.prompts[index], site.kind, site.address, area
         self.kept[key] = {"grid": site.grid, "levels": call.levels, "pictures": self.pictures, **features}
 
     def clear(self):

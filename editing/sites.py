@@ -16,7 +16,7 @@ from comfy.utils import repeat_to_batch_size
 
 from ..host.canvas import about, log
 from ..host.tiles import TILES, cut
-from ..host.unet import host_attention, positions
+from ..host.unet import host_attention, resolutions
 from .editor import Editor
 
 _SLOTS = {"self": "attn1", "cross": "attn2"}
@@ -24,13 +24,19 @@ _SLOTS = {"self": "attn1", "cross": "attn2"}
 
 @dataclass(frozen=True)
 class Site:
-    """Where attention is computed: kind "self" or "cross"; position (section, block, depth) in the host's names; the
-    grid of image tokens (height, width); its share of the latent's side (1, 1/2, 1/4 …); heads; whether another's patch
-    computes it."""
+    """Where attention is computed.
+
+    kind: "self" or "cross".
+    address: the host's name of it, as (section, block, depth).
+    grid: of its image tokens, (height, width).
+    resolution: the grid's side over the latent's (1, 1/2, 1/4 …).
+    heads: how many.
+    patched: whether another node's function computes it.
+    """
     kind: str
-    position: tuple
+    address: tuple
     grid: tuple
-    share: float
+    resolution: float
     heads: int
     patched: bool = False
 
@@ -73,20 +79,20 @@ class AttentionEdit(Editor):
         options = model_options.copy()
         to = options["transformer_options"] = options["transformer_options"].copy()
         replace = to["patches_replace"] = dict(to.get("patches_replace", {}))
-        sites = call.run.memory(positions)
+        sites = call.run.memory(resolutions)
         if not sites:
-            sites.update(positions(call.run.guider.inner_model.diffusion_model))
+            sites.update(resolutions(call.run.guider.inner_model.diffusion_model))
         for kind, slot in _SLOTS.items():
             slots = replace[slot] = dict(replace.get(slot, {}))
-            for position, share in sites.items():
-                inner = slots.get(position, slots.get(position[:2], host_attention))
-                slots[position] = partial(_at, edits, call, (kind, position, share), inner)
+            for address, resolution in sites.items():
+                inner = slots.get(address, slots.get(address[:2], host_attention))
+                slots[address] = partial(_at, edits, call, (kind, address, resolution), inner)
         return options
 
 
 def _at(edits, call, where, inner, q, k, v, options):
-    kind, position, share = where
-    site = Site(kind, position, tuple(options["activations_shape"][-2:]), share, options["n_heads"],
+    kind, address, resolution = where
+    site = Site(kind, address, tuple(options["activations_shape"][-2:]), resolution, options["n_heads"],
                 inner is not host_attention)
     return (_read if call.mode == "read" else _write)(edits, call, site, inner, q, k, v, options)
 
@@ -168,7 +174,7 @@ def source_of(edit, rows, site) -> Source:
 
     What the null prompt's rows read is what the source shows under that prompt."""
     call, prompt, area = rows.call, rows.entry.get("palimpsest_prompt"), rows.entry.get("area")
-    of, key = call.run.reference.kept, (id(edit.read_inversion()), prompt, site.kind, site.position)
+    of, key = call.run.reference.kept, (id(edit.read_inversion()), prompt, site.kind, site.address)
     kept = of.get((*key, area)) or of.get((*key, None), {})
     if not kept and any(found[:4] == key for found in of):
         raise ValueError("Another node cuts the source into tiles, none of which is the target's area (height, width, "

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from comfy.utils import repeat_to_batch_size
 
 from ..host.tokens import require_columns
-from ..host.unet import positions
+from ..host.unet import resolutions
 from .masks import word_mask
 from .sites import AttentionEdit, Site, in_tiles, window
 
@@ -64,10 +64,10 @@ def spread(attention, maps, rows, site, q, k):
 
 
 def _full(rows, site):
-    return tuple(math.ceil(side * site.share) for side in rows.call.run.shape[-2:])
+    return tuple(math.ceil(side * site.resolution) for side in rows.call.run.shape[-2:])
 
 
-def in_place(maps, rows, site):
+def on_whole_grid(maps, rows, site):
     """An area's maps [rows, groups, h, w] on the grid of the whole latent, and how often each of its places was
     seen."""
     full = _full(rows, site)
@@ -85,7 +85,7 @@ class WordMaps(AttentionEdit):
     words(prompts) names the Words wanted of each of several prompts' Tokens; needed: whether a run without Tokens is an
     error. `mean(run)` and `refined(run)` are [rows, words, h, w], 0 outside of all areas, or None before the first."""
     words: object
-    share: float
+    resolution: float
     fine: "float | None" = None
     needed: bool = True
     follows, name = True, "Refining words' maps"
@@ -104,7 +104,7 @@ class WordMaps(AttentionEdit):
         return x
 
     def acts(self, run, site, sigma):
-        return site.share == (self.share if site.kind == "cross" else self.fine)
+        return site.resolution == (self.resolution if site.kind == "cross" else self.fine)
 
     def observe(self, rows, site, q, k, v, attention):
         tokens = rows.entry.get("palimpsest_tokens")
@@ -122,7 +122,7 @@ class WordMaps(AttentionEdit):
 
     @staticmethod
     def _add(memory, kind, maps, rows, site):
-        maps, seen = in_place(maps, rows, site) if "area" in rows.entry else (maps, 1)
+        maps, seen = on_whole_grid(maps, rows, site) if "area" in rows.entry else (maps, 1)
         total, count = memory.get(kind, (0, 0))
         memory[kind] = total + maps, count + seen
 
@@ -145,18 +145,17 @@ class WordMaps(AttentionEdit):
         return word_mask(maps, run.shape[-2:], threshold, refined is not None, grow and self.fine is None)
 
 
-def nearest_share(model, share) -> float:
-    """The finest resolution of cross-attention that is at most `share` of the latent's side, else the coarsest there
-    is."""
-    shares = sorted(set(positions(model.model.diffusion_model).values()))
-    return max((s for s in shares if s <= share), default=shares[0])
+def nearest_resolution(model, resolution) -> float:
+    """The finest resolution of cross-attention up to this one, or else the coarsest."""
+    known = sorted(set(resolutions(model.model.diffusion_model).values()))
+    return max((r for r in known if r <= resolution), default=known[0])
 
 
-def refining_share(model, latent, share) -> float:
-    """The share of the grid that refines maps of `share`: the coarsest, not under `share`, of ENOUGH places, else the
-    finest."""
-    shares = sorted(s for s in set(positions(model.model.diffusion_model).values()) if s >= share)
-    return next((s for s in shares if math.prod(math.ceil(side * s) for side in latent) >= ENOUGH), shares[-1])
+def refining_resolution(model, latent, resolution) -> float:
+    """The resolution that refines maps of this one: the coarsest from it on whose grid has ENOUGH cells, or else the
+    finest. latent: (height, width)."""
+    known = sorted(r for r in set(resolutions(model.model.diffusion_model).values()) if r >= resolution)
+    return next((r for r in known if math.prod(math.ceil(side * r) for side in latent) >= ENOUGH), known[-1])
 
 
 def sampled_tokens(run) -> list:

@@ -40,11 +40,11 @@ def text_positions(ids) -> list:
 
 @dataclass(frozen=True, eq=False)
 class AttendExcite(Mover):
-    """words: the names of the words, as a list in a text; share: of the latent's side, the grid whose maps are read;
+    """words: the names of the words, as a list in a text; resolution: of the latent's side, the grid whose maps are read;
     scale: α at the first step; end: the percent at which it ends; thresholds: {percent: level}; refinements: the most
     moves at one of them."""
     words: str
-    share: float = 0.25
+    resolution: float = 0.25
     scale: float = 20.0
     end: float = 0.5
     thresholds: tuple = tuple(THRESHOLDS.items())
@@ -100,4 +100,4 @@ class AttendExcite(Mover):
                                             for i, A in enumerate(torch.stack(maps).mean(0))]))
             return torch.stack(entries).amax(0) if entries else None
 
-        return loss_gradient(run, x, sigma, lambda site: site.share == self.share, look, loss)
+        return loss_gradient(run, x, sigma, lambda site: site.resolution == self.resolution, look, loss)

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from ..editing.masks import smoothed
 from ..editing.predictions import asked_by
 from ..editing.sites import Rows, Site
-from ..editing.word_maps import in_place, word_maps
-from ..host.unet import host_attention, positions
+from ..editing.word_maps import on_whole_grid, word_maps
+from ..host.unet import host_attention, resolutions
 from .sega import SEGA, Concept, largest
 
 ATTENTION_ALONE = 1 - 800.5 / 999  # percent of the schedule: t > 800
@@ -34,10 +34,10 @@ class Grounded(Concept):
 
 @dataclass(frozen=True, eq=False)
 class LEDITS(SEGA):
-    """share: of the latent's side, the grid whose cross-attention is read."""
+    """resolution: of the latent's side, the grid whose cross-attention is read."""
     momentum: float = 0.0
     beta: float = 0.0
-    share: float = 0.25
+    resolution: float = 0.25
     name = "LEDITS++"
 
     @staticmethod
@@ -48,8 +48,8 @@ class LEDITS(SEGA):
         to = options["transformer_options"] = options["transformer_options"].copy()
         replace = to["patches_replace"] = dict(to.get("patches_replace", {}))
         slots = replace["attn2"] = dict(replace.get("attn2", {}))
-        for position, share in positions(call.run.guider.inner_model.diffusion_model).items():
-            if share == editor.share:
+        for position, share in resolutions(call.run.guider.inner_model.diffusion_model).items():
+            if share == editor.resolution:
                 inner = slots.get(position, slots.get(position[:2], host_attention))
                 slots[position] = partial(editor.look, call, position, inner)
         return options
@@ -57,7 +57,7 @@ class LEDITS(SEGA):
     def look(self, call, position, inner, q, k, v, options):
         """The site's output; the maps of the concepts' words go into the run's memory."""
         memory, parts = call.run.memory(self), call.parts(options)
-        site = Site("cross", position, tuple(options["activations_shape"][-2:]), self.share, options["n_heads"])
+        site = Site("cross", position, tuple(options["activations_shape"][-2:]), self.resolution, options["n_heads"])
         for (index, uuid, _, entry), *own in zip(parts, q.chunk(len(parts)), k.chunk(len(parts))):
             asked = asked_by(self, entry)
             if asked is not None:
@@ -66,7 +66,7 @@ class LEDITS(SEGA):
                 rows = [words[i % len(words)] for i in range(len(own[0]))]
                 maps, seen = word_maps(partial(_attention, here), site, *own, rows, len(tokens[0].ids)), torch.ones(())
                 if "area" in entry:
-                    maps, seen = in_place(maps, Rows(call, entry, len(maps)), site)
+                    maps, seen = on_whole_grid(maps, Rows(call, entry, len(maps)), site)
                 memory.setdefault("maps", {}).setdefault(asked, []).append((maps[:, 0], seen))
         return inner(q, k, v, options)
 

@@ -60,14 +60,14 @@ class Surroundings(LocalBlend):
 
 @dataclass(frozen=True, eq=False)
 class MagicRemover(Mover, AttentionEdit):
-    """words: the names of the object's, or none; place: m [masks, h, w] at the latent's size; scale: s; share: of the
+    """words: the names of the object's, or none; place: m [masks, h, w] at the latent's size; scale: s; resolution: of the
     latent's side, the grid whose maps are read; start, end: percents of the schedule. At self-attention the first of a
     run that reads at a σ acts for all."""
     inversion: object
     words: tuple
     place: Tensor
     scale: float = 1.0
-    share: float = 0.25
+    resolution: float = 0.25
     start: float = 0.15
     end: float = 1.0
     roles, name = ("target", "null"), "MagicRemover"
@@ -120,7 +120,7 @@ class MagicRemover(Mover, AttentionEdit):
         if self.scale and any(run.memory(self)["named"].values()) and self.reads(run, sigma):
             m, amount = self._place(x), self.scale * sigma / (1 + sigma ** 2) ** 0.5
             for _ in range(2 if run.within(sigma, self.start, TWICE) else 1):
-                x = x - amount * m * loss_gradient(run, x, sigma, lambda site: site.share == self.share,
+                x = x - amount * m * loss_gradient(run, x, sigma, lambda site: site.resolution == self.resolution,
                                                    *self._activation(run))[1]
         return x
 

@@ -105,7 +105,7 @@ class Shown(AttentionEdit):
         return False
 
     def keeps(self, run, site, sigma):
-        return "qk" if site.kind == "cross" and site.position in self.sites and self.reads(run, sigma) else ""
+        return "qk" if site.kind == "cross" and site.address in self.sites and self.reads(run, sigma) else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +236,7 @@ class SelfGuidance(Shown):
             return sum(sum(t) / len(t) + looks.get(uuid, 0)
                        for uuid, t in terms.items()) / len(terms) if terms else None
 
-        return loss_gradient(run, x, sigma, lambda site: site.position in self.sites, look, energy,
+        return loss_gradient(run, x, sigma, lambda site: site.address in self.sites, look, energy,
                      lambda options, call: Decoded.install(options, [Decoded(None, look=features)], call))
 
     @staticmethod
@@ -245,9 +245,9 @@ class SelfGuidance(Shown):
         less than half the latent's side are enlarged to it."""
         found = [torch.stack([A[..., list(places[i % len(places)][n])].sum(-1) for i, A in enumerate(maps)])
                  for n in range(len(places[0]))]
-        if site.share >= 0.5:
+        if site.resolution >= 0.5:
             return found
-        size = [round(n * 0.5 / site.share) for n in site.grid]
+        size = [round(n * 0.5 / site.resolution) for n in site.grid]
         return [F.interpolate(A[:, None], size, mode="bilinear")[:, 0] for A in found]
 
     def placed(self, ours: list, theirs: list) -> Tensor:

@@ -3,19 +3,19 @@ from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 
 
-def positions(unet) -> dict:
-    """(section, block, depth) of every transformer block of the host's U-Net -> its share of the latent's side."""
-    found, share = {}, 1.0
+def resolutions(unet) -> dict:
+    """{(section, block, depth) of every transformer block: the side of its grid over the latent's}."""
+    found, resolution = {}, 1.0
     for section, blocks in (("input", unet.input_blocks), ("middle", [unet.middle_block]),
                             ("output", unet.output_blocks)):
         for i, block in enumerate(blocks):
             for module in block:
                 if isinstance(module, Downsample):
-                    share /= 2
+                    resolution /= 2
                 elif isinstance(module, Upsample):
-                    share *= 2
+                    resolution *= 2
                 elif isinstance(module, SpatialTransformer):
-                    found.update({(section, i, depth): share for depth in range(len(module.transformer_blocks))})
+                    found.update({(section, i, depth): resolution for depth in range(len(module.transformer_blocks))})
     return found
 
 

@@ -1,7 +1,7 @@
 """Inversions that learn, a linear network on which they can land, and what a replay's attention reads."""
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
-from palimpsest.host.unet import positions
+from palimpsest.host.unet import resolutions
 from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
 from palimpsest.nodes.inversion.kv import PalimpsestKVInvert
 from palimpsest.nodes.inversion.prompt_tuning import PalimpsestPromptTuningInvert
@@ -83,7 +83,7 @@ def read_by(model, inversion, prompt, kind):
     rows of the target first."""
     network, forwards, hooks = model.model.diffusion_model, [], []
     sections = {"input": network.input_blocks, "middle": [network.middle_block], "output": network.output_blocks}
-    for place in positions(network):
+    for place in resolutions(network):
         block = next(m for m in sections[place[0]][place[1]]
                      if hasattr(m, "transformer_blocks")).transformer_blocks[place[2]]
         for name in "qkv":

@@ -32,7 +32,7 @@ class Noted(Looks):
         return True
 
     def attend(self, rows, site, q, k, v, source, attention):
-        self.notes.setdefault((site.kind, site.position), []).append((q.clone(), k.clone(), v.clone(), source))
+        self.notes.setdefault((site.kind, site.address), []).append((q.clone(), k.clone(), v.clone(), source))
         return attention(q, k, v)
 
 

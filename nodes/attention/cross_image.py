@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ...attention.cross_image import CrossImage, two_finest
 from ...editing.masks import latent_mask
 from ...editing.run import attach
-from ...host.unet import positions, require_unet
+from ...host.unet import require_unet, resolutions
 from ..checks import check_span, check_trajectory
 from ..widgets import InversionType, layers_input, layers_of, share_input
 
@@ -65,7 +65,7 @@ class PalimpsestCrossImageAttention(io.ComfyNode):
                              "or disconnect the masks.")
         network = model.model.diffusion_model
         chosen = layers_of(layers, model, two_finest)
-        shares = {p: share for p, share in positions(network).items() if p in chosen}
+        shares = {p: share for p, share in resolutions(network).items() if p in chosen}
         fine = frozenset(p for p, share in shares.items() if share == max(shares.values()))
         return io.NodeOutput(attach(model, CrossImage(appearance, chosen, start, end, ("target",), fine, coarse_end,
                                                       contrast,

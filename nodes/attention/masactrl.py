@@ -6,7 +6,7 @@ from ...attention.masactrl import MutualSelfAttention, object_mask
 from ...editing.layers import decoder, roles
 from ...editing.masks import latent_mask, warn_if_wide
 from ...editing.run import attach
-from ...editing.word_maps import WordMaps, nearest_share, refining_share
+from ...editing.word_maps import WordMaps, nearest_resolution, refining_resolution
 from ...host.sampling import check_family
 from ...host.tokens import parse_words
 from ...host.unet import require_unet
@@ -85,9 +85,9 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
                 torch.stack([attention.map(i, found) for i, found in enumerate(words)])[:, None], size, threshold)
             warn_if_wide(node, source)
         if target_words.strip():
-            share = attention.share if attention else nearest_share(model, 0.25)
+            share = attention.resolution if attention else nearest_resolution(model, 0.25)
             gather = WordMaps(lambda prompts: parse_words(target_words, prompts), share,
-                              refining_share(model, size, share) if refine else None)
+                              refining_resolution(model, size, share) if refine else None)
             model = attach(model, gather)
 
         def gathered(run):

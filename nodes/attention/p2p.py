@@ -7,7 +7,7 @@ from ...attention.p2p import PromptToPrompt
 from ...editing.run import attach
 from ...host.sampling import check_family
 from ...host.tokens import find_in_some, parse_word_values
-from ...host.unet import positions, require_unet
+from ...host.unet import require_unet, resolutions
 from ..checks import check_source
 from ..widgets import InversionType, PromptEditType
 
@@ -75,7 +75,7 @@ class PalimpsestAttentionInject(io.ComfyNode):
         ends = per_token(parse_word_values(word_ends), prompt_edit, cross_end)
         given = parse_word_values(word_weights)
         weights = per_token(given, prompt_edit, 1.0)
-        coarsest = min(positions(model.model.diffusion_model).values())
+        coarsest = min(resolutions(model.model.diffusion_model).values())
         cross = cross_resolution >= coarsest and any((e > cross_start).any() for e in ends)
         self_ = self_resolution >= coarsest and self_end > self_start
         if not (cross or self_):

@@ -3,7 +3,7 @@ from comfy_api.latest import io
 
 from ...attention.reweight import Reweight
 from ...editing.run import attach
-from ...editing.word_maps import WordMaps, nearest_share
+from ...editing.word_maps import WordMaps, nearest_resolution
 from ...host.tokens import parse_word_values, parse_words
 from ...host.unet import require_unet
 from ..checks import check_span
@@ -53,7 +53,7 @@ class PalimpsestAttentionReweight(io.ComfyNode):
                              "nothing: write a word with a factor other than 1, as in 'fluffy: 3'.")
         region, gather = None, None
         if named:
-            gather = WordMaps(lambda prompts: parse_words(region_words, prompts), nearest_share(model, 0.25))
+            gather = WordMaps(lambda prompts: parse_words(region_words, prompts), nearest_resolution(model, 0.25))
             model = attach(model, gather)
         if mask is not None:
             region = mask.float()

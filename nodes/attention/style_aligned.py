@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ...attention.style_aligned import ReferencePicture, ReferenceRow, SharedNorms, Sharing
-from ...editing.layers import places, roles
+from ...editing.layers import roles, self_attention_layers
 from ...editing.run import attach
 from ...host.sampling import check_family
 from ...host.unet import require_unet
@@ -11,7 +11,7 @@ from ..widgets import InversionType, layers_input, layers_of, null_input, share_
 
 
 def everywhere(unet) -> frozenset:
-    return frozenset(p.position for p in places(unet))
+    return frozenset(p.address for p in self_attention_layers(unet))
 
 
 class PalimpsestStyleAligned(io.ComfyNode):

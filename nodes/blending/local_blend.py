@@ -81,7 +81,7 @@ class PalimpsestLatentBlend(io.ComfyNode):
         if source_words.strip():
             named = attention.masks(parse_words(source_words, attention.tokens), size, threshold, refine)
         if target_words.strip():
-            gathered["gathered"] = WordMaps(lambda prompts: parse_words(target_words, prompts), attention.share,
+            gathered["gathered"] = WordMaps(lambda prompts: parse_words(target_words, prompts), attention.resolution,
                                             attention.fine if refine else None)
         if subtract_words.strip():
             found, lost = present_words(subtract_words, attention.tokens)
@@ -93,7 +93,7 @@ class PalimpsestLatentBlend(io.ComfyNode):
                 parse_words(", ".join(name for name in lost if name in missing), prompts)
                 return here
 
-            gathered["removing"] = WordMaps(subtracted, attention.share, attention.fine if refine else None, bool(lost))
+            gathered["removing"] = WordMaps(subtracted, attention.resolution, attention.fine if refine else None, bool(lost))
         for gather in gathered.values():
             model = attach(model, gather)
         painted = None if mask is None else latent_mask(mask, size)

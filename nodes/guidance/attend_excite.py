@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ...editing.run import attach
-from ...editing.word_maps import nearest_share as nearest
+from ...editing.word_maps import nearest_resolution as nearest
 from ...guidance.attend_excite import THRESHOLDS, AttendExcite
 from ...host.tokens import parse_word_values
 from ...host.unet import require_unet

@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ...editing.run import attach
-from ...editing.word_maps import nearest_share
+from ...editing.word_maps import nearest_resolution
 from ...guidance.ledits import LEDITS, Grounded
 from ...guidance.sega import held
 from ...host.tokens import encode, tokenize_rows
@@ -36,5 +36,5 @@ class PalimpsestLEDITS(io.ComfyNode):
         before = held(model, LEDITS)
         added = Grounded(encode(clip, tokens), -scale if direction == "remove" else scale, warmup, cooldown, threshold,
                          tokens=tokens)
-        editor = LEDITS((*(before.concepts if before else ()), added), share=nearest_share(model, 0.25))
+        editor = LEDITS((*(before.concepts if before else ()), added), resolution=nearest_resolution(model, 0.25))
         return io.NodeOutput(attach(model, editor, replacing=before))

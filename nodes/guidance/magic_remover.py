@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ...editing.editor import editors
 from ...editing.masks import latent_mask, warn_if_wide, word_mask
 from ...editing.run import attach
-from ...editing.word_maps import nearest_share as nearest
+from ...editing.word_maps import nearest_resolution as nearest
 from ...guidance.magic_remover import MagicRemover, Surroundings, object_map, union
 from ...host.tokens import parse_words
 from ...host.unet import require_unet
@@ -71,7 +71,7 @@ class PalimpsestMagicRemover(io.ComfyNode):
             found = parse_words(words, attention.tokens)
             columns = [[attention.columns(i, [word]) for word in found[i % len(found)]] for i in range(inversion.batch)]
             maps = object_map(attention.chosen(refine).movedim(1, -1), columns)
-            place, share = word_mask(maps, size, threshold, refine, grow=False), attention.share
+            place, share = word_mask(maps, size, threshold, refine, grow=False), attention.resolution
             warn_if_wide("MagicRemover", place)
         if inversion.tokens:
             parse_words(words, inversion.tokens)  # an unknown word is an error

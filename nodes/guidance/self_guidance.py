@@ -2,10 +2,10 @@
 from comfy_api.latest import io
 
 from ...editing.run import attach
-from ...editing.word_maps import nearest_share as nearest
+from ...editing.word_maps import nearest_resolution as nearest
 from ...guidance.self_guidance import Decoded, SelfGuidance, Shown, map_sites
 from ...host.sampling import check_family
-from ...host.unet import positions, require_unet
+from ...host.unet import require_unet, resolutions
 from ..widgets import InversionType
 
 
@@ -81,7 +81,7 @@ class PalimpsestSelfGuidance(io.ComfyNode):
         if start >= end:
             raise ValueError(f"Self-Guidance starts at {start:g} and ends at {end:g}, so that no step is left: lower "
                              "start or raise end (0 and 0.8 do well).")
-        sites = map_sites(positions(model.model.diffusion_model), nearest(model, resolution))
+        sites = map_sites(resolutions(model.model.diffusion_model), nearest(model, resolution))
         decoded, donor, donor_decoded = Decoded(inversion, start, end), None, None
         if looks is not None:
             donor, donor_decoded = Shown(looks, sites, start, end, lends=True), Decoded(looks, start, end, lends=True)

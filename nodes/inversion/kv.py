@@ -3,7 +3,7 @@ import torch
 from comfy_api.latest import io
 
 from ...editing.inverting import learn
-from ...editing.layers import parse_layers, places
+from ...editing.layers import parse_layers, self_attention_layers
 from ...host.guiders import prompted
 from ...host.unet import require_unet
 from ...host.unet_inputs import with_added, with_widths_measured
@@ -56,4 +56,4 @@ class PalimpsestKVInvert(io.ComfyNode):
 
 def last_of_each_grid(network) -> frozenset:
     """The last layer on each grid of the up section."""
-    return frozenset({p.share: p.position for p in places(network) if p.section == "u"}.values())
+    return frozenset({p.resolution: p.address for p in self_attention_layers(network) if p.section == "u"}.values())

@@ -4,9 +4,9 @@ from comfy_api.latest import io
 
 from ...editing.attention_loss import with_maps_recorded
 from ...editing.inverting import learn, tokens_for
-from ...editing.word_maps import nearest_share
+from ...editing.word_maps import nearest_resolution
 from ...host.guiders import prompted
-from ...host.unet import positions, require_unet
+from ...host.unet import require_unet, resolutions
 from ...host.unet_inputs import with_added
 from ...inversion import style_diffusion
 from ...inversion.trajectory import Theta
@@ -38,8 +38,8 @@ class PalimpsestStyleDiffusionInvert(io.ComfyNode):
     @classmethod
     def execute(cls, model, inversion, negative, cfg, iterations, tolerance, regularise, end) -> io.NodeOutput:
         require_unet(model, "StyleDiffusion Invert")
-        share = nearest_share(model, 0.25)
-        sites = [p for p, s in positions(model.model.diffusion_model).items() if s == share and p[0] != "middle"]
+        share = nearest_resolution(model, 0.25)
+        sites = [p for p, s in resolutions(model.model.diffusion_model).items() if s == share and p[0] != "middle"]
         shape = tokens_for(inversion.conditioning, inversion).shape
 
         def solve(net, x, sigmas, extra_args=None, callback=None, disable=None, *, path, flow):

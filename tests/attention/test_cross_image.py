@@ -84,7 +84,7 @@ class Noted(CrossImage):
     notes: set = None
 
     def attend(self, rows, site, *args, **kwargs):
-        self.notes.add((rows.call.sigma, site.share))
+        self.notes.add((rows.call.sigma, site.resolution))
         return super().attend(rows, site, *args, **kwargs)
 
 

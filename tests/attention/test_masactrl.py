@@ -54,7 +54,7 @@ class Noted(MutualSelfAttention):
     notes: dict = None
 
     def attend(self, rows, site, q, k, v, source, attention):
-        self.notes[rows.call.sigma, site.position] = k, v, source
+        self.notes[rows.call.sigma, site.address] = k, v, source
         return super().attend(rows, site, q, k, v, source, attention)
 
 

@@ -8,7 +8,7 @@ from palimpsest.attention.prompt_mixing import MixedValues, PreservedShapes
 from palimpsest.editing.editor import editors
 from palimpsest.editing.run import attach
 from palimpsest.editing.sites import mask_at
-from palimpsest.host.unet import host_attention, positions
+from palimpsest.host.unet import host_attention, resolutions
 
 from explicit import SIDE, apply_maps, features, relative, softmax_maps
 from families import each_family
@@ -72,13 +72,13 @@ def test_values_of_the_mixed_prompt_meet_the_keys_of_the_pictures(family):
         return host_attention(q, k, v, options)
 
     model = mixing(c, start=0.5)  # of three steps, the second
-    for position in positions(unet):
+    for position in resolutions(unet):
         model.set_model_patch_replace(note, "attn2", *position)
     c.sample(model, cfg=1.0)
     assert len(seen) == 3
     with torch.inference_mode():
         for step, found in enumerate(seen.values()):
-            assert len(found) == len(positions(unet))
+            assert len(found) == len(resolutions(unet))
             for attn, k, v in found:
                 assert relative(k, attn.to_k(c.target[0][0])) < 1e-5
                 assert relative(v, attn.to_v((c.source if step == 1 else c.target)[0][0])) < 1e-5

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from palimpsest.attention.store import read_maps
 from palimpsest.editing.run import attach
-from palimpsest.host.unet import positions
+from palimpsest.host.unet import resolutions
 
 from explicit import softmax_maps
 from noting import Noted
@@ -19,7 +19,7 @@ def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one(batch, share):
     case, notes = Case("sd15", batch=batch, size=16, steps=5), {}
     with torch.inference_mode():
         found = read_maps(case.model, case.inversion, share)
-    tokens, shares = case.source[0][1]["palimpsest_tokens"][0], positions(case.model.model.diffusion_model)
+    tokens, shares = case.source[0][1]["palimpsest_tokens"][0], resolutions(case.model.model.diffusion_model)
     case.predictions(attach(case.model, Noted(case.inversion, notes)), case.source)
 
     def means(wanted, at):

@@ -2,7 +2,7 @@
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from palimpsest.host.unet import host_attention, positions
+from palimpsest.host.unet import host_attention, resolutions
 from palimpsest.nodes.attention.tf_icon import PalimpsestInjectComposite
 
 import tiny
@@ -39,7 +39,7 @@ def test_the_composed_field_has_each_pictures_queries_and_keys(family):
     the margin."""
     c, other, (mask, near) = case(family), donor(family), center()
     model, seen = composite(c, other, mask), []
-    for position in positions(c.model.model.diffusion_model):
+    for position in resolutions(c.model.model.diffusion_model):
         def look(q, k, v, options, position=position):
             seen.append((float(options["sigmas"][0]), position, options["uuids"], options["activations_shape"][-2:],
                          q, k))

@@ -13,7 +13,7 @@ from palimpsest.editing.editor import Editor, editors
 from palimpsest.editing.masks import word_mask
 from palimpsest.editing.run import attach
 from palimpsest.editing.word_maps import WordMaps
-from palimpsest.host.unet import host_attention, positions
+from palimpsest.host.unet import host_attention, resolutions
 
 import tiny
 from recording import START, Flow, Record, blend, half
@@ -123,7 +123,7 @@ class Explicit:
     def __init__(self, case, share):
         self.case, self.total, self.count, self.so_far = case, 0, 0, []
         self.model = case.model.clone()
-        for position, mine in positions(case.model.model.diffusion_model).items():
+        for position, mine in resolutions(case.model.model.diffusion_model).items():
             if mine == share:
                 self.model.set_model_attn2_replace(self._note, *position)
         self.model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "explicit", self._mark)
@@ -205,7 +205,7 @@ def test_a_run_by_words_is_the_authors_with_explicit_maps(batch, words, taken):
     targets = ("a blue dog on a hippopotamus", "a red dog on a small mat")[:batch]
     case = Case(targets=targets, batch=batch, size=16, steps=5)
     attention = read_maps(case.model, case.inversion, 0.5)
-    explicit, size, level = Explicit(case, attention.share), (16, 16), 0.8
+    explicit, size, level = Explicit(case, attention.resolution), (16, 16), 0.8
     case.model = explicit.model
     source, target = (names.split(", ") for names in words)
     run = Record(case, start=0.0, source_words=words[0], target_words=words[1],
@@ -272,7 +272,7 @@ def test_by_default_the_source_lies_where_its_refined_maps_do_and_the_target_whe
     run = Record(case, start=0.0, source_words="cat", target_words="blue, cat", threshold=threshold,
                  attention=attention, refine=True,
                  beside=lambda model: attach(model, Noted(editors(model)[0], notes)))
-    assert attention.fine == 1 > attention.share and 0 < named.float().mean() < 1
+    assert attention.fine == 1 > attention.resolution and 0 < named.float().mean() < 1
     for (sigma, _, _, given, got), maps in list(zip(run.calls, notes, strict=True))[1:]:
         joined = named | refined_over(maps[0].sum(0), threshold)
         assert torch.equal(got, torch.where(joined, given, case.inversion.latents[-1]))

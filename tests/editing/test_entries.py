@@ -9,7 +9,7 @@ from palimpsest.editing.editor import Editor
 from palimpsest.editing.run import attach
 from palimpsest.editing.sites import AttentionEdit
 from palimpsest.editing.word_maps import WordMaps
-from palimpsest.host.unet import positions
+from palimpsest.host.unet import resolutions
 
 import nodes as host
 import tiny
@@ -53,7 +53,7 @@ class Noted(AttentionEdit):
 
     def attend(self, rows, site, q, k, v, source, attention):
         place = rows.entry.get("area", (*rows.call.run.shape[-2:], 0, 0))
-        self.notes.setdefault((rows.call.sigma, site.kind, site.position), {})[place] = (site, source)
+        self.notes.setdefault((rows.call.sigma, site.kind, site.address), {})[place] = (site, source)
         return attention(q, k, v)
 
 
@@ -63,12 +63,12 @@ def test_an_area_reads_the_same_window_of_the_source(family):
     places = [(8, 8, 8, 8), (10, 12, 2, 4)]  # height, width, y, x
     positive = combine(c.target, *(area(c.target, w, h, x, y) for h, w, y, x in places))
     c.sample(attach(c.model, Noted(c.inversion, notes)), positive)
-    assert len(notes) == STEPS * 2 * len(positions(c.model.model.diffusion_model))
+    assert len(notes) == STEPS * 2 * len(resolutions(c.model.model.diffusion_model))
     for (_, kind, _), found in notes.items():
         site, full = found.pop((16, 16, 0, 0))
         assert found.keys() == set(places)
         for (h, w, y, x), (part, source) in found.items():
-            cells = [slice(int(n * site.share), int((n + size) * site.share)) for n, size in ((y, h), (x, w))]
+            cells = [slice(int(n * site.resolution), int((n + size) * site.resolution)) for n, size in ((y, h), (x, w))]
             assert part.grid == tuple(s.stop - s.start for s in cells)
             for name in "qkv":
                 whole, window = getattr(full, name), getattr(source, name)

@@ -1,7 +1,7 @@
 """Lists of layers, counted and named as the network runs them."""
 import pytest
 from palimpsest.attention.plug_and_play import after_first, second_block
-from palimpsest.editing.layers import coarse, decoder, listed, parse_layers, places
+from palimpsest.editing.layers import coarse, decoder, listed, parse_layers, self_attention_layers
 
 from unets import sd15, sdxl
 
@@ -10,14 +10,14 @@ def test_layers_are_counted_in_the_order_in_which_the_network_runs_them():
     assert listed(sd15()) == "d0-1 (1), d2-3 (1/2), d4-5 (1/4), m0 (1/8), u0-2 (1/4), u3-5 (1/2), u6-8 (1)"
     assert listed(sdxl()) == "d0-1.0-1 (1/2), d2-3.0-9 (1/4), m0.0-9 (1/4), u0-2.0-9 (1/4), u3-5.0-1 (1/2)"
     order = [("d", i) for i in range(6)] + [("m", 0)] + [("u", i) for i in range(9)]
-    assert [(p.section, p.block) for p in places(sd15())] == order
+    assert [(p.section, p.transformer) for p in self_attention_layers(sd15())] == order
 
 
 def test_a_list_of_layers_names_sections_transformers_and_layers():
     unet = sdxl()
     assert parse_layers("d2.2-9, m0\nU0.4", unet) == {
         *(("input", 7, i) for i in range(2, 10)), *(("middle", 0, i) for i in range(10)), ("output", 0, 4)}
-    assert parse_layers("u", unet) == {p.position for p in places(unet) if p.section == "u"}
+    assert parse_layers("u", unet) == {p.address for p in self_attention_layers(unet) if p.section == "u"}
     assert parse_layers("u3-5.1", unet) == {("output", i, 1) for i in (3, 4, 5)}
     assert parse_layers("", unet) == frozenset()
 
@@ -39,7 +39,7 @@ def test_defaults_are_the_papers_layers():
     11."""
     for unet, layers, start in ((sd15(), "u3-8", 10), (sdxl(), "u3-5", 64)):
         mine = decoder(unet, 0.5)
-        assert mine == parse_layers(layers, unet) == {p.position for p in places(unet)[start:]}
+        assert mine == parse_layers(layers, unet) == {p.address for p in self_attention_layers(unet)[start:]}
     assert second_block(sd15()) == {4} and {p[1] for p in after_first(sd15())} == set(range(4, 12))
     assert after_first(sdxl()) == parse_layers("u1-5", sdxl()) and second_block(sdxl()) == {1}
     assert coarse(sd15(), 0.5) == parse_layers("d2-5, m0, u0-5", sd15())

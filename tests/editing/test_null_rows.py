@@ -11,7 +11,7 @@ import torch
 from palimpsest.attention.plug_and_play import second_block
 from palimpsest.editing.replay import Replayed
 from palimpsest.editing.run import attach
-from palimpsest.host.unet import host_attention, positions
+from palimpsest.host.unet import host_attention, resolutions
 from palimpsest.inversion.trajectory import Theta
 from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
 from palimpsest.nodes.attention.plug_and_play import PalimpsestPlugAndPlay
@@ -84,7 +84,7 @@ def four_rows(c, x, sigma, feature_end, attention_end):
     def maps(q, k, v, options):
         return host_attention(from_source(q), from_source(k), v, options)
 
-    up = [p for p in positions(unet) if p[0] == "output"][1:]
+    up = [p for p in resolutions(unet) if p[0] == "output"][1:]
     replace = {"attn1": {p: maps for p in up}} if sigma >= sampling.percent_to_sigma(attention_end) else {}
     hook = branch.register_forward_hook(lambda module, inputs, h: from_source(h))
     if sigma < sampling.percent_to_sigma(feature_end):

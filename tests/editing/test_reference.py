@@ -5,7 +5,7 @@ from comfy.patcher_extension import WrappersMP
 from palimpsest.attention.p2p import PromptToPrompt
 from palimpsest.editing.reference import levels_together
 from palimpsest.editing.run import attach
-from palimpsest.host.unet import positions
+from palimpsest.host.unet import resolutions
 
 from families import FAMILIES
 from noting import Looks, Noted, assert_rounding
@@ -25,7 +25,7 @@ def test_the_reference_shows_what_the_source_alone_shows(family):
     case = Case(family)
     notes = {}
     case.predictions(attach(case.model, Noted(case.inversion, notes)), case.source)
-    assert len(notes) == 2 * len(positions(case.model.model.diffusion_model))
+    assert len(notes) == 2 * len(resolutions(case.model.model.diffusion_model))
     for q, k, v, source in (n for found in notes.values() for n in found):
         for mine, theirs in ((q, source.q), (k, source.k), (v, source.v)):
             assert_rounding(mine, theirs)

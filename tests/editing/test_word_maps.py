@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from palimpsest.editing.sites import Rows, Site
-from palimpsest.editing.word_maps import refining_share, spread, word_maps
+from palimpsest.editing.word_maps import refining_resolution, spread, word_maps
 
 from explicit import DIM, HEADS, SIDE, Call, Run, attention, features, softmax_maps
 from noting import PIXELS
@@ -44,5 +44,5 @@ def test_maps_are_refined_in_an_areas_window():
 def test_maps_are_refined_where_objects_have_shapes(side, share, fine):
     """SD1.5's grids: on 32² places of 64², on 24² of 96², and never on a coarser grid than that of the maps."""
     unet = {i: s for i, s in enumerate((1.0, 0.5, 0.25, 0.125))}
-    with patch("palimpsest.editing.word_maps.positions", lambda network: unet):
-        assert refining_share(SimpleNamespace(model=SimpleNamespace(diffusion_model=None)), (side, side), share) == fine
+    with patch("palimpsest.editing.word_maps.resolutions", lambda network: unet):
+        assert refining_resolution(SimpleNamespace(model=SimpleNamespace(diffusion_model=None)), (side, side), share) == fine

@@ -118,7 +118,7 @@ def test_maps_are_read_where_the_authors_read_them():
 
 def test_coarser_maps_are_enlarged_to_half_the_latents_side():
     maps = torch.rand(1, 32, 24, 5, generator=torch.Generator().manual_seed(0))
-    found, = SelfGuidance._of(maps, [[(1, 3)]], SimpleNamespace(share=0.25, grid=(32, 24)))
+    found, = SelfGuidance._of(maps, [[(1, 3)]], SimpleNamespace(resolution=0.25, grid=(32, 24)))
     torch.testing.assert_close(found, scaled(maps[..., [1, 3]].sum(-1), (64, 48), antialias=True))
 
 

@@ -12,7 +12,7 @@ from comfy_extras.nodes_freelunch import FreeU
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
-from palimpsest.host.unet import host_attention, positions
+from palimpsest.host.unet import host_attention, resolutions
 from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
 from palimpsest.nodes.blending.noise_mask import PalimpsestNoiseMask
 from palimpsest.nodes.guidance.ledits import PalimpsestLEDITS
@@ -48,7 +48,7 @@ def everywhere_perturbed(model):
     """PAG as sd-perturbed-attention has it, at any layers; here at all."""
     def after_cfg(args):
         options = args["model_options"].copy()
-        for position in positions(args["model"].diffusion_model):
+        for position in resolutions(args["model"].diffusion_model):
             options = set_model_options_patch_replace(options, lambda q, k, v, o: v, "attn1", *position)
         pag, = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
         return args["denoised"] + 3 * (args["cond_denoised"] - pag)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from palimpsest.attention.masactrl import MutualSelfAttention
 from palimpsest.editing.run import attach
 from palimpsest.editing.sites import Rows, Site, mask_at, window
-from palimpsest.editing.word_maps import in_place
+from palimpsest.editing.word_maps import on_whole_grid
 from palimpsest.host.tiles import TILES, cut, found
-from palimpsest.host.unet import positions
+from palimpsest.host.unet import resolutions
 from palimpsest.host.unet_inputs import with_added
 
 import nodes as host
@@ -103,7 +103,7 @@ class Noted(MutualSelfAttention):
 def test_a_sliding_window_is_given_the_same_window_of_the_source(first):
     """Of two rows, at a grid of half the latent's side."""
     c, notes = case("sd15", size=SIDE), []
-    place = next(position for position, share in positions(c.model.model.diffusion_model).items() if share == 0.5)
+    place = next(position for position, share in resolutions(c.model.model.diffusion_model).items() if share == 0.5)
 
     def edited(model):
         return attach(model, Noted(c.inversion, frozenset([place]), 0.0, 1.0, notes=notes))
@@ -129,7 +129,7 @@ def test_an_area_past_an_edge_goes_on_at_the_opposite_one():
     wanted = means[[3, 0]][:, [2, 3, 0]]
     torch.testing.assert_close(mask_at(m, rows, site).view(2, 3), wanted)
     torch.testing.assert_close(window(means.view(1, 16, 1), (4, 4), site.grid, rows).view(2, 3), wanted)
-    placed, seen = in_place(wanted.view(1, 1, 2, 3), rows, site)
+    placed, seen = on_whole_grid(wanted.view(1, 1, 2, 3), rows, site)
     assert seen.sum() == 6 and torch.equal(placed[0, 0], means * seen)
 
 

@@ -1,5 +1,5 @@
 """The places of attention in a U-Net, and the share of the latent's side that each works on."""
-from palimpsest.host.unet import host_attention, positions
+from palimpsest.host.unet import host_attention, resolutions
 
 import tiny
 from runs import Case
@@ -15,7 +15,7 @@ def test_shares_of_the_latents_side_are_those_of_the_grids():
 
         case = Case(family, size=16, steps=2)
         m = case.model.clone()
-        known = positions(m.model.diffusion_model)
+        known = resolutions(m.model.diffusion_model)
         for section, number, _ in known:
             m.set_model_attn1_replace(note, section, number)
         case.sample(m)

@@ -1,7 +1,7 @@
 """KV inversion's contents land on the pivot and are read by the chosen layers of the target alone."""
 import pytest
 import torch
-from palimpsest.host.unet import positions
+from palimpsest.host.unet import resolutions
 from palimpsest.inversion import kv
 
 import tiny
@@ -31,7 +31,7 @@ def test_contents_solve_every_step_where_the_network_can():
 def test_only_chosen_layers_of_the_target_read_what_was_learned_for_them(family):
     model = tiny.UNETS[family]()
     learned = contents(model, inverted(model), 2)
-    names = {"content." + ".".join(map(str, place)): place for place in positions(model.model.diffusion_model)}
+    names = {"content." + ".".join(map(str, place)): place for place in resolutions(model.model.diffusion_model)}
     assert 0 < len(learned.theta) < len(names) and learned.theta.keys() < names.keys()
     for i, forward in enumerate(read_by(model, learned, OTHER, "attn1")):
         for name, place in names.items():

@@ -6,7 +6,7 @@ import palimpsest.nodes.inversion.style_diffusion as style_diffusion_node
 import pytest
 import torch
 from palimpsest.editing.attention_loss import cross_attention_maps, with_maps_recorded
-from palimpsest.host.unet import positions
+from palimpsest.host.unet import resolutions
 from palimpsest.inversion import style_diffusion
 from palimpsest.inversion.pivotal_tuning import follow
 from palimpsest.inversion.storage import load, save
@@ -76,7 +76,7 @@ def test_the_maps_are_those_of_both_sides_of_the_unet_and_not_of_its_middle(fami
                         lambda options, sites, found: seen.update(sites) or with_maps_recorded(options, sites, found))
     model = tiny.UNETS[family]()
     style(model, inverted(model), 1)
-    at = positions(model.model.diffusion_model)
+    at = resolutions(model.model.diffusion_model)
     assert seen == {p for p, share in at.items() if share == 0.5 and p[0] != "middle"}
     assert {p[0] for p in seen} == {"input", "output"}
 
