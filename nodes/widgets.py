@@ -47,7 +47,7 @@ def last_residual_input():
         "if the last noisy level is above sigma 0.1, else keep."))
 
 
-COARSE = "grids of at most half the latent's side (SD1.x and SD2.x: d2-5, m0, u0-5; SDXL: all)"
+COARSE = "grids up to half the latent's side (SD1.x and SD2.x: d2-5, m0, u0-5; SDXL: all)"
 
 
 def layers_input(default):

@@ -16,32 +16,28 @@ class PalimpsestCrossImageAttention(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestCrossImageAttention", display_name="Cross-Image Attention",
             category="palimpsest/attention",
-            description="Gives an inverted picture's structure the appearance of another of the same kind of object, "
-                        "wherever their parts correspond (Alaluf et al. 2024).",
+            description="Transfers the appearance of one inverted picture to the structure of another, part to "
+                        "matching part. Both show the same kind of object (Alaluf et al. 2024).",
             inputs=[
                 io.Model.Input("model"),
-                InversionType.Input("appearance", tooltip="The picture whose colours and textures are wanted. What is "
-                                                          "sampled, "
-                                    "from Replay's LATENT, is the structure."),
-                share_input("start", 0.1, "Share of the schedule from which the appearance is looked up. Paper: step "
-                                          "10 of 100."),
-                share_input("end", 0.9, "Share at which it ends on the finest grid. Paper: step 90."),
-                share_input("coarse_end", 0.7, "Share at which it ends on the other grids. Paper: step 70."),
-                share_input("adain_start", 0.2, "Share from which the predicted picture takes the appearance's mean "
-                                                "and deviation in each channel (AdaIN). 1: never. Paper: step 20."),
+                InversionType.Input("appearance", tooltip="The picture that gives colours and textures. The structure "
+                                                          "is the picture that Replay's LATENT starts from."),
+                share_input("start", 0.1, "Share of the schedule where the transfer begins. Paper: step 10 of 100."),
+                share_input("end", 0.9, "Share where it ends on the finest grid. Paper: step 90."),
+                share_input("coarse_end", 0.7, "Share where it ends on the other grids. Paper: step 70."),
+                share_input("adain_start", 0.2, "From this share on, the predicted picture takes each channel's mean "
+                                                "and deviation from the appearance (AdaIN). 1: never. Paper: step 20."),
                 io.Float.Input("swap_guidance", default=3.5, min=1.0, max=20.0, step=0.1, tooltip=(
-                    "How far the prediction goes from the one without the exchange, at the run's start; half of it at "
-                    "the end. Over 1 it costs a row. Paper: 3.5.")),
+                    "Guidance scale of the transfer. It falls to half by the end of the run. Over 1 adds one row to "
+                    "the batch. Paper: 3.5.")),
                 io.Float.Input("contrast", default=1.67, min=1.0, max=10.0, step=0.01, tooltip=(
-                    "Contrast of the attention maps: higher looks up fewer places each. 1: no map is made. Paper: "
-                    "1.67.")),
-                layers_input("up, on its two finest grids (SD1.x and SD2.x: u3-8; SDXL: u)"),
-                io.Mask.Input("structure_mask", optional=True, tooltip="1 on the object in the structure: AdaIN acts "
-                                                                       "there "
-                              "alone."),
-                io.Mask.Input("appearance_mask", optional=True, tooltip="1 on the object in the appearance: its "
-                                                                        "statistics are "
-                              "taken there alone."),
+                    "Contrast of the attention maps. Higher attends to fewer places each. 1: off, no map is made. "
+                    "Paper: 1.67.")),
+                layers_input("the two finest grids of the up section (SD1.x and SD2.x: u3-8; SDXL: u)"),
+                io.Mask.Input("structure_mask", optional=True, tooltip=(
+                    "1 on the object of the structure picture. AdaIN acts only there.")),
+                io.Mask.Input("appearance_mask", optional=True, tooltip=(
+                    "1 on the object of the appearance picture. AdaIN takes its statistics only there.")),
             ],
             outputs=[io.Model.Output()])
 

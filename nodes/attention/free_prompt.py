@@ -15,13 +15,13 @@ class PalimpsestFreePromptEdit(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestFreePromptEdit", display_name="Free-Prompt Edit", category="palimpsest/attention",
-            description="FPE: the source's self-attention maps alone hold its geometry; it may be inverted with an "
-                        "empty prompt.",
+            description="FPE keeps the source's geometry with its self-attention maps alone. The source prompt may be "
+                        "empty.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
-                share_input("start", 0.0, "Share of the schedule at which maps begin to be replaced. Paper: 0."),
-                share_input("end", 0.8, "Share at which it ends. Higher keeps shapes, lower frees them. Paper: 0.8."),
+                share_input("start", 0.0, "Share of the schedule where map replacement begins. Paper: 0."),
+                share_input("end", 0.8, "Share where it ends. Higher keeps shapes, lower frees them. Paper: 0.8."),
                 layers_input(COARSE),
             ],
             outputs=[io.Model.Output()])

@@ -29,28 +29,26 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestMutualSelfAttention", display_name="Mutual Self-Attention (MasaCtrl)",
             category="palimpsest/attention",
-            description="MasaCtrl: the target's queries look up the source's contents; the pose may change, the looks "
-                        "stay.",
+            description="MasaCtrl: the target attends to the source's keys and values. The pose may change, the "
+                        "appearance stays.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
-                share_input("start", 0.08, "Share of the schedule from which the source is looked up; the steps before "
-                                           "it lay out the new pose. Paper: step 4 of 50."),
-                share_input("end", 1.0, "Share at which it ends. Paper: 1."),
-                layers_input("up, on grids of at least half the latent's side (SD1.x and SD2.x: u3-8, which is the "
-                             "paper's layer 10 of 16 on; SDXL: u3-5)"),
+                share_input("start", 0.08, "Share of the schedule where attention to the source begins. The steps "
+                                           "before it lay out the new pose. Paper: step 4 of 50."),
+                share_input("end", 1.0, "Share where it ends. Paper: 1."),
+                layers_input("up grids of at least half the latent's side (SD1.x and SD2.x: u3-8, the paper's layer 10 "
+                             "of 16 on; SDXL: u3-5)"),
                 io.String.Input("source_words", default="", tooltip="With ATTENTION: words of the source prompt that "
                                                                     "name "
                                 "the object, separated by commas."),
-                io.String.Input("target_words", default="", tooltip="Words of the target prompt that name it; where "
-                                                                    "this "
-                                "run sees them is the target's mask."),
+                io.String.Input("target_words", default="", tooltip=(
+                    "Words of the target prompt that name it. Their attention during sampling gives the target mask.")),
                 threshold_input("0.1"),
                 null_input(),
-                io.Mask.Input("source_mask", optional=True, tooltip="1 on the object in the source: foreground then "
-                                                                    "looks up "
-                              "foreground, background background."),
-                io.Mask.Input("target_mask", optional=True, tooltip="1 where the object is to be. Soft values blend."),
+                io.Mask.Input("source_mask", optional=True, tooltip=(
+                    "1 on the object in the source. Foreground then attends to foreground, background to background.")),
+                io.Mask.Input("target_mask", optional=True, tooltip="1 where the object should be. Soft values blend."),
                 AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find source_words."),
                 refine_input(),
             ],

@@ -32,36 +32,33 @@ class PalimpsestAttentionInject(io.ComfyNode):
             node_id="PalimpsestAttentionInject",
             display_name="Attention Inject",
             category="palimpsest/attention",
-            description="Prompt-to-Prompt: the source's attention maps hold the layout while the target's words fill "
-                        "it.",
+            description="Prompt-to-Prompt: the source's attention maps keep the layout, the target's words fill it.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 PromptEditType.Input("prompt_edit"),
                 io.Float.Input("cross_start", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule at which cross-attention maps begin to be replaced. "
-                                       "Paper: 0."),
+                               tooltip="Share of the schedule where cross-attention replacement begins. Paper: 0."),
                 io.Float.Input("cross_end", default=0.8, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share at which it ends. Higher keeps more of the source's layout. Paper: 0.8, "
+                               tooltip="Share where it ends. Higher keeps more of the source's layout. Paper: 0.8, or "
                                        "0.4 for looser edits."),
                 io.Float.Input("self_start", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule at which self-attention maps begin to be replaced. "
-                                       "Paper: 0."),
+                               tooltip="Share of the schedule where self-attention replacement begins. Paper: 0."),
                 io.Float.Input("self_end", default=0.4, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share at which it ends. Higher keeps shapes; lower it to change a shape. "
-                                       "Paper: 0.4, tried from 0.3 to 0.7."),
+                               tooltip="Share where it ends. Higher keeps shapes, lower lets them change. Paper: 0.4, "
+                                       "tried from 0.3 to 0.7."),
                 io.Float.Input("cross_resolution", default=1.0, min=0.0, max=1.0, step=0.0625,
-                               tooltip="Cross-attention is replaced where its grid's side is at most this share of the "
-                                       "latent's: 1 = everywhere (paper), 0.25 = 16² tokens of a 64² latent."),
+                               tooltip="Largest grid whose cross-attention is replaced, as a share of the latent's "
+                                       "side. 1 = all grids (paper), 0.25 = 16² tokens of a 64² latent."),
                 io.Float.Input("self_resolution", default=0.5, min=0.0, max=1.0, step=0.0625,
                                tooltip="The same for self-attention. 0.5 = 32² tokens of a 64² latent (the authors' "
-                                       "code for real pictures); 0.25 = 16² (the paper's own)."),
-                io.String.Input("word_weights", default="", tooltip="Re-weighting: the strength of target words' maps, "
-                                                                    "as in "
-                                "'fluffy: 3, snow: -1'. 1 = unchanged. Paper: -2 to 10."),
-                io.String.Input("word_ends", default="", tooltip="An end of its own for a target word's "
-                                                                 "cross-attention, as in "
-                                "'lion: 0.4'. The others end at cross_end."),
+                                       "code for real pictures). 0.25 = 16² (paper)."),
+                io.String.Input("word_weights", default="", tooltip=(
+                    "Strength of each target word's map (re-weighting), as in 'fluffy: 3, snow: -1'. 1 = unchanged. "
+                    "Paper: -2 to 10.")),
+                io.String.Input("word_ends", default="", tooltip=(
+                    "A separate cross-attention end for single target words, as in 'lion: 0.4'. The others end at "
+                    "cross_end.")),
             ],
             outputs=[io.Model.Output()],
         )

@@ -15,19 +15,18 @@ class PalimpsestPlugAndPlay(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestPlugAndPlay", display_name="Plug-and-Play Features", category="palimpsest/attention",
-            description="PnP: the source's residual features and self-attention hold the layout; the target prompt "
-                        "repaints it.",
+            description="PnP keeps the layout with the source's residual features and self-attention. The target "
+                        "prompt repaints it.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
-                share_input("feature_end", 0.8, "Share of the schedule until which the source's residual features are "
-                                                "put in place. Paper: 0.8."),
-                share_input("attention_end", 0.5, "Share until which its self-attention maps are. Paper: 0.5."),
-                io.String.Input("feature_layers", default="", tooltip="Residual blocks, named by the transformer of "
-                                                                      "the up "
-                                "section that follows them, as in 'u1, u2'. Empty: u1 (paper: layer 4 of the "
-                                "decoder)."),
-                layers_input("all of up but u0 (SD1.x and SD2.x: u1-8, the paper's 4 to 11; SDXL: u1-5)"),
+                share_input("feature_end", 0.8, "The source's residual features are injected up to this share of the "
+                                                "schedule. Paper: 0.8."),
+                share_input("attention_end", 0.5, "Its self-attention maps are injected up to this share. Paper: 0.5."),
+                io.String.Input("feature_layers", default="", tooltip=(
+                    "Residual blocks, as in 'u1, u2'. Each is named after the transformer of the up section that "
+                    "follows it. Empty: u1 (paper: decoder layer 4).")),
+                layers_input("the up section without u0 (SD1.x and SD2.x: u1-8, the paper's 4 to 11; SDXL: u1-5)"),
                 null_input(),
             ],
             outputs=[io.Model.Output()])

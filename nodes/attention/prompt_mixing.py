@@ -30,31 +30,27 @@ class PalimpsestPromptMixing(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestPromptMixing", display_name="Prompt Mixing", category="palimpsest/attention",
-            description="Object-shape variation: in the middle of the schedule another prompt's values shape the "
-                        "object.",
+            description="Varies an object's shape. Another prompt's attention values shape it in the middle of the "
+                        "schedule.",
             inputs=[
                 io.Model.Input("model"),
-                io.Conditioning.Input("mix", tooltip="The picture's prompt with another word for the object: Prompt "
-                                                     "Edit's "
-                                      "target. Sample with Prompt Edit's source."),
-                share_input("start", 0.14, "Share of the schedule at which it begins to be mixed in (T3). Earlier "
-                                           "changes the layout too. Paper: step 7 of 50."),
-                share_input("end", 0.34, "Share at which it ends (T2). Later changes the looks too. Paper: step 17 of "
-                                         "50."),
-                io.String.Input("preserve", default="", tooltip="With ATTENTION: words of the source prompt whose "
-                                                                "shapes are "
-                                "to stay, separated by commas."),
-                io.String.Input("object", default="", tooltip="With ATTENTION: the word whose shape varies; its place "
-                                                              "is "
-                                "taken out of what is preserved."),
+                io.Conditioning.Input("mix", tooltip="Prompt Edit's target: the picture's prompt with another word for "
+                                                     "the object. Sample with Prompt Edit's source."),
+                share_input("start", 0.14, "Share of the schedule where mixing begins (T3). Earlier also changes the "
+                                           "layout. Paper: step 7 of 50."),
+                share_input("end", 0.34, "Share where it ends (T2). Later also changes the appearance. Paper: step 17 "
+                                         "of 50."),
+                io.String.Input("preserve", default="", tooltip=(
+                    "With ATTENTION: words of the source prompt whose shapes should stay, separated by commas.")),
+                io.String.Input("object", default="", tooltip="With ATTENTION: the word whose shape varies. Its area "
+                                                              "is not preserved."),
                 threshold_input("a probability of 0.05"),
-                share_input("preserve_end", 0.8, "Share of the schedule until which shapes are preserved. Paper: step "
+                share_input("preserve_end", 0.8, "Shapes are preserved up to this share of the schedule. Paper: step "
                                                  "40 of 50."),
                 layers_input(f"shapes are preserved on {COARSE}"),
-                InversionType.Input("inversion", optional=True, tooltip="To preserve shapes: the source."),
-                io.Mask.Input("mask", optional=True, tooltip="1 where shapes are to stay, beside the words' places."),
-                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words' "
-                                                                        "places."),
+                InversionType.Input("inversion", optional=True, tooltip="The source's, to preserve shapes."),
+                io.Mask.Input("mask", optional=True, tooltip="1 where shapes should stay, besides the words' areas."),
+                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words."),
                 refine_input(),
             ],
             outputs=[io.Model.Output()])

@@ -15,21 +15,21 @@ class PalimpsestAttentionReweight(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestAttentionReweight", display_name="Attention Re-weight", category="palimpsest/attention",
-            description="Makes words of the sampled prompt count for more or less, and keeps words inside a region, in "
+            description="Strengthens or weakens words of the sampled prompt, or confines them to a region. Works in "
                         "any generation (Hertz et al. 2022; Guo & Lin 2024).",
             inputs=[
                 io.Model.Input("model"),
                 io.String.Input("word_weights", default="", tooltip=(
-                    "Factors on words' attention, as in 'fluffy: 3, striped: 0'. Paper: 2 to 10, or -1 to turn a word "
-                    "round.")),
+                    "Attention factors of words, as in 'fluffy: 3, striped: 0'. Paper: 2 to 10, or -1 to reverse a "
+                    "word.")),
                 io.String.Input("restrained", default="", tooltip=(
-                    "Words that are to act inside the region only, separated by commas.")),
+                    "Words that act only inside the region, separated by commas.")),
                 io.String.Input("region_words", default="", tooltip=(
-                    "The region is where these words of the prompt lie, as this run sees them after its first step.")),
-                share_input("threshold", 0.3, "Share of the region words' largest value that counts as the region. 0: "
-                                              "found in their maps themselves."),
-                share_input("start", 0.0, "Share of the schedule from which it acts. Paper: 0."),
-                share_input("end", 1.0, "Share at which it ends. Paper: 0.8 for factors with an inversion, 1 without."),
+                    "These words of the prompt give the region, by their attention after the first step.")),
+                share_input("threshold", 0.3, "Attention of at least this share of the maximum counts as the region. "
+                                              "0: automatic (Otsu)."),
+                share_input("start", 0.0, "Share of the schedule where it begins. Paper: 0."),
+                share_input("end", 1.0, "Share where it ends. Paper: 0.8 for factors with an inversion, 1 without."),
                 io.Mask.Input("mask", optional=True, tooltip="The region, 1 where the restrained words may act. Soft "
                                                              "values "
                               "blend."),

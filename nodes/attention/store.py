@@ -20,15 +20,15 @@ class PalimpsestAttentionStore(io.ComfyNode):
             node_id="PalimpsestAttentionStore",
             display_name="Attention Store",
             category="palimpsest/attention",
-            description="Where the model sees each source word in the picture: cross-attention maps along the "
-                        "inversion's trajectory.",
+            description="Reads where the model sees each source word: cross-attention maps along the inversion's "
+                        "trajectory.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 PromptEditType.Input("prompt_edit"),
                 io.Float.Input("resolution", default=0.25, min=0.0, max=1.0, step=0.0625,
-                               tooltip="The maps' side as a share of the latent's; the nearest one at or under it that "
-                                       "the model has. 0.25 = 16² of a 64² latent (paper), which is where words lie "
+                               tooltip="Side of the maps as a share of the latent's. The model's nearest grid at or "
+                                       "below it is used. 0.25 = 16² of a 64² latent (paper), where words are "
                                        "clearest."),
             ],
             outputs=[AttentionType.Output(display_name="ATTENTION")],
@@ -49,13 +49,12 @@ class PalimpsestAttentionHeatmap(io.ComfyNode):
             node_id="PalimpsestAttentionHeatmap",
             display_name="Attention Heatmap",
             category="palimpsest/attention",
-            description="Each word's attention over the picture, labelled.",
+            description="Shows each word's attention over the picture, labelled.",
             inputs=[
                 AttentionType.Input("attention"),
                 io.Image.Input("image", tooltip="The picture that was inverted."),
-                io.String.Input("words", default="", tooltip="Words of the source prompt, separated by commas; 'cat#2' "
-                                                             "is the "
-                                "second cat. Empty: all words."),
+                io.String.Input("words", default="", tooltip="Words of the source prompt, separated by commas. 'cat#2' "
+                                                             "is the second cat. Empty: all words."),
             ],
             outputs=[io.Image.Output()],
             is_output_node=True,
@@ -85,19 +84,18 @@ class PalimpsestAttentionMask(io.ComfyNode):
             node_id="PalimpsestAttentionMask",
             display_name="Attention Mask",
             category="palimpsest/attention",
-            description="A mask of what some words name in the picture.",
+            description="Makes a mask of what the words name in the picture.",
             inputs=[
                 AttentionType.Input("attention"),
                 io.String.Input("words", default="",
-                                tooltip="Words of the source prompt, separated by commas; the mask is where they lie "
-                                        "together."),
+                                tooltip="Words of the source prompt, separated by commas. One mask covers them all."),
                 threshold_input(),
-                io.Int.Input("grow", default=0, min=0, max=64, tooltip="Spread the mask by this many latent cells (8 "
-                                                                       "pixels on SD)."),
+                io.Int.Input("grow", default=0, min=0, max=64, tooltip=(
+                    "Grows the mask by this many latent cells (8 pixels on SD).")),
                 io.Float.Input("blur", default=0.0, min=0.0, max=16.0, step=0.1,
-                               tooltip="Soften its edge: standard deviation in latent cells. 0 = hard."),
-                io.Image.Input("image", optional=True, tooltip="The mask takes this picture's size; without it, the "
-                                                               "latent's."),
+                               tooltip="Softens the edge. Standard deviation in latent cells, 0 = hard."),
+                io.Image.Input("image", optional=True, tooltip=(
+                    "The mask takes this picture's size. Not connected: the latent's.")),
                 refine_input(),
             ],
             outputs=[io.Mask.Output()],

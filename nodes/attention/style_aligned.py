@@ -19,28 +19,27 @@ class PalimpsestStyleAligned(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestStyleAligned", display_name="Style Aligned", category="palimpsest/attention",
-            description="Gives what is sampled the style of an inverted picture, or of the batch's first row, by "
-                        "sharing its self-attention (Hertz et al. 2024).",
+            description="Samples in the style of an inverted picture, or of the batch's first row, by sharing "
+                        "self-attention with it (Hertz et al. 2024).",
             inputs=[
                 io.Model.Input("model"),
-                share_input("start", 0.0, "Share of the schedule from which attention is shared. Paper: 0."),
-                share_input("end", 1.0, "Share at which it ends; lower holds less of the style. Paper: 1."),
+                share_input("start", 0.0, "Share of the schedule where sharing begins. Paper: 0."),
+                share_input("end", 1.0, "Share where it ends. Lower keeps less of the style. Paper: 1."),
                 io.Float.Input("shift", default=0.69, min=-10.0, max=10.0, step=0.01, tooltip=(
-                    "Added to the scores of the reference's tokens: higher takes more of it, its content too. Paper: "
-                    "ln 2 = 0.69 with an INVERSION, 0 across a batch.")),
+                    "Added to the attention scores of the reference's tokens. Higher copies more of it, even content. "
+                    "Paper: ln 2 = 0.69 with an INVERSION, 0 across a batch.")),
                 io.Float.Input("scale", default=1.0, min=0.0, max=4.0, step=0.01, tooltip=(
-                    "Factor on the scores of the reference's tokens. Paper: 1.")),
+                    "Factor on those scores. Paper: 1.")),
                 io.Boolean.Input("normalise", default=True, tooltip=(
-                    "Whether queries and keys take the reference's mean and deviation (AdaIN), which is what makes a "
-                    "style be shared. Paper: on.")),
+                    "Gives queries and keys the reference's mean and deviation (AdaIN). Without it, hardly any style "
+                    "is shared. Paper: on.")),
                 layers_input("all"),
                 null_input(),
-                InversionType.Input("inversion", optional=True, tooltip="The picture whose style is wanted. Not "
-                                                                        "connected: the "
-                                    "first row of the batch is the reference."),
+                InversionType.Input("inversion", optional=True, tooltip=(
+                    "The picture that gives the style. Not connected: the first row of the batch is the reference.")),
                 io.Boolean.Input("share_norms", default=True, optional=True, tooltip=(
-                    "Whether the network's group norms take their statistics over both pictures, which shares contrast "
-                    "and colours. Paper: on, and off across a batch on SDXL.")),
+                    "Computes group-norm statistics over both pictures, which shares contrast and colours. Paper: on, "
+                    "but off across a batch on SDXL.")),
             ],
             outputs=[io.Model.Output()])
 

@@ -15,26 +15,26 @@ class PalimpsestInjectComposite(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestInjectComposite", display_name="Inject Composite", category="palimpsest/blending",
-            description="Sets an object of one inverted picture into another (TF-ICON, Lu et al. 2023): the start is "
-                        "composed of both noises, and both pictures' self-attention makes one field.",
+            description="Places an object from one inverted picture into another (TF-ICON, Lu et al. 2023). The start "
+                        "is composed of both noises, and both pictures share one self-attention.",
             inputs=[
                 io.Model.Input("model"),
-                InversionType.Input("inversion", tooltip="The main picture's. Replay this one."),
-                InversionType.Input("reference", tooltip="Of the picture with the object: of the main picture's size, "
-                                                         "with the "
-                                    "object where it is to be, inverted with the same steps."),
+                InversionType.Input("inversion", tooltip="The main picture's. Connect it to Replay too."),
+                InversionType.Input("reference", tooltip="Of the picture with the object, in the same steps. That "
+                                                         "picture has the main one's size and shows the object in its "
+                                                         "new place."),
                 io.Mask.Input("mask", tooltip="1 where the object is."),
                 io.Int.Input("margin", default=1, min=0, max=32,
-                             tooltip="Latent cells (8 pixels on SD) around the object that are made anew, to join it "
-                                     "to its surroundings. The paper takes the object's bounding box."),
+                             tooltip="Latent cells (8 pixels on SD) around the object that are regenerated to blend it "
+                                     "in. The paper uses the object's bounding box."),
                 io.Float.Input("attention_end", default=0.4, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule until which both pictures' self-attention is composed. "
+                               tooltip="Both pictures' self-attention is composed up to this share of the schedule. "
                                        "Paper: 0.4."),
                 io.Float.Input("blend_end", default=0.8, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share until which the main picture is put back outside object and margin. "
+                               tooltip="The main picture is restored outside object and margin up to this share. "
                                        "Paper: 0.8."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                             tooltip="Of the margin's noise."),
+                             tooltip="Seed of the margin's noise."),
             ],
             outputs=[io.Model.Output()])
 

@@ -15,20 +15,20 @@ class PalimpsestBlendedLatent(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestBlendedLatent", display_name="Blended Latent", category="palimpsest/blending",
-            description="Blended Latent Diffusion (Avrahami et al. 2023): the mask begins grown and shrinks to itself, "
-                        "so that small masks have room to begin an edit. With an INVERSION and a MASK the source stays "
-                        "exact outside; without, it shrinks the noise mask of the LATENT being sampled (Set Latent "
-                        "Noise Mask).",
+            description="Blended Latent Diffusion (Avrahami et al. 2023). The mask starts enlarged and shrinks to its "
+                        "true size, so that small masks give an edit room to begin. With INVERSION and MASK the source "
+                        "stays exact outside. Without them it shrinks the LATENT's own noise mask (Set Latent Noise "
+                        "Mask).",
             inputs=[
                 io.Model.Input("model"),
                 io.Int.Input("grow", default=3, min=1, max=64,
-                             tooltip="Latent cells (8 pixels on SD) by which the mask is grown at first; one less at a "
-                                     "time. Authors: 3."),
+                             tooltip="Latent cells (8 pixels on SD) by which the mask starts enlarged. They fall one "
+                                     "at a time. Authors: 3."),
                 io.Float.Input("end", default=0.75, min=0.01, max=0.99, step=0.01,
-                               tooltip="Share of the schedule from which the mask is itself again. Authors: 0.75."),
-                InversionType.Input("inversion", optional=True, tooltip="With a MASK: outside it this picture comes "
-                                                                        "back."),
-                io.Mask.Input("mask", optional=True, tooltip="With an INVERSION: 1 where the edit may write. Soft "
+                               tooltip="Share of the schedule where the mask reaches its true size. Authors: 0.75."),
+                InversionType.Input("inversion", optional=True, tooltip=(
+                    "With a MASK: this picture is restored outside it.")),
+                io.Mask.Input("mask", optional=True, tooltip="With an INVERSION: 1 where the picture may change. Soft "
                                                              "values blend."),
             ],
             outputs=[io.Model.Output()])

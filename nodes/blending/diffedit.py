@@ -11,31 +11,30 @@ class PalimpsestDiffEditMask(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestDiffEditMask", display_name="DiffEdit Mask", category="palimpsest/blending",
-            description="A mask from prompts alone: where the noise predicted for the target differs from that for the "
-                        "source, on the noised picture (DiffEdit, Couairon et al. 2023). No inversion and no words "
-                        "needed.",
+            description="Makes a mask from two prompts alone. It marks where their noise predictions on the noised "
+                        "picture differ (DiffEdit, Couairon et al. 2023). Needs no inversion and no words.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL before any Palimpsest editor; LoRA may be on it."),
                 io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is. An empty one "
                                                         "works less "
                                       "well."),
-                io.Conditioning.Input("target", tooltip="The prompt that describes what it is to become."),
+                io.Conditioning.Input("target", tooltip="The prompt that describes the wanted picture."),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode. A noise mask on it is ignored."),
                 io.Int.Input("maps", default=10, min=1, max=256,
-                             tooltip="Noises whose differences are averaged, two model evaluations each. More is "
-                                     "smoother. Paper: 10."),
+                             tooltip="Number of noises to average, two model evaluations each. More is smoother. "
+                                     "Paper: 10."),
                 io.Float.Input("strength", default=0.5, min=0.01, max=1.0, step=0.01,
                                tooltip="How far the picture is noised, as a share of the schedule. Paper: 0.5."),
                 io.Float.Input("threshold", default=0.5, min=0.0, max=1.0, step=0.01,
-                               tooltip="The scaled difference over which a place is to change. Higher is tighter. "
+                               tooltip="Cells whose scaled difference exceeds this may change. Higher is tighter. "
                                        "Paper: 0.5."),
                 io.Float.Input("clamp", default=3.0, min=0.1, max=100.0, step=0.1,
-                               tooltip="Differences are clamped at this many times their mean, which counts as 1 then. "
+                               tooltip="Differences are clamped at this many times their mean, then scaled to 1. "
                                        "Higher is tighter. Diffusers: 3."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                             tooltip="Of the noises."),
+                             tooltip="Seed of the noises."),
             ],
-            outputs=[io.Mask.Output(tooltip="At the latent's size; 1 where the edit is to happen.")],
+            outputs=[io.Mask.Output(tooltip="At the latent's size. 1 where the picture may change.")],
             is_output_node=True)
 
     @classmethod

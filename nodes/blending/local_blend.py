@@ -20,32 +20,28 @@ class PalimpsestLatentBlend(io.ComfyNode):
             node_id="PalimpsestLatentBlend",
             display_name="Latent Blend (Inversion)",
             category="palimpsest/blending",
-            description="Outside the mask the source comes back exactly: at every model call its own latent, and its "
-                        "own prediction.",
+            description="Restores the source exactly outside the mask, by its own latent and prediction at every model "
+                        "call.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 io.Float.Input("start", default=0.2, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule from which the blend holds. 0 = from the first step. "
-                                       "Paper: 0.2."),
-                io.String.Input("source_words", default="", tooltip="With ATTENTION: words of the source prompt whose "
-                                                                    "place may "
-                                "be written over, separated by commas."),
-                io.String.Input("target_words", default="", tooltip="With ATTENTION: words of the target prompt; where "
-                                                                    "this run "
-                                "sees them is added to the mask as it goes."),
+                               tooltip="Share of the schedule where blending begins. 0 = the first step. Paper: 0.2."),
+                io.String.Input("source_words", default="", tooltip=(
+                    "With ATTENTION: words of the source prompt whose area may change, separated by commas.")),
+                io.String.Input("target_words", default="", tooltip=(
+                    "With ATTENTION: words of the target prompt. Where they appear during sampling is added to the "
+                    "mask.")),
                 threshold_input(),
-                io.Mask.Input("mask", optional=True, tooltip="1 where the edit may write, 0 where the source stays. "
-                                                             "Soft values "
-                              "blend."),
-                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words' "
-                                                                        "places."),
+                io.Mask.Input("mask", optional=True, tooltip="1 where the picture may change, 0 where the source "
+                                                             "stays. Soft values blend."),
+                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words."),
                 io.String.Input("subtract_words", default="", optional=True,
-                                tooltip="With ATTENTION: words of either prompt whose "
-                                "place is taken out of the mask again, whatever else is in it."),
+                                tooltip="With ATTENTION: words of either prompt. Their area is always removed from the "
+                                        "mask."),
                 io.Boolean.Input("masks_in_time", default=False, optional=True,
-                                 tooltip="Off: each mask of a batch is for a row of the latent. On: they follow each "
-                                         "other from start to the end, each for an equal share of the schedule."),
+                                 tooltip="Off: each mask of a batch is for one row of the latent. On: the masks take "
+                                         "turns from start to the end, for equal shares of the schedule."),
                 refine_input(),
             ],
             outputs=[io.Model.Output()],

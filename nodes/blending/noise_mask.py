@@ -12,24 +12,23 @@ class PalimpsestNoiseMask(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestNoiseMask", display_name="Noise Mask", category="palimpsest/blending",
-            description="Finds at every step where the target's prediction differs from the source's, and keeps the "
-                        "source exactly elsewhere (Watch Your Steps, Mirzaei et al. 2024). No mask and no words "
-                        "needed.",
+            description="Finds where the target's prediction differs from the source's at each step. Keeps the source "
+                        "exactly elsewhere (Watch Your Steps, Mirzaei et al. 2024). Needs no mask and no words.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 io.Combo.Input("against", options=list(AGAINST), default="source",
-                               tooltip="What the target's prediction is compared with: the source prompt's, one more "
-                                       "row of every forward; or the null prompt's, which is there at CFG over 1 but "
-                                       "marks all that the target names."),
+                               tooltip="What the target's prediction is compared with. source: the source prompt's, "
+                                       "one extra row per forward. null: the negative prompt's, free at CFG over 1, "
+                                       "but it marks all that the target names."),
                 io.Float.Input("start", default=0.2, min=0.0, max=0.99, step=0.01,
-                               tooltip="Share of the schedule from which the mask is read and holds. Paper: 0.2."),
+                               tooltip="Share of the schedule where the mask is first read and applied. Paper: 0.2."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share until which it is read anew at each step; then the last one stays. At "
-                                       "start or before: read once, as in the paper."),
+                               tooltip="The mask is read again at each step up to this share, then stays. At or before "
+                                       "start it is read once, as in the paper."),
                 io.Float.Input("threshold", default=0.5, min=0.0, max=1.0, step=0.01,
-                               tooltip="The scaled difference from which a place may change. Higher is tighter. Paper: "
-                                       "0.5."),
+                               tooltip="Cells whose scaled difference reaches this may change. Higher is tighter. "
+                                       "Paper: 0.5."),
             ],
             outputs=[io.Model.Output()])
 

@@ -13,17 +13,16 @@ class PalimpsestObjectAwareBlend(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestObjectAwareBlend", display_name="Object-Aware Blend", category="palimpsest/blending",
-            description="One object and the step from which it is edited; chain one node an object (OIR, Yang et al. "
-                        "2024). Until its step its place holds the source, and outside all places the source stays "
-                        "exact.",
+            description="Edits one object from its own step on (OIR, Yang et al. 2024). Before that step its area "
+                        "keeps the source. Outside all areas the source stays exact. Chain one node per object.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
-                io.Mask.Input("mask", tooltip="1 where this object is and its edit may write. Soft values blend."),
+                io.Mask.Input("mask", tooltip="1 where this object is and may change. Soft values blend."),
                 io.Float.Input("start", default=0.4, min=0.0, max=0.99, step=0.01,
-                               tooltip="Share of the schedule from which this object is edited. Early (0 to 0.3) for "
-                                       "another shape, late (0.5 to 0.7) for a colour or a texture. The paper searches "
-                                       "it for each object."),
+                               tooltip="Share of the schedule where this object's edit begins. 0 to 0.3 for a new "
+                                       "shape, 0.5 to 0.7 for a colour or texture. The paper searches it for each "
+                                       "object."),
             ],
             outputs=[io.Model.Output()])
 

@@ -13,28 +13,28 @@ class PalimpsestAttendExcite(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestAttendExcite", display_name="Attend-and-Excite", category="palimpsest/guidance",
-            description="Moves the latent until each named word is attended to somewhere, so that no object of the "
-                        "prompt is left out (Chefer et al. 2023). On noise or on an inversion, with Prompt Edit's "
-                        "target; for Euler's steps.",
+            description="Moves the latent until every named word gets attention somewhere, so that no object of the "
+                        "prompt is missing (Chefer et al. 2023). Works on noise or an inversion. Sample Prompt Edit's "
+                        "target with Euler.",
             inputs=[
                 io.Model.Input("model"),
-                io.String.Input("words", default="", tooltip="The words of the sampled prompt that are to be seen, as "
-                                                             "in 'cat, frog'; the second of two is 'cat#2'. The paper "
+                io.String.Input("words", default="", tooltip="Words of the sampled prompt that must appear, as in "
+                                                             "'cat, frog'. The second of two is 'cat#2'. The paper "
                                                              "names the nouns."),
                 io.Float.Input("scale", default=20.0, min=0.1, max=1000.0, step=0.1,
-                               tooltip="How far a step moves along the gradient, at the first; it falls to 0.71 of it. "
+                               tooltip="Length of the first step's move along the gradient. It falls to 0.71 of it. "
                                        "Paper: 20."),
                 io.Float.Input("end", default=0.5, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule at which it ends. Paper: 0.5."),
+                               tooltip="Share of the schedule where it ends. Paper: 0.5."),
                 io.String.Input("thresholds", default=", ".join(f"{k:g}: {v:g}" for k, v in THRESHOLDS.items()),
-                                tooltip="Where the latent is moved until every word is attended to as much: share of "
-                                        "the schedule and level, both 0 to 1. Empty: one move a step only. Paper: 0: "
-                                        "0.05, 0.2: 0.5, 0.4: 0.8."),
+                                tooltip="Pairs of schedule share and attention level, both 0 to 1. At each share the "
+                                        "latent moves until every word reaches the level. Empty: one move a step. "
+                                        "Paper: 0: 0.05, 0.2: 0.5, 0.4: 0.8."),
                 io.Int.Input("refinements", default=20, min=1, max=100,
-                             tooltip="The most moves at a threshold. Paper: 20."),
+                             tooltip="Most moves at one threshold. Paper: 20."),
                 io.Float.Input("resolution", default=0.25, min=0.0, max=1.0, step=0.0625,
-                               tooltip="Maps are read where the grid's side is this share of the latent's, or the "
-                                       "nearest coarser the model has: 0.25 is 16² tokens of a 64² latent (paper)."),
+                               tooltip="Grid whose maps are read, as a share of the latent's side, or the model's next "
+                                       "coarser one. 0.25 is 16² tokens of a 64² latent (paper)."),
             ],
             outputs=[io.Model.Output()])
 

@@ -15,32 +15,32 @@ class PalimpsestDeltaDenoise(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestDeltaDenoise", display_name="Delta Denoise (DDS)", category="palimpsest/guidance",
-            description="Changes a picture step by step by the difference of two predictions, the target prompt's on "
-                        "the picture and the source prompt's on the original (Hertz et al. 2023). A sampler of its "
-                        "own, without an inversion.",
+            description="Optimises a picture along the difference of two predictions: the target prompt's on the "
+                        "picture, the source prompt's on the original (Hertz et al. 2023). Needs no sampler and no "
+                        "inversion.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL before any Palimpsest editor; LoRA may be on it."),
                 io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is."),
-                io.Conditioning.Input("target", tooltip="The prompt that describes what it shall become, in words as "
-                                                        "near as can be."),
-                io.Conditioning.Input("negative", tooltip="What both predictions are guided away from. Paper: the "
-                                                          "empty prompt."),
-                io.Latent.Input("latent", tooltip="The picture, from VAE Encode. Where a noise mask on it is 0, "
-                                                  "nothing changes."),
+                io.Conditioning.Input("target", tooltip="The prompt of the wanted picture, in words as close to the "
+                                                        "source's as possible."),
+                io.Conditioning.Input("negative", tooltip="Both predictions are guided away from it. Paper: the empty "
+                                                          "prompt."),
+                io.Latent.Input("latent", tooltip="The picture, from VAE Encode. Where its noise mask is 0, nothing "
+                                                  "changes."),
                 io.Int.Input("iterations", default=200, min=1, max=10000,
-                             tooltip="Steps of the optimisation, each two predictions. Paper: 200."),
+                             tooltip="Optimisation steps, two predictions each. Paper: 200."),
                 io.Float.Input("lr", default=0.1, min=0.0001, max=10.0, step=0.001,
-                               tooltip="How far an iteration goes: the notebook's learning rate at 64² latents. Paper: "
-                                       "0.1."),
+                               tooltip="Step size, as the learning rate in the authors' notebook at 64² latents. "
+                                       "Paper: 0.1."),
                 io.Float.Input("cfg", default=7.5, min=1.0, max=100.0, step=0.1,
                                tooltip="Guidance of both predictions. Paper: 7.5."),
                 io.Float.Input("start", default=0.05, min=0.001, max=0.999, step=0.001,
-                               tooltip="The noisiest level that is drawn, as a share of the schedule. Paper: 0.05 "
-                                       "(timestep 950)."),
+                               tooltip="The noisiest level to draw, as a share of the schedule. Paper: 0.05 (timestep "
+                                       "950)."),
                 io.Float.Input("end", default=0.95, min=0.001, max=0.999, step=0.001,
-                               tooltip="The cleanest level that is drawn. Paper: 0.95 (timestep 50)."),
+                               tooltip="The cleanest level to draw. Paper: 0.95 (timestep 50)."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                             tooltip="Of the noises and levels that are drawn."),
+                             tooltip="Seed of the drawn noises and levels."),
             ],
             outputs=[io.Latent.Output()])
 

@@ -17,8 +17,8 @@ class PalimpsestLEDITS(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestLEDITS", display_name="LEDITS++", category="palimpsest/guidance",
             description="Adds a concept to a picture, or removes it, where its words' attention and its guidance agree "
-                        "(Brack et al. 2024). Made for LEDITS++ Invert; sample what was inverted, at its CFG. Chain "
-                        "one node a concept.",
+                        "(Brack et al. 2024). Made for LEDITS++ Invert. Sample with the prompt and CFG of the "
+                        "inversion. Chain one node per concept.",
             inputs=concept_inputs(
                 io.Clip.Input("clip"),
                 io.String.Input("concept", default="", tooltip="What to add or remove: \"glasses\", \"a red hat\"."),

@@ -19,28 +19,26 @@ class PalimpsestMagicRemover(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestMagicRemover", display_name="MagicRemover", category="palimpsest/guidance",
-            description="Removes the object that words name: its place is filled from what lies around it, and nothing "
-                        "else changes (Yang et al. 2023). Sample a prompt of what is to be seen there.",
+            description="Removes the object that the words name (Yang et al. 2023). Fills its area from the "
+                        "surroundings and changes nothing else. Sample a prompt of what should be seen there.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
-                io.String.Input("words", default="", tooltip="The object, by all words of the source prompt that are "
-                                                             "its own: "
-                                "'purple, heart'; the second of two is 'heart#2'."),
+                io.String.Input("words", default="", tooltip="All words of the source prompt that belong to the "
+                                                             "object: 'purple, heart'. The second of two is "
+                                                             "'heart#2'."),
                 io.Float.Input("threshold", default=0.0, min=0.0, max=0.99, step=0.01, tooltip=(
-                    "Where the words' maps reach this share of their largest value is the object's place. 0: found in "
-                    "the maps themselves.")),
+                    "Attention of at least this share of the maximum marks the object. 0: automatic (Otsu).")),
                 io.Float.Input("scale", default=1.0, min=0.0, max=1000.0, step=0.1,
-                               tooltip="How far the latent is moved away from the words, where the sampled prompt has "
-                                       "them. Program: 1. 0: the place is only filled."),
+                               tooltip="How far the latent moves away from the words, if the sampled prompt has them. "
+                                       "Published code: 1. 0 only fills the area."),
                 io.Float.Input("start", default=0.15, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule at which it begins. Program: 0.15."),
+                               tooltip="Share of the schedule where it begins. Published code: 0.15."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share at which the removal ends; the rest of the picture is held to the end. "
-                                       "Program: 1."),
-                io.Mask.Input("mask", optional=True, tooltip="1 on the object, in place of ATTENTION."),
-                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the object's "
-                                                                        "place."),
+                               tooltip="Share where the removal ends. The rest of the picture is held to the end. "
+                                       "Published code: 1."),
+                io.Mask.Input("mask", optional=True, tooltip="1 on the object, instead of ATTENTION."),
+                AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the object."),
                 refine_input(),
             ],
             outputs=[io.Model.Output()])

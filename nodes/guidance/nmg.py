@@ -12,20 +12,20 @@ class PalimpsestNoiseMapGuidance(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestNoiseMapGuidance", display_name="Noise Map Guidance", category="palimpsest/guidance",
-            description="Leads sampling back to the inverted latents at each step, place by place, against the drift "
-                        "of CFG (NMG, Cho et al. 2024). In place of a learned null embedding; for Euler's steps.",
+            description="Pulls each step back to the inverted latent, cell by cell, against the drift of CFG (NMG, Cho "
+                        "et al. 2024). Replaces a learned null embedding. Needs Euler steps.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 io.Float.Input("scale", default=3.05, min=0.01, max=100.0, step=0.01,
-                               tooltip="How strongly each step is drawn to the source's next latent, of a mean over "
-                                       "its values: the authors' grad_scale 5000 times guidance_noise_map 10, over the "
-                                       "16384 values of 512 × 512 pixels, is 3.05. A latent of a quarter of them is "
-                                       "held as well by a quarter of it."),
+                               tooltip="How strongly each step is pulled to the source's next latent. Authors: "
+                                       "grad_scale 5000 × guidance_noise_map 10 / 16384 values of 512 × 512 pixels = "
+                                       "3.05. The loss is a mean over the values: a latent with a quarter of them "
+                                       "needs a quarter of the scale."),
                 io.Combo.Input("rows", options=list(ROWS), default="all", optional=True,
-                               tooltip="Which rows of the batch are drawn: all, which holds the edit itself, or those "
-                                       "with the source's prompt, the authors' choice, who never draw an edit. The "
-                                       "editors' source never drifts and needs none."),
+                               tooltip="Which rows of the batch are pulled. all also holds the edit itself. source "
+                                       "pulls only rows with the source's prompt, as the authors do. The editors' own "
+                                       "source branch never drifts and needs none."),
             ],
             outputs=[io.Model.Output()])
 

@@ -16,19 +16,19 @@ class PalimpsestCrossAttentionGuidance(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestCrossAttentionGuidance", display_name="Cross-Attention Guidance",
             category="palimpsest/guidance",
-            description="Moves each step's latent so that the target's words attend where the source's did, which "
-                        "holds the structure (pix2pix-zero, Parmar et al. 2023). For Edit Direction or any edited "
-                        "prompt; for Euler's steps.",
+            description="Moves each step's latent to bring the target's cross-attention near the source's, which keeps "
+                        "the structure (pix2pix-zero, Parmar et al. 2023). For Edit Direction or any edited prompt. "
+                        "Needs Euler steps.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 io.Float.Input("amount", default=0.1, min=0.001, max=100.0, step=0.01,
-                               tooltip="How far a step moves along the gradient; higher keeps more of the source's "
-                                       "structure. Paper: 0.1 for real pictures, 0.15 for sampled ones."),
+                               tooltip="Step size along the gradient. Higher keeps more of the source's structure. "
+                                       "Paper: 0.1 for real pictures, 0.15 for sampled ones."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule at which it begins. Paper: 0."),
+                               tooltip="Share of the schedule where it begins. Paper: 0."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule at which it ends. Paper: 1."),
+                               tooltip="Share of the schedule where it ends. Paper: 1."),
             ],
             outputs=[io.Model.Output()])
 
@@ -47,20 +47,19 @@ class PalimpsestEditDirection(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestEditDirection", display_name="Edit Direction", category="palimpsest/prompt",
-            description="Adds to a prompt's embedding what many sentences about one thing have over many about another "
-                        "(pix2pix-zero, Parmar et al. 2023), so that the source prompt itself becomes the target.",
+            description="Turns the source prompt into the target. Adds the difference between the mean embeddings of "
+                        "two lists of sentences (pix2pix-zero, Parmar et al. 2023).",
             inputs=[
                 io.Clip.Input("clip"),
-                io.String.Input("source_sentences", multiline=True, tooltip="Sentences about what is there, one a "
-                                                                            "line: \"a "
-                                                                            "photo of a cat\", "
-                                "\"a cat sleeps\" … Paper: a thousand, written by a language model; a dozen do."),
-                io.String.Input("target_sentences", multiline=True, tooltip="Sentences about what it is to become, one "
-                                                                            "a line."),
-                io.Conditioning.Input("conditioning", tooltip="The prompt to be edited: Prompt Edit's source, or "
-                                                              "another that shows the thing."),
+                io.String.Input("source_sentences", multiline=True, tooltip=(
+                    "Sentences about the source object, one per line: \"a photo of a cat\", \"a cat sleeps\" … Paper: "
+                    "a thousand, written by a language model. A dozen will do.")),
+                io.String.Input("target_sentences", multiline=True, tooltip=(
+                    "Sentences about the target object, one per line.")),
+                io.Conditioning.Input("conditioning", tooltip="The prompt to edit: Prompt Edit's source, or another "
+                                                              "that names the object."),
                 io.Float.Input("scale", default=1.0, min=-10.0, max=10.0, step=0.05,
-                               tooltip="How much of the direction is added; under 0 the way back. Paper: 1."),
+                               tooltip="How much of the direction is added. Below 0 reverses it. Paper: 1."),
             ],
             outputs=[io.Conditioning.Output()])
 

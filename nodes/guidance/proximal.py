@@ -12,8 +12,8 @@ class PalimpsestProximalGuidance(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestProximalGuidance", display_name="Proximal Guidance", category="palimpsest/guidance",
-            description="Keeps of the guidance only where source and target clearly differ (ProxEdit, Han et al. "
-                        "2024). Made for Negative-Prompt Invert; sample at CFG over 1.",
+            description="Keeps guidance only where source and target clearly differ (ProxEdit, Han et al. 2024). Made "
+                        "for Negative-Prompt Invert. Sample at CFG over 1.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
@@ -21,23 +21,22 @@ class PalimpsestProximalGuidance(io.ComfyNode):
                                tooltip="l0 zeroes small differences, l1 also shrinks the large ones by the threshold. "
                                        "Paper: l0."),
                 io.Float.Input("quantile", default=0.7, min=0.0, max=0.99, step=0.01,
-                               tooltip="The share of the difference between the two predictions that counts as small. "
-                                       "The source's half of it is 0, as the authors count: 0.7 leaves out the least "
+                               tooltip="Quantile of the prediction difference that counts as small. As in the authors' "
+                                       "code, half of the values are the source's, which are 0: 0.7 drops the smallest "
                                        "40 % of the target's. Over 0.5. Paper: 0.7, 0.6 to 0.9."),
                 io.Float.Input("recon_lr", default=0.1, min=0.0, max=1.0, step=0.01,
-                               tooltip="How far the prediction is drawn to the source where the difference is small; 1 "
-                                       "puts the source there, 0 does nothing. Paper: 0.1, or 0.5 to 1 with "
+                               tooltip="How far the prediction is pulled to the source where the difference is small. "
+                                       "1 restores the source, 0 does nothing. Paper: 0.1, or 0.5 to 1 with "
                                        "use_inversion_guidance."),
                 io.Float.Input("recon_start", default=0.6, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule from which recon_lr acts. Paper: 0.6 (timesteps under "
-                                       "400), 0.4 for some."),
+                               tooltip="Share of the schedule where recon_lr begins. Paper: 0.6 (timesteps under 400), "
+                                       "sometimes 0.4."),
                 io.Int.Input("dilate", default=1, min=0, max=16,
-                             tooltip="Latent cells by which the edited places grow before recon_lr acts outside them. "
-                                     "Paper: 1."),
+                             tooltip="Latent cells by which edited areas grow. recon_lr acts outside them. Paper: 1."),
                 io.Boolean.Input("use_inversion_guidance", default=False, optional=True,
-                                 tooltip="Draws each step's latent to the inversion's at that level, instead of the "
-                                         "prediction to the picture. For Euler's steps. The authors' examples do, with "
-                                         "recon_lr 1 or 0.5."),
+                                 tooltip="Pulls each step's latent to the inversion's at that level, instead of the "
+                                         "prediction to the picture. Needs Euler steps. On in the authors' examples, "
+                                         "with recon_lr 1 or 0.5."),
             ],
             outputs=[io.Model.Output()])
 

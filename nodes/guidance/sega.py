@@ -17,21 +17,20 @@ class PalimpsestSEGAGuidance(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestSEGAGuidance", display_name="SEGA Guidance", category="palimpsest/guidance",
-            description="Adds a concept to what is sampled, or removes it, where the model sees it (Brack et al. "
-                        "2023). On any MODEL, with an inversion or without; chain one node a concept.",
+            description="Adds a concept to the sampled picture, or removes it, where the model sees it (Brack et al. "
+                        "2023). Works on any MODEL, with or without an inversion. Chain one node per concept.",
             inputs=[
-                *concept_inputs(io.Conditioning.Input("concept", tooltip="What to add or remove, encoded by itself: "
-                                                                         "\"glasses\", "
-                                                      "\"a red hat\"."), scale=5.0, warmup=0.2, threshold=0.9),
+                *concept_inputs(io.Conditioning.Input("concept", tooltip=(
+                    "What to add or remove, as its own prompt: \"glasses\", "
+                    "\"a red hat\".")), scale=5.0, warmup=0.2, threshold=0.9),
                 io.Float.Input("weight", default=1.0, min=0.0, max=10.0, step=0.05,
-                               tooltip="The concept's share beside the other concepts', in their sum and momentum. "
-                                       "Paper: 1."),
+                               tooltip="The concept's weight in the sum and the momentum of all concepts. Paper: 1."),
                 io.Float.Input("momentum", default=0.1, min=0.0, max=0.99, step=0.01,
-                               tooltip="How much of the concepts' past guidance is added to it; one value for all "
-                                       "concepts. Paper: 0.1, 0.3 for faces."),
+                               tooltip="How much of the past guidance is added. All concepts share one value. Paper: "
+                                       "0.1, 0.3 for faces."),
                 io.Float.Input("beta", default=0.4, min=0.0, max=0.99, step=0.01,
-                               tooltip="How slowly that past fades; one value for all concepts. Paper: 0.4, 0.6 for "
-                                       "faces."),
+                               tooltip="How slowly the past guidance fades. All concepts share one value. Paper: 0.4, "
+                                       "0.6 for faces."),
             ],
             outputs=[io.Model.Output()])
 
@@ -55,13 +54,13 @@ class PalimpsestSEGARegions(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestSEGARegions", display_name="SEGA Regions", category="palimpsest/guidance",
-            description="Where each concept on the MODEL acts in an inverted picture: one mask each, in the chain's "
-                        "order.",
+            description="Shows where each concept on the MODEL acts in an inverted picture. One mask per concept, in "
+                        "the chain's order.",
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL from SEGA Guidance or LEDITS++. Its other editors take no "
-                                                "part."),
+                io.Model.Input("model", tooltip="The MODEL from SEGA Guidance or LEDITS++. Other editors on it are "
+                                                "ignored."),
                 InversionType.Input("inversion"),
-                io.Conditioning.Input("negative", tooltip="The negative that you sample with."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt that you sample with."),
                 io.Image.Input("image", tooltip="The picture that was inverted."),
             ],
             outputs=[io.Mask.Output()],

@@ -14,50 +14,47 @@ class PalimpsestSelfGuidance(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestSelfGuidance", display_name="Self-Guidance", category="palimpsest/guidance",
-            description="Moves and resizes the object that words name and keeps its looks and the other objects, by "
-                        "guidance from cross-attention maps (Epstein et al. 2023). Sample with Prompt Edit's target "
-                        "and Replay.",
+            description="Moves and resizes the object that the words name, guided by cross-attention maps (Epstein et "
+                        "al. 2023). Keeps its appearance and the other objects. Sample with Prompt Edit's target and "
+                        "Replay.",
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
-                io.String.Input("words", default="", tooltip="The object, by words that both prompts have: 'heart', or "
-                                                             "better "
-                                "all of its own, 'purple, heart'; the second of two is 'heart#2'."),
+                io.String.Input("words", default="", tooltip="Words of the object that both prompts have: 'heart', or "
+                                                             "better all of them, 'purple, heart'. The second of two "
+                                                             "is 'heart#2'."),
                 io.Float.Input("move_x", default=0.0, min=-1.0, max=1.0, step=0.01,
-                               tooltip="How far it moves to the right, as a share of the picture's width; under 0 to "
-                                       "the left."),
+                               tooltip="Move to the right, as a share of the picture's width. Below 0 moves left."),
                 io.Float.Input("move_y", default=0.0, min=-1.0, max=1.0, step=0.01,
-                               tooltip="How far it moves down, as a share of the picture's height; under 0 up."),
+                               tooltip="Move down, as a share of the picture's height. Below 0 moves up."),
                 io.Float.Input("resize", default=1.0, min=0.1, max=10.0, step=0.05,
-                               tooltip="Its new width and height over the old."),
-                io.String.Input("others", default="", tooltip="Words of other objects, which are to stay where they "
-                                                              "are."),
+                               tooltip="Factor on its width and height."),
+                io.String.Input("others", default="", tooltip="Words of other objects that should stay in place."),
                 io.Float.Input("scale", default=1000.0, min=1.0, max=100000.0, step=10.0,
                                tooltip="Strength of the guidance. Too high breaks the picture up, too low leaves the "
-                                       "object where it is."),
+                                       "object in place."),
                 io.Float.Input("appearance", default=0.05, min=0.0, max=10.0, step=0.01,
-                               tooltip="Weight of keeping the objects' looks, beside 1 for their shapes; higher holds "
-                                       "the object back."),
+                               tooltip="Weight of the objects' appearance, against 1 for their shapes. Higher makes "
+                                       "the object harder to move."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule at which it begins."),
+                               tooltip="Share of the schedule where it begins."),
                 io.Float.Input("end", default=0.8, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the schedule at which it ends."),
+                               tooltip="Share of the schedule where it ends."),
                 io.Float.Input("resolution", default=0.5, min=0.0, max=1.0, step=0.0625,
-                               tooltip="Maps are read where the grid's side is this share of the latent's, or the "
-                                       "nearest coarser the model has: 0.5 is 32² tokens of a 64² latent. Authors: "
-                                       "0.25 on SDXL."),
+                               tooltip="Grid whose maps are read, as a share of the latent's side, or the model's next "
+                                       "coarser one. 0.5 is 32² tokens of a 64² latent. Authors: 0.25 on SDXL."),
                 io.Float.Input("shape", default=1.0, min=0.0, max=10.0, step=0.05, optional=True,
-                               tooltip="Weight of the object's shape, moved and resized. 0 leaves it free, for "
+                               tooltip="Weight of the moved and resized shape. 0 leaves the shape free, to guide "
                                        "position or size alone."),
                 io.Float.Input("position", default=0.0, min=0.0, max=100.0, step=0.05, optional=True,
-                               tooltip="Weight of its centroid, moved: where it is, whatever its shape."),
+                               tooltip="Weight of the moved centroid: where the object is, whatever its shape."),
                 io.Float.Input("size", default=0.0, min=0.0, max=100.0, step=0.05, optional=True,
-                               tooltip="Weight of its size, resized: how much of the picture it covers, wherever."),
-                InversionType.Input("looks", optional=True, tooltip="Of another picture, of the same steps and size: "
-                                                                    "the object gets the "
-                                    "looks of its words there. appearance is their weight."),
+                               tooltip="Weight of the resized area: how much of the picture the object covers."),
+                InversionType.Input("looks", optional=True, tooltip=(
+                    "Of another picture, in the same steps and size. The object takes its appearance from there, with "
+                    "the weight of appearance.")),
                 io.String.Input("looks_words", default="", optional=True,
-                                tooltip="The object in that picture's prompt. Empty: the same words."),
+                                tooltip="Words of the object in that picture's prompt. Empty: the same words."),
             ],
             outputs=[io.Model.Output()])
 
