@@ -78,7 +78,7 @@ InversionType = io.Custom("INVERSION")
 def inversion_inputs(steps=50, why=None, scheduler="ddim_uniform", which="Papers: ddim_uniform (leading spacing)."):
     """MODEL, source, LATENT, steps and scheduler, which every inversion node begins with; `own_sigmas()` goes last."""
     return [
-        io.Model.Input("model", tooltip="The MODEL without Palimpsest editors. It may have LoRA."),
+        io.Model.Input("model", tooltip="The MODEL without Palimpsest editors. LoRA is allowed."),
         io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is."),
         io.Latent.Input("latent", tooltip="The picture, from VAE Encode. A noise mask on it is ignored."),
         io.Int.Input("steps", default=steps, min=1, max=1000,
