@@ -56,12 +56,12 @@ class Composite(Mover, Donor):
         run.warn_if_idle(self.name, lambda sigma: run.within(sigma, 0.0, max(self.end, self.blend_end)))
 
     def move(self, run, x, sigma):
-        if "shift" not in run.memory(self):
+        if run.state(self).shift is None:
             x = self._start(run, x, sigma)
         return self._held(run, x, run.shown(self.inversion, sigma), sigma)
 
     def before(self, run, x, sigma):
-        begins = "shift" not in run.memory(self)
+        begins = run.state(self).shift is None
         moved = super().before(run, x, sigma)
         if begins and run.coupled is not None:  # both latents of the solver begin with the composed one
             pair, sees = run.coupled.pair, run.coupled.sees
