@@ -88,8 +88,11 @@ def read_by(model, inversion, prompt, kind):
                      if hasattr(m, "transformer_blocks")).transformer_blocks[place[2]]
         for name in "qkv":
             layer = getattr(getattr(block, kind), f"to_{name}")
-            hooks.append(layer.register_forward_pre_hook(
-                lambda m, args, place=place, name=name: forwards[-1].setdefault(place, {}).update({name: args[0].clone()})))
+
+            def keep(m, args, place=place, name=name):
+                forwards[-1].setdefault(place, {})[name] = args[0].clone()
+
+            hooks.append(layer.register_forward_pre_hook(keep))
     hooks.append(network.register_forward_pre_hook(lambda m, args: forwards.append({})))
     replay(model, inversion, prompt)
     for hook in hooks:

@@ -65,8 +65,11 @@ class Record:
         """For each call whether the network saw latents(σ), and the sampler got the clean latent, bit for bit where
         mask is 0."""
         clean, outside = self.case.inversion.latents[-1], mask == 0
-        return [(torch.equal(seen[..., outside], self.case.inversion.at(sigma)[..., outside].expand_as(seen[..., outside])),
-                 torch.equal(got[..., outside], clean[..., outside].expand_as(got[..., outside])))
+
+        def equal(seen, known):
+            return torch.equal(seen[..., outside], known[..., outside].expand_as(seen[..., outside]))
+
+        return [(equal(seen, self.case.inversion.at(sigma)), equal(got, clean))
                 for sigma, _, seen, _, got in self.calls]
 
     def since(self):

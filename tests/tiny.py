@@ -159,28 +159,29 @@ CLIP_CONFIG = {"num_hidden_layers": 2, "hidden_size": DIM, "num_attention_heads"
 
 
 class ClipL(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
         super().__init__(device=device, dtype=dtype, textmodel_json_config=dict(CLIP_CONFIG),
-                         model_options=model_options, return_projected_pooled=False)
+                         model_options=model_options or {}, return_projected_pooled=False)
 
 
 class SD1Clip(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}):
-        super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=ClipL)
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=ClipL)
 
 
 class SDXLClip(comfy.sdxl_clip.SDXLClipModel):
     """Two encoders of half the width, so that together they fit the small SDXL."""
 
-    def __init__(self, device="cpu", dtype=None, model_options={}):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
         torch.nn.Module.__init__(self)
         half = {**CLIP_CONFIG, "hidden_size": DIM // 2, "num_hidden_layers": 3}  # the last but one is read
+        options = model_options or {}
         common = {"layer": "hidden", "layer_idx": -2, "device": device, "dtype": dtype,
                   "layer_norm_hidden_state": False}
         self.clip_l = comfy.sd1_clip.SDClipModel(
-            textmodel_json_config=dict(half), model_options={**model_options, "model_name": "clip_l"}, **common)
+            textmodel_json_config=dict(half), model_options={**options, "model_name": "clip_l"}, **common)
         self.clip_g = comfy.sd1_clip.SDClipModel(
-            textmodel_json_config=dict(half), model_options={**model_options, "model_name": "clip_g"},
+            textmodel_json_config=dict(half), model_options={**options, "model_name": "clip_g"},
             special_tokens={"start": 49406, "end": 49407, "pad": 0}, return_projected_pooled=True, **common)
         self.dtypes = {dtype}
 

@@ -50,7 +50,7 @@ def test_the_composed_field_has_each_pictures_queries_and_keys(family):
         executor.class_obj.conds["positive"][0]["uuid"]) or executor(x, *args))
     c.sample(model, cfg=1.0)
     limit, compared = c.model.get_model_object("model_sampling").percent_to_sigma(0.4), 0
-    for sigma, position, uuids, grid, q, k in (s for s in seen if targets[0] in s[2] and s[0] >= limit):
+    for sigma, position, _, grid, q, k in (s for s in seen if targets[0] in s[2] and s[0] >= limit):
         read = [s for s in seen if s[:2] == (sigma, position) and targets[0] not in s[2]]
         assert len(read) == 2 and read[0][2] != read[1][2]
         inside, band = (torch.nn.functional.adaptive_avg_pool2d(n[None].float(), grid).flatten() >= 0.5 for n in near)

@@ -67,7 +67,8 @@ def test_a_pie_bench_folder_is_edited_and_measured_by_its_conventions(tmp_path, 
 
 def test_scene_bench_goes_on_where_it_was_and_gives_the_same_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "LINES", tmp_path)
-    common = "--kind", "colour", "style", "--steps", 2, "--batch", 1, "--out", tmp_path / "table.json", "--inversion", "DDIM"
+    common = ("--kind", "colour", "style", "--steps", 2, "--batch", 1, "--out", tmp_path / "table.json",
+              "--inversion", "DDIM")
     lines = tmp_path / "public 2 steps CFG 4.jsonl"
 
     def rows():
@@ -94,12 +95,14 @@ def test_masks_of_words_are_measured_against_the_true_object_and_lie_on_it(tmp_p
     out = tmp_path / "masks.json"
     run(masks, monkeypatch, "--count", 1, "--steps", 6, "--words", "all", "--out", out)
     found = json.loads(out.read_text())["measured"]
-    assert found["refined | 0"]["all"] > 0.65 > 3 * found["as they are | 0.3"]["all"] and found["refined | 0"]["wide"] == 0
+    assert found["refined | 0"]["all"] > 0.65 > 3 * found["as they are | 0.3"]["all"]
+    assert found["refined | 0"]["wide"] == 0
     assert f"| refined | 0.5 | {found['refined | 0.5']['object']:.2f} |" in capsys.readouterr().out
     for kind in EDIT_KINDS:
         edit = held_out_edit(0, kind)
         names, one = masks.named(edit)
-        assert [name.split("#")[0] for name in names.split(", ")] == one.phrase().split()[1:] and one in edit.source.objs
+        assert [name.split("#")[0] for name in names.split(", ")] == one.phrase().split()[1:]
+        assert one in edit.source.objs
         a, b = (masks.torch.from_numpy(m) for m in (masks.covered(one), edit.mask))
         assert kind != "delete" or masks.iou(a[None], b[None]) > 0.9
 
@@ -163,7 +166,8 @@ def test_cost_promises_by_the_rows_that_are_read_and_prints_the_readmes_rows(tmp
     run(cost, monkeypatch, "--rounds", 1, "--steps", 2, "--out", out)
     found = json.loads(out.read_text())["miniature"]["measured"]
     assert found[kept]["share of steps read"] == 1 and found[kept]["row passes"] == 1.5
-    assert found[kept]["time promised"] == pytest.approx(1.6) and found[cost.FOUR]["time promised"] == pytest.approx(1.225)
+    assert found[kept]["time promised"] == pytest.approx(1.6)
+    assert found[cost.FOUR]["time promised"] == pytest.approx(1.225)
     assert found[kept]["memory"] < 1.3 < found[moved]["memory"]  # the latter's graph
     *_, line = (row for row in capsys.readouterr().out.splitlines() if row.startswith(f"| {moved} |"))
     assert line == f"| {moved} | {found[moved]['processor time']:.2f} | {found[moved]['memory']:.2f} |"

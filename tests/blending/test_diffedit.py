@@ -120,7 +120,8 @@ def test_every_widget_of_diffedit_acts_and_pictures_are_apart():
                     {"source": tiny.cond(seed=6)}, {"target": tiny.cond(seed=6)},
                     {"latent": tiny.latent(model, seed=8)}):
         assert not torch.equal(diffedit(model, **{**base, **changed}), first), changed
-    assert torch.equal(diffedit(model, **base), first) and first.shape == (1, 8, 8) and set(first.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(diffedit(model, **base), first)
+    assert first.shape == (1, 8, 8) and set(first.unique().tolist()) == {0.0, 1.0}
     assert diffedit(model, batch=11, maps=2, **base).shape == (11, 8, 8)  # more pictures than a forward holds
 
 

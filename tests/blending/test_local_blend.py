@@ -31,7 +31,7 @@ def test_outside_the_mask_the_model_sees_the_source_and_the_sampler_gets_it(fami
     assert run.keeps(half()) == [(now, now) for now in run.since()]
     assert len(set(run.since())) == 2
     inside = half() == 1
-    for sigma, asked, seen, given, got in run.calls:
+    for _, asked, seen, given, got in run.calls:
         assert torch.equal(seen[..., inside], asked[..., inside].expand_as(seen[..., inside]))
         assert torch.equal(got[..., inside], given[..., inside])
 
@@ -273,7 +273,7 @@ def test_by_default_the_source_lies_where_its_refined_maps_do_and_the_target_whe
                  attention=attention, refine=True,
                  beside=lambda model: attach(model, Noted(editors(model)[0], notes)))
     assert attention.fine == 1 > attention.resolution and 0 < named.float().mean() < 1
-    for (sigma, _, _, given, got), maps in list(zip(run.calls, notes, strict=True))[1:]:
+    for (_, _, _, given, got), maps in list(zip(run.calls, notes, strict=True))[1:]:
         joined = named | refined_over(maps[0].sum(0), threshold)
         assert torch.equal(got, torch.where(joined, given, case.inversion.latents[-1]))
 

@@ -35,7 +35,8 @@ def rows_of_forwards(run, case, *args, **kwargs):
     """(result, rows of each of the network's forwards), counted where no wrapper shows: one would keep the steps
     apart."""
     rows = []
-    hook = case.model.model.diffusion_model.register_forward_pre_hook(lambda network, inputs: rows.append(len(inputs[0])))
+    network = case.model.model.diffusion_model
+    hook = network.register_forward_pre_hook(lambda network, inputs: rows.append(len(inputs[0])))
     try:
         return run(case, *args, **kwargs), rows
     finally:

@@ -16,7 +16,7 @@ def test_word_maps_are_the_softmax_columns_of_the_words():
     """More words than the head dimension, several tokens a word, rows of different words, a text whose columns are
     repeated."""
     generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, PIXELS, HEADS * DIM, generator=generator), torch.randn(2, 30, HEADS * DIM, generator=generator)
+    q, k = (torch.randn(2, n, HEADS * DIM, generator=generator) for n in (PIXELS, 30))
     groups = [[(i, i + 1) for i in range(0, 24, 2)], [(3,), (5, 9)]]
     site = Site("cross", ("middle", 0, 0), (4, 4), 1.0, HEADS)
     got = word_maps(attention, site, q, k.repeat(1, 2, 1), groups, 30)

@@ -1,9 +1,7 @@
 """Attend-and-Excite against diffusers' pipeline."""
 import pytest
 import torch
-from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite.pipeline_stable_diffusion_attend_and_excite import (
-    StableDiffusionAttendAndExcitePipeline,
-)
+from diffusers import StableDiffusionAttendAndExcitePipeline
 from palimpsest.bench import twin
 from palimpsest.guidance.attend_excite import neglect, text_positions
 

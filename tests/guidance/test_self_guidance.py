@@ -83,7 +83,8 @@ def authors(A, source, features, known, dx):
         return (mask * f).sum((1, 2)) / (1e-4 + mask.sum())
 
     moved = torch.roll((norm(source) > 0.5).float(), dx, 1)
-    return [(soft(A) - moved).abs().mean(), (middle(A) - middle(source) - torch.tensor([dx / len(A), 0.0])).abs().mean(),
+    shift = torch.tensor([dx / len(A), 0.0])
+    return [(soft(A) - moved).abs().mean(), (middle(A) - middle(source) - shift).abs().mean(),
             (soft(A).mean() - soft(source).mean()).abs(), (look(A, features) - look(source, known)).abs().mean()]
 
 

@@ -99,8 +99,8 @@ class Trail:
         encoded = [c for entries in run.reference.entries for e in entries for c in e["model_conds"].values()]
         for value in (run, run.reference, *encoded):
             self.objects[id(value)] = weakref.ref(value)
-        for kept in (*run.reference.kept.values(), *run.memories.values()):
-            for value in kept.values():
+        for memory in (*run.reference.kept.values(), *run.memories.values()):
+            for value in memory.values():
                 for t in value if isinstance(value, tuple) else (value,):
                     if isinstance(t, torch.Tensor):
                         self.tensors[id(t)] = weakref.ref(t)

@@ -48,8 +48,9 @@ def test_every_token_of_a_prompt_belongs_to_one_word(clip):
     tokens = tokenize(clip, text)
     given = [t for chunk in clip.tokenize(text, return_word_ids=True)["l"] for t in chunk]
     assert sorted(p for w in tokens.words for p in w.positions) == [i for i, (_, _, word) in enumerate(given) if word]
-    assert [w.text for w in tokens.words] == ["Ein", "café,", "d'été", "&", "🐟🐟", "l'İstanbul", "日本語", "<|endoftext|>",
-                                              "don't?!", "deep", "1990s", "unbalanced)", "("]
+    assert [w.text for w in tokens.words] == [
+        "Ein", "café,", "d'été", "&", "🐟🐟", "l'İstanbul", "日本語", "<|endoftext|>", "don't?!", "deep", "1990s",
+        "unbalanced)", "("]
 
 
 def test_positions_run_on_through_the_chunks_of_a_long_prompt(clip):

@@ -6,7 +6,7 @@ from runs import Case
 
 
 def test_shares_of_the_latents_side_are_those_of_the_grids():
-    for family, make in tiny.UNETS.items():
+    for family in tiny.UNETS:
         seen = {}
 
         def note(q, k, v, options):

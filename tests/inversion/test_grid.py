@@ -71,8 +71,10 @@ EMPTY = {
     "Latent Blend from the last step on": lambda c: blended(c, 0 * left(), 0.9),
     "Latent Blend of another inversion": lambda c: blended(c, 0 * left(), 0.3, inversion=c.ddim),
     "Blended Latent": lambda c: lambda m: PalimpsestBlendedLatent.execute(m, 1, 0.5, c.inversion, 0 * left()).result[0],
-    "Object-Aware Blend": lambda c: lambda m: PalimpsestObjectAwareBlend.execute(m, c.inversion, 0 * left(), 0.4).result[0],
-    "Proximal Guidance": lambda c: lambda m: PalimpsestProximalGuidance.execute(m, c.inversion, "l0", 1.0, 1.0, 0.0, 0).result[0],
+    "Object-Aware Blend": lambda c: lambda m: PalimpsestObjectAwareBlend.execute(
+        m, c.inversion, 0 * left(), 0.4).result[0],
+    "Proximal Guidance": lambda c: lambda m: PalimpsestProximalGuidance.execute(
+        m, c.inversion, "l0", 1.0, 1.0, 0.0, 0).result[0],
 }
 
 

@@ -24,7 +24,7 @@ def test_the_target_is_sampled_with_eq_9(family):
     model, mix = EVERY[family](), 0.3
     learned = tuned_prompt(model, inverted(model), 2, mix=mix)
     x = learned.latents[0]
-    for i, sigma in enumerate(learned.sigmas[:-1]):
+    for i in range(len(learned.sigmas) - 1):
         c = torch.lerp(learned.theta["cond"].tensor[i], OTHER[0][0], mix)
         pooled = torch.lerp(learned.theta["cond_pooled"].tensor[0], OTHER[0][1]["pooled_output"], mix)
         with torch.inference_mode():

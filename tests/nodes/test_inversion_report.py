@@ -55,7 +55,8 @@ def scenes(count=1):
         pictures = torch.stack([torch.from_numpy(e.source_image) for e in edits])
         source, _, edit = PalimpsestPromptEdit.execute(clip, *("\n".join(getattr(e, n) for e in edits)
                                                                for n in ("source_text", "target_text")), "auto").result
-        return pictures, source, {"samples": vae.encode(pictures)}, edit, clip.encode_from_tokens_scheduled(clip.tokenize(""))
+        null = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+        return pictures, source, {"samples": vae.encode(pictures)}, edit, null
 
 
 @kept
@@ -173,7 +174,7 @@ def test_a_picture_of_odd_size_is_cropped_as_the_vae_crops_it():
 
 
 def test_what_cannot_be_reported_is_refused():
-    inversion, (pictures, _, _, edit, null) = inverted(), scenes()
+    inversion, (_, _, _, edit, _) = inverted(), scenes()
     with pytest.raises(ValueError, match=r"lie \d+% of their norm.*explains 50% at most.*picture that was inverted"):
         report(image=scenes(2)[0][1:])
     with pytest.raises(ValueError, match=r"\[2, 4, 16, 16\].*\[1, 4, 16, 16\].*picture that was inverted"):

@@ -71,7 +71,8 @@ def test_categories_and_types_of_this_pack_have_chinese_names():
     infos = locales.infos()
     main = locales.read("zh", "main")
     assert main["nodeCategories"].keys() == {part for info in infos for part in info["category"].split("/")}
-    types = {kind for info in infos for _, kind, *_ in locales.declared(info)} | {o for info in infos for o in info["output"]}
+    types = {kind for info in infos for _, kind, *_ in locales.declared(info)}
+    types |= {o for info in infos for o in info["output"]}
     assert main["dataTypes"].keys() == types - HOST_TYPES
 
 

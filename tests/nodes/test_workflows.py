@@ -144,7 +144,8 @@ def test_it_takes_photos_of_any_size(name, server, info, tmp_path, monkeypatch):
         if node["class_type"] == "PalimpsestMiniatureScene":
             edit = held_out_edit(**node["inputs"])
             texts[number] = {1: edit.source_text, 2: edit.target_text}
-            photo = Image.fromarray((edit.source_image * 255).round().astype(np.uint8)).resize((203, 150 + i), Image.Resampling.BICUBIC)
+            photo = Image.fromarray((edit.source_image * 255).round().astype(np.uint8))
+            photo = photo.resize((203, 150 + i), Image.Resampling.BICUBIC)
             photo.putalpha(Image.fromarray(255 - np.pad(drawing, ((0, i), (0, 0)))))
             photo.save(tmp_path / f"{number}.png")
             node |= {"class_type": "LoadImage", "inputs": {"image": f"{number}.png"}}
