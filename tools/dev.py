@@ -3,6 +3,7 @@
 
     python tools/dev.py demo                  edit a picture on a real ComfyUI; the result is in output/demo
     python tools/dev.py test [...]            run the tests; further arguments go to pytest
+    python tools/dev.py check                 read the code with ruff and, where pyproject.toml says so, with pyright
     python tools/dev.py serve [--port N] [...]  ComfyUI with this pack; further arguments go to ComfyUI
     python tools/dev.py train [...]           train the miniature model
     python tools/dev.py bench NAME [...]      run one benchmark
@@ -44,10 +45,11 @@ def take(arguments, name):
     return value
 
 
-def run(setup, script, *arguments):
-    """Run one of the tools' scripts in the environment, from the checkout's root, and return its exit status."""
-    process = subprocess.Popen([setup.python, TOOLS / script] + list(arguments), cwd=ROOT,
-                               env=child_environment(COMFYUI_PATH=str(setup.host)))
+def run(setup, script, *arguments, **variables):
+    """Run a script of tools/, or -m and a module, in the environment and return its exit status."""
+    program = script if script == "-m" else TOOLS / script
+    process = subprocess.Popen([setup.python, program] + list(arguments), cwd=ROOT,
+                               env=child_environment(COMFYUI_PATH=str(setup.host), **variables))
     try:
         return process.wait()
     except KeyboardInterrupt:  # the terminal told the child too: let it end in its own words
@@ -66,6 +68,15 @@ def test(arguments):
     workers = str(min(4, os.cpu_count() or 1))
     setup = prepare(("pytest", "xdist", "diffusers"))
     return run(setup, "pack.py", "pytest", "--import-mode=importlib", "-n", workers, "--dist", "loadfile", *arguments)
+
+
+def check(arguments):
+    setup = prepare(("ruff", "pyright"))
+    style = run(setup, "-m", "ruff", "check")
+    # pyright looks where that Python looks: torch lies there, and PYTHONPATH adds ComfyUI
+    types = run(setup, "-m", "pyright", "--pythonpath", setup.python, PYTHONPATH=str(setup.host),
+                PYRIGHT_PYTHON_IGNORE_WARNINGS="1")  # of its own newer versions
+    return style or types
 
 
 def train(arguments):
@@ -95,7 +106,7 @@ def serve(arguments):
             return 0
 
 
-COMMANDS = {"demo": demo, "test": test, "serve": serve, "train": train, "bench": bench}
+COMMANDS = {"demo": demo, "test": test, "check": check, "serve": serve, "train": train, "bench": bench}
 
 
 def main(arguments):

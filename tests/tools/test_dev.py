@@ -197,6 +197,14 @@ def test_a_host_that_will_not_do_is_one_line(version, words, tmp_path, monkeypat
     assert re.search(words, said) and len(said.splitlines()) == 1
 
 
+def test_pyproject_names_the_requirements_of_the_set_up():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11's")
+    project = tomllib.loads((pack.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["optional-dependencies"] == {"tests": environment.TESTS, "benchmarks": environment.BENCHMARKS}
+    required = (pack.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert project["dependencies"] == [line for line in required if not line.startswith("#")]
+
+
 @pytest.mark.parametrize("version", ["0.3.64", "0.4.0", "0.30.0", "1.0"])
 def test_the_oldest_host_and_later_ones_will_do(version, tmp_path):
     assert environment.host_version(fake_host(tmp_path / "host", version)) == version
@@ -237,6 +245,15 @@ def test_a_port_in_use_is_one_line(capsys):
         assert capsys.readouterr().err == (f"palimpsest: port {port} is in use: name another with --port, or leave it "
                                            "out for a free one\n")
         assert free_port() != port
+
+
+def test_the_check_fails_with_either_of_its_tools(monkeypatch):
+    monkeypatch.setattr(dev, "prepare", lambda modules: environment.Setup(HOST, sys.executable))
+    for failing in (None, "ruff", "pyright"):
+        ran = []
+        monkeypatch.setattr(dev, "run", lambda setup, flag, tool, *rest, **variables: ran.append(tool) or
+                            int(tool == failing))
+        assert bool(dev.main(["check"])) == bool(failing) and ran == ["ruff", "pyright"]
 
 
 def test_only_the_tools_own_options_are_taken():
