@@ -191,7 +191,7 @@ def picture(png: bytes):
 def compose(edit, pictures: dict, report: dict):
     """The sheet: what was asked, the pictures with their numbers, and the words' heat maps, as a PIL image."""
     import torch
-    from palimpsest.nodes.drawing import INK, PALE, PAPER, colours, sheet, tile
+    from palimpsest.metrics.drawing import INK, PALE, PAPER, colours, sheet, tile
     from PIL import Image, ImageDraw, ImageFont
     after, trip, ideal = report["after compositing"], report["VAE round trip"], report["ideal edit"]
     difference = (pictures["edited"] - pictures["source"]).abs().mean(-1)[0]
