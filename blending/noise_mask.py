@@ -3,14 +3,15 @@ Levinshtein, Derpanis, Gilitschenski, ECCV 2024. arXiv:2308.08947
 
 Where the noise predicted with the instruction is that predicted without it, nothing is to change. The relevance map
     R = Σ over channels of |ε(x_t, target) - ε(x_t, without)|
-has its outliers clamped at the third quartile plus 1.5 interquartile ranges and is scaled to 0..1; outside R ≥ τ (0.5)
-every step puts the noised picture back.
-Differs from the paper, where "without" is InstructPix2Pix's image condition and R is read once, at 0.8 of the noise.
-Here it is the source's own prompt, or the null prompt (as in ProxEdit, Han et al. 2024, arXiv:2306.05414, whose masks
-follow the steps); R is read on the latent being sampled, at every step from `start` until `end` (once where end =
-start); and the picture put back is the inversion's. The x0 predictions stand for ε, of which they are a multiple at one
-σ. As the paper's two have one image condition, these have one ControlNet, the target's: else the map would be of what
-that does.
+has its outliers clamped at the third quartile plus 1.5 interquartile ranges and is scaled to 0..1. Outside R ≥ τ (0.5)
+every step puts the noised picture back. The x0 predictions stand for ε, of which they are a multiple at one σ.
+
+Differs from the paper: its "without" is InstructPix2Pix's image condition, and R is read once, at 0.8 of the noise.
+Here "without" is the source's own prompt, or the null prompt (as in ProxEdit, Han et al. 2024, arXiv:2306.05414, whose
+masks follow the steps). R is read on the latent being sampled, at every step from `start` until `end`, or once where
+end = start. The picture put back is the inversion's. Both predictions are under the target's ControlNet, as the paper's
+two share an image condition; else the map would show what the ControlNet does.
+Checked against: the paper's equations.
 """
 from dataclasses import dataclass
 
@@ -19,13 +20,14 @@ from torch import Tensor
 
 from ..editing.masks import Anchored
 from ..editing.predictions import Asked
+from ..inversion.trajectory import Inversion
 
 AGAINST = "source", "null"
 
 
 def relevance(difference: Tensor) -> Tensor:
     """R [B, h, w] in 0..1 of a difference of predictions [B, C, …, h, w]; 0 where there is none at all."""
-    r = difference.float().abs().flatten(1, -3).sum(1)
+    r = difference.float().abs().flatten(1, -3).sum(1)  # R
     low, high = r.flatten(1).quantile(torch.tensor([0.25, 0.75]).to(r), dim=1).view(2, -1, 1, 1)
     r = torch.minimum(r, high + 1.5 * (high - low))
     r = r - r.amin((1, 2), keepdim=True)
@@ -34,14 +36,27 @@ def relevance(difference: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class NoiseMask(Anchored):
-    """against: "source" or "null", whose prediction the target's is held against; start, end: percents of the schedule
-    between which the mask is read anew at each step; threshold: τ."""
-    inversion: object
+    """Holds the source outside the mask that it finds.
+
+    against: "source" or "null", the prompt whose prediction the target's is compared with.
+    start: the percent of the schedule from which the mask is read and holds.
+    end: the percent until which it is read anew at each step.
+    threshold: τ.
+    """
+    inversion: Inversion
     against: str = "source"
     start: float = 0.2
     end: float = 1.0
     threshold: float = 0.5
     name = "Noise Mask"
+
+    @dataclass
+    class State:
+        """sigma: the level at which the mask was read last.
+        mask: [B, h, w], None before the first.
+        """
+        sigma: float | None = None
+        mask: Tensor | None = None
 
     @property
     def prompts(self):
@@ -54,18 +69,18 @@ class NoiseMask(Anchored):
         run.warn_if_idle(self.name, lambda sigma: run.within(sigma, self.start, 1.0))
 
     def asks(self, run, sigma):
-        memory = run.memory(self)
-        known = memory.get("sigma") == sigma or "mask" in memory and not run.within(sigma, self.start, self.end)
+        state = run.state(self)
+        known = state.sigma == sigma or state.mask is not None and not run.within(sigma, self.start, self.end)
         if known or not run.within(sigma, self.start, 1.0):
             return {}
-        memory["sigma"] = sigma
+        state.sigma = sigma
         return {"other": Asked(run.prompts(self)[0] if self.against == "source" else "null", "target")}
 
     def answered(self, run, x0, sigma):
         if x0.names:
-            run.memory(self)["mask"] = (relevance(x0.target - x0["other"]) >= self.threshold).float()
+            run.state(self).mask = (relevance(x0.target - x0["other"]) >= self.threshold).float()
 
     def mask(self, run, x, sigma) -> Tensor:
-        """The last one read: at the step before where the model is about to see x, at this one where it has."""
-        found = run.memory(self).get("mask")
+        """The last one read: before the model sees x the step before's, after it this step's."""
+        found = run.state(self).mask
         return x.new_ones(1, *x.shape[-2:]) if found is None else found

@@ -84,6 +84,11 @@ def editors(model) -> tuple:
     return model.model_options["transformer_options"].get(KEY, ())
 
 
+def editor_of(model, kind):
+    """The MODEL's editor of a class, of the class itself and no subclass, or None."""
+    return next((e for e in editors(model) if type(e) is kind), None)
+
+
 def require_plain(model, node):
     """Editors belong to the sampled MODEL alone."""
     if editors(model):

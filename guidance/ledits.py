@@ -1,16 +1,19 @@
 """LEDITS++: Limitless Image Editing using Text-to-Image Models. Brack, Friedrich, Kornmeier, Tsaban, Schramowski,
 Kersting, Passos, CVPR 2024. arXiv:2311.16711, the editing. (inversion/ledits.py holds its inversion.)
 
-SEGA's guidance without momentum, γ = Σ s_e·M_e·ψ_e, where a concept's mask is the intersection of two:
-    M¹: where its words' cross-attention in its own row, a mean over heads and layers at a quarter of the latent's side,
-    summed
-        over tokens and smoothed, reaches its λ-th percentile;
+It is SEGA's guidance without momentum,
+    γ = Σ s_e·M_e·ψ_e,   M_e = M¹·M²                                                          (Eq. 12)
+where a concept's mask is the intersection of two:
+    M¹: where its words' cross-attention in its own row reaches its λ-th percentile; the map is a mean over heads and
+        layers at a quarter of the latent's side, summed over tokens and smoothed;
     M²: where |ψ_e|, summed over channels, reaches its own.
-As in the authors' code (diffusers' LEditsPPPipelineStableDiffusion) M¹ stands alone in the first fifth of the schedule
-(t > 800), and the smoothing is a Gaussian of variance 1/2 on 3 × 3 places. Their SDXL pipeline leaves M¹ out unless
-asked; here the masks are those of the paper on every model. Checked against: diffusers 0.42.1, whole runs.
+
+Differs from the paper: M¹ stands alone in the first fifth of the schedule (t > 800), and the smoothing is a Gaussian of
+variance 1/2 on 3 × 3 places. Both are as in the authors' code (diffusers' LEditsPPPipelineStableDiffusion). Their SDXL
+pipeline leaves M¹ out unless it is asked for. Here the masks are those of the paper on every model.
+Checked against: diffusers 0.42.1, whole runs.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -20,6 +23,7 @@ from ..editing.masks import smoothed
 from ..editing.predictions import asked_by
 from ..editing.sites import Rows, Site
 from ..editing.word_maps import on_whole_grid, word_maps
+from ..host.options import with_replaced
 from ..host.unet import host_attention, resolutions
 from .sega import SEGA, Concept, largest
 
@@ -28,36 +32,42 @@ ATTENTION_ALONE = 1 - 800.5 / 999  # percent of the schedule: t > 800
 
 @dataclass(frozen=True, eq=False)
 class Grounded(Concept):
-    """A concept with the Tokens of its prompt's rows."""
+    """A concept that is looked for by its words.
+
+    tokens: the Tokens of its prompt's rows.
+    """
     tokens: tuple = ()
 
 
 @dataclass(frozen=True, eq=False)
 class LEDITS(SEGA):
-    """resolution: of the latent's side, the grid whose cross-attention is read."""
+    """All concepts of a MODEL.
+
+    resolution: of the grid whose cross-attention is read, its side over the latent's.
+    """
     momentum: float = 0.0
     beta: float = 0.0
     resolution: float = 0.25
     name = "LEDITS++"
 
+    @dataclass
+    class State(SEGA.State):
+        """maps: {a concept's number: [(maps [B, h, w] of its words, how often each place was seen) of a site]}."""
+        maps: dict = field(default_factory=dict)
+
     @staticmethod
     def install(model_options, edits, call):
-        """model_options in which cross-attention at the editor's resolution is looked at."""
+        """model_options in which cross-attention at the editor's resolution records the maps of the concepts' words."""
         editor, = edits
-        options = model_options.copy()
-        to = options["transformer_options"] = options["transformer_options"].copy()
-        replace = to["patches_replace"] = dict(to.get("patches_replace", {}))
-        slots = replace["attn2"] = dict(replace.get("attn2", {}))
-        for position, share in resolutions(call.run.guider.inner_model.diffusion_model).items():
-            if share == editor.resolution:
-                inner = slots.get(position, slots.get(position[:2], host_attention))
-                slots[position] = partial(editor.look, call, position, inner)
-        return options
+        sites = resolutions(call.run.guider.inner_model.diffusion_model)
+        chosen = {address: partial(partial, editor.record, call, address) for address, resolution in sites.items()
+                  if resolution == editor.resolution}
+        return with_replaced(model_options, "attn2", chosen, host_attention)
 
-    def look(self, call, position, inner, q, k, v, options):
-        """The site's output; the maps of the concepts' words go into the run's memory."""
-        memory, parts = call.run.memory(self), call.parts(options)
-        site = Site("cross", position, tuple(options["activations_shape"][-2:]), self.resolution, options["n_heads"])
+    def record(self, call, address, inner, q, k, v, options):
+        """What `inner` computes at a site. The maps of the concepts' words go into the run's state."""
+        parts = call.parts(options)
+        site = Site("cross", address, tuple(options["activations_shape"][-2:]), self.resolution, options["n_heads"])
         for (index, uuid, _, entry), *own in zip(parts, q.chunk(len(parts)), k.chunk(len(parts))):
             asked = asked_by(self, entry)
             if asked is not None:
@@ -67,16 +77,17 @@ class LEDITS(SEGA):
                 maps, seen = word_maps(partial(_attention, here), site, *own, rows, len(tokens[0].ids)), torch.ones(())
                 if "area" in entry:
                     maps, seen = on_whole_grid(maps, Rows(call, entry, len(maps)), site)
-                memory.setdefault("maps", {}).setdefault(asked, []).append((maps[:, 0], seen))
+                call.run.state(self).maps.setdefault(asked, []).append((maps[:, 0], seen))
         return inner(q, k, v, options)
 
     def region(self, run, concept, psi, sigma):
-        maps, seen = map(sum, zip(*run.memory(self)["maps"].pop(self.concepts.index(concept))))
+        maps, seen = map(sum, zip(*run.state(self).maps.pop(self.concepts.index(concept))))
         maps = maps / seen.clamp(min=1)
-        attended = F.interpolate(largest(smoothed(maps)[:, None], concept.threshold), psi.shape[-2:]).to(psi)  # nearest
+        # M¹, at the nearest place
+        attended = F.interpolate(largest(smoothed(maps)[:, None], concept.threshold), psi.shape[-2:]).to(psi)
         if not run.within(sigma, ATTENTION_ALONE, 1.0):
             return attended
-        return attended * largest(psi.abs().sum(1, keepdim=True), concept.threshold)
+        return attended * largest(psi.abs().sum(1, keepdim=True), concept.threshold)  # M¹·M²
 
 
 def _attention(options, q, k, v):

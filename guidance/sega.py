@@ -6,21 +6,23 @@ classifier-free guidance SEGA adds, for each concept,
     γ_e = s_e·ψ_e where |ψ_e| reaches its λ-th percentile, else 0,
 and for all of them together, with weights g_e and a momentum ν,
     γ = Σ g_e·γ_e + s_m·ν,   ν <- β_m·ν + (1 - β_m)·γ.
-Until its warm-up ends a concept adds nothing but to ν, and ν itself is added once all warm-ups have ended. In x0 terms
-ε = (x - x0)/σ, so x0 <- x0 - σ·γ; on flow models ψ is a difference of velocities and the line is the same. On v models
-ε(z) is the network's v, with ∂v = √(1 + σ²)·∂ε: that is what ν sums over the steps.
+Before its warm-up ends a concept adds to ν alone. ν itself is added once all warm-ups have ended.
 
-Where the null prompt has a ControlNet the concept's row has it too: ψ is of the words.
-Percentiles are of each row and channel, and a concept may cool down, as in the authors' code (diffusers'
-SemanticStableDiffusionPipeline). Differs from that code: while only some warm-ups have ended it divides their concepts'
-weights by their sum, here g_e stays as it is. Checked against: diffusers 0.42.1, whole runs on eps and v models.
+With ε = (x - x0)/σ the sum is x0 <- x0 - σ·γ. On flow models ψ is a difference of velocities and the line is the same.
+On v models ε(z) is the network's v, with ∂v = √(1 + σ²)·∂ε, and ν sums that over the steps.
+Where the null prompt has a ControlNet the concept's row has it too, so that ψ is of the words alone.
+
+Differs from the paper: percentiles are of each row and channel, and a concept may cool down. Both are as in the
+authors' code (diffusers' SemanticStableDiffusionPipeline). While only some warm-ups have ended that code divides their
+concepts' weights by their sum. Here g_e stays as it is.
+Checked against: diffusers 0.42.1, whole runs on eps and v models.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..editing.editor import Editor, editors
+from ..editing.editor import Editor
 from ..editing.predictions import Asked
 from ..editing.run import alone
 from ..host.keys import running
@@ -29,8 +31,15 @@ from ..host.sampling import Solver, prediction_type, sample
 
 @dataclass(frozen=True, eq=False)
 class Concept:
-    """prompt: its CONDITIONING; scale: s_e, under 0 to remove; start, end: the percents of the schedule where its
-    warm-up ends and its cool-down begins; threshold: λ, 0..1; weight: g_e."""
+    """What is added to a picture, or removed from it.
+
+    prompt: its CONDITIONING.
+    scale: s_e, under 0 to remove.
+    start: the percent of the schedule where its warm-up ends.
+    end: the percent where its cool-down begins.
+    threshold: λ, 0 to 1.
+    weight: g_e.
+    """
     prompt: list
     scale: float = 5.0
     start: float = 0.2
@@ -48,11 +57,29 @@ def largest(psi: Tensor, threshold: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SEGA(Editor):
-    """All concepts of a MODEL; momentum: s_m; beta: β_m."""
+    """All concepts of a MODEL.
+
+    momentum: s_m.
+    beta: β_m.
+    """
     concepts: tuple
     momentum: float = 0.1
     beta: float = 0.4
     name = "SEGA Guidance"
+
+    @dataclass
+    class State:
+        """gamma: γ of this evaluation of the model.
+        regions: {a concept's number: where its ψ is kept}.
+        level: the σ of the step that is being taken.
+        nu: ν at that step.
+        next_nu: ν after it.
+        """
+        gamma: Tensor | float = 0.0
+        regions: dict = field(default_factory=dict)
+        level: float | None = None
+        nu: Tensor | float = 0.0
+        next_nu: Tensor | float = 0.0
 
     @property
     def prompts(self):
@@ -65,8 +92,8 @@ class SEGA(Editor):
                              "an empty negative.")
         run.warn_if_idle(self.name, lambda sigma: any(run.within(sigma, c.start, c.end) for c in self.concepts))
 
-    def region(self, run, concept, psi, sigma):
-        """1 where ψ [B,C,…] is kept, else 0; its channels may be one for all."""
+    def region(self, run, concept, psi, sigma) -> Tensor:
+        """1 where ψ [B,C,…] is kept, else 0. Its channels may be one for all."""
         return largest(psi, concept.threshold)
 
     def asks(self, run, sigma):
@@ -74,37 +101,35 @@ class SEGA(Editor):
                 if run.within(sigma, 0.0 if self.momentum else concept.start, concept.end)}
 
     def answered(self, run, x0, sigma):
-        memory, terms = run.memory(self), {}
-        memory["regions"] = {}
+        state, terms = run.state(self), {}
+        state.regions = {}
         for i in x0.names:
-            psi, concept = (x0.null - x0[i]) / step(run, sigma), self.concepts[i]
-            memory["regions"][i] = self.region(run, concept, psi, sigma)
-            terms[i] = concept.weight * concept.scale * psi * memory["regions"][i]
-        memory["gamma"] = self._gamma(run, terms, sigma)
+            concept = self.concepts[i]
+            psi = (x0.null - x0[i]) / x0_over_prediction(run, sigma)  # ψ_e
+            state.regions[i] = self.region(run, concept, psi, sigma)
+            terms[i] = concept.weight * concept.scale * psi * state.regions[i]  # g_e·γ_e
+        state.gamma = self._gamma(run, terms, sigma)
 
     def _gamma(self, run, terms, sigma):
-        """γ of {concept's number: g_e·γ_e}."""
-        memory = run.memory(self)
-        level, before, after = memory.get("nu", (None, 0.0, 0.0))
-        nu = before if level == sigma else after  # a level asked again is one step still
-        gamma = sum(terms.values()) + self.momentum * nu
-        memory["nu"] = sigma, nu, self.beta * nu + (1 - self.beta) * gamma
+        """γ of {a concept's number: g_e·γ_e}."""
+        state = run.state(self)
+        if state.level != sigma:  # a level that is asked again is one step still
+            state.level, state.nu = sigma, state.next_nu
+        gamma = sum(terms.values()) + self.momentum * state.nu  # γ
+        state.next_nu = self.beta * state.nu + (1 - self.beta) * gamma  # ν
         warm = [i for i, c in enumerate(self.concepts) if run.within(sigma, c.start, 1.0)]
         return gamma if len(warm) == len(self.concepts) else sum(terms[i] for i in warm if i in terms)
 
     def after(self, run, x0, sigma):
-        return x0 - step(run, sigma) * run.memory(self).pop("gamma", 0.0)
+        state = run.state(self)
+        gamma, state.gamma = state.gamma, 0.0
+        return x0 - x0_over_prediction(run, sigma) * gamma
 
 
-def step(run, sigma) -> float:
+def x0_over_prediction(run, sigma) -> float:
     """By how much x0 falls where the network's own prediction rises by 1."""
     v = prediction_type(run.guider.model_patcher) == "v"
     return sigma / (1 + sigma ** 2) ** 0.5 if v else sigma
-
-
-def held(model, kind):
-    """The MODEL's editor of this kind, or None."""
-    return next((e for e in editors(model) if type(e) is kind), None)
 
 
 def read_regions(model, editor, inversion, negative) -> Tensor:
@@ -117,7 +142,7 @@ def read_regions(model, editor, inversion, negative) -> Tensor:
         for i, sigma in enumerate(sigmas[:-1]):
             at = inversion.latents[i].to(x)
             x0 = denoise(at, sigma.expand(len(at)), **extra_args)
-            for n, region in run.memory(editor)["regions"].items():
+            for n, region in run.state(editor).regions.items():
                 if run.within(float(sigma), editor.concepts[n].start, 1.0):
                     found.setdefault(n, []).append(region.flatten(1, -3).mean(1))
             callback({"x": at, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})

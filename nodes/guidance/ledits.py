@@ -1,10 +1,10 @@
 """LEDITS++."""
 from comfy_api.latest import io
 
+from ...editing.editor import editor_of
 from ...editing.run import attach
 from ...editing.word_maps import nearest_resolution
 from ...guidance.ledits import LEDITS, Grounded
-from ...guidance.sega import held
 from ...host.tokens import encode, tokenize_rows
 from ...host.unet import require_unet
 from ..checks import check_concept
@@ -33,7 +33,7 @@ class PalimpsestLEDITS(io.ComfyNode):
         if not tokens[0].words:
             raise ValueError("LEDITS++ looks for its concept's words in the picture, and the concept is empty: write "
                              "what to add or remove.")
-        before = held(model, LEDITS)
+        before = editor_of(model, LEDITS)
         added = Grounded(encode(clip, tokens), -scale if direction == "remove" else scale, warmup, cooldown, threshold,
                          tokens=tokens)
         editor = LEDITS((*(before.concepts if before else ()), added), resolution=nearest_resolution(model, 0.25))

@@ -2,10 +2,11 @@
 import torch
 from comfy_api.latest import io, ui
 
+from ...editing.editor import editor_of
 from ...editing.masks import covered, picture_mask
 from ...editing.run import attach
 from ...guidance.ledits import LEDITS
-from ...guidance.sega import SEGA, Concept, held, read_regions
+from ...guidance.sega import SEGA, Concept, read_regions
 from ...host.sampling import check_family
 from ...metrics.drawing import heat_rows, sheet
 from ..checks import check_concept, check_prompt_alone
@@ -39,7 +40,7 @@ class PalimpsestSEGAGuidance(io.ComfyNode):
                 beta) -> io.NodeOutput:
         check_concept("SEGA Guidance", scale * weight, warmup, cooldown)
         check_prompt_alone("SEGA Guidance's concept", concept)
-        before = held(model, SEGA)
+        before = editor_of(model, SEGA)
         if before and (before.momentum, before.beta) != (momentum, beta):
             raise ValueError("The concepts on a MODEL share one momentum: the SEGA Guidance before has "
                              f"{before.momentum:g} with beta {before.beta:g}, this one {momentum:g} with {beta:g}. "
@@ -69,7 +70,7 @@ class PalimpsestSEGARegions(io.ComfyNode):
     @classmethod
     def execute(cls, model, inversion, negative, image) -> io.NodeOutput:
         check_family(model, inversion)
-        editor = held(model, SEGA) or held(model, LEDITS)
+        editor = editor_of(model, SEGA) or editor_of(model, LEDITS)
         if editor is None:
             raise ValueError("SEGA Regions shows the concepts on its MODEL, and this MODEL has none: connect SEGA "
                              "Guidance's.")

@@ -120,7 +120,7 @@ def test_noise_mask_holds_the_source_outside_what_it_found(method):
 
     def edit(model):
         model = PalimpsestNoiseMask.execute(model, c.inversion, "source", 0.0, 0.0, 0.5).result[0]
-        return attach(model, Look(lambda run, x, sigma: seen.append(run.memory(run.editors[1]).get("mask"))))
+        return attach(model, Look(lambda run, x, sigma: seen.append(run.state(run.editors[1]).mask)))
 
     found = sample(c, edit)
     outside = seen[-1][0] == 0
