@@ -11,7 +11,7 @@ disturb less. The reference's rows cost the forwards of r rows on a share f of t
 at most 1 + f · r / 2B + 0.1 times plain sampling of B rows; to one that follows a gradient nothing is promised. Memory
 is the weights and the largest sum of tensors that are alive at once in a run, promised to be at most 1.3 times plain's;
 the tensors alone stand beside. Writes bench/results/cost.json, keeping the models that were not measured, and prints
-the README's rows.
+the rows of docs/benchmarks.md.
 """
 import argparse
 import json
@@ -32,17 +32,17 @@ import comfyui_version
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from .. import examples
 from ..attention.alignment import PromptEdit, align
+from ..examples.rows import inputs_of, output
 from ..host.tokens import encode, tokenize_rows
 from ..miniature.model import load_miniature
 from ..miniature.networks import CLIP
 from ..nodes.attention.p2p import PalimpsestAttentionInject
 from ..nodes.attention.store import PalimpsestAttentionStore
-from ..nodes.blending.local_blend import PalimpsestLatentBlend
 from ..nodes.inversion.ddim import PalimpsestDDIMInvert
 from ..nodes.inversion.replay import PalimpsestReplay
 from .gradients import SHAPES
-from .inversions import execute, known_inputs
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 SOURCE, TARGET = "a photo of a red star on green grass", "a photo of a blue star on green grass"
@@ -52,7 +52,6 @@ KINDS = {"SD1.5": (comfy.supported_models.SD15, comfy.model_base.BaseModel),
          "SDXL": (comfy.supported_models.SDXL, comfy.model_base.SDXL)}
 DEFAULTS = {"cross_start": 0.0, "cross_end": 0.8, "self_start": 0.0, "self_end": 0.4, "cross_resolution": 1.0,
             "self_resolution": 0.5, "word_weights": "", "word_ends": ""}
-WHOLE = {**DEFAULTS, "cross_end": 1.0, "self_end": 1.0}
 
 
 class Bench:
@@ -69,29 +68,19 @@ class Bench:
         _, *self.start = PalimpsestReplay.execute(model, self.inversion, 0.0).result
         self.maps = PalimpsestAttentionStore.execute(model, self.inversion, self.edit, 0.25).result[0]
 
-    def injected(self, settings):
-        return PalimpsestAttentionInject.execute(self.model, self.inversion, self.edit, **settings).result[0]
-
-    def blended(self):
-        return PalimpsestLatentBlend.execute(self.injected(DEFAULTS), self.inversion, 0.2, "star", "star", 0.0,
-                                             attention=self.maps).result[0]
-
-    def sega(self, concepts):
-        model = self.model
-        for _ in range(concepts):
-            model = execute("PalimpsestSEGAGuidance", {"model": model, "concept": self.target, "warmup": 0.0})
-        return model
+    def injected(self, **changed):
+        """Attention Inject at its defaults but what is changed."""
+        return PalimpsestAttentionInject.execute(self.model, self.inversion, self.edit, **DEFAULTS | changed).result[0]
 
     def other(self, node, **settings):
         """A node's output, every input at its default but those that it must be given."""
         mask = torch.zeros(1, 8, 8)
         mask[:, :4, :4] = 1
         given = {"model": self.model, "clip": self.clip, "source": self.source, "target": self.target,
-                 "negative": self.null,
-                 "latent": self.picture, "steps": self.steps, "mask": mask, "inversion": self.inversion,
-                 "reference": self.inversion}
-        needed = {name for name, i in known_inputs(node).items() if not i.optional}
-        return execute(node, {name: value for name, value in given.items() if name in needed} | settings)
+                 "negative": self.null, "latent": self.picture, "steps": self.steps, "mask": mask,
+                 "inversion": self.inversion, "reference": self.inversion}
+        needed = {name for name, i in inputs_of(node).items() if not i.optional}
+        return output(node, **{name: value for name, value in given.items() if name in needed} | settings)
 
     def run(self, model, batch=1, positive=None, cfg=CFG, start=None, callback=None):
         """One sampling, model space; start: Replay's (SAMPLER, SIGMAS, LATENT) of another inversion."""
@@ -117,41 +106,12 @@ class Bench:
         return rows
 
 
-WHOLE_INJECT = "Attention Inject, whole schedule"
-EDITORS = {  # name: the edited MODEL, every input at its default but those that it must be given
-    WHOLE_INJECT: lambda b: b.injected(WHOLE),
-    "Attention Inject": lambda b: b.injected(DEFAULTS),
-    "Attention Inject, Latent Blend by words": Bench.blended,
-    "Attention Re-weight": lambda b: b.other("PalimpsestAttentionReweight", word_weights="star: 3"),
-    "MasaCtrl": lambda b: b.other("PalimpsestMutualSelfAttention"),
-    "Plug-and-Play": lambda b: b.other("PalimpsestPlugAndPlay"),
-    "Free-Prompt Edit": lambda b: b.other("PalimpsestFreePromptEdit"),
-    "Prompt Mixing": lambda b: b.other("PalimpsestPromptMixing", mix=b.source),
-    "Style Aligned": lambda b: b.other("PalimpsestStyleAligned", inversion=b.inversion),
-    "Cross-Image Attention": lambda b: b.other("PalimpsestCrossImageAttention", appearance=b.inversion),
-    "Inject Composite": lambda b: b.other("PalimpsestInjectComposite"),
-    "Blended Latent": lambda b: b.other("PalimpsestBlendedLatent", inversion=b.inversion, mask=torch.ones(1, 8, 8)),
-    "Object-Aware Blend": lambda b: b.other("PalimpsestObjectAwareBlend"),
-    "Noise Mask": lambda b: b.other("PalimpsestNoiseMask"),
-    "Proximal Guidance": lambda b: b.other("PalimpsestProximalGuidance"),
-    "SEGA, one concept": lambda b: b.sega(1),
-    "SEGA, three concepts": lambda b: b.sega(3),
-    "LEDITS++": lambda b: b.other("PalimpsestLEDITS", concept=CONCEPT),
-}
-GRADIENT = {
-    "Noise Map Guidance": lambda b: b.other("PalimpsestNoiseMapGuidance"),
-    "Cross-Attention Guidance": lambda b: b.other("PalimpsestCrossAttentionGuidance"),
-    "Attend-and-Excite, a move a step": lambda b: b.other("PalimpsestAttendExcite", words="star, grass", thresholds=""),
-    "Self-Guidance": lambda b: b.other("PalimpsestSelfGuidance", words="star", move_x=0.2),
-    "MagicRemover": lambda b: b.other("PalimpsestMagicRemover", words="star", attention=b.maps),
-}
-FOUR = "Attention Inject, whole schedule, 4 rows of one picture"
-EVERY = EDITORS | GRADIENT | {FOUR: EDITORS[WHOLE_INJECT]}
-FEW = {name: EDITORS[name] for name in (WHOLE_INJECT, "Attention Inject, Latent Blend by words", "MasaCtrl",
-                                        "SEGA, one concept")}
+EDITORS = {row.name: row for row in examples.rows("costs")}
 MODELS = {  # name: (one of SHAPES or the miniature, the latent's side, what is measured)
-    "miniature": (None, 16, EVERY), "sd15-64": ("SD1.5", 64, EVERY), "sdxl-64": ("SDXL", 64, EDITORS),
-    "sd15-128": ("SD1.5", 128, FEW), "sdxl-128": ("SDXL", 128, FEW)}
+    "miniature": (None, 16, EDITORS), "sd15-64": ("SD1.5", 64, EDITORS),
+    "sdxl-64": ("SDXL", 64, {name: row for name, row in EDITORS.items() if not row.gradient and row.rows == 1}),
+    **{name: (shape, 128, {name: row for name, row in EDITORS.items() if row.large})
+       for name, shape in (("sd15-128", "SD1.5"), ("sdxl-128", "SDXL"))}}
 
 
 def clocked(runs, rounds) -> dict:
@@ -199,7 +159,7 @@ def weights(model) -> int:
 
 def measure(b, editors, rounds) -> dict:
     """{name: numbers} of edited runs beside plain ones of as many rows, for editors as in EDITORS."""
-    edits = {name: (edited(b), 4 if name == FOUR else 1) for name, edited in editors.items()}
+    edits = {name: (row.edit(b), row.rows) for name, row in editors.items()}
     every = {unedited(batch): (b.model, batch) for batch in sorted({batch for _, batch in edits.values()})} | edits
     rows = {}
     memory = {name: peak(lambda: rows.update({name: b.rows(*run)})) for name, run in every.items()}  # warms up too
@@ -214,7 +174,7 @@ def unedited(batch) -> str:
 
 def compare(name, plain, batch, steps, seconds, rows, memory, held) -> dict:
     share = (rows[name] - rows[plain]) / steps
-    promised = None if name in GRADIENT else 1 + share / (2 * batch) + MARGIN
+    promised = None if EDITORS[name].gradient else 1 + share / (2 * batch) + MARGIN
     return {"rows": batch, "share of steps read": share, "row passes": rows[name] / rows[plain],
             "seconds, plain": median(s for s, _ in seconds[plain]), **ratios(seconds[name], seconds[plain]),
             "time promised": promised, "memory": (memory[name] + held) / (memory[plain] + held),
@@ -268,12 +228,12 @@ def report(table) -> str:
 
 
 def table(results) -> str:
-    """The README's rows: processor time over plain sampling's (time on a graphics card, which the processor waits for),
+    """The rows of docs/benchmarks.md: processor time over plain sampling's (time on a graphics card, which the processor waits for),
     with what is promised, and the most memory on any model."""
     clock = "time" if torch.cuda.is_available() else "processor time"
     models = [name for name in MODELS if name in results]
     lines = [f"| | {' | '.join(models)} | peak memory |", "|---|" + "---|" * (len(models) + 1)]
-    for editor in EVERY:
+    for editor in EDITORS:
         found = [results[name]["measured"].get(editor) for name in models]
         if not any(found):
             continue
@@ -293,7 +253,7 @@ def main():
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "only")} | {
-        "cfg": CFG, "sampler": "euler", "inject": {"defaults": DEFAULTS, "whole schedule": WHOLE}}
+        "cfg": CFG, "sampler": "euler", "inject": DEFAULTS}
     print("; ".join(map(str, about().values())))
     results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     args.out.parent.mkdir(exist_ok=True)

@@ -12,19 +12,19 @@ Direct inversion gives an editor; and with a source branch that drifts as it is 
 Prompt-to-Prompt as published.
 
 Each row is written to bench/results/inversions.json once it is measured; rows that stand there with the same settings
-are kept, unless --only names them. Prints the README's table.
+are kept, unless --only names them. Prints the table of docs/benchmarks.md.
 """
 import argparse
 import dataclasses
 import json
 import platform
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from .. import nodes
+from .. import examples
+from ..examples.rows import InversionRow, inputs_of, output
 from ..metrics.edits import edit_scores
 from ..metrics.masks import background_mask
 from ..metrics.pixels import psnr
@@ -42,55 +42,7 @@ WHOLE = {**INJECT, "cross_end": 1.0, "self_end": 1.0, "self_resolution": 1.0}
 RESULTS = Path(__file__).parent / "results" / "inversions.json"
 
 
-@dataclass(frozen=True)
-class Method:
-    """node: its class; settings: beside the node's defaults, a function of the number of steps where they depend on it;
-    guided: what it records belongs to the CFG; source: "re-read" or "drifting", where the row is about that; edits:
-    whether its Replay is made for other prompts than the source's; faithful: settings for the replay of the source,
-    where they differ."""
-    node: str
-    settings: object = dataclasses.field(default_factory=dict)
-    guided: bool = False
-    source: str = ""
-    edits: bool = True
-    faithful: dict = dataclasses.field(default_factory=dict)
-
-
-METHODS = {
-    "DDIM": Method("PalimpsestDDIMInvert"),
-    "DDIM + reference (= Direct inversion)": Method("PalimpsestDDIMInvert", source="re-read"),
-    "plain P2P (drifting source)": Method("PalimpsestDDIMInvert", source="drifting"),
-    "Fixed point (AIDI)": Method("PalimpsestFixedPointInvert"),
-    "ReNoise": Method("PalimpsestReNoiseInvert", {"scheduler": "ddim_uniform"}),  # as the others
-    "Regularized (pix2pix-zero)": Method("PalimpsestRegularizedInvert"),
-    "Negative-prompt": Method("PalimpsestNegativePromptInvert"),
-    "Null-text": Method("PalimpsestNullTextOptimize"),
-    "Prompt tuning": Method("PalimpsestPromptTuningInvert", faithful={"mix": 0.0}),
-    "StyleDiffusion": Method("PalimpsestStyleDiffusionInvert"),
-    "KV inversion": Method("PalimpsestKVInvert"),
-    "EDICT": Method("PalimpsestEDICTInvert", guided=True),
-    "BDIA": Method("PalimpsestBDIAInvert", lambda steps: {"gamma": 1.0 if steps > 20 else 0.5}, guided=True),
-    "Direct (offsets)": Method("PalimpsestDirectInvert", guided=True, edits=False),
-    "Edit-friendly DDPM": Method("PalimpsestDDPMInvert", guided=True),
-    "LEDITS++": Method("PalimpsestLEDITSInvert", guided=True),
-    "CycleDiffusion": Method("PalimpsestCycleDiffusionInvert"),
-}
-DIFFERENCES = [("Negative-prompt", "DDIM"), ("Null-text", "Negative-prompt")]
-
-
-def known_inputs(node: str) -> dict:
-    """The inputs of a node by name."""
-    return {i.id: i for i in found(node).define_schema().inputs}
-
-
-def found(node: str):
-    return next(cls for cls in nodes.found() if cls.__name__ == node)
-
-
-def execute(node: str, given: dict):
-    """A node's first output, every input at its default but those given."""
-    defaults = {n: i.default for n, i in known_inputs(node).items() if getattr(i, "default", None) is not None}
-    return found(node).execute(**defaults | given).result[0]
+METHODS = {row.name: row for row in examples.rows("inversions")}
 
 
 class Scenes:
@@ -108,17 +60,17 @@ class Scenes:
         self.latent = {"samples": vae.encode(self.pictures)}
         self.round_trip = vae.decode(self.latent["samples"])
 
-    def invert(self, method: Method, cfg, steps, **changed):
+    def invert(self, method: InversionRow, cfg, steps, **changed):
         """The INVERSION that a method's node makes of the sources, every input at its default but those that the scenes
         give."""
         held = {"model": self.parts[0], "source": self.source, "latent": self.latent, "steps": steps, "cfg": cfg}
-        inputs = known_inputs(method.node)
+        inputs = inputs_of(method.node)
         if "inversion" in inputs:
             held["inversion"] = self.invert(METHODS["DDIM"], cfg, steps)
         if "negative" in inputs and (method.guided or not inputs["negative"].optional):
             held["negative"] = self.null
         settings = method.settings(steps) if callable(method.settings) else method.settings
-        return execute(method.node, settings | {n: v for n, v in held.items() if n in inputs} | changed)
+        return output(method.node, **{**settings, **{n: v for n, v in held.items() if n in inputs}, **changed})
 
     def replay(self, inversion, prompt, cfg, read_by=None, edit=lambda model: model, **inject):
         """Pictures of a prompt sampled from an inversion with edit(MODEL); with PROMPT_EDIT, under Attention Inject
@@ -136,7 +88,7 @@ class Scenes:
         return dataclasses.replace(inversion, latents=path)
 
 
-def measure(scenes: Scenes, method: Method, cfg, steps) -> dict:
+def measure(scenes: Scenes, method: InversionRow, cfg, steps) -> dict:
     """{number: [B]} of one method."""
     inversion = scenes.invert(method, cfg, steps)
     faithful = scenes.invert(method, cfg, steps, **method.faithful) if method.faithful else inversion
@@ -208,29 +160,29 @@ def means(row) -> dict:
     return {name: round(statistics.fmean(v for v in values if v is not None), 4) for name, values in row.items()}
 
 
-def differences(rows) -> dict:
+def differences(measured) -> dict:
     """Paired bootstrap intervals of reconstruction at the higher guidance."""
     found = {}
-    for a, b in DIFFERENCES:
-        if a in rows and b in rows:
-            pair = (torch.tensor(rows[n]["recon_cfg"], dtype=torch.double) for n in (a, b))
+    for a, b in ((name, method.over) for name, method in METHODS.items() if method.over):
+        if a in measured and b in measured:
+            pair = (torch.tensor(measured[n]["recon_cfg"], dtype=torch.double) for n in (a, b))
             found[f"{a} - {b}"] = [round(v, 4) for v in paired_bootstrap(*pair, torch.Generator().manual_seed(0))]
     return found
 
 
 def table(result) -> str:
-    """The README's table: means over the scenes, in the order of METHODS."""
+    """The table of docs/benchmarks.md: means over the scenes, in the order of METHODS."""
     cfg = f"{result['settings']['cfg']:g}"
     lines = [f"| inversion | back at CFG 1 | back at CFG {cfg} | Inject: success | background | plain: success | "
              "background | row passes | seconds |", "|---|---|---|---|---|---|---|---|---|"]
-    rows = {n: means(result["pictures"][n]) for n in METHODS if n in result["pictures"]}
-    for name, row in rows.items():
+    measured = {n: means(result["pictures"][n]) for n in METHODS if n in result["pictures"]}
+    for name, row in measured.items():
         cells = [f"{row['recon_1']:.1f} dB", f"{row['recon_cfg']:.1f} dB"]
         for kind in ("inject", "plain"):
             cells += [f"{row[kind + '_success']:.0%}",
                       f"{row[kind + '_background']:.1f} dB"] if METHODS[name].edits else ["", ""]
         lines.append("| " + " | ".join([name, *cells, f"{row['evaluations']:.0f}", f"{row['seconds']:.1f}"]) + " |")
-    ceiling = next(iter(rows.values()))["ceiling"]
+    ceiling = next(iter(measured.values()))["ceiling"]
     lines.append(f"| *autoencoder alone* | {ceiling:.1f} dB | {ceiling:.1f} dB | | | | | | |")
     lines += [f"{pair}, back at CFG {cfg}: {mean:+.2f} ({low:+.2f} to {high:+.2f}) dB"
               for pair, (mean, low, high) in result["differences"].items()]

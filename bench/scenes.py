@@ -5,8 +5,8 @@
 
 A case is one held-out edit of a miniature scene, of one of eight kinds: source picture, two prompts, edit mask and the
 exact target picture; 30 of each kind are 240 cases. The public split is for choosing settings, the held-out one for
-claims. Inversions are the rows of bench/inversions.py, editors those of EDITORS below, all at their nodes' defaults
-unless a row says otherwise.
+claims. Inversions are the rows of bench/inversions.py, editors those of the examples, all at their nodes' defaults unless a row
+says otherwise.
 
 Each case gives one JSON line in output/scenes/: success (the scene reader sees what was asked) and kept (the other
 attributes that the exact target shows read as before), background PSNR and SSIM outside the mask grown by two latent
@@ -25,16 +25,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..editing.run import attach
-from ..editing.word_maps import nearest_resolution
-from ..guidance.ledits import LEDITS, Grounded
+from .. import examples
+from ..examples.rows import SceneRow
 from ..metrics.drawing import sheet, tile
 from ..metrics.edits import edit_numbers, edit_scores, ideal_edit
 from ..metrics.pixels import psnr
 from ..miniature.model import load_miniature
 from ..miniature.reader import read
 from ..miniature.scenes import EDIT_KINDS, held_out_edit, visible
-from .inversions import METHODS, Scenes, execute, rounded
+from .inversions import METHODS, Scenes, rounded
 from .stats import paired_bootstrap
 
 SPLITS = {"public": 0, "held-out": 10_000}  # number of the first held-out edit
@@ -43,68 +42,19 @@ SUCCEEDS = 0.8  # what a method must, to be the choice for a kind of edit
 RESULTS, LINES = ROOT / "bench" / "results" / "scenes.json", ROOT / "output" / "scenes"
 
 
-def node(name, **settings):
-    """An editor that is one node on MODEL and INVERSION."""
-    return lambda scenes, model, inversion: execute(name, {"model": model, "inversion": inversion, **settings})
+def as_it_is(scenes, model, inversion):
+    return model
 
 
-def inject(scenes, model, inversion):
-    return execute("PalimpsestAttentionInject", {"model": model, "inversion": inversion, "prompt_edit": scenes.edit})
-
-
-def masked(name, before=None, **settings):
-    """An editor node that takes the true edit mask, on top of another editor."""
-    def edit(scenes, model, inversion):
-        model = before(scenes, model, inversion) if before else model
-        return execute(name, {"model": model, "inversion": inversion, "mask": scenes.masks, **settings})
-    return edit
-
-
-def diffedit(scenes, model, inversion):
-    mask = execute("PalimpsestDiffEditMask", {"model": scenes.parts[0], "source": scenes.source,
-                                              "target": scenes.target,
-                                                    "latent": scenes.latent})
-    return execute("PalimpsestLatentBlend", {"model": model, "inversion": inversion, "mask": mask})
-
-
-def sega(scenes, model, inversion):
-    return execute("PalimpsestSEGAGuidance", {"model": model, "concept": scenes.target})
-
-
-def ledits(scenes, model, inversion):
-    """The node takes one text; here every picture has its own."""
-    concept = Grounded(scenes.target, 5.0, 0.0, 1.0, 0.9, tokens=tuple(pair.target for pair in scenes.edit.pairs))
-    return attach(model, LEDITS((concept,), resolution=nearest_resolution(model, 0.25)))
-
-
-EDITORS = {
-    "plain": lambda scenes, model, inversion: model,
-    "Attention Inject": inject,
-    "Inject + Latent Blend (true mask)": masked("PalimpsestLatentBlend", inject),
-    "Inject + Noise Mask": lambda scenes, model, inversion: node("PalimpsestNoiseMask")(
-        scenes, inject(scenes, model, inversion), inversion),
-    "Inject + Proximal Guidance": lambda scenes, model, inversion: node("PalimpsestProximalGuidance")(
-        scenes, inject(scenes, model, inversion), inversion),
-    "MasaCtrl": node("PalimpsestMutualSelfAttention"),
-    "Plug-and-Play": node("PalimpsestPlugAndPlay"),
-    "Free-Prompt Edit": node("PalimpsestFreePromptEdit"),
-    "DiffEdit": diffedit,
-    "Noise Mask": node("PalimpsestNoiseMask"),
-    "Blended Latent (true mask)": masked("PalimpsestBlendedLatent"),
-    "Object-Aware Blend (true mask)": masked("PalimpsestObjectAwareBlend"),
-    "Cross-Attention Guidance": node("PalimpsestCrossAttentionGuidance"),
-    "Noise Map Guidance": node("PalimpsestNoiseMapGuidance", scale=0.05),  # its default, for the miniature's latents
-    "SEGA (target as concept)": sega,
-    "LEDITS++ (target as concept)": ledits,
-}
+EDITORS = {row.name: row for row in (SceneRow("plain", as_it_is), *examples.rows("scenes"))}
 COMPARED = "success", "background_psnr", "target_psnr"
-SOURCE_SAMPLED = {"SEGA (target as concept)", "LEDITS++ (target as concept)"}
 
 
 def edited(scenes, inversion, name, cfg):
     """Pictures [B,H,W,3] of one editor on an INVERSION."""
-    prompt = scenes.source if name in SOURCE_SAMPLED else scenes.target
-    return scenes.replay(inversion, prompt, cfg, edit=lambda model: EDITORS[name](scenes, model, inversion))
+    row = EDITORS[name]
+    return scenes.replay(inversion, getattr(scenes, row.samples), cfg,
+                         edit=lambda model: row.edit(scenes, model, inversion))
 
 
 class Counter:

@@ -17,7 +17,7 @@ the same.
 
 In a round every run is timed once, in turn; a ratio is of one round, told as median and range, and so is that of
 processor times. Memory is the largest sum of tensors that are alive at once in a run, beside the weights. Writes
-bench/results/speed.json, keeping the parts that were not measured, and prints the README's rows.
+bench/results/speed.json, keeping the parts that were not measured, and prints the rows of docs/benchmarks.md.
 """
 import argparse
 import importlib.util
@@ -40,15 +40,25 @@ from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_di
 from diffusers.pipelines.ledits_pp import LEditsPPPipelineStableDiffusion
 from tqdm import tqdm
 
+from ..examples.guidance.sega import concepts
+from ..examples.rows import output
 from ..host.tokens import tokenize
 from ..inversion.trajectory import Theta
 from ..miniature.model import load_miniature
 from ..miniature.scenes import held_out_edit
 from ..nodes.attention.p2p import PalimpsestAttentionInject
+from ..nodes.blending.diffedit import PalimpsestDiffEditMask
+from ..nodes.guidance.attend_excite import PalimpsestAttendExcite
+from ..nodes.guidance.delta_denoise import PalimpsestDeltaDenoise
+from ..nodes.guidance.ledits import PalimpsestLEDITS
+from ..nodes.guidance.pix2pix_zero import PalimpsestCrossAttentionGuidance
+from ..nodes.inversion.ddim import PalimpsestDDIMInvert
+from ..nodes.inversion.ledits import PalimpsestLEDITSInvert
+from ..nodes.inversion.null_text import PalimpsestNullTextOptimize
 from ..nodes.inversion.replay import PalimpsestReplay
 from . import twin
-from .cost import CFG, CONCEPT, DEFAULTS, EDITORS, GRADIENT, Bench, about, clocked, peak, random_unet, ratios
-from .inversions import METHODS, execute
+from .cost import CFG, CONCEPT, DEFAULTS, EDITORS, Bench, about, clocked, peak, random_unet, ratios
+from .inversions import METHODS
 from .null_text import authors, replay
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
@@ -125,7 +135,7 @@ def prompt_to_prompt(b, known=False):
 
 
 def sega(b, count):
-    theirs, ours = b.pipeline(diffusers.SemanticStableDiffusionPipeline), b.sega(count)
+    theirs, ours = b.pipeline(diffusers.SemanticStableDiffusionPipeline), concepts(count)(b)
     each = {"editing_prompt": b.texts[1], "reverse_editing_direction": False, "edit_guidance_scale": 5.0,
             "edit_warmup_steps": 0,
             "edit_cooldown_steps": b.steps, "edit_threshold": 0.9, "edit_weights": 1.0}
@@ -144,19 +154,19 @@ def ledits_invert(b):
     theirs.encode_image = lambda *args, **kwargs: (b.path[-1], None)
     blank = torch.zeros(1, 3, 8, 8)
     theirs.vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=1.0), decode=lambda *args, **kwargs: (blank,))
-    return (lambda: b.other("PalimpsestLEDITSInvert", source=b.null).theta["z"].tensor,
+    return (lambda: b.other(PalimpsestLEDITSInvert, source=b.null).theta["z"].tensor,
             lambda: theirs.invert(None, num_inversion_steps=b.steps, skip=0.0) and theirs.zs, None)
 
 
 def ledits(b, count):
     theirs = ledits_pipeline(b)
-    inversion = b.other("PalimpsestLEDITSInvert", source=b.null, sigmas=theirs.scheduler.sigmas)
+    inversion = b.other(PalimpsestLEDITSInvert, source=b.null, sigmas=theirs.scheduler.sigmas)
     maps = inversion.theta["z"].tensor.clone()
     maps[-1] = 0  # which diffusers drops
     inversion = replace(inversion, theta={**inversion.theta, "z": Theta(maps, "step", "step")})
     model, *start = PalimpsestReplay.execute(b.model, inversion, 0.0).result
     for _ in range(count):
-        model = execute("PalimpsestLEDITS", {"model": model, "clip": b.clip, "concept": CONCEPT})
+        model = output(PalimpsestLEDITS, model=model, clip=b.clip, concept=CONCEPT)
     theirs.eta, theirs.batch_size, theirs.inversion_steps = 1.0, 1, theirs.scheduler.timesteps
     with torch.inference_mode(False):
         theirs.zs, theirs.init_latents = (t.to(b.device, copy=True) for t in (
@@ -180,7 +190,7 @@ def ddim_invert(b):
     theirs = diffedit(b)
 
     def ours():
-        inversion = b.other("PalimpsestDDIMInvert")
+        inversion = b.other(PalimpsestDDIMInvert)
         return twin.z_of(inversion.latents[0], inversion.sigmas[0])
 
     return ours, lambda: theirs.invert(b.texts[0], b.path[-1], inpaint_strength=1.0, num_inference_steps=b.steps,
@@ -189,7 +199,7 @@ def ddim_invert(b):
 
 def diffedit_mask(b):
     theirs = diffedit(b)
-    return (lambda: b.other("PalimpsestDiffEditMask", strength=481 / 999, clamp=1.5, seed=5),
+    return (lambda: b.other(PalimpsestDiffEditMask, strength=481 / 999, clamp=1.5, seed=5),
             lambda: torch.from_numpy(theirs.generate_mask(
                 b.path[-1], b.texts[1], source_prompt=b.texts[0], num_maps_per_mask=10, mask_thresholding_ratio=1.5,
                 generator=torch.Generator().manual_seed(5))).float())
@@ -199,7 +209,7 @@ def attend_excite(b):
     theirs, words = b.pipeline(StableDiffusionAttendAndExcitePipeline), ("star", "grass")
     tokens = b.edit.pairs[0].target
     named = [position for word in words for position in tokens.find(word).positions]
-    ours = b.other("PalimpsestAttendExcite", words=", ".join(words), thresholds="")
+    ours = b.other(PalimpsestAttendExcite, words=", ".join(words), thresholds="")
     return lambda: b.z(ours), lambda: b.call(theirs, b.texts[1], named, thresholds={}, max_iter_to_alter=b.steps // 2,
                                              attn_res=(b.size // 4, b.size // 4))
 
@@ -210,13 +220,13 @@ def cross_attention_guidance(b):
     without = dict.fromkeys(("inverse_scheduler", "caption_generator", "caption_processor"))
     theirs = b.pipeline(StableDiffusionPix2PixZeroPipeline, **without)
     source, target = (b.prompts.embeddings[b.prompts.texts.index(text)] for text in b.texts)
-    return (lambda: b.z(b.other("PalimpsestCrossAttentionGuidance", inversion=b.sampled())),
+    return (lambda: b.z(b.other(PalimpsestCrossAttentionGuidance, inversion=b.sampled())),
             lambda: b.call(theirs, b.texts[0], source_embeds=source, target_embeds=target), None)
 
 
 def null_text(b, start, iterations=10):
     def ours():
-        return b.other("PalimpsestNullTextOptimize", start=start, negative=b.null if start == "negative" else None,
+        return b.other(PalimpsestNullTextOptimize, start=start, negative=b.null if start == "negative" else None,
                        iterations=iterations)
 
     if b.community is None:
@@ -320,9 +330,9 @@ PLAIN = "plain"
 def nodes(args) -> dict:
     model, clip, _ = load_miniature()
     b = Bench(model, clip, 16, args.steps)
-    runs = {PLAIN: partial(b.run, model)} | {name: partial(b.run, edited(b))
-                                             for name, edited in (EDITORS | GRADIENT).items()}
-    runs["Delta Denoise, as many iterations"] = partial(b.other, "PalimpsestDeltaDenoise", iterations=args.steps)
+    runs = {PLAIN: partial(b.run, model)} | {name: partial(b.run, row.edit(b))
+                                             for name, row in EDITORS.items() if row.rows == 1}
+    runs["Delta Denoise, as many iterations"] = partial(b.other, PalimpsestDeltaDenoise, iterations=args.steps)
     runs |= {f"{name}, the inversion": partial(b.other, method.node)
              for name, method in METHODS.items() if not method.source}
     return beside(runs, PLAIN, args.rounds)
@@ -339,9 +349,9 @@ def growth(args) -> dict:
             at = {name: first for name, (first, *_) in AXES.items()} | {axis: value}
             b = Bench(miniature, clip, at["side"], at["steps"])
             pictures = {"samples": b.picture["samples"].repeat(at["rows"], 1, 1, 1)}
-            edited = {PLAIN: b.model, "SEGA": b.sega(at["concepts"]), "Attention Inject": b.injected(DEFAULTS)}
+            edited = {PLAIN: b.model, "SEGA": concepts(at["concepts"])(b), "Attention Inject": b.injected()}
             runs = {name: partial(b.run, model, at["rows"]) for name, model in edited.items()}
-            runs["DDIM Invert"] = partial(b.other, "PalimpsestDDIMInvert", latent=pictures)
+            runs["DDIM Invert"] = partial(b.other, PalimpsestDDIMInvert, latent=pictures)
             found.setdefault(axis, {})[value] = beside(runs, PLAIN, args.rounds)
     return found
 
@@ -361,7 +371,7 @@ def peer_row(name, r) -> str:
 
 
 def table(results) -> str:
-    """The README's rows."""
+    """The rows of docs/benchmarks.md."""
     lines = []
     for part in ("peers", "learned"):
         if part in results:

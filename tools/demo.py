@@ -22,7 +22,7 @@ from canvas import to_api
 from comfy_server import Server, free_port
 from environment import SetupError, host_version, say
 from pack import NAME, ROOT, find_host, load_pack
-from workflow import CFG, FOLDER, MAIN, SCENE, changed_words, shown_words
+from workflow import FOLDER, MAIN
 
 OUTPUT = ROOT / "output" / "demo"
 # Where the pictures come from: a node's title. "decoded" is the edit before compositing, which only the numbers need.
@@ -57,6 +57,20 @@ def prepare(graph: dict, edit, seed: int, kind: str, steps: int, cfg: float) -> 
              for name, place in kept.items()}
     return graph | {name: {"class_type": type_, "inputs": inputs, "_meta": {"title": f"keep {name}"}}
                     for name, (type_, inputs) in more.items()}
+
+
+def changed_words(edit) -> str:
+    """What an edit of a scene writes over, in words of its source: the objects it changes, the ground, or all."""
+    source, target = edit.source, edit.target
+    shapes = [o.shape for o in source.objs]
+    nouns = [f"{o.shape}#{shapes[:i + 1].count(o.shape)}" if shapes.count(o.shape) > 1 else o.shape
+             for i, o in enumerate(source.objs) if o not in target.objs or source.style != target.style]
+    return ", ".join(nouns if nouns and source.style == target.style else [*nouns, source.ground, "background"])
+
+
+def shown_words(text: str) -> str:
+    """The words of a caption that carry its meaning, five at most."""
+    return ", ".join([w for w in dict.fromkeys(text.split()) if w not in ("a", "photo", "of", "on", "and")][:5])
 
 
 def refusal(answer: dict) -> str:
@@ -244,18 +258,22 @@ def headline(report: dict) -> "list[str]":
 
 
 def main() -> int:
+    logging.disable(logging.INFO)
+    try:
+        load_pack()
+    except RuntimeError as error:
+        raise SetupError(str(error)) from None
+    from palimpsest.examples.drawing import CFG, SCENE
+    from palimpsest.miniature.scenes import held_out_edit
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
     parser.add_argument("--seed", type=int, default=SCENE["seed"], help="which held-out scene")
     parser.add_argument("--kind", default=SCENE["kind"], help="kind of edit, as Miniature Scene lists them")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=CFG, help="guidance of the edit")
     settings = vars(parser.parse_args())
-    logging.disable(logging.INFO)
     try:
-        load_pack()
-        from palimpsest.miniature.scenes import held_out_edit
         edit = held_out_edit(settings["seed"], settings["kind"])
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
         raise SetupError(str(error)) from None
     OUTPUT.mkdir(parents=True, exist_ok=True)
     files, said, cost = run(settings, edit)

@@ -10,7 +10,7 @@ import tempfile
 
 from canvas import to_api
 from pack import load_pack
-from workflow import FOLDER, host_nodes, object_info
+from workflow import FOLDER, drawings, host_nodes, object_info
 
 SIDE, GAP = 300, 8
 
@@ -22,21 +22,21 @@ def main(names) -> int:
     server.client_id, server.send_sync = None, lambda *args: None  # nobody is connected
     import folder_paths
     import numpy as np
+    from palimpsest.examples.drawing import Workflow
     from palimpsest.miniature.scenes import held_out_edit
     from PIL import Image
 
     from headless import Executor
-    from techniques import TABLE
-    info = object_info()
+    info, small = object_info(), {name: w for name, w in drawings().items() if isinstance(w, Workflow)}
     with tempfile.TemporaryDirectory() as folder:
         folder_paths.set_output_directory(folder)
         folder_paths.set_temp_directory(folder)
-        for name in names or TABLE:
+        for name in names or small:
             graph = to_api(json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")), info)
             run = Executor(server)
             if not run(graph):
                 raise SystemExit(f"{name}: {run.host.status_messages[-1]}")
-            source = held_out_edit(TABLE[name].seed, TABLE[name].kind).source_image
+            source = held_out_edit(small[name].seed, small[name].kind).source_image
             page = Image.new("RGB", (2 * SIDE + GAP, SIDE), "white")
             for i, pixels in enumerate(((source * 255).round().astype(np.uint8), run.pictures(graph)["Save Image"][0])):
                 page.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC),

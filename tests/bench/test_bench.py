@@ -144,7 +144,6 @@ def test_speed_times_runs_of_equal_results_and_prints_the_readmes_rows(tmp_path,
     same, editor = ("SEGA, one concept", "DDIM inversion", "DiffEdit's mask"), "Proximal Guidance"
     monkeypatch.setattr(speed, "NARROW", {name: speed.NARROW[name] for name in same})
     monkeypatch.setattr(speed, "EDITORS", {editor: speed.EDITORS[editor]})
-    monkeypatch.setattr(speed, "GRADIENT", {})
     monkeypatch.setattr(speed, "METHODS", {"DDIM": speed.METHODS["DDIM"]})
     monkeypatch.setattr(speed, "AXES", {"steps": (2,), "rows": (1, 2), "side": (8,), "concepts": (1,)})
     out = tmp_path / "speed.json"
@@ -159,15 +158,15 @@ def test_speed_times_runs_of_equal_results_and_prints_the_readmes_rows(tmp_path,
 
 
 def test_cost_promises_by_the_rows_that_are_read_and_prints_the_readmes_rows(tmp_path, monkeypatch, capsys):
-    kept, moved = cost.WHOLE_INJECT, "Noise Map Guidance"
+    kept, moved, four = (name for name in cost.EDITORS if name == "Noise Map Guidance" or "whole schedule" in name)
     monkeypatch.setattr(cost, "MODELS", {"miniature": (None, 16,
-                                                       {name: cost.EVERY[name] for name in (kept, moved, cost.FOUR)})})
+                                                       {name: cost.EDITORS[name] for name in (kept, moved, four)})})
     out = tmp_path / "cost.json"
     run(cost, monkeypatch, "--rounds", 1, "--steps", 2, "--out", out)
     found = json.loads(out.read_text())["miniature"]["measured"]
     assert found[kept]["share of steps read"] == 1 and found[kept]["row passes"] == 1.5
     assert found[kept]["time promised"] == pytest.approx(1.6)
-    assert found[cost.FOUR]["time promised"] == pytest.approx(1.225)
+    assert found[four]["time promised"] == pytest.approx(1.225)
     assert found[kept]["memory"] < 1.3 < found[moved]["memory"]  # the latter's graph
     *_, line = (row for row in capsys.readouterr().out.splitlines() if row.startswith(f"| {moved} |"))
     assert line == f"| {moved} | {found[moved]['processor time']:.2f} | {found[moved]['memory']:.2f} |"

@@ -6,8 +6,8 @@ import sys
 
 import palimpsest
 import pytest
+from palimpsest.examples import pages
 
-import help_pictures
 import locales
 from pack import ROOT, find_host
 
@@ -110,7 +110,7 @@ def test_help_pages_show_their_pictures(english):
         assert ours == theirs, name
         shown.update(ours)
     assert shown == {path.relative_to(PAGES).as_posix() for path in PAGES.rglob("*.*") if path.suffix != ".md"}
-    assert shown <= {f"Palimpsest{name}/example.jpg" for name in help_pictures.PAGES}
+    assert shown <= {f"{node}/example.jpg" for node in pages()}
 
 
 def test_a_text_whose_english_changed_is_missing_until_it_is_translated_again():

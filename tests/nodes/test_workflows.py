@@ -13,6 +13,7 @@ import palimpsest
 import pytest
 from comfy.utils import common_upscale
 from comfy_execution.utils import get_executing_context
+from palimpsest.examples.drawing import CFG, SCENE, SEEN, WORDS
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, parse_caption
 from PIL import Image
 
@@ -28,7 +29,8 @@ from serving import server  # noqa: F401
 FROZEN = json.loads((Path(__file__).parents[1] / "data" / "nodes.json").read_text(encoding="utf-8"))
 NOTES = {"MarkdownNote", "Note"}
 STEPS = 2
-named = pytest.mark.parametrize("name", workflow.DRAWN)
+DRAWN = workflow.drawings()
+named = pytest.mark.parametrize("name", DRAWN)
 
 
 def test_every_node_has_a_help_page_that_the_host_serves():
@@ -46,7 +48,7 @@ def drawn(name):
     return json.loads((workflow.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def prompt(name, info, steps=STEPS, cfg=workflow.CFG):
+def prompt(name, info, steps=STEPS, cfg=CFG):
     graph = to_api(drawn(name), info)
     for node in graph.values():
         node["inputs"].update({"steps": steps} if "steps" in node["inputs"] else {})
@@ -72,7 +74,7 @@ def same(a, b):
 def test_the_files_are_what_the_code_draws(name, info):
     if not host_version(find_host()).startswith("0.30."):
         pytest.skip("they are drawn with the nodes of ComfyUI 0.30")
-    assert (workflow.FOLDER / f"{name}.json").read_text(encoding="utf-8") == workflow.text(workflow.DRAWN[name](info))
+    assert (workflow.FOLDER / f"{name}.json").read_text(encoding="utf-8") == workflow.drawn(DRAWN[name], info)
 
 
 @named
@@ -178,9 +180,9 @@ def test_it_takes_photos_of_any_size(name, server, info, tmp_path, monkeypatch):
 def test_a_prompt_has_the_values_that_the_canvas_shows(info):
     graph, ui = to_api(drawn(workflow.MAIN), info), drawn(workflow.MAIN)
     sampled = graph[demo.titled(graph, "Sample the edit")]["inputs"]
-    assert (sampled["add_noise"], sampled["noise_seed"], sampled["cfg"]) == (False, 0, workflow.CFG)
+    assert (sampled["add_noise"], sampled["noise_seed"], sampled["cfg"]) == (False, 0, CFG)
     scene = demo.titled(graph, "Miniature Scene")
-    assert graph[scene]["inputs"] == workflow.SCENE
+    assert graph[scene]["inputs"] == SCENE
     assert graph[demo.titled(graph, "Prompt Edit")]["inputs"]["source"] == [scene, 1]
     muted = next(n for n in ui["nodes"] if n["id"] == int(scene))
     muted["mode"] = 2
@@ -192,8 +194,8 @@ def test_a_prompt_has_the_values_that_the_canvas_shows(info):
 
 
 def test_the_words_on_the_canvas_are_those_of_its_scene():
-    edit = held_out_edit(**workflow.SCENE)
-    assert workflow.WORDS == workflow.changed_words(edit) and workflow.SEEN == workflow.shown_words(edit.source_text)
+    edit = held_out_edit(**SCENE)
+    assert WORDS == demo.changed_words(edit) and SEEN == demo.shown_words(edit.source_text)
 
 
 @pytest.mark.parametrize("kind", EDIT_KINDS)
@@ -202,9 +204,9 @@ def test_the_demo_finds_words_for_every_kind_of_edit(kind):
         edit = held_out_edit(seed, kind)
         said = parse_caption(edit.source_text)
         known = {said["ground"], "background"} | {o["shape"] for o in said["objects"]}
-        words = workflow.changed_words(edit).split(", ")
+        words = demo.changed_words(edit).split(", ")
         assert words and {w.partition("#")[0] for w in words} <= known
-        assert set(workflow.shown_words(edit.source_text).split(", ")) <= set(edit.source_text.split())
+        assert set(demo.shown_words(edit.source_text).split(", ")) <= set(edit.source_text.split())
 
 
 def test_the_demo_counts_the_rows_that_go_through_the_network(server, info, monkeypatch):

@@ -63,7 +63,7 @@ def test_the_template_browser_shows_every_workflow_and_a_click_opens_it(view):
     view.page.get_by_role("button", name="Templates").first.click()
     dialog = view.page.get_by_role("dialog")
     dialog.get_by_text(NAME, exact=True).first.click()
-    for name in workflow.DRAWN:
+    for name in workflow.drawings():
         card = dialog.get_by_test_id(f"template-workflow-{name}")
         card.scroll_into_view_if_needed()
         card.locator("img").first.wait_for()
@@ -76,7 +76,7 @@ def test_the_template_browser_shows_every_workflow_and_a_click_opens_it(view):
     assert complaint(view) == ""
 
 
-@pytest.mark.parametrize("name", workflow.DRAWN)
+@pytest.mark.parametrize("name", workflow.drawings())
 def test_every_workflow_is_drawn_whole(name, view, server):
     """Every node is known and titled, nothing is cut off, and every input that is needed has its wire."""
     view.set(Comfy__VueNodes__Enabled=True)

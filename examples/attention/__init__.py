@@ -1,0 +1,1 @@
+"""How each technique of attention/ is shown and measured."""

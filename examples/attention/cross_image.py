@@ -1,0 +1,39 @@
+"""Cross-image attention, shown and measured."""
+from ...nodes.attention.cross_image import PalimpsestCrossImageAttention
+from .. import Example
+from ..drawing import Workflow, other_picture
+from ..pictures import sample, scene, second_picture, show
+from ..rows import CostRow
+
+STRUCTURE, APPEARANCE = (9, "style"), (12, "colour")
+
+
+def dressed(c, p, inversion):
+    other = other_picture(c, p, seed=0, kind="colour")
+    return c.node("PalimpsestCrossImageAttention", model=p.loader["MODEL"], appearance=other["inversion"])
+
+
+WORKFLOW = Workflow(
+    "The looks of another picture (Cross-Image Attention)",
+    "2. Load your second picture in place of *The other picture*, and set *Its size* alike. On SD: one prompt that "
+    "names what both show, for both and the sampling, at CFG 1.\n\nThis picture's structure looks up the other's "
+    "appearance.",
+    dressed, 180, seed=1, target="source")
+
+
+def page(c, label):
+    p = scene(c, source=None)
+    text = "a photo of a star on a background"
+    structure, words, inversion = second_picture(c, p, text, *STRUCTURE)
+    appearance, _, other = second_picture(c, p, text, *APPEARANCE)
+    editor = c.node("PalimpsestCrossImageAttention", model=p.loader["MODEL"], appearance=other["inversion"])
+    show(c, "structure", structure["source"])
+    show(c, "appearance", appearance["source"])
+    sample(c, label, p, inversion, words["source"], 1.0, model=editor["MODEL"])
+
+
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestCrossImageAttention": page},
+    costs=(CostRow("Cross-Image Attention",
+                   lambda b: b.other(PalimpsestCrossImageAttention, appearance=b.inversion), 100),))

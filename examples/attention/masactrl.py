@@ -1,0 +1,17 @@
+"""MasaCtrl, shown and measured."""
+from ...nodes.attention.masactrl import PalimpsestMutualSelfAttention
+from .. import Example
+from ..drawing import Workflow, on_model
+from ..pictures import before_and_after
+from ..rows import CostRow, SceneRow, alone, on_inversion
+
+WORKFLOW = Workflow(
+    "Another pose, the same looks (MasaCtrl)",
+    "2. On SD: CFG 7.5.\n\nThe target's queries look up the source's contents: the new prompt lays out the pose, "
+    "the source fills it.",
+    on_model("PalimpsestMutualSelfAttention"), 70, kind="pose", seed=0)
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestMutualSelfAttention": before_and_after(WORKFLOW)},
+    scenes=(SceneRow("MasaCtrl", on_inversion(PalimpsestMutualSelfAttention), 50),),
+    costs=(CostRow("MasaCtrl", alone(PalimpsestMutualSelfAttention), 50, large=True),))

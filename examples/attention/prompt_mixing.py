@@ -1,0 +1,21 @@
+"""Prompt mixing, shown and measured."""
+from ...nodes.attention.prompt_mixing import PalimpsestPromptMixing
+from .. import Example
+from ..drawing import Workflow
+from ..pictures import before_and_after
+from ..rows import CostRow
+
+
+def mixed(c, p, inversion):
+    return c.node("PalimpsestPromptMixing", model=p.loader["MODEL"], mix=p.words["target"])
+
+
+WORKFLOW = Workflow(
+    "Variations of an object's shape (Prompt Mixing)",
+    "2. On SD: CFG 7.5.\n\nIn the middle of the schedule the other word's values shape the object; before and "
+    "after, the source's prompt keeps layout and looks.",
+    mixed, 100, kind="object", seed=3, target="source")
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestPromptMixing": before_and_after(WORKFLOW, "source prompt alone")},
+    costs=(CostRow("Prompt Mixing", lambda b: b.other(PalimpsestPromptMixing, mix=b.source), 80),))

@@ -1,0 +1,31 @@
+"""Attention re-weighting, shown and measured."""
+from ...nodes.attention.reweight import PalimpsestAttentionReweight
+from .. import Example
+from ..drawing import CFG, Workflow, inverted
+from ..pictures import sample, scene
+from ..rows import CostRow, alone
+
+
+def weighed(c, p, inversion, weights="dotted: 4"):
+    return c.node("PalimpsestAttentionReweight", model=p.loader["MODEL"], word_weights=weights)
+
+
+WORKFLOW = Workflow(
+    "A word that counts for more (Attention Re-weight)",
+    "2. *word_weights*: words of the prompt and their factors. On SD: 2 to 10.\n\nThe word's attention is "
+    "multiplied; a negative factor turns it round.",
+    weighed, 250, target="source")
+
+
+def page(c, label):
+    p = scene(c)
+    inversion = inverted(c, p)
+    sample(c, "source prompt", p, inversion, cfg=CFG)
+    for weights in ("dotted: 4", "dotted: -1"):
+        sample(c, weights, p, inversion, cfg=CFG, model=weighed(c, p, inversion, weights)["MODEL"])
+
+
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestAttentionReweight": page},
+    costs=(CostRow("Attention Re-weight", alone(PalimpsestAttentionReweight, word_weights="star: 3"), 40),))

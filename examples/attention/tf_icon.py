@@ -1,0 +1,36 @@
+"""TF-ICON, shown and measured."""
+from ...nodes.attention.tf_icon import PalimpsestInjectComposite
+from .. import Example
+from ..drawing import Workflow, encoded, inverted, other_picture
+from ..pictures import sample, scene, second_picture, show
+from ..rows import CostRow, alone
+
+
+def composed(c, p, inversion):
+    other = other_picture(c, p, seed=4, kind="pose")
+    return c.node("PalimpsestInjectComposite", model=p.loader["MODEL"], inversion=inversion["inversion"],
+                  reference=other["inversion"], mask=p.mask)
+
+
+WORKFLOW = Workflow(
+    "Set another picture's object in (Inject Composite)",
+    "2. Load your second picture in place of *The other picture*, set *Its size* alike, and draw the place as a "
+    "MASK. On SD: CFG 2.5 to 5.\n\nTwo inversions share one attention field (TF-ICON).",
+    composed, 200, kind="add", seed=0, cfg=2.5, masked=True)
+
+
+def page(c, label):
+    p = scene(c, 14, "add")
+    other, _, reference = second_picture(c, p, None, 2, "add", "exact target")
+    inversion = inverted(c, p)
+    editor = c.node("PalimpsestInjectComposite", model=p.loader["MODEL"], inversion=inversion["inversion"],
+                    reference=reference["inversion"], mask=other["edit mask"])
+    show(c, "reference", other["exact target"])
+    whole = encoded(c, p, "whole", "a photo of a yellow star and a white circle on a brick background")
+    sample(c, label, p, inversion, whole["CONDITIONING"], WORKFLOW.cfg, model=editor["MODEL"])
+
+
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestInjectComposite": page},
+    costs=(CostRow("Inject Composite", alone(PalimpsestInjectComposite), 110),))

@@ -1,0 +1,1 @@
+"""How each technique of blending/ is shown and measured."""

@@ -1,0 +1,25 @@
+"""Blended latent diffusion, shown and measured."""
+import torch
+
+from ...nodes.blending.blended_latent import PalimpsestBlendedLatent
+from .. import Example
+from ..drawing import Workflow, on_injected
+from ..pictures import before_and_after
+from ..rows import CostRow, SceneRow, on_inversion
+
+WORKFLOW = Workflow(
+    "A mask that shrinks (Blended Latent)",
+    "2. Draw your own MASK in place of the scene's. On SD: CFG 7.5.\n\nThe mask begins grown, so that a small "
+    "place has room to begin an edit.",
+    on_injected("PalimpsestBlendedLatent", masked=True), 130, kind="add", seed=2, masked=True)
+
+
+def cost(b):
+    return b.other(PalimpsestBlendedLatent, inversion=b.inversion, mask=torch.ones(1, 8, 8))
+
+
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestBlendedLatent": before_and_after(WORKFLOW, kind="colour", seed=12)},
+    scenes=(SceneRow("Blended Latent (true mask)", on_inversion(PalimpsestBlendedLatent, masked=True), 100),),
+    costs=(CostRow("Blended Latent", cost, 120),))

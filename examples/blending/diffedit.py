@@ -1,0 +1,44 @@
+"""DiffEdit, shown and measured."""
+from ...nodes.blending.diffedit import PalimpsestDiffEditMask
+from ...nodes.blending.local_blend import PalimpsestLatentBlend
+from .. import Example
+from ..drawing import CFG, Workflow, inverted
+from ..pictures import sample, scene, show_mask
+from ..rows import SceneRow, output
+
+
+def masked(c, p, inversion):
+    mask = c.node("PalimpsestDiffEditMask", None, 260, model=p.loader["MODEL"], source=p.words["source"],
+                  target=p.words["target"], latent=p.encoded["LATENT"])
+    c.column(320)
+    return c.node("PalimpsestLatentBlend", model=p.loader["MODEL"], inversion=inversion["inversion"], mask=mask["MASK"])
+
+
+WORKFLOW = Workflow(
+    "A mask from two prompts (DiffEdit)",
+    "2. On SD: CFG 7.5.\n\nWhere the noise predicted for the two prompts differs, the picture may change; "
+    "everywhere else the source comes back exactly. Best at taking something away.",
+    masked, 110, kind="delete", seed=3)
+
+
+def page(c, label):
+    p = scene(c, 4)
+    mask = c.node("PalimpsestDiffEditMask", model=p.loader["MODEL"], source=p.words["source"], target=p.words["target"],
+                  latent=p.encoded["LATENT"])
+    show_mask(c, "its mask", mask["MASK"])
+    inversion = inverted(c, p)
+    blended = c.node("PalimpsestLatentBlend", model=p.loader["MODEL"], inversion=inversion["inversion"],
+                     mask=mask["MASK"])
+    sample(c, "edit within the mask", p, inversion, "target", CFG, model=blended["MODEL"])
+
+
+def edit(scenes, model, inversion):
+    mask = output(PalimpsestDiffEditMask, model=scenes.parts[0], source=scenes.source, target=scenes.target,
+                  latent=scenes.latent)
+    return output(PalimpsestLatentBlend, model=model, inversion=inversion, mask=mask)
+
+
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestDiffEditMask": page},
+    scenes=(SceneRow("DiffEdit", edit, 80),))

@@ -1,0 +1,19 @@
+"""The mask of Watch Your Steps, shown and measured."""
+from ...nodes.blending.noise_mask import PalimpsestNoiseMask
+from .. import Example
+from ..drawing import Workflow, on_injected
+from ..pictures import before_and_after
+from ..rows import CostRow, SceneRow, alone, inject, on_inversion
+
+WORKFLOW = Workflow(
+    "A mask found on the way (Noise Mask)",
+    "2. On SD: CFG 7.5, and *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5.\n\nAt every step the "
+    "target's prediction is compared with the source's; where they agree the source stays. With *Attention "
+    "Inject*, best for colours.",
+    on_injected("PalimpsestNoiseMask"), 120)
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestNoiseMask": before_and_after(WORKFLOW)},
+    scenes=(SceneRow("Inject + Noise Mask", on_inversion(PalimpsestNoiseMask, inject), 30),
+            SceneRow("Noise Mask", on_inversion(PalimpsestNoiseMask), 90)),
+    costs=(CostRow("Noise Mask", alone(PalimpsestNoiseMask), 140),))

@@ -1,0 +1,23 @@
+"""OIR, shown and measured."""
+from ...nodes.blending.object_aware import PalimpsestObjectAwareBlend
+from .. import Example
+from ..drawing import Workflow
+from ..pictures import before_and_after
+from ..rows import CostRow, SceneRow, alone, on_inversion
+
+
+def blended(c, p, inversion):
+    return c.node("PalimpsestObjectAwareBlend", model=p.loader["MODEL"], inversion=inversion["inversion"],
+                  mask=p.mask, start=0.2)
+
+
+WORKFLOW = Workflow(
+    "An object with its own step (Object-Aware Blend)",
+    "2. Draw your own MASK in place of the scene's; chain one node an object. On SD: CFG 7.5.\n\nEach object is "
+    "edited from its own step on, late for a colour, early for a shape.",
+    blended, 140, kind="pose", seed=1, masked=True)
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestObjectAwareBlend": before_and_after(WORKFLOW, seed=12)},
+    scenes=(SceneRow("Object-Aware Blend (true mask)", on_inversion(PalimpsestObjectAwareBlend, masked=True), 110),),
+    costs=(CostRow("Object-Aware Blend", alone(PalimpsestObjectAwareBlend), 130),))

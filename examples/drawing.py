@@ -1,0 +1,170 @@
+"""What the examples' workflows share. A canvas (tools/canvas.py) is given; nothing here runs a node."""
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from . import LAST
+
+CFG = 3.0  # of the miniature; 7.5 suits SD
+KEEPS = {"self_end": 0.8, "self_resolution": 1.0}  # the miniature's 16² latent: its outlines live at full resolution
+LOOSE = {"cross_end": 0.4, "self_end": 0.2}  # where a mask holds the rest
+SCENE = {"seed": 12, "kind": "colour"}
+WORDS, SEEN = "star", "green, dotted, star, sky, background"  # of that scene's source
+SIDE = 128  # the miniature's pictures
+BLUE, GREEN, VIOLET, BROWN, YELLOW = "#3f789e", "#8A8", "#a1309b", "#b06634", "#b58b2a"
+
+OWN_MODEL = """### With your own model and picture
+1. Put **Load Checkpoint** (SD 1.x, 2.x or SDXL) in place of *Load Miniature*, and **Load Image** in place \
+of *Miniature Scene*. *Size for the model* crops and scales any picture{mask} once, before all else: set your \
+model's size there (512 on SD 1.x, 1024 on SDXL), in multiples of 8.
+"""
+
+
+def sized(c, title: str, picture, mask=None):
+    """A picture, and its mask with it, cropped and scaled to the model's size: (picture, mask)."""
+    if mask:
+        picture = c.node("JoinImageWithAlpha", "Picture and mask", image=picture, alpha=mask)["IMAGE"]
+    scaled = c.node("ImageScale", title, image=picture, upscale_method="area", width=SIDE, height=SIDE,
+                    crop="center")["IMAGE"]
+    if not mask:
+        return scaled, None
+    parted = c.node("SplitImageWithAlpha", "Picture, mask", image=scaled)
+    return parted["IMAGE"], parted["MASK"]
+
+
+def picture_and_words(c, note: str, tall: int, picture: dict, target: bool = True, masked: bool = False):
+    """The first group. Returns what it holds by name: the loader, the scene, words (Prompt Edit), the picture and the
+    mask at the model's size, and encoded.
+
+    picture: the scene's seed and kind of edit; masked: whether an editor takes the scene's mask."""
+    c.column(360)
+    c.note("How to use your own", OWN_MODEL.format(mask=" and its mask" if masked else "") + note, tall)
+    c.column(320)
+    loader = c.node("PalimpsestLoadMiniature")
+    scene = c.node("PalimpsestMiniatureScene", None, 220, **picture)
+    c.column(320)
+    words = c.node("PalimpsestPromptEdit", clip=loader["CLIP"], source=scene["source text"],
+                   target=scene["target text" if target else "source text"])
+    image, mask = sized(c, "Size for the model", scene["source"], scene["edit mask"] if masked else None)
+    encoded = c.node("VAEEncode", pixels=image, vae=loader["VAE"])
+    return SimpleNamespace(loader=loader, scene=scene, words=words, encoded=encoded, picture=image,
+                           mask=mask or scene["edit mask"])
+
+
+def replay(c, title: str, model, inversion, positive, negative, cfg: float, start: float = 0.0):
+    """Replay Inversion into the host's sampler, two columns. Returns the sampler's node."""
+    c.column(290)
+    r = c.node("PalimpsestReplay", model=model, inversion=inversion["inversion"], start=start)
+    c.column(290)
+    return c.node("SamplerCustom", title, 180, model=r["model"], positive=positive, negative=negative,
+                  sampler=r["sampler"], sigmas=r["sigmas"], latent_image=r["latent"], add_noise=False, noise_seed=0,
+                  cfg=cfg)
+
+
+def inverted(c, p, kind="PalimpsestDDIMInvert", **settings):
+    """An inversion node on the picture."""
+    return c.node(kind, model=p.loader["MODEL"], source=p.words["source"], latent=p.encoded["LATENT"], **settings)
+
+
+def encoded(c, p, title, text):
+    return c.node("CLIPTextEncode", title, clip=p.loader["CLIP"], text=text)
+
+
+def injected(c, p, inversion, **settings):
+    """Attention Inject, as the miniature's scenes want it."""
+    return c.node("PalimpsestAttentionInject", model=p.loader["MODEL"], inversion=inversion["inversion"],
+                  prompt_edit=p.words["prompt edit"], **{**KEEPS, **settings})
+
+
+def on_model(kind, **settings):
+    """An editor that takes MODEL and INVERSION and nothing else."""
+    return lambda c, p, inversion: c.node(kind, model=p.loader["MODEL"], inversion=inversion["inversion"], **settings)
+
+
+def on_injected(kind, masked=False):
+    """An editor on top of Attention Inject, which ends sooner where the scene's mask holds the rest."""
+    def edit(c, p, inversion):
+        kept = injected(c, p, inversion, **(LOOSE if masked else {}))
+        mask = {"mask": p.mask} if masked else {}
+        return c.node(kind, model=kept["MODEL"], inversion=inversion["inversion"], **mask)
+    return edit
+
+
+def other_picture(c, p, shown="source", text="source text", **picture):
+    """The inversion of a second picture, one of its scene's two."""
+    scene = c.node("PalimpsestMiniatureScene", "The other picture", 220, **picture)
+    words = c.node("PalimpsestPromptEdit", "Its prompt", clip=p.loader["CLIP"], source=scene[text], target=scene[text])
+    image, _ = sized(c, "Its size", scene[shown])
+    latent = c.node("VAEEncode", "Its latent", pixels=image, vae=p.loader["VAE"])
+    made = c.node("PalimpsestDDIMInvert", "Invert the other picture", model=p.loader["MODEL"], source=words["source"],
+                  latent=latent["LATENT"])
+    c.column(320)
+    return made
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A workflow of its own making: draw(canvas) places every node.
+
+    title: what it does, and in brackets by which technique; its file's name.
+    order: its number among the workflows.
+    """
+    title: str
+    draw: Callable
+    order: int = LAST
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A picture, an inversion, an editor, a comparison.
+
+    title: what it does, and in brackets by which technique; its file's name.
+    about: what to set for one's own picture, and what the technique does.
+    edit(canvas, parts, inversion): places the editor's nodes; the last one's MODEL is sampled, or its LATENT shown
+        where there is no inversion.
+    order: its number among the workflows.
+    kind, seed: the miniature's picture and edit.
+    invert(canvas, parts): places the inversion's nodes; None for none.
+    cfg: the guidance of sampling.
+    start: where Replay starts.
+    target: which of Prompt Edit's CONDITIONINGs is sampled.
+    prompt: sampled in place of it.
+    masked: whether its nodes take the scene's mask.
+    """
+    title: str
+    about: str
+    edit: Callable
+    order: int = LAST
+    kind: str = "colour"
+    seed: int = 12
+    invert: Callable | None = inverted
+    cfg: float = CFG
+    start: float = 0.0
+    target: str = "target"
+    prompt: str = ""
+    masked: bool = False
+
+    def draw(self, c):
+        with c.group("1  Picture and words", BLUE):
+            p = picture_and_words(c, self.about, 440, {"seed": self.seed, "kind": self.kind}, masked=self.masked)
+            p.null = encoded(c, p, "Null prompt", "")
+        inversion = None
+        if self.invert:
+            with c.group("2  Invert", GREEN):
+                c.column(300)
+                inversion = self.invert(c, p)
+        with c.group("3  Edit", BROWN):
+            c.column(320)
+            editor = self.edit(c, p, inversion)
+            prompt = p.words[self.target]
+            if self.prompt:
+                prompt = encoded(c, p, "What lies there", self.prompt)["CONDITIONING"]
+            latent = editor["LATENT"] if inversion is None else replay(
+                c, "Sample the edit", editor["MODEL"], inversion, prompt, p.null["CONDITIONING"], self.cfg,
+                self.start)["output"]
+            edited = c.node("VAEDecode", "Edited", samples=latent, vae=p.loader["VAE"])
+        with c.group("4  Compare", YELLOW):
+            c.column(760)
+            c.node("PalimpsestEditReport", None, 230, source=p.picture, edited=edited["IMAGE"],
+                   target=p.scene["exact target"], mask=p.mask)
+            c.node("SaveImage", None, 300, images=edited["IMAGE"], filename_prefix="palimpsest/edited")

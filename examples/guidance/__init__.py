@@ -1,0 +1,1 @@
+"""How each technique of guidance/ is shown and measured."""

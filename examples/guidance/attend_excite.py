@@ -1,0 +1,22 @@
+"""Attend-and-Excite, shown and measured."""
+from ...nodes.guidance.attend_excite import PalimpsestAttendExcite
+from .. import Example
+from ..drawing import Workflow
+from ..pictures import before_and_after
+from ..rows import CostRow, alone
+
+
+def excited(c, p, inversion):
+    return c.node("PalimpsestAttendExcite", model=p.loader["MODEL"], words="cross")
+
+
+WORKFLOW = Workflow(
+    "Nothing left out (Attend-and-Excite)",
+    "2. *words*: what the prompt names and the picture neglects. On SD: CFG 7.5.\n\nEach step moves the latent "
+    "until every word is seen somewhere.",
+    excited, 210, kind="add", seed=0)
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestAttendExcite": before_and_after(WORKFLOW)},
+    costs=(CostRow("Attend-and-Excite, a move a step",
+                   alone(PalimpsestAttendExcite, words="star, grass", thresholds=""), 220, gradient=True),))

@@ -1,0 +1,23 @@
+"""Delta denoising score, shown."""
+from .. import Example
+from ..drawing import Workflow
+from ..pictures import decoded, scene
+
+
+def optimised(c, p, inversion):
+    return c.node("PalimpsestDeltaDenoise", model=p.loader["MODEL"], source=p.words["source"], target=p.words["target"],
+                  negative=p.null["CONDITIONING"], latent=p.encoded["LATENT"])
+
+
+WORKFLOW = Workflow(
+    "No inversion at all (Delta Denoising Score)",
+    "2. On SD: CFG 7.5.\n\nThe latent itself is optimised: what the target's prediction wants beyond the source's.",
+    optimised, 270, invert=None, seed=10)
+
+
+def page(c, label):
+    p = scene(c, WORKFLOW.seed, WORKFLOW.kind)
+    decoded(c, label, p, optimised(c, p, None)["LATENT"])
+
+
+EXAMPLE = Example(workflows=(WORKFLOW,), pages={"PalimpsestDeltaDenoise": page})

@@ -1,0 +1,36 @@
+"""LEDITS++, shown and measured."""
+from functools import partial
+
+from ...editing.run import attach
+from ...editing.word_maps import nearest_resolution
+from ...guidance.ledits import LEDITS, Grounded
+from ...nodes.guidance.ledits import PalimpsestLEDITS
+from .. import Example
+from ..drawing import Workflow, inverted
+from ..pictures import before_and_after
+from ..rows import CostRow, SceneRow, alone
+
+
+def concept(c, p, inversion):
+    return c.node("PalimpsestLEDITS", model=p.loader["MODEL"], clip=p.loader["CLIP"], concept="blue star",
+                  threshold=0.75)
+
+
+WORKFLOW = Workflow(
+    "Add a concept to a picture (LEDITS++)",
+    "2. On SD: threshold 0.9 and 50 steps for SDXL.\n\nNoise maps of a solver of few steps return the picture; the "
+    "concept acts where its words' attention and its guidance agree.",
+    concept, 160, invert=partial(inverted, kind="PalimpsestLEDITSInvert"), target="source", cfg=1.0)
+
+
+def edit(scenes, model, inversion):
+    """The node takes one text; here every picture has its own."""
+    concept = Grounded(scenes.target, 5.0, 0.0, 1.0, 0.9, tokens=tuple(pair.target for pair in scenes.edit.pairs))
+    return attach(model, LEDITS((concept,), resolution=nearest_resolution(model, 0.25)))
+
+
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestLEDITS": before_and_after(WORKFLOW, "source prompt alone")},
+    scenes=(SceneRow("LEDITS++ (target as concept)", edit, 150, samples="source"),),
+    costs=(CostRow("LEDITS++", alone(PalimpsestLEDITS, concept="a blue star"), 180),))

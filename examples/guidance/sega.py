@@ -1,0 +1,56 @@
+"""SEGA, shown and measured."""
+from ...nodes.guidance.sega import PalimpsestSEGAGuidance
+from .. import Example
+from ..drawing import Workflow, encoded, inverted
+from ..pictures import before_and_after, scene
+from ..rows import CostRow, SceneRow, output
+
+
+def concept(c, p, inversion=None, **settings):
+    added = encoded(c, p, "Concept", "a photo of a blue star")
+    return c.node("PalimpsestSEGAGuidance", model=p.loader["MODEL"], concept=added["CONDITIONING"], threshold=0.75,
+                  **settings)
+
+
+def concept_and_regions(c, p, inversion):
+    guided = concept(c, p)
+    c.column(500)
+    c.node("PalimpsestSEGARegions", None, 260, model=guided["MODEL"], inversion=inversion["inversion"],
+           negative=p.null["CONDITIONING"], image=p.picture)
+    return guided
+
+
+WORKFLOW = Workflow(
+    "Add a concept (SEGA)",
+    "2. *Concept*: what to add, or to remove; chain one *SEGA Guidance* a concept. On SD: CFG 7.5, threshold "
+    "0.9.\n\nThe source prompt is sampled; the concept acts only where the model sees it.",
+    concept_and_regions, 150, target="source")
+
+
+def regions(c, label):
+    p = scene(c, WORKFLOW.seed, WORKFLOW.kind, source=None)
+    concept_and_regions(c, p, inverted(c, p))
+
+
+def edit(scenes, model, inversion):
+    return output(PalimpsestSEGAGuidance, model=model, concept=scenes.target)
+
+
+def concepts(count):
+    """A CostRow's edit: as many concepts."""
+    def edit(b):
+        model = b.model
+        for _ in range(count):
+            model = output(PalimpsestSEGAGuidance, model=model, concept=b.target, warmup=0.0)
+        return model
+    return edit
+
+
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestSEGAGuidance": before_and_after(WORKFLOW, "source prompt alone",
+                                                      edit=lambda *given: concept(*given, scale=3)),
+           "PalimpsestSEGARegions": regions},
+    scenes=(SceneRow("SEGA (target as concept)", edit, 140, samples="source"),),
+    costs=(CostRow("SEGA, one concept", concepts(1), 160, large=True),
+           CostRow("SEGA, three concepts", concepts(3), 170)))

@@ -1,0 +1,1 @@
+"""How each technique of inversion/ is shown and measured."""

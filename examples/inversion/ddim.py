@@ -1,0 +1,19 @@
+"""DDIM inversion, shown and measured."""
+from ...nodes.inversion.ddim import PalimpsestDDIMInvert
+from .. import Example
+from ..drawing import inverted
+from ..pictures import decoded, sample, scene
+from ..rows import InversionRow
+
+
+def page(c, label):
+    p = scene(c)
+    inversion = inverted(c, p)
+    decoded(c, "its noise", p, inversion["noise"])
+    sample(c, "back again", p, inversion)
+
+
+EXAMPLE = Example(
+    pages={"PalimpsestDDIMInvert": page},
+    inversions=(InversionRow("DDIM", PalimpsestDDIMInvert, 10),),
+    elsewhere="Rewrite a word, keep the rest")

@@ -1,0 +1,23 @@
+"""EDICT, shown and measured."""
+from ...nodes.inversion.edict import PalimpsestEDICTInvert
+from .. import Example
+from ..drawing import CFG, Workflow, injected, inverted
+from ..pictures import returns
+from ..rows import InversionRow
+
+
+def coupled(c, p):
+    return inverted(c, p, "PalimpsestEDICTInvert", steps=20, cfg=CFG, negative=p.null["CONDITIONING"])
+
+
+WORKFLOW = Workflow(
+    "An exact inversion, with its own sampler (EDICT)",
+    "2. On SD set *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5; 50 steps, and the CFG you sample "
+    "at in the inversion too (paper: 3).\n\nTwo coupled latents return the picture exactly; *Replay Inversion* "
+    "brings the method's own SAMPLER, so leave its sampler input open. BDIA Invert and Direct Invert are drawn the "
+    "same way.",
+    injected, 50, invert=coupled)
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestEDICTInvert": returns("PalimpsestEDICTInvert", 20, CFG, cfg=CFG)},
+    inversions=(InversionRow("EDICT", PalimpsestEDICTInvert, 120, guided=True),))

@@ -1,0 +1,27 @@
+"""Fixed-point inversion, shown and measured."""
+from ...nodes.inversion.fixed_point import PalimpsestFixedPointInvert
+from .. import Example
+from ..drawing import Workflow, injected, inverted
+from ..pictures import returns
+from ..rows import InversionRow
+
+
+def reported(c, p):
+    """An inversion that is looked at and saved."""
+    inversion = inverted(c, p, "PalimpsestFixedPointInvert")
+    c.node("PalimpsestSaveInversion", None, 160, inversion=inversion["inversion"])
+    c.column(760)
+    c.node("PalimpsestInversionReport", None, 300, model=p.loader["MODEL"], inversion=inversion["inversion"],
+           vae=p.loader["VAE"], image=p.picture)
+    return inversion
+
+
+WORKFLOW = Workflow(
+    "How well was it inverted, and keep it",
+    "2. On SD: 50 steps.\n\n*Fixed-Point Invert* returns the picture more exactly than DDIM. *Inversion Report* "
+    "shows what comes back, and *Save Inversion* keeps it for *Load Inversion* another day.",
+    injected, 170, invert=reported, seed=7)
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestFixedPointInvert": returns("PalimpsestFixedPointInvert", 10)},
+    inversions=(InversionRow("Fixed point (AIDI)", PalimpsestFixedPointInvert, 40),))

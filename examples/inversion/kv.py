@@ -1,0 +1,10 @@
+"""KV inversion, shown and measured."""
+from ...nodes.inversion.kv import PalimpsestKVInvert
+from .. import Example
+from ..pictures import HIGH, edits
+from ..rows import InversionRow
+
+EXAMPLE = Example(
+    pages={"PalimpsestKVInvert": edits("PalimpsestKVInvert", edit="pose", seed=0, cfg=HIGH)},
+    inversions=(InversionRow("KV inversion", PalimpsestKVInvert, 110),),
+    elsewhere="Edit at high guidance (null-text)")

@@ -1,0 +1,11 @@
+"""LEDITS++'s inversion, shown and measured."""
+from ...nodes.inversion.ledits import PalimpsestLEDITSInvert
+from .. import Example
+from ..drawing import CFG
+from ..pictures import both
+from ..rows import InversionRow
+
+EXAMPLE = Example(
+    pages={"PalimpsestLEDITSInvert": both("PalimpsestLEDITSInvert", 30, CFG, 0.15)},
+    inversions=(InversionRow("LEDITS++", PalimpsestLEDITSInvert, 160, guided=True),),
+    elsewhere="Add a concept to a picture (LEDITS++)")

@@ -1,0 +1,20 @@
+"""Negative-prompt inversion, shown and measured."""
+from functools import partial
+
+from ...nodes.inversion.negative_prompt import PalimpsestNegativePromptInvert
+from .. import Example
+from ..drawing import Workflow, inverted, on_injected
+from ..pictures import HIGH, returns
+from ..rows import InversionRow
+
+WORKFLOW = Workflow(
+    "Edit at high guidance, nothing learned (negative prompt)",
+    "2. On SD set *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5.\n\nThe source prompt as the "
+    "negative: guidance cancels where the target says the same. *Proximal Guidance* keeps of the rest only what "
+    "clearly differs.",
+    on_injected("PalimpsestProximalGuidance"), 40, invert=partial(inverted, kind="PalimpsestNegativePromptInvert"),
+    cfg=HIGH)
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestNegativePromptInvert": returns("PalimpsestNegativePromptInvert", 20, HIGH)},
+    inversions=(InversionRow("Negative-prompt", PalimpsestNegativePromptInvert, 70, over="DDIM"),))

@@ -1,0 +1,30 @@
+"""Null-text inversion, shown and measured."""
+from ...nodes.inversion.null_text import PalimpsestNullTextOptimize
+from .. import Example
+from ..drawing import Workflow, injected, inverted
+from ..pictures import HIGH, returns
+from ..rows import InversionRow
+
+
+def learned(c, p):
+    traced = inverted(c, p)
+    c.column(300)
+    found = c.node("PalimpsestNullTextOptimize", model=p.loader["MODEL"], inversion=traced["inversion"], cfg=HIGH)
+    c.column(760)
+    c.node("PalimpsestInversionReport", None, 300, model=p.loader["MODEL"], inversion=found["inversion"],
+           vae=p.loader["VAE"], image=p.picture, cfg=HIGH, negative=p.null["CONDITIONING"])
+    return found
+
+
+WORKFLOW = Workflow(
+    "Edit at high guidance (null-text)",
+    "2. *Null-Text Optimize* learns once for a picture; then queue as many targets as you like.\n3. On SD set "
+    "*Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5.\n\nGuidance 7.5 loses the picture that DDIM "
+    "inversion found; with an embedding learned for each step it comes back, and the edit keeps to it. The report "
+    "shows the replay of the source at that guidance. *Prompt Tuning Invert*, *StyleDiffusion Invert* and *KV "
+    "Inversion* stand in the same place.",
+    injected, 30, invert=learned, cfg=HIGH)
+EXAMPLE = Example(
+    workflows=(WORKFLOW,),
+    pages={"PalimpsestNullTextOptimize": returns("PalimpsestNullTextOptimize", 10, HIGH, cfg=HIGH, own_negative=True)},
+    inversions=(InversionRow("Null-text", PalimpsestNullTextOptimize, 80, over="Negative-prompt"),))

@@ -1,0 +1,11 @@
+"""ReNoise, shown and measured."""
+from ...nodes.inversion.renoise import PalimpsestReNoiseInvert
+from .. import Example
+from ..pictures import returns
+from ..rows import InversionRow
+
+EXAMPLE = Example(
+    pages={"PalimpsestReNoiseInvert": returns("PalimpsestReNoiseInvert", 4, schedule={"scheduler": "simple"})},
+    inversions=(InversionRow("ReNoise", PalimpsestReNoiseInvert, 50,
+                             settings={"scheduler": "ddim_uniform"}),),  # as the others
+    elsewhere="It stands in DDIM Invert's place in any workflow.")

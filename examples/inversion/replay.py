@@ -1,0 +1,5 @@
+"""Replay Inversion, shown."""
+from .. import Example
+from ..pictures import back_and_edited
+
+EXAMPLE = Example(pages={"PalimpsestReplay": back_and_edited})

@@ -1,0 +1,13 @@
+"""Inversion Report, shown."""
+from .. import Example
+from ..drawing import inverted
+from ..pictures import HIGH, scene
+
+
+def page(c, label):
+    p = scene(c, source=None)
+    c.node("PalimpsestInversionReport", model=p.loader["MODEL"], inversion=inverted(c, p)["inversion"],
+           vae=p.loader["VAE"], image=p.picture, cfg=HIGH, negative=p.null["CONDITIONING"])
+
+
+EXAMPLE = Example(pages={"PalimpsestInversionReport": page}, elsewhere="How well was it inverted, and keep it")

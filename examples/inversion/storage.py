@@ -1,0 +1,12 @@
+"""Save Inversion, shown."""
+from .. import Example
+from ..drawing import inverted
+from ..pictures import scene
+
+
+def page(c, label):
+    p = scene(c)
+    c.node("PalimpsestSaveInversion", label, inversion=inverted(c, p)["inversion"])
+
+
+EXAMPLE = Example(pages={"PalimpsestSaveInversion": page}, elsewhere="How well was it inverted, and keep it")

@@ -1,0 +1,31 @@
+"""The miniature, shown."""
+from types import SimpleNamespace
+
+from . import Example
+from .drawing import CFG, encoded
+from .pictures import decoded, scene, show, show_mask
+
+CAPTIONS = {"photo": "a photo of a red striped star on a grass background",
+            "sketch": "a sketch of a blue heart on a brick background",
+            "mosaic": "a mosaic of a yellow ring and a cyan square on a grass background"}
+
+
+def samples(c, label):
+    """Text to image."""
+    p = SimpleNamespace(loader=c.node("PalimpsestLoadMiniature"))
+    null = encoded(c, p, "Null prompt", "")
+    for name, text in CAPTIONS.items():
+        empty = c.node("EmptyLatentImage", width=128, height=128, batch_size=1)
+        words = encoded(c, p, name, text)
+        sampled = c.node("KSampler", model=p.loader["MODEL"], positive=words["CONDITIONING"],
+                         negative=null["CONDITIONING"], seed=0, cfg=CFG, latent_image=empty["LATENT"])
+        decoded(c, name, p, sampled["LATENT"])
+
+
+def page(c, label):
+    p = scene(c)
+    show(c, "exact target", p.scene["exact target"])
+    show_mask(c, "edit mask", p.mask)
+
+
+EXAMPLE = Example(pages={"PalimpsestLoadMiniature": samples, "PalimpsestMiniatureScene": page})

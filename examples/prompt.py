@@ -1,0 +1,5 @@
+"""Prompt Edit, shown."""
+from . import Example
+from .pictures import back_and_edited
+
+EXAMPLE = Example(pages={"PalimpsestPromptEdit": back_and_edited})
