@@ -106,7 +106,7 @@ class Bench:
         return rows
 
 
-EDITORS = {row.name: row for row in examples.rows("costs")}
+EDITORS = {row.name: row for row in examples.collected("costs")}
 MODELS = {  # name: (one of SHAPES or the miniature, the latent's side, what is measured)
     "miniature": (None, 16, EDITORS), "sd15-64": ("SD1.5", 64, EDITORS),
     "sdxl-64": ("SDXL", 64, {name: row for name, row in EDITORS.items() if not row.gradient and row.rows == 1}),

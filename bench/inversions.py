@@ -42,7 +42,7 @@ WHOLE = {**INJECT, "cross_end": 1.0, "self_end": 1.0, "self_resolution": 1.0}
 RESULTS = Path(__file__).parent / "results" / "inversions.json"
 
 
-METHODS = {row.name: row for row in examples.rows("inversions")}
+METHODS = {row.name: row for row in examples.collected("inversions")}
 
 
 class Scenes:

@@ -46,7 +46,7 @@ def as_it_is(scenes, model, inversion):
     return model
 
 
-EDITORS = {row.name: row for row in (SceneRow("plain", as_it_is), *examples.rows("scenes"))}
+EDITORS = {row.name: row for row in (SceneRow("plain", as_it_is), *examples.collected("scenes"))}
 COMPARED = "success", "background_psnr", "target_psnr"
 
 

@@ -42,7 +42,7 @@ def found() -> dict:
     return examples
 
 
-def rows(kind: str) -> list:
+def collected(kind: str) -> list:
     """All files' workflows, scenes, costs or inversions, by their numbers.
 
     The numbers are there since a table is read from plain to strong and by kin, which no file's name says.

@@ -52,8 +52,8 @@ def _info(node, title):
 
 def drawings() -> dict:
     """{title: the example's workflow}."""
-    from palimpsest.examples import rows
-    return {workflow.title: workflow for workflow in rows("workflows")}
+    from palimpsest.examples import collected
+    return {workflow.title: workflow for workflow in collected("workflows")}
 
 
 def drawn(workflow, info: dict) -> str:
