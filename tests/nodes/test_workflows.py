@@ -1,5 +1,4 @@
 """The shipped workflows on the host's own executor, and the names that saved workflows depend on."""
-import asyncio
 import json
 from itertools import combinations
 from pathlib import Path
@@ -18,15 +17,16 @@ from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, parse_caption
 from PIL import Image
 
 import demo
+import frozen
 import workflow
 from canvas import TITLE, declared, is_widget, to_api
 from environment import host_version
 from headless import Executor
+from locales import infos
 from nodes import LoadImage
 from pack import find_host
 from serving import server  # noqa: F401
 
-FROZEN = json.loads((Path(__file__).parents[1] / "data" / "nodes.json").read_text(encoding="utf-8"))
 NOTES = {"MarkdownNote", "Note"}
 STEPS = 2
 DRAWN = workflow.drawings()
@@ -36,7 +36,7 @@ named = pytest.mark.parametrize("name", DRAWN)
 def test_every_node_has_a_help_page_that_the_host_serves():
     """The frontend asks for docs/<node id>.md in the pack's web folder."""
     pages = Path(palimpsest.__file__).parent / palimpsest.WEB_DIRECTORY / "docs"
-    assert {page.stem for page in pages.glob("*.md")} == FROZEN.keys()
+    assert {page.stem for page in pages.glob("*.md")} == frozen.contracts().keys()
 
 
 @pytest.fixture(scope="module")
@@ -258,19 +258,15 @@ def test_a_cancelled_run_leaves_the_model_as_it_was(info, done, title):
     assert same(first["Save Image"], run.pictures(graph)["Save Image"])
 
 
-def nodes():
-    return {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1()
-            for node in asyncio.run(asyncio.run(palimpsest.comfy_entrypoint()).get_node_list())}
-
-
 def test_ids_inputs_and_outputs_are_those_that_saved_workflows_name():
-    """Only ever append to the list: a saved workflow holds widgets by their order and outputs by their number."""
-    found = {name: {"inputs": [entry for entry, *_ in declared(node)], "outputs": list(node["output"])}
-             for name, node in nodes().items()}
-    assert found == FROZEN
+    """Only ever append to a node's file: a saved workflow holds widgets by their order and outputs by their number."""
+    now, then = frozen.contracts(), frozen.frozen()
+    assert not now.keys() - then.keys(), "without a file: python tools/frozen.py writes it"
+    assert not then.keys() - now.keys(), "with a file, but gone"
+    assert not {node: (then[node], contract) for node, contract in now.items() if then[node] != contract}
 
 
 def test_every_widget_has_a_tooltip():
-    bare = [f"{name}.{entry}" for name, node in nodes().items() for entry, kind, options, _ in declared(node)
+    bare = [f"{node['name']}.{entry}" for node in infos() for entry, kind, options, _ in declared(node)
             if is_widget(kind, options) and not options.get("tooltip")]
     assert not bare
