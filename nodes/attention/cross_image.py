@@ -55,10 +55,10 @@ class PalimpsestCrossImageAttention(io.ComfyNode):
         for name, mask in zip(("structure_mask", "appearance_mask"), masks):
             if not mask.any((1, 2)).all():
                 raise ValueError(f"{name} has {int((~mask.any((1, 2))).sum())} of {len(mask)} masks without an object, "
-                                 "and AdaIN takes statistics of one: paint where it is.")
+                                 "but AdaIN takes statistics of the object: paint where it is.")
         if adain_start == 1 and (structure_mask is not None or appearance_mask is not None):
-            raise ValueError(f"{node} has masks for AdaIN and adain_start 1, which turns it off: lower it (paper: 0.2) "
-                             "or disconnect the masks.")
+            raise ValueError(f"{node} has masks for AdaIN, but adain_start 1 turns AdaIN off: lower adain_start "
+                             "(paper: 0.2) or disconnect the masks.")
         network = model.model.diffusion_model
         chosen = layers_of(layers, model, two_finest)
         shares = {p: share for p, share in resolutions(network).items() if p in chosen}

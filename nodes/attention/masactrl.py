@@ -70,8 +70,8 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
             known.append(bool(words.strip()) or mask is not None)
         if known[0] != known[1]:
             has, lacks = ("source", "target") if known[0] else ("target", "source")
-            raise ValueError(f"{node} knows the object's place in the {has} and not in the {lacks}: give {lacks}_mask "
-                             f"or {lacks}_words too, or neither.")
+            raise ValueError(f"{node} knows where the object is in the {has}, but not in the {lacks}: give "
+                             f"{lacks}_mask or {lacks}_words too, or neither.")
         size, gather = tuple(inversion.shape[-2:]), None
         source, target = (None if mask is None else latent_mask(mask, size) for mask in (source_mask, target_mask))
         if source is not None:

@@ -77,10 +77,10 @@ class PalimpsestAttentionInject(io.ComfyNode):
         self_ = self_resolution >= coarsest and self_end > self_start
         if not (cross or self_):
             raise ValueError(
-                f"Attention Inject would change nothing: cross-attention runs from {cross_start} to {cross_end} up to "
-                f"{cross_resolution} of the latent's side, self-attention from {self_start} to {self_end} up to "
-                f"{self_resolution}; set an end above its start (paper: 0.8 and 0.4) and a resolution of {coarsest} or "
-                "more.")
+                f"Attention Inject would change nothing. Cross-attention is replaced from {cross_start} to {cross_end} "
+                f"on grids up to {cross_resolution} of the latent's side, self-attention from {self_start} to "
+                f"{self_end} on grids up to {self_resolution}: set an end above its start (paper: 0.8 and 0.4), and a "
+                f"resolution of {coarsest} or more.")
         # a default may spare a word
         asked = per_token(dict(given, default=1.0), prompt_edit, 1.0) if cross else weights
         lost = [e[(w != 1) & ((e <= cross_start) | (cross_resolution < coarsest))] for e, w in zip(ends, asked)]
@@ -88,10 +88,10 @@ class PalimpsestAttentionInject(io.ComfyNode):
             last = min(float(e.min()) for e in lost if len(e))
             why = (f"cross_resolution is {cross_resolution}: set it to {coarsest} or more"
                    if cross_resolution < coarsest else
-                   f"that runs from {cross_start} to {last:g}: set cross_end, or the word's end, above cross_start "
+                   f"it runs from {cross_start} to {last:g}: set cross_end, or the word's end, above cross_start "
                    "(paper: 0.8)")
-            raise ValueError(f"Attention Inject has word_weights {word_weights!r} and replaces no cross-attention "
-                             f"where they would scale it; {why}.")
+            raise ValueError(f"Attention Inject has word_weights {word_weights!r}, but replaces no cross-attention "
+                             f"that they could scale, because {why}.")
         return io.NodeOutput(attach(model, PromptToPrompt(
             inversion, prompt_edit.pairs, (cross_start if cross else 1.0, cross_end),
             (self_start if self_ else 1.0, self_end), ends,

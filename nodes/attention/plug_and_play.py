@@ -42,8 +42,8 @@ class PalimpsestPlugAndPlay(io.ComfyNode):
         network = model.model.diffusion_model
         named, chosen = parse_layers(feature_layers, network), layers_of(layers, model, after_first)
         if "." in feature_layers or {p[0] for p in named} - {"output"}:
-            raise ValueError(f"feature_layers is {feature_layers!r}, and residual features are those of whole blocks "
-                             f"of the up section: name them as in 'u1' (this MODEL has {listed(network)}).")
+            raise ValueError(f"feature_layers is {feature_layers!r}, but residual features belong to whole blocks of "
+                             f"the up section: write them as in 'u1' (this MODEL has {listed(network)}).")
         if feature_end:
             blocks = frozenset(p[1] for p in named) or second_block(network)
             model = attach(model, ResidualFeatures(inversion, blocks, feature_end, roles(null_too)))

@@ -49,7 +49,7 @@ class PalimpsestAttentionReweight(io.ComfyNode):
             raise ValueError(f"{node} has {has} but no {lacks}: name the words, and give a mask or region_words, or "
                              "neither.")
         if not restrained.strip() and all(c == 1 for c in factors.values()):
-            raise ValueError(f"{node} has word_weights {word_weights!r} and no restrained words, and would change "
+            raise ValueError(f"{node} has word_weights {word_weights!r} and no restrained words, so it would change "
                              "nothing: write a word with a factor other than 1, as in 'fluffy: 3'.")
         region, gather = None, None
         if named:

@@ -110,7 +110,7 @@ class PalimpsestAttentionMask(io.ComfyNode):
         cell = size[0] / attention.latent[0]
         chosen = parse_words(words, attention.tokens)
         if not words.strip():
-            raise ValueError("Attention Mask has no word to find; the source's words are: "
+            raise ValueError("Attention Mask has no words to find: write some of the source's words, which are "
                              f"{', '.join(w.text for w in attention.tokens[0].named)}.")
         mask = attention.mask(chosen, size, threshold, refine)
         if not mask.flatten(1).any(1).all():

@@ -44,7 +44,7 @@ class PalimpsestInjectComposite(io.ComfyNode):
         for given in (inversion, reference):
             check_trajectory(model, given, "Inject Composite")
         if inversion.shape != reference.shape:
-            raise ValueError(f"The main picture's latent is {list(inversion.shape)}, the reference's "
+            raise ValueError(f"The main picture's latent is {list(inversion.shape)}, but the reference's is "
                              f"{list(reference.shape)}: put the reference on a canvas of the main picture's size "
                              "before inverting it.")
         place = (latent_mask(mask, tuple(inversion.shape[-2:])) > 0.5).float()

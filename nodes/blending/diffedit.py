@@ -42,7 +42,7 @@ class PalimpsestDiffEditMask(io.ComfyNode):
         require_plain(model, "DiffEdit Mask")
         if _equal(source, target):
             raise ValueError("Source and target are the same prompt, so their predictions do not differ anywhere: "
-                             "connect the prompt of the picture as it is to one, of the edited picture to the other.")
+                             "connect the picture's prompt to source, and the wanted picture's to target.")
         found = difference_map(model, source, target, source_latent(model, latent), maps, strength, seed)
         mask = (scaled(found, clamp) > threshold).float()
         if not mask.flatten(1).any(1).all():

@@ -62,10 +62,10 @@ class PalimpsestLatentBlend(io.ComfyNode):
             raise ValueError("Latent Blend has neither MASK nor ATTENTION and would return the source: connect one of "
                              "them.")
         if start >= 1:
-            raise ValueError(f"Latent Blend starts at {start} and the schedule ends at 1: nothing would be blended "
-                             "(paper: 0.2).")
+            raise ValueError(f"Latent Blend starts at {start}, where the schedule ends, so nothing would be blended: "
+                             "lower start (paper: 0.2).")
         if masks_in_time and (mask is None or len(mask) < 2):
-            raise ValueError(f"Latent Blend is to use masks in time and has {0 if mask is None else len(mask)}: "
+            raise ValueError(f"Latent Blend needs masks to use in time, but has {0 if mask is None else len(mask)}: "
                              "connect a batch of two or more, or turn masks_in_time off.")
         size, named, removed, gathered = tuple(inversion.shape[-2:]), None, None, {}
         if words:
@@ -96,8 +96,8 @@ class PalimpsestLatentBlend(io.ComfyNode):
         known = [m for m in (named and named.masks[-1], painted) if m is not None]
         if removed and "gathered" not in gathered and not any((m * (1 - r)).any() for m in known
                                                               for r in removed.masks[-1]):
-            raise ValueError(f"The words {subtract_words!r} are subtracted and nothing of the mask is left: name "
-                             "fewer, or raise the threshold.")
+            raise ValueError(f"The words {subtract_words!r} are subtracted, and nothing of the mask is left: name "
+                             "fewer words, or raise the threshold.")
         return io.NodeOutput(attach(model, LocalBlend(
             inversion, painted, start, named, removed, in_time=masks_in_time,
             **{kind: partial(gather.mask, threshold=threshold, grow=kind == "gathered")

@@ -36,6 +36,6 @@ class PalimpsestNoiseMask(io.ComfyNode):
     def execute(cls, model, inversion, against, start, end, threshold) -> io.NodeOutput:
         check_trajectory(model, inversion, "Noise Mask")
         if threshold <= 0:
-            raise ValueError("Noise Mask at threshold 0 lets every place change and holds nothing: raise it (paper: "
+            raise ValueError("Noise Mask at threshold 0 lets every place change and keeps nothing: raise it (paper: "
                              "0.5).")
         return io.NodeOutput(attach(model, NoiseMask(inversion, against, start, end, threshold)))

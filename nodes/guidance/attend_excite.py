@@ -42,16 +42,16 @@ class PalimpsestAttendExcite(io.ComfyNode):
     def execute(cls, model, words, scale, end, thresholds, refinements, resolution) -> io.NodeOutput:
         require_unet(model, "Attend-and-Excite")
         if not words.strip():
-            raise ValueError("Attend-and-Excite attends to words, and none is named: write those of the prompt that "
-                             "are to be seen, as in 'cat, frog'.")
+            raise ValueError("Attend-and-Excite needs words, but none is named: write the words of the prompt that "
+                             "must appear, as in 'cat, frog'.")
         if not end:
-            raise ValueError("Attend-and-Excite that ends at 0 changes nothing: raise end (paper: 0.5).")
+            raise ValueError("Attend-and-Excite ends at 0 and would change nothing: raise end (paper: 0.5).")
         try:
             levels = tuple((float(share), level) for share, level in parse_word_values(thresholds).items())
         except ValueError:
             levels = ((-1, 0),)
         if not all(0 <= n <= 1 for pair in levels for n in pair):
-            raise ValueError("Thresholds are shares of the schedule with levels, both 0 to 1, and these are "
+            raise ValueError("Thresholds are shares of the schedule with levels, both 0 to 1, but these are "
                              f"{thresholds!r}: write them as in '0: 0.05, 0.2: 0.5, 0.4: 0.8'.")
         return io.NodeOutput(attach(model, AttendExcite(words, nearest(model, resolution), scale, end, levels,
                                                         refinements)))

@@ -49,7 +49,7 @@ class PalimpsestDeltaDenoise(io.ComfyNode):
         require_plain(model, "Delta Denoise (DDS)")
         flow = prediction_type(model) == "flow"
         if start > end:
-            raise ValueError(f"Delta Denoise (DDS) draws levels from {start:g} to {end:g} of the schedule, and there "
+            raise ValueError(f"Delta Denoise (DDS) draws levels from {start:g} to {end:g} of the schedule, but there "
                              "are none: lower start or raise end (paper: 0.05 and 0.95).")
         x = source_latent(model, latent)
         generator = torch.Generator().manual_seed(seed)

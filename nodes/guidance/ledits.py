@@ -31,7 +31,7 @@ class PalimpsestLEDITS(io.ComfyNode):
         require_unet(model, "LEDITS++")
         tokens = tokenize_rows(clip, [concept])
         if not tokens[0].words:
-            raise ValueError("LEDITS++ looks for its concept's words in the picture, and the concept is empty: write "
+            raise ValueError("LEDITS++ looks for its concept's words in the picture, but the concept is empty: write "
                              "what to add or remove.")
         before = editor_of(model, LEDITS)
         added = Grounded(encode(clip, tokens), -scale if direction == "remove" else scale, warmup, cooldown, threshold,

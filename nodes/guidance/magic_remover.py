@@ -50,17 +50,17 @@ class PalimpsestMagicRemover(io.ComfyNode):
         check_trajectory(model, inversion, "MagicRemover")
         if (mask is None) == (attention is None):
             has = "neither MASK nor ATTENTION" if mask is None else "both MASK and ATTENTION"
-            raise ValueError(f"MagicRemover has {has} to tell the object's place: connect one of them.")
+            raise ValueError(f"MagicRemover has {has} to find the object: connect one of them.")
         if attention is not None and not words.strip():
-            raise ValueError("MagicRemover has ATTENTION and no words to find in it: write the object's, as in "
-                             "'purple, heart'.")
+            raise ValueError("MagicRemover has ATTENTION, but no words to find in it: write the object's words, as "
+                             "in 'purple, heart'.")
         if start >= end:
-            raise ValueError(f"MagicRemover starts at {start:g} and ends at {end:g}, so that no step is left: lower "
-                             "start or raise end (0.15 and 1 do well).")
+            raise ValueError(f"MagicRemover starts at {start:g} and ends at {end:g}, so no step is left: lower start "
+                             "or raise end (0.15 and 1 work well).")
         before = [e for e in editors(model) if isinstance(e, MagicRemover)]
         if any(e.inversion is not inversion for e in before):
-            raise ValueError("The MagicRemover before this one holds another INVERSION than this, and both remove "
-                             "objects of one picture: connect the same INVERSION to both.")
+            raise ValueError("The MagicRemover before this one has another INVERSION, but both remove objects of "
+                             "one picture: connect the same INVERSION to both.")
         size = tuple(inversion.shape[-2:])
         if mask is not None:
             place, share = latent_mask(mask, size), nearest(model, 0.25)

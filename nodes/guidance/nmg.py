@@ -33,6 +33,6 @@ class PalimpsestNoiseMapGuidance(io.ComfyNode):
     def execute(cls, model, inversion, scale, rows="all") -> io.NodeOutput:
         check_family(model, inversion)
         if inversion.latents is None:
-            raise ValueError(f"Noise Map Guidance leads to the source's latents, the {inversion.method} INVERSION has "
-                             "none: invert with a method that keeps its trajectory, such as DDIM Invert.")
+            raise ValueError(f"Noise Map Guidance needs the source's latents, but the {inversion.method} INVERSION "
+                             "has none: invert with a method that keeps its trajectory, such as DDIM Invert.")
         return io.NodeOutput(attach(model, NoiseMap(inversion, scale, rows)))

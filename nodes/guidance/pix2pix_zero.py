@@ -37,8 +37,8 @@ class PalimpsestCrossAttentionGuidance(io.ComfyNode):
         require_unet(model, "Cross-Attention Guidance")
         check_family(model, inversion)
         if start >= end:
-            raise ValueError(f"Cross-Attention Guidance starts at {start:g} and ends at {end:g}, so that no step is "
-                             "left: lower start or raise end (paper: 0 and 1).")
+            raise ValueError(f"Cross-Attention Guidance starts at {start:g} and ends at {end:g}, so no step is left: "
+                             "lower start or raise end (paper: 0 and 1).")
         return io.NodeOutput(attach(model, CrossAttentionGuidance(inversion, amount, start, end)))
 
 
@@ -68,20 +68,20 @@ class PalimpsestEditDirection(io.ComfyNode):
         source, target = ([line.strip() for line in text.split("\n") if line.strip()]
                           for text in (source_sentences, target_sentences))
         if not (source and target):
-            raise ValueError(f"An edit direction leads from sentences to others, and there are {len(source)} source "
-                             f"sentences and {len(target)} target sentences: write at least one of each, one a line.")
+            raise ValueError(f"Edit Direction needs sentences of both kinds, but has {len(source)} source sentences "
+                             f"and {len(target)} target sentences: write at least one of each, one per line.")
         if not scale or set(source) == set(target):
-            raise ValueError(f"Edit Direction would change nothing: scale is {scale:g} and the two lists "
-                             f"{'agree' if set(source) == set(target) else 'differ'}: raise scale, and write what "
-                             "differs.")
+            raise ValueError(f"Edit Direction would change nothing. Its scale is {scale:g}, and the two lists "
+                             f"{'are equal' if set(source) == set(target) else 'differ'}: use a scale other than 0 and "
+                             "different sentences.")
         (here, here_extra), (there, there_extra) = (rows[0] for rows in cls._encoded(clip, source, target))
         direction = scale * edit_direction(here, there)
         edited = []
         for cross, extra in conditioning:
             if cross.shape[1] < len(direction) or cross.shape[2] != direction.shape[1]:
-                raise ValueError(f"The CONDITIONING is {list(cross.shape[1:])} (tokens, width), the sentences' "
-                                 f"direction {list(direction.shape)}: write sentences of under 75 tokens, and connect "
-                                 "this CLIP's own CONDITIONING.")
+                raise ValueError(f"The CONDITIONING is {list(cross.shape[1:])} (tokens, width), but the "
+                                 f"sentences' direction is {list(direction.shape)}: write sentences of under 75 "
+                                 "tokens, and connect this CLIP's own CONDITIONING.")
             cross = torch.cat([cross[:, :len(direction)] + direction.to(cross), cross[:, len(direction):]], 1)
             extra = dict(extra)
             if extra.get("pooled_output") is not None and there_extra.get("pooled_output") is not None:

@@ -45,10 +45,10 @@ class PalimpsestProximalGuidance(io.ComfyNode):
                 use_inversion_guidance=False) -> io.NodeOutput:
         check_family(model, inversion)
         if recon_lr and inversion.latents is None:
-            raise ValueError(f"Proximal Guidance draws to the source's latent, the {inversion.method} INVERSION has "
+            raise ValueError(f"Proximal Guidance needs the source's latents, but the {inversion.method} INVERSION has "
                              "none: invert with a method that keeps its trajectory, such as Negative-Prompt Invert.")
         if quantile <= 0.5:
-            raise ValueError(f"Proximal Guidance at quantile {quantile:g} is plain guidance, since half of the "
-                             "differences, the source's, are 0: raise it over 0.5 (paper: 0.7).")
+            raise ValueError(f"Proximal Guidance at quantile {quantile:g} is plain guidance, because half of the "
+                             "differences (the source's) are 0: raise it above 0.5 (paper: 0.7).")
         editor = Proximal(inversion, prox, quantile, recon_lr, recon_start, dilate, use_inversion_guidance)
         return io.NodeOutput(guide(attach(model, editor), editor))

@@ -42,9 +42,9 @@ class PalimpsestSEGAGuidance(io.ComfyNode):
         check_prompt_alone("SEGA Guidance's concept", concept)
         before = editor_of(model, SEGA)
         if before and (before.momentum, before.beta) != (momentum, beta):
-            raise ValueError("The concepts on a MODEL share one momentum: the SEGA Guidance before has "
-                             f"{before.momentum:g} with beta {before.beta:g}, this one {momentum:g} with {beta:g}. "
-                             "Give both the same.")
+            raise ValueError("The concepts on a MODEL share one momentum and beta. The SEGA Guidance before has "
+                             f"{before.momentum:g} with beta {before.beta:g}, this one {momentum:g} with {beta:g}: "
+                             "give both the same.")
         added = Concept(concept, -scale if direction == "remove" else scale, warmup, cooldown, threshold, weight)
         editor = SEGA((*(before.concepts if before else ()), added), momentum, beta)
         return io.NodeOutput(attach(model, editor, replacing=before))
@@ -72,7 +72,7 @@ class PalimpsestSEGARegions(io.ComfyNode):
         check_family(model, inversion)
         editor = editor_of(model, SEGA) or editor_of(model, LEDITS)
         if editor is None:
-            raise ValueError("SEGA Regions shows the concepts on its MODEL, and this MODEL has none: connect SEGA "
+            raise ValueError("SEGA Regions shows the concepts on its MODEL, but this MODEL has none: connect SEGA "
                              "Guidance's.")
         window = covered(image.shape[1:3], tuple(inversion.shape[-2:]))
         regions = read_regions(model, editor, inversion, negative)

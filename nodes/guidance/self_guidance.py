@@ -67,17 +67,17 @@ class PalimpsestSelfGuidance(io.ComfyNode):
         if looks is not None:
             check_family(model, looks)
         if not (shape or position or size or appearance or others.strip()):
-            raise ValueError("Self-Guidance has shape, position, size and appearance at 0 and no others, so that "
+            raise ValueError("Self-Guidance has shape, position, size and appearance at 0 and no others, so "
                              "nothing is guided: give one of them a weight (shape 1 moves the object).")
         if looks is not None and not appearance:
-            raise ValueError("Self-Guidance has looks of another picture and appearance at 0, so that nothing would "
-                             "take them: raise appearance (0.05 does well), or disconnect looks.")
+            raise ValueError("Self-Guidance has looks of another picture, but appearance is 0, so they have no "
+                             "effect: raise appearance (0.05 works well), or disconnect looks.")
         if not words.strip():
-            raise ValueError("Self-Guidance moves an object, and no word names one: write those of the prompt that do, "
-                             "as in 'purple, heart'.")
+            raise ValueError("Self-Guidance moves an object, but no word names one: write the object's words, as "
+                             "in 'purple, heart'.")
         if start >= end:
-            raise ValueError(f"Self-Guidance starts at {start:g} and ends at {end:g}, so that no step is left: lower "
-                             "start or raise end (0 and 0.8 do well).")
+            raise ValueError(f"Self-Guidance starts at {start:g} and ends at {end:g}, so no step is left: lower start "
+                             "or raise end (0 and 0.8 work well).")
         sites = map_sites(resolutions(model.model.diffusion_model), nearest(model, resolution))
         decoded, donor, donor_decoded = Decoded(inversion, start, end), None, None
         if looks is not None:

@@ -41,7 +41,7 @@ def wrong(c):
         "exchange that ends first": (lambda: cross(c, 0.9, 0.5, 0.7), "0.9 to 0.7.*paper: 0.1 and 0.9"),
         "no object": (lambda: cross(c, adain_start=0.2, structure_mask=0 * half()),
                       "structure_mask has 1 of 1 masks without"),
-        "masks without AdaIN": (lambda: cross(c, structure_mask=half()), "adain_start 1.*lower it"),
+        "masks without AdaIN": (lambda: cross(c, structure_mask=half()), "adain_start 1.*lower adain_start"),
         "three masks": (lambda: c.sample(cross(c, adain_start=0.2, structure_mask=half().repeat(3, 1, 1))),
                         "3 masks.*1 rows"),
         "nothing to weigh": (lambda: weigh(c, "cat: 1"), "'cat: 1'.*change nothing"),

@@ -95,7 +95,7 @@ WRONG = {
     "start 0.9 to end 0.2": (lambda c: mutual(c, 0.9, 0.2), "0.9 to 0.2.*paper: 0.08"),
     "words without attention": (lambda c: mutual(c, source_words="cat"), "words of the source but no ATTENTION"),
     "attention without words": (lambda c: mutual(c, attention=store(c)), "ATTENTION but no words of the source"),
-    "one mask": (lambda c: mutual(c, source_mask=half(c)), "in the source and not in the target.*target_mask"),
+    "one mask": (lambda c: mutual(c, source_mask=half(c)), "in the source, but not in the target.*target_mask"),
     "mask and words": (lambda c: mutual(c, source_words="cat", attention=store(c), source_mask=half(c)),
                        "both source_mask.*one of them"),
     "unknown word": (lambda c: mutual(c, source_words="dog", target_words="cat", attention=store(c)),
