@@ -1,8 +1,8 @@
 """The nodes' texts on the canvas, in English from their own schemas, and what the other languages still owe.
 
 Run as a script it writes locales/en/nodeDefs.json again. A text whose English has changed since is taken out of the
-other languages, as is one that no node has any more, and what is missing from them is printed: the exit status is 1
-until it is translated. COMFYUI_PATH names the host.
+other languages, as is one that no node has any more, and what is missing from them is printed. The canvas shows it in
+English until someone translates it. COMFYUI_PATH names the host.
 """
 import asyncio
 import json
@@ -12,7 +12,9 @@ import sys
 from canvas import declared
 from pack import ROOT, load_pack
 
-FOLDER = ROOT / "locales"
+FOLDER, PAGES = ROOT / "locales", ROOT / "web" / "docs"
+HOST_TYPES = {"MODEL", "CLIP", "VAE", "IMAGE", "MASK", "LATENT", "SIGMAS", "SAMPLER", "CONDITIONING",
+              "STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"}
 
 
 def infos() -> list:
@@ -24,6 +26,24 @@ def infos() -> list:
 def english() -> dict:
     """The nodes' own texts, as the frontend reads them from nodeDefs.json."""
     return {info["name"]: _texts(info) for info in infos()}
+
+
+def names() -> dict:
+    """The pack's own categories and types, which a language names in its main.json."""
+    nodes = infos()
+    types = {kind for info in nodes for _, kind, *_ in declared(info)} | {o for info in nodes for o in info["output"]}
+    return {"nodeCategories": {part for info in nodes for part in info["category"].split("/")},
+            "dataTypes": types - HOST_TYPES}
+
+
+def owed(language: str) -> list:
+    """What a language lacks, a line each: texts, names of categories and types, help pages."""
+    have, main = flat(read(language)), read(language, "main")
+    return [*(f"{key}: {text}" for key, text in flat(english()).items() if key not in have),
+            *(f"main.json: {part}.{name}" for part, found in names().items()
+              for name in sorted(found - main.get(part, {}).keys())),
+            *(f"web/docs/{node}/{language}.md" for node in english()
+              if not (PAGES / node / f"{language}.md").is_file())]
 
 
 def _texts(info):
@@ -67,7 +87,7 @@ def write(language: str, defs: dict):
 def main() -> int:
     logging.disable(logging.WARNING)
     load_pack()
-    old, new, owed = read("en"), english(), 0
+    old, new = read("en"), english()
     write("en", new)
     for language in sorted({folder.name for folder in FOLDER.iterdir()} - {"en"}):
         words = read(language)
@@ -76,11 +96,9 @@ def main() -> int:
         for key, text in flat(words).items():
             if key not in flat(now):
                 print(f"{language}: {'stale' if key in flat(new) else 'superfluous'}, taken out: {key}: {text}")
-        for key, text in flat(new).items():
-            if key not in flat(now):
-                print(f"{language}: missing: {key}: {text}")
-                owed += 1
-    return int(owed > 0)
+        for line in owed(language):
+            print(f"{language}: missing: {line}")
+    return 0
 
 
 if __name__ == "__main__":

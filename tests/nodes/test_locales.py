@@ -3,18 +3,16 @@ them."""
 import re
 import shutil
 import sys
+import warnings
 
-import palimpsest
 import pytest
 from palimpsest.examples import pages
 
 import locales
-from pack import ROOT, find_host
+from pack import find_host
 
-PAGES = ROOT / palimpsest.WEB_DIRECTORY / "docs"
+PAGES = locales.PAGES
 BARE = {"LEDITS++", "Palimpsest", "CFG", "CLIP", "VAE", "Sigmas"}  # as in the host's own Chinese, and a method's name
-HOST_TYPES = {"MODEL", "CLIP", "VAE", "IMAGE", "MASK", "LATENT", "SIGMAS", "SAMPLER", "CONDITIONING",
-              "STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"}
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +39,23 @@ def rows(page):
     return re.findall(r"^\| (.+?) \|", page, re.MULTILINE)[1:]
 
 
+def pictures(page):
+    return re.findall(r"!\[.+?\]\((.+?)\)", page)
+
+
 def test_english_is_what_the_schemas_say(english):
     """`python tools/locales.py` writes it again, and says what has to be translated."""
     assert locales.read("en") == english
 
 
-def test_chinese_has_every_text_and_no_other(english, chinese):
-    assert locales.flat(english).keys() == locales.flat(chinese).keys()
+def test_what_chinese_lacks_is_reported():
+    """The canvas shows it in English until someone translates it."""
+    if lacking := locales.owed("zh"):
+        warnings.warn("\n  ".join(["not yet in Chinese:", *lacking]), stacklevel=1)
+
+
+def test_chinese_has_no_text_that_english_lacks(english, chinese):
+    assert not locales.flat(chinese).keys() - locales.flat(english).keys()
 
 
 def test_chinese_is_chinese(chinese):
@@ -58,7 +66,7 @@ def test_chinese_is_chinese(chinese):
 def test_both_languages_state_the_same_numbers(english, chinese):
     chinese = locales.flat(chinese)
     assert not {key: (text, chinese[key]) for key, text in locales.flat(english).items()
-                if numbers(text) != numbers(chinese[key])}
+                if key in chinese and numbers(text) != numbers(chinese[key])}
 
 
 def test_no_text_has_a_sign_that_the_frontend_takes_for_its_own(english, chinese):
@@ -67,30 +75,31 @@ def test_no_text_has_a_sign_that_the_frontend_takes_for_its_own(english, chinese
         assert not [key for key, text in locales.flat(texts).items() if set(text) & set("{}@|")]
 
 
-def test_categories_and_types_of_this_pack_have_chinese_names():
-    infos = locales.infos()
-    main = locales.read("zh", "main")
-    assert main["nodeCategories"].keys() == {part for info in infos for part in info["category"].split("/")}
-    types = {kind for info in infos for _, kind, *_ in locales.declared(info)}
-    types |= {o for info in infos for o in info["output"]}
-    assert main["dataTypes"].keys() == types - HOST_TYPES
+def test_chinese_names_no_category_and_no_type_that_is_not_there():
+    main, names = locales.read("zh", "main"), locales.names()
+    assert main.keys() == names.keys() and not {part: words.keys() - names[part] for part, words in main.items()
+                                                if words.keys() - names[part]}
 
 
-def test_help_pages_exist_in_both_languages_and_nowhere_else(english):
+def test_every_node_has_a_help_page_and_there_is_no_other(english):
     found = {page.relative_to(PAGES).as_posix() for page in PAGES.rglob("*.md")}
-    assert found == {f"{name}{end}" for name in english for end in (".md", "/zh.md")}
+    assert {page for page in found if "/" not in page} == {f"{name}.md" for name in english}
+    assert {page for page in found if "/" in page} <= {f"{name}/zh.md" for name in english}
 
 
-def test_chinese_help_pages_say_what_the_english_ones_do(english, chinese):
-    """Title and inputs as on the Chinese canvas, each with its id; the same rows, numbers and papers."""
-    for name in english:
-        ours, theirs = ((PAGES / page).read_text(encoding="utf-8") for page in (f"{name}.md", f"{name}/zh.md"))
-        assert theirs.splitlines()[0] == f"# {chinese[name]['display_name']}"
-        inputs = chinese[name].get("inputs", {})
-        expected = ["、".join(f"{inputs[i]['name']}（{i}）" for i in row.split(", ")) for row in rows(ours)]
-        assert rows(theirs) == expected, name
+def test_chinese_help_pages_say_what_the_english_ones_do(chinese):
+    """Title and inputs as on the Chinese canvas, each with its id; the same rows, numbers, papers and pictures."""
+    for page in PAGES.glob("*/zh.md"):
+        name, theirs = page.parent.name, page.read_text(encoding="utf-8")
+        ours = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+        words = locales.flat(chinese.get(name, {}))
+        assert theirs.splitlines()[0] == f"# {words.get('display_name', theirs.splitlines()[0][2:])}"
+        cells = [re.findall(r"([^、]+)（(\w+)）", row) for row in rows(theirs)]
+        assert [", ".join(i for _, i in row) for row in cells] == rows(ours), name
+        assert all(said == words.get(f"inputs.{i}.name", said) for row in cells for said, i in row), name
         assert numbers(theirs) == numbers(ours), name
         assert is_chinese(theirs.splitlines()[1]), name
+        assert pictures(theirs) == pictures(ours), name
 
 
 def test_help_pages_name_every_input_and_say_what_to_try_and_what_it_does(english):
@@ -103,12 +112,7 @@ def test_help_pages_name_every_input_and_say_what_to_try_and_what_it_does(englis
 def test_help_pages_show_their_pictures(english):
     """One file for both languages: the frontend looks for `src` in /extensions/<pack>/docs/, where the English pages
     lie."""
-    shown = set()
-    for name in english:
-        ours, theirs = (re.findall(r"!\[.+?\]\((.+?)\)", (PAGES / page).read_text(encoding="utf-8"))
-                        for page in (f"{name}.md", f"{name}/zh.md"))
-        assert ours == theirs, name
-        shown.update(ours)
+    shown = {picture for name in english for picture in pictures((PAGES / f"{name}.md").read_text(encoding="utf-8"))}
     assert shown == {path.relative_to(PAGES).as_posix() for path in PAGES.rglob("*.*") if path.suffix != ".md"}
     assert shown <= {f"{node}/example.jpg" for node in pages()}
 
