@@ -1,4 +1,4 @@
-"""Labelled tiles and sheets of them, drawn with Pillow: dark on white, every size in proportion to the tile's width."""
+"""Draws labelled tiles, and sheets of tiles, with Pillow. Every size is in proportion to the width of a tile."""
 import math
 from collections.abc import Mapping, Sequence
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 PAPER, INK, PALE, RULE = (255, 255, 255), (26, 26, 30), (110, 110, 118), (205, 205, 210)
 INFERNO = ("000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4")
-"""Ten even stations of matplotlib's inferno (Smith and van der Walt, 2015), whose lightness rises evenly."""
-SMALLEST, LARGEST = 256, 512  # a tile's shorter side at least and longer side at most, px
+"""Ten evenly spaced colours of matplotlib's inferno (Smith and van der Walt, 2015). Its lightness rises evenly."""
+SMALLEST, LARGEST = 256, 512  # px: least shorter side and greatest longer side of a tile
 COLUMNS = 6
 
 
@@ -24,9 +24,11 @@ def colours(values: Tensor) -> Tensor:
 
 
 def heat(image: Tensor, values: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """A map [h, w] of any range over a picture [H, W, C] in 0..1: the overlay [H, W, 3] and (lowest, highest) value.
+    """A map [h, w] of any range laid over a picture [H, W, C] in 0..1. Returns the overlay [H, W, 3] and the map's
+    (lowest, highest) value.
 
-    The map is enlarged bicubically; its lowest value leaves the picture dim and grey, its highest is the palest colour.
+    The map is enlarged bicubically. Its lowest value leaves the picture dim and grey. Its highest value gets the palest
+    colour.
     """
     image, low, high = image.float().cpu(), values.min().item(), values.max().item()
     large = F.interpolate(values[None, None].float(), image.shape[:2], mode="bicubic", align_corners=False)[0, 0]
@@ -37,10 +39,11 @@ def heat(image: Tensor, values: Tensor) -> tuple[Tensor, tuple[float, float]]:
 
 def tile(image: Tensor, label: str, lines: Sequence[tuple[str, str]] = (),
          scale: tuple[float, float] | None = None) -> Image.Image:
-    """A picture [H, W, C] in 0..1 under its label; beneath it the colours' scale (lowest, highest), then key and value.
+    """A picture [H, W, C] in 0..1 under its label. Below it stand the scale of the colours (lowest, highest) and the
+    lines of key and value.
 
-    Small pictures are enlarged by a whole number, each pixel a square, large ones reduced. An empty label
-    takes no room.
+    Small pictures are enlarged by a whole number, so that each pixel is a square. Large pictures are reduced. An empty
+    label takes no room.
     """
     picture = _fit(Image.fromarray((reduced(image[..., :3]).clamp(0, 1) * 255).round().byte().cpu().numpy()))
     width, height = max(picture.width, SMALLEST * 3 // 4), picture.height
@@ -87,7 +90,7 @@ def heatmaps(image: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
 
 
 def heat_rows(image: Tensor, maps: Mapping[str, Tensor]) -> list[list[Image.Image]]:
-    """Rows of tiles: the picture [H, W, C] in 0..1, then each word's map [h, w] over it with its colours' scale."""
+    """Rows of tiles: first the picture [H, W, C] in 0..1, then the map [h, w] of each word over it, with its scale."""
     tiles = [tile(image, "picture")]
     for word, values in maps.items():
         overlay, scale = heat(image, values)
@@ -96,12 +99,12 @@ def heat_rows(image: Tensor, maps: Mapping[str, Tensor]) -> list[list[Image.Imag
 
 
 def reduced(image: Tensor) -> Tensor:
-    """A picture [H, W, C] as float32 [h, w, C] with no side over LARGEST: each pixel the mean of what it covers."""
+    """A picture [H, W, C] as float32 [h, w, C] with no side over LARGEST. Each pixel is the mean of those it covers."""
     height, width = image.shape[:2]
     h, w = (max(1, round(side * min(1, LARGEST / max(height, width)))) for side in (height, width))
     if (h, w) == (height, width):
         return image.float()
-    # never the whole picture at once
+    # one row at a time, so that memory stays small
     rows = [image[i * height // h:-(-(i + 1) * height // h)].float().mean(0) for i in range(h)]
     return F.adaptive_avg_pool1d(torch.stack(rows).mT, w).mT
 
@@ -114,7 +117,7 @@ def _fit(picture: Image.Image) -> Image.Image:
 
 
 def _scale(page, draw, y: int, scale: tuple[float, float], font, unit: float):
-    """The colour map as a bar between its lowest and highest value, on the line whose text stands on y."""
+    """Draws the colour map as a bar between its lowest and highest value. The baseline of the text is y."""
     digits = max(0, 1 - math.floor(math.log10(scale[1]))) if scale[1] > 0 else 2
     low, high = (f"{v:.{digits}f}" for v in scale)
     draw.text((0, y), low, INK, font, "ls")

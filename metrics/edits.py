@@ -10,17 +10,20 @@ from .masks import background_mask
 from .pixels import changed_share, psnr, ssim, tiles
 
 CHANGED = .1
-"""A pixel counts as changed when one of its channels moved by more than this share of the whole range."""
+"""A pixel counts as changed if one of its channels differs by more than this share of the range."""
 
 
 def ideal_edit(source: Tensor, target: Tensor, mask: Tensor, encode: Callable[[Tensor], Tensor],
                decode: Callable[[Tensor], Tensor]) -> Tensor:
     """The best that a blend in latent space can give: the exact target's latent inside the mask, the source's outside.
 
-    source, target (B, H, W, C) and edit mask (B, H, W), in 0..1; encode: pictures to latents (B, ..., h, w),
-    decode: back.
-    A cell of the latent belongs to the edit as far as any pixel it covers does. What this differs by from the source
-    outside the mask is the decoder's smear, which no method that blends latents avoids: measure it beside every edit.
+    source, target: pictures (B, H, W, C) in 0..1
+    mask: the edit's area (B, H, W) in 0..1
+    encode: pictures to latents (B, ..., h, w)
+    decode: latents to pictures
+
+    A latent cell takes the highest mask value of the pixels that it covers. Outside the mask the result differs from
+    the source by the decoder's smear. No method that blends latents avoids the smear, so measure it beside every edit.
     """
     latent = encode(source)
     cells = F.adaptive_max_pool2d(mask[:, None], latent.shape[-2:])
@@ -32,10 +35,12 @@ def edit_scores(edited: Sequence[Mapping[str, str]], source: Sequence[Mapping[st
                 wanted: Sequence[Mapping[str, str]]) -> tuple[Tensor, Tensor]:
     """Success and kept of N edits, two float64 tensors [N].
 
-    edited, source: what a reader sees (attribute -> name) in each edited picture and in the source's own autoencoder
-    round trip, so that what the autoencoder alone changes is held against nobody. wanted: the attributes each edit had
-    to change, with their new names. Success is 1 where every wanted attribute reads as wanted, else 0. Kept is the
-    share of the other attributes that read as in the round trip, nan where the edit names them all.
+    edited: what a reader sees (attribute -> name) in each edited picture
+    source: what it sees in the source's autoencoder round trip, so that the autoencoder's own errors do not count
+    wanted: the attributes that each edit had to change, with their new names
+
+    Success is 1 if every wanted attribute reads as wanted, else 0. Kept is the share of the other attributes that read
+    as in the round trip. It is nan if the edit names them all.
     """
     if not len(edited) == len(source) == len(wanted):
         raise ValueError(f"{len(edited)} edited readings, {len(source)} of sources, {len(wanted)} wishes: give one of "
@@ -50,14 +55,18 @@ def edit_scores(edited: Sequence[Mapping[str, str]], source: Sequence[Mapping[st
 def edit_numbers(source: Tensor, edited: Tensor, reconstruction: Tensor | None = None, target: Tensor | None = None,
                  mask: Tensor | None = None,
                  tick: Callable[[int, int], object] = lambda done, total: None) -> dict[str, Tensor]:
-    """Every number of an edit that pictures alone give, name -> [B]; what was not given leaves its numbers out.
+    """The numbers of an edit that need only pictures, name -> [B]. An input that is None leaves its numbers out.
 
-    Pictures (B, H, W, C) and edit mask (B, H, W) in 0..1; a single picture serves the whole batch.
-    psnr, ssim: edited against source. background_psnr, background_ssim: the same outside the mask grown by two latent
-    cells. target_psnr, target_mask_psnr: edited against the exact target, whole and inside the mask.
-    reconstruction_psnr, reconstruction_ssim: reconstruction against source. changed: share of the picture that moved by
-    more than CHANGED. edit_share, background_share: the mask's and the background's share of the picture.
-    tick(done, total): called before each tile that is measured; it may raise to end the measuring.
+    Pictures are (B, H, W, C) and the edit mask is (B, H, W), in 0..1. A single picture serves the whole batch.
+
+    psnr, ssim: edited against source
+    background_psnr, background_ssim: the same outside the mask, grown by two latent cells
+    target_psnr, target_mask_psnr: edited against the exact target, whole and inside the mask
+    reconstruction_psnr, reconstruction_ssim: reconstruction against source
+    changed: share of the pixels that changed by more than CHANGED
+    edit_share, background_share: share of the picture in the mask and in the background
+
+    tick(done, total) is called before each tile is measured. It may raise to stop.
     """
     measures = dict(psnr=(psnr, edited, source), ssim=(ssim, edited, source),
                     changed=(changed_share, edited, source, CHANGED))

@@ -4,12 +4,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TWO_CELLS = 16
-"""Pixels in two cells of a latent at an eighth of the picture's side: how far a decoder smears an edit."""
+"""Pixels in two latent cells of 8 pixels. A decoder smears an edit this far."""
 
 
 def grow(mask: Tensor, pixels: int) -> Tensor:
-    """The mask (B, H, W) with every value spread over a square reaching `pixels` further on each side."""
-    for dim in (1, 2):  # a square is separable, and the maximum of 2n pixels is that of two maxima of n
+    """The mask (B, H, W) with every value spread over a square that reaches `pixels` further on each side."""
+    for dim in (1, 2):  # a square is separable, and two maxima of n pixels give the maximum of 2n
         mask, width = F.pad(mask, (0, 0, pixels, pixels) if dim == 1 else (pixels, pixels)), 1
         while width <= 2 * pixels:
             step = min(width, 2 * pixels + 1 - width)
@@ -18,5 +18,5 @@ def grow(mask: Tensor, pixels: int) -> Tensor:
 
 
 def background_mask(edit_mask: Tensor, grow_pixels: int = TWO_CELLS) -> Tensor:
-    """1 where a picture must stay as it was: outside every pixel the edit mask (B, H, W) touches, grown."""
+    """1 where a picture must stay as it was: outside the edit mask (B, H, W), grown from every pixel above 0."""
     return (1 - grow((edit_mask > 0).byte(), grow_pixels)).float()

@@ -1,19 +1,19 @@
-"""Distances between pictures (B, H, W, C) in 0..1; each gives one number a picture, [B].
+"""Distances between pictures (B, H, W, C) in 0..1. Each gives one number per picture, [B].
 
-`where` (B, H, W) takes only some pixels into account, and the number is normalised by their area: the mean is over them
-alone. The `pie_` measures follow the other convention, of PIE-Bench (Ju et al., "Direct Inversion", 2023,
-arXiv:2310.01506), which the tables of papers hold: the edited region is black in both pictures and the mean is over
-the whole picture. With a background share f its MSE is f times ours, and its PSNR -10 log10 f dB above ours.
+`where` (B, H, W) selects pixels. The mean is over these pixels alone. The `pie_` measures follow the other convention,
+that of PIE-Bench (Ju et al., "Direct Inversion", 2023, arXiv:2310.01506) and of the papers' tables: the edited region
+is black in both pictures, and the mean is over the whole picture. With a background share f, its MSE is f times ours
+and its PSNR is -10 log10 f dB above ours.
 
-No pixel to look at gives nan, as in PIE-Bench. Equal pictures have an infinite PSNR. Pictures are measured in tiles, so
-that the memory does not grow with their size: in float32 (float64 where they are), with the tiles' sums in float64.
-tick() is called before each tile, and may raise to end the measure.
+An empty selection gives nan, as in PIE-Bench. Equal pictures have an infinite PSNR. Pictures are measured in tiles, so
+that memory does not grow with their size. A tile is computed in float32 (float64 for float64 pictures), and the sums
+over tiles in float64. tick() is called before each tile and may raise to stop.
 """
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILE = 256  # pixels a side: what SSIM holds of one stays in a core's cache
+TILE = 256  # pixels a side, so that SSIM's buffers of one tile fit in the cache of a core
 
 
 def tiles(height: int, width: int) -> list[tuple[slice, slice]]:
@@ -23,10 +23,11 @@ def tiles(height: int, width: int) -> list[tuple[slice, slice]]:
 
 
 def _mean(index, a: Tensor, b: Tensor, where: Tensor | None, tick, reach: int = 0) -> Tensor:
-    """[B]: the mean of index(a, b, w), [C, h, w] of a tile, over its pixels with weight w [1, h, w] (1 without
-    `where`).
+    """[B]: the mean of index(a, b, w) over all pixels. A tile's index is [C, h, w], its weight w [1, h, w].
 
-    reach: how many pixels more the index gets on each side of what it gives; the picture is mirrored at its border."""
+    Without `where` the weight is 1. The index reads `reach` more pixels on each side than it returns. The picture is
+    mirrored at its border.
+    """
     given = [a, b] if where is None else [a, b, where[..., None]]
     if len({z.shape[1:3] for z in given}) > 1:
         raise ValueError(f"What is compared is of sizes {', '.join(f'{z.shape[2]}x{z.shape[1]}' for z in given)}: give "
@@ -45,14 +46,14 @@ def _mean(index, a: Tensor, b: Tensor, where: Tensor | None, tick, reach: int = 
 
 
 def _part(z: Tensor, tile: tuple[slice, slice], reach: int) -> Tensor:
-    """A tile of (H, W, C) and `reach` pixels around it, the picture mirrored at its border: (C, h, w)."""
+    """A tile of (H, W, C) with `reach` pixels around it, as (C, h, w). The picture is mirrored at its border."""
     inside, beyond = zip(*(_within(s, reach, side) for s, side in zip(tile, z.shape)))
     z = z[inside].movedim(-1, 0).contiguous()
     return F.pad(z, (*beyond[1], *beyond[0]), mode="reflect") if any(sum(beyond, ())) else z
 
 
 def _within(s: slice, reach: int, side: int) -> tuple[slice, tuple[int, int]]:
-    """What of a slice and of `reach` around it lies in 0..side, and how much lies before and behind."""
+    """The part of a slice, widened by `reach`, that lies in 0..side, and how far it would reach out on both sides."""
     start, stop = max(s.start - reach, 0), min(s.stop + reach, side)
     return slice(start, stop), (start - (s.start - reach), s.stop + reach - stop)
 
@@ -68,10 +69,11 @@ def psnr(a: Tensor, b: Tensor, where: Tensor | None = None, tick=lambda: None) -
 
 
 def ssim(a: Tensor, b: Tensor, where: Tensor | None = None, tick=lambda: None) -> Tensor:
-    """Structural similarity (Wang et al., 2004): Gaussian 11x11 windows, sigma 1.5, K1 0.01, K2 0.03, a window on each
-    pixel, the picture mirrored at its border as torchmetrics does. Sides are 6 pixels or more.
+    """Structural similarity (Wang et al., 2004).
 
-    With `where`, only windows centred on its pixels, with moments from those pixels alone: nothing else counts.
+    Gaussian 11x11 windows, sigma 1.5, K1 0.01, K2 0.03, one window on each pixel. The picture is mirrored at its
+    border, as in torchmetrics. Sides must be 6 pixels or more. With `where`, only windows centred on its pixels count,
+    and their moments come from these pixels alone.
     """
     if min(a.shape[1:3]) < 6:
         raise ValueError(f"SSIM mirrors 5 pixels at a border and the picture is {a.shape[2]}x{a.shape[1]}: use a "
@@ -80,14 +82,14 @@ def ssim(a: Tensor, b: Tensor, where: Tensor | None = None, tick=lambda: None) -
 
 
 def _similarity(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
-    """SSIM's index [C, h, w] of a tile and the 5 pixels around it, all with their weights."""
+    """SSIM's index [C, h, w] of a tile. a, b and weight hold 5 more pixels on each side."""
     share = 1 if weight is None else _window(weight)
 
     def moment(z):
         return _window(z if weight is None else z.mul_(weight)).div_(share)
 
     c1, c2 = .01 ** 2, .03 ** 2
-    a, b = a - .5, b - .5  # a variance is a small difference of squares, and smaller squares round less
+    a, b = a - .5, b - .5  # smaller squares round less, and a variance is a small difference of squares
     var, cov = moment(a * a + b * b), moment(a * b)
     a, b = moment(a), moment(b)
     var, cov = var.sub_(a * a + b * b), cov.sub_(a * b)  # of equal pictures var is 2 cov to the last bit
@@ -97,7 +99,7 @@ def _similarity(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def _window(z: Tensor) -> Tensor:
-    """Gaussian 11x11 averages, sigma 1.5, around every pixel of (C, h + 10, w + 10) but the outer five."""
+    """Gaussian 11x11 averages, sigma 1.5, of (C, h + 10, w + 10). The outer five pixels have none."""
     g = torch.exp(-torch.arange(-5, 6, dtype=z.dtype) ** 2 / (2 * 1.5 ** 2))
     for dim in (1, 2):
         n = z.shape[dim] - 10
@@ -121,7 +123,7 @@ def pie_mse(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
 
 
 def pie_psnr(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """PIE-Bench's background PSNR in dB outside the edit mask (B, H, W). Its tables average the dB, not the MSE."""
+    """PIE-Bench's background PSNR in dB outside the edit mask (B, H, W). Its tables average dB, not MSE."""
     return -10 * pie_mse(a, b, mask).log10()
 
 
@@ -132,5 +134,5 @@ def pie_ssim(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
 
 
 def changed_share(a: Tensor, b: Tensor, threshold: float, tick=lambda: None) -> Tensor:
-    """Share of the pixels of which some channel differs by more than the threshold, 0..1."""
+    """Share (0..1) of the pixels with a channel that differs by more than the threshold."""
     return _mean(lambda a, b: ((a - b).abs().amax(0, keepdim=True) > threshold).to(a), a, b, None, tick)

@@ -1,4 +1,4 @@
-"""How like white noise N(0, 1) a latent is, beside what white noise of that size gives. Latents are [B,C,…,h,w]."""
+"""How close a latent [B,C,…,h,w] is to white noise N(0, 1), and the range that white noise of that size gives."""
 import math
 
 import torch
@@ -6,10 +6,11 @@ from torch import Tensor
 
 
 def whiteness(noise: Tensor) -> dict[str, Tensor]:
-    """Four numbers a latent, name -> [B] float64.
+    """Four numbers per latent, name -> [B] float64.
 
-    mean, std: over its cells and channels. kl: the divergence of N(mean, std²) from N(0, 1), in nats a cell.
-    neighbours: the correlation of cells that touch along a row or a column.
+    mean, std: over its cells and channels
+    kl: the divergence of N(mean, std²) from N(0, 1), in nats per cell
+    neighbours: the correlation of cells that touch along a row or a column
     """
     noise = noise.double()
     mean = noise.flatten(1).mean(1)
@@ -21,7 +22,7 @@ def whiteness(noise: Tensor) -> dict[str, Tensor]:
 
 
 def white_range(shape) -> dict[str, tuple[float, float]]:
-    """Where each number of `whiteness` lies for 95 of 100 latents of white noise, shape [C,…,h,w]."""
+    """The range of each number of `whiteness` in 95 of 100 latents of white noise, shape [C,…,h,w]."""
     *_, h, w = shape
     cells = math.prod(shape)
     pairs = cells // (h * w) * (h * (w - 1) + (h - 1) * w)

@@ -1,1 +1,1 @@
-"""The embedded text-to-image model: scenes, weights, training, loading."""
+"""The embedded text-to-image model: its scenes, weights, training and loading."""

@@ -1,4 +1,4 @@
-"""The miniature in the host's own classes."""
+"""Loads the miniature into the host's own classes."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -24,9 +24,9 @@ CLIP_NAMES = {"token.": "embeddings.token_embedding.", "pos.": "embeddings.posit
 
 
 def load_miniature() -> tuple:
-    """The miniature as the host's (MODEL, CLIP, VAE), on the devices and in the precisions that the host chooses.
+    """The miniature as the host's (MODEL, CLIP, VAE). The host chooses devices and precisions.
 
-    Each call builds anew, so nothing that one workflow does to a model reaches another.
+    Each call builds new objects, so that workflows do not share a model.
     """
     state = load_file(WEIGHTS)
     return _model(_part(state, "unet.")), _clip(_part(state, "text."), state["vocab"]), _vae(_part(state, "ae."))
@@ -49,7 +49,7 @@ def _model(state: dict, disable_dynamic: bool = False):
     model.diffusion_model.load_state_dict(state)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else PATCHER
     patcher = kind(model.eval(), load_device=device, offload_device=management.unet_offload_device())
-    patcher.cached_patcher_init = (_reload_model, ())    # with it the host can rebuild the model for another device
+    patcher.cached_patcher_init = (_reload_model, ())    # lets the host rebuild the model for another device
     return patcher
 
 
@@ -71,7 +71,7 @@ class _Clip(comfy.sd1_clip.SD1ClipModel):
 def _clip(state: dict, vocab: torch.Tensor):
     clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, _Clip))
     rows = state["token.weight"].float()
-    table = rows.mean(0).repeat(49408, 1)    # a word no caption uses means nothing in particular
+    table = rows.mean(0).repeat(49408, 1)    # words that no caption uses get the mean
     table[vocab] = rows
     full = {new + k[len(old):]: v for old, new in CLIP_NAMES.items() for k, v in state.items() if k.startswith(old)}
     full["embeddings.token_embedding.weight"] = table
@@ -80,12 +80,12 @@ def _clip(state: dict, vocab: torch.Tensor):
 
 
 def _vae(state: dict):
-    """The host's VAE, set up as for its own tiny autoencoder, with our network in it."""
+    """The host's VAE, set up as for its tiny autoencoder, but with our network in it."""
     vae = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD().state_dict(), dtype=torch.float32)
     net = Autoencoder(comfy.ops.manual_cast)
     net.load_state_dict(state)
     vae.first_stage_model, offload = net.eval().requires_grad_(False), vae.patcher.offload_device
-    getattr(comfy.model_management, "archive_model_dtypes", lambda net: None)(net)    # 0.3.64 has none
+    getattr(comfy.model_management, "archive_model_dtypes", lambda net: None)(net)    # ComfyUI 0.3.64 does not have it
     vae.patcher = PATCHER(net, load_device=vae.device, offload_device=offload)
     size = comfy.model_management.dtype_size
     vae.memory_used_encode = lambda shape, dtype: 300 * shape[2] * shape[3] * size(dtype)

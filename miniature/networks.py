@@ -1,7 +1,7 @@
-"""The miniature's networks, as they are trained; `model.py` puts them into the host's classes.
+"""The miniature's networks as they are trained. `model.py` puts them into the host's classes.
 
-Autoencoder 8x to 4 channels, a CLIP-shaped text encoder over the words that captions use, the scene reader, and the
-settings of the host's U-Net. All are small: together under 24 MB in fp16.
+There are four: an 8x autoencoder of 4 channels, a CLIP-shaped text encoder over the words of the captions, the scene
+reader, and the host's U-Net with small settings. Together they take under 24 MB in fp16.
 """
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Residual(nn.Module):
 
 
 class Coder(nn.Module):
-    """One half of the autoencoder; only so that its parameters are called enc.f.* and dec.f.*."""
+    """One half of the autoencoder. It gives the parameters their names, enc.f.* and dec.f.*."""
     def __init__(self, *layers):
         super().__init__()
         self.f = nn.Sequential(*layers)
@@ -48,9 +48,9 @@ class Coder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Pictures (B, 3, H, W) in -1..1, sides multiples of 8, to latents (B, 4, H/8, W/8) and back.
+    """Pictures (B, 3, H, W) in -1..1, with sides that are multiples of 8, to latents (B, 4, H/8, W/8) and back.
 
-    `encode` and `decode` speak the host's SD1.x latents: unit variance after the host's scaling by 0.18215.
+    `encode` and `decode` use the host's SD1.x latents. They have unit variance after the host's scaling by 0.18215.
     """
     def __init__(self, ops=nn, a: int = 64, b: int = 128, z: int = 4):
         super().__init__()
@@ -71,7 +71,7 @@ class Autoencoder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention; with a plain softmax, since on a CPU the fused kernel's backward is slow at this size."""
+    """Causal self-attention with a plain softmax. At this size the fused kernel's backward is slow on a CPU."""
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -107,9 +107,9 @@ class Layer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Twin of the host's CLIP text model, out of place so that it trains, over a compact vocabulary.
+    """Twin of the host's CLIP text model over a compact vocabulary. It works out of place, so that it can be trained.
 
-    Row numbers (B, 77) to hidden states (B, 77, 128) after the final norm.
+    Maps row numbers (B, 77) to hidden states (B, 77, 128) after the final norm.
     """
     def __init__(self, words: int, width: int = CLIP["hidden_size"]):
         super().__init__()
@@ -128,7 +128,7 @@ class TextEncoder(nn.Module):
 
 
 class ReaderNet(nn.Module):
-    """Pictures (B, 3, 128, 128) in -1..1 to logits by head (`READER_HEADS`); "#2" is the right or lower object."""
+    """Pictures (B, 3, 128, 128) in -1..1 to logits by head (`READER_HEADS`). "#2" is the right or lower object."""
     def __init__(self, a: int = 32, b: int = 64, c: int = 128):
         super().__init__()
         self.body = nn.Sequential(nn.PixelUnshuffle(4), *self._block(48, a), *self._block(a, b, 2), *self._block(b, b),

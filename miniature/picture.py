@@ -1,4 +1,4 @@
-"""Pictures of a training: its loss curve and a grid of samples."""
+"""Pictures of a training run: the loss curve and a grid of samples."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from . import scenes
 
 
 def loss_curve(curve: list[tuple[int, float]], path: Path, width: int = 640, height: int = 320):
-    """Draw (step, loss) pairs as an SVG, losses on a logarithmic axis."""
+    """Draws (step, loss) pairs as an SVG, with a logarithmic axis for the loss."""
     steps, losses = np.array(curve, float).T
     low, high = losses.min() * .97, losses.max() * 1.03
     x = 60 + (width - 80) * steps / steps.max()
@@ -27,9 +27,9 @@ def loss_curve(curve: list[tuple[int, float]], path: Path, width: int = 640, hei
 
 
 def sample(model, clip, vae, captions: list[str], steps: int = 50, cfg: float = 3., seed: int = 0) -> torch.Tensor:
-    """Pictures (B, 128, 128, 3) of captions, through the host's own DDIM on ddim_uniform.
+    """Pictures (B, 128, 128, 3) of captions, sampled with the host's DDIM on ddim_uniform.
 
-    One run for all captions: each is a row of one CONDITIONING.
+    All captions are sampled in one run, as rows of one CONDITIONING.
     """
     import comfy.sample
     encode = clip.encode_from_tokens_scheduled
@@ -44,13 +44,13 @@ def sample(model, clip, vae, captions: list[str], steps: int = 50, cfg: float = 
 
 
 def sheet(pictures: torch.Tensor, columns: int) -> Image.Image:
-    """Pictures (B, H, W, 3) in 0..1 as one, `columns` a row."""
+    """Pictures (B, H, W, 3) in 0..1 on one sheet, `columns` in a row."""
     rows = [torch.cat(list(row), 1) for row in pictures.split(columns)]
     return Image.fromarray((torch.cat(rows).clamp(0, 1) * 255).round().byte().cpu().numpy())
 
 
 def sample_grid(path: Path, columns: int = 8, rows: int = 4):
-    """Samples of held-out captions; the same captions' own pictures under each row."""
+    """Saves samples of held-out captions. Under each row stand the rendered scenes of the same captions."""
     from .model import load_miniature
     drawn = [scenes.held_out_scene(i) for i in range(columns * rows)]
     made = sample(*load_miniature(), [s.caption() for s in drawn])

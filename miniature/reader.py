@@ -1,4 +1,4 @@
-"""The scene reader: names what a picture of a scene shows, so that edits can be scored."""
+"""The scene reader. It names what a picture of a scene shows, so that edits can be scored."""
 from __future__ import annotations
 
 from functools import lru_cache
@@ -20,11 +20,11 @@ def _net() -> ReaderNet:
     return net.eval().requires_grad_(False)
 
 
-def cross_attention_maps(images: torch.Tensor, batch: int = 32) -> dict[str, torch.Tensor]:
-    """Pictures (B, 128, 128, 3) in 0..1 to probabilities (B, classes) by attribute, classes as in READER_HEADS.
+def probabilities(images: torch.Tensor, batch: int = 32) -> dict[str, torch.Tensor]:
+    """Pictures (B, 128, 128, 3) in 0..1 to probabilities (B, classes) by attribute. READER_HEADS lists the classes.
 
-    Attributes: shape, colour, material and pose of the first object (left or upper), the same with "#2" of the second,
-    ground, style and count. Other sizes raise ValueError.
+    The attributes are shape, colour, material and pose of the first object (left or upper), the same with "#2" for the
+    second object, ground, style and count. Other picture sizes raise ValueError.
     """
     if images.ndim != 4 or tuple(images.shape[1:]) != (SIZE, SIZE, 3):
         raise ValueError(f"the reader knows pictures of shape (B, {SIZE}, {SIZE}, 3), got {tuple(images.shape)}: "
@@ -36,10 +36,10 @@ def cross_attention_maps(images: torch.Tensor, batch: int = 32) -> dict[str, tor
 
 
 def read(images: torch.Tensor) -> list[dict[str, str]]:
-    """What each picture (B, 128, 128, 3) in 0..1 shows, attribute to name.
+    """What each picture (B, 128, 128, 3) in 0..1 shows: attribute -> name.
 
-    The second object's attributes ("shape#2") are there only where the reader counts two.
+    The second object's attributes ("shape#2") are present only if the reader counts two objects.
     """
-    best = {head: p.argmax(-1).tolist() for head, p in cross_attention_maps(images).items()}
+    best = {head: p.argmax(-1).tolist() for head, p in probabilities(images).items()}
     rows = [{head: READER_HEADS[head][best[head][i]] for head in best} for i in range(len(images))]
     return [{k: v for k, v in row.items() if "#2" not in k or row["count"] == "2"} for row in rows]

@@ -1,7 +1,7 @@
 """Scenes: a caption, its picture, and the exact picture of every edit of the caption.
 
-A scene is data. `Scene.caption()` says part of it ("a photo of a red striped star on a grass background"); place, size,
-phase of the pattern and the seed of the ground are not said, and an edit leaves them as they are. Pixels and edits are
+A scene is data. `Scene.caption()` states part of it ("a photo of a red striped star on a grass background"). It does
+not state position, size, phase of the pattern and seed of the ground, and an edit keeps them. Pictures and edits use
 numpy alone, so equal seeds give equal pictures on every machine.
 """
 from __future__ import annotations
@@ -23,9 +23,9 @@ POSES = ("upright", "tilted")
 EDIT_KINDS = ("object", "add", "delete", "colour", "material", "pose", "background", "style")
 
 CLASHES = {("white", "wall"), ("green", "grass"), ("black", "night"), ("yellow", "sand"), ("red", "brick")}
-"""Colours that vanish on a ground; no scene has them."""
+"""Colours that vanish on a ground. No scene has such a pair."""
 ROUND = {"circle", "ring"}
-"""Shapes on which a tilt does not show; they are never tilted."""
+"""Shapes that look the same when tilted. They are never tilted."""
 TILT = .5
 PAIRS = (((.27, .5), (.73, .5)), ((.5, .27), (.5, .73)))
 HELD_OUT_SEED = 2 ** 40
@@ -34,7 +34,12 @@ _y, _x = (np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + .5) / SIZE
 
 @dataclass(frozen=True)
 class Obj:
-    """One object: what the caption says of it, then place and radius in picture widths, rotation in radians, phase."""
+    """One object. The caption states shape, colour, material and tilt.
+
+    x, y, r: centre and radius, in picture widths
+    rot: rotation in radians
+    phase: phase of the pattern
+    """
     shape: str
     colour: str
     material: str
@@ -52,7 +57,7 @@ class Obj:
 
 @dataclass(frozen=True)
 class Scene:
-    """Up to two objects (left or upper one first), a ground, a style; `seed` draws the ground."""
+    """Up to two objects (the left or upper one first), a ground and a style. `seed` draws the ground."""
     objs: tuple[Obj, ...]
     ground: str
     style: str
@@ -65,7 +70,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Edit:
-    """Two scenes, their captions, pictures (SIZE, SIZE, 3) in 0..1, and mask (SIZE, SIZE), 1 where they differ."""
+    """Two scenes with their captions and pictures (SIZE, SIZE, 3) in 0..1. mask (SIZE, SIZE) is 1 where they differ."""
     source: Scene
     target: Scene
     kind: str
@@ -81,7 +86,7 @@ _CAPTION = re.compile(f"a ({'|'.join(STYLES)}) of (?:(.+) on )?a ({'|'.join(GROU
 
 
 def parse_caption(text: str) -> dict:
-    """A caption's style, ground and objects (shape, colour, material, pose). ValueError outside the grammar."""
+    """A caption's style, ground and objects (shape, colour, material, pose). Raises ValueError outside the grammar."""
     m = _CAPTION.fullmatch(text)
     phrases = [_PHRASE.fullmatch(p) for p in m[2].split(" and ")] if m and m[2] else []
     if m is None or None in phrases:
@@ -121,21 +126,24 @@ def _sample(rng, count: int | None = None, style: str | None = None) -> Scene:
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """A scene as the model was trained on: mostly one object, mostly a photo."""
+    """A scene like those of the training: mostly one object, mostly a photo."""
     return _sample(rng)
 
 
 def held_out_scene(seed: int) -> Scene:
-    """Scene number `seed` of a range that training never draws from."""
+    """Scene number `seed` of a range that training never uses."""
     return _sample(np.random.default_rng(HELD_OUT_SEED + seed))
 
 
 def edit_scene(scene: Scene, kind: str, rng: np.random.Generator) -> Scene:
-    """The scene with one thing changed as `kind` (EDIT_KINDS) says; everything the caption does not say stays.
+    """The scene after one edit of a `kind` (EDIT_KINDS). What the caption does not state stays.
 
-    Colour, object, background and style edits change exactly one word, material edits too between patterns (to or from
-    "plain" they add or drop one); pose adds or drops "tilted", add and delete a whole phrase.
-    Raises ValueError where the scene has nothing that the edit could change.
+    colour, object, background, style: change exactly one word
+    material: changes one word between patterns, and adds or drops one to or from "plain"
+    pose: adds or drops "tilted"
+    add, delete: a whole phrase
+
+    Raises ValueError if the scene has nothing that the edit could change.
     """
     if kind not in EDIT_KINDS:
         raise ValueError(f"{kind!r} is no kind of edit; choose one of {', '.join(EDIT_KINDS)}")
@@ -184,10 +192,10 @@ def _add(scene: Scene, rng) -> Scene:
 
 
 def held_out_edit(seed: int, kind: str) -> Edit:
-    """Edit number `seed` of one kind, on a held-out photo; possible for every seed and kind.
+    """Edit number `seed` of one kind, on a held-out photo. Every seed and kind is possible.
 
-    The scene has one object (two where one is deleted, and one beside an empty half where one is added); object,
-    colour, material (between patterns), background and style edits change exactly one word of the caption.
+    The scene has one object. For delete it has two, and for add it has one beside an empty half. Object, colour,
+    material (between patterns), background and style edits change exactly one word of the caption.
     """
     if kind not in EDIT_KINDS:
         raise ValueError(f"{kind!r} is no kind of edit; choose one of {', '.join(EDIT_KINDS)}")
@@ -218,7 +226,7 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Distance to the shape's edge in radii, negative inside, roughly Euclidean near the edge."""
+    """Distance to the shape's edge in radii. It is negative inside and roughly Euclidean near the edge."""
     if shape == "circle":
         return np.hypot(x, y) - .9
     if shape == "square":
@@ -251,7 +259,7 @@ def _paint(o: Obj) -> tuple[np.ndarray, np.ndarray]:
 
 
 def covered(o: Obj) -> np.ndarray:
-    """(SIZE, SIZE) in {0, 1}: the pixels that an object covers by more than half."""
+    """(SIZE, SIZE) in {0, 1}: 1 for pixels that an object covers by more than half."""
     return (_paint(o)[1][..., 0] > .5).astype(np.float32)
 
 
@@ -316,8 +324,8 @@ def _stylise(image: np.ndarray, style: str) -> np.ndarray:
 
 
 def visible(scene: Scene) -> dict[str, str]:
-    """What a picture of the scene shows, by name: ground, style, count and each object's attributes ("colour#2" is the
-    second object's). A sketch shows no colour."""
+    """What a picture of the scene shows: attribute -> name. "colour#2" is the second object's. A sketch shows no
+    colour."""
     shown = dict(ground=scene.ground, style=scene.style, count=str(len(scene.objs)))
     for o, suffix in zip(scene.objs, ("", "#2")):
         values = dict(shape=o.shape, colour=o.colour, material=o.material, pose=POSES[o.tilted])

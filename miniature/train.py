@@ -1,9 +1,9 @@
-"""Trains the miniature: scenes, autoencoder, reader, U-Net with text encoder, then the loss curve and a sample grid.
+"""Trains the miniature: autoencoder, reader, then U-Net with text encoder. Draws the loss curve and a sample grid.
 
     python tools/dev.py train [--minutes 150] [--start]
 
-On a CPU two one-threaded workers share each batch, in bfloat16; on a GPU there is one worker. Everything unfinished
-lies in `training/work/`, and a second call goes on from there. `--start` begins at the shipped weights instead of from
+On a CPU, two workers of one thread each share a batch, in bfloat16. On a GPU there is one worker. Unfinished work is
+kept in `training/work/`, and a second call continues it. `--start` begins from the shipped weights instead of from
 nothing.
 """
 from __future__ import annotations
@@ -33,7 +33,7 @@ SCENES = 60_000
 
 
 def vocabulary() -> list[int]:
-    """Token ids of every word a caption can use, and of the prompt's frame."""
+    """Token ids of every word that a caption can use, and of the start and end tokens."""
     from comfy.sd1_clip import SD1Tokenizer
     words = [*scenes.STYLES, *scenes.COLOURS, *scenes.MATERIALS, *scenes.SHAPES, *scenes.GROUNDS, *scenes.POSES]
     rows = SD1Tokenizer().tokenize_with_weights(" ".join(words) + " a of and on background , .")["l"]
@@ -41,7 +41,7 @@ def vocabulary() -> list[int]:
 
 
 def token_rows(captions: list[str], vocab: list[int]) -> torch.Tensor:
-    """Rows of the compact vocabulary (N, 77) for captions."""
+    """Captions as rows of the compact vocabulary, (N, 77)."""
     from comfy.sd1_clip import SD1Tokenizer
     tokenizer, row = SD1Tokenizer(), {t: i for i, t in enumerate(vocab)}
     known = {c: [row[t] for t, _ in tokenizer.tokenize_with_weights(c)["l"][0]] for c in set(captions)}
@@ -49,7 +49,7 @@ def token_rows(captions: list[str], vocab: list[int]) -> torch.Tensor:
 
 
 def make_scenes(n: int, work: Path) -> tuple[torch.Tensor, list[scenes.Scene]]:
-    """`n` training scenes, pictures as uint8 (n, 128, 128, 3), rendered once and kept."""
+    """`n` training scenes with their pictures, uint8 (n, 128, 128, 3). They are rendered once and kept in `work`."""
     drawn = [scenes.sample_scene(np.random.default_rng(i)) for i in range(n)]
     path = work / f"scenes{n}.npy"
     if not path.exists():
@@ -57,7 +57,7 @@ def make_scenes(n: int, work: Path) -> tuple[torch.Tensor, list[scenes.Scene]]:
         pictures = np.lib.format.open_memmap(path.with_suffix(".part"), "w+", np.uint8, shape)
         for i, scene in enumerate(drawn):
             pictures[i] = np.rint(scenes.render(scene) * 255)
-        del pictures  # which writes it out; Windows renames no file that is mapped
+        del pictures  # writes the file and closes it, because Windows renames no mapped file
         path.with_suffix(".part").rename(path)
     return torch.from_numpy(np.load(path, mmap_mode="c")), drawn
 
@@ -71,7 +71,7 @@ def to_bytes(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def _replica(net):
-    """A copy with gradients of its own whose parameters and buffers are the same memory."""
+    """A copy that shares parameters and buffers with the network but has its own gradients."""
     twin = copy.deepcopy(net)
     for p, q in zip(_tensors(net), _tensors(twin)):
         q.data = p.data
@@ -83,7 +83,10 @@ def _tensors(net) -> list[torch.Tensor]:
 
 
 class Fit:
-    """One network's training for a share of the time: AdamW, cosine rate by the clock, averaged weights, resumable."""
+    """Trains one network for a share of the time.
+
+    It uses AdamW, a cosine rate by the clock and averaged weights, and can be resumed.
+    """
 
     def __init__(self, name: str, net, loss, minutes: float, rate: float, work: Path):
         self.name, self.net, self.loss, self.seconds, self.rate = name, net, loss, minutes * 60, rate
@@ -129,7 +132,7 @@ class Fit:
                              1 - min(.9985, (self.step + 1) / (self.step + 10)))
 
     def run(self, every: float = 300):
-        """Train until the time is spent; save every so many seconds. Returns the averaged network."""
+        """Trains until the time is spent and saves at intervals of `every` seconds. Returns the averaged network."""
         count = 1 if self.device.type == "cuda" else 2
         nets = [_replica(self.net) for _ in range(count)]
         saved, shown, running = self.spent, self.spent - 60, None
@@ -154,7 +157,7 @@ class Fit:
 
 
 def autoencoder_loss(pictures: torch.Tensor, batch: int):
-    """Crops of 64: absolute, gradient and squared error; a little noise on the latent makes its space smooth."""
+    """Absolute, gradient and squared error on crops of 64. A little noise on the latent makes its space smooth."""
     def loss(net, g):
         y, x = torch.randint(0, scenes.SIZE - 63, (2,), generator=g).tolist()
         picked = pictures[torch.randint(0, len(pictures), (batch,), generator=g), y:y + 64, x:x + 64]
@@ -167,7 +170,7 @@ def autoencoder_loss(pictures: torch.Tensor, batch: int):
 
 
 def labels(drawn: list[scenes.Scene]) -> dict[str, torch.Tensor]:
-    """Class numbers by reader head, -100 (ignored) where a scene does not show the attribute."""
+    """Class numbers by reader head. They are -100 (ignored) where a scene does not show the attribute."""
     rows = {head: torch.full((len(drawn),), -100) for head in READER_HEADS}
     for i, scene in enumerate(drawn):
         for head, value in scenes.visible(scene).items():
@@ -176,7 +179,7 @@ def labels(drawn: list[scenes.Scene]) -> dict[str, torch.Tensor]:
 
 
 def reader_loss(pictures: torch.Tensor, smeared: torch.Tensor, target: dict, batch: int):
-    """Cross-entropy over the heads; half the pictures have been through the autoencoder, all are shifted and noisy."""
+    """Cross-entropy over the heads. Half the pictures come from the autoencoder. All are shifted and get noise."""
     def loss(net, g):
         half = batch // 2
         index = torch.cat([torch.randint(0, len(p), (half,), generator=g) for p in (pictures, smeared)])
@@ -192,16 +195,16 @@ def reader_loss(pictures: torch.Tensor, smeared: torch.Tensor, target: dict, bat
 
 
 def math_attention(_, q, k, v, heads, *args, **kwargs):
-    """Plain softmax attention: on small maps on a CPU half again as fast to train as the fused kernel."""
+    """Plain softmax attention. For small maps on a CPU it trains 1.5 times as fast as the fused kernel."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     weights = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -.5, -1)
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
 def denoising_loss(latents: torch.Tensor, rows: torch.Tensor, null: torch.Tensor, batch: int):
-    """Eps prediction on SD1.x's schedule, min-SNR weights of 5 (Hang et al. 2023), 10 % of the captions dropped.
+    """Eps prediction on SD1.x's schedule with min-SNR weights of 5 (Hang et al. 2023). Drops 10 % of the captions.
 
-    Half the levels are drawn from the middle of the schedule, where shapes are decided.
+    Half of the noise levels come from the middle of the schedule, where shapes form.
     """
     from comfy.ldm.modules.diffusionmodules.util import make_beta_schedule
     alphas = torch.cumprod(1 - torch.as_tensor(make_beta_schedule("linear", 1000, .00085, .012)).double(), 0).float()
@@ -230,8 +233,8 @@ def _through(fn, rows: torch.Tensor, device, batch: int = 64) -> torch.Tensor:
 
 
 def encode(ae, pictures) -> torch.Tensor:
-    """The autoencoder's latents, before they are scaled; sets its mean and deviation by channel, for a variance of
-    1."""
+    """The autoencoder's latents before scaling. Also sets its mean and deviation of each channel, so that scaled
+    latents have variance 1."""
     device = next(ae.parameters()).device
     z = _through(lambda x: ae.enc(to_input(x, device)).float(), pictures, device)
     ae.mean.copy_(z.mean((0, 2, 3), keepdim=True))
@@ -240,7 +243,7 @@ def encode(ae, pictures) -> torch.Tensor:
 
 
 def shipped(vocab: list[int]) -> dict[str, dict[str, torch.Tensor]]:
-    """The weights beside this file by network; rows of words they do not know start at their mean row."""
+    """The shipped weights by network. Words that they do not know start at the mean row."""
     state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(HERE / WEIGHTS).items()}
     parts = {p: {k[len(p) + 1:]: v for k, v in state.items() if k.startswith(p + ".")} for p in ("ae", "unet", "text")}
     old, table = {int(t): i for i, t in enumerate(state["vocab"])}, parts["text"]["token.weight"]
@@ -253,14 +256,14 @@ def _half(net) -> dict[str, torch.Tensor]:
 
 
 def pack(path: Path, vocab: list[int], ae, net):
-    """Ship fp16 weights: `ae.*`, `unet.*`, `text.*`, and the token ids of the text encoder's rows."""
+    """Saves fp16 weights: `ae.*`, `unet.*`, `text.*`, and the token ids of the text encoder's rows."""
     parts = {"ae": ae, "unet": net["unet"], "text": net["text"]}
     state = {f"{p}.{k}": v for p, m in parts.items() for k, v in _half(m).items()}
     save_file({**state, "ae.mean": ae.mean.cpu(), "ae.std": ae.std.cpu(), "vocab": torch.tensor(vocab)}, path)
 
 
 def train(minutes: float, work: Path, out: Path = HERE, start: bool = False, count: int = SCENES):
-    """Train on `count` scenes for `minutes` of computing, weights into the folder `out`; returns the U-Net's curve."""
+    """Trains on `count` scenes for `minutes` of computing, saves the weights in `out`, returns the U-Net's curve."""
     device = get_torch_device()
     batch, vocab = (128 if device.type == "cuda" else 32), vocabulary()
     work.mkdir(parents=True, exist_ok=True)

@@ -157,7 +157,7 @@ def test_an_error_of_the_packs_is_shown_with_its_remedy(view):
     view.page.get_by_text('"horse"').first.wait_for()
 
 
-@pytest.mark.parametrize("locale, words", [("en", "Reads a picture into noise"), ("zh", "把图像读成噪声")])
+@pytest.mark.parametrize("locale, words", [("en", "Turns a picture into noise"), ("zh", "把图像变成噪声")])
 def test_a_nodes_help_page_opens_in_the_users_language(locale, words, view):
     view.set(Comfy__Locale=locale, Comfy__VueNodes__Enabled=True)
     view.load(workflow.MAPS)
