@@ -140,7 +140,7 @@ def test_the_best_choice_of_a_kind_succeeds_and_is_nearest_to_the_target():
     assert line == "| colour | c (true mask) | 80% | 25.0 dB | b | 90% | 20.0 dB |"
 
 
-def test_speed_times_runs_of_equal_results_and_prints_the_readmes_rows(tmp_path, monkeypatch, capsys):
+def test_speed_times_runs_of_equal_results_and_prints_the_rows_of_the_document(tmp_path, monkeypatch, capsys):
     same, editor = ("SEGA, one concept", "DDIM inversion", "DiffEdit's mask"), "Proximal Guidance"
     monkeypatch.setattr(speed, "NARROW", {name: speed.NARROW[name] for name in same})
     monkeypatch.setattr(speed, "EDITORS", {editor: speed.EDITORS[editor]})
@@ -157,7 +157,7 @@ def test_speed_times_runs_of_equal_results_and_prints_the_readmes_rows(tmp_path,
     assert all(f"| {name} | " in printed for name in (*same, editor, "DDIM, the inversion", "Attention Inject"))
 
 
-def test_cost_promises_by_the_rows_that_are_read_and_prints_the_readmes_rows(tmp_path, monkeypatch, capsys):
+def test_cost_promises_by_the_rows_that_are_read_and_prints_the_rows_of_the_document(tmp_path, monkeypatch, capsys):
     kept, moved, four = (name for name in cost.EDITORS if name == "Noise Map Guidance" or "whole schedule" in name)
     monkeypatch.setattr(cost, "MODELS", {"miniature": (None, 16,
                                                        {name: cost.EDITORS[name] for name in (kept, moved, four)})})
