@@ -1,44 +1,49 @@
 """MagicRemover: Tuning-free Text-guided Image Inpainting with Diffusion Models. Yang, Zhang, Ma, Liu, Fu, He, 2023.
 arXiv:2310.02848
 
-A word names what is to go. The picture's own prompt is sampled from its inversion; from a share of the schedule on
+A word names what is to go. The picture's own prompt is sampled from its inversion. From a share of the schedule on
 every self-attention looks up the source's keys and values, and the latent is moved so that the word's cross-attention A
 falls to its least value,
-    L = mean (m ⊙ 15·(A - min A)/max A_0)²,   z_t <- z_t - √(1 - ᾱ_t)·m ⊙ ∇_{z_t} L,
-A the object's map, the geometric mean of its words' (each a mean over sites and heads, summed over its tokens), A_0 the
-first that is seen, m where the object lies: before half of the schedule twice a step (the classifier optimisation),
-then once. Outside m the source's latents are put back at every step. In x = z/√ᾱ and σ, with c = √(1 + σ²), that is x
-<- x - s·σ·c·m ⊙ ∇_x L; s is 1 there.
+    L = mean (m ⊙ 15·(A - min A)/max A_0)²,   z_t <- z_t - √(1 - ᾱ_t)·m ⊙ ∇_{z_t} L.
+A is the object's map, the geometric mean of its words' maps. Each of these is a mean over sites and heads, summed over
+the word's tokens. A_0 is the first that is seen, and m is 1 where the object lies. Before half of the schedule there
+are two moves a step (the classifier optimisation), then one. Outside m the source's latents are put back at every step.
+In x = z/√ᾱ and σ, with c = √(1 + σ²), a move is x <- x - s·σ·c·m ⊙ ∇_x L, where s is 1.
 
-The paper's abstract and a published program of the method (mycfhs/Magicremover) were at hand, its equations were not.
-Ours: the place m is known before the run, from a mask or from the source's maps, where the program joins the object's
-map at the end of the inversion and the upper fifth of A; the words' maps become one, where the program lowers each
-token's; the looked-up keys leave out those in m, without which the object finds itself there again; every move is made
-before the step, where the program puts the last one into its direction; the gradient is taken without the looked-up
-features; the picture is held by the inversion's own latents, not by null-text optimisation. A prompt that does not name
-the object is not moved for, and costs no gradient. Several objects of a picture are each moved in their own place, look
-up what lies outside all places, and the source is held outside all.
+A prompt that does not name the object is not moved for, and costs no gradient. Each of several objects of a picture is
+moved in its own place, all look up what lies outside all places, and the source is held outside all.
+
+Differs from the paper: its abstract and a published program (mycfhs/Magicremover) were read, its equations were not.
+This differs from the program:
+- m is known before the run, from a mask or from the source's maps. The program joins the object's map at the end of the
+  inversion and the upper fifth of A.
+- The words' maps become one. The program lowers each token's.
+- The keys that are looked up leave out those in m, without which the object finds itself there again.
+- Every move is made before the step. The program puts the last one into its direction.
+- The gradient is taken without the features that are looked up.
+- The picture is held by the inversion's own latents, not by null-text optimisation.
+Checked against: reconstructed (from the abstract and that program).
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..blending.local_blend import LocalBlend
 from ..editing.attention_loss import cross_attention_maps, loss_gradient, of_text
 from ..editing.latent_move import Mover
-from ..editing.masks import require_rows
+from ..editing.masks import Anchored, require_rows
 from ..editing.sites import AttentionEdit, in_tiles, mask_at
 from ..editing.word_maps import sampled_tokens
 from ..host.batch import repeat_to_batch_size
 from ..host.tokens import find_in_some
+from ..inversion.trajectory import Inversion
 
 TWICE = 0.5  # the percent of the schedule until which there are two moves a step
 
 
 def object_map(maps: Tensor, places: list) -> Tensor:
-    """[B, …]: of each row's maps [B, …, tokens] the geometric mean over its words, each a tuple of positions."""
+    """A [B, …]: of each row's maps [B, …, tokens] the geometric mean over its words, each a tuple of positions."""
     words = (torch.stack([A[..., list(p)].sum(-1) for p in row]) for A, row in zip(maps, places))
     return torch.stack([w.clamp(min=1e-8).log().mean(0).exp() for w in words])
 
@@ -54,16 +59,32 @@ def union(places: list) -> Tensor:
     return torch.stack([repeat_to_batch_size(m, count) for m in places]).amax(0)
 
 
-class Surroundings(LocalBlend):
-    """The source outside the places of all objects that a MODEL's MagicRemovers remove."""
+@dataclass(frozen=True, eq=False)
+class Surroundings(Anchored):
+    """Holds the source outside the places of all objects that a MODEL's MagicRemovers remove.
+
+    places: [masks, h, w] at the latent's size, 1 in them.
+    start: the percent of the schedule from which it holds.
+    """
+    inversion: Inversion
+    places: Tensor
+    start: float
+
+    def mask(self, run, x, sigma):
+        return self.places
 
 
 @dataclass(frozen=True, eq=False)
 class MagicRemover(Mover, AttentionEdit):
-    """words: the names of the object's, or none; place: m [masks, h, w] at the latent's size; scale: s; resolution: of the
-    latent's side, the grid whose maps are read; start, end: percents of the schedule. At self-attention the first of a
-    run that reads at a σ acts for all."""
-    inversion: object
+    """Removes one object. At self-attention the first of a run that reads at a σ acts for all.
+
+    words: the names of the object's, or none.
+    place: m [masks, h, w] at the latent's size.
+    scale: s.
+    resolution: of the grid whose maps are read, its side over the latent's.
+    start, end: percents of the schedule.
+    """
+    inversion: Inversion
     words: tuple
     place: Tensor
     scale: float = 1.0
@@ -73,10 +94,17 @@ class MagicRemover(Mover, AttentionEdit):
     roles, name = ("target", "null"), "MagicRemover"
     rank = -0.5  # inside what passes it values, which are not looked up; outside Style Aligned (-1), which adds keys
 
+    @dataclass
+    class State(Mover.State):
+        """named: {id of the Tokens of an entry: for each of its prompts the positions of each word}.
+        first: {uuid of an entry: the largest value of its A_0, [B, 1]}.
+        """
+        named: dict = field(default_factory=dict)
+        first: dict = field(default_factory=dict)
+
     def begin(self, run):
         require_rows(run, len(self.place), self.name)
-        known = sampled_tokens(run)
-        run.memory(self)["named"] = {id(prompts): self.named(prompts) for prompts in known}
+        run.state(self).named = {id(prompts): self.named(prompts) for prompts in sampled_tokens(run)}
         run.warn_if_idle(self.name, lambda sigma: self.reads(run, sigma))
 
     def named(self, prompts) -> list:
@@ -109,15 +137,15 @@ class MagicRemover(Mover, AttentionEdit):
         outside = (mask_at(union([e.place for e in self._peers(run, sigma)]), rows, site) == 0).to(source.v)
         outside[~outside.any(1)] = 1
         outside = repeat_to_batch_size(outside, len(q))[..., None]
-        # of a softmax over all keys, so that other packs see all
+        # the softmax is over all keys, so that other packs see all, and those in m count as 0
         share = attention(q, source.k, outside.expand_as(source.v))
         if any(isinstance(e, AttentionEdit) and e.rank < self.rank and e.acts(run, site, sigma) for e in run.editors):
-            # and Style Aligned's own keys, which count
+            # Style Aligned's own keys count as well
             share = share + 1 - attention(q, source.k, torch.ones_like(source.v))
         return attention(q, source.k, outside * source.v) / share.clamp(min=1e-4)
 
     def move(self, run, x, sigma):
-        if self.scale and any(run.memory(self)["named"].values()) and self.reads(run, sigma):
+        if self.scale and any(run.state(self).named.values()) and self.reads(run, sigma):
             m, amount = self._place(x), self.scale * sigma / (1 + sigma ** 2) ** 0.5
             for _ in range(2 if run.within(sigma, self.start, TWICE) else 1):
                 x = x - amount * m * loss_gradient(run, x, sigma, lambda site: site.resolution == self.resolution,
@@ -129,11 +157,11 @@ class MagicRemover(Mover, AttentionEdit):
         return m.view(len(m), *[1] * (x.ndim - 3), *m.shape[1:])
 
     def _activation(self, run):
-        """(look, loss) of L; of several target entries the mean."""
-        maps, memory = {}, run.memory(self)
+        """(record, loss) of L; of several target entries the mean."""
+        maps, state = {}, run.state(self)
 
-        def look(rows, site, q, k):
-            named = memory["named"].get(id(rows.entry.get("palimpsest_tokens")))
+        def record(rows, site, q, k):
+            named = state.named.get(id(rows.entry.get("palimpsest_tokens")))
             if named:
                 found = of_text(cross_attention_maps(q, k, site.heads).mean(1), rows)
                 found = object_map(found, [named[i % len(named)] for i in range(rows.count)])
@@ -143,10 +171,10 @@ class MagicRemover(Mover, AttentionEdit):
             terms = []
             for uuid, found in maps.items():
                 A, (_, m) = sum(A for A, _ in found) / len(found), found[0]
-                first = memory.setdefault(uuid, A.detach().amax(1, keepdim=True))
+                first = state.first.setdefault(uuid, A.detach().amax(1, keepdim=True))
                 terms.append(activation(A, A.detach().amin(1, keepdim=True), first,
                                         repeat_to_batch_size(m, len(A)).to(A)))
             maps.clear()
             return sum(terms) / len(terms) if terms else None
 
-        return look, loss
+        return record, loss

@@ -3,7 +3,7 @@ import re
 
 from comfy_api.latest import io
 
-from ...editing.editor import editors
+from ...editing.editor import editor_of, editors
 from ...editing.masks import latent_mask, warn_if_wide, word_mask
 from ...editing.run import attach
 from ...editing.word_maps import nearest_resolution as nearest
@@ -76,5 +76,4 @@ class PalimpsestMagicRemover(io.ComfyNode):
         names = tuple(filter(str.strip, re.split(r"[,\n]", words)))
         removers = [*before, MagicRemover(inversion, names, place, scale, share, start, end)]
         around = Surroundings(inversion, union([e.place for e in removers]), min(e.start for e in removers))
-        held = next((e for e in editors(model) if isinstance(e, Surroundings)), None)
-        return io.NodeOutput(attach(attach(model, removers[-1]), around, replacing=held))
+        return io.NodeOutput(attach(attach(model, removers[-1]), around, replacing=editor_of(model, Surroundings)))

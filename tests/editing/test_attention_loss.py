@@ -26,7 +26,7 @@ def test_gradients_are_the_differences_of_the_losses(kind, family):
 
         def at(x):
             if kind == "excite":
-                return editor._slope(run, x, sigma)
+                return editor._loss_gradient(run, x, sigma)
             run.read(x, sigma)
             return loss_gradient(run, x, sigma, lambda site: True, *editor._distance())
 

@@ -57,7 +57,8 @@ def test_a_refinement_stops_where_every_word_is_attended_to(monkeypatch):
             return torch.tensor(loss[len(looked) - 1]), torch.ones_like(x)
         return look
 
-    monkeypatch.setattr(attend_excite.AttendExcite, "_slope", walk([[0.9, 0.4], [0.8, 0.9], [0.4, 0.9], [0.4, 0.9]]))
+    losses = [[0.9, 0.4], [0.8, 0.9], [0.4, 0.9], [0.4, 0.9]]
+    monkeypatch.setattr(attend_excite.AttendExcite, "_loss_gradient", walk(losses))
     c.sample(edited, latent=c.noise.repeat(2, 1, 1, 1), sigmas=c.sigmas)
     moves = [(b - a).flatten(1).mean(1).tolist() for a, b in zip(looked, looked[1:])]
     assert len(looked) == 4 and [[round(m, 3) for m in row] for row in moves] == [[-1.0, 0.0]] * 3
