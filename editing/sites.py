@@ -13,6 +13,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from comfy.utils import repeat_to_batch_size
+from torch import Tensor
 
 from ..host.canvas import about, log
 from ..host.tiles import TILES, cut
@@ -24,10 +25,10 @@ _SLOTS = {"self": "attn1", "cross": "attn2"}
 
 @dataclass(frozen=True)
 class Site:
-    """Where attention is computed.
+    """Where the network is edited.
 
-    kind: "self" or "cross".
-    address: the host's name of it, as (section, block, depth).
+    kind: "self" or "cross" attention, or "feature" for another module.
+    address: the host's name of it, (section, block, depth) of attention.
     grid: of its image tokens, (height, width).
     resolution: the grid's side over the latent's (1, 1/2, 1/4 …).
     heads: how many.
@@ -36,17 +37,22 @@ class Site:
     kind: str
     address: tuple
     grid: tuple
-    resolution: float
-    heads: int
+    resolution: float = 1.0
+    heads: int = 1
     patched: bool = False
 
 
 @dataclass(frozen=True)
 class Source:
-    """The source's features at a site, with the rows and the window of the target that reads them."""
-    q: object
-    k: object
-    v: object
+    """The source's features at a site, with the rows and the window of the target that reads them.
+
+    q, k, v: of attention, those that the edit keeps.
+    feature: of another module (features.py).
+    """
+    q: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
+    feature: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -191,12 +197,13 @@ def source_of(edit, rows, site) -> Source:
         if name not in kept:
             return None
         x = kept[name].unflatten(0, (len(kept["levels"]), -1))[kept["levels"].index(call.sigma)]
-        if kept["grid"] != site.grid and (name == "q" or site.kind == "self"):
+        of_text = site.kind == "cross" and name != "q"
+        if kept["grid"] != site.grid and not of_text:
             x = window(x, kept["grid"], site.grid, rows)
         count = rows.count * x.shape[0] // kept["pictures"]  # another pack may cut q into tiles, rows of their own
         return x.expand(count, -1, -1) if x.shape[0] == 1 else repeat_to_batch_size(x, count)
 
-    return Source(seen("q"), seen("k"), seen("v"))
+    return Source(*map(seen, "qkvf"))
 
 
 def window(x, full, grid, rows):
@@ -231,3 +238,13 @@ def mask_at(mask, rows, site):
     if "area" in rows.entry:
         mask = cut(mask, rows.entry["area"])
     return F.adaptive_avg_pool2d(mask.float(), site.grid).flatten(1)
+
+
+def mask_of_rows(mask, rows, site, like) -> Tensor:
+    """[rows, tokens, 1], as `like`: what `mask_at` gives for each row."""
+    return repeat_to_batch_size(mask_at(mask, rows, site), rows.count)[..., None].to(like)
+
+
+def in_rows_of(q, *features) -> list[Tensor]:
+    """Features [rows, tokens, channels] in as many rows as q has; another node may have cut it into tiles."""
+    return [x.reshape(len(q), -1, x.shape[-1]) for x in features]

@@ -1,8 +1,7 @@
 """Plug-and-Play Features."""
 from comfy_api.latest import io
 
-from ...attention.free_prompt import SelfAttentionMaps
-from ...attention.plug_and_play import ResidualFeatures, after_first, second_block
+from ...attention.plug_and_play import ResidualFeatures, SelfAttentionMaps, after_first, second_block
 from ...editing.layers import listed, parse_layers, roles
 from ...editing.run import attach
 from ...host.sampling import check_family
@@ -48,5 +47,5 @@ class PalimpsestPlugAndPlay(io.ComfyNode):
             blocks = frozenset(p[1] for p in named) or second_block(network)
             model = attach(model, ResidualFeatures(inversion, blocks, feature_end, roles(null_too)))
         if attention_end:
-            model = attach(model, SelfAttentionMaps(inversion, chosen, 0.0, attention_end, roles(null_too), node))
+            model = attach(model, SelfAttentionMaps(inversion, chosen, 0.0, attention_end, roles(null_too)))
         return io.NodeOutput(model)

@@ -56,5 +56,6 @@ class PalimpsestStyleAligned(io.ComfyNode):
         if share_norms:
             model = attach(model, SharedNorms(inversion, start, end, roles(null_too)))
         if inversion is None:
-            return io.NodeOutput(attach(model, ReferenceRow(chosen, start, end, roles(null_too), share)))
-        return io.NodeOutput(attach(model, ReferencePicture(inversion, chosen, start, end, roles(null_too), share)))
+            return io.NodeOutput(attach(model, ReferenceRow(chosen, start, end, share, roles(null_too))))
+        return io.NodeOutput(attach(model, ReferencePicture(inversion, chosen, start, end, roles(null_too),
+                                                            share=share)))

@@ -37,9 +37,8 @@ SHARINGS = [Sharing(1.0, 0.0, True), Sharing(1.0, math.log(2), True), Sharing(0.
 @pytest.mark.parametrize("share", SHARINGS)
 def test_sharing_a_pictures_attention_is_softmax_over_both_pictures_tokens(share):
     target, source = features(2, 0), features(2, 1)
-    got = ReferencePicture(None, frozenset(), 0, 1, (),
-                           share).attend(Rows(Call(Run()), {}, 2), SITE, *target, Source(*source),
-                                                                      attention)
+    editor = ReferencePicture(None, frozenset(), 0, 1, share=share)
+    got = editor.attend(Rows(Call(Run()), {}, 2), SITE, *target, Source(*source), attention)
     wanted = plain_sharing(*target, *source, share.scale, share.shift, share.normalised)
     assert relative(got, wanted) < 1e-5  # statistics are taken in float32
 
@@ -47,7 +46,7 @@ def test_sharing_a_pictures_attention_is_softmax_over_both_pictures_tokens(share
 @pytest.mark.parametrize("share", SHARINGS)
 def test_a_batch_shares_its_first_row_which_stays(share):
     q, k, v = features(3, 0)
-    got = ReferenceRow(frozenset(), 0, 1, (), share).attend(Rows(Call(Run()), {}, 3), SITE, q, k, v, None, attention)
+    got = ReferenceRow(frozenset(), 0, 1, share).attend(Rows(Call(Run()), {}, 3), SITE, q, k, v, None, attention)
     assert torch.equal(got[:1], attention(q[:1], k[:1], v[:1]))
     for i in (1, 2):
         wanted = plain_sharing(*(x[i:i + 1] for x in (q, k, v)), *(x[:1] for x in (q, k, v)), share.scale, share.shift,

@@ -118,7 +118,7 @@ def test_a_removed_place_leaves_the_softmax_of_a_shared_style():
     remover = MagicRemover(None, (), torch.zeros(1, 2 * SIDE, 2 * SIDE))
     remover.place[:, :SIDE, :SIDE] = 1
     site, share = Site("self", ("output", 0, 0), (SIDE, SIDE), 0.5, HEADS), Sharing(1.0, 0.7, True)
-    style = ReferencePicture(None, frozenset([site.address]), 0, 1, (), share)
+    style = ReferencePicture(None, frozenset([site.address]), 0, 1, share=share)
     (q, k, v), (_, k_s, v_s), reference = (features(2, seed) for seed in range(3))
     run = Both()
     run.editors = remover, style
