@@ -43,26 +43,25 @@ class PalimpsestCrossImageAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, appearance, start, end, coarse_end, adain_start, swap_guidance, contrast, layers,
-                structure_mask=None,
-                appearance_mask=None) -> io.NodeOutput:
+                structure_mask=None, appearance_mask=None) -> io.NodeOutput:
         node = "Cross-Image Attention"
         require_unet(model, node)
         check_trajectory(model, appearance, node)
         check_span(node, start, max(end, coarse_end), "0.1 and 0.9")
         size = tuple(appearance.shape[-2:])
-        masks = [torch.ones(1, *size) if m is None else latent_mask(m, size).round()
-                 for m in (structure_mask, appearance_mask)]
-        for name, mask in zip(("structure_mask", "appearance_mask"), masks):
+        given = {"structure_mask": structure_mask, "appearance_mask": appearance_mask}
+        masks = [torch.ones(1, *size) if m is None else latent_mask(m, size).round() for m in given.values()]
+        for name, mask in zip(given, masks):
             if not mask.any((1, 2)).all():
                 raise ValueError(f"{name} has {int((~mask.any((1, 2))).sum())} of {len(mask)} masks without an object, "
                                  "but AdaIN takes statistics of the object: paint where it is.")
-        if adain_start == 1 and (structure_mask is not None or appearance_mask is not None):
+        if adain_start == 1 and any(m is not None for m in given.values()):
             raise ValueError(f"{node} has masks for AdaIN, but adain_start 1 turns AdaIN off: lower adain_start "
                              "(paper: 0.2) or disconnect the masks.")
-        network = model.model.diffusion_model
-        chosen = layers_of(layers, model, two_finest)
-        shares = {p: share for p, share in resolutions(network).items() if p in chosen}
-        fine = frozenset(p for p, share in shares.items() if share == max(shares.values()))
-        return io.NodeOutput(attach(model, CrossImage(appearance, chosen, start, end, ("target",), fine, coarse_end,
-                                                      contrast,
-                                                      swap_guidance, adain_start, *masks)))
+        chosen, known = layers_of(layers, model, two_finest), resolutions(model.model.diffusion_model)
+        finest = max(known[address] for address in chosen)
+        structure, appearing = masks
+        return io.NodeOutput(attach(model, CrossImage(
+            appearance, chosen, start, end, fine=frozenset(address for address in chosen if known[address] == finest),
+            coarse_end=coarse_end, contrast=contrast, guidance=swap_guidance, adain_start=adain_start,
+            structure=structure, appearance=appearing)))

@@ -1,5 +1,5 @@
 """Cross-image attention: contrast, statistics, guidance and its grids, against plain explicit softmax maps."""
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import pytest
 import torch
@@ -37,7 +37,8 @@ def test_contrast_changes_maps_and_keeps_what_another_function_makes_of_the_plai
         called.append((q, k, v))
         return 1.5 * attention(q, k, v) + 1
 
-    editor = CrossImage(None, frozenset(), 0, 1, contrast=1.67)
+    whole = torch.ones(1, SIDE, SIDE)
+    editor = CrossImage(None, frozenset(), 0, 1, fine=frozenset(), contrast=1.67, structure=whole, appearance=whole)
     got = editor.attend(Rows(Call(Run()), {}, 2), SITE, *target, Source(*source), other)
     maps, mean = softmax_maps(target[0], source[1]), 1 / SIDE ** 2
     wanted = apply_maps(((maps - mean) * 1.67 + mean).clip(0, 1) + 0.5 * maps, source[2]) + 1
@@ -81,7 +82,7 @@ def test_guidance_goes_from_the_prediction_without_the_exchange_which_other_edit
 
 @dataclass(frozen=True, eq=False)
 class Noted(CrossImage):
-    notes: set = None
+    notes: set = field(kw_only=True)
 
     def attend(self, rows, site, *args, **kwargs):
         self.notes.add((rows.call.sigma, site.resolution))
