@@ -1,14 +1,14 @@
 """The alignment of two prompts' tokens in Prompt-to-Prompt. Hertz et al., ICLR 2023. arXiv:2208.01626
 
 M[i, j] is the share of source token i's attention map that goes to target token j. A word swap pairs words by their
-place; a word of n tokens put for one of another count gives each of them 1/n of the source's maps. A refinement aligns
-the two sequences globally (Needleman-Wunsch: gap 0, match 1, mismatch -1); target tokens without a source token keep
-their own maps.
+place. Where a word of n tokens replaces one of another count, each of its tokens gets 1/n of the source's maps. A
+refinement aligns the two sequences globally (Needleman-Wunsch: gap 0, match 1, mismatch -1). Target tokens without a
+source token keep their own maps, and their columns of M are zero.
 
-Checked against: google/prompt-to-prompt@9c472e4, seq_aligner.py: equal on prompts of one chunk, its habit included that
-after the last swapped word positions map to themselves, whatever the counts of tokens. Differs from it: over 75 tokens
-(several chunks) all words are paired, and each BOS, EOS and padding token passes its whole map on, to its like in the
-same chunk or else in the last one. Columns of target tokens that keep their own maps are zero.
+Differs from the paper: a prompt over 75 tokens has several chunks. Then all words are paired, and each BOS, EOS and
+padding token passes its whole map on, to its like in the same chunk or else in the last one.
+Checked against: google/prompt-to-prompt@9c472e4 (Apache-2.0), seq_aligner.py: equal on prompts of one chunk, its habit
+included that after the last swapped word positions map to themselves, whatever the counts of tokens.
 """
 from dataclasses import dataclass
 
@@ -20,8 +20,12 @@ from ..host.tokens import Tokens
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """mapper: M [n_source, n_target] float32, 0..1, over all positions; kept: [n_target] float32, 1 where the target
-    token has a source token, 0 where it keeps its own map (all ones for a word swap); mode: "replace" or "refine"."""
+    """Two prompts and the alignment of their tokens.
+
+    mapper: M [n_source, n_target] float32, 0..1, over all positions.
+    kept: r [n_target] float32, 1 where the target token has a source token, 0 where it keeps its own map.
+    mode: "replace" (a word swap, whose `kept` is all ones) or "refine".
+    """
     source: Tokens
     target: Tokens
     mapper: Tensor
@@ -54,8 +58,8 @@ def align(source: Tokens, target: Tokens, mode: str = "auto") -> Pair:
 def replacement(source: Tokens, target: Tokens) -> Tensor:
     """M of a word swap."""
     m = torch.zeros(len(source.ids), len(target.ids))
-    one = len(_chunks(source)) == len(_chunks(target)) == 1
-    paired = max(_swapped(source, target), default=-1) + 1 if one else len(target.words)
+    one_chunk = len(_chunks(source)) == len(_chunks(target)) == 1
+    paired = max(_swapped(source, target), default=-1) + 1 if one_chunk else len(target.words)
     i = j = 0
     for a, b in zip(source.words[:paired], target.words[:paired]):
         if len(a.positions) == len(b.positions):
@@ -63,8 +67,8 @@ def replacement(source: Tokens, target: Tokens) -> Tensor:
         else:
             m[torch.tensor(a.positions)[:, None], b.positions] = 1 / len(b.positions)
         i, j = a.positions[-1] + 1, b.positions[-1] + 1
-    if not one:
-        return _frame(m, source, target)
+    if not one_chunk:
+        return _with_frame(m, source, target)
     m[0, 0] = 1
     rest = torch.arange(j, min(len(source.ids) + min(j - i, 0), len(target.ids)))
     m[rest, rest] = 1
@@ -81,17 +85,18 @@ def refinement(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
             kept[j] = 0
         else:
             m[x[partner], j] = 1
-    return _frame(m, source, target), kept
+    return _with_frame(m, source, target), kept
 
 
-def needleman_wunsch(x: list, y: list) -> list:
+def needleman_wunsch(x: list[int], y: list[int]) -> list[int | None]:
     """For each item of y the index of its partner in x, or None. Ties go to the earliest places, as the authors' do."""
     score = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
     for i in range(1, len(x) + 1):
         for j in range(1, len(y) + 1):
             match = score[i - 1][j - 1] + (1 if x[i - 1] == y[j - 1] else -1)
             score[i][j] = max(score[i][j - 1], score[i - 1][j], match)
-    partners, i, j = [None] * len(y), len(x), len(y)
+    partners: list[int | None] = [None] * len(y)
+    i, j = len(x), len(y)
     while i and j:
         if score[i][j] == score[i][j - 1]:
             j -= 1
@@ -121,8 +126,8 @@ def _chunks(tokens):
     return chunks
 
 
-def _frame(m, source, target):
-    """Add BOS, EOS and padding to M."""
+def _with_frame(m, source, target):
+    """M with the places of BOS, EOS and padding filled in."""
     ours, theirs = _chunks(source), _chunks(target)
     if len(ours) == len(theirs) == 1:
         (_, (eos, *_)), (_, (target_eos, *padding)) = ours[0], theirs[0]

@@ -2,59 +2,86 @@
 ICLR 2023. arXiv:2208.01626
 
 While the target is sampled, its cross-attention maps are replaced by the source's, so that the new words fill the old
-layout: word swap and refinement put the source map M_t of aligned tokens in place of the target's, re-weighting scales
-a token's map by c; self-attention maps are replaced early on to keep the geometry.
+layout. Word swap and refinement put the source's maps of aligned tokens in place of the target's. Re-weighting scales a
+token's map by c. Self-attention maps are replaced early on to keep the geometry.
 
-With A the source's and A* the target's softmax rows, M [source, target] the alignment of tokens, r_j = 1 where target
-token j has a source token, a_j = 1 while token j's cross schedule lasts, and e_j the weight of token j (the paper's c),
-the authors' edited map is  A M · (r a e) + A* · ((1 - r) a e + (1 - a)).  Attention is linear in its values V*, so the
-same output is
+A are the source's and A* the target's softmax rows. M [source, target] is the alignment of tokens (alignment.py), and
+r_j = 1 where target token j has a source token. a_j = 1 while token j's cross schedule lasts, and e_j is the weight of
+token j (the paper's c). The authors' edited map is  A M · (r a e) + A* · ((1 - r) a e + (1 - a)).  Attention is linear
+in its values V*, so the same output is
 
     softmax(q k^T) · M (r a e ⊙ V*)  +  softmax(q* k*^T) · (((1 - r) a e + 1 - a) ⊙ V*)
 
-and no map is ever made; the second call is skipped where its factor is zero. Self-attention: softmax(q k^T) · V*.
-Differs from the paper: the source's q and k come from the reference branch, so the source never drifts; what another
+and no map is made. The second call is skipped where its factor is zero. Self-attention: softmax(q k^T) · V*.
+Differs from the paper: the source's q and k come from the reference branch, so the source never drifts. What another
 pack's patch adds to attention, as IPAdapter's does, is added once.
+Checked against: google/prompt-to-prompt@9c472e4 (Apache-2.0): the maps that its controllers make, one after another,
+written out in a test.
 """
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from ..editing.sites import AttentionEdit, require_all_rows
 from ..editing.word_maps import sampled_tokens
 from ..host.batch import repeat_to_batch_size
 from ..host.canvas import log
+from ..inversion.trajectory import Inversion
+from .alignment import Pair
 
 
-def coefficients(pair, scheduled, weights):
-    """(M scaled by r a e [source, target], the factor of the target's own map [target]) for one pair.
+def coefficients(pair: Pair, a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+    """M · (r a e) [source, target] and (1 - r) a e + 1 - a [target] for one pair.
 
-    scheduled: a [target] in {0, 1}; weights: e [target]."""
+    a: [target] in {0, 1}, whether the token's schedule lasts.
+    e: [target], the token's weight.
+    """
     r = pair.kept
-    return pair.mapper * (r * scheduled * weights), (1 - r) * scheduled * weights + 1 - scheduled
+    return pair.mapper * (r * a * e), (1 - r) * a * e + 1 - a
 
 
 @dataclass(frozen=True, eq=False)
 class PromptToPrompt(AttentionEdit):
-    """cross: (start, end) in percent of the schedule for every token; ends: an end of its own for each token, one
-    tensor [target] a pair; weights: e, one tensor [target] a pair; self_: (start, end); resolutions: the largest
-    where cross- and self-attention are replaced."""
-    inversion: object
-    pairs: tuple
-    cross: tuple
-    self_: tuple
-    ends: tuple
-    weights: tuple
+    """The source's maps in place of the target's, by an alignment of both prompts.
+
+    pairs: one of source and target a row.
+    cross_start: the percent of the schedule from which cross-attention is replaced.
+    ends: the percent at which it ends for each token, one tensor [target] a pair.
+    weights: e, one tensor [target] a pair.
+    self_start, self_end: the percents between which self-attention is replaced.
+    cross_resolution, self_resolution: the finest grid's side at which they are replaced, as a share of the latent's.
+    """
+    inversion: Inversion
+    pairs: tuple[Pair, ...]
+    cross_start: float
+    ends: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...]
+    self_start: float
+    self_end: float
     cross_resolution: float = 1.0
     self_resolution: float = 0.5
+    name = "Attention Inject"
+
+    @dataclass
+    class State:
+        """The coefficients of all pairs at one σ.
+
+        sigma: that σ.
+        mapped: M · (r a e), [pairs, source, target].
+        own: (1 - r) a e + 1 - a, [pairs, target], or None where it is zero.
+        """
+        sigma: float | None = None
+        mapped: Tensor | None = None
+        own: Tensor | None = None
 
     def begin(self, run):
         texts = sampled_tokens(run)
         if self._targets not in texts:
             seen = "; ".join(repr(t.text) for tokens in texts
                              for t in tokens) or "a prompt that Prompt Edit did not make"
-            raise ValueError(f"Attention Inject edits towards {', '.join(repr(t.text) for t in self._targets)}, the "
+            raise ValueError(f"{self.name} edits towards {', '.join(repr(t.text) for t in self._targets)}, the "
                              f"positive being sampled is {seen}: connect Prompt Edit's target CONDITIONING to the "
                              "sampler.")
         if run.shape[0] % len(self.pairs):
@@ -62,10 +89,10 @@ class PromptToPrompt(AttentionEdit):
                              f"{run.shape[0]} rows: repeat the LATENT to a multiple of {len(self.pairs)} (Repeat "
                              "Latent Batch).")
         if not any(pair.source.words for pair in self.pairs):
-            log.warning("Attention Inject has an empty source prompt, so no word of %s has one of the picture's to "
-                        "take its place: write what the picture shows as Prompt Edit's source.",
-                        ", ".join(repr(t.text) for t in self._targets))
-        run.warn_if_idle("Attention Inject", lambda sigma: self.reads(run, sigma))
+            log.warning("%s has an empty source prompt, so no word of %s has one of the picture's to take its place: "
+                        "write what the picture shows as Prompt Edit's source.",
+                        self.name, ", ".join(repr(t.text) for t in self._targets))
+        run.warn_if_idle(self.name, lambda sigma: self.reads(run, sigma))
 
     @property
     def follows(self):
@@ -77,8 +104,8 @@ class PromptToPrompt(AttentionEdit):
 
     def _active(self, run, kind, sigma):
         if kind == "self":
-            return run.within(sigma, *self.self_)
-        return run.within(sigma, self.cross[0], self._last_end)
+            return run.within(sigma, self.self_start, self.self_end)
+        return run.within(sigma, self.cross_start, self._last_end)
 
     @cached_property
     def _last_end(self):
@@ -96,30 +123,32 @@ class PromptToPrompt(AttentionEdit):
 
     def attend(self, rows, site, q, k, v, source, attention):
         if site.kind == "self":
-            return attention(source.q, source.k, v)
+            return attention(source.q, source.k, v)  # softmax(q k^T) · V*
         if rows.entry.get("palimpsest_tokens") != self._targets:
             return attention(q, k, v)
         require_all_rows(rows, len(self.pairs), "target prompts")
-        mapped, own = (t if t is None else repeat_to_batch_size(t, rows.count) for t in self._now(rows.call, v))
+        now = self._coefficients(rows.call, v)
+        mapped = repeat_to_batch_size(now.mapped, rows.count)
         tokens = mapped.shape[-1]  # the host may repeat the text's columns: equal values, their probabilities sum
-        out = attention(source.q, source.k, mapped @ v[:, :tokens])
-        if own is None:
+        out = attention(source.q, source.k, mapped @ v[:, :tokens])  # softmax(q k^T) · M (r a e ⊙ V*)
+        if now.own is None:
             return out
-        rest = attention(q, k, own.repeat(1, v.shape[1] // tokens)[..., None] * v)
+        own = repeat_to_batch_size(now.own, rows.count).repeat(1, v.shape[1] // tokens)[..., None]
+        rest = attention(q, k, own * v)  # softmax(q* k*^T) · (((1 - r) a e + 1 - a) ⊙ V*)
         if site.patched:  # what another pack adds to attention, as IPAdapter does, is in both terms
             rest = rest - attention(q, k, torch.zeros_like(v))
         return out + rest
 
-    def _now(self, call, like):
-        """This σ's coefficients of all pairs, on the device and in the dtype of `like`; None for an own factor of
-        zero."""
-        memory = call.run.memory(self)
-        if memory.get("sigma") != call.sigma:
-            def scheduled(ends):
-                now = {end: call.run.within(call.sigma, self.cross[0], end) for end in set(ends.tolist())}
-                return torch.tensor([now[end] for end in ends.tolist()]).float()
-            both = [coefficients(pair, scheduled(ends), e) for pair, ends,
-                    e in zip(self.pairs, self.ends, self.weights)]
-            mapped, own = (torch.stack(t) for t in zip(*both))
-            memory.update(sigma=call.sigma, now=(mapped.to(like), own.to(like) if own.any() else None))
-        return memory["now"]
+    def _coefficients(self, call, like) -> State:
+        """Those of this σ, on the device and in the dtype of `like`."""
+        state = call.run.state(self)
+        if state.sigma != call.sigma:
+            found = [coefficients(*of_pair) for of_pair in zip(self.pairs, self._lasting(call), self.weights)]
+            mapped, own = (torch.stack(t) for t in zip(*found))
+            state.sigma, state.mapped, state.own = call.sigma, mapped.to(like), own.to(like) if own.any() else None
+        return state
+
+    def _lasting(self, call) -> list[Tensor]:
+        """a [target] of each pair: 1 where the token's schedule lasts."""
+        return [torch.tensor([call.run.within(call.sigma, self.cross_start, end) for end in ends.tolist()]).float()
+                for ends in self.ends]

@@ -3,42 +3,51 @@ Averbuch-Elor, Cohen-Or, ICCV 2023. arXiv:2303.11306
 
 Denoising settles layout first, then shapes, then details. Mix-and-Match therefore samples with the picture's prompt P,
 but in the interval [T3, T2] takes the values of cross-attention from a prompt P' with a proxy word: softmax(Q K(P)^T) ·
-V(P'). Two ways keep the rest in place. Shapes: with O the pixels of the objects to preserve and B those of the object
-whose shape varies, found by their words' cross-attention, self-attention maps become
+V(P'). Two ways keep the rest in place.
+Shapes: O are the pixels of the objects to preserve, B those of the object whose shape varies, both found by their words'
+cross-attention. Self-attention maps become
 
     S*_t <- M ⊙ S_t + (1 - M) ⊙ S*_t,    M[i, j] = 1 where i or j is in O and neither is in B.
 
-With o and b the indicators of O and B and attention linear in its values, no map is made:
-    out = S* V + (1 - b) ⊙ [Δ((1 - b) ⊙ V) - (1 - o) ⊙ Δ((1 - o) ⊙ (1 - b) ⊙ V)],    Δ(X) = S X - S* X,
-which without B is S V - (1 - o) ⊙ Δ((1 - o) ⊙ V).
-Background: late in the schedule (35 of 50) everything outside the object is taken from the source's latent; that is
+With o and b the indicators of O and B, and attention linear in its values, no map is made:
+
+    out = S* V + (1 - b) ⊙ [Δ((1 - b) ⊙ V) - (1 - o) ⊙ Δ((1 - o) ⊙ (1 - b) ⊙ V)],    Δ(X) = S X - S* X.
+
+Without B this is S V - (1 - o) ⊙ Δ((1 - o) ⊙ V).
+Background: late in the schedule (35 of 50) everything outside the object is taken from the source's latent. That is
 Latent Blend.
-Differs from the paper: O is cut at a share of the words' largest value, not at a probability of 0.05, and may be soft;
-the background's segments are not clustered from self-attention.
-Checked against the paper's equations and orpatashnik/local-prompt-mixing@4bc225d (no licence: read for its formula
-alone).
+Differs from the paper: O is cut at a share of the words' largest value, not at a probability of 0.05, and may be soft.
+The background's segments are not clustered from self-attention.
+Checked against: the paper's equations, on explicit maps, and orpatashnik/local-prompt-mixing@4bc225d (no licence, read
+for its formula alone).
 """
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
+from torch import Tensor
 
 from ..editing.editor import Editor
 from ..editing.layers import SelfAttentionEdit
-from ..editing.sites import in_tiles, mask_at
+from ..editing.sites import in_tiles, mask_of_rows
 from ..editing.word_maps import sampled_tokens
 from ..host.batch import repeat_to_batch_size
+from ..host.options import with_patches
 
 NAME = "Prompt Mixing"
 
 
 @dataclass(frozen=True, eq=False)
 class MixedValues(Editor):
-    """embedding: [B, tokens, channels] of P', row i mod B for row i; from the start to the end percent of the schedule.
-    It acts on the entries that carry words; positions that P' has not keep their own values."""
-    embedding: torch.Tensor
+    """Values of cross-attention from another prompt, in the entries that carry words.
+
+    embedding: [B, tokens, channels] of P', row i mod B for row i. Positions that P' has not keep their own values.
+    start, end: T3 and T2, in percent of the schedule.
+    prompts: P' itself, whose hooks the host must know.
+    """
+    embedding: Tensor
     start: float
     end: float
-    prompts: tuple = ()  # P' itself, whose hooks the host must know
+    prompts: tuple = ()
     name = NAME
 
     def begin(self, run):
@@ -58,14 +67,10 @@ class MixedValues(Editor):
     @staticmethod
     def install(model_options, edits, call):
         """model_options with the mixing among the host's own patches of what cross-attention's values are made from."""
-        acting = [e for e in edits if call.mode == "write" and call.run.within(call.sigma, e.start, e.end)]
-        if not acting:
-            return model_options
-        options = model_options.copy()
-        to = options["transformer_options"] = options["transformer_options"].copy()
-        patches = to["patches"] = dict(to.get("patches", {}))
-        patches["attn2_patch"] = [*patches.get("attn2_patch", []), *(e.patch(call) for e in acting)]
-        return options
+        for edit in edits:
+            if call.mode == "write" and call.run.within(call.sigma, edit.start, edit.end):
+                model_options = with_patches(model_options, attn2_patch=edit.patch(call))
+        return model_options
 
     def patch(self, call):
         def mix(q, k, v, options):
@@ -77,7 +82,7 @@ class MixedValues(Editor):
             return q, k, torch.cat(out)
         return mix
 
-    def mixed(self, v, length):
+    def mixed(self, v: Tensor, length: int) -> Tensor:
         """v with P' in the place of the prompt; the host may have repeated the prompt's `length` columns."""
         own = v.unflatten(1, (-1, length)).clone()
         other = repeat_to_batch_size(self.embedding, len(v))[:, None, :length].to(v)
@@ -87,9 +92,14 @@ class MixedValues(Editor):
 
 @dataclass(frozen=True, eq=False)
 class PreservedShapes(SelfAttentionEdit):
-    """preserved, varied: O and B, masks [B, h, w] at the latent's size; B may be None."""
-    preserved: torch.Tensor = None
-    varied: torch.Tensor = None
+    """The source's self-attention maps where objects lie whose shapes are to stay.
+
+    preserved: O [masks, h, w] at the latent's size.
+    varied: B, likewise, or None.
+    """
+    _: KW_ONLY
+    preserved: Tensor
+    varied: Tensor | None = None
     name = NAME
 
     @property
@@ -100,14 +110,11 @@ class PreservedShapes(SelfAttentionEdit):
         if in_tiles(self, rows, site, q):
             return attention(q, k, v)
 
-        def outside(mask):
-            return 1 - repeat_to_batch_size(mask_at(mask, rows, site), rows.count)[..., None].to(v)
-
-        def change(x):
+        def change(x):  # Δ(X)
             return attention(source.q, source.k, x) - attention(q, k, x)
 
-        free = outside(self.preserved)
+        not_o = 1 - mask_of_rows(self.preserved, rows, site, v)
         if self.varied is None:
-            return attention(source.q, source.k, v) - free * change(free * v)
-        rest = outside(self.varied)
-        return attention(q, k, v) + rest * (change(rest * v) - free * change(free * rest * v))
+            return attention(source.q, source.k, v) - not_o * change(not_o * v)  # S V - (1 - o) ⊙ Δ((1 - o) ⊙ V)
+        not_b = 1 - mask_of_rows(self.varied, rows, site, v)
+        return attention(q, k, v) + not_b * (change(not_b * v) - not_o * change(not_o * not_b * v))

@@ -1,5 +1,5 @@
 """Attention at one site in explicit softmax maps, as the papers write it, and what stands there for the host's run."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -43,6 +43,10 @@ def features(rows, seed, tokens=SIDE * SIDE):
 class Run:
     """Stands where a run stands, for the maths of one site."""
     shape: tuple = (1, 4, 2 * SIDE, 2 * SIDE)
+    states: dict = field(default_factory=dict)
+
+    def state(self, editor):
+        return self.states.setdefault(id(editor), editor.State())
 
     def memory(self, editor):
         return self.__dict__.setdefault("memories", {})

@@ -93,6 +93,5 @@ class PalimpsestAttentionInject(io.ComfyNode):
             raise ValueError(f"Attention Inject has word_weights {word_weights!r}, but replaces no cross-attention "
                              f"that they could scale, because {why}.")
         return io.NodeOutput(attach(model, PromptToPrompt(
-            inversion, prompt_edit.pairs, (cross_start if cross else 1.0, cross_end),
-            (self_start if self_ else 1.0, self_end), ends,
-            weights, cross_resolution, self_resolution)))
+            inversion, prompt_edit.pairs, cross_start if cross else 1.0, ends, weights,
+            self_start if self_ else 1.0, self_end, cross_resolution, self_resolution)))

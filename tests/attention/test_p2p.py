@@ -17,13 +17,13 @@ class Schedule:
     shape = (1,)
 
     def __init__(self, now):
-        self.now, self.memories = now, {}
+        self.now, self.states = now, {}
 
     def within(self, sigma, start, end):
         return start <= self.now < end
 
-    def memory(self, editor):
-        return self.memories.setdefault(id(editor), {})
+    def state(self, editor):
+        return self.states.setdefault(id(editor), editor.State())
 
 
 CASES = {"swap": ("a red cat on a mat", ["a blue dog on a mat"], {}, {}),
@@ -63,7 +63,7 @@ def test_p2p_is_the_authors_edit_of_explicit_maps(case, repeats):
             edited = gathered * pair.kept + own * (1 - pair.kept)
         a = (until[i] > now).double()
         out.append(apply_maps(edited * e[i] * a + own * (1 - a), v[i:i + 1]))
-    editor = PromptToPrompt(None, edit.pairs, (0.0, 0.8), (0.0, 0.4), tuple(until), tuple(e))
+    editor = PromptToPrompt(None, edit.pairs, 0.0, tuple(until), tuple(e), 0.0, 0.4)
     rows = Rows(Call(Schedule(now)), {"palimpsest_tokens": tuple(p.target for p in edit.pairs)}, n)
     site = Site("cross", ("middle", 0, 0), (4, 4), 1.0, HEADS)
     got = editor.attend(rows, site, q, k.repeat(1, repeats, 1), v.repeat(1, repeats, 1),
@@ -76,7 +76,7 @@ def test_source_as_target_changes_no_prediction(family):
     case = Case(family)
     _, target, edit = prompts(case.clip, "a red cat on a mat", "a red cat on a mat")
     whole = torch.ones(len(edit.pairs[0].target.ids))
-    editor = PromptToPrompt(case.inversion, edit.pairs, (0.0, 1.0), (0.0, 1.0), (whole,), (whole,), 1.0, 1.0)
+    editor = PromptToPrompt(case.inversion, edit.pairs, 0.0, (whole,), (whole,), 0.0, 1.0, 1.0, 1.0)
     edited = case.predictions(attach(case.model, editor), target)
     for a, b in zip(edited, case.predictions(case.model, case.source), strict=True):
         assert_rounding(a, b)
@@ -92,6 +92,6 @@ def test_another_packs_patch_acts_once_where_both_prompts_maps_do(family, other)
     model.set_model_attn2_replace(lambda q, k, v, options: other(host_attention(q, k, v, options), q), "middle", 0)
     whole = torch.ones(len(edit.pairs[0].target.ids))
     ends = torch.where(whole.cumsum(0) % 2 == 0, 1.0, 0.3)
-    editor = PromptToPrompt(case.inversion, edit.pairs, (0.0, 1.0), (0.0, 0.4), (ends,), (whole,))
+    editor = PromptToPrompt(case.inversion, edit.pairs, 0.0, (ends,), (whole,), 0.0, 0.4)
     for a, b in zip(case.predictions(attach(model, editor), target), case.predictions(model, case.source), strict=True):
         assert_rounding(a, b)

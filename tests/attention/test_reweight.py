@@ -18,9 +18,9 @@ def test_restraint_shares_out_the_words_attention_and_not_what_another_pack_adds
     tokens = (edit.pairs[0].target,)
     q, (k, v) = features(1, 0)[0], features(1, 1, tokens=len(tokens[0].ids))[1:]
     run = Run()
-    run.memory(None)["region"] = torch.eye(2 * SIDE)[None]
     editor, rows = Reweight({"cat": 3.0}, "red", None, None, 0.3, 0,
                             1), Rows(Call(run), {"palimpsest_tokens": tokens}, 1)
+    run.state(editor).region = torch.eye(2 * SIDE)[None]
     site = Site("cross", ("middle", 0, 0), (SIDE, SIDE), 0.5, HEADS)
     found = editor.attend(rows, replace(site, patched=True), q, k, v, None,
                           lambda q, k, v: attention(q, k, v) + q.sin())
@@ -42,8 +42,8 @@ def test_re_weighting_scales_words_maps_and_restraint_leaves_them_out_of_the_sof
     m = torch.zeros(1, SIDE, SIDE)
     m[:, :2], m[:, 2] = 1, 0.25
     run = Run()
-    run.memory(None)["region"] = m
     editor = Reweight({"cat": 3.0, "mat": -1.0}, "mat", None, None, 0.3, 0, 1)
+    run.state(editor).region = m
     rows = Rows(Call(run), {"palimpsest_tokens": (Prompt(),)}, 2)
     got = editor.attend(rows, replace(SITE, kind="cross"), q, k, v, None, attention)
     factors = torch.tensor([1, 1, 3, -1, -1.0]).double().repeat(repeats)

@@ -49,8 +49,8 @@ def test_small_sources_are_read_for_several_steps_at_once(family):
     once."""
     case = Case(family)
     whole = torch.ones(len(case.edit.pairs[0].target.ids))
-    edited = attach(case.model, PromptToPrompt(case.inversion, case.edit.pairs, (0.0, 0.8), (0.0, 0.4),
-                                               (0.8 * whole,), (whole,)))
+    edited = attach(case.model, PromptToPrompt(case.inversion, case.edit.pairs, 0.0, (0.8 * whole,), (whole,),
+                                               0.0, 0.4))
     apart = edited.clone()
     apart.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another pack", lambda executor, *args,
                                **kwargs: executor(*args, **kwargs))
@@ -65,7 +65,7 @@ def test_small_sources_are_read_for_several_steps_at_once(family):
 def test_a_solver_between_the_steps_reads_every_level_alone():
     case = Case()
     whole = torch.ones(len(case.edit.pairs[0].target.ids))
-    editor = PromptToPrompt(case.inversion, case.edit.pairs, (0.0, 1.0), (0.0, 0.4), (whole,), (whole,))
+    editor = PromptToPrompt(case.inversion, case.edit.pairs, 0.0, (whole,), (whole,), 0.0, 0.4)
     _, rows = rows_of_forwards(Case.sample, case, attach(case.model, editor), sampler="dpm_2")
     assert rows == [3, 2] + [1, 2] * (2 * len(case.sigmas) - 4)
 
