@@ -13,8 +13,8 @@ The masks are given, or found by the object's words: their cross-attention maps 
 K_s and V_s are read at the inversion's own latents, never from a reconstruction that drifts. This is also Tuning-Free
 Inversion-Enhanced Control (Duan, Cui, Kang, Zhang, Fei, Fan, Huang 2023, arXiv:2312.14611). As in the authors' code the
 null prompt's rows look up what the source shows under the null prompt.
-Differs from the paper: the target's maps are means over all steps before, not of the step alone. Where M_s leaves no key
-on one side at a layer, that side looks up all of them.
+Differs from the paper: the target's maps are means over all steps before, not of the step alone. Where one side of M_s
+has no key at a layer, it looks up all of them.
 Checked against: TencentARC/MasaCtrl@d0ba16b (Apache-2.0), a whole run (numbers in tests/data/null_rows.json).
 """
 from collections.abc import Callable

@@ -4,8 +4,8 @@ Averbuch-Elor, Cohen-Or, ICCV 2023. arXiv:2303.11306
 Denoising settles layout first, then shapes, then details. Mix-and-Match therefore samples with the picture's prompt P,
 but in the interval [T3, T2] takes the values of cross-attention from a prompt P' with a proxy word: softmax(Q K(P)^T) ·
 V(P'). Two ways keep the rest in place.
-Shapes: O are the pixels of the objects to preserve, B those of the object whose shape varies, both found by their words'
-cross-attention. Self-attention maps become
+Shapes: O are the pixels of the objects to preserve, B those of the object whose shape varies. Both are found by their
+words' cross-attention. Self-attention maps become
 
     S*_t <- M ⊙ S_t + (1 - M) ⊙ S*_t,    M[i, j] = 1 where i or j is in O and neither is in B.
 

@@ -3,12 +3,12 @@ restraint to a region, after Focus on Your Instruction: Fine-grained and Multi-i
 Modulation. Guo, Lin, CVPR 2024. arXiv:2312.10113
 
 Re-weighting scales the map of word j by a factor c_j, in any generation. With softmax rows A fixed, out = A (c ⊙ V).
-Restraint keeps words W inside a region m. Outside it their scores count for nothing, and the softmax is over the others:
+Restraint keeps words W inside a region m. Outside it their scores do not count, and the softmax is over the others:
 
     out_i = m_i · [A (c ⊙ V)]_i + (1 - m_i) · [A ((1 - w) c ⊙ V)]_i / (1 - [A w]_i),    w_j = 1 where j is of W.
 
-This is linear in the values but for one division by what the other tokens have together, so no map is made. m is a mask,
-or where other words lie: their maps in this run so far, cut as P2P's LocalBlend does.
+This is linear in the values but for one division by what the other tokens have together, so no map is made. m is a
+mask, or where other words lie: their maps in this run so far, cut as P2P's LocalBlend does.
 Differs from the paper: FoI modulates the instruction of InstructPix2Pix and samples outside its mask without it. Here
 these are words of any prompt, and their probability outside the region is shared out among the other tokens. What
 another pack's patch adds to attention, as IPAdapter's does, stays as it is.
