@@ -15,8 +15,8 @@ BLUE, GREEN, VIOLET, BROWN, YELLOW = "#3f789e", "#8A8", "#a1309b", "#b06634", "#
 
 OWN_MODEL = """### With your own model and picture
 1. Put **Load Checkpoint** (SD 1.x, 2.x or SDXL) in place of *Load Miniature*, and **Load Image** in place \
-of *Miniature Scene*. *Size for the model* crops and scales any picture{mask} once, before all else: set your \
-model's size there (512 on SD 1.x, 1024 on SDXL), in multiples of 8.
+of *Miniature Scene*. *Size for the model* crops and scales any picture{mask} first. Set your model's size there, \
+in multiples of 8 (512 on SD 1.x, 1024 on SDXL).
 """
 
 

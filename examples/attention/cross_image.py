@@ -15,9 +15,9 @@ def dressed(c, p, inversion):
 
 WORKFLOW = Workflow(
     "The looks of another picture (Cross-Image Attention)",
-    "2. Load your second picture in place of *The other picture*, and set *Its size* alike. On SD: one prompt that "
-    "names what both show, for both and the sampling, at CFG 1.\n\nThis picture's structure looks up the other's "
-    "appearance.",
+    "2. Load your second picture in place of *The other picture*, and set *Its size* to the same size. On SD: CFG 1, "
+    "and one prompt that names what both pictures show, for both inversions and for sampling.\n\nThis picture's "
+    "structure takes the other's appearance.",
     dressed, 180, seed=1, target="source")
 
 

@@ -7,8 +7,8 @@ from ..rows import CostRow, SceneRow, alone, on_inversion
 
 WORKFLOW = Workflow(
     "Another pose, the same looks (MasaCtrl)",
-    "2. On SD: CFG 7.5.\n\nThe target's queries look up the source's contents: the new prompt lays out the pose, "
-    "the source fills it.",
+    "2. On SD: CFG 7.5.\n\nThe new prompt lays out the pose. The target attends to the source's keys and values, which "
+    "fill it.",
     on_model("PalimpsestMutualSelfAttention"), 70, kind="pose", seed=0)
 EXAMPLE = Example(
     workflows=(WORKFLOW,),

@@ -22,15 +22,15 @@ from ..pictures import before_and_after
 from ..rows import CostRow, InversionRow, SceneRow, inject
 
 TITLE = "Rewrite a word, keep the rest"
-ABOUT = """2. *Prompt Edit*: as source, write what the picture **shows**; as target, the same \
-sentence with a word rewritten, added or taken out.
-3. *Words that may change*: what the edit may write over, in words of the source. The mask follows them.
-4. Set what was chosen for the miniature back to the papers' values: CFG 7.5 in *Sample the edit*; `self_end` 0.4 and \
-`self_resolution` 0.5 in *Attention Inject*.
-5. To change a **shape**, lower `cross_end` to 0.4 and `self_end` to 0.2; to keep more, raise them.
-6. *Edit Report*: leave `target` and `mask` open; only the miniature knows the true answer.
+ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The target is the same sentence with a word changed, \
+added or removed.
+3. *Words that may change* are words of the source that the edit may replace. The mask follows them.
+4. Replace the miniature's values by the papers': CFG 7.5 in *Sample the edit*, `self_end` 0.4 and `self_resolution` \
+0.5 in *Attention Inject*.
+5. To change a **shape**, lower `cross_end` to 0.4 and `self_end` to 0.2. To keep more, raise them.
+6. Leave `target` and `mask` of *Edit Report* open. Only the miniature knows the true answer.
 
-As it stands it runs on the small model that comes with the pack, in seconds."""
+Without changes it runs on the small model that comes with the pack, in seconds."""
 
 
 def draw(c):

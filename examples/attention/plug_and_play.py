@@ -7,8 +7,8 @@ from ..rows import CostRow, SceneRow, alone, on_inversion
 
 WORKFLOW = Workflow(
     "The same layout, repainted (Plug-and-Play)",
-    "2. On SD: CFG 7.5.\n\nThe source's residual features and self-attention hold the layout, the target prompt "
-    "paints it.",
+    "2. On SD: CFG 7.5.\n\nThe source's residual features and self-attention keep the layout. The target prompt "
+    "repaints it.",
     on_model("PalimpsestPlugAndPlay"), 80, kind="background", seed=0)
 EXAMPLE = Example(
     workflows=(WORKFLOW,),

@@ -12,8 +12,8 @@ def weighed(c, p, inversion, weights="dotted: 4"):
 
 WORKFLOW = Workflow(
     "A word that counts for more (Attention Re-weight)",
-    "2. *word_weights*: words of the prompt and their factors. On SD: 2 to 10.\n\nThe word's attention is "
-    "multiplied; a negative factor turns it round.",
+    "2. *word_weights* are words of the prompt and their factors. On SD: 2 to 10.\n\nThe word's attention is "
+    "multiplied. A negative factor reverses it.",
     weighed, 250, target="source")
 
 

@@ -3,11 +3,11 @@ from .. import Example
 from ..drawing import BLUE, GREEN, SCENE, SEEN, VIOLET, WORDS, Drawing, picture_and_words
 from ..pictures import scene, show_mask, stored
 
-ABOUT = """2. *Prompt Edit*: as source, write what the picture **shows**. The target plays no part.
-3. *Attention Mask*: name words of the source. `threshold` 0 is found by itself, higher is tighter; `grow` and `blur` \
-soften the edge, in cells of the latent.
+ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The target is not used.
+3. In *Attention Mask*, name words of the source. `threshold` 0 is automatic, higher is tighter. `grow` and `blur` \
+soften the edge, in latent cells.
 
-The mask goes to any node that takes one: *Latent Blend (Inversion)*, *ImageCompositeMasked*, \
+The mask fits any node that takes one: *Latent Blend (Inversion)*, *ImageCompositeMasked*, \
 *Set Latent Noise Mask*."""
 
 

@@ -13,8 +13,8 @@ def styled(c, p, inversion):
 
 WORKFLOW = Workflow(
     "In the style of another picture (Style Aligned)",
-    "2. Load your second picture in place of *The other picture*, and set *Its size* alike. On SD: CFG 10 (paper), "
-    "and an empty latent with noise.\n\nAttention is shared with the other picture's inversion.",
+    "2. Load your second picture in place of *The other picture*, and set *Its size* to the same size. On SD: CFG 10 "
+    "(paper), and an empty latent with noise.\n\nAttention is shared with the other picture's inversion.",
     styled, 190, kind="background", seed=0, target="source")
 
 

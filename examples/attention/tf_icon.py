@@ -14,8 +14,8 @@ def composed(c, p, inversion):
 
 WORKFLOW = Workflow(
     "Set another picture's object in (Inject Composite)",
-    "2. Load your second picture in place of *The other picture*, set *Its size* alike, and draw the place as a "
-    "MASK. On SD: CFG 2.5 to 5.\n\nTwo inversions share one attention field (TF-ICON).",
+    "2. Load your second picture in place of *The other picture*, and set *Its size* to the same size. Draw a MASK of "
+    "the object. On SD: CFG 2.5 to 5.\n\nBoth inversions share one self-attention (TF-ICON).",
     composed, 200, kind="add", seed=0, cfg=2.5, masked=True)
 
 

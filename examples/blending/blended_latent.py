@@ -9,8 +9,8 @@ from ..rows import CostRow, SceneRow, on_inversion
 
 WORKFLOW = Workflow(
     "A mask that shrinks (Blended Latent)",
-    "2. Draw your own MASK in place of the scene's. On SD: CFG 7.5.\n\nThe mask begins grown, so that a small "
-    "place has room to begin an edit.",
+    "2. Draw your own MASK in place of the scene's. On SD: CFG 7.5.\n\nThe mask starts enlarged, so that a small area "
+    "gives an edit room to begin.",
     on_injected("PalimpsestBlendedLatent", masked=True), 130, kind="add", seed=2, masked=True)
 
 

@@ -16,8 +16,8 @@ def masked(c, p, inversion):
 
 WORKFLOW = Workflow(
     "A mask from two prompts (DiffEdit)",
-    "2. On SD: CFG 7.5.\n\nWhere the noise predicted for the two prompts differs, the picture may change; "
-    "everywhere else the source comes back exactly. Best at taking something away.",
+    "2. On SD: CFG 7.5.\n\nThe picture may change where the noise predictions of the two prompts differ. Everywhere "
+    "else the source comes back exactly. Best for removing something.",
     masked, 110, kind="delete", seed=3)
 
 

@@ -7,9 +7,9 @@ from ..rows import CostRow, SceneRow, alone, inject, on_inversion
 
 WORKFLOW = Workflow(
     "A mask found on the way (Noise Mask)",
-    "2. On SD: CFG 7.5, and *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5.\n\nAt every step the "
-    "target's prediction is compared with the source's; where they agree the source stays. With *Attention "
-    "Inject*, best for colours.",
+    "2. On SD: CFG 7.5. Set *Attention Inject* to `self_end` 0.4 and `self_resolution` 0.5.\n\nAt every step the "
+    "target's prediction is compared with the source's. Where they agree, the source stays. With *Attention Inject* "
+    "this is best for colours.",
     on_injected("PalimpsestNoiseMask"), 120)
 EXAMPLE = Example(
     workflows=(WORKFLOW,),

@@ -12,8 +12,8 @@ def excited(c, p, inversion):
 
 WORKFLOW = Workflow(
     "Nothing left out (Attend-and-Excite)",
-    "2. *words*: what the prompt names and the picture neglects. On SD: CFG 7.5.\n\nEach step moves the latent "
-    "until every word is seen somewhere.",
+    "2. *words* are what the prompt names but the picture lacks. On SD: CFG 7.5.\n\nEach step moves the latent until "
+    "every word gets attention somewhere.",
     excited, 210, kind="add", seed=0)
 EXAMPLE = Example(
     workflows=(WORKFLOW,),

@@ -11,7 +11,8 @@ def optimised(c, p, inversion):
 
 WORKFLOW = Workflow(
     "No inversion at all (Delta Denoising Score)",
-    "2. On SD: CFG 7.5.\n\nThe latent itself is optimised: what the target's prediction wants beyond the source's.",
+    "2. On SD: CFG 7.5.\n\nThe latent itself is optimised. It moves along what the target prompt predicts beyond the "
+    "source prompt.",
     optimised, 270, invert=None, seed=10)
 
 

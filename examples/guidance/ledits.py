@@ -18,8 +18,8 @@ def concept(c, p, inversion):
 
 WORKFLOW = Workflow(
     "Add a concept to a picture (LEDITS++)",
-    "2. On SD: threshold 0.9 and 50 steps for SDXL.\n\nNoise maps of a solver of few steps return the picture; the "
-    "concept acts where its words' attention and its guidance agree.",
+    "2. On SD: threshold 0.9. On SDXL: 50 steps.\n\nThe noise maps of a fast solver return the picture. The concept "
+    "acts where its words' attention and its guidance agree.",
     concept, 160, invert=partial(inverted, kind="PalimpsestLEDITSInvert"), target="source", cfg=1.0)
 
 

@@ -12,9 +12,8 @@ def removed(c, p, inversion):
 
 WORKFLOW = Workflow(
     "Take an object away (MagicRemover)",
-    "2. Draw the object's place as a MASK, or name it in *words* with Attention Store. *What lies there*: a prompt "
-    "of what is to be seen in its place, and of nothing else. On SD: CFG 7.5.\n\nThe place is filled from what "
-    "lies around it.",
+    "2. Draw a MASK of the object, or name it in *words* with Attention Store. *What lies there* is a prompt of what "
+    "should be seen there and nothing else. On SD: CFG 7.5.\n\nThe object's area is filled from its surroundings.",
     removed, 240, kind="delete", seed=1, prompt="a photo of a sky background", masked=True)
 EXAMPLE = Example(
     workflows=(WORKFLOW,),

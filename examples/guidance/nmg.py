@@ -7,8 +7,7 @@ from ..rows import CostRow, SceneRow, alone, on_inversion
 
 WORKFLOW = Workflow(
     "Kept by the noise map (Noise Map Guidance)",
-    "2. On SD: CFG 7.5, scale 3.05.\n\nEach step is drawn to the inversion's own next latent before the prompt "
-    "acts.",
+    "2. On SD: CFG 7.5, scale 3.05.\n\nEach step is pulled to the inversion's next latent before the prompt acts.",
     on_model("PalimpsestNoiseMapGuidance", scale=0.19), 260, seed=9)
 EXAMPLE = Example(
     workflows=(WORKFLOW,),

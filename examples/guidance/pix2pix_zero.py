@@ -7,8 +7,8 @@ from ..rows import CostRow, SceneRow, alone, on_inversion
 
 WORKFLOW = Workflow(
     "Held by its attention maps (pix2pix-zero)",
-    "2. On SD: CFG 5, and *Edit Direction* with lists of sentences instead of one target.\n\nA gradient draws the "
-    "target's attention maps to the source's at every step.",
+    "2. On SD: CFG 5, and *Edit Direction* with lists of sentences instead of one target.\n\nAt every step a gradient "
+    "pulls the target's attention maps to the source's.",
     on_model("PalimpsestCrossAttentionGuidance"), 220, seed=8)
 
 

@@ -22,8 +22,8 @@ def concept_and_regions(c, p, inversion):
 
 WORKFLOW = Workflow(
     "Add a concept (SEGA)",
-    "2. *Concept*: what to add, or to remove; chain one *SEGA Guidance* a concept. On SD: CFG 7.5, threshold "
-    "0.9.\n\nThe source prompt is sampled; the concept acts only where the model sees it.",
+    "2. *Concept* is what to add or remove. Chain one *SEGA Guidance* per concept. On SD: CFG 7.5, threshold "
+    "0.9.\n\nThe source prompt is sampled. The concept acts only where the model sees it.",
     concept_and_regions, 150, target="source")
 
 

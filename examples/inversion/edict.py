@@ -12,8 +12,8 @@ def coupled(c, p):
 
 WORKFLOW = Workflow(
     "An exact inversion, with its own sampler (EDICT)",
-    "2. On SD set *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5; 50 steps, and the CFG you sample "
-    "at in the inversion too (paper: 3).\n\nTwo coupled latents return the picture exactly; *Replay Inversion* "
+    "2. On SD use 50 steps. Set *Attention Inject* to `self_end` 0.4 and `self_resolution` 0.5. Use the CFG of the "
+    "sampler in the inversion too (paper: 3).\n\nTwo coupled latents return the picture exactly. *Replay Inversion* "
     "brings the method's own SAMPLER, so leave its sampler input open. BDIA Invert and Direct Invert are drawn the "
     "same way.",
     injected, 50, invert=coupled)

@@ -9,9 +9,9 @@ from ..rows import InversionRow
 
 WORKFLOW = Workflow(
     "Edit at high guidance, nothing learned (negative prompt)",
-    "2. On SD set *Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5.\n\nThe source prompt as the "
-    "negative: guidance cancels where the target says the same. *Proximal Guidance* keeps of the rest only what "
-    "clearly differs.",
+    "2. On SD set *Attention Inject* to `self_end` 0.4 and `self_resolution` 0.5.\n\nThe source prompt is the negative "
+    "prompt. Guidance cancels where the target says the same. *Proximal Guidance* keeps the rest only where it clearly "
+    "differs.",
     on_injected("PalimpsestProximalGuidance"), 40, invert=partial(inverted, kind="PalimpsestNegativePromptInvert"),
     cfg=HIGH)
 EXAMPLE = Example(

@@ -18,11 +18,10 @@ def learned(c, p):
 
 WORKFLOW = Workflow(
     "Edit at high guidance (null-text)",
-    "2. *Null-Text Optimize* learns once for a picture; then queue as many targets as you like.\n3. On SD set "
-    "*Attention Inject* back: `self_end` 0.4, `self_resolution` 0.5.\n\nGuidance 7.5 loses the picture that DDIM "
-    "inversion found; with an embedding learned for each step it comes back, and the edit keeps to it. The report "
-    "shows the replay of the source at that guidance. *Prompt Tuning Invert*, *StyleDiffusion Invert* and *KV "
-    "Inversion* stand in the same place.",
+    "2. *Null-Text Optimize* learns once per picture. Then queue as many targets as you like.\n3. On SD set *Attention "
+    "Inject* to `self_end` 0.4 and `self_resolution` 0.5.\n\nCFG 7.5 loses the picture that DDIM inversion found. With "
+    "an embedding learned for each step it comes back, and the edit keeps it. The report shows the replay of the "
+    "source at that CFG. *Prompt Tuning Invert*, *StyleDiffusion Invert* and *KV Inversion* can replace this node.",
     injected, 30, invert=learned, cfg=HIGH)
 EXAMPLE = Example(
     workflows=(WORKFLOW,),
