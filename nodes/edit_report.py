@@ -1,4 +1,4 @@
-"""The measures of an edit, as a picture and as text."""
+"""Reports the measures of an edit as a picture and as text."""
 import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
@@ -9,7 +9,7 @@ from ..metrics.drawing import colours, reduced, sheet, tile
 from ..metrics.edits import CHANGED, edit_numbers
 from ..metrics.masks import TWO_CELLS, grow
 
-NUMBERS = {  # number: the tile it stands under, its words, its format
+NUMBERS = {  # number: (its tile, its label, its format)
     "reconstruction_psnr": ("reconstruction", "PSNR to source", "{:.2f} dB"),
     "reconstruction_ssim": ("reconstruction", "SSIM to source", "{:.4f}"),
     "psnr": ("edited", "PSNR to source", "{:.2f} dB"),
@@ -25,19 +25,19 @@ NUMBERS = {  # number: the tile it stands under, its words, its format
 
 
 def check(source: Tensor, edited: Tensor, **others: Tensor | None) -> dict[str, Tensor]:
-    """What is given, by name: on the CPU, singles repeated to the batch. ValueError where sizes differ."""
+    """The given inputs by name, on the CPU. Single pictures are repeated to the batch. ValueError if sizes differ."""
     given = dict(source=source, edited=edited, **{name: t for name, t in others.items() if t is not None})
     given = {name: t.reshape(-1, *t.shape[-2:]) if name == "mask" else t[..., :3] for name, t in given.items()}
     batch, size = max(len(t) for t in given.values()), source.shape[1:3]
     for name, t in given.items():
         if t.shape[1:3] != size:
             raise ValueError(f"{name} is {t.shape[2]}x{t.shape[1]} and source is {size[1]}x{size[0]}: VAE Encode crops "
-                             "what is no multiple of its factor (8 on SD), so scale and crop the source and its mask "
-                             "to multiples of it once, before VAE Encode (Upscale Image, crop center), and connect "
-                             "that picture everywhere.")
+                             "sizes that are not multiples of its factor (8 on SD). Scale and crop the source and its "
+                             "mask to such a multiple before VAE Encode (Upscale Image, crop center), and connect that "
+                             "picture everywhere.")
         if len(t) not in (1, batch):
             raise ValueError(f"{name} holds {len(t)} pictures and the largest input {batch}: connect one for all, or "
-                             f"{batch}")
+                             f"{batch}.")
     return {name: t.cpu().expand(batch, *t.shape[1:]) for name, t in given.items()}
 
 
@@ -80,7 +80,7 @@ class PalimpsestEditReport(io.ComfyNode):
 
 
 def draw(given: dict[str, Tensor], numbers: dict[str, Tensor]) -> Tensor:
-    """The sheet [1, H, W, 3]: a row of tiles a picture, each tile's numbers beneath it."""
+    """The sheet [1, H, W, 3]. Each picture has a row of tiles, with the numbers below each tile."""
     batch, height, width, _ = given["source"].shape
     differences, high = zip(*map(difference, given["edited"], given["source"]))
     high = max(high) or 1.
@@ -98,32 +98,32 @@ def draw(given: dict[str, Tensor], numbers: dict[str, Tensor]) -> Tensor:
 
 
 def difference(edited: Tensor, source: Tensor) -> tuple[Tensor, float]:
-    """|edited - source| of two pictures [H, W, C], the channels' mean: as large as a tile shows it [h, w], and its
-    highest value."""
+    """The channels' mean of |edited - source| for two pictures [H, W, C]: at the size of a tile [h, w], and its highest
+    value."""
     rows = [(e.float() - s.float()).abs().mean(-1, keepdim=True) for e, s in zip(edited.split(1), source.split(1))]
     found = torch.cat(rows)
     return reduced(found)[..., 0], found.max().item()
 
 
 def shades(mask: Tensor) -> Tensor:
-    """The mask [H, W] as large as a tile shows it [h, w, 3], what it grows to in grey."""
+    """The mask [H, W] at the size of a tile [h, w, 3]. The area it grows to is grey."""
     return reduced(torch.maximum(mask, .45 * grow((mask > 0).byte()[None], TWO_CELLS)[0])[..., None]).expand(-1, -1, 3)
 
 
 def printed(name: str, value: Tensor) -> str:
-    """A number with its unit, shares in percent."""
+    """A number with its unit. Shares are in percent."""
     form = NUMBERS[name][2]
     return form.format(100 * value if "%" in form else value)
 
 
 def lines(place: str, numbers: dict[str, Tensor], i: int) -> list[tuple[str, str]]:
-    """The lines that stand under one tile of row i; nan is said to be n/a, for there was no pixel to look at."""
+    """The lines under one tile of row i. nan is written as n/a, because there was no pixel to measure."""
     return [(key, "n/a" if numbers[name][i].isnan() else printed(name, numbers[name][i]))
             for name, (where, key, _) in NUMBERS.items() if where == place and name in numbers]
 
 
 def write(numbers: dict[str, Tensor]) -> str:
-    """The numbers as text, `name: value unit`, one a line; a batch puts the picture's number before the name."""
+    """The numbers as text, one `name: value unit` per line. In a batch the picture's number stands before the name."""
     batch = len(numbers["psnr"])
     return "\n".join(f"{i + 1} " * (batch > 1) + f"{name}: {printed(name, numbers[name][i])}"
                      for i in range(batch) for name in NUMBERS if name in numbers)

@@ -1,4 +1,4 @@
-"""The embedded text-to-image model and scenes of which every edit's exact picture is known."""
+"""The embedded text-to-image model, and scenes whose edits have a known exact picture."""
 import torch
 from comfy_api.latest import io, ui
 

@@ -1,4 +1,4 @@
-"""Prompts: words, tokens and their alignment."""
+"""Encodes prompts and aligns their words."""
 from comfy_api.latest import io
 
 from ..attention.alignment import PromptEdit, align

@@ -22,7 +22,7 @@ def refine_input():
 
 
 def guidance_inputs(paper, default=1.0):
-    """The CFG of the inversion and its negative."""
+    """The CFG of the inversion and its negative prompt."""
     return [
         io.Float.Input("cfg", default=default, min=0.0, max=100.0, step=0.1, tooltip=paper),
         io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt of this guidance. Papers: "
@@ -76,7 +76,7 @@ InversionType = io.Custom("INVERSION")
 
 
 def inversion_inputs(steps=50, why=None, scheduler="ddim_uniform", which="Papers: ddim_uniform (leading spacing)."):
-    """MODEL, source, LATENT, steps and scheduler, which every inversion node begins with; `own_sigmas()` goes last."""
+    """MODEL, source, LATENT, steps and scheduler: the first inputs of an inversion node. `sigmas_input()` goes last."""
     return [
         io.Model.Input("model", tooltip="The MODEL without Palimpsest editors. LoRA is allowed."),
         io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is."),
@@ -94,8 +94,8 @@ def sigmas_input():
 
 
 def inversion_outputs(own_reverse=False):
-    """INVERSION, noise and SIGMAS; `own_reverse`: no host sampler leads the noise back, only what the method
-    recorded."""
+    """INVERSION, noise and SIGMAS. With `own_reverse` no sampler of the host returns the picture, only the method's own
+    one."""
     use = ("Only Replay Inversion returns the picture from it." if own_reverse else
            "In KSampler Advanced: add_noise off, same scheduler and steps, CFG 1 to reconstruct. On flow models use "
            "Replay.")
@@ -126,7 +126,7 @@ def concept_inputs(*concept, scale, warmup, threshold):
 
 
 def learning_inputs(iterations, why):
-    """MODEL, INVERSION, the null prompt and how long to learn, which each of these nodes begins with."""
+    """MODEL, INVERSION, negative prompt and length of learning: the first inputs of every node that learns."""
     return [
         io.Model.Input("model", tooltip="The MODEL of the inversion, without editors."),
         InversionType.Input("inversion", tooltip="The trajectory to follow, from DDIM Invert, Fixed-Point Invert or "

@@ -86,7 +86,7 @@ def test_a_mask_that_leaves_no_background_reads_as_no_number():
 
 def test_sizes_that_differ_are_named():
     source, target, mask = scene()
-    with pytest.raises(ValueError, match="edited is 64x128 and source is 128x128: .* scale and crop the source .* "
+    with pytest.raises(ValueError, match="edited is 64x128 and source is 128x128: .* Scale and crop the source .* "
                                          "before VAE Encode"):
         report(source=source, edited=target[:, :, :64])
     with pytest.raises(ValueError, match="mask is 128x32 and source is 128x128"):
