@@ -14,7 +14,7 @@ class PalimpsestDiffEditMask(io.ComfyNode):
             description="Makes a mask from two prompts alone. It marks where their noise predictions on the noised "
                         "picture differ (DiffEdit, Couairon et al. 2023). Needs no inversion and no words.",
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL before any Palimpsest editor; LoRA may be on it."),
+                io.Model.Input("model", tooltip="The MODEL without Palimpsest editors. LoRA is allowed."),
                 io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is. An empty one "
                                                         "works less "
                                       "well."),

@@ -19,7 +19,7 @@ class PalimpsestDeltaDenoise(io.ComfyNode):
                         "picture, the source prompt's on the original (Hertz et al. 2023). Needs no sampler and no "
                         "inversion.",
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL before any Palimpsest editor; LoRA may be on it."),
+                io.Model.Input("model", tooltip="The MODEL without Palimpsest editors. LoRA is allowed."),
                 io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is."),
                 io.Conditioning.Input("target", tooltip="The prompt of the wanted picture, in words as close to the "
                                                         "source's as possible."),
