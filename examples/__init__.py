@@ -15,13 +15,16 @@ LAST = 1000  # a row without a number of its own
 class Example:
     """What one file shows and measures.
 
+    name: the technique's, as a table says it.
     workflows: its canvas workflows (drawing.Workflow).
     pages: node id -> draw(canvas, label), which draws the picture of the node's help page (pictures.py).
     scenes: its editors in SceneBench (rows.SceneRow).
     costs: its editors in the benchmark of costs (rows.CostRow).
     inversions: its rows among the inversions (rows.InversionRow).
-    elsewhere: where a technique without a workflow is shown: another's title, or why there is none.
+    elsewhere: of a technique without a workflow, the title of one that shows it or has a place for it, or why there is
+        none.
     """
+    name: str
     workflows: tuple = ()
     pages: Mapping[str, Callable] = field(default_factory=dict)
     scenes: tuple = ()

@@ -13,4 +13,4 @@ def page(c, label):
     c.node("PalimpsestEditReport", source=p.picture, edited=edited["IMAGE"], mask=p.mask)
 
 
-EXAMPLE = Example(pages={"PalimpsestEditReport": page})
+EXAMPLE = Example("Edit Report", pages={"PalimpsestEditReport": page})

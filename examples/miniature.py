@@ -28,4 +28,4 @@ def page(c, label):
     show_mask(c, "edit mask", p.mask)
 
 
-EXAMPLE = Example(pages={"PalimpsestLoadMiniature": samples, "PalimpsestMiniatureScene": page})
+EXAMPLE = Example("The miniature", pages={"PalimpsestLoadMiniature": samples, "PalimpsestMiniatureScene": page})

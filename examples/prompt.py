@@ -2,4 +2,4 @@
 from . import Example
 from .pictures import back_and_edited
 
-EXAMPLE = Example(pages={"PalimpsestPromptEdit": back_and_edited})
+EXAMPLE = Example("Prompt Edit", pages={"PalimpsestPromptEdit": back_and_edited})

@@ -33,6 +33,7 @@ def page(c, label):
 
 
 EXAMPLE = Example(
+    "Cross-image attention",
     workflows=(WORKFLOW,),
     pages={"PalimpsestCrossImageAttention": page},
     costs=(CostRow("Cross-Image Attention",

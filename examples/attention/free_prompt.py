@@ -10,6 +10,7 @@ WORKFLOW = Workflow(
     "2. On SD: CFG 7.5. The source prompt may be empty.\n\nOnly the source's self-attention maps are kept.",
     on_model("PalimpsestFreePromptEdit"), 90, seed=2)
 EXAMPLE = Example(
+    "Free-prompt editing",
     workflows=(WORKFLOW,),
     pages={"PalimpsestFreePromptEdit": before_and_after(WORKFLOW)},
     scenes=(SceneRow("Free-Prompt Edit", on_inversion(PalimpsestFreePromptEdit), 70),),

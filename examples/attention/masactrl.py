@@ -11,6 +11,7 @@ WORKFLOW = Workflow(
     "fill it.",
     on_model("PalimpsestMutualSelfAttention"), 70, kind="pose", seed=0)
 EXAMPLE = Example(
+    "MasaCtrl, TIC",
     workflows=(WORKFLOW,),
     pages={"PalimpsestMutualSelfAttention": before_and_after(WORKFLOW)},
     scenes=(SceneRow("MasaCtrl", on_inversion(PalimpsestMutualSelfAttention), 50),),

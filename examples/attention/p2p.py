@@ -78,6 +78,7 @@ def draw(c):
 
 WHOLE = {"cross_end": 1.0, "self_end": 1.0}  # of the schedule
 EXAMPLE = Example(
+    "Prompt-to-Prompt",
     workflows=(Drawing(TITLE, draw, 10),),
     pages={"PalimpsestAttentionInject": before_and_after(Workflow(TITLE, ABOUT, injected))},
     scenes=(SceneRow("Attention Inject", inject, 10),),

@@ -11,6 +11,7 @@ WORKFLOW = Workflow(
     "repaints it.",
     on_model("PalimpsestPlugAndPlay"), 80, kind="background", seed=0)
 EXAMPLE = Example(
+    "Plug-and-Play",
     workflows=(WORKFLOW,),
     pages={"PalimpsestPlugAndPlay": before_and_after(WORKFLOW, seed=3)},
     scenes=(SceneRow("Plug-and-Play", on_inversion(PalimpsestPlugAndPlay), 60),),

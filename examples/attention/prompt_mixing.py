@@ -16,6 +16,7 @@ WORKFLOW = Workflow(
     "the source prompt keeps layout and appearance.",
     mixed, 100, kind="object", seed=3, target="source")
 EXAMPLE = Example(
+    "Prompt mixing",
     workflows=(WORKFLOW,),
     pages={"PalimpsestPromptMixing": before_and_after(WORKFLOW, "source prompt alone")},
     costs=(CostRow("Prompt Mixing", lambda b: b.other(PalimpsestPromptMixing, mix=b.source), 80),))

@@ -26,6 +26,7 @@ def page(c, label):
 
 
 EXAMPLE = Example(
+    "Attention re-weighting",
     workflows=(WORKFLOW,),
     pages={"PalimpsestAttentionReweight": page},
     costs=(CostRow("Attention Re-weight", alone(PalimpsestAttentionReweight, word_weights="star: 3"), 40),))

@@ -51,5 +51,6 @@ def masked(c, label):
 
 
 EXAMPLE = Example(
+    "Attention maps of words",
     workflows=(Drawing("Attention maps to a mask", draw, 20),),
     pages={"PalimpsestAttentionStore": store, "PalimpsestAttentionHeatmap": heatmap, "PalimpsestAttentionMask": masked})

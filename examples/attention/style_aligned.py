@@ -27,6 +27,7 @@ def page(c, label):
 
 
 EXAMPLE = Example(
+    "Style Aligned",
     workflows=(WORKFLOW,),
     pages={"PalimpsestStyleAligned": page},
     costs=(CostRow("Style Aligned", lambda b: b.other(PalimpsestStyleAligned, inversion=b.inversion), 90),))

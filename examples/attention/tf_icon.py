@@ -31,6 +31,7 @@ def page(c, label):
 
 
 EXAMPLE = Example(
+    "TF-ICON",
     workflows=(WORKFLOW,),
     pages={"PalimpsestInjectComposite": page},
     costs=(CostRow("Inject Composite", alone(PalimpsestInjectComposite), 110),))

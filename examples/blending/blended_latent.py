@@ -19,6 +19,7 @@ def cost(b):
 
 
 EXAMPLE = Example(
+    "Blended latent diffusion",
     workflows=(WORKFLOW,),
     pages={"PalimpsestBlendedLatent": before_and_after(WORKFLOW, kind="colour", seed=12)},
     scenes=(SceneRow("Blended Latent (true mask)", on_inversion(PalimpsestBlendedLatent, masked=True), 100),),

@@ -39,6 +39,7 @@ def edit(scenes, model, inversion):
 
 
 EXAMPLE = Example(
+    "DiffEdit's mask",
     workflows=(WORKFLOW,),
     pages={"PalimpsestDiffEditMask": page},
     scenes=(SceneRow("DiffEdit", edit, 80),))

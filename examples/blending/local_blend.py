@@ -21,6 +21,7 @@ def by_words(b):
 
 
 EXAMPLE = Example(
+    "Blending on an inversion",
     pages={"PalimpsestLatentBlend": page},
     scenes=(SceneRow("Inject + Latent Blend (true mask)", on_inversion(PalimpsestLatentBlend, inject, masked=True),
                      20),),

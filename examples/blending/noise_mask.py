@@ -12,6 +12,7 @@ WORKFLOW = Workflow(
     "this is best for colours.",
     on_injected("PalimpsestNoiseMask"), 120)
 EXAMPLE = Example(
+    "Watch Your Steps",
     workflows=(WORKFLOW,),
     pages={"PalimpsestNoiseMask": before_and_after(WORKFLOW)},
     scenes=(SceneRow("Inject + Noise Mask", on_inversion(PalimpsestNoiseMask, inject), 30),

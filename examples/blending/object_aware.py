@@ -17,6 +17,7 @@ WORKFLOW = Workflow(
     "edited from its own step on. Use a late step for a colour, an early one for a shape.",
     blended, 140, kind="pose", seed=1, masked=True)
 EXAMPLE = Example(
+    "OIR",
     workflows=(WORKFLOW,),
     pages={"PalimpsestObjectAwareBlend": before_and_after(WORKFLOW, seed=12)},
     scenes=(SceneRow("Object-Aware Blend (true mask)", on_inversion(PalimpsestObjectAwareBlend, masked=True), 110),),

@@ -16,6 +16,7 @@ WORKFLOW = Workflow(
     "every word gets attention somewhere.",
     excited, 210, kind="add", seed=0)
 EXAMPLE = Example(
+    "Attend-and-Excite",
     workflows=(WORKFLOW,),
     pages={"PalimpsestAttendExcite": before_and_after(WORKFLOW)},
     costs=(CostRow("Attend-and-Excite, a move a step",

@@ -21,4 +21,4 @@ def page(c, label):
     decoded(c, label, p, optimised(c, p, None)["LATENT"])
 
 
-EXAMPLE = Example(workflows=(WORKFLOW,), pages={"PalimpsestDeltaDenoise": page})
+EXAMPLE = Example("Delta denoising score", workflows=(WORKFLOW,), pages={"PalimpsestDeltaDenoise": page})

@@ -30,6 +30,7 @@ def edit(scenes, model, inversion):
 
 
 EXAMPLE = Example(
+    "LEDITS++",
     workflows=(WORKFLOW,),
     pages={"PalimpsestLEDITS": before_and_after(WORKFLOW, "source prompt alone")},
     scenes=(SceneRow("LEDITS++ (target as concept)", edit, 150, samples="source"),),

@@ -16,6 +16,7 @@ WORKFLOW = Workflow(
     "should be seen there and nothing else. On SD: CFG 7.5.\n\nThe object's area is filled from its surroundings.",
     removed, 240, kind="delete", seed=1, prompt="a photo of a sky background", masked=True)
 EXAMPLE = Example(
+    "MagicRemover",
     workflows=(WORKFLOW,),
     pages={"PalimpsestMagicRemover": before_and_after(WORKFLOW, "the prompt alone")},
     costs=(CostRow("MagicRemover", lambda b: b.other(PalimpsestMagicRemover, words="star", attention=b.maps), 240,

@@ -10,6 +10,7 @@ WORKFLOW = Workflow(
     "2. On SD: CFG 7.5, scale 3.05.\n\nEach step is pulled to the inversion's next latent before the prompt acts.",
     on_model("PalimpsestNoiseMapGuidance", scale=0.19), 260, seed=9)
 EXAMPLE = Example(
+    "Noise map guidance",
     workflows=(WORKFLOW,),
     pages={"PalimpsestNoiseMapGuidance": before_and_after(WORKFLOW)},
     scenes=(SceneRow("Noise Map Guidance", on_inversion(PalimpsestNoiseMapGuidance, scale=0.05),

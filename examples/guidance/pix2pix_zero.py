@@ -25,6 +25,7 @@ def direction(c, label):
 
 
 EXAMPLE = Example(
+    "pix2pix-zero",
     workflows=(WORKFLOW,),
     pages={"PalimpsestCrossAttentionGuidance": before_and_after(WORKFLOW), "PalimpsestEditDirection": direction},
     scenes=(SceneRow("Cross-Attention Guidance", on_inversion(PalimpsestCrossAttentionGuidance), 120),),

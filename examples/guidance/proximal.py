@@ -16,6 +16,7 @@ def page(c, label):
 
 
 EXAMPLE = Example(
+    "Proximal guidance",
     pages={"PalimpsestProximalGuidance": page},
     scenes=(SceneRow("Inject + Proximal Guidance", on_inversion(PalimpsestProximalGuidance, inject), 40),),
     costs=(CostRow("Proximal Guidance", alone(PalimpsestProximalGuidance), 150),),

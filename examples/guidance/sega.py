@@ -47,6 +47,7 @@ def concepts(count):
 
 
 EXAMPLE = Example(
+    "SEGA",
     workflows=(WORKFLOW,),
     pages={"PalimpsestSEGAGuidance": before_and_after(WORKFLOW, "source prompt alone",
                                                       edit=lambda *given: concept(*given, scale=3)),

@@ -11,6 +11,7 @@ WORKFLOW = Workflow(
     "source prompt.\n\nGuidance makes the words attend to the object's shape, moved.",
     on_model("PalimpsestSelfGuidance", words="green, dotted, star", move_x=0.2), 230, cfg=1.5, target="source")
 EXAMPLE = Example(
+    "Self-guidance",
     workflows=(WORKFLOW,),
     pages={"PalimpsestSelfGuidance": before_and_after(WORKFLOW, "source prompt alone")},
     costs=(CostRow("Self-Guidance", alone(PalimpsestSelfGuidance, words="star", move_x=0.2), 230, gradient=True),))

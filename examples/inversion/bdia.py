@@ -10,6 +10,7 @@ def settings(steps):
 
 
 EXAMPLE = Example(
+    "BDIA",
     pages={"PalimpsestBDIAInvert": returns("PalimpsestBDIAInvert", 10, gamma=0.5)},
     inversions=(InversionRow("BDIA", PalimpsestBDIAInvert, 130, settings=settings, guided=True),),
     elsewhere="An exact inversion, with its own sampler (EDICT)")

@@ -14,6 +14,7 @@ def page(c, label):
 
 
 EXAMPLE = Example(
+    "DDIM inversion",
     pages={"PalimpsestDDIMInvert": page},
     inversions=(InversionRow("DDIM", PalimpsestDDIMInvert, 10),),
     elsewhere="Rewrite a word, keep the rest")

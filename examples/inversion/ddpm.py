@@ -16,6 +16,7 @@ WORKFLOW = Workflow(
     on_injected("PalimpsestLatentBlend", masked=True), 60,
     invert=partial(inverted, kind="PalimpsestDDPMInvert", steps=50), start=0.36, kind="object", seed=3, masked=True)
 EXAMPLE = Example(
+    "Edit-friendly DDPM inversion",
     workflows=(WORKFLOW,),
     pages={"PalimpsestDDPMInvert": both("PalimpsestDDPMInvert", 50, HIGH, 0.36)},
     inversions=(InversionRow("Edit-friendly DDPM", PalimpsestDDPMInvert, 150, guided=True),))

@@ -18,6 +18,7 @@ WORKFLOW = Workflow(
     "same way.",
     injected, 50, invert=coupled)
 EXAMPLE = Example(
+    "EDICT",
     workflows=(WORKFLOW,),
     pages={"PalimpsestEDICTInvert": returns("PalimpsestEDICTInvert", 20, CFG, cfg=CFG)},
     inversions=(InversionRow("EDICT", PalimpsestEDICTInvert, 120, guided=True),))

@@ -22,6 +22,7 @@ WORKFLOW = Workflow(
     "what comes back. *Save Inversion* keeps it for *Load Inversion* later.",
     injected, 170, invert=reported, seed=7)
 EXAMPLE = Example(
+    "Fixed-point inversion (AIDI)",
     workflows=(WORKFLOW,),
     pages={"PalimpsestFixedPointInvert": returns("PalimpsestFixedPointInvert", 10)},
     inversions=(InversionRow("Fixed point (AIDI)", PalimpsestFixedPointInvert, 40),))

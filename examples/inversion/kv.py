@@ -5,6 +5,7 @@ from ..pictures import HIGH, edits
 from ..rows import InversionRow
 
 EXAMPLE = Example(
+    "KV inversion",
     pages={"PalimpsestKVInvert": edits("PalimpsestKVInvert", edit="pose", seed=0, cfg=HIGH)},
     inversions=(InversionRow("KV inversion", PalimpsestKVInvert, 110),),
     elsewhere="Edit at high guidance (null-text)")

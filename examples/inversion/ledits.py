@@ -6,6 +6,7 @@ from ..pictures import both
 from ..rows import InversionRow
 
 EXAMPLE = Example(
+    "LEDITS++, the inversion",
     pages={"PalimpsestLEDITSInvert": both("PalimpsestLEDITSInvert", 30, CFG, 0.15)},
     inversions=(InversionRow("LEDITS++", PalimpsestLEDITSInvert, 160, guided=True),),
     elsewhere="Add a concept to a picture (LEDITS++)")

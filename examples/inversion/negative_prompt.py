@@ -15,6 +15,7 @@ WORKFLOW = Workflow(
     on_injected("PalimpsestProximalGuidance"), 40, invert=partial(inverted, kind="PalimpsestNegativePromptInvert"),
     cfg=HIGH)
 EXAMPLE = Example(
+    "Negative-prompt inversion",
     workflows=(WORKFLOW,),
     pages={"PalimpsestNegativePromptInvert": returns("PalimpsestNegativePromptInvert", 20, HIGH)},
     inversions=(InversionRow("Negative-prompt", PalimpsestNegativePromptInvert, 70, over="DDIM"),))

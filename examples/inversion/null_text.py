@@ -24,6 +24,7 @@ WORKFLOW = Workflow(
     "source at that CFG. *Prompt Tuning Invert*, *StyleDiffusion Invert* and *KV Inversion* can replace this node.",
     injected, 30, invert=learned, cfg=HIGH)
 EXAMPLE = Example(
+    "Null-text inversion",
     workflows=(WORKFLOW,),
     pages={"PalimpsestNullTextOptimize": returns("PalimpsestNullTextOptimize", 10, HIGH, cfg=HIGH, own_negative=True)},
     inversions=(InversionRow("Null-text", PalimpsestNullTextOptimize, 80, over="Negative-prompt"),))

@@ -13,6 +13,7 @@ def page(c, label):
 
 
 EXAMPLE = Example(
+    "Regularized inversion (pix2pix-zero)",
     pages={"PalimpsestRegularizedInvert": page},
     inversions=(InversionRow("Regularized (pix2pix-zero)", PalimpsestRegularizedInvert, 60),),
     elsewhere="It stands in DDIM Invert's place in any workflow.")

@@ -5,6 +5,7 @@ from ..pictures import returns
 from ..rows import InversionRow
 
 EXAMPLE = Example(
+    "ReNoise",
     pages={"PalimpsestReNoiseInvert": returns("PalimpsestReNoiseInvert", 4, schedule={"scheduler": "simple"})},
     inversions=(InversionRow("ReNoise", PalimpsestReNoiseInvert, 50,
                              settings={"scheduler": "ddim_uniform"}),),  # as the others

@@ -2,4 +2,4 @@
 from .. import Example
 from ..pictures import back_and_edited
 
-EXAMPLE = Example(pages={"PalimpsestReplay": back_and_edited})
+EXAMPLE = Example("Replay Inversion", pages={"PalimpsestReplay": back_and_edited})

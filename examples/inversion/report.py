@@ -10,4 +10,5 @@ def page(c, label):
            vae=p.loader["VAE"], image=p.picture, cfg=HIGH, negative=p.null["CONDITIONING"])
 
 
-EXAMPLE = Example(pages={"PalimpsestInversionReport": page}, elsewhere="How well was it inverted, and keep it")
+EXAMPLE = Example("Inversion Report", pages={"PalimpsestInversionReport": page},
+                  elsewhere="How well was it inverted, and keep it")

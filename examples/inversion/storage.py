@@ -9,4 +9,5 @@ def page(c, label):
     c.node("PalimpsestSaveInversion", label, inversion=inverted(c, p)["inversion"])
 
 
-EXAMPLE = Example(pages={"PalimpsestSaveInversion": page}, elsewhere="How well was it inverted, and keep it")
+EXAMPLE = Example("Inversions on disk", pages={"PalimpsestSaveInversion": page},
+                  elsewhere="How well was it inverted, and keep it")

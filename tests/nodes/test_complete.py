@@ -1,0 +1,55 @@
+"""What belongs to a technique is there, each in its place."""
+import re
+
+import pytest
+from palimpsest import examples
+
+import tables
+from pack import ROOT
+
+PAPERS, NODES, SHOWN = tables.papers(), tables.nodes(), examples.found()
+TITLES = {workflow.title for workflow in examples.collected("workflows")}
+
+
+def is_part(paper):
+    """Whether it holds a part of a paper whose node stands in another file, as Prompt-to-Prompt's alignment does."""
+    others = {number for other in PAPERS if other.path in NODES for _, number in other.papers}
+    return paper.path not in NODES and {number for _, number in paper.papers} <= others
+
+
+def lacking(paper):
+    """What a technique lacks, of what it is to have."""
+    room, name = paper.path.rsplit("/", 1)
+    if not (ROOT / "tests" / room / f"test_{name}.py").is_file():
+        yield f"its test, tests/{room}/test_{name}.py"
+    if not re.search(r"^Checked against: \S", paper.header, re.MULTILINE):
+        yield "a line of its header that begins with `Checked against:`"
+    if is_part(paper):
+        return
+    if paper.path not in NODES:
+        yield f"its node, nodes/{paper.path}.py"
+    for node in NODES.get(paper.path, ()):
+        if not (ROOT / "web" / "docs" / f"{node}.md").is_file():
+            yield f"its help page, web/docs/{node}.md"
+    example = SHOWN.get(paper.path)
+    if example is None:
+        yield f"its example, examples/{paper.path}.py"
+    elif not example.workflows and not example.elsewhere:
+        yield "a workflow in its example, or in `elsewhere` the title of one that shows it or why there is none"
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=[paper.path for paper in PAPERS])
+def test_a_technique_has_all_that_belongs_to_it(paper):
+    assert not list(lacking(paper))
+
+
+def test_examples_stand_beside_nodes_and_name_workflows_that_there_are():
+    assert SHOWN.keys() <= NODES.keys()
+    assert not {path: example.elsewhere for path, example in SHOWN.items()
+                if example.elsewhere not in TITLES and not re.fullmatch(r"|.+\.", example.elsewhere)}
+
+
+def test_the_tables_of_the_documents_are_what_the_files_say():
+    """`python tools/tables.py` writes them again."""
+    made = tables.documents()
+    assert made and not [path.name for path, text in made.items() if path.read_text(encoding="utf-8") != text]

@@ -1,0 +1,143 @@
+"""The documents' tables of techniques, made from the techniques' own files.
+
+Run as a script it writes them again, between `<!-- techniques -->` and `<!-- /techniques -->` (every technique, its
+paper, file, nodes, workflow and what it was checked against) and between `<!-- tasks -->` and `<!-- /tasks -->` (every
+workflow, by what it does), in whatever document has these marks. COMFYUI_PATH names the host.
+"""
+import ast
+import logging
+import re
+import sys
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from pack import ROOT, load_pack
+
+ROOMS = ("inversion", "attention", "blending", "guidance")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper's file: one whose header names an arXiv id in its first paragraph. An engine's file names none there.
+
+    path: "attention/masactrl".
+    header: the file's docstring.
+    """
+    path: str
+    header: str
+
+    @property
+    def cited(self) -> str:
+        return " ".join(self.header.split("\n\n")[0].split())
+
+    @property
+    def papers(self) -> list:
+        """(first author and year as far as they are said, arXiv id) of each paper that it names there."""
+        found, before = [], 0
+        for known in re.finditer(r"arXiv:(\d{4}\.\d{4,5})", self.cited):
+            said, before = self.cited[before:known.start()], known.end()
+            authors = re.findall(r"(?:\. |\()([A-Z][^\s,.]*)(?:,| et al)", said)
+            years = re.findall(r"\b(?:19|20)\d\d\b", said)
+            found.append((" ".join([*authors[:1], *years[-1:]]), known[1]))
+        return found
+
+    @property
+    def checked(self) -> str:
+        """What it was checked against, in short."""
+        said = re.search(r"Checked\s+against:?\s+(.+?)(?:[,;:(]|\.(?:\s|\Z)|\n\n|\Z)", self.header, re.DOTALL)
+        return " ".join(said[1].split()) if said else ""
+
+
+def papers() -> list:
+    """Every paper's file, room by room."""
+    files = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+    every = [Paper(path.relative_to(ROOT).with_suffix("").as_posix(),
+                   ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "") for path in files]
+    return [paper for paper in every if paper.papers]
+
+
+def nodes() -> dict:
+    """{"attention/masactrl": the display names of its nodes, by id}."""
+    from palimpsest.nodes import found
+    places: dict = {}
+    for node in found():
+        schema = node.GET_SCHEMA()
+        path = node.__module__.partition(".nodes.")[2].replace(".", "/")
+        places.setdefault(path, {})[schema.node_id] = schema.display_name
+    return places
+
+
+def line(*cells) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def code(text, up) -> str:
+    return f"[{text}.py]({up}{text}.py)"
+
+
+def workflow(title, up) -> str:
+    return f"[{title}]({up}workflows/{quote(title)}.jpg)"
+
+
+def techniques(up: str) -> str:
+    """up: the way from the document to the pack's root."""
+    from palimpsest import examples
+    shown, known = examples.found(), nodes()
+    titles = {w.title for w in examples.collected("workflows")}
+    lines = [line("technique", "paper", "file", "node", "workflow", "checked against"), "|---" * 6 + "|"]
+    for paper in papers():
+        example = shown.get(paper.path)
+        if example is None and paper.path not in known:
+            continue  # a part of a paper whose node stands elsewhere
+        own = [w.title for w in example.workflows] or [example.elsewhere] if example else []
+        cited = "; ".join(f"{who}, [{number}](https://arxiv.org/abs/{number})".removeprefix(", ")
+                          for who, number in paper.papers)
+        checked = re.sub(r"\b([\w.-]+/[\w.-]+)@([0-9a-f]{7,40})\b", r"[\1@\2](https://github.com/\1/tree/\2)",
+                         paper.checked)
+        lines.append(line(example.name if example else paper.path.split("/")[1], cited, code(paper.path, up),
+                          ", ".join(known.get(paper.path, {}).values()),
+                          ", ".join(workflow(t, up) for t in own if t in titles), checked))
+    return "\n".join(lines)
+
+
+def tasks(up: str) -> str:
+    from palimpsest import examples
+    known, files = nodes(), {paper.path for paper in papers()}
+    where = {w.title: path for path, example in examples.found().items() for w in example.workflows}
+    lines = [line("workflow", "nodes", "file"), "|---" * 3 + "|"]
+    for w in examples.collected("workflows"):
+        path = where[w.title]
+        lines.append(line(workflow(w.title, up), ", ".join(known.get(path, {}).values()),
+                          code(path, up) if path in files else ""))
+    return "\n".join(lines)
+
+
+TABLES = {"techniques": techniques, "tasks": tasks}
+
+
+def documents() -> dict:
+    """{path: its text with the tables as they are now} of every document with a table's marks."""
+    found = {}
+    for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))):
+        text = path.read_text(encoding="utf-8")
+        for name, table in TABLES.items():
+            begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+            if begin in text and end in text:
+                before, _, rest = text.partition(begin)
+                made = table("../" * (len(path.relative_to(ROOT).parts) - 1))
+                text = f"{before}{begin}\n{made}\n\n{end}{rest.partition(end)[2]}"
+                found[path] = text
+    return found
+
+
+def main() -> int:
+    logging.disable(logging.WARNING)
+    load_pack()
+    for path, text in documents().items():
+        path.write_text(text, encoding="utf-8")
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
