@@ -40,7 +40,8 @@ def lacking(paper):
 
 @pytest.mark.parametrize("paper", PAPERS, ids=[paper.path for paper in PAPERS])
 def test_a_technique_has_all_that_belongs_to_it(paper):
-    assert not list(lacking(paper))
+    missing = list(lacking(paper))
+    assert not missing, f"{paper.path} lacks " + "; ".join(missing)
 
 
 def test_examples_stand_beside_nodes_and_name_workflows_that_there_are():
