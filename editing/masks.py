@@ -8,6 +8,7 @@ from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ..host.canvas import log
+from ..metrics.masks import grow
 from .editor import Editor
 
 WIDE = 2 / 3  # of the picture: a mask of words that covers more holds little of it
@@ -45,6 +46,11 @@ def picture_mask(mask, picture):
     top, left = ((side - n) // 2 for side, n in zip(picture, mask.shape[1:]))
     return F.pad(mask, (left, picture[1] - mask.shape[2] - left, top, picture[0] - mask.shape[1] - top),
                  mode="replicate")
+
+
+def grown(masks, cells) -> Tensor:
+    """Masks [..., h, w] with every value spread over a square that reaches so many cells further on each side."""
+    return grow(masks.flatten(0, -3), cells).view_as(masks)
 
 
 def otsu(maps):

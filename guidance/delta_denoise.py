@@ -2,16 +2,18 @@
 
 What a diffusion model finds wrong with a noised picture under a prompt leads to pictures of that prompt, and blurs: a
 part of it is no fault of the picture's. The source ẑ under its own prompt ŷ, where nothing is to be changed, shows that
-part alone, so it is taken away (Eq. 3):
+part alone, so it is taken away (Eq. 3),
     ∇_z L_DDS = w(t)·(ε(z_t, y, t) - ε(ẑ_t, ŷ, t)),   z_t = √ᾱ_t·z + √(1-ᾱ_t)·ε,   ẑ_t = √ᾱ_t·ẑ + √(1-ᾱ_t)·ε,
 both ε(·) under classifier-free guidance. z starts as ẑ and goes down that gradient by SGD, with a new ε and t at each
 iteration and no gradient through the network.
 
-In x = z_t/√ᾱ_t and σ the noised latents are a·z + σ·ε and the prediction is (x - a·x0)/σ, with a = 1; on flow models a
-= 1 - σ and the prediction is the noise that x0 implies, not the velocity. w is that of the authors' notebook, which
-sums the loss over the latent, multiplies by 2000 and divides by its 64 × 64 cells; theirs falls with larger latents,
-here it stays the same. One t an iteration for all rows, where the notebook draws one a row: what the host is given may
-depend on t.
+In x = z_t/√ᾱ_t and σ the noised latents are a·z + σ·ε and the prediction is (x - a·x0)/σ, with a = 1. On flow models a
+is 1 - σ, and the prediction is the noise that x0 implies, not the velocity. w is that of the authors' notebook, which
+sums the loss over the latent, multiplies by 2000 and divides by its 64 × 64 cells.
+
+Differs from the paper: all rows share one t an iteration, where the notebook draws one a row, since what the host is
+given may depend on t. The notebook's w falls with larger latents. Here it stays the same.
+Checked against: authors' code google/prompt-to-prompt, DDS_zeroshot.ipynb: three iterations of its loss and SGD.
 """
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ class PairGuider(Guider):
     def __init__(self, model, source, target, negative, cfg):
         super().__init__(model, {"source": source, "target": target, "negative": negative}, cfg)
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):
+    def predict_noise(self, x, timestep, model_options, seed=None):
         name, _ = prompt_asked(model_options)
         return self.guided(name, "negative", x, timestep, model_options, seed)
 
@@ -41,22 +43,26 @@ def levels(sampling, iterations: int, start: float, end: float, generator) -> Te
 
 
 def descend(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, rate, generator,
-            flow=False,
-            mask=None) -> Tensor:
-    """z [B,C,…] after one iteration at each σ but the last, from the clean latent x; rate: SGD's; mask: where z may
-    change, 0 to 1."""
+            flow=False, mask=None) -> Tensor:
+    """z [B,C,…] after one iteration at each σ but the last, from the clean latent x.
+
+    rate: SGD's.
+    generator: of the noises.
+    flow: whether the model is a flow model.
+    mask: where z may change, 0 to 1.
+    """
     source, rows = x, x.new_ones(len(x))
     step = rate * WEIGHT * (1 if mask is None else mask)
     for i in trange(len(sigmas) - 1, disable=disable):
         sigma = sigmas[i]
-        share = 1 - sigma if flow else 1
+        a = 1 - sigma if flow else 1
         noise = torch.randn(x.shape, generator=generator).to(x)
 
         def eps(z, name):
-            noised = share * z + sigma * noise
-            return (noised - share * prompted(model, extra_args, name, noised, sigma * rows)) / sigma
+            noised = a * z + sigma * noise
+            return (noised - a * prompted(model, extra_args, name, noised, sigma * rows)) / sigma
 
-        x = x - step * (eps(x, "target") - eps(source, "source"))
+        x = x - step * (eps(x, "target") - eps(source, "source"))  # Eq. 3
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x})
     return x

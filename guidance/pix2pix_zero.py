@@ -1,18 +1,19 @@
 """Zero-shot Image-to-Image Translation (pix2pix-zero). Parmar, Singh, Zhang, Li, Lu, Zhu, SIGGRAPH 2023.
 arXiv:2302.03027
 
-An edit is a direction Δc_edit in the space of text embeddings, the mean of many sentences about what is wanted less the
-mean of many about what is there, and is added to the source's embedding c. The picture's structure is held by
-cross-attention guidance: at each step the latent x_t is moved so that the maps M_edit of the edited prompt come nearer
-to the source's M_ref at this step,
+An edit is a direction Δc_edit in the space of text embeddings: the mean of many sentences about what is wanted less the
+mean of many about what is there. It is added to the source's embedding c. Cross-attention guidance holds the picture's
+structure: at each step the latent x_t is moved so that the maps M_edit of the edited prompt come nearer to the source's
+M_ref at this step,
     x_t <- x_t - λ_xa·∇_{x_t} Σ_sites ‖M_edit - M_ref‖²,
 and the step is taken from there with c_edit = c + Δc_edit. ‖·‖² sums over places and tokens and is a mean over heads.
 
-As in the authors' code λ_xa is halved: their mean is over the rows of the null prompt too. Differs from that code
-(diffusers' StableDiffusionPix2PixZeroPipeline): it moves the null prompt's row by that row's own maps and steps from
-that row, so that the move made for the edited prompt is only seen by its prediction; here both predictions and the step
-are those of the latent moved for the edited prompt, as in the equation. M_ref comes from the inversion's own latents,
-not from sampling once more.
+Differs from the paper: λ_xa is halved, as in the authors' code (diffusers' StableDiffusionPix2PixZeroPipeline), whose
+mean is over the rows of the null prompt too. That code moves the null prompt's row by that row's own maps and steps
+from that row, so that the move made for the edited prompt is only seen by its prediction. Here both predictions and the
+step are those of the latent moved for the edited prompt, as in the equation. M_ref comes from the inversion's own
+latents, not from sampling once more.
+Checked against: diffusers 0.42.1, whole runs with both rows moved alike.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch import Tensor
 from ..editing.attention_loss import cross_attention_maps, loss_gradient, of_text
 from ..editing.latent_move import Mover
 from ..editing.sites import AttentionEdit, source_of
+from ..inversion.trajectory import Inversion
 
 
 def edit_direction(source: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
@@ -32,15 +34,19 @@ def edit_direction(source: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor
 
 @dataclass(frozen=True, eq=False)
 class CrossAttentionGuidance(Mover, AttentionEdit):
-    """amount: λ_xa; start, end: the percents of the schedule between which it acts."""
-    inversion: object
+    """Moves the latent so that the target's words attend where the source's did.
+
+    amount: λ_xa.
+    start, end: the percents of the schedule between which it acts.
+    """
+    inversion: Inversion
     amount: float = 0.1
     start: float = 0.0
     end: float = 1.0
-    follows = True
+    follows, name = True, "Cross-Attention Guidance"
 
     def begin(self, run):
-        run.warn_if_idle("Cross-Attention Guidance", lambda sigma: self.reads(run, sigma))
+        run.warn_if_idle(self.name, lambda sigma: self.reads(run, sigma))
 
     def reads(self, run, sigma):
         return run.within(sigma, self.start, self.end)
@@ -55,19 +61,20 @@ class CrossAttentionGuidance(Mover, AttentionEdit):
         if not self.reads(run, sigma):
             return x
         run.read(x, sigma)
-        return x - self.amount / 2 * loss_gradient(run, x, sigma, lambda site: True, *self._distance())[1]
+        _, gradient = loss_gradient(run, x, sigma, lambda site: True, *self._distance())
+        return x - self.amount / 2 * gradient  # the step along λ_xa·∇
 
     def _distance(self):
-        """(look, loss) of Σ_sites ‖M_edit - M_ref‖², the mean of several target entries; of texts of unequal length,
+        """(record, loss) of Σ_sites ‖M_edit - M_ref‖², the mean of several target entries; of texts of unequal length,
         the tokens that the shorter has."""
         terms = {}
 
-        def look(rows, site, q, k):
+        def record(rows, site, q, k):
             source = source_of(self, rows, site)
-            ours, theirs = of_text(cross_attention_maps(q, k, site.heads),
-                                   rows), cross_attention_maps(source.q, source.k, site.heads)
-            tokens = min(ours.shape[-1], theirs.shape[-1])
-            found = (ours[..., :tokens] - theirs[..., :tokens]).square().sum((2, 3)).mean(1)
+            edited = of_text(cross_attention_maps(q, k, site.heads), rows)  # M_edit
+            reference = cross_attention_maps(source.q, source.k, site.heads)  # M_ref
+            tokens = min(edited.shape[-1], reference.shape[-1])
+            found = (edited[..., :tokens] - reference[..., :tokens]).square().sum((2, 3)).mean(1)
             terms.setdefault(rows.entry["uuid"], []).append(found)
 
-        return look, lambda: sum(map(sum, terms.values())) / len(terms) if terms else None
+        return record, lambda: sum(map(sum, terms.values())) / len(terms) if terms else None

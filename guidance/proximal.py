@@ -1,21 +1,23 @@
 """ProxEdit: Improving Tuning-Free Real Image Editing with Proximal Guidance. Han, Wen, Chen, Zhang, Song, Ren, Gao,
 Stathopoulos, He, Chen, Metaxas, WACV 2024. arXiv:2306.05414
 
-Guidance amplifies the whole difference ε_c - ε_u, artefacts included. A proximal operator keeps what is large of it:
+Guidance amplifies the whole difference ε_c - ε_u, artefacts included. A proximal operator keeps what is large of it,
     ε = ε_u + w·prox_λ(ε_c - ε_u),
-with λ a quantile of the difference's magnitude; prox of the l0 norm zeroes what is under λ, of the l1 norm also shrinks
-the rest by λ. Late in the schedule, where what l1 leaves of the difference stays under λ (grown by some cells), the
-predicted x0 is drawn to the source's, the paper's reconstruction guidance; or the step's latent to the inversion's, its
-inversion guidance:
+with λ a quantile of the difference's magnitude. prox of the l0 norm zeroes what is under λ. That of the l1 norm also
+shrinks the rest by λ. M is where what l1 leaves of the difference exceeds λ, grown by some cells. Late in the schedule,
+outside M, the predicted x0 is drawn to the source's (the paper's reconstruction guidance), or the step's latent to the
+inversion's (its inversion guidance):
     x0 <- x0 - η·(1 - M)·(x0 - x0*),   x_{t-1} <- x_{t-1} - η·(1 - M)·(x_{t-1} - x*_{t-1}).
-x0 is affine in ε, so the operator acts on the host's x0 predictions, and for eps, v and flow alike; of Euler's step,
-the second is a change of x0 too.
-As in the authors' code the quantile is of the source's and the target's differences together, and the source's are 0
-where its own prompt is the negative (negative-prompt inversion): 0.7 zeroes the least 40 % of the target's, and up to
+x0 is affine in ε, so the operator acts on the host's x0 predictions, and for eps, v and flow alike. Of Euler's step the
+second line is a change of x0 too.
+
+As in the authors' code the quantile is of the source's and the target's differences together. The source's are 0 where
+its own prompt is the negative (negative-prompt inversion), so that 0.7 zeroes the least 40 % of the target's, and up to
 0.5 nothing is zeroed. Here the source is not sampled, and counts as 0 with any negative.
-Differs from the authors' code, which shrinks by λ under l0 as well (and twice under l1): here both norms are the
-paper's. λ is each picture's own, not the batch's.
-Checked against: phymhan/prompt-to-prompt@9955a1f, whole runs of its l0, which is l1 here.
+
+Differs from the paper: λ is each picture's own, not the batch's. Differs from the authors' code, which shrinks by λ
+under l0 as well, and twice under l1: here both norms are the paper's.
+Checked against: authors' code phymhan/prompt-to-prompt@9955a1f, whole runs of its l0, which is l1 here.
 """
 from dataclasses import dataclass
 
@@ -24,8 +26,10 @@ from torch import Tensor
 
 from ..editing.editor import Editor
 from ..editing.latent_move import next_level
+from ..editing.masks import grown
 from ..host.batch import repeat_to_batch_size
 from ..host.keys import running
+from ..inversion.trajectory import Inversion
 
 NORMS = "l0", "l1"
 
@@ -46,23 +50,36 @@ def prox(difference: Tensor, limit: Tensor, norm: str) -> Tensor:
 
 def edited(difference: Tensor, limit: Tensor, radius: int) -> Tensor:
     """M of [B,C,…,h,w]: 1 where the difference, shrunk by λ, is over λ, grown by `radius` cells in height and width."""
-    mask = (prox(difference, limit, "l1").abs() > limit).to(difference)
-    return F.max_pool2d(mask.flatten(1, -3), 2 * radius + 1, 1, radius).view_as(mask) if radius else mask
+    return grown((prox(difference, limit, "l1").abs() > limit).to(difference), radius)
 
 
 @dataclass(frozen=True, eq=False)
 class Proximal(Editor):
-    """norm: "l0" or "l1"; quantile: of the difference, 0.5..1; rate: η; start: percent of the schedule from which x0 is
-    drawn to the source; radius: cells by which the edited places grow; latents: whether the step's latent is drawn
-    instead."""
-    inversion: object
+    """Keeps what is large of the guidance, and draws the rest to the source.
+
+    norm: "l0" or "l1".
+    quantile: of the difference, 0.5 to 1.
+    rate: η.
+    start: the percent of the schedule from which x0 is drawn to the source.
+    radius: cells by which M grows.
+    latents: whether the step's latent is drawn instead of x0.
+    """
+    inversion: Inversion
     norm: str = "l0"
     quantile: float = 0.7
     rate: float = 0.1
     start: float = 0.6
     radius: int = 1
     latents: bool = False
-    follows = True
+    follows, name = True, "Proximal Guidance"
+
+    @dataclass
+    class State:
+        """x: what the model sees.
+        edited: M, None before the first difference.
+        """
+        x: Tensor | None = None
+        edited: Tensor | None = None
 
     def begin(self, run):
         scale = getattr(run.guider, "cfg", None)
@@ -72,7 +89,7 @@ class Proximal(Editor):
                              f"{has}: sample with a negative and CFG over 1 (paper: 7.5).")
 
     def before(self, run, x, sigma):
-        run.memory(self)["x"] = x
+        run.state(self).x = x
         return x
 
     def combine(self, args) -> list:
@@ -83,21 +100,21 @@ class Proximal(Editor):
         if run is None or args["conds"][1] is None:
             return args["conds_out"]
         difference = cond - uncond
-        limit = threshold(difference, self.quantile)
-        run.memory(self)["edited"] = edited(difference, limit, self.radius)
+        limit = threshold(difference, self.quantile)  # λ
+        run.state(self).edited = edited(difference, limit, self.radius)
         return [uncond + prox(difference, limit, self.norm), uncond, *rest]
 
     def after(self, run, x0, sigma):
-        memory = run.memory(self)
-        if not self.rate or "edited" not in memory or not run.within(sigma, self.start, 1.0):
+        state = run.state(self)
+        if not self.rate or state.edited is None or not run.within(sigma, self.start, 1.0):
             return x0
-        far = self.rate * (1 - memory["edited"])
+        rate = self.rate * (1 - state.edited)  # η·(1 - M)
         if run.coupled is not None:  # a solver of two latents is drawn to where its step ended in the inversion
-            return x0 - far * (x0 - repeat_to_batch_size(run.landing(self.inversion, sigma), len(x0)).to(x0))
-        clean, shown, source = next_level(run, sigma), x0, run.landing(self.inversion, sigma)
+            return x0 - rate * (x0 - repeat_to_batch_size(run.landing(self.inversion, sigma), len(x0)).to(x0))
+        clean, drawn, source = next_level(run, sigma), x0, run.landing(self.inversion, sigma)
         if self.latents:
-            shown, source = x0 + clean / sigma * (memory["x"] - x0), self.inversion.at(clean)
-        return x0 - far * (shown - repeat_to_batch_size(source, len(x0)).to(x0)) * sigma / (sigma - clean)
+            drawn, source = x0 + clean / sigma * (state.x - x0), self.inversion.at(clean)
+        return x0 - rate * (drawn - repeat_to_batch_size(source, len(x0)).to(x0)) * sigma / (sigma - clean)
 
 
 def guide(model, editor: Proximal):
