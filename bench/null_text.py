@@ -12,24 +12,25 @@ together, and ends a step when the last of them is near enough. Writes bench/res
 table.
 """
 import argparse
+import dataclasses
 import json
 import platform
 import time
+from functools import partial
 from pathlib import Path
 
 import comfy.samplers
 import comfyui_version
 import torch
 
-from ..editing.inverting import learn
-from ..host.guiders import prompted
+from ..editing import replay as replaying
+from ..editing.inverting import invert, learn
+from ..inversion.method import Found
+from ..inversion.null_text import METHOD
 from ..inversion.trajectory import Theta
 from ..metrics.pixels import psnr
 from ..miniature.model import load_miniature
 from ..miniature.scenes import held_out_edit
-from ..nodes.inversion.ddim import PalimpsestDDIMInvert
-from ..nodes.inversion.null_text import PalimpsestNullTextOptimize
-from ..nodes.inversion.replay import PalimpsestReplay
 from ..nodes.prompt import PalimpsestPromptEdit
 
 RESULTS = Path(__file__).parent / "results" / "null_text.json"
@@ -68,17 +69,16 @@ def published(cond, uncond, path, sigmas, embedding, cfg, inner):
 
 def authors(model, inversion, null, cfg, inner):
     """The published loop as an INVERSION."""
-    def solve(net, x, sigmas, extra_args=None, callback=None, disable=None, *, path, flow):
-        learned = published(lambda x, s: prompted(net, extra_args, "source", x, s),
-                            lambda x, s, e: prompted(net, extra_args, "start", x, s, e), path, sigmas,
-                            null[0][0].clone(), cfg, inner)
-        return {"uncond": Theta(torch.stack(learned), "step", "prediction")}, {}
-    return learn("The published loop", "Null-Text", model, inversion, solve, {"start": null}).result[0]
+    def loop(network, path, sigmas, **_):
+        learned = published(partial(network.x0, "source"), partial(network.x0, "null"), path, sigmas,
+                            network.embedding("null"), cfg, inner)
+        return Found(theta={"uncond": Theta(torch.stack(learned), "step", "prediction")})
+    return learn(dataclasses.replace(METHOD, learn=loop), model, inversion, cfg, null, start="negative")
 
 
 def replay(model, inversion, source, null, cfg):
     """Plain sampling of the source prompt at a CFG, model space."""
-    m, sampler, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
+    m, sampler, sigmas, latent = replaying.replay(model, inversion)
     guider = comfy.samplers.CFGGuider(m)
     guider.set_conds(source, null)
     guider.set_cfg(cfg)
@@ -95,7 +95,7 @@ def measure(args) -> dict:
     null = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     latent = {"samples": vae.encode(pictures)}
     ceiling = vae.decode(latent["samples"])
-    inversion = PalimpsestDDIMInvert.execute(model, source, latent, args.steps, "ddim_uniform").result[0]
+    inversion = invert("DDIM", model, source, latent, args.steps).inversion
     table = {}
 
     def row(name, learned, cfg):
@@ -112,8 +112,7 @@ def measure(args) -> dict:
         row(f"published loop, at most {inner} inner steps", authors(model, inversion, null, args.cfg, inner), args.cfg)
     for start, negative in (("negative", null), ("source prompt", None)):
         for iterations in (1, 2, 5, 10):
-            learned = PalimpsestNullTextOptimize.execute(model, inversion, args.cfg, iterations, 1e-5, start,
-                                                         negative).result[0]
+            learned = learn(METHOD, model, inversion, args.cfg, negative, iterations=iterations, start=start)
             row(f"Null-Text Optimize from the {start}, at most {iterations}", learned, args.cfg)
     return table
 

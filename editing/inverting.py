@@ -1,14 +1,16 @@
-"""Inverting a picture, and learning along an inversion, as plain calls."""
+"""Inverting a picture, and learning along an inversion, as plain calls.
+
+    inversion, noise, sigmas = invert("EDICT", model, source, latent, cfg=3.0, negative=negative)
+    learned = learn("Null-Text", model, inversion)
+
+Nodes, benchmarks and scripts make the same calls, with the same defaults: a method's own (inversion/method.py).
+"""
 import dataclasses
 import time
+from typing import Any, NamedTuple
 
-import comfy.model_management
-import comfy.sample
-import comfy.samplers
 import torch
-from comfy.patcher_extension import WrappersMP
-from comfy.utils import repeat_to_batch_size
-from comfy_api.latest import io
+from torch import Tensor
 
 from ..host.canvas import afresh, log
 from ..host.gradients import differentiable
@@ -18,35 +20,30 @@ from ..host.sampling import (
     check_family,
     digest,
     fingerprint,
+    handed_on,
+    latent_of,
     patches,
     prediction_type,
+    rows_counted,
     rows_may_mix,
     run,
     sample,
     schedule,
     split_at,
 )
+from ..host.unet import require_unet
 from ..inversion.grid import seen_as
-from ..inversion.trajectory import Inversion, Theta, check_schedule
+from ..inversion.method import Found, Method, method_named
+from ..inversion.trajectory import Inversion, check_schedule
 from .editor import require_plain
+from .network import Network
 from .reference import levels_together
 
 # of one forward that several levels share: two rows of SDXL's 1024 px, which the host makes room for
 ROWS, CELLS = 8, 2 ** 15
 
 
-def check_stochastic(name, model):
-    if prediction_type(model) == "flow":
-        raise ValueError(f"{name} reads the noise maps of a DDPM chain, this {type(model.model).__name__} MODEL "
-                         "predicts by flow and has none: use DDIM Invert or Direct Invert, or an eps or v model "
-                         "(SD1.x, SD2.x, SDXL).")
-
-
-def recorded_theta(tensors, axis="step"):
-    return Theta(torch.stack([t.float().cpu() for t in tensors]), axis, "step")
-
-
-def levels_a_forward(model, latent, source):
+def levels_a_forward(model, latent, source) -> int:
     """How many levels may share a forward."""
     samples = latent["samples"]
     return levels_together(len(samples), samples.shape[-2:], ROWS, CELLS) if rows_may_mix(model, source) else 1
@@ -59,7 +56,7 @@ REFUSED = {"control": "Apply ControlNet", "gligen": "GLIGEN Textbox Apply", "hoo
 
 def source_latent(model, latent):
     """The picture's latents [B,C,…] in model space; ValueError on what cannot be inverted."""
-    x = comfy.sample.fix_empty_latent_channels(model, latent["samples"]).float()
+    x = latent_of(model, latent["samples"]).float()
     if not x.count_nonzero():
         raise ValueError(f"The LATENT is empty: all {x.numel()} values are zero, there is no picture to invert. "
                          "Connect the picture through VAE Encode.")
@@ -125,97 +122,128 @@ def _most(model) -> float:
     return float(model.get_model_object("model_sampling").sigma_max)
 
 
-def invert(name, method, model, source, latent, steps, scheduler, sigmas, solve, cfg=1.0, negative=None,
-           trajectory="deterministic", **noted) -> io.NodeOutput:
-    """Run a method on the host's guider and return (INVERSION, noise LATENT, SIGMAS).
+class Inverted(NamedTuple):
+    """What inverting a picture gives.
 
-    name: the node's, for messages; method: its name in inversion/method.py.
-    solve(model, x, sigmas, extra_args, callback, disable, flow=, data=) works in sampler space and returns (latents,
-    theta): S+1 tensors in the order of sigmas, and {name: Theta}. It sees sigmas descending to 0 and model(x, sigma) ->
-    x0.
+    inversion: the INVERSION.
+    noise: its noisiest latent, as the host's LATENT.
+    sigmas: its schedule.
     """
+    inversion: Inversion
+    noise: dict[str, Tensor]
+    sigmas: Tensor
+
+
+def invert(method: Method | str, model, source: list, latent: dict, steps: int | None = None,
+           scheduler: str | None = None, sigmas: Tensor | None = None, cfg: float | None = None,
+           negative: list | None = None, **settings) -> Inverted:
+    """Invert a picture, a host's LATENT, that the CONDITIONING `source` describes.
+
+    method: one of the table's, or its name. What is not given is its default. Sigmas win over steps and scheduler.
+    settings: the method's own.
+    """
+    method = method if isinstance(method, Method) else method_named(method)
+    steps = method.steps if steps is None else steps
+    scheduler = method.scheduler if scheduler is None else scheduler
+    cfg = method.cfg if cfg is None else cfg
+    settings = _checked(method, model, steps if sigmas is None else len(sigmas) - 1, cfg, negative, settings)
+    if method.along:
+        found = invert(method.along, model, source, latent, steps, scheduler, sigmas)
+        return found._replace(inversion=learn(method, model, found.inversion, cfg, negative, **settings))
+    if method.invert is None:
+        raise ValueError(f"{method.node} learns along an inversion and makes none: call `learn` with one, such as DDIM "
+                         "Invert's.")
     afresh()
-    require_plain(model, name)
+    require_plain(model, method.node)
     identity = fingerprint(model)
     x = source_latent(model, latent)
     conditioning = source_conditioning(source, len(x))
     scheduler = scheduler if sigmas is None else "own"
-    sigmas = schedule_of(name, model, scheduler, steps) if sigmas is None else sigmas.float().cpu()
+    sigmas = schedule_of(method.node, model, scheduler, steps) if sigmas is None else sigmas.float().cpu()
     check_schedule(sigmas)
     check_range(model, sigmas)
+    unguided = cfg in (None, 1)
+    # guidance magnifies the rounding of a shared forward
+    known = {**seen_as(identity), "together": levels_a_forward(model, latent, source) if unguided else 1}
+    taken = {key: known[key] for key in method.takes} | {key: _sigma(model, at) for key, at in method.percents.items()}
     found = []
 
     def solver(*args, **kwargs):
-        found.extend(solve(*args, **seen_as(identity), **kwargs))
-        return found[0][0]
+        found.append(method.invert(*args, **kwargs, **taken, **settings))
+        return found[0].latents[0]
 
     counted = model.clone()
-    rows = counting(counted)
+    rows = rows_counted(counted)
     began = time.perf_counter()
-    noise = sample(counted, conditioning, x, sigmas, Solver(solver), cfg, negative)
-    latents, theta = found
+    noise = sample(counted, conditioning, x, sigmas, Solver(solver), 1.0 if cfg is None else cfg, negative)
+    latents, theta, notes = found[0]
+    kept, noted = _noted(method, settings, cfg, None if unguided else negative)
     inversion = Inversion(
-        sigmas, tuple(z.float().cpu() for z in latents), conditioning, identity, method, trajectory, theta,
-        {"steps": len(sigmas) - 1, "scheduler": scheduler, "evaluations": sum(rows),
-         "seconds": time.perf_counter() - began,
-         "patches": patches(model), **_negative(None if cfg == 1 else negative), **noted})
-    noise = noise.to(comfy.model_management.intermediate_device())
-    return io.NodeOutput(inversion, {"samples": noise}, sigmas)
+        sigmas, tuple(z.float().cpu() for z in latents), conditioning, identity, method.name, method.trajectory, theta,
+        kept, {"steps": len(sigmas) - 1, "scheduler": scheduler, "evaluations": sum(rows),
+               "seconds": time.perf_counter() - began, "patches": patches(model), **noted, **notes})
+    return Inverted(inversion, {"samples": handed_on(noise)}, sigmas)
 
 
-def learn(name, method, model, inversion, solve, prompts=None, **noted) -> io.NodeOutput:
-    """Let a method learn θ_F along an INVERSION's trajectory, with gradients through the MODEL; returns the new
-    INVERSION.
+def learn(method: Method | str, model, inversion: Inversion, cfg: float | None = None, negative: list | None = None,
+          target: list | None = None, **settings) -> Inversion:
+    """Let a method learn along an INVERSION's trajectory; returns the new INVERSION.
 
-    name and method: as in `invert`. solve(model, x, sigmas, extra_args, callback, disable, path=, flow=) gets x and
-    path, the S+1 latents of the trajectory, in sampler space, and returns ({name: Theta}, notes for the provenance).
-    model asks for its prompt through host/guiders.prompted: "source", or one of `prompts` {name: CONDITIONING}.
+    method: one of the table's, or its name. What is not given is its default. negative, target: CONDITIONINGs.
+    settings: the method's own.
     """
-    require_plain(model, name)
+    method = method if isinstance(method, Method) else method_named(method)
+    cfg = method.cfg if cfg is None else cfg
+    settings = _checked(method, model, len(inversion.sigmas) - 1, cfg, negative, settings)
+    if method.learn is None:
+        raise ValueError(f"{method.node} makes a trajectory and learns along none: call `invert` with a picture.")
+    if method.unet:
+        require_unet(model, method.node)
+    require_plain(model, method.node)
     check_family(model, inversion)
     if inversion.latents is None or inversion.theta or inversion.trajectory != "deterministic":
-        raise ValueError(f"{name} follows a trajectory that Euler's steps made, this INVERSION's method is "
+        raise ValueError(f"{method.node} follows a trajectory that Euler's steps made, this INVERSION's method is "
                          f"{inversion.method}: connect DDIM Invert, Fixed-Point Invert or ReNoise Invert (eta 0).")
-    found = []
-
-    def solver(net, x, *args, **kwargs):
-        path = [z.clone().to(x) for z in inversion.latents]
-        found.extend(solve(net, path[0], *args, path=path, flow=inversion.fingerprint.prediction == "flow", **kwargs))
-        return path[-1]
-
+    given = {"source": inversion.conditioning, "null": negative, "target": target}
+    prompts = {prompt: conditioning for prompt, conditioning in given.items() if conditioning is not None}
     began = time.perf_counter()
-    with differentiable(model) as m:  # the only clone: of two that go at once the host forgets which MODEL they are of
-        rows = counting(m)
-        conds = {role: _own(c) for role, c in {"source": inversion.conditioning, **(prompts or {})}.items()}
-        clean = m.get_model_object("latent_format").process_out(inversion.latents[-1].clone())
-        run(PromptGuider(m, conds), clean, inversion.sigmas.clone(), Solver(solver))
-    theta, told = found
+    found, rows = _learned(method, Network(model, inversion, prompts), cfg, settings)
     spent = {"evaluations": inversion.provenance.get("evaluations", 0) + sum(rows),
              "seconds": inversion.provenance.get("seconds", 0.0) + time.perf_counter() - began}
-    return io.NodeOutput(dataclasses.replace(inversion, method=method, theta=theta, provenance={
-        **inversion.provenance, "trajectory": inversion.method, **spent, **_negative((prompts or {}).get("null")),
-        **noted, **told}))
+    kept, noted = _noted(method, settings, cfg, None if cfg == 1 else negative)
+    return dataclasses.replace(inversion, method=method.name, theta=found.theta, settings=kept, provenance={
+        **inversion.provenance, "trajectory": inversion.method, **spent, **noted, **found.notes})
 
 
-def _negative(conditioning) -> dict:
-    """What Replay needs to tell whether the negative prompt is the one that a method had."""
-    return {} if conditioning is None else {"negative": digest(embedding for embedding, _ in conditioning)}
+def _learned(method: Method, network: Network, cfg, settings) -> tuple[Found, list[int]]:
+    """What a method learns, and the rows that the network saw."""
+    model, inversion, settings = network.model, network.inversion, {**settings, "cfg": cfg}
+    settings["flow"] = inversion.fingerprint.prediction == "flow"
+    if not method.asks:
+        return method.learn(network, inversion.latents, inversion.sigmas, **settings), []
+    found = []
+
+    def solver(denoise, x, sigmas, extra_args, callback, disable):
+        path = [z.clone().to(x) for z in inversion.latents]
+        network.begin(denoise, extra_args, path)
+        found.append(method.learn(network, path, sigmas, callback=callback, disable=disable, **settings))
+        return path[-1]
+
+    if method.asks == "guided":
+        counted = model.clone()
+        rows = rows_counted(counted)
+        sample(counted, inversion.conditioning, _clean(model, inversion), inversion.sigmas, Solver(solver), cfg,
+               network.prompts.get("null"))
+        return found[0], rows
+    with differentiable(model) as m:  # the only clone: of two that go at once the host forgets which MODEL they are of
+        rows = rows_counted(m)
+        conds = {name: _own(conditioning) for name, conditioning in network.prompts.items()}
+        run(PromptGuider(m, conds), _clean(m, inversion), inversion.sigmas.clone(), Solver(solver))
+    return found[0], rows
 
 
-def counting(model) -> list:
-    """The rows that the network of this MODEL, a clone, is going to see: each forward's, and twice as many for a
-    backward."""
-    rows = []
-
-    def count(executor, x, *args, **kwargs):
-        rows.append(len(x))
-        out = executor(x, *args, **kwargs)
-        if out.requires_grad:
-            out.register_hook(lambda grad: rows.append(2 * len(x)))
-        return out
-
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "palimpsest.count", count)
-    return rows
+def _clean(model, inversion) -> Tensor:
+    return model.get_model_object("latent_format").process_out(inversion.latents[-1].clone())
 
 
 def _own(value):
@@ -227,12 +255,37 @@ def _own(value):
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def tokens_for(chosen, inversion):
-    """The embedding [B,tokens,D] of a CONDITIONING, one for each picture."""
-    if len(chosen) != 1:
-        raise ValueError(f"The CONDITIONING has {len(chosen)} entries, one is needed: remove Conditioning (Combine).")
-    embedding = chosen[0][0]
-    if inversion.batch % len(embedding):
-        raise ValueError(f"The INVERSION holds {inversion.batch} pictures, the CONDITIONING {len(embedding)} prompts: "
-                         "give one prompt for all, or one a picture.")
-    return repeat_to_batch_size(embedding, inversion.batch)
+def _checked(method: Method, model, steps, cfg, negative, given) -> dict[str, Any]:
+    """All settings of a method; ValueError on what does not go together."""
+    settings = method.filled(given)
+    if method.check is not None:
+        method.check(steps=steps, negative=negative is not None, **settings)
+    if method.no_flow and prediction_type(model) == "flow":
+        raise ValueError(method.no_flow.format(node=method.node, model=type(model.model).__name__, **settings))
+    if method.cfg is None and cfg not in (None, 1):
+        raise ValueError(f"{method.node} runs without guidance, this call has CFG {cfg:g}: leave cfg out, and sample "
+                         "at it.")
+    if "uncond" not in method.theta:  # else what was learned takes the negative's place
+        check_guidance(method.node, cfg, negative)
+    return settings
+
+
+def check_guidance(node, cfg, negative):
+    if cfg not in (None, 1) and negative is None:
+        raise ValueError(f"{node} has CFG {cfg:g} and no negative CONDITIONING: connect one (an empty prompt), or set "
+                         "cfg to 1.")
+
+
+def _noted(method: Method, settings, cfg, negative) -> tuple[dict, dict]:
+    """What an INVERSION keeps of a method's settings, and what it notes of them. negative: the prompt that its guidance
+    had."""
+    all_of_them = {**settings, **({} if cfg is None else {"guidance": cfg})}
+    if negative is not None and "uncond" not in method.theta:
+        all_of_them["negative"] = digest(embedding for embedding, _ in negative)
+    needed = method.needed
+    return ({name: value for name, value in all_of_them.items() if name in needed},
+            {name: value for name, value in all_of_them.items() if name not in needed})
+
+
+def _sigma(model, percent) -> float:
+    return float(model.get_model_object("model_sampling").percent_to_sigma(percent))

@@ -1,57 +1,111 @@
-"""Applies what an inversion learned for the prediction (θ_F), on Replay's MODEL."""
-from dataclasses import dataclass
+"""Samples from an INVERSION: what the method learned goes into the prediction, on Replay's MODEL, and what it recorded
+into the step, by Replay's SAMPLER."""
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from comfy.samplers import encode_model_conds
-from comfy.utils import repeat_to_batch_size
+from torch import Tensor
 
-from ..host.sampling import digest
+from ..host.batch import repeat_to_batch_size
+from ..host.guiders import encode_model_conds
+from ..host.sampling import Solver, check_family, digest, split_at
 from ..host.unet_inputs import with_added
+from ..inversion.method import method_of
+from ..inversion.trajectory import Inversion
 from .editor import Editor
+from .run import attach
+
+
+class Replay(NamedTuple):
+    """What a sampler node takes: the host's MODEL, SAMPLER, SIGMAS and LATENT."""
+    model: Any
+    sampler: Solver
+    sigmas: Tensor
+    latent: dict[str, Tensor]
+
+
+def replay(model, inversion: Inversion, start=0.0, sampler=None) -> Replay:
+    """Sampling from an INVERSION, from `start` on, a percent of the full schedule.
+
+    sampler: a host's SAMPLER; None for the method's own steps, or Euler's."""
+    check_family(model, inversion)
+    method = method_of(inversion)
+    if method.reverse and sampler is not None:
+        raise ValueError(f"{inversion.method} recorded {', '.join(inversion.theta)} for its own steps, which the "
+                         "connected SAMPLER does not take: leave the sampler input empty.")
+    sigmas = inversion.sigmas[split_at(model, inversion.sigmas, start):]
+    if len(sigmas) < 2:
+        raise ValueError(f"Starting at {start:.0%} leaves no step of the inversion's {inversion.schedule}: choose "
+                         "an earlier start (0 is the noisiest level).")
+    if method.reverse:
+        solver = Solver(method.reverse(inversion), inversion=inversion, coupled=method.coupled)
+    else:
+        solver = Solver(inversion=inversion) if sampler is None else Solver.of(sampler)
+    latent = model.get_model_object("latent_format").process_out(inversion.at(float(sigmas[0])))
+    return Replay(attach(model, Replayed(inversion, method.guided)), solver, sigmas, {"samples": latent})
+
+
+@dataclass
+class Met:
+    """What a run met, by the uuid of an entry.
+
+    vectors: the host's vector of the pooled embedding in its place.
+    sources: whether its prompt is the source's.
+    """
+    vectors: dict = field(default_factory=dict)
+    sources: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Replayed(Editor):
-    """Marks an INVERSION as replayed; guided: at the CFG it was learned at. Its θ_F named "uncond" or "cond" and
-    applied by "prediction" takes the place of the negative or the positive cross-attention embedding: [steps, B,
-    tokens, C] with axis "step" at its own σ, [1, B, tokens, C] with axis "run" throughout. "uncond_pooled" and
-    "cond_pooled" [1, B, P], axis "run", do so for the pooled embedding of models that read one. "cond_mix" [1], axis
-    "run": the share of the target's own that stays.
+    """Puts what an INVERSION learned (θ_F applied by "prediction") into the prediction.
 
-    On the host's U-Nets two are added to what the target's attention reads, before its projections:
-    "content.output.3.0", named by the host's place of a block, [steps, B, 2, places, C] to the features that
-    self-attention takes its keys and its values from, and "value" [steps, B, tokens, C] to the prompt's embedding where
-    cross-attention takes its values from it, multiplied by "value_scale" of its shape: until "value_end" [1], a percent
-    of the schedule, and throughout where the prompt is the source's."""
-    inversion: object
+    inversion: the one that is replayed.
+    guided: whether what it learned belongs to the CFG it was learned at.
+
+    θ_F has, by these names:
+    uncond, cond: cross-attention embeddings in place of the negative's or the positive's, [steps,B,tokens,C] with axis
+    "step" at its own σ, [1,B,tokens,C] with axis "run" throughout.
+    uncond_pooled, cond_pooled: [1,B,P], the pooled embedding of models that read one.
+    cond_mix: [1], the share of the target's own embedding that stays.
+
+    Two are added on the host's U-Nets to what the target's attention reads, before its projections:
+    content.output.3.0: named by the block's address, [steps,B,2,places,C], for the features that self-attention takes
+    its keys and its values from.
+    value: [steps,B,tokens,C], for the prompt's embedding where cross-attention takes its values from it.
+    value_scale: what that embedding is multiplied by, of the same shape.
+    value_end: [1], the percent of the schedule until which a prompt gets both; the source's gets them throughout.
+    """
+    inversion: Inversion
     guided: bool = False
+    State = Met
     replays = True
 
     def begin(self, run):
-        learned_at, cfg = self.inversion.provenance.get("guidance"), getattr(run.guider, "cfg", None)
-        theta, method, learned = self.inversion.theta, self.inversion.method, self.inversion.provenance.get("negative")
-        if self.guided and None not in (learned_at, cfg) and abs(cfg - learned_at) > 1e-6:
-            self.inversion.say_once("The %s INVERSION was made for CFG %g and is sampled at %g: the picture comes back "
-                                    "less exactly.",
-                                    method, learned_at, cfg)
-        elif self.guided and learned and "negative" in run.guider.original_conds:
-            if digest(e["cross_attn"] for e in run.guider.original_conds["negative"]) != learned:
-                self.inversion.say_once("The %s INVERSION was made with another negative prompt than is sampled: the "
-                                        "picture comes back less exactly.", method)
+        inversion, cfg, negatives = self.inversion, getattr(run.guider, "cfg", None), run.guider.original_conds
+        theta, made_for = inversion.theta, inversion.settings.get("guidance")
+        negative = inversion.settings.get("negative")
+        if self.guided and None not in (made_for, cfg) and abs(cfg - made_for) > 1e-6:
+            inversion.warn_once("The %s INVERSION was made for CFG %g and is sampled at %g: the picture comes back "
+                                "less exactly.", inversion.method, made_for, cfg)
+        elif self.guided and negative and "negative" in negatives:
+            if digest(e["cross_attn"] for e in negatives["negative"]) != negative:
+                inversion.warn_once("The %s INVERSION was made with another negative prompt than is sampled: the "
+                                    "picture comes back less exactly.", inversion.method)
         elif not theta and cfg not in (None, 1) and run.editors == (self,):
-            self.inversion.say_once("The %s INVERSION was made at CFG 1 and is sampled at %g with no editor: the "
-                                    "picture comes back less exactly than from Negative-Prompt Invert or Null-Text "
-                                    "Optimize.", method, cfg)
+            inversion.warn_once("The %s INVERSION was made at CFG 1 and is sampled at %g with no editor: the picture "
+                                "comes back less exactly than from Negative-Prompt Invert or Null-Text Optimize.",
+                                inversion.method, cfg)
         for name in [n for n in ("cond", "value") if n in theta and (n == "value" or self._mix(n))]:
-            learned = theta[name].tensor.shape[-2]
-            other = {e["model_conds"]["c_crossattn"].cond.shape[1] for e in run.targets()} - {learned}
+            tokens = theta[name].tensor.shape[-2]
+            other = {e["model_conds"]["c_crossattn"].cond.shape[1] for e in run.targets()} - {tokens}
             if other:
-                raise ValueError(f"The target has {other.pop()} tokens, the {self.inversion.method} INVERSION learned "
-                                 f"{learned}: keep both prompts under 75 tokens.")
-        if self._places() and any("area" in e for e in run.targets()):
-            raise ValueError(f"The {self.inversion.method} INVERSION learned the whole picture's self-attention and "
-                             "the target has an area: remove Conditioning (Set Area).")
+                raise ValueError(f"The target has {other.pop()} tokens, the {inversion.method} INVERSION learned "
+                                 f"{tokens}: keep both prompts under 75 tokens.")
+        if self._addresses() and any("area" in e for e in run.targets()):
+            raise ValueError(f"The {inversion.method} INVERSION learned the whole picture's self-attention and the "
+                             "target has an area: remove Conditioning (Set Area).")
 
     def conditions(self, run, conds, sigma):
         for name, role in (("uncond", "null"), ("cond", "target")):
@@ -72,21 +126,21 @@ class Replayed(Editor):
         changed = {"c_crossattn": made[id(held)]}
         pooled = self.inversion.theta.get(f"{name}_pooled")
         if pooled is not None and "y" in entry["model_conds"]:
-            memory = run.memory(self)
-            if entry["uuid"] not in memory:
+            vectors = run.state(self).vectors
+            if entry["uuid"] not in vectors:
                 own, y = entry["model_conds"]["y"], _adm({**entry, "pooled_output": pooled.tensor[0]}, name, run)
-                memory[entry["uuid"]] = type(y)(self._mixed(name, y.cond, own.cond, run))
-            changed["y"] = memory[entry["uuid"]]
+                vectors[entry["uuid"]] = type(y)(self._mixed(name, y.cond, own.cond, run))
+            changed["y"] = vectors[entry["uuid"]]
         return {**entry, "model_conds": {**entry["model_conds"], **changed}}
 
     @staticmethod
     def install(model_options, learned, call):
         """model_options whose blocks add what was learned to the target's rows."""
         for editor in learned:
-            theta, places = editor.inversion.theta, editor._places()
-            if "value" in theta or places:
+            theta, addresses = editor.inversion.theta, editor._addresses()
+            if "value" in theta or addresses:
                 step = editor.inversion.step(call.sigma)
-                contents = {place: theta[name].tensor[step] for place, name in places.items()}
+                contents = {address: theta[name].tensor[step] for address, name in addresses.items()}
                 value, scale = (theta[n].tensor[step] if n in theta else None for n in ("value", "value_scale"))
                 model_options = with_added(model_options, value, contents, partial(editor._takes, call), scale)
         return model_options
@@ -98,13 +152,13 @@ class Replayed(Editor):
             return role == "target"
         if call.run.within(call.sigma, 0, float(self.inversion.theta["value_end"].tensor)):
             return True
-        memory, key, source = call.run.memory(self), ("source", uuid), self.inversion.conditioning[0][0]
-        if key not in memory:
+        sources, source = call.run.state(self).sources, self.inversion.conditioning[0][0]
+        if uuid not in sources:
             text = entry["model_conds"]["c_crossattn"].cond
-            memory[key] = torch.equal(text, repeat_to_batch_size(source, text.shape[0]).to(text))
-        return memory[key]
+            sources[uuid] = torch.equal(text, repeat_to_batch_size(source, text.shape[0]).to(text))
+        return sources[uuid]
 
-    def _places(self) -> dict:
+    def _addresses(self) -> dict:
         """(section, block, depth) of what was learned for self-attention -> its name."""
         found = {name: name.split(".")[1:] for name in self.inversion.theta if name.startswith("content.")}
         return {(section, int(block), int(depth)): name for name, (section, block, depth) in found.items()}

@@ -15,6 +15,7 @@ from ..host.keys import KEY, RUN, running
 from ..host.sampling import rows_may_mix
 from ..host.tiles import locating
 from ..inversion.grid import CoupledState
+from ..inversion.method import method_of
 from .call import Call
 from .checks import check_hooks, check_noise, check_run, inversions_read, warn_of_run
 from .editor import editors
@@ -76,7 +77,7 @@ class Run:
 
     def landing(self, inversion, sigma):
         """The x0 with which the step that is being taken keeps to the INVERSION."""
-        return inversion.landing(sigma) if self.coupled is None else self.coupled.landing(inversion)
+        return method_of(inversion).landing(inversion, sigma) if self.coupled is None else self.coupled.landing(inversion)
 
     def within(self, sigma, start, end) -> bool:
         """Whether σ lies between two percents of the full schedule (the host's `percent_to_sigma`)."""

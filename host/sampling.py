@@ -7,11 +7,15 @@ import hashlib
 import inspect
 from dataclasses import dataclass
 
+import comfy.model_management
 import comfy.model_sampling as parametrisation
+import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
+from comfy.k_diffusion.sampling import sample_euler
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .canvas import afresh, log
@@ -39,14 +43,16 @@ class Fingerprint:
 class Solver(comfy.samplers.Sampler):
     """Runs `function(model, x, sigmas, extra_args=, callback=, disable=, **extra_options)` from the LATENT as it is.
 
-    No noise is added and nothing is scaled, whatever noise the sampler node offers. inversion: the one whose own steps
-    it takes.
+    No noise is added and nothing is scaled, whatever noise the sampler node offers.
+
+    function: Euler's steps, where none is given.
+    inversion: the one whose own steps it takes.
     coupled: whether it holds two latents; then the function takes `announce` too, and calls it with its CoupledState
     (inversion/grid.py) before each call of the network.
     """
 
-    def __init__(self, function, extra_options={}, inversion=None, coupled=False):
-        self.function, self.extra_options = function, dict(extra_options)
+    def __init__(self, function=sample_euler, extra_options=None, inversion=None, coupled=False):
+        self.function, self.extra_options = function, dict(extra_options or {})
         self.inversion, self.coupled = inversion, coupled
 
     @classmethod
@@ -117,6 +123,32 @@ def run(guider, latent: Tensor, sigmas: Tensor, solver, callback=None, seed=0) -
 
     return guider.sample(torch.zeros_like(latent), latent, solver, sigmas, callback=step, seed=seed,
                          disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED)
+
+
+def latent_of(model, samples: Tensor) -> Tensor:
+    """[B,C,…] of a LATENT, with the MODEL's channels and dimensions where it is an empty one."""
+    return comfy.sample.fix_empty_latent_channels(model, samples)
+
+
+def handed_on(latent: Tensor) -> Tensor:
+    """A latent on the device where the host keeps what nodes hand on."""
+    return latent.to(comfy.model_management.intermediate_device())
+
+
+def rows_counted(model) -> list:
+    """The rows that the network of this MODEL, a clone, is going to see: each forward's, and twice as many for a
+    backward."""
+    rows = []
+
+    def count(executor, x, *args, **kwargs):
+        rows.append(len(x))
+        out = executor(x, *args, **kwargs)
+        if out.requires_grad:
+            out.register_hook(lambda grad: rows.append(2 * len(x)))
+        return out
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "palimpsest.count", count)
+    return rows
 
 
 def schedule(model, scheduler: str, steps: int) -> Tensor:

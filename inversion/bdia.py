@@ -16,15 +16,31 @@ as γ^-S.
 
 Differs from the paper: a recorded o_i takes the place of x_{i+1} where sampling starts, at any level (one model call
 more), and there the target's D_i is used; the latents are in double precision, the network in its own.
+
+Checked against: the paper's equations.
 """
+import math
 from functools import partial
 
 from torch import Tensor
 from tqdm.auto import trange
 
-from .grid import CoupledState, first_step, in_double, noise_at, recorded, report_step, scale, seen_as, source_where_equal
+from .grid import (
+    CoupledState,
+    first_step,
+    in_double,
+    noise_at,
+    recorded,
+    recorded_theta,
+    report_step,
+    scale,
+    seen_as,
+    source_where_equal,
+)
+from .method import OFFSETS, Found, Method, Setting
 
-GAMMA = 0.5
+GAMMA = Setting(0.5, 0.1, 1.0, needed=True)
+EXPANSION = 24 * math.log10(2)  # the digits that a float32 latent resolves
 
 
 def weight(clean: Tensor, noisy: Tensor, gamma: float, **seen_as):
@@ -32,8 +48,8 @@ def weight(clean: Tensor, noisy: Tensor, gamma: float, **seen_as):
     return gamma * scale(noisy, clean, **seen_as)
 
 
-def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, gamma=GAMMA,
-           **seen_as) -> tuple:
+def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *,
+           gamma=GAMMA.default, **seen_as) -> tuple:
     """Follow the steps back from the clean x [B,C,…] to σ[0]. sigmas [S+1] descend to 0.
 
     Returns S+1 latents in the order of sigmas, the clean one last, and the S offsets o of the steps that start there.
@@ -44,7 +60,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
     for i in trange(1, len(s), disable=disable):
         x = path[i]
         denoised, eps = noise_at(model, x, s[i], s[i], dtype, extra_args, **seen_as)
-        offsets.append(path[i - 1] - (x + (s[i - 1] - s[i]) * eps))
+        offsets.append(path[i - 1] - (x + (s[i - 1] - s[i]) * eps))  # o_i = x_{i-1} - D_i
         if i + 1 < len(s):
             path.append(x + (s[i + 1] - s[i]) * eps + offsets[-1] / weight(s[i - 1], s[i + 1], gamma, **seen_as))
         report_step(callback, i - 1, x.to(dtype), s[i], denoised)
@@ -52,8 +68,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
 
 def denoise(model, x: Tensor, offset: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *,
-            gamma=GAMMA,
-            announce=None, **seen_as) -> Tensor:
+            gamma=GAMMA.default, announce=None, **seen_as) -> Tensor:
     """The latent at σ[-1], from x at σ[0] and the offset of the step that starts there.
 
     D_i + o_i = base + slope·ε(x_i, σ_i), where base holds what does not depend on the prediction."""
@@ -83,6 +98,22 @@ def reverse(inversion):
         first = first_step(inversion, sigmas)
         x = source_where_equal(inversion, first, x)
         offset = recorded(inversion, "offset", first, in_double(x))
-        return denoise(model, x, offset, sigmas, extra_args, callback, disable, gamma=inversion.provenance["gamma"],
+        return denoise(model, x, offset, sigmas, extra_args, callback, disable, gamma=inversion.settings["gamma"],
                        announce=announce, **seen_as(inversion.fingerprint)).to(x)
     return solve
+
+
+def inverted(*args, **kwargs) -> Found:
+    path, offsets = invert(*args, **kwargs)
+    return Found(path, {"offset": recorded_theta(offsets)})
+
+
+def check(*, steps, gamma, **_):
+    if -steps * math.log10(gamma) > EXPANSION:
+        raise ValueError(f"With gamma {gamma:g}, {steps} steps of inversion multiply what each step misses by "
+                         f"10^{-steps * math.log10(gamma):.0f}, more than a latent resolves: raise gamma (1.0 from "
+                         "40 steps on), or take fewer steps (10 at 0.5).")
+
+
+METHOD = Method("BDIA", "BDIA Invert", inverted, steps=10, cfg=1.0, settings={"gamma": GAMMA}, check=check, guided=True,
+                theta=OFFSETS, reverse=reverse, coupled=True)

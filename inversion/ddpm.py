@@ -1,7 +1,7 @@
 """An Edit Friendly DDPM Noise Space: Inversion and Manipulations. Huberman-Spiegelglas, Kulikov, Michaeli, CVPR 2024.
 arXiv:2304.06140
 
-Instead of one chain, every level is noised by itself, x_t = √ᾱ_t·x_0 + √(1-ᾱ_t)·ε̃_t, and the noise maps that make
+Instead of one chain, every level is noised independently, x_t = √ᾱ_t·x_0 + √(1-ᾱ_t)·ε̃_t, and the noise maps that make
 DDPM's generative process pass through these levels are read off:
     z_t = (x_{t-1} - μ̂_t(x_t)) / σ_t.
 They are less alike white noise than the sampler's own, correlate over time, and so hold the picture's structure.
@@ -15,28 +15,31 @@ it is, the residual returns the picture; but what it holds of the source goes in
 level is noisy. The authors' code leaves it out (`last_residual`).
 
 Differs from the authors' code: at η < 1 it takes √(1 - ᾱ' - η·σ_t²) where DDIM's formula has η².
+
 Checked against: inbarhub/DDPM_inversion@58fc881 at η = 1, maps and edits (numbers in tests/data/exact.json).
 """
 import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .grid import first_step, recorded, report_step, source_where_equal
-
-CLEAN = 0.1  # the σ of a last level that hides nothing of the picture
+from .grid import (
+    LAST_RESIDUAL,
+    NO_DDPM,
+    first_step,
+    independent_path,
+    recorded,
+    recorded_theta,
+    report_step,
+    source_where_equal,
+    with_last_residual,
+)
+from .method import NOISE_MAPS, SEED, Found, Method, Setting
 
 
 def down_up(n: Tensor, c: Tensor, eta: float) -> tuple:
     """(σ_down, σ_up) of a step from level σ = n to the cleaner c."""
-    up = eta * c * (1 - (c / n) ** 2).sqrt()
+    up = eta * c * (1 - (c / n) ** 2).sqrt()  # Song et al. 2021, Eq. 16
     return (c ** 2 - up ** 2).sqrt(), up
-
-
-def independent_path(x: Tensor, sigmas: Tensor, seed: int) -> list:
-    """S+1 latents in the order of sigmas, the clean x [B,C,…] last: each noised by itself, with draws of the seed
-    alone."""
-    generator = torch.Generator().manual_seed(seed)
-    return [*(x + s * torch.randn(x.shape, generator=generator).to(x) for s in sigmas[:-1]), x]
 
 
 def noise_maps(model, path, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, eta=1.0,
@@ -53,18 +56,11 @@ def noise_maps(model, path, sigmas: Tensor, extra_args=None, callback=None, disa
         denoised = model(x, level, **(extra_args or {}))
         for i, D in zip(steps, denoised.split(B)):
             mean, scale = _step(path[i], D, sigmas[i], sigmas[i + 1], eta)
-            maps.append((path[i + 1] - mean) / scale)
+            maps.append((path[i + 1] - mean) / scale)  # z_t
             if i + 1 < S:
                 path[i + 1] = mean + scale * maps[-1]
         report_step(callback, steps[-1], path[steps[-1]], sigmas[first], D)
     return path, maps
-
-
-def last_residual(maps: list, sigmas: Tensor, choice: str) -> list:
-    """The maps, the last of them the residual ("keep") or 0 as in the authors' code ("zero"); "auto" is theirs where
-    the last level is over σ = 0.1."""
-    kept = choice == "keep" or choice == "auto" and sigmas[-2] <= CLEAN
-    return maps if kept else [*maps[:-1], torch.zeros_like(maps[-1])]
 
 
 def denoise(model, x: Tensor, z, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, eta=1.0) -> Tensor:
@@ -80,7 +76,7 @@ def denoise(model, x: Tensor, z, sigmas: Tensor, extra_args=None, callback=None,
 def _step(x, denoised, n, c, eta):
     """μ̂ of the step from n to c, and what multiplies its map: σ_up, or 1 for the residual of the last step."""
     down, up = down_up(n, c, eta)
-    return denoised + down * (x - denoised) / n, up if c > 0 else 1
+    return denoised + down * (x - denoised) / n, up if c > 0 else 1  # Song et al. 2021, Eq. 12
 
 
 def reverse(inversion):
@@ -89,6 +85,15 @@ def reverse(inversion):
         first = first_step(inversion, sigmas)
         x = source_where_equal(inversion, first, x)
         return denoise(model, x, lambda i, x: recorded(inversion, "z", first + i, x), sigmas, extra_args, callback,
-                       disable,
-                       eta=inversion.provenance["eta"])
+                       disable, eta=inversion.settings["eta"])
     return solve
+
+
+def inverted(model, x, sigmas, *args, seed, last_residual: str, **kwargs) -> Found:
+    path, maps = noise_maps(model, independent_path(x, sigmas, seed), sigmas, *args, **kwargs)
+    return Found(path, {"z": recorded_theta(with_last_residual(maps, sigmas, last_residual))})
+
+
+METHOD = Method("DDPM", "DDPM Invert", inverted, steps=100, cfg=1.0, takes=("together",), no_flow=NO_DDPM, settings={
+    "eta": Setting(1.0, 0.01, 1.0, needed=True), "seed": SEED, "last_residual": LAST_RESIDUAL},
+    theta=NOISE_MAPS, trajectory="independent", reverse=reverse, residual="z")

@@ -2,18 +2,21 @@
 ICLR 2024. arXiv:2310.01506
 
 DDIM inversion at guidance 1 gives z*_t; sampling it with guidance w drifts away. Instead of learning something that
-brings it back, the source branch is put right at every step by what it misses,
+brings it back, the source branch is corrected at every step by what it misses,
     o_{t-1} = z*_{t-1} - DDIM(z_t, t, C_src, w),   z_{t-1} = DDIM(z_t, t, C_src, w) + o_{t-1},
 and the target branch is left alone. The offset is the distance to the source, times a scale that the paper studies (its
-1 puts the whole distance right). It depends on w, so it holds for replay at the guidance it was recorded with.
+1 corrects the whole distance). It depends on w, so it holds for replay at the guidance it was recorded with.
 
 Differs from the paper: for editors the source branch is read from z* itself and needs no offsets; they serve the
 source's replay.
+
+Checked against: the paper's equations.
 """
 from torch import Tensor
 from tqdm.auto import trange
 
-from .grid import first_step, noise_at, recorded, report_step, source_where_equal
+from .grid import first_step, noise_at, recorded, recorded_theta, report_step, source_where_equal
+from .method import OFFSETS, Found, Method, Setting
 
 
 def record(model, path, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, scale=1.0) -> list:
@@ -22,7 +25,7 @@ def record(model, path, sigmas: Tensor, extra_args=None, callback=None, disable=
     x, offsets = path[0], []
     for i in trange(len(sigmas) - 1, disable=disable):
         y = _step(model, x, i, sigmas, extra_args, callback)
-        offsets.append(scale * (path[i + 1] - y))
+        offsets.append(scale * (path[i + 1] - y))  # o_{t-1}
         x = y + offsets[-1]
     return offsets
 
@@ -48,3 +51,13 @@ def reverse(inversion):
         return denoise(model, x, lambda i, x: recorded(inversion, "offset", first + i, x), sigmas, extra_args,
                        callback, disable)
     return solve
+
+
+def learn(network, path, sigmas, *, flow, cfg, **kwargs) -> Found:
+    """The offsets of sampling at this CFG."""
+    return Found(theta={"offset": recorded_theta(record(network.guided, path, sigmas, **kwargs))})
+
+
+METHOD = Method("Direct", "Direct Invert", learn=learn, along="DDIM", asks="guided", cfg=1.0,
+                settings={"scale": Setting(1.0, 0.0, 1.0)}, theta=OFFSETS, guided=True, reverse=reverse,
+                residual="offset")

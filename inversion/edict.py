@@ -15,9 +15,19 @@ from functools import partial
 from torch import Tensor
 from tqdm.auto import trange
 
-from .grid import CoupledState, first_step, in_double, recorded, report_step, seen_as, source_where_equal
+from .grid import (
+    CoupledState,
+    first_step,
+    in_double,
+    recorded,
+    recorded_theta,
+    report_step,
+    seen_as,
+    source_where_equal,
+)
+from .method import Found, Kept, Method, Setting
 
-P = 0.93
+P = Setting(0.93, 0.5, 1.0, needed=True)
 
 
 def denoise_step(pair: list, turn: int, n: Tensor, c: Tensor, noise, p: float) -> list:
@@ -26,9 +36,9 @@ def denoise_step(pair: list, turn: int, n: Tensor, c: Tensor, noise, p: float) -
     pair = list(pair)
     for goes, level in ((turn, n), (1 - turn, c)):
         eps = noise(pair, 1 - goes, level)
-        pair[goes] = pair[goes] + (c - n) * eps
+        pair[goes] = pair[goes] + (c - n) * eps  # x_inter, then y_inter
     x = p * pair[0] + (1 - p) * pair[1]
-    return [x, p * pair[1] + (1 - p) * x]
+    return [x, p * pair[1] + (1 - p) * x]  # x_{t-1}, y_{t-1}
 
 
 def invert_step(pair: list, turn: int, n: Tensor, c: Tensor, noise, p: float) -> list:
@@ -63,7 +73,8 @@ def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable
         yield pair
 
 
-def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P, **seen_as) -> list:
+def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P.default,
+           **seen_as) -> list:
     """The coupled latents from the clean x [B,C,…], with y = x there, to σ[0]: S+1 pairs [x, y] in the order of sigmas,
     the clean one last. sigmas [S+1] descend to 0."""
     start = [in_double(x)] * 2
@@ -74,7 +85,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
 
 def source(inversion, n: Tensor, c: Tensor, goes: int, second: bool, p: float) -> tuple:
-    """A CoupledState's source, of a step from n to c in which pair[goes] goes now. Of a method that has no y, its latents
+    """A CoupledState's source, of a step from n to c in which pair[goes] goes now. Where a method has no y, its latents
     are both."""
     ends = unmixed(_pair_at(inversion, c), p)
     return (ends if second else _pair_at(inversion, n))[1 - goes], ends[goes]
@@ -85,14 +96,12 @@ def _pair_at(inversion, sigma: Tensor) -> list:
     return [x, x if apart is None else x + apart.tensor[inversion.step(float(sigma))]]
 
 
-def denoise(model, x: Tensor, y: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P, first=0,
-            announce=None, **seen_as) -> list:
+def denoise(model, x: Tensor, y: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P.default,
+            first=0, announce=None, **seen_as) -> list:
     """The pair [x, y] at σ[-1], from the pair at σ[0], which is level `first` of the whole schedule."""
-    pair, turns = [in_double(x), in_double(y)], range(first, first + len(sigmas) - 1)
-    for pair in _walk(denoise_step, pair, in_double(sigmas), turns, model, x.dtype, extra_args, callback, disable, p,
-                      seen_as, announce):
-        pass
-    return pair
+    start, turns = [in_double(x), in_double(y)], range(first, first + len(sigmas) - 1)
+    return [*_walk(denoise_step, start, in_double(sigmas), turns, model, x.dtype, extra_args, callback, disable, p,
+                   seen_as, announce)][-1]
 
 
 def reverse(inversion):
@@ -101,8 +110,16 @@ def reverse(inversion):
         first = first_step(inversion, sigmas)
         x = source_where_equal(inversion, first, x)
         y = in_double(x) + recorded(inversion, "y_minus_x", first, in_double(x))
-        found = denoise(model, x, y, sigmas, extra_args, callback, disable, p=inversion.provenance["p"], first=first,
-                        announce=announce,
-                        **seen_as(inversion.fingerprint))
-        return found[0].to(x)
+        pair = denoise(model, x, y, sigmas, extra_args, callback, disable, p=inversion.settings["p"], first=first,
+                       announce=announce, **seen_as(inversion.fingerprint))
+        return pair[0].to(x)
     return solve
+
+
+def inverted(*args, **kwargs) -> Found:
+    pairs = invert(*args, **kwargs)
+    return Found([x for x, _ in pairs], {"y_minus_x": recorded_theta([y - x for x, y in pairs], "level")})
+
+
+METHOD = Method("EDICT", "EDICT Invert", inverted, cfg=1.0, settings={"p": P}, guided=True,
+                theta={"y_minus_x": Kept("level", "step")}, reverse=reverse, coupled=True)

@@ -7,8 +7,10 @@ fixed point of
 DDIM inversion is one iteration of f from a guess. Where f contracts, iterating it (AIDI_F) leads to the latent that the
 sampler takes back exactly; Anderson acceleration (AIDI_A) mixes the last m + 1 images f(x) by the weights, of sum 1,
 that make the mixed residual f(x) - x least.
-Differs from the paper: the weights are solved for every picture by itself; each picture rests once its residual is
-under the tolerance; no blended guidance (the source is inverted at guidance 1).
+Differs from the paper: the weights are solved for each picture of a batch. A picture rests once its residual is under
+the tolerance. There is no blended guidance, the source is inverted at guidance 1.
+
+Checked against: the paper's equations.
 """
 import logging
 
@@ -17,8 +19,10 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from .grid import scale
+from .method import Found, Method, Setting
 
 MEMORY = 2  # m: how many earlier iterations Anderson acceleration mixes in
+ACCELERATIONS = {"none": 0, "anderson": MEMORY}
 log = logging.getLogger("palimpsest")
 
 
@@ -82,7 +86,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
             denoised = model(x, noisy * rows, **extra_args)
             if callback is not None:
                 callback({"x": x, "i": i, "sigma": noisy, "sigma_hat": noisy, "denoised": denoised})
-            return start + (noisy - clean) * ((x - denoised) / noisy)
+            return start + (noisy - clean) * ((x - denoised) / noisy)  # f(x)
 
         guess = x * scale(clean, noisy, flow, data)
         x, errors = iterate(f, guess, iterations, tolerance, memory)
@@ -93,3 +97,13 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
         path.append(x)
         used.append(len(errors))
     return path[::-1], used[::-1]
+
+
+def inverted(*args, acceleration, **kwargs) -> Found:
+    latents, used = invert(*args, memory=ACCELERATIONS[acceleration], **kwargs)
+    return Found(latents, notes={"iterations": used})
+
+
+METHOD = Method("Fixed Point", "Fixed-Point Invert", inverted, steps=20, settings={
+    "iterations": Setting(5, 1, 100), "tolerance": Setting(1e-5, 0.0, 1.0),
+    "acceleration": Setting("anderson", choices=tuple(ACCELERATIONS))})

@@ -1,10 +1,17 @@
-"""What the solvers with recorded steps share: the network's noise between levels, and where on the grid a run
-stands."""
+"""What the solvers share: the network's noise between levels, recorded steps, and where a run begins."""
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .method import Setting
+from .trajectory import Theta
+
+CLEAN = 0.1  # the σ of a last level that hides nothing of the picture
+LAST_RESIDUAL = Setting("auto", choices=("auto", "keep", "zero"))
+NO_DDPM = ("{node} reads the noise maps of a DDPM chain, this {model} MODEL predicts by flow and has none: use DDIM "
+           "Invert or Direct Invert, or an eps or v model (SD1.x, SD2.x, SDXL).")
 
 
 def in_double(x: Tensor) -> Tensor:
@@ -93,6 +100,11 @@ def source_where_equal(inversion, level: int, x: Tensor) -> Tensor:
     return source if torch.allclose(x, source, rtol=1e-6, atol=1e-6 * float(source.abs().max())) else x
 
 
+def recorded_theta(tensors: list, axis="step") -> Theta:
+    """θ_F of what is recorded for the solver, one tensor a step or level."""
+    return Theta(torch.stack([t.float().cpu() for t in tensors]), axis, "step")
+
+
 def recorded(inversion, name: str, index: int, x: Tensor) -> Tensor:
     """θ_F `name` at a step or level, for the rows of x: row i reads picture i mod B."""
     return of_rows(inversion.theta[name].tensor[index], x)
@@ -106,6 +118,20 @@ def of_rows(value: Tensor, x: Tensor) -> Tensor:
 def seen_as(fingerprint) -> dict:
     """What `scale` takes of a model: flow and data."""
     return {"flow": fingerprint.prediction == "flow", "data": fingerprint.sigma_data}
+
+
+def independent_path(x: Tensor, sigmas: Tensor, seed: int) -> list:
+    """S+1 latents in the order of sigmas, the clean x [B,C,…] last: each level is noised independently, with draws of
+    the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    return [*(x + s * torch.randn(x.shape, generator=generator).to(x) for s in sigmas[:-1]), x]
+
+
+def with_last_residual(maps: list, sigmas: Tensor, choice: str) -> list:
+    """Noise maps, the last of them the residual ("keep") or 0 as in the authors' code ("zero"); "auto" is theirs where
+    the last level is over σ = 0.1."""
+    kept = choice == "keep" or choice == "auto" and sigmas[-2] <= CLEAN
+    return maps if kept else [*maps[:-1], torch.zeros_like(maps[-1])]
 
 
 def report_step(callback, i: int, x: Tensor, sigma: Tensor, denoised: Tensor):

@@ -10,22 +10,34 @@ independently, and z_i is read off.
 
 Differs from the authors' code (diffusers' LEditsPPPipelineStableDiffusion): the denoised pictures are kept, so that a
 replay may start at any level as the inversion passed it; and the last map may be the residual itself, so that the
-picture returns, or 0 as theirs is (`last_residual` in ddpm.py). Checked against: diffusers 0.42.1, every map, with a
-source prompt and without.
+picture returns, or 0 as theirs is (`last_residual` in grid.py).
+
+Checked against: diffusers 0.42.1, every map, with a source prompt and without.
 """
 import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .grid import first_step, recorded, report_step, source_where_equal
+from .grid import (
+    LAST_RESIDUAL,
+    NO_DDPM,
+    first_step,
+    independent_path,
+    recorded,
+    recorded_theta,
+    report_step,
+    source_where_equal,
+    with_last_residual,
+)
+from .method import NOISE_MAPS, SEED, Found, Kept, Method
 
 
-def towards(D: Tensor, before, sigmas: Tensor, i: int) -> Tensor:
+def towards(D: Tensor, before: Tensor | None, sigmas: Tensor, i: int) -> Tensor:
     """D̃ of step i, from the denoised picture D there and the one at the level before, or None."""
     if before is None or sigmas[i + 1] == 0:
         return D
     h, h0 = (sigmas[i] / sigmas[i + 1]).log(), (sigmas[i - 1] / sigmas[i]).log()
-    return D + (D - before) * h / (2 * h0)
+    return D + (D - before) * h / (2 * h0)  # D̃_i
 
 
 def mean_scale(x: Tensor, D: Tensor, n: Tensor, c: Tensor) -> tuple:
@@ -48,7 +60,7 @@ def noise_maps(model, path, sigmas: Tensor, extra_args=None, callback=None, disa
         for i, D in zip(steps, model(x, level, **(extra_args or {})).split(B)):
             D_tilde = towards(D, denoised[-1] if denoised else None, sigmas, i)
             mean, scale = mean_scale(path[i], D_tilde, sigmas[i], sigmas[i + 1])
-            maps.append((path[i + 1] - mean) / scale)
+            maps.append((path[i + 1] - mean) / scale)  # z_i
             denoised.append(D)
             if i + 1 < S:
                 path[i + 1] = mean + scale * maps[-1]
@@ -69,3 +81,15 @@ def reverse(inversion):
             x, before = mean + scale * recorded(inversion, "z", i, x), D
         return x
     return solve
+
+
+def inverted(model, x, sigmas, *args, seed, last_residual: str, **kwargs) -> Found:
+    path, maps, denoised = noise_maps(model, independent_path(x, sigmas, seed), sigmas, *args, **kwargs)
+    return Found(path, {"z": recorded_theta(with_last_residual(maps, sigmas, last_residual)),
+                        "denoised": recorded_theta(denoised)})
+
+
+METHOD = Method("LEDITS++", "LEDITS++ Invert", inverted, steps=30, cfg=1.0, takes=("together",), no_flow=NO_DDPM,
+                settings={"seed": SEED, "last_residual": LAST_RESIDUAL},
+                theta=NOISE_MAPS | {"denoised": Kept("step", "step")}, trajectory="independent", reverse=reverse,
+                residual="z")

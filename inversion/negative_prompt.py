@@ -8,6 +8,8 @@ without optimisation.
 
 `weight` walks on the sphere from the source's embedding (0, the paper) to the null prompt's (1), as ProxEdit (Han et
 al. 2024, arXiv:2306.05414) does for edits that the negative prompt holds back.
+
+Checked against: the paper's equations.
 """
 import math
 
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .method import UNCOND_POOLED, Found, Kept, Method, Setting
 from .trajectory import Theta
 
 
@@ -34,7 +37,7 @@ def repeated(a: Tensor, b: Tensor) -> tuple:
     return tuple(t if t.ndim < 3 else t.repeat(1, length // t.shape[1], 1) for t in (a, b))
 
 
-def learned(source: list, null: "list | None" = None, weight=0.0) -> dict:
+def learned(source: list, null: list | None = None, weight=0.0) -> dict:
     """θ_F of a source CONDITIONING: "uncond" [1,B,tokens,C] and, where it has one, "uncond_pooled" [1,B,P], for the
     whole run."""
     def between(a, b):
@@ -51,3 +54,21 @@ def learned(source: list, null: "list | None" = None, weight=0.0) -> dict:
     if pooled is not None:
         found["uncond_pooled"] = between(pooled, others["pooled_output"])
     return {name: Theta(t.float().cpu()[None], "run", "prediction") for name, t in found.items()}
+
+
+def learn(network, path, sigmas, *, interpolation, **_) -> Found:
+    return Found(theta=learned(network.prompts["source"], network.prompts.get("null"), interpolation))
+
+
+def check(*, negative, interpolation, **_):
+    if negative != (interpolation > 0):
+        raise ValueError(f"Negative-Prompt Invert has an interpolation of {interpolation:g} and "
+                         f"{'a' if negative else 'no'} negative: connect the null prompt and set interpolation over 0, "
+                         "or neither (the paper).")
+
+
+METHOD = Method("Negative Prompt", "Negative-Prompt Invert", learn=learn, along="DDIM", check=check,
+                settings={"interpolation": Setting(0.0, 0.0, 1.0)},
+                no_flow="Negative-prompt inversion is known for eps and v models, this MODEL is a flow model: use DDIM "
+                        "Invert, and CFG 1 to reconstruct.",
+                theta={"uncond": Kept("run", "prediction", 4), **UNCOND_POOLED})

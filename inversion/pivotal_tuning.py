@@ -10,13 +10,65 @@ step to step as θ does, since neighbouring steps have like curvature; its first
 which solves a linear residual of one dimension.
 """
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from tqdm.auto import trange
 
+from .method import Setting
+from .trajectory import Theta
+
 MEMORY = 8
+TOLERANCE = Setting(1e-5, 0.0, 1.0)
+
+
+class Network(Protocol):
+    """The network as a method that learns along a trajectory asks it (editing/inverting.py).
+
+    prompts: the CONDITIONING of "source", and of "null" and "target" where they are given.
+    """
+    prompts: Mapping[str, list]
+
+    def guided(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """x0 of the source prompt at the run's CFG."""
+        ...
+
+    def x0(self, prompt: str, x: Tensor, sigma: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """x0 of a prompt, or of the embedding [B,tokens,D] in its place."""
+        ...
+
+    def embedding(self, prompt: str) -> Tensor:
+        """[B,tokens,D] of a prompt, one for each picture."""
+        ...
+
+    def pooled(self, prompt: str) -> dict[str, Theta]:
+        """θ_F of a prompt's pooled embedding, by the name "pooled"; nothing where it has none."""
+        ...
+
+    def cross_attention(self, resolution: float) -> list:
+        """Addresses of cross-attention, down and up, on the grid of about this resolution."""
+        ...
+
+    def with_values(self, addresses: list, x: Tensor, sigma: Tensor, scale: Tensor | None, shift: Tensor | None
+                    ) -> tuple[Tensor, list[Tensor]]:
+        """x0 of the source prompt, and its maps at these addresses. What cross-attention takes its values from is
+        scaled and shifted."""
+        ...
+
+    def self_attention(self, layers: str, default: Callable[[list], frozenset]) -> list:
+        """Addresses that a text of layers names; where it is empty, those that default(all layers) chooses."""
+        ...
+
+    def widths(self, x: Tensor, sigma: Tensor) -> dict:
+        """address -> (places, width) of what self-attention takes its keys and values from."""
+        ...
+
+    def with_contents(self, x: Tensor, sigma: Tensor, contents: dict) -> Tensor:
+        """x0 of the source prompt, with {address: Δ [B,2,places,width]} added to those keys and values."""
+        ...
 
 
 @dataclass
@@ -25,7 +77,7 @@ class LBFGS:
     being no longer than ℓ·2/‖g‖, where a linear model of the loss would be under its least value, 0."""
     memory: int = MEMORY
     pairs: list = field(default_factory=list)
-    last: "tuple | None" = None
+    last: tuple | None = None
 
     def restart(self):
         """A new function, of like curvature."""

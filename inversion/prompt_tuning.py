@@ -10,13 +10,19 @@ and the edit is sampled with c_t = η·c* + (1 - η)·c_t (Eq. 9), done where th
 
 Differs from the paper: any deterministic trajectory is followed; the paper's is DDIM Invert's of an empty source
 prompt. c_T may be another prompt's embedding, such as the source's, so that one inversion serves many targets. L-BFGS
-(null_text.py) takes the place of N = 5 gradient steps of β = 0.01, and a step ends early once it is near enough. On
-models that read a pooled embedding too, it is not tuned, but mixed by η all the same. The paper's text was at hand as
-its equations, algorithm, figures and tables only: they give no value of η and none of ω; both defaults are this pack's.
+(pivotal_tuning.py) takes the place of N = 5 gradient steps of β = 0.01, and a step ends early once it is near enough.
+On models that read a pooled embedding too, it is not tuned, but mixed by η all the same. The defaults of η and ω are
+this pack's: the paper's equations, algorithm, figures and tables give none.
+
+Checked against: the paper's equations.
 """
+from functools import partial
+
+import torch
 from torch import Tensor
 
-from .pivotal_tuning import follow
+from .method import Found, Kept, Method, Setting
+from .pivotal_tuning import TOLERANCE, Network, follow
 from .trajectory import Theta
 
 
@@ -30,5 +36,20 @@ def optimise(null, cond, path: list, sigmas: Tensor, start: Tensor, *, cfg: floa
         unguided = null(x, sigma)
         return lambda c: (unguided + cfg * (cond(x, sigma, c) - unguided), 0)
 
-    tuned, history = follow(predict, path, sigmas, start, **settings)
+    tuned, history = follow(predict, path, sigmas, start, **settings)  # Eq. 7, Alg. 1
     return Theta(tuned, "step", "prediction"), history
+
+
+def learn(network: Network, path, sigmas, *, mix, **settings) -> Found:
+    start = "target" if "target" in network.prompts else "source"
+    theta, losses = optimise(partial(network.x0, "null"), partial(network.x0, start), path, sigmas,
+                             network.embedding(start), **settings)
+    pooled = {f"cond_{name}": kept for name, kept in network.pooled(start).items()}
+    mixed = Theta(torch.tensor([mix]), "run", "prediction")
+    return Found(theta={"cond": theta, "cond_mix": mixed, **pooled}, notes={"losses": losses})
+
+
+METHOD = Method("Prompt Tuning", "Prompt Tuning Invert", learn=learn, asks="gradients", cfg=7.5, settings={
+    "iterations": Setting(10, 1, 500), "tolerance": TOLERANCE, "mix": Setting(0.8, 0.0, 0.99)},
+    theta={"cond": Kept("step", "prediction", 4), "cond_mix": Kept("run", "prediction", 1),
+           "cond_pooled": Kept("run", "prediction", 3, optional=True)}, guided=True)

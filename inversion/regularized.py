@@ -16,6 +16,7 @@ variance.
 Differs from both: δ is 1 to half a side (the code draws 0, the map's own power, too) and the same for every picture of
 a batch, and mean and variance are each picture's own, so that a picture is inverted as it would be alone. On v models
 it is ε that moves.
+
 Checked against: diffusers 0.42.1, which takes over the authors' losses.
 """
 import logging
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ddim
+from .method import SEED, Found, Method, Setting
 
 SMALLEST = 8  # cells a side of the pyramid's last map
 log = logging.getLogger("palimpsest")
@@ -82,8 +84,8 @@ def regularize(eps: Tensor, generator: torch.Generator, *, lambda_ac=20.0, lambd
 def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, seed=0, data=1.0,
            **weights) -> list:
     """`ddim.invert` on eps and v models, with every ε regularized; weights: those of `regularize`. Without any, DDIM's
-    bits. Says so, once, where the descent diverges."""
-    generator, told = torch.Generator().manual_seed(seed), []
+    bits. Warns once where the descent diverges."""
+    generator, warned = torch.Generator().manual_seed(seed), []
 
     def regularized(x, sigma, **kwargs):
         denoised = model(x, sigma, **kwargs)
@@ -91,10 +93,21 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
         eps = (x - denoised) / level
         moved = regularize(eps, generator, **weights)
         before, after = (e.flatten(1).std(1) for e in (eps, moved))
-        if not told and not (after <= 2 * before.clamp(min=1)).all():  # nan too
-            told.append(sigma)
+        if not warned and not (after <= 2 * before.clamp(min=1)).all():  # nan too
+            warned.append(sigma)
             log.warning("Regularisation diverges at sigma %.4g: it took the noise's standard deviation from %.2g to "
                         "%.2g, white noise has 1. Lower lambda_ac and lambda_kl: the paper's 20 belong to latents of "
                         "64 x 64, these are %d x %d.", sigma[0], before.max(), after.max(), *x.shape[-2:])
         return denoised if moved is eps else x - level * moved
     return ddim.invert(regularized, x, sigmas, extra_args, callback, disable, data=data)
+
+
+def inverted(*args, **kwargs) -> Found:
+    return Found(invert(*args, **kwargs))
+
+
+METHOD = Method("Regularized", "Regularized Invert", inverted, takes=("data",), settings={
+    "lambda_ac": Setting(20.0, 0.0, 1000.0), "lambda_kl": Setting(20.0, 0.0, 1000.0), "reg_steps": Setting(5, 0, 100),
+    "ac_rolls": Setting(5, 1, 100), "seed": SEED},
+    no_flow="{node} makes predicted noise white, this {model} MODEL predicts a flow, for which the paper has no such "
+            "term: use DDIM Invert, or an eps or v model (SD1.x, SD2.x, SDXL).")

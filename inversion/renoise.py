@@ -7,19 +7,24 @@ average of the network's last predictions. In x and σ a step of Euler (ancestra
     x_c = x_n + (σ_down - σ_n)·ε(x_n, σ_n) + σ_up·ε_t,
 with σ_down = σ_c and σ_up = 0 where it is deterministic. The first guess is the sampler's own latent: DDIM's z, so that
 x is rescaled, and Euler ancestral's x as it is.
-Noise correction (samplers that add noise): once x_n stands, ε_t becomes the one noise with which the step gives x_c
+Noise correction (samplers that add noise): once x_n is found, ε_t becomes the one noise with which the step gives x_c
 exactly; it is kept, and the reverse adds it. The step to σ = 0 adds none, so its own error stays.
 Differs from the paper: the editability losses on the predicted noise are left out. Differs from the authors' code,
 which leads the drawn noise towards the one of noise correction by a few steps of fixed length and so stops short of it.
-Of that code (garibida/ReNoise-Inversion@fa83238), which has no licence, only settings are taken: defaults, averages,
-first guesses.
+
+Checked against: the paper's equations; garibida/ReNoise-Inversion@fa83238 for its settings alone (defaults, averages,
+first guesses), since it has no licence.
 """
 import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .grid import first_step, recorded, scale
-from .trajectory import Theta
+from .grid import first_step, recorded, recorded_theta, scale
+from .method import SEED, Found, Kept, Method, Setting
+
+EARLY = 1 - 250 / 999  # percent of the schedule: t < 250
+NO_FLOW = ("ReNoise's noise correction at eta {eta:g} is known for eps and v models, this MODEL is a flow model: set "
+           "eta to 0.")
 
 
 def ancestral_step(noisy: Tensor, clean: Tensor, eta: float):
@@ -40,8 +45,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
     Returns S+1 latents in the order of sigmas, and {"noise": Theta [S,B,C,…]} where eta > 0.
     """
     if flow and eta > 0:
-        raise ValueError(f"ReNoise's noise correction at eta {eta:g} is known for eps and v models, this MODEL is a "
-                         "flow model: set eta to 0.")
+        raise ValueError(NO_FLOW.format(eta=eta))
     extra_args = extra_args or {}
     generator = torch.Generator().manual_seed(seed)
     path, noises = [x], []
@@ -64,20 +68,20 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
             count = kept = max(1, early_iterations)
         for _ in range(count):
             predictions = [*predictions, eps(z)][-kept:]
-            z = x + (noisy - down) * predictions[-1] - up * noise
+            z = x + (noisy - down) * predictions[-1] - up * noise  # renoising
         z = x + (noisy - down) * torch.stack(predictions).mean(0) - up * noise
         if up > 0:
-            noise = (x - z - (down - noisy) * eps(z)) / up
+            noise = (x - z - (down - noisy) * eps(z)) / up  # noise correction
         x = z
         path.append(x)
         noises.append(noise)
-    theta = {"noise": Theta(torch.stack(noises[::-1]).float().cpu(), "step", "step")} if eta > 0 else {}
+    theta = {"noise": recorded_theta(noises[::-1])} if eta > 0 else {}
     return path[::-1], theta
 
 
 def reverse(inversion):
     """Euler ancestral of k-diffusion's signature, with the inversion's corrected noise in place of drawn noise."""
-    eta = inversion.provenance["eta"]
+    eta = inversion.settings["eta"]
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
         rows = x.new_ones(x.shape[0])
@@ -91,3 +95,23 @@ def reverse(inversion):
             x = x + (down - noisy) * (x - denoised) / noisy + up * recorded(inversion, "noise", first + i, x)
         return x
     return sample
+
+
+def inverted(*args, **kwargs) -> Found:
+    return Found(*invert(*args, **kwargs))
+
+
+def check(*, iterations, average, **_):
+    if average > iterations + 1:
+        raise ValueError(f"ReNoise averages the last {average} predictions, {iterations} iterations make "
+                         f"{iterations + 1}: lower average, or raise iterations.")
+
+
+SETTINGS = {"iterations": Setting(9, 0, 100), "average": Setting(2, 1, 100), "early_iterations": Setting(5, 0, 100)}
+DETERMINISTIC = Method("ReNoise", "ReNoise Invert", inverted, steps=4, scheduler="simple", settings=SETTINGS,
+                       percents={"early": EARLY}, check=check)
+ANCESTRAL = Method("ReNoise Ancestral", "ReNoise Invert", inverted, steps=4, scheduler="simple",
+                   settings=SETTINGS | {"eta": Setting(1.0, 0.0, 1.0, needed=True), "seed": SEED},
+                   percents={"early": EARLY}, no_flow=NO_FLOW, check=check, theta={"noise": Kept("step", "step")},
+                   trajectory="independent", reverse=reverse)
+METHODS = DETERMINISTIC, ANCESTRAL

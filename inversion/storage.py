@@ -12,12 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .method import check
+from .method import check, methods
 from .trajectory import Inversion, Theta
 
-VERSION = 2  # 1: without the widths of the prompt that the model reads, and the words' names
+# 1: without the widths of the prompt that the model reads, and the words' names; 2: settings among the provenance
+VERSION = 3
 KEY = "palimpsest.inversion"
-FIELDS = "sigmas", "latents", "conditioning", "fingerprint", "method", "trajectory", "theta", "provenance"
+FIELDS = "sigmas", "latents", "conditioning", "fingerprint", "method", "trajectory", "theta", "settings", "provenance"
 
 
 def save(path, inversion: Inversion, known=()):
@@ -58,7 +59,8 @@ def load(path, known=()) -> Inversion:
             record = text and json.loads(text)
             if text is not None and record["version"] <= VERSION:
                 names = {kind.__name__: kind for kind in (Theta, *known)}
-                found = Inversion(**{name: _unpack(v, file, names) for name, v in record["inversion"].items()})
+                values = {name: _unpack(v, file, names) for name, v in record["inversion"].items()}
+                found = Inversion(**values if record["version"] > 2 else _with_settings(values))
                 _check(found)
                 return found
     except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -69,6 +71,13 @@ def load(path, known=()) -> Inversion:
                          "Inversion wrote.")
     raise ValueError(f"{name} has INVERSION format {record['version']}, this version of Palimpsest reads up to "
                      f"{VERSION}: update Palimpsest, or invert again.")
+
+
+def _with_settings(values) -> dict:
+    """What an older file holds, with the settings that its method needs taken out of the provenance."""
+    notes, method = dict(values["provenance"]), methods().get(values["method"])
+    needed = method.needed if method else []
+    return {**values, "settings": {n: notes.pop(n) for n in needed if n in notes}, "provenance": notes}
 
 
 def _check(inversion):

@@ -11,16 +11,22 @@ both norms mean squares, the sum over the cross-attention maps A_t of P2P's blen
 and up), whose mean is over heads, places and tokens; A*_t are those along the inversion. This attention regularisation
 keeps each word where it was. A step takes at most K·e^(-0.1·i) updates, i being its number of 30.
 
-Differs from the paper: there a mapping network of its own for each t makes s_t and b_t out of the picture's CLIP
-features; here no CLIP of pictures is at hand and both are learned themselves, from 1 and 0, by pivotal_tuning.py's
-L-BFGS with a smaller K. A target's embedding is scaled and shifted token by token for the first τ_v of the steps
-(editing/replay.py); the authors' readme gives τ_v as 0.5. The source prompt's is at every step, so it returns the
-picture. P2Plus, self-attention maps for the null prompt too, is an editor's. Of the authors' code
-(sen-mao/StyleDiffusion@07b388a), which has no licence, only its settings and losses are taken.
+Differs from the paper: there a mapping network for each t makes s_t and b_t out of the picture's CLIP features. Here
+both are learned directly, from 1 and 0, by pivotal_tuning.py's L-BFGS with a smaller K. A target's embedding is scaled
+and shifted token by token for the first τ_v of the steps (editing/replay.py); the authors' readme gives τ_v as 0.5. The
+source prompt's is at every step, so it returns the picture. P2Plus, self-attention maps for the null prompt too, is an
+editor's.
+
+Checked against: the paper's equations; sen-mao/StyleDiffusion@07b388a for its settings and losses alone, since it has
+no licence.
 """
+from functools import partial
+
+import torch
 from torch import Tensor
 
-from .pivotal_tuning import follow
+from .method import Found, Kept, Method, Setting
+from .pivotal_tuning import TOLERANCE, Network, follow
 from .trajectory import Theta
 
 DECAY = 3.0  # 30 steps of e^-0.1
@@ -28,7 +34,7 @@ DECAY = 3.0  # 30 steps of e^-0.1
 
 def distance(aims: list, maps: list) -> Tensor:
     """Σ ‖A* - A‖² [B] over several sites of their maps [B,heads,places,tokens], each a mean."""
-    return sum((a - b).square().flatten(1).mean(1) for a, b in zip(aims, maps, strict=True))
+    return sum(((a - b).square().flatten(1).mean(1) for a, b in zip(aims, maps, strict=True)), torch.zeros(()))
 
 
 def optimise(null, cond, path: list, sigmas: Tensor, shape: tuple, *, cfg: float, regularise: float, **settings
@@ -54,3 +60,18 @@ def optimise(null, cond, path: list, sigmas: Tensor, shape: tuple, *, cfg: float
     learned, history = follow(predict, path, sigmas, start, decay=DECAY, **settings)
     scale, shift = (Theta(part.contiguous(), "step", "prediction") for part in parts(learned))
     return {"value_scale": scale, "value": shift}, history
+
+
+def learn(network: Network, path, sigmas, *, end, **settings) -> Found:
+    addresses = network.cross_attention(1 / 4)
+    theta, losses = optimise(partial(network.x0, "null"), partial(network.with_values, addresses), path, sigmas,
+                             network.embedding("source").shape, **settings)
+    until = Theta(torch.tensor([end]), "run", "prediction")
+    return Found(theta={**theta, "value_end": until}, notes={"losses": losses})
+
+
+METHOD = Method("StyleDiffusion", "StyleDiffusion Invert", learn=learn, asks="gradients", unet=True, cfg=7.5, settings={
+    "iterations": Setting(30, 1, 500), "tolerance": TOLERANCE, "regularise": Setting(1.0, 0.0, 1000.0),
+    "end": Setting(0.5, 0.0, 1.0)},
+    theta={"value": Kept("step", "prediction", 4), "value_end": Kept("run", "prediction", 1),
+           "value_scale": Kept("step", "prediction", 4, optional=True)}, guided=True)

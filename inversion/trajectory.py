@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,25 +25,42 @@ class Theta:
     applied_by: str  # "prediction" (Replay's MODEL) or "step" (Replay's SAMPLER)
 
 
+class Fingerprint(Protocol):
+    """What is known of the model that an inversion was made with."""
+    @property
+    def latent_format(self) -> str: ...
+
+    @property
+    def prediction(self) -> str: ...
+
+    @property
+    def sigma_data(self) -> float: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Inversion:
     """A picture read into noise. Immutable; every tensor is CPU float32.
 
     sigmas: [S+1], descending, the last 0.
-    latents: S+1 tensors [B,C,…], one at each σ, the clean one last; None for methods that learn without a trajectory.
+    latents: S+1 tensors [B,C,…], one at each σ, the clean one last; none for methods that learn without a trajectory.
     conditioning: the source in the host's form, exactly one entry [cross_attn, {…}].
     fingerprint: the host's, of the model it was made with, comparable with ==.
-    trajectory: "deterministic", or "independent" where each level was noised by itself.
+    method: its name in the table of methods (method.py).
+    trajectory: "deterministic", or "independent" where Euler's steps do not join the levels.
+    theta: θ_F by name, what the method learned or recorded.
+    settings: the numbers that the way back needs, such as EDICT's p and the CFG of what was recorded.
+    provenance: notes for people; nothing reads them to decide.
     """
     sigmas: Tensor
-    latents: "tuple[Tensor, ...] | None"
+    latents: tuple[Tensor, ...] | None
     conditioning: list
-    fingerprint: object
+    fingerprint: Fingerprint
     method: str = "DDIM"
     trajectory: str = "deterministic"
-    theta: Mapping = field(default_factory=dict)
-    provenance: Mapping = field(default_factory=dict)
-    _said: set = field(default_factory=set, init=False, repr=False)
+    theta: Mapping[str, Theta] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    _warned: set = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self):
         check_schedule(self.sigmas)
@@ -51,7 +69,7 @@ class Inversion:
         if self.latents is not None:
             object.__setattr__(self, "latents", tuple(self.latents))
             self._check_latents()
-        for name in ("theta", "provenance"):
+        for name in ("theta", "settings", "provenance"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def _check_latents(self):
@@ -78,7 +96,7 @@ class Inversion:
         return len(self.conditioning[0][0] if self.latents is None else self.latents[-1])
 
     @property
-    def shape(self) -> "torch.Size | None":
+    def shape(self) -> torch.Size | None:
         """[C,…] of one picture's latent."""
         return None if self.latents is None else self.latents[-1].shape[1:]
 
@@ -95,7 +113,7 @@ class Inversion:
     def covers(self, sigma: float) -> bool:
         """Whether `at(sigma)` has an answer."""
         return self.latents is not None and (
-            self._level(sigma) is not None or self.trajectory == "deterministic" and 0 < sigma < float(self.sigmas[0]))
+            self.level(sigma) is not None or self.trajectory == "deterministic" and 0 < sigma < float(self.sigmas[0]))
 
     def at(self, sigma: float) -> Tensor:
         """The source's latents [B,C,…] at σ: stored on the grid (relative tolerance 1e-4), linear in σ between levels.
@@ -104,7 +122,7 @@ class Inversion:
         """
         if self.latents is None:
             raise ValueError(f"The {self.method} INVERSION keeps no trajectory: connect one from DDIM Invert.")
-        level = self._level(sigma)
+        level = self.level(sigma)
         if level is not None:
             return self.latents[level]
         if not self.covers(sigma):
@@ -112,7 +130,7 @@ class Inversion:
             why = "its levels are noised independently, none lies between" if inside else "it does not reach there"
             raise ValueError(f"The sampler asks for sigma {sigma:.4g}, the {self.method} INVERSION has "
                              f"{self.schedule}: {why}. Sample with Replay's SIGMAS and euler.")
-        self.say_once("The sampler asks for levels between the inversion's (%s): its latents are interpolated. Sample "
+        self.warn_once("The sampler asks for levels between the inversion's (%s): its latents are interpolated. Sample "
                       "with Replay's SIGMAS, without intermediate levels, to read them exactly.", self.schedule)
         grid = self.sigmas.tolist()
         clean = next(i for i, s in enumerate(grid) if s < sigma)
@@ -122,20 +140,12 @@ class Inversion:
     def step(self, sigma: float) -> int:
         """The index of the step that starts at σ; ValueError off the inversion's own levels, where nothing was
         learned."""
-        level = self._level(sigma)
+        level = self.level(sigma)
         if level is None:
             raise ValueError(f"The sampler asks for sigma {sigma:.4g}, where the {self.method} INVERSION learned "
                              f"nothing; its schedule is {self.schedule}. Sample with Replay's SIGMAS and without "
                              "intermediate levels (euler).")
         return level
-
-    def landing(self, sigma: float) -> Tensor:
-        """The x0 [B,C,…] with which a step from σ keeps to the source: the clean latent, less what a recorded last step
-        adds to it."""
-        added = self.theta.get("z") or self.theta.get("offset")
-        if added is None or self._level(sigma) != len(self.sigmas) - 2:
-            return self.latents[-1]
-        return self.latents[-1] - added.tensor[-1]
 
     def require(self, sigmas: Tensor):
         """Raise ValueError, naming both schedules, where a sampler's SIGMAS meet a level that `at` cannot give."""
@@ -145,16 +155,17 @@ class Inversion:
                              f"{self.method} INVERSION ({self.schedule}) cannot give: sample with Replay's SIGMAS.")
 
     def begin_run(self):
-        """What was said once may be said again."""
-        self._said.clear()
+        """A warning may come again."""
+        self._warned.clear()
 
-    def say_once(self, message: str, *args):
+    def warn_once(self, message: str, *args):
         """Log a warning the first time that this INVERSION gives rise to it in a run."""
-        if message not in self._said:
-            self._said.add(message)
+        if message not in self._warned:
+            self._warned.add(message)
             log.warning(message, *args)
 
-    def _level(self, sigma) -> "int | None":
+    def level(self, sigma: float) -> int | None:
+        """The index of the level at σ; none between levels."""
         distance = (self.sigmas.double() - sigma).abs()
         level = int(distance.argmin())
         return level if distance[level] <= TOLERANCE * self.sigmas[level] else None

@@ -39,12 +39,6 @@ def check_trajectory(model, inversion, name):
                          "with a method that keeps its trajectory, such as DDIM Invert.")
 
 
-def check_guidance(name, cfg, negative):
-    if cfg != 1 and negative is None:
-        raise ValueError(f"{name} has CFG {cfg:g} and no negative CONDITIONING: connect an empty prompt, or set cfg to "
-                         "1.")
-
-
 def check_span(node, start, end, paper):
     if start >= end:
         raise ValueError(f"{node} runs from {start} to {end} of the schedule, so it would change nothing: set its end "

@@ -5,6 +5,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..editing.layers import parse_layers
+from ..inversion.method import Method
 
 PromptEditType, AttentionType = io.Custom("PROMPT_EDIT"), io.Custom("ATTENTION")
 
@@ -30,18 +31,29 @@ def guidance_inputs(paper, default=1.0):
     ]
 
 
-def seeded_inputs(eta):
+def setting_input(method: Method, name, **shown):
+    """The widget of a method's setting, with the method's own default and range."""
+    setting = method.settings[name]
+    if setting.choices:
+        return io.Combo.Input(name, options=list(setting.choices), default=setting.default, **shown)
+    if isinstance(setting.default, str):
+        return io.String.Input(name, default=setting.default, **shown)
+    kind = io.Int if isinstance(setting.default, int) else io.Float
+    return kind.Input(name, default=setting.default, min=setting.least, max=setting.most, **shown)
+
+
+def seeded_inputs(method: Method):
     return [
-        io.Float.Input("eta", default=eta, min=0.01, max=1.0, step=0.01,
-                       tooltip="Noise of each step, as a share of DDPM's. 1 is DDPM, near 0 is DDIM. "
-                               f"Paper: {eta:g}."),
-        io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                     tooltip="Seed of the noise at each level. The picture returns with any seed."),
+        setting_input(method, "eta", step=0.01, tooltip=(
+            "Noise of each step, as a share of DDPM's. 1 is DDPM, near 0 is DDIM. "
+            f"Paper: {method.settings['eta'].default:g}.")),
+        setting_input(method, "seed", control_after_generate=True,
+                      tooltip="Seed of the noise at each level. The picture returns with any seed."),
     ]
 
 
-def last_residual_input():
-    return io.Combo.Input("last_residual", options=["auto", "keep", "zero"], default="auto", optional=True, tooltip=(
+def last_residual_input(method: Method):
+    return setting_input(method, "last_residual", optional=True, tooltip=(
         "The error of the last step. keep adds it back: the picture returns exactly, but after few steps every edit "
         "shows details of the source. zero drops it, as the paper's code does: the return is not exact. auto: zero "
         "if the last noisy level is above sigma 0.1, else keep."))
@@ -75,15 +87,15 @@ def layers_of(text, model, default) -> frozenset:
 InversionType = io.Custom("INVERSION")
 
 
-def inversion_inputs(steps=50, why=None, scheduler="ddim_uniform", which="Papers: ddim_uniform (leading spacing)."):
+def inversion_inputs(method: Method, why="", which="Papers: ddim_uniform (leading spacing)."):
     """MODEL, source, LATENT, steps and scheduler: the first inputs of an inversion node. `sigmas_input()` goes last."""
     return [
         io.Model.Input("model", tooltip="The MODEL without Palimpsest editors. LoRA is allowed."),
         io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is."),
         io.Latent.Input("latent", tooltip="The picture, from VAE Encode. A noise mask on it is ignored."),
-        io.Int.Input("steps", default=steps, min=1, max=1000,
-                     tooltip=why or f"Number of steps. More steps reconstruct better. Paper: {steps}."),
-        io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default=scheduler,
+        io.Int.Input("steps", default=method.steps, min=1, max=1000,
+                     tooltip=why or f"Number of steps. More steps reconstruct better. Paper: {method.steps}."),
+        io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default=method.scheduler,
                        tooltip=f"ComfyUI's schedule. {which}"),
     ]
 
@@ -125,19 +137,17 @@ def concept_inputs(*concept, scale, warmup, threshold):
     ]
 
 
-def learning_inputs(iterations, why):
+def learning_inputs(method: Method, why):
     """MODEL, INVERSION, negative prompt and length of learning: the first inputs of every node that learns."""
     return [
         io.Model.Input("model", tooltip="The MODEL of the inversion, without editors."),
         InversionType.Input("inversion", tooltip="The trajectory to follow, from DDIM Invert, Fixed-Point Invert or "
                                                  "ReNoise Invert."),
         io.Conditioning.Input("negative", tooltip="The negative prompt you will sample with. Paper: empty."),
-        io.Float.Input("cfg", default=7.5, min=1.1, max=100.0, step=0.1,
+        io.Float.Input("cfg", default=method.cfg, min=1.1, max=100.0, step=0.1,
                        tooltip="The CFG you will sample at. The picture returns at this CFG. Not the paper's value."),
-        io.Int.Input("iterations", default=iterations, min=1, max=500,
-                     tooltip=f"Maximum updates per step, three model passes each. {why}"),
-        io.Float.Input("tolerance", default=1e-5, min=0.0, max=1.0, step=1e-6, round=1e-7,
-                       tooltip="A step ends when its mean squared error to the inversion is below this. The limit "
-                               "grows by twice this every fiftieth of the schedule. Higher is faster. Null-text "
-                               "inversion: 1e-5."),
+        setting_input(method, "iterations", tooltip=f"Maximum updates per step, three model passes each. {why}"),
+        setting_input(method, "tolerance", step=1e-6, round=1e-7, tooltip=(
+            "A step ends when its mean squared error to the inversion is below this. The limit grows by twice this "
+            "every fiftieth of the schedule. Higher is faster. Null-text inversion: 1e-5.")),
     ]

@@ -36,8 +36,8 @@ PARENTS = {".guidance.ledits": ".guidance.sega", ".inversion.cycle_diffusion": "
 
 # Still to go: these imports break the table.
 KNOWN = {(f".editing.{name}", other) for name, others in {
-    "attention_loss": "comfy", "checks": "comfy", "inverting": "comfy comfy_api", "masks": "comfy",
-    "reference": "comfy", "replay": "comfy", "run": "comfy", "sites": "comfy", "word_maps": "comfy",
+    "attention_loss": "comfy", "checks": "comfy", "masks": "comfy",
+    "reference": "comfy", "run": "comfy", "sites": "comfy", "word_maps": "comfy",
 }.items() for other in others.split()} | {
     (".blending.blended_latent", ".metrics.masks"), (".guidance.magic_remover", ".blending.local_blend")}
 

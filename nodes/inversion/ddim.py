@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ...editing.inverting import invert
-from ...inversion import ddim
+from ...inversion.ddim import METHOD
 from ..widgets import inversion_inputs, inversion_outputs, sigmas_input
 
 
@@ -13,10 +13,8 @@ class PalimpsestDDIMInvert(io.ComfyNode):
             node_id="PalimpsestDDIMInvert", display_name="DDIM Invert", category="palimpsest/inversion",
             description="Runs the deterministic sampler backwards, from a picture to its noise (Song et al. 2021). "
                         "No guidance (CFG 1). One model evaluation per step.",
-            inputs=[*inversion_inputs(), sigmas_input()], outputs=inversion_outputs())
+            inputs=[*inversion_inputs(METHOD), sigmas_input()], outputs=inversion_outputs())
 
     @classmethod
     def execute(cls, model, source, latent, steps, scheduler, sigmas=None) -> io.NodeOutput:
-        def solve(*args, **kwargs):
-            return ddim.invert(*args, **kwargs), {}
-        return invert("DDIM Invert", "DDIM", model, source, latent, steps, scheduler, sigmas, solve)
+        return io.NodeOutput(*invert(METHOD, model, source, latent, steps, scheduler, sigmas))

@@ -1,12 +1,9 @@
 """Direct Invert."""
-import dataclasses
-
 from comfy_api.latest import io
 
-from ...editing.inverting import invert, recorded_theta
-from ...inversion import ddim, direct
-from ..checks import check_guidance
-from ..widgets import guidance_inputs, inversion_inputs, inversion_outputs, sigmas_input
+from ...editing.inverting import invert
+from ...inversion.direct import METHOD
+from ..widgets import guidance_inputs, inversion_inputs, inversion_outputs, setting_input, sigmas_input
 
 
 class PalimpsestDirectInvert(io.ComfyNode):
@@ -20,27 +17,15 @@ class PalimpsestDirectInvert(io.ComfyNode):
                         "with the same CFG and negative prompt. With an editor it equals DDIM Invert, whose source "
                         "branch never drifts.",
             inputs=[
-                *inversion_inputs(),
-                io.Float.Input("scale", default=1.0, min=0.0, max=1.0, step=0.05,
-                               tooltip="Share of each step's error that its offset corrects. 1 returns the picture "
-                                       "(paper). 0 is plain DDIM."),
+                *inversion_inputs(METHOD),
+                setting_input(METHOD, "scale", step=0.05, tooltip=(
+                    "Share of each step's error that its offset corrects. 1 returns the picture (paper). 0 is plain "
+                    "DDIM.")),
                 *guidance_inputs("The CFG you will replay at, for the offsets. The inversion itself runs at 1. The "
                                  "paper edits at 7.5."), sigmas_input()],
             outputs=inversion_outputs())
 
     @classmethod
     def execute(cls, model, source, latent, steps, scheduler, scale, cfg, negative=None, sigmas=None) -> io.NodeOutput:
-        check_guidance("Direct Invert", cfg, negative)
-
-        def follow(*args, **kwargs):
-            return ddim.invert(*args, **kwargs), {}
-
-        def record(model, x, *args, flow, data, **kwargs):
-            path = [z.to(x) for z in inversion.latents]
-            return path, {"offset": recorded_theta(direct.record(model, path, *args, scale=scale, **kwargs))}
-
-        common = "Direct Invert", "Direct", model, source, latent, steps, scheduler, sigmas
-        inversion = invert(*common, follow).result[0]
-        found, noise, sigmas = invert(*common, record, cfg, negative, scale=scale, guidance=cfg).result
-        spent = {k: inversion.provenance[k] + found.provenance[k] for k in ("evaluations", "seconds")}
-        return io.NodeOutput(dataclasses.replace(found, provenance={**found.provenance, **spent}), noise, sigmas)
+        return io.NodeOutput(*invert(METHOD, model, source, latent, steps, scheduler, sigmas, cfg, negative,
+                                     scale=scale))

@@ -2,10 +2,8 @@
 from comfy_api.latest import io
 
 from ...editing.inverting import invert
-from ...inversion import fixed_point
-from ..widgets import inversion_inputs, inversion_outputs, sigmas_input
-
-ACCELERATIONS = {"none": 0, "anderson": fixed_point.MEMORY}
+from ...inversion.fixed_point import METHOD
+from ..widgets import inversion_inputs, inversion_outputs, setting_input, sigmas_input
 
 
 class PalimpsestFixedPointInvert(io.ComfyNode):
@@ -16,20 +14,18 @@ class PalimpsestFixedPointInvert(io.ComfyNode):
             description="DDIM inversion that iterates each step until the sampler reverses it (AIDI, Pan et al. "
                         "2023). One model evaluation per iteration. No guidance (CFG 1).",
             inputs=[
-                *inversion_inputs(20, "Number of steps. Few are enough, because each is iterated. Not the paper's "
-                                      "value."),
-                io.Int.Input("iterations", default=5, min=1, max=100,
-                             tooltip="Maximum model evaluations per step. 1 is DDIM inversion. More return the "
-                                     "picture more exactly if the steps are small enough to converge. Not the "
-                                     "paper's value: the paper iterates until little changes."),
-                io.Float.Input("tolerance", default=1e-5, min=0.0, max=1.0, step=1e-6, round=1e-7,
-                               tooltip="A step ends early if an iteration changes the latent by at most this share "
-                                       "of its norm. 0: all iterations. fp16 weights stop improving near 1e-3. Not "
-                                       "the paper's value."),
-                io.Combo.Input("acceleration", options=list(ACCELERATIONS), default="anderson",
-                               tooltip="anderson mixes the last three iterations to minimise the residual. It needs "
-                                       "fewer iterations for the same error. none is plain iteration. Paper: "
-                                       "anderson (AIDI_A)."),
+                *inversion_inputs(METHOD, (
+                    "Number of steps. Few are enough, because each is iterated. Not the paper's value.")),
+                setting_input(METHOD, "iterations", tooltip=(
+                    "Maximum model evaluations per step. 1 is DDIM inversion. More return the picture more exactly "
+                    "if the steps are small enough to converge. Not the paper's value: the paper iterates until "
+                    "little changes.")),
+                setting_input(METHOD, "tolerance", step=1e-6, round=1e-7, tooltip=(
+                    "A step ends early if an iteration changes the latent by at most this share of its norm. 0: all "
+                    "iterations. fp16 weights stop improving near 1e-3. Not the paper's value.")),
+                setting_input(METHOD, "acceleration", tooltip=(
+                    "anderson mixes the last three iterations to minimise the residual. It needs fewer iterations "
+                    "for the same error. none is plain iteration. Paper: anderson (AIDI_A).")),
                 sigmas_input(),
             ],
             outputs=inversion_outputs())
@@ -37,11 +33,5 @@ class PalimpsestFixedPointInvert(io.ComfyNode):
     @classmethod
     def execute(cls, model, source, latent, steps, scheduler, iterations, tolerance, acceleration,
                 sigmas=None) -> io.NodeOutput:
-        used = []
-
-        def solve(*args, **kwargs):
-            latents, used[:] = fixed_point.invert(*args, iterations=iterations, tolerance=tolerance,
-                                                  memory=ACCELERATIONS[acceleration], **kwargs)
-            return latents, {}
-        return invert("Fixed-Point Invert", "Fixed Point", model, source, latent, steps, scheduler, sigmas, solve,
-                      iterations=used)
+        return io.NodeOutput(*invert(METHOD, model, source, latent, steps, scheduler, sigmas,
+                                     iterations=iterations, tolerance=tolerance, acceleration=acceleration))

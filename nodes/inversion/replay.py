@@ -1,11 +1,7 @@
 """Replay Inversion."""
-import comfy.k_diffusion.sampling
 from comfy_api.latest import io
 
-from ...editing.replay import Replayed
-from ...editing.run import attach
-from ...host.sampling import Solver, check_family, split_at
-from ...inversion.method import method_of
+from ...editing.replay import replay
 from ..widgets import InversionType
 
 
@@ -34,17 +30,4 @@ class PalimpsestReplay(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, inversion, start, sampler=None) -> io.NodeOutput:
-        check_family(model, inversion)
-        method = method_of(inversion)
-        if method.reverse and sampler is not None:
-            raise ValueError(f"{inversion.method} recorded {', '.join(inversion.theta)} for its own steps, which the "
-                             "connected SAMPLER does not take: leave the sampler input empty.")
-        first = split_at(model, inversion.sigmas, start)
-        sigmas = inversion.sigmas[first:]
-        if len(sigmas) < 2:
-            raise ValueError(f"Starting at {start:.0%} leaves no step of the inversion's {inversion.schedule}: choose "
-                             "an earlier start (0 is the noisiest level).")
-        own = method.reverse(inversion) if method.reverse else comfy.k_diffusion.sampling.sample_euler
-        solver = Solver(own, inversion=inversion, coupled=method.coupled) if sampler is None else Solver.of(sampler)
-        latent = model.get_model_object("latent_format").process_out(inversion.at(float(sigmas[0])))
-        return io.NodeOutput(attach(model, Replayed(inversion, method.guided)), solver, sigmas, {"samples": latent})
+        return io.NodeOutput(*replay(model, inversion, start, sampler))

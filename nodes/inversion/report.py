@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ...editing.editor import require_plain
+from ...editing.inverting import check_guidance
 from ...host.sampling import sample
 from ...metrics.drawing import INK, PALE, PAPER, RULE, SMALLEST, colours, sheet, tile
 from ...metrics.pixels import psnr
 from ...metrics.whiteness import white_range, whiteness
-from ..checks import check_guidance
 from ..widgets import InversionType
 from .replay import PalimpsestReplay
 

@@ -10,7 +10,7 @@ from diffusers.pipelines.ledits_pp import pipeline_leditspp_stable_diffusion as 
 from palimpsest.bench import twin
 from palimpsest.host.sampling import Solver
 from palimpsest.host.tokens import tokenize
-from palimpsest.inversion.ddpm import independent_path
+from palimpsest.inversion.grid import independent_path
 from palimpsest.nodes.guidance.ledits import PalimpsestLEDITS
 from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance
 from palimpsest.nodes.inversion.replay import PalimpsestReplay

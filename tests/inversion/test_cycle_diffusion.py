@@ -1,7 +1,8 @@
 """CycleDiffusion's levels share their noise as the posterior has it, edit-friendly DDPM's do not."""
 import pytest
 import torch
-from palimpsest.inversion import cycle_diffusion, ddpm
+from palimpsest.inversion import cycle_diffusion
+from palimpsest.inversion.grid import independent_path
 
 from node_execution import executor  # noqa: F401
 
@@ -10,7 +11,7 @@ def test_levels_of_ddpm_are_independent_and_those_of_cycle_diffusion_share_their
     """Both have the marginal N(x_0, σ²); the posterior keeps √(1 - η²·(1 - σ'²/σ²)) of the noise from level to
     level."""
     x, sigmas, eta = torch.zeros(1, 40000), torch.tensor([14.6, 5.0, 2.0, 0.7, 0.0]), 0.6
-    for path, kept in ((ddpm.independent_path(x, sigmas, 3), lambda r: 0.0),
+    for path, kept in ((independent_path(x, sigmas, 3), lambda r: 0.0),
                        (cycle_diffusion.posterior_path(x, sigmas, 3, eta),
                         lambda r: (1 - eta ** 2 * (1 - r ** 2)) ** 0.5)):
         assert torch.equal(path[-1], x)

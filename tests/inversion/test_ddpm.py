@@ -3,6 +3,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from palimpsest.inversion import ddpm
+from palimpsest.inversion.grid import independent_path, with_last_residual
 
 from closed_form import AUTHORS, authors, denoiser, network, noisy
 from exact_inversions import STEPS
@@ -32,7 +33,7 @@ def test_few_steps_return_and_edit_as_in_the_authors_code_unless_the_last_residu
         return x - s * network((x / (1 + s ** 2).sqrt()).flip(-1), s)
 
     def sampled(model, choice):
-        chosen = ddpm.last_residual(maps, sigmas, choice)
+        chosen = with_last_residual(maps, sigmas, choice)
         return ddpm.denoise(model, path[0], lambda i, _: chosen[i], sigmas, disable=True)
 
     for choice in ("auto", "zero"):
@@ -52,7 +53,7 @@ def test_the_noise_maps_drive_diffusers_scheduler_along_the_path(eta):
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     alpha = scheduler.alphas_cumprod[scheduler.timesteps]
     sigmas = torch.cat([((1 - alpha) / alpha).sqrt(), torch.zeros(1, dtype=torch.float64)])
-    path = ddpm.independent_path(noisy(3, 8), sigmas, seed=4)
+    path = independent_path(noisy(3, 8), sigmas, seed=4)
     path, maps = ddpm.noise_maps(denoiser(False), path, sigmas, disable=True, eta=eta)
     z = [x / (1 + s ** 2).sqrt() for x, s in zip(path, sigmas)]
     for i, t in enumerate(scheduler.timesteps[:-1]):

@@ -5,7 +5,7 @@ from comfy_extras.nodes_custom_sampler import SamplerCustom
 from diffusers.pipelines.ledits_pp import pipeline_leditspp_stable_diffusion as pipeline_module
 from palimpsest.bench import twin
 from palimpsest.inversion import ledits
-from palimpsest.inversion.ddpm import independent_path
+from palimpsest.inversion.grid import independent_path
 from palimpsest.nodes.inversion.replay import PalimpsestReplay
 
 import tiny

@@ -2,6 +2,7 @@
 import pytest
 import torch
 from palimpsest.inversion import cycle_diffusion, ddpm
+from palimpsest.inversion.grid import independent_path
 from palimpsest.nodes.inversion.ddpm import PalimpsestDDPMInvert
 from palimpsest.nodes.inversion.ledits import PalimpsestLEDITSInvert
 
@@ -35,7 +36,7 @@ def test_the_last_residual_stays_where_the_last_level_is_clean_or_where_asked(no
 @pytest.mark.parametrize("eta", [1.0, 0.3])
 def test_a_path_of_noise_maps_is_walked_again(eta, together):
     sigmas, x = levels(STEPS, False), noisy(2, 1, 3, 8)
-    for start in (ddpm.independent_path(x, sigmas, 3), cycle_diffusion.posterior_path(x, sigmas, 3, eta)):
+    for start in (independent_path(x, sigmas, 3), cycle_diffusion.posterior_path(x, sigmas, 3, eta)):
         path, maps = ddpm.noise_maps(denoiser(False), start, sigmas, disable=True, eta=eta, together=together)
         for first in (0, 4):
             found = ddpm.denoise(denoiser(False), path[first], lambda i, _: maps[first + i], sigmas[first:],

@@ -13,6 +13,8 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from latent_preview import Latent2RGBPreviewer
+from palimpsest.editing.inverting import invert
+from palimpsest.editing.replay import replay
 from palimpsest.host.sampling import Fingerprint
 from palimpsest.host.tokens import encode, tokenize_rows
 from palimpsest.inversion.storage import KEY, load, save
@@ -75,7 +77,7 @@ def test_everything_comes_back_to_the_bit(folders, inversion):
         if not field.name.startswith("_"):
             assert same(getattr(found, field.name), getattr(inversion, field.name)), field.name
     assert found.tokens[0].find("cat").text == "cat" and isinstance(found.fingerprint, Fingerprint)
-    assert type(found.provenance) is type(inversion.provenance)
+    assert type(found.provenance) is type(found.settings) is type(inversion.settings)
 
 
 def test_a_file_from_before_words_had_names_is_read(folders, inversion):
@@ -85,7 +87,7 @@ def test_a_file_from_before_words_had_names_is_read(folders, inversion):
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     for tokens in (record["inversion"]["conditioning"][0][1]["dict"]["palimpsest_tokens"]["tuple"]):
         del tokens["Tokens"]["named"]
-    save_file(tensors, path, metadata={KEY: json.dumps({**record, "version": 1})})
+    save_file(tensors, path, metadata={KEY: json.dumps({**of_version_2(record), "version": 1})})
     found = load(path, KNOWN)
     assert found.tokens == inversion.tokens and found.tokens[0].named == inversion.tokens[0].words
 
@@ -118,11 +120,11 @@ print(sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest(), "comfy
 
 
 def test_a_loaded_inversion_is_replayed_to_the_same_bytes(folders, model, inversion):
-    def replay(inversion):
+    def sampled(inversion):
         m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
         found = SamplerCustom.execute(m, False, 5, 3.0, tiny.cond(), tiny.cond(seed=9), solver, sigmas, latent)
         return found.result[0]["samples"]
-    assert torch.equal(replay(loaded(saved(inversion))), replay(inversion))
+    assert torch.equal(sampled(loaded(saved(inversion))), sampled(inversion))
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not tell what is mapped")
@@ -226,8 +228,8 @@ def test_truncated_foreign_and_newer_files_are_told_apart(folders, inversion):
     save_file({"lora": torch.ones(2)}, path)
     with pytest.raises(ValueError, match="1 tensors without an INVERSION"):
         load(path, KNOWN)
-    save_file({"x": torch.ones(2)}, path, metadata={KEY: json.dumps({"version": 3, "inversion": "unknown"})})
-    with pytest.raises(ValueError, match="format 3, this version of Palimpsest reads up to 2: update"):
+    save_file({"x": torch.ones(2)}, path, metadata={KEY: json.dumps({"version": 4, "inversion": "unknown"})})
+    with pytest.raises(ValueError, match="format 4, this version of Palimpsest reads up to 3: update"):
         load(path, KNOWN)
     for strange in ("{", "[]", '{"version": 1, "inversion": {"sigmas": {"tensor": "absent"}}}',
                     '{"version": 1, "inversion": {"sigmas": {"Popen": {"args": "true"}}}}',
@@ -245,13 +247,19 @@ def test_what_is_no_plain_value_is_refused_and_leaves_no_file(folders, inversion
     assert not [p for p in folders[0].rglob("*") if p.is_file()]
 
 
+def of_version_2(record):
+    """A file's record as the second format had it."""
+    held = record["inversion"]
+    held["provenance"]["dict"].update(held.pop("settings")["dict"])
+    return {**record, "version": 2}
+
+
 def of_before(record):
     """A file's record as the first format had it."""
     fingerprint = record["inversion"]["fingerprint"]["Fingerprint"]
     for name in ("sigma_data", "context_width", "pooled_width"):
         del fingerprint[name]
-    record["version"] = 1
-    return record
+    return {**of_version_2(record), "version": 1}
 
 
 def parts(path):
@@ -273,6 +281,29 @@ def test_a_file_of_before_the_widths_is_read_and_replayed(folders, model, invers
     assert (found.fingerprint.context_width, found.fingerprint.sigma_data) == (None, 1.0)
     assert inversion.fingerprint.context_width == tiny.DIM
     PalimpsestReplay.execute(model, found, 0.0)
+
+
+@pytest.mark.parametrize("method, settings", [
+    ("EDICT", {"p": 0.9}), ("BDIA", {"gamma": 0.9}), ("Direct", {"cfg": 3.0}), ("DDPM", {"eta": 0.5, "cfg": 3.0}),
+    ("CycleDiffusion", {"eta": 0.3}), ("LEDITS++", {}), ("ReNoise Ancestral", {"eta": 0.7})])
+def test_a_file_with_settings_among_the_provenance_loads_and_samples_the_same(folders, model, method, settings, said):
+    latent = {"samples": model.model.process_latent_out(tiny.latent(model))}
+    made = invert(method, model, tiny.cond(), latent, STEPS, negative=tiny.cond(seed=9), **settings).inversion
+    file = saved(made)
+    path = folders[0] / file.removesuffix(" [output]")
+    record, tensors = parts(path)
+    old = of_version_2(record)
+    assert "settings" not in old["inversion"] and old["inversion"]["provenance"]["dict"].keys() >= made.settings.keys()
+    rewritten(path, old, tensors)
+    found = loaded(file)
+    assert same(found.settings, made.settings) and same(found.provenance, made.provenance)
+    pictures, warnings = [], []
+    for inversion in (made, found):
+        m, *start = replay(model, inversion)
+        sampled = SamplerCustom.execute(m, False, 5, 2.0, tiny.cond(seed=2), tiny.cond(seed=8), *start)
+        pictures.append(sampled.result[0]["samples"])
+        warnings.append(said())
+    assert torch.equal(*pictures) and warnings[0] == warnings[1]
 
 
 STRANGE = [None, -1, float("nan"), "EDICT", "CLIP", [], {}, {"tensor": "sigmas"}, {"tuple": [1]},
@@ -321,7 +352,7 @@ def test_crafted_records_are_refused_in_words(folders, inversion):
     file = saved(inversion)
     path = folders[0] / file.removesuffix(" [output]")
     record, tensors = parts(path)
-    deep = '{"version": 2, "inversion": ' + '{"sigmas":' * 100000 + "1" + "}" * 100001
+    deep = '{"version": 3, "inversion": ' + '{"sigmas":' * 100000 + "1" + "}" * 100001
     nested = '{"tuple": [' * 2000 + "1" + "]}" * 2000
     shallow = json.dumps(record).replace('"provenance": {', f'"provenance": {nested}, "x": {{')
     for text in (deep, shallow, '{"version": 1' + "0" * 5000 + "}"):
@@ -334,7 +365,8 @@ def test_crafted_records_are_refused_in_words(folders, inversion):
 @pytest.mark.parametrize("method, fact", [
     ("DDIM", "DDIM writes nothing, this holds uncond"), ("KV", "KV writes content., this holds uncond"),
     ("EDICT", "EDICT notes its p as a number, this is None"), ("Direct", "Direct writes offset, this holds uncond"),
-    ("Negative Prompt", r"Negative Prompt writes 1 of it, by run"), ("Telepathy", "made by Telepathy.*knows DDIM")])
+    ("Negative Prompt", r"Negative Prompt writes 1 of it, by run"),
+    ("Telepathy", "made by Telepathy.*knows BDIA.*DDIM")])
 def test_a_relabelled_method_is_refused(folders, inversion, method, fact):
     file = saved(dataclasses.replace(inversion, method=method))
     with pytest.raises(ValueError, match=f"{fact}.*invert again"):
