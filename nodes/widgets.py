@@ -12,7 +12,7 @@ PromptEditType, AttentionType = io.Custom("PROMPT_EDIT"), io.Custom("ATTENTION")
 
 def threshold_input(paper="0.3"):
     return io.Float.Input("threshold", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
-        "Share of the maximum of the words' map above which a place counts. Higher is tighter. 0: chosen from the map. "
+        "Attention above this share of its maximum counts as the words. Higher is tighter. 0: automatic (Otsu). "
         f"Paper: {paper}, with refine off."))
 
 

@@ -31,8 +31,8 @@ class PalimpsestCrossImageAttention(io.ComfyNode):
                     "Guidance scale of the transfer. It falls to half by the end of the run. Over 1 adds one row to "
                     "the batch. Paper: 3.5.")),
                 io.Float.Input("contrast", default=1.67, min=1.0, max=10.0, step=0.01, tooltip=(
-                    "Contrast of the attention maps. Higher attends to fewer places each. 1: off, no map is made. "
-                    "Paper: 1.67.")),
+                    "Contrast of the attention maps. Higher attends to fewer places. 1: off, no map is made. Paper: "
+                    "1.67.")),
                 layers_input("the two finest grids of the up section (SD1.x and SD2.x: u3-8; SDXL: u)"),
                 io.Mask.Input("structure_mask", optional=True, tooltip=(
                     "1 on the object of the structure picture. AdaIN acts only there.")),

@@ -48,7 +48,7 @@ class PalimpsestPromptMixing(io.ComfyNode):
                 share_input("preserve_end", 0.8, "Shapes are preserved up to this share of the schedule. Paper: step "
                                                  "40 of 50."),
                 layers_input(f"shapes are preserved on {COARSE}"),
-                InversionType.Input("inversion", optional=True, tooltip="The source's, to preserve shapes."),
+                InversionType.Input("inversion", optional=True, tooltip="Inversion of the source, to preserve shapes."),
                 io.Mask.Input("mask", optional=True, tooltip="1 where shapes should stay, besides the words' areas."),
                 AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words."),
                 refine_input(),

@@ -26,8 +26,8 @@ class PalimpsestAttentionReweight(io.ComfyNode):
                     "Words that act only inside the region, separated by commas.")),
                 io.String.Input("region_words", default="", tooltip=(
                     "These words of the prompt give the region, by their attention after the first step.")),
-                share_input("threshold", 0.3, "Attention of at least this share of the maximum counts as the region. "
-                                              "0: automatic (Otsu)."),
+                share_input("threshold", 0.3, "Attention above this share of its maximum counts as the region. 0: "
+                                              "automatic (Otsu)."),
                 share_input("start", 0.0, "Share of the schedule where it begins. Paper: 0."),
                 share_input("end", 1.0, "Share where it ends. Paper: 0.8 for factors with an inversion, 1 without."),
                 io.Mask.Input("mask", optional=True, tooltip="The region, 1 where the restrained words may act. Soft "

@@ -19,10 +19,10 @@ class PalimpsestInjectComposite(io.ComfyNode):
                         "is composed of both noises, and both pictures share one self-attention.",
             inputs=[
                 io.Model.Input("model"),
-                InversionType.Input("inversion", tooltip="The main picture's. Connect it to Replay too."),
-                InversionType.Input("reference", tooltip="Of the picture with the object, in the same steps. That "
-                                                         "picture has the main one's size and shows the object in its "
-                                                         "new place."),
+                InversionType.Input("inversion", tooltip="Inversion of the main picture. Connect it to Replay too."),
+                InversionType.Input("reference", tooltip="Inversion of the picture with the object, in the same steps. "
+                                                         "Its size is the main picture's, with the object in its new "
+                                                         "place."),
                 io.Mask.Input("mask", tooltip="1 where the object is."),
                 io.Int.Input("margin", default=1, min=0, max=32,
                              tooltip="Latent cells (8 pixels on SD) around the object that are regenerated to blend it "

@@ -22,8 +22,8 @@ class PalimpsestBlendedLatent(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 io.Int.Input("grow", default=3, min=1, max=64,
-                             tooltip="Latent cells (8 pixels on SD) by which the mask starts enlarged. They fall one "
-                                     "at a time. Authors: 3."),
+                             tooltip="Latent cells (8 pixels on SD) by which the mask starts enlarged. It shrinks one "
+                                     "cell at a time. Authors: 3."),
                 io.Float.Input("end", default=0.75, min=0.01, max=0.99, step=0.01,
                                tooltip="Share of the schedule where the mask reaches its true size. Authors: 0.75."),
                 InversionType.Input("inversion", optional=True, tooltip=(

@@ -16,8 +16,7 @@ class PalimpsestDiffEditMask(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL without Palimpsest editors. LoRA is allowed."),
                 io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is. An empty one "
-                                                        "works less "
-                                      "well."),
+                                                        "works worse."),
                 io.Conditioning.Input("target", tooltip="The prompt that describes the wanted picture."),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode. A noise mask on it is ignored."),
                 io.Int.Input("maps", default=10, min=1, max=256,

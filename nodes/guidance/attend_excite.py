@@ -19,11 +19,10 @@ class PalimpsestAttendExcite(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 io.String.Input("words", default="", tooltip="Words of the sampled prompt that must appear, as in "
-                                                             "'cat, frog'. The second of two is 'cat#2'. The paper "
-                                                             "names the nouns."),
+                                                             "'cat, frog'. 'cat#2' is the second cat. The paper names "
+                                                             "the nouns."),
                 io.Float.Input("scale", default=20.0, min=0.1, max=1000.0, step=0.1,
-                               tooltip="Length of the first step's move along the gradient. It falls to 0.71 of it. "
-                                       "Paper: 20."),
+                               tooltip="Step size along the gradient. It falls to 0.71 of this value. Paper: 20."),
                 io.Float.Input("end", default=0.5, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the schedule where it ends. Paper: 0.5."),
                 io.String.Input("thresholds", default=", ".join(f"{k:g}: {v:g}" for k, v in THRESHOLDS.items()),

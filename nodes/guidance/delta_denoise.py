@@ -33,7 +33,7 @@ class PalimpsestDeltaDenoise(io.ComfyNode):
                                tooltip="Step size, as the learning rate in the authors' notebook at 64² latents. "
                                        "Paper: 0.1."),
                 io.Float.Input("cfg", default=7.5, min=1.0, max=100.0, step=0.1,
-                               tooltip="Guidance of both predictions. Paper: 7.5."),
+                               tooltip="CFG of both predictions. Paper: 7.5."),
                 io.Float.Input("start", default=0.05, min=0.001, max=0.999, step=0.001,
                                tooltip="The noisiest level to draw, as a share of the schedule. Paper: 0.05 (timestep "
                                        "950)."),

@@ -25,10 +25,9 @@ class PalimpsestMagicRemover(io.ComfyNode):
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 io.String.Input("words", default="", tooltip="All words of the source prompt that belong to the "
-                                                             "object: 'purple, heart'. The second of two is "
-                                                             "'heart#2'."),
+                                                             "object: 'purple, heart'. 'heart#2' is the second heart."),
                 io.Float.Input("threshold", default=0.0, min=0.0, max=0.99, step=0.01, tooltip=(
-                    "Attention of at least this share of the maximum marks the object. 0: automatic (Otsu).")),
+                    "Attention above this share of its maximum marks the object. 0: automatic (Otsu).")),
                 io.Float.Input("scale", default=1.0, min=0.0, max=1000.0, step=0.1,
                                tooltip="How far the latent moves away from the words, if the sampled prompt has them. "
                                        "Published code: 1. 0 only fills the area."),

@@ -21,9 +21,9 @@ class PalimpsestProximalGuidance(io.ComfyNode):
                                tooltip="l0 zeroes small differences, l1 also shrinks the large ones by the threshold. "
                                        "Paper: l0."),
                 io.Float.Input("quantile", default=0.7, min=0.0, max=0.99, step=0.01,
-                               tooltip="Quantile of the prediction difference that counts as small. As in the authors' "
-                                       "code, half of the values are the source's, which are 0: 0.7 drops the smallest "
-                                       "40 % of the target's. Over 0.5. Paper: 0.7, 0.6 to 0.9."),
+                               tooltip="Quantile of the prediction difference that counts as small. Half of the values "
+                                       "are the source's and 0, as in the authors' code, so 0.7 drops the smallest 40 "
+                                       "% of the target's. Over 0.5. Paper: 0.7, 0.6 to 0.9."),
                 io.Float.Input("recon_lr", default=0.1, min=0.0, max=1.0, step=0.01,
                                tooltip="How far the prediction is pulled to the source where the difference is small. "
                                        "1 restores the source, 0 does nothing. Paper: 0.1, or 0.5 to 1 with "

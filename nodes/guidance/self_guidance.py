@@ -21,8 +21,8 @@ class PalimpsestSelfGuidance(io.ComfyNode):
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 io.String.Input("words", default="", tooltip="Words of the object that both prompts have: 'heart', or "
-                                                             "better all of them, 'purple, heart'. The second of two "
-                                                             "is 'heart#2'."),
+                                                             "better all of them, 'purple, heart'. 'heart#2' is the "
+                                                             "second heart."),
                 io.Float.Input("move_x", default=0.0, min=-1.0, max=1.0, step=0.01,
                                tooltip="Move to the right, as a share of the picture's width. Below 0 moves left."),
                 io.Float.Input("move_y", default=0.0, min=-1.0, max=1.0, step=0.01,
@@ -51,8 +51,8 @@ class PalimpsestSelfGuidance(io.ComfyNode):
                 io.Float.Input("size", default=0.0, min=0.0, max=100.0, step=0.05, optional=True,
                                tooltip="Weight of the resized area: how much of the picture the object covers."),
                 InversionType.Input("looks", optional=True, tooltip=(
-                    "Of another picture, in the same steps and size. The object takes its appearance from there, with "
-                    "the weight of appearance.")),
+                    "Inversion of another picture, in the same steps and size. The object takes its appearance from "
+                    "there, weighted by appearance.")),
                 io.String.Input("looks_words", default="", optional=True,
                                 tooltip="Words of the object in that picture's prompt. Empty: the same words."),
             ],
