@@ -1,16 +1,21 @@
 """TF-ICON: Diffusion-Based Training-Free Cross-Domain Image Composition. Lu, Liu, Kong, ICCV 2023. arXiv:2307.12493
 
-An object of a reference picture is set into a main picture. Both are inverted, and with M the object's mask and M_u the
-user's region around it the start is
+An object of a reference picture is set into a main picture. Both are inverted. With M the object's mask and M_u the
+user's region around it, sampling starts from
+
     x_T = M · x_T^r + (1 - M_u) · x_T^m + (M_u - M) · z,   z ~ N(0, I).
+
 Until τ_A (0.4 of the schedule) self-attention works on a composed field: the main picture's logits between its own
-tokens, the reference's between the object's, and Q^m (K^r)^T between both; until τ_B (0.8) the main picture's latent is
-put back outside M_u. Here every token brings its own query and key, the reference's in M, the main picture's outside
-M_u, the sampled picture's between, so that one softmax of q k^T is the field. In the object's rows that is Q^r (K^m)^T,
-where the authors transpose Q^m (K^r)^T. Differs also in that the reference lies on a canvas of the main picture's size,
-the object where it is to be, and in that pictures are inverted with their own prompts, not with the authors'
-exceptional one.
-The sampler goes on from the composed start by Euler's steps (editing/latent_move.py).
+tokens, the reference's between the object's, and Q^m (K^r)^T between both. Until τ_B (0.8) the main picture's latent is
+put back outside M_u.
+Here every token brings its own query and key: the reference's in M, the main picture's outside M_u, the sampled
+picture's between. One softmax of q k^T is then the field. The sampler goes on from the composed start by Euler's steps
+(editing/latent_move.py).
+Differs from the paper: the object's rows have Q^r (K^m)^T, where the authors transpose Q^m (K^r)^T. Between M and M_u
+the authors have the sampled picture's logits alone, and Q^m (K^r)^T toward the object. The reference lies on a canvas
+of the main picture's size, the object where it is to be. Pictures are inverted with their own prompts, not with the
+authors' exceptional one.
+Checked against: Shilin-LU/TF-ICON@efc6945 (MIT), read and not run: the start, which logits stand where, the schedule.
 """
 from dataclasses import dataclass
 
@@ -19,16 +24,20 @@ from torch import Tensor
 
 from ..editing.latent_move import Mover
 from ..editing.masks import blend, require_rows
-from ..editing.sites import AttentionEdit, in_tiles, mask_at, source_of
+from ..editing.sites import AttentionEdit, in_tiles, mask_of_rows, source_of
 from ..host.batch import repeat_to_batch_size
+from ..inversion.trajectory import Inversion
 
 
 @dataclass(frozen=True, eq=False)
 class Donor(AttentionEdit):
-    """Keeps queries and keys of self-attention of a picture, for another editor to read. end: percent of the
-    schedule."""
-    inversion: object
+    """Keeps the queries and keys of a picture's self-attention, for another editor to read.
+
+    end: the percent of the schedule until which it does.
+    """
+    inversion: Inversion
     end: float
+    name = "Inject Composite"
 
     def reads(self, run, sigma):
         return run.within(sigma, 0.0, self.end)
@@ -42,14 +51,20 @@ class Donor(AttentionEdit):
 
 @dataclass(frozen=True, eq=False)
 class Composite(Mover, Donor):
-    """inversion: of the main picture; end: τ_A; donor: of the reference; place, region: M and M_u, [masks, h, w] in {0,
-    1} at the latent's size; blend_end: τ_B; seed: of z."""
+    """Samples the composed picture.
+
+    inversion: of the main picture.
+    end: τ_A, in percent of the schedule.
+    donor: of the reference.
+    place, region: M and M_u, [masks, h, w] in {0, 1} at the latent's size.
+    blend_end: τ_B, in percent of the schedule.
+    seed: of z.
+    """
     donor: Donor
     place: Tensor
     region: Tensor
     blend_end: float
     seed: int
-    name = "Inject Composite"
 
     def begin(self, run):
         require_rows(run, len(self.place), self.name)
@@ -72,14 +87,13 @@ class Composite(Mover, Donor):
         return self._held(run, super().after(run, x0, sigma), run.landing(self.inversion, sigma), sigma)
 
     def _start(self, run, x, sigma):
-        """The composed start, at whatever σ the run begins; between object and background the main picture is noised
-        anew."""
+        """x_T, at whatever σ the run begins. Between M and M_u it is the main picture, noised anew by z."""
         sampling = run.guider.model_patcher.get_model_object("model_sampling")
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(self.seed)).to(x)
         clean = repeat_to_batch_size(self.inversion.latents[-1], x.shape[0]).to(x)
         between = sampling.noise_scaling(x.new_tensor(sigma), noise, clean)
-        main, object_ = (run.shown(inversion, sigma) for inversion in (self.inversion, self.donor.inversion))
-        return blend(blend(between, object_, 1 - self.place), main, self.region)
+        main, reference = (run.shown(inversion, sigma) for inversion in (self.inversion, self.donor.inversion))
+        return blend(blend(between, reference, 1 - self.place), main, self.region)
 
     def _held(self, run, x, main, sigma):
         return blend(x, main, self.region) if run.within(sigma, 0.0, self.blend_end) else x
@@ -91,8 +105,7 @@ class Composite(Mover, Donor):
         if in_tiles(self, rows, site, q):
             return attention(q, k, v)
         other = source_of(self.donor, rows, site)
-        inside, near = (repeat_to_batch_size(mask_at(m, rows, site) >= 0.5, rows.count)[..., None].to(q.device)
-                        for m in (self.place, self.region))
-        q, k = (torch.where(inside, theirs, torch.where(near, own, main))
+        inside, near = (mask_of_rows(m, rows, site, q) >= 0.5 for m in (self.place, self.region))
+        q, k = (torch.where(inside, theirs, torch.where(near, own, main))  # the composed field
                 for theirs, main, own in ((other.q, source.q, q), (other.k, source.k, k)))
         return attention(q, k, v)
