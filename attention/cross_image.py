@@ -6,17 +6,19 @@ picture, in the decoder's self-attention on its two finest grids:
 
     A = softmax(Q K_app^T / √d)    A' = clip((A - μ(A)) β + μ(A), 0, 1)    out = A' V_app
 
-with the contrast β (1.67) and μ(A) the mean of a row, 1/n of n keys. Appearance guidance reads the prediction without
-the exchange too: ε = ε_× + α (ε - ε_×), with α falling from 3.5 to half of it over the run. AdaIN gives each channel of
-the latent the appearance's mean and deviation, between two masks of the object where they are given.
+with the contrast β (1.67) and μ(A) the mean of a row, 1/n of n keys.
+Appearance guidance reads the prediction without the exchange too, ε_×, and takes ε_× + α (ε - ε_×), with α falling from
+3.5 to half of it over the run. AdaIN gives each channel of the latent the appearance's mean and deviation, between two
+masks of the object where they are given.
 A' is no linear function of A, because of the clip: most of a peaked row is below μ (β - 1) / β, where the clip holds it
 at zero. So maps are made for what contrast changes, (A' - A) V_app, some queries at a time. Without contrast none is.
 A V_app comes from whatever computes attention there, so that another pack's patch and other edits act.
 Differs from the paper: K_app and V_app are read at the inversion's own latents. AdaIN acts on the predicted x0 with the
 appearance's clean latent, which any sampler carries on. The authors' code, but not the paper, takes K and V of the
 structure at every fifth step before the 40th. This is left out, since it brings back the structure's own looks in six
-of 57 steps.
-Checked against: garibida/cross-image-attention@ee2080c (MIT), its layers, settings, contrast, guidance and AdaIN.
+of 57 steps. Their network also runs FreeU, for which the host has a node.
+Checked against: the paper's equations, on explicit maps. Its layers, steps, contrast, guidance and AdaIN are those of
+garibida/cross-image-attention@ee2080c (MIT), read and not run.
 """
 from dataclasses import KW_ONLY, dataclass
 

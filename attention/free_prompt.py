@@ -9,8 +9,9 @@ alone, in chosen layers, for the first part of the schedule (0.8):
 
 No alignment is needed, and so no source prompt.
 Differs from the paper: q and k come from the reference branch, and no map is made.
-Checked against: alibaba/EasyNLP@4d38386 (Apache-2.0), diffusion/FreePromptEditing, read and not run. It replaces maps
-on grids of at most 32² tokens, half of the latent's side, in the conditional rows alone.
+Checked against: the paper's equation, on explicit maps. The authors' code, alibaba/EasyNLP@4d38386 (Apache-2.0), was
+read and not run. As there, maps are replaced on grids of at most 32² tokens, half of the latent's side, and in the
+conditional rows alone.
 """
 from dataclasses import dataclass
 

@@ -12,8 +12,8 @@ mask, or where other words lie: their maps in this run so far, cut as P2P's Loca
 Differs from the paper: FoI modulates the instruction of InstructPix2Pix and samples outside its mask without it. Here
 these are words of any prompt, and their probability outside the region is shared out among the other tokens. What
 another pack's patch adds to attention, as IPAdapter's does, stays as it is.
-Checked against: the paper's equations for re-weighting, on explicit maps. Restraint is reconstructed from FoI's
-abstract: guoqincode/Focus-on-Your-Instruction@ee19873 holds a README and no code.
+Checked against: the paper's equations for re-weighting and a reconstruction for restraint, both on explicit maps. FoI's
+own equations were not found: guoqincode/Focus-on-Your-Instruction@ee19873 holds a README and no code.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -15,7 +15,8 @@ Differs from the paper: the object's rows have Q^r (K^m)^T, where the authors tr
 the authors have the sampled picture's logits alone, and Q^m (K^r)^T toward the object. The reference lies on a canvas
 of the main picture's size, the object where it is to be. Pictures are inverted with their own prompts, not with the
 authors' exceptional one.
-Checked against: Shilin-LU/TF-ICON@efc6945 (MIT), read and not run: the start, which logits stand where, the schedule.
+Checked against: the paper's equations, at every site of a run. Shilin-LU/TF-ICON@efc6945 (MIT) was read and not run,
+for its start, its schedule, and which logits stand where.
 """
 from dataclasses import dataclass
 
