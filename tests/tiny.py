@@ -132,7 +132,15 @@ def zimage(**kwargs):
     if newest is comfy.supported_models.Lumina2:
         unet = {k: v for k, v in unet.items() if k not in ("z_image_modulation", "time_scale", "pad_tokens_multiple")}
     unet = {k: v for k, v in unet.items() if k in known or k == "image_model"}
-    return patcher(comfy.model_base.Lumina2, newest(unet), **kwargs)
+    return patcher(Lumina2, newest(unet), **kwargs)
+
+
+class Lumina2(comfy.model_base.Lumina2):
+    """With the count of tokens that an older host reads off the text encoder's mask."""
+
+    def extra_conds(self, **kwargs):
+        return super().extra_conds(**{"attention_mask": torch.ones(kwargs["cross_attn"].shape[:2], dtype=torch.long),
+                                      **kwargs})
 
 
 UNETS = {"sd15": sd15, "sd2": sd2, "sdxl": sdxl}

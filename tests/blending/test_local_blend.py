@@ -16,6 +16,7 @@ from palimpsest.editing.word_maps import WordMaps
 from palimpsest.host.unet import host_attention, resolutions
 
 import tiny
+from node_execution import executor  # noqa: F401
 from recording import START, Flow, Record, blend, half
 from runs import Case
 
@@ -127,6 +128,9 @@ class Explicit:
             if mine == share:
                 self.model.set_model_attn2_replace(self._note, *position)
         self.model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "explicit", self._mark)
+
+    def __deepcopy__(self, memo):
+        return self  # an older host copies what its options hold
 
     def _note(self, q, k, v, options):
         for i, branch in enumerate(options["cond_or_uncond"]):
