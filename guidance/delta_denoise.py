@@ -13,7 +13,7 @@ sums the loss over the latent, multiplies by 2000 and divides by its 64 × 64 ce
 
 Differs from the paper: all rows share one t an iteration, where the notebook draws one a row, since what the host is
 given may depend on t. The notebook's w falls with larger latents. Here it stays the same.
-Checked against: authors' code google/prompt-to-prompt, DDS_zeroshot.ipynb: three iterations of its loss and SGD.
+Checked against: authors' code google/prompt-to-prompt@9c472e4, three iterations of DDS_zeroshot.ipynb.
 """
 import torch
 from torch import Tensor

@@ -4,37 +4,37 @@ arXiv:2306.00986
 Where a prompt's word k attends, A_k, and the network's features Ψ tell what its object is like:
     centroid = Σ (x, y)·A_k / Σ A_k,   shape = norm(sigmoid(10·(norm(A_k) - 0.5))),   size = mean(shape),
     appearance = Σ hard·Ψ / Σ hard,   hard = [norm(A_k) > 0.5],
-norm to 0..1. An energy g of these, by which they differ from what is wanted, guides sampling beside classifier-free
+norm to 0..1. An energy g says by how much these differ from what is wanted. It guides sampling beside classifier-free
 guidance,
     ε̂ = ε_cfg + v·σ_t·∇_{z_t} g.
-In x = z/√ᾱ and σ that is x0 <- x0 - v·σ²·∇_x g. A picture is edited by what its own maps at the same σ say, marked *:
-the object k is to have its shape moved and resized, T, or its centroid or its size alone; other objects o keep their
-shapes, and all their looks,
+In x = z/√ᾱ and σ that is x0 <- x0 - v·σ²·∇_x g. A picture is edited by what its own maps at the same σ say, marked *.
+The object k is to have its shape moved and resized, T, or its centroid or its size alone. Other objects o keep their
+shapes, and all keep their appearance,
     g = w_s·‖shape_k - T(hard*_k)‖₁ + w_c·‖centroid_k - centroid*_k - move‖₁ + w_z·|size_k - resize²·size*_k|
         + mean_o ‖shape_o - hard*_o‖₁ + w_a·mean_{k,o} ‖appearance - appearance*‖₁,
 ‖·‖₁ a mean over places, coordinates or channels. What is marked * may be another picture's in the appearance of k. As
 in the authors' program the maps of an appearance are constants, all but the appearance is a mean over sites, and the
-appearance is of the last site's map; Ψ is what the decoder gives to the network's last layers.
+appearance is of the last site's map. Ψ is what the decoder gives to the network's last layers.
 
 Differs from the paper: T turns about the centroid of shape*_k (the authors': of A_k), and the words of an object make
 one map, their sum (the authors': a term a token). v, w_a and the span of the schedule are what did best on the
-miniature; the authors leave σ_t out.
-Checked against the authors' Colab for SDXL, written out in a test. Its maps are those of ("output", 1), depths 1 to 3,
-at a quarter of the latent's side, enlarged to half of it.
+miniature. The authors leave σ_t out.
+Checked against: authors' code, their Colab for SDXL, written out in a test. Its maps are those of ("output", 1), depths
+1 to 3, at a quarter of the latent's side, enlarged to half of it.
 """
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..editing.attention_loss import cross_attention_maps, loss_gradient, of_text
-from ..editing.editor import Editor
+from ..editing.features import FeatureEdit
 from ..editing.sites import AttentionEdit, Rows, Site, source_of
 from ..editing.word_maps import sampled_tokens
-from ..host.options import with_hooks
 from ..host.tokens import parse_words, require_columns
+from ..inversion.trajectory import Inversion
 
 NOISE = 1e-3  # features of equal latents differ by less, between a forward with gradients and one without
 SMALL = 1e-4  # the authors', in what they divide by
@@ -47,6 +47,7 @@ def unit(A: Tensor) -> Tensor:
 
 
 def shape(A: Tensor) -> Tensor:
+    """[B,h,w] from 0 to 1, nearly hard."""
     return unit((10 * (unit(A) - 0.5)).sigmoid())
 
 
@@ -80,19 +81,25 @@ def distance(a: Tensor, b: Tensor, noise: float = 0.0) -> Tensor:
     return F.relu((a - b).abs() - noise).flatten(1).mean(1)
 
 
-def map_sites(sites: dict, share: float) -> frozenset:
-    """Of {position: share} the decoder's at this share; where that is more than one transformer of depth four or more,
-    the authors'
-    three: the second one's blocks 1 to 3."""
-    found = sorted(p for p, at in sites.items() if p[0] == "output" and at == share)
+def map_sites(sites: dict, resolution: float) -> frozenset:
+    """The addresses of the decoder's {address: resolution} at this resolution. Where more than one transformer there is
+    of depth four or more, the authors' three: blocks 1 to 3 of the second one."""
+    found = sorted(address for address, at in sites.items() if address[0] == "output" and at == resolution)
     deep = [block for _, block, depth in found if depth == 3]
-    return frozenset(p for p in found if p[1] == deep[1] and 1 <= p[2] <= 3) if len(deep) > 1 else frozenset(found)
+    if len(deep) > 1:
+        return frozenset((section, block, depth) for section, block, depth in found
+                         if block == deep[1] and 1 <= depth <= 3)
+    return frozenset(found)
 
 
 @dataclass(frozen=True, eq=False)
-class Shown(AttentionEdit):
-    """Reads where a picture's words attend."""
-    inversion: object
+class SourceMaps(AttentionEdit):
+    """Reads where a picture's words attend.
+
+    sites: the addresses of the cross-attentions whose maps are read.
+    start, end: percents of the schedule.
+    """
+    inversion: Inversion
     sites: frozenset
     start: float
     end: float
@@ -109,51 +116,56 @@ class Shown(AttentionEdit):
 
 
 @dataclass(frozen=True, eq=False)
-class Decoded(Editor):
-    """Reads a picture's Ψ; or shows the target's to look(rows, site, Ψ)."""
-    inversion: object
-    start: float = 0.0
-    end: float = 1.0
+class SourceFeatures(FeatureEdit):
+    """Reads a picture's Ψ.
+
+    start, end: percents of the schedule.
+    """
+    inversion: Inversion
+    start: float
+    end: float
     lends: bool = False
-    look: object = None
+
+    def modules(self, unet):
+        return {("out",): unet.out}
 
     def reads(self, run, sigma):
         return run.within(sigma, self.start, self.end)
 
-    def keeps(self, run, site, sigma):
-        return "q"
+    def acts(self, run, sigma):
+        return False
 
-    @staticmethod
-    def install(model_options, edits, call):
-        """model_options whose forwards pass what the decoder gives through `_at`."""
-        if call.mode == "write" and not any(e.look for e in edits):
-            return model_options
-
-        def register(unet, options):
-            yield unet.out.register_forward_pre_hook(partial(_at, edits, call, options))
-
-        return with_hooks(model_options, "palimpsest.decoded", register)
-
-
-def _at(edits, call, options, head, inputs):
-    h, = inputs
-    site = Site("feature", ("out",), tuple(h.shape[-2:]), 1.0, None)
-    parts = call.parts(options)
-    for (index, *_, entry), rows in zip(parts, h.chunk(len(parts))):
-        if call.mode == "write":
-            for look in (e.look for e in edits if e.look):
-                look(Rows(call, entry, len(rows)), site, rows)
-        elif call.readers(index, edits):
-            features = {"q": rows.flatten(2).transpose(1, 2)}  # a token a place, as queries are
-            call.run.reference.keep(edits[0].inversion, call, index, site, entry.get("area"), features)
+    def shown(self, module, x, out):
+        return x.flatten(2).transpose(1, 2)
 
 
 @dataclass(frozen=True, eq=False)
-class SelfGuidance(Shown):
-    """words: the object's; others: the names of other objects' words; move: (dx, dy) in shares of the picture; resize:
-    s; sites: the cross-attentions whose maps are read; scale: v; appearance, shape, position, size: w_a, w_s, w_c, w_z;
-    start, end: percents of the schedule. decoded: of the same picture. donor, donor_decoded, donor_words: another
-    picture's, whose words' looks the object gets."""
+class TargetFeatures(SourceFeatures):
+    """Shows the target's Ψ to record(rows, site, Ψ)."""
+    record: Callable[[Rows, Site, Tensor], None] = field(kw_only=True)
+
+    def acts(self, run, sigma):
+        return True
+
+    def edited(self, rows, site, module, x, out):
+        self.record(rows, site, x)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class SelfGuidance(SourceMaps):
+    """Guides one object of the picture by the energy g.
+
+    words: the object's.
+    others: the names of other objects' words.
+    move: (dx, dy), in shares of the picture.
+    resize: the factor of the object's side.
+    scale: v.
+    appearance, shape, position, size: w_a, w_s, w_c, w_z.
+    features: reads Ψ of the picture.
+    donor, donor_features: read another picture, whose object's appearance this one gets.
+    donor_words: of that object.
+    """
     words: str = ""
     others: str = ""
     move: tuple = (0.0, 0.0)
@@ -163,33 +175,44 @@ class SelfGuidance(Shown):
     shape: float = 1.0
     position: float = 0.0
     size: float = 0.0
-    decoded: object = None
-    donor: object = None
-    donor_decoded: object = None
+    features: SourceFeatures | None = None
+    donor: SourceMaps | None = None
+    donor_features: SourceFeatures | None = None
     donor_words: str = ""
+    name = "Self-Guidance"
+
+    @dataclass
+    class State:
+        """source, donor: for each prompt of the INVERSION the token positions of the object and of each other.
+        target: the same of the sampled prompts, {id of the Tokens of an entry: positions}.
+        guidance: v·σ²·∇_x g of this evaluation.
+        """
+        source: list = field(default_factory=list)
+        donor: list = field(default_factory=list)
+        target: dict = field(default_factory=dict)
+        guidance: Tensor | float = 0.0
 
     def begin(self, run):
-        known = sampled_tokens(run)
-        memory = run.memory(self)
-        memory["source"] = self._known(self.inversion, self.words, self.others)
+        known, state = sampled_tokens(run), run.state(self)
+        state.source = self._in_source(self.inversion, self.words, self.others)
         if not known:
             raise ValueError(f"Self-Guidance looks for {self.words!r} in both prompts, and the sampled prompt carries "
                              "no words: connect Prompt Edit's target to the sampler.")
-        memory["target"] = {id(tokens): self._places(tokens, self.words, self.others) for tokens in known}
+        state.target = {id(tokens): self._positions(tokens, self.words, self.others) for tokens in known}
         if self.donor:
-            memory["donor"] = self._known(self.donor.inversion, self.donor_words or self.words)
-        run.warn_if_idle("Self-Guidance", lambda sigma: self.reads(run, sigma))
+            state.donor = self._in_source(self.donor.inversion, self.donor_words or self.words)
+        run.warn_if_idle(self.name, lambda sigma: self.reads(run, sigma))
 
-    def _known(self, inversion, *names) -> list:
+    def _in_source(self, inversion, *names) -> list:
         tokens = inversion.conditioning[0][1].get("palimpsest_tokens")
         if tokens is None:
             raise ValueError(f"Self-Guidance looks for {names[0]!r} in the prompt of an INVERSION, and the source "
                              "prompt carries no words: connect Prompt Edit's source to the inversion.")
         require_columns(tokens, inversion.conditioning[0][0])
-        return self._places(tokens, *names)
+        return self._positions(tokens, *names)
 
     @staticmethod
-    def _places(prompts, words, others="") -> list:
+    def _positions(prompts, words, others="") -> list:
         """For each prompt the token positions of the object and of each other."""
         named = [parse_words(names, prompts) for names in (words, others)]
         return [[sum((w.positions for w in own), ()), *(w.positions for w in rest)] for own, rest in zip(*named)]
@@ -197,78 +220,86 @@ class SelfGuidance(Shown):
     def before(self, run, x, sigma):
         if self.reads(run, sigma):
             run.read(x, sigma)
-            found = self.slope(run, x, sigma)[1]
-            run.memory(self)["push"] = self.scale * sigma ** 2 / (1 + sigma ** 2) * found
+            gradient = self.energy_gradient(run, x, sigma)[1]
+            run.state(self).guidance = self.scale * sigma ** 2 / (1 + sigma ** 2) * gradient  # v·σ²·∇_x g
         return x
 
     def after(self, run, x0, sigma):
-        return x0 - run.memory(self).pop("push", 0)
+        state = run.state(self)
+        guidance, state.guidance = state.guidance, 0.0
+        return x0 - guidance
 
-    def slope(self, run, x, sigma):
+    def energy_gradient(self, run, x, sigma):
         """(g [B], c²·∂g/∂x); of several target entries the mean."""
-        terms, last, looks, memory = {}, {}, {}, run.memory(self)
+        layouts, maps, appearances, state = {}, {}, {}, run.state(self)
 
-        def maps(edit, rows, site, places):
-            source = source_of(edit, rows, site)
-            return self._of(cross_attention_maps(source.q, source.k, site.heads).mean(1).unflatten(1, site.grid),
-                            places, site)
+        def source_maps(reader, rows, site, positions):
+            source = source_of(reader, rows, site)
+            attended = cross_attention_maps(source.q, source.k, site.heads).mean(1).unflatten(1, site.grid)
+            return self._object_maps(attended, positions, site)
 
-        def look(rows, site, q, k):
-            tokens = rows.entry.get("palimpsest_tokens")
+        def record(rows, site, q, k):
+            tokens, uuid = rows.entry.get("palimpsest_tokens"), rows.entry["uuid"]
             if tokens is None:
                 return
-            ours = of_text(cross_attention_maps(q, k, site.heads).mean(1), rows).unflatten(1, site.grid)
-            ours, theirs = self._of(ours, memory["target"][id(tokens)], site), maps(self, rows, site, memory["source"])
-            terms.setdefault(rows.entry["uuid"], []).append(self.placed(ours, theirs))
-            given = maps(self.donor, rows, site, memory["donor"]) if self.donor else theirs[:1]
-            last[rows.entry["uuid"]] = ours, [given[0], *theirs[1:]]
+            attended = of_text(cross_attention_maps(q, k, site.heads).mean(1), rows).unflatten(1, site.grid)
+            ours = self._object_maps(attended, state.target[id(tokens)], site)
+            theirs = source_maps(self, rows, site, state.source)
+            layouts.setdefault(uuid, []).append(self.layout_energy(ours, theirs))
+            object_ = source_maps(self.donor, rows, site, state.donor)[0] if self.donor else theirs[0]
+            maps[uuid] = ours, [object_, *theirs[1:]]
 
-        def features(rows, site, h):
-            if rows.entry["uuid"] in last and self.appearance:
-                def seen(edit):
-                    return source_of(edit, rows, site).q.float().transpose(1, 2).unflatten(2, site.grid)
-                ours, theirs = last[rows.entry["uuid"]]
-                own = seen(self.decoded)
-                given = seen(self.donor_decoded) if self.donor_decoded else own
-                looks[rows.entry["uuid"]] = self.looked(ours, theirs, h.float(), [given] + [own] * len(ours[1:]))
+        def record_features(rows, site, psi):
+            uuid = rows.entry["uuid"]
+            if uuid in maps and self.appearance:
+                ours, theirs = maps[uuid]
+                own = features_of(self.features, rows, site)
+                object_ = features_of(self.donor_features, rows, site) if self.donor_features else own
+                known = [object_] + [own] * len(ours[1:])
+                appearances[uuid] = self.appearance_energy(ours, theirs, psi.float(), known)
 
         def energy():
-            return sum(sum(t) / len(t) + looks.get(uuid, 0)
-                       for uuid, t in terms.items()) / len(terms) if terms else None
+            terms = [sum(found) / len(found) + appearances.get(uuid, 0) for uuid, found in layouts.items()]
+            return sum(terms) / len(terms) if terms else None
 
-        return loss_gradient(run, x, sigma, lambda site: site.address in self.sites, look, energy,
-                     lambda options, call: Decoded.install(options, [Decoded(None, look=features)], call))
+        reader = TargetFeatures(self.inversion, self.start, self.end, record=record_features)
+        return loss_gradient(run, x, sigma, lambda site: site.address in self.sites, record, energy,
+                             lambda options, call: FeatureEdit.install(options, [reader], call))
 
     @staticmethod
-    def _of(maps, places, site) -> list:
+    def _object_maps(maps, positions, site) -> list:
         """The maps [B,h,w] of the object and of each other, of maps [B,h,w,tokens] and the rows' positions; those of
         less than half the latent's side are enlarged to it."""
-        found = [torch.stack([A[..., list(places[i % len(places)][n])].sum(-1) for i, A in enumerate(maps)])
-                 for n in range(len(places[0]))]
+        found = [torch.stack([A[..., list(positions[i % len(positions)][n])].sum(-1) for i, A in enumerate(maps)])
+                 for n in range(len(positions[0]))]
         if site.resolution >= 0.5:
             return found
         size = [round(n * 0.5 / site.resolution) for n in site.grid]
         return [F.interpolate(A[:, None], size, mode="bilinear")[:, 0] for A in found]
 
-    def placed(self, ours: list, theirs: list) -> Tensor:
+    def layout_energy(self, ours: list, theirs: list) -> Tensor:
         """g [B] without appearance at one site, of the maps [B,h,w] of the object and of each other in the target and
         the source."""
         A, known = ours[0], theirs[0]
         g = A.new_zeros(len(A))
         if self.shape:
-            g = g + self.shape * distance(shape(A),
-                                          transformed(hard_shape(known), centroid(shape(known)), self.move,
-                                                      self.resize))
+            wanted = transformed(hard_shape(known), centroid(shape(known)), self.move, self.resize)  # T(hard*_k)
+            g = g + self.shape * distance(shape(A), wanted)
         if self.position:
             g = g + self.position * distance(centroid(A), centroid(known) + A.new_tensor(self.move))
         if self.size:
-            g = g + self.size * distance(shape(A).mean((1, 2))[:, None],
-                                         self.resize ** 2 * shape(known).mean((1, 2))[:, None])
+            wanted = self.resize ** 2 * shape(known).mean((1, 2))[:, None]
+            g = g + self.size * distance(shape(A).mean((1, 2))[:, None], wanted)
         if len(ours) > 1:
             g = g + sum(distance(shape(A), hard_shape(B)) for A, B in zip(ours[1:], theirs[1:])) / len(ours[1:])
         return g
 
-    def looked(self, ours: list, theirs: list, features: Tensor, known: list) -> Tensor:
+    def appearance_energy(self, ours: list, theirs: list, features: Tensor, known: list) -> Tensor:
         """w_a times appearance's part of g [B], of those maps, the target's Ψ [B,C,H,W] and that of each of theirs."""
         found = [distance(appearance(A, features), appearance(B, of), NOISE) for A, B, of in zip(ours, theirs, known)]
         return self.appearance * sum(found) / len(found)
+
+
+def features_of(reader, rows, site) -> Tensor:
+    """Ψ [B,C,H,W] of a picture, for the rows of the target."""
+    return source_of(reader, rows, site).feature.float().transpose(1, 2).unflatten(2, site.grid)

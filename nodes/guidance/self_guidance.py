@@ -3,7 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.run import attach
 from ...editing.word_maps import nearest_resolution as nearest
-from ...guidance.self_guidance import Decoded, SelfGuidance, Shown, map_sites
+from ...guidance.self_guidance import SelfGuidance, SourceFeatures, SourceMaps, map_sites
 from ...host.sampling import check_family
 from ...host.unet import require_unet, resolutions
 from ..widgets import InversionType
@@ -79,13 +79,13 @@ class PalimpsestSelfGuidance(io.ComfyNode):
             raise ValueError(f"Self-Guidance starts at {start:g} and ends at {end:g}, so no step is left: lower start "
                              "or raise end (0 and 0.8 work well).")
         sites = map_sites(resolutions(model.model.diffusion_model), nearest(model, resolution))
-        decoded, donor, donor_decoded = Decoded(inversion, start, end), None, None
+        features, donor, donor_features = SourceFeatures(inversion, start, end), None, None
         if looks is not None:
-            donor, donor_decoded = Shown(looks, sites, start, end, lends=True), Decoded(looks, start, end, lends=True)
-        for reader in filter(None, (decoded, donor, donor_decoded)):
+            donor = SourceMaps(looks, sites, start, end, lends=True)
+            donor_features = SourceFeatures(looks, start, end, lends=True)
+        for reader in filter(None, (features, donor, donor_features)):
             model = attach(model, reader)
         return io.NodeOutput(attach(model, SelfGuidance(
             inversion, sites, start, end, words=words, others=others, move=(move_x, move_y), resize=resize, scale=scale,
-            appearance=appearance, shape=shape, position=position, size=size, decoded=decoded, donor=donor,
-            donor_decoded=donor_decoded,
-            donor_words=looks_words)))
+            appearance=appearance, shape=shape, position=position, size=size, features=features, donor=donor,
+            donor_features=donor_features, donor_words=looks_words)))

@@ -1,4 +1,4 @@
-"""Self-Guidance's energy against closed forms and the authors' program, and its slope against differences."""
+"""Self-Guidance's energy against closed forms and the authors' program, and its gradient against differences."""
 from types import SimpleNamespace
 
 import comfy.model_management as management
@@ -57,7 +57,7 @@ def guidance(**kwargs):
 def test_the_energy_is_least_where_the_object_is_wanted(terms):
     editor = guidance(move=(0.25, 0.0), resize=1.25, **terms)
     source, other = blob(0.3, 0.5, 0.08), blob(0.8, 0.2, 0.06)
-    g = {name: float(editor.placed([object, rest], [source, other])) for name, object, rest in (
+    g = {name: float(editor.layout_energy([object, rest], [source, other])) for name, object, rest in (
         ("wanted", blob(0.55, 0.5, 0.1), other), ("still", source, other), ("small", blob(0.55, 0.5, 0.08), other),
         ("elsewhere", blob(0.3, 0.5, 0.1), other), ("other moved", blob(0.55, 0.5, 0.1), source))}
     # what that term does not look at
@@ -98,11 +98,11 @@ def test_the_energys_gradients_are_those_of_the_authors_program():
     wanted = authors(A, source, features, known, dx=12)
     for term, theirs in zip(("shape", "position", "size"), wanted):
         editor = guidance(move=(12 / 64, 0.0), **{"shape": 0.0, term: 1.0})
-        ours, = torch.autograd.grad(editor.placed([A[None]], [source[None]]).sum(), A)
+        ours, = torch.autograd.grad(editor.layout_energy([A[None]], [source[None]]).sum(), A)
         theirs, = torch.autograd.grad(theirs, A, retain_graph=True)
         cosine = (ours * theirs).sum() / ours.norm() / theirs.norm()
         assert cosine > 0.999 and abs(ours.norm() / theirs.norm() - 1) < 0.02, term  # their outer cells lie at 0 and 1
-    g = guidance(appearance=1.0).looked([A[None]], [source[None]], features[None], [known[None]])
+    g = guidance(appearance=1.0).appearance_energy([A[None]], [source[None]], features[None], [known[None]])
     ours = torch.autograd.grad(g.sum(), (A, features), allow_unused=True)
     theirs = torch.autograd.grad(wanted[3], (A, features), allow_unused=True)
     assert ours[0] is None and theirs[0] is None  # the maps are constants
@@ -119,7 +119,7 @@ def test_maps_are_read_where_the_authors_read_them():
 
 def test_coarser_maps_are_enlarged_to_half_the_latents_side():
     maps = torch.rand(1, 32, 24, 5, generator=torch.Generator().manual_seed(0))
-    found, = SelfGuidance._of(maps, [[(1, 3)]], SimpleNamespace(resolution=0.25, grid=(32, 24)))
+    found, = SelfGuidance._object_maps(maps, [[(1, 3)]], SimpleNamespace(resolution=0.25, grid=(32, 24)))
     torch.testing.assert_close(found, scaled(maps[..., [1, 3]].sum(-1), (64, 48), antialias=True))
 
 
@@ -140,7 +140,7 @@ def another(c):
     *((family, dict(others="mat")) for family in ("sd15", "sd2", "sdxl")),
     ("sd15", dict(shape=0.0, position=1.0, size=1.0)),
     ("sd15", dict(shape=0.0, appearance=1.0)), ("sdxl", dict(shape=0.0, appearance=1.0, looks_words="dog"))])
-def test_what_is_taken_from_x0_is_the_slope_of_the_energy(family, terms):
+def test_what_is_taken_from_x0_is_the_gradient_of_the_energy(family, terms):
     """v·σ²·∇_x g, by differences of g along a direction."""
     c, found = case_of(family=family), []
     model = guide(c.model, c.inversion, **terms, **({"looks": another(c)} if "looks_words" in terms else {}))
@@ -153,18 +153,18 @@ def test_what_is_taken_from_x0_is_the_slope_of_the_energy(family, terms):
 
         def g(x):
             run.read(x, sigma)
-            return editor.slope(run, x, sigma)[0]
+            return editor.energy_gradient(run, x, sigma)[0]
 
         editor.before(run, x, sigma)
-        pushed = -editor.after(run, torch.zeros_like(x), sigma)
+        taken = -editor.after(run, torch.zeros_like(x), sigma)
         higher, lower = (g(x + side * step * direction) for side in (1, -1))
-        found.append((float((pushed * direction).sum()),
+        found.append((float((taken * direction).sum()),
                       float((higher - lower) / (2 * step)) * editor.scale * sigma ** 2))
         return x
 
     c.sample(model, sampler=Solver(walk))
-    (pushed, wanted), = found
-    assert abs(wanted) > 1e-4 and abs(pushed - wanted) < 0.03 * abs(wanted), found
+    (taken, wanted), = found
+    assert abs(wanted) > 1e-4 and abs(taken - wanted) < 0.03 * abs(wanted), found
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
@@ -197,7 +197,7 @@ def test_self_guidance_repeats_beside_another_editor_and_leaves_nothing():
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
     assert not management.in_training and torch.equal(c.sample(c.model), plain)
-    assert not c.model.model.diffusion_model.out._forward_pre_hooks
+    assert not c.model.model.diffusion_model.out._forward_hooks
     assert all(torch.equal(v, weights[k]) for k, v in c.model.model.state_dict().items())
 
 
