@@ -79,15 +79,15 @@ def test_broken_latents():
     (lambda c: inject(c, cross_start=1.0, cross_end=0.8, self_start=0.5, self_end=0.5),
      ("1.0 to 0.8", "0.5 to 0.5", "end above")),
     (lambda c: inject(c, cross_resolution=0.0, self_resolution=0.0),
-     ("up to 0.0 of", "from 0.0 to 0.4 up to 0.0", "0.5 or more")),
+     ("up to 0.0 of", "from 0.0 to 0.4 on grids up to 0.0", "0.5 or more")),
     (lambda c: inject(c, cross_end=0.0, self_resolution=0.25),
-     ("from 0.0 to 0.0 up to 1.0", "from 0.0 to 0.4 up to 0.25", "0.5 or more")),
+     ("from 0.0 to 0.0 on grids up to 1.0", "from 0.0 to 0.4 on grids up to 0.25", "0.5 or more")),
     (lambda c: blend(c), ("neither MASK nor ATTENTION", "connect one")),
     (lambda c: blend(c, source_words="cat"), ("words but no ATTENTION", "Attention Store")),
     (lambda c: blend(c, mask=WINDOW, target_words="cat"), ("words but no ATTENTION", "Attention Store")),
     (lambda c: blend(c, mask=WINDOW, attention=maps()),
      ("ATTENTION but no source_words or target_words", "name the words")),
-    (lambda c: blend(c, mask=WINDOW, start=1.0), ("starts at 1.0", "ends at 1")),
+    (lambda c: blend(c, mask=WINDOW, start=1.0), ("starts at 1.0", "the schedule ends")),
     (lambda c: PalimpsestAttentionMask.execute(maps(), " ", 0.3, 0, 0.0), ("no word", "a, red, cat, on, a, mat")),
 ])
 def test_a_node_that_would_do_nothing(act, facts):

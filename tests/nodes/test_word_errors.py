@@ -131,9 +131,9 @@ def test_a_source_without_words():
 
 
 @pytest.mark.parametrize("off, facts", [
-    ({"cross_end": 0.0}, ("that runs from 0.0 to 0", "set cross_end,")),
-    ({"cross_start": 0.9, "word_ends": "blue: 0.85"}, ("that runs from 0.9 to 0.85", "the word's end, above")),
-    ({"word_ends": "blue: 0"}, ("that runs from 0.0 to 0", "the word's end, above")),
+    ({"cross_end": 0.0}, ("it runs from 0.0 to 0", "set cross_end,")),
+    ({"cross_start": 0.9, "word_ends": "blue: 0.85"}, ("it runs from 0.9 to 0.85", "the word's end, above")),
+    ({"word_ends": "blue: 0"}, ("it runs from 0.0 to 0", "the word's end, above")),
     ({"cross_resolution": 0.25, "self_resolution": 0.5}, ("cross_resolution is 0.25", "set it to 0.5 or more"))])
 def test_word_weights_where_no_cross_attention_is_replaced(off, facts):
     case = counting()
