@@ -56,8 +56,7 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, inversion, start, end, layers, source_words, target_words, threshold, null_too,
-                source_mask=None,
-                target_mask=None, attention=None, refine=True) -> io.NodeOutput:
+                source_mask=None, target_mask=None, attention=None, refine=True) -> io.NodeOutput:
         node = "Mutual Self-Attention"
         require_unet(model, node)
         check_family(model, inversion)
@@ -83,9 +82,9 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
                 torch.stack([attention.map(i, found) for i, found in enumerate(words)])[:, None], size, threshold)
             warn_if_wide(node, source)
         if target_words.strip():
-            share = attention.resolution if attention else nearest_resolution(model, 0.25)
-            gather = WordMaps(lambda prompts: parse_words(target_words, prompts), share,
-                              refining_resolution(model, size, share) if refine else None)
+            resolution = attention.resolution if attention else nearest_resolution(model, 0.25)
+            gather = WordMaps(lambda prompts: parse_words(target_words, prompts), resolution,
+                              refining_resolution(model, size, resolution) if refine else None)
             model = attach(model, gather)
 
         def gathered(run):

@@ -57,8 +57,7 @@ class PalimpsestPromptMixing(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, mix, start, end, preserve, object, threshold, preserve_end, layers, inversion=None,
-                mask=None,
-                attention=None, refine=True) -> io.NodeOutput:
+                mask=None, attention=None, refine=True) -> io.NodeOutput:
         node = "Prompt Mixing"
         require_unet(model, node)
         check_span(node, start, end, "0.14 and 0.34")
@@ -68,8 +67,8 @@ class PalimpsestPromptMixing(io.ComfyNode):
         check_prompt_alone(f"{node}'s mix", mix)
         keeps = bool(preserve.strip()) or mask is not None
         if keeps != (inversion is not None) or object.strip() and not keeps:
-            has, lacks = ("something to preserve",
-                          "INVERSION") if keeps else ("INVERSION or object", "words or MASK to preserve")
+            has, lacks = (("something to preserve", "INVERSION") if keeps else
+                          ("INVERSION or object", "words or MASK to preserve"))
             raise ValueError(f"{node} has {has} but no {lacks}: connect both to preserve shapes, or none.")
         model = attach(model, MixedValues(mix[0][0], start, end, (mix,)))
         if not keeps:
@@ -80,15 +79,17 @@ class PalimpsestPromptMixing(io.ComfyNode):
             check_attention(attention, inversion)
         size = tuple(inversion.shape[-2:])
 
-        masks = [] if attention is None else [attention.mask(parse_words(words, attention.tokens), size, threshold,
-                                                             refine)
-                                              for words in (preserve, object)]
-        painted = [] if mask is None else [latent_mask(mask, size)]
-        rows = math.lcm(*map(len, masks + painted))
-        masks, painted = ([repeat_to_batch_size(m, rows) for m in found] for found in (masks, painted))
-        kept = torch.stack(masks[:1] + painted).amax(0)
-        varied = masks[1] if object.strip() else None
-        check_some(node, "shape to preserve", kept if varied is None else kept * (1 - varied))
+        def found(words):
+            return attention.mask(parse_words(words, attention.tokens), size, threshold, refine)
+
+        kept = [found(preserve)] if preserve.strip() else []
+        if mask is not None:
+            kept.append(latent_mask(mask, size))
+        varied = [found(object)] if object.strip() else []
+        rows = math.lcm(*map(len, kept + varied))
+        kept, varied = ([repeat_to_batch_size(m, rows) for m in masks] for masks in (kept, varied))
+        preserved, shape = torch.stack(kept).amax(0), varied[0] if varied else None
+        check_some(node, "shape to preserve", preserved if shape is None else preserved * (1 - shape))
         chosen = layers_of(layers, model, lambda unet: coarse(unet, 0.5))
-        return io.NodeOutput(attach(model, PreservedShapes(inversion, chosen, 0.0, preserve_end, preserved=kept,
-                                                           varied=varied)))
+        return io.NodeOutput(attach(model, PreservedShapes(inversion, chosen, 0.0, preserve_end, preserved=preserved,
+                                                           varied=shape)))
