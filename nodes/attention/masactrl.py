@@ -71,7 +71,7 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
             has, lacks = ("source", "target") if known[0] else ("target", "source")
             raise ValueError(f"{node} knows where the object is in the {has}, but not in the {lacks}: give "
                              f"{lacks}_mask or {lacks}_words too, or neither.")
-        size, gather = tuple(inversion.shape[-2:]), None
+        size = tuple(inversion.shape[-2:])
         source, target = (None if mask is None else latent_mask(mask, size) for mask in (source_mask, target_mask))
         if source is not None:
             check_some(node, "object of the source", source)
@@ -81,16 +81,17 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
             source = attention.mask(words, size, threshold, True) if refine else object_mask(
                 torch.stack([attention.map(i, found) for i, found in enumerate(words)])[:, None], size, threshold)
             warn_if_wide(node, source)
+        gathered = None
         if target_words.strip():
             resolution = attention.resolution if attention else nearest_resolution(model, 0.25)
             gather = WordMaps(lambda prompts: parse_words(target_words, prompts), resolution,
                               refining_resolution(model, size, resolution) if refine else None)
             model = attach(model, gather)
 
-        def gathered(run):
-            maps = None if refine else gather.mean(run)
-            return gather.mask(run, threshold) if maps is None else object_mask(maps, run.shape[-2:], threshold)
+            def gathered(run):
+                maps = None if refine else gather.mean(run)
+                return gather.mask(run, threshold) if maps is None else object_mask(maps, run.shape[-2:], threshold)
 
         chosen = layers_of(layers, model, lambda unet: decoder(unet, 0.5))
         return io.NodeOutput(attach(model, MutualSelfAttention(
-            inversion, chosen, start, end, roles(null_too), source, target, gather and gathered)))
+            inversion, chosen, start, end, roles(null_too), source, target, gathered)))

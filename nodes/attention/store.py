@@ -72,9 +72,11 @@ class PalimpsestAttentionHeatmap(io.ComfyNode):
 
 
 def _label(word, known):
-    """A word's text, and which of several it is where it is one of them alone."""
+    """A word's text, with its number ("cat#2") where it is one of several alike."""
     same = [w.positions for w in known if w.name == word.name]
-    return word.text if len(same) == 1 or word.positions not in same else f"{word.text}#{same.index(word.positions) + 1}"
+    if len(same) == 1 or word.positions not in same:
+        return word.text
+    return f"{word.text}#{same.index(word.positions) + 1}"
 
 
 class PalimpsestAttentionMask(io.ComfyNode):
