@@ -1,15 +1,17 @@
 """DiffEdit: Diffusion-based Semantic Image Editing with Mask Guidance. Couairon, Verbeek, Schwenk, Cord, ICLR 2023.
 arXiv:2210.11427
 
-Step 1 of its section 3.2, the mask. The picture is noised to the strength r, and where the noise predicted for the
-query Q is not that predicted for the reference text R, the edit is to happen:
+Step 1 of its section 3.2, the mask. The picture is noised to the strength r. Where the noise predicted for the query Q
+is not that predicted for the reference text R, the edit is to happen:
     M = mean over n noises and over channels of |ε(x_r, Q) - ε(x_r, R)|.
 Extremes are removed, M is scaled to 0..1 and binarised. The authors' settings are n = 10, r = 0.5 and the threshold
-0.5; extremes are clamped at 3 times the mean of M, as diffusers' pipeline has it.
-At one σ every model's ε is (x - x0)/σ, or as near a multiple of x0, and scaling M takes the factor out again: M is read
-from the host's x0, on eps, v and flow models alike. The guidance scale drops out in the same way.
-Differs from diffusers' pipeline: each picture's map has its own mean, and r is a share of the whole schedule, not of
-some steps of it (there 0.5 of 50 steps is timestep 481 of 1000, here 499.5).
+0.5. At one σ every model's ε is (x - x0)/σ, or as near a multiple of x0, and scaling M takes the factor out again. So M
+is read from the host's x0, on eps, v and flow models alike. The guidance scale drops out in the same way.
+
+Differs from the paper: extremes are clamped at 3 times the mean of M, as diffusers' pipeline has it. Differs from that
+pipeline: each picture's map has its own mean, and r is a share of the whole schedule, not of some steps of it (there
+0.5 of 50 steps is timestep 481 of 1000, here 499.5).
+Checked against: diffusers 0.42.1, maps and masks.
 """
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ ROWS = 8  # latents of one forward, which has both prompts for each
 class Difference(Guider):
     """Predicts x0(target) - x0(source)."""
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):
+    def predict_noise(self, x, timestep, model_options, seed=None):
         target, source = self.x0s(("target", "source"), x, timestep, model_options)
         return target - source
 
@@ -32,7 +34,9 @@ class Difference(Guider):
 def difference_map(model, source, target, latent: Tensor, maps=10, strength=0.5, seed=0) -> Tensor:
     """M [B, h, w] of pictures in model space [B, C, …, h, w], before it is scaled.
 
-    strength: the noise level, as a share of the schedule from its clean end, over 0 and up to 1."""
+    maps: n.
+    strength: r, as a share of the schedule from its clean end, over 0 and up to 1.
+    """
     sampling = model.get_model_object("model_sampling")
     sigma = torch.tensor(float(sampling.percent_to_sigma(1 - strength)))
     noise = torch.randn(maps, *latent.shape, generator=torch.Generator().manual_seed(seed))
@@ -42,7 +46,7 @@ def difference_map(model, source, target, latent: Tensor, maps=10, strength=0.5,
     def solver(denoise, x, sigmas, extra_args, callback, disable):
         for part in noise.split(max(1, ROWS // len(x))):
             noised = sampling.noise_scaling(sigma.to(x), part.to(x), x).flatten(0, 1)
-            found = denoise(noised, sigma.to(x).expand(len(noised)), **extra_args).float().abs()
+            found = denoise(noised, sigma.to(x).expand(len(noised)), **extra_args).float().abs()  # |ε(Q) - ε(R)|
             total.add_(found.unflatten(0, part.shape[:2]).flatten(2, -3).mean(2).sum(0).cpu())
             bar.update(len(part))
         return x

@@ -1,16 +1,18 @@
 """Object-aware Inversion and Reassembly for Image Editing. Yang, Ding, Wang, Chen, Zhuang, Shen, ICLR 2024.
 arXiv:2310.12149
 
-Each edited object has an inversion step of its own that suits it best: a colour wants few, another shape many. The
-authors denoise every object from its own step k with a prompt that changes this object alone, cut it out by its mask
-M_k, join all cuts and the inversion's background at a common step,
+Each edited object has an inversion step that suits it best: a colour wants few, another shape many. The authors denoise
+every object from its own step k with a prompt that changes this object alone, and cut it out by its mask M_k. They join
+all cuts and the inversion's background at a common step,
     z = (1 - Σ M_k) · z* + Σ M_k · z_k,
 and finish with the target prompt, after inverting a little way back to hide the seams.
-Here all objects share one run: until its own step the place of an object holds the source's latent, which is the start
-the authors give it, from there on it is free; everywhere else the source stays. So there are no late cuts to hide, the
-background stays exact, and inverting back is left out. A prompt for each object is the host's to give: Conditioning
-(Set Mask) with the same masks, and Conditioning Set Timestep Range for the target's last steps. The search for k, by
-CLIP's similarity and the background's error over all candidates, is left to the eye.
+
+Differs from the paper: all objects share one run. Until its own step the place of an object holds the source's latent,
+which is the start that the authors give it. From there on it is free. Everywhere else the source stays. So there are no
+late cuts to hide, the background stays exact, and inverting back is left out. A prompt for each object is the host's to
+give: Conditioning (Set Mask) with the same masks, and Conditioning Set Timestep Range for the target's last steps. The
+search for k, by CLIP's similarity and the background's error over all candidates, is left to the eye.
+Checked against: the paper's equations.
 """
 from dataclasses import dataclass
 
@@ -19,20 +21,30 @@ from torch import Tensor
 
 from ..editing.masks import Anchored, require_rows
 from ..host.batch import repeat_to_batch_size
+from ..inversion.trajectory import Inversion
 
 
 @dataclass(frozen=True, eq=False)
 class ObjectAware(Anchored):
-    """place: [masks, h, w], one object's mask at the latent's size; begins: the percent of the schedule from which it
-    is edited. Those of one run that hold the same INVERSION act as one: the first of them for all."""
-    inversion: object
+    """Holds the source outside the places of objects. Those of one run that hold the same INVERSION act as one: the
+    first of them for all.
+
+    place: [masks, h, w], the object's mask M_k at the latent's size.
+    begins: the percent of the schedule from which it is edited, its k.
+    """
+    inversion: Inversion
     place: Tensor
     begins: float
-    start = 0.0
+    start, name = 0.0, "Object-Aware Blend"
+
+    @dataclass
+    class State:
+        """free: [rows, h, w], the places that are edited at this step; None before the first."""
+        free: Tensor | None = None
 
     def begin(self, run):
-        require_rows(run, len(self.place), "Object-Aware Blend")
-        run.warn_if_idle("Object-Aware Blend", lambda sigma: run.within(sigma, self.begins, 1.0))
+        require_rows(run, len(self.place), self.name)
+        run.warn_if_idle(self.name, lambda sigma: run.within(sigma, self.begins, 1.0))
 
     def before(self, run, x, sigma):
         return super().before(run, x, sigma) if self._peers(run)[0] is self else x
@@ -45,12 +57,13 @@ class ObjectAware(Anchored):
 
     def seen(self, run, x, sigma) -> Tensor:
         """The places that were free before this step: one that begins here begins with the source's latent."""
-        return run.memory(self).get("free", torch.zeros(1, *x.shape[-2:]))
+        free = run.state(self).free
+        return torch.zeros(1, *x.shape[-2:]) if free is None else free
 
     def mask(self, run, x, sigma) -> Tensor:
         m = torch.zeros(x.shape[0], *x.shape[-2:])
         for peer in self._peers(run):
             if run.within(sigma, peer.begins, 1.0):
                 m = torch.maximum(m, repeat_to_batch_size(peer.place, x.shape[0]))
-        run.memory(self)["free"] = m
+        run.state(self).free = m
         return m

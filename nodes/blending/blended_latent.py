@@ -3,9 +3,8 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ...blending.blended_latent import ShrinkingBlend, needs_mask, shrinking
-from ...editing.masks import latent_mask
+from ...editing.masks import grown, latent_mask
 from ...editing.run import attach
-from ...metrics.masks import grow as grown
 from ..checks import check_trajectory
 from ..widgets import InversionType
 

@@ -49,8 +49,7 @@ class PalimpsestLatentBlend(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, inversion, start, source_words, target_words, threshold, mask=None, attention=None,
-                subtract_words="",
-                masks_in_time=False, refine=True) -> io.NodeOutput:
+                subtract_words="", masks_in_time=False, refine=True) -> io.NodeOutput:
         check_trajectory(model, inversion, "Latent Blend")
         wanted = source_words.strip() or target_words.strip()
         words = bool(wanted or subtract_words.strip())
@@ -68,6 +67,10 @@ class PalimpsestLatentBlend(io.ComfyNode):
             raise ValueError(f"Latent Blend needs masks to use in time, but has {0 if mask is None else len(mask)}: "
                              "connect a batch of two or more, or turn masks_in_time off.")
         size, named, removed, gathered = tuple(inversion.shape[-2:]), None, None, {}
+
+        def maps_of(words, needed=True):
+            return WordMaps(words, attention.resolution, attention.fine if refine else None, needed)
+
         if words:
             require_unet(model, "Latent Blend by words")
             check_attention(attention, inversion)
@@ -77,8 +80,7 @@ class PalimpsestLatentBlend(io.ComfyNode):
         if source_words.strip():
             named = attention.masks(parse_words(source_words, attention.tokens), size, threshold, refine)
         if target_words.strip():
-            gathered["gathered"] = WordMaps(lambda prompts: parse_words(target_words, prompts), attention.resolution,
-                                            attention.fine if refine else None)
+            gathered["gathered"] = maps_of(lambda prompts: parse_words(target_words, prompts))
         if subtract_words.strip():
             found, lost = present_words(subtract_words, attention.tokens)
             removed = attention.masks(found, size, threshold, refine, grow=False)
@@ -89,7 +91,7 @@ class PalimpsestLatentBlend(io.ComfyNode):
                 parse_words(", ".join(name for name in lost if name in missing), prompts)
                 return here
 
-            gathered["removing"] = WordMaps(subtracted, attention.resolution, attention.fine if refine else None, bool(lost))
+            gathered["removing"] = maps_of(subtracted, needed=bool(lost))
         for gather in gathered.values():
             model = attach(model, gather)
         painted = None if mask is None else latent_mask(mask, size)
