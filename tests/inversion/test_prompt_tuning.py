@@ -59,5 +59,5 @@ def test_without_a_share_of_the_target_any_prompt_returns_the_picture():
 def test_a_prompt_tuned_from_the_target_begins_as_the_target():
     model = tiny.sd15()
     inversion = inverted(model)
-    learned = tuned_prompt(model, inversion, 1, tolerance=1e9, target=OTHER)
+    learned = tuned_prompt(model, inversion, 1, tolerance=1.0, target=OTHER)
     assert torch.equal(learned.theta["cond"].tensor, OTHER[0][0].expand(STEPS, -1, -1, -1))

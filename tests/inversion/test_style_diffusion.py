@@ -2,9 +2,9 @@
 import dataclasses
 import math
 
-import palimpsest.nodes.inversion.style_diffusion as style_diffusion_node
 import pytest
 import torch
+from palimpsest.editing import network
 from palimpsest.editing.attention_loss import cross_attention_maps, with_maps_recorded
 from palimpsest.host.unet import resolutions
 from palimpsest.inversion import style_diffusion
@@ -72,7 +72,7 @@ def test_maps_are_the_softmax_of_each_head_and_their_loss_a_sum_of_means():
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_the_maps_are_those_of_both_sides_of_the_unet_and_not_of_its_middle(family, monkeypatch):
     seen = set()
-    monkeypatch.setattr(style_diffusion_node, "with_maps_recorded",
+    monkeypatch.setattr(network, "with_maps_recorded",
                         lambda options, sites, found: seen.update(sites) or with_maps_recorded(options, sites, found))
     model = tiny.UNETS[family]()
     style(model, inverted(model), 1)
