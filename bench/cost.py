@@ -32,9 +32,8 @@ import comfyui_version
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from .. import examples
+from .. import showcase
 from ..attention.alignment import PromptEdit, align
-from ..examples.rows import inputs_of, output
 from ..host.tokens import encode, tokenize_rows
 from ..miniature.model import load_miniature
 from ..miniature.networks import CLIP
@@ -42,6 +41,7 @@ from ..nodes.attention.p2p import PalimpsestAttentionInject
 from ..nodes.attention.store import PalimpsestAttentionStore
 from ..nodes.inversion.ddim import PalimpsestDDIMInvert
 from ..nodes.inversion.replay import PalimpsestReplay
+from ..showcase.rows import inputs_of, output
 from .gradients import SHAPES
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
@@ -106,7 +106,7 @@ class Bench:
         return rows
 
 
-EDITORS = {row.name: row for row in examples.collected("costs")}
+EDITORS = {row.name: row for row in showcase.collected("costs")}
 MODELS = {  # name: (one of SHAPES or the miniature, the latent's side, what is measured)
     "miniature": (None, 16, EDITORS), "sd15-64": ("SD1.5", 64, EDITORS),
     "sdxl-64": ("SDXL", 64, {name: row for name, row in EDITORS.items() if not row.gradient and row.rows == 1}),

@@ -23,8 +23,7 @@ from pathlib import Path
 
 import torch
 
-from .. import examples
-from ..examples.rows import InversionRow, inputs_of, output
+from .. import showcase
 from ..metrics.edits import edit_scores
 from ..metrics.masks import background_mask
 from ..metrics.pixels import psnr
@@ -35,6 +34,7 @@ from ..nodes.attention.p2p import PalimpsestAttentionInject
 from ..nodes.inversion.replay import PalimpsestReplay
 from ..nodes.inversion.report import replay
 from ..nodes.prompt import PalimpsestPromptEdit
+from ..showcase.rows import InversionRow, inputs_of, output
 from .edits import INJECT, KINDS, sample
 from .stats import paired_bootstrap
 
@@ -42,7 +42,7 @@ WHOLE = {**INJECT, "cross_end": 1.0, "self_end": 1.0, "self_resolution": 1.0}
 RESULTS = Path(__file__).parent / "results" / "inversions.json"
 
 
-METHODS = {row.name: row for row in examples.collected("inversions")}
+METHODS = {row.name: row for row in showcase.collected("inversions")}
 
 
 class Scenes:

@@ -25,14 +25,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .. import examples
-from ..examples.rows import SceneRow
+from .. import showcase
 from ..metrics.drawing import sheet, tile
 from ..metrics.edits import edit_numbers, edit_scores, ideal_edit
 from ..metrics.pixels import psnr
 from ..miniature.model import load_miniature
 from ..miniature.reader import read
 from ..miniature.scenes import EDIT_KINDS, held_out_edit, visible
+from ..showcase.rows import SceneRow
 from .inversions import METHODS, Scenes, rounded
 from .stats import paired_bootstrap
 
@@ -46,7 +46,7 @@ def as_it_is(scenes, model, inversion):
     return model
 
 
-EDITORS = {row.name: row for row in (SceneRow("plain", as_it_is), *examples.collected("scenes"))}
+EDITORS = {row.name: row for row in (SceneRow("plain", as_it_is), *showcase.collected("scenes"))}
 COMPARED = "success", "background_psnr", "target_psnr"
 
 

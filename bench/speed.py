@@ -40,8 +40,6 @@ from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_di
 from diffusers.pipelines.ledits_pp import LEditsPPPipelineStableDiffusion
 from tqdm import tqdm
 
-from ..examples.guidance.sega import concepts
-from ..examples.rows import output
 from ..host.tokens import tokenize
 from ..inversion.trajectory import Theta
 from ..miniature.model import load_miniature
@@ -56,6 +54,8 @@ from ..nodes.inversion.ddim import PalimpsestDDIMInvert
 from ..nodes.inversion.ledits import PalimpsestLEDITSInvert
 from ..nodes.inversion.null_text import PalimpsestNullTextOptimize
 from ..nodes.inversion.replay import PalimpsestReplay
+from ..showcase.guidance.sega import concepts
+from ..showcase.rows import output
 from . import twin
 from .cost import CFG, CONCEPT, DEFAULTS, EDITORS, Bench, about, clocked, peak, random_unet, ratios
 from .inversions import METHODS

@@ -1,22 +1,19 @@
-"""The table of rooms, held against every import of every file, and the files that make a technique."""
+"""The table of rooms, held against every import of every file, and the requirements."""
 import ast
-import re
 import sys
-from functools import cache
 from pathlib import Path
-
-import pytest
 
 from pack import ROOT
 
 PAPERS = (".attention.", ".guidance.", ".blending.", ".inversion.")
 EDITOR = {".host", ".editing", ".inversion.trajectory", ".inversion.grid", "torch", "tqdm"}
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes"}
+BELOW = {".attention", ".guidance", ".blending", ".editing", ".inversion", ".miniature", ".host", ".metrics"}  # nodes
 # What the files of a room may import beside Python's own modules. A dot marks the pack's.
 ROOMS = {
     "": {".nodes", ".host", "comfy_api"},
-    "nodes": {".nodes", ".attention", ".guidance", ".blending", ".editing", ".inversion", ".miniature", ".host",
-              ".metrics", "torch", "torchvision", "numpy", "PIL", *COMFYUI},
+    "showcase": {".nodes", *BELOW},
+    "nodes": {*BELOW, "torch", "torchvision", "numpy", "PIL", *COMFYUI},
     "attention": EDITOR,
     "guidance": EDITOR,
     "blending": EDITOR,
@@ -91,20 +88,3 @@ def test_requirements_name_what_the_pack_imports():
     libraries = {{"PIL": "pillow"}.get(name, name) for name in names - COMFYUI - sys.stdlib_module_names - {""}}
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if not line.startswith("#")] == sorted(libraries)
-
-
-@pytest.mark.parametrize("technique", TECHNIQUES)
-def test_a_technique_has_its_test_node_help_and_workflow(technique):
-    _, room, name = technique.split(".")
-    assert (ROOT / "tests" / room / f"test_{name}.py").is_file()
-    node = ROOT / "nodes" / room / f"{name}.py"
-    assert node.is_file()
-    ids = re.findall(r'node_id="(\w+)"', node.read_text(encoding="utf-8"))
-    assert ids and all((ROOT / "web" / "docs" / f"{i}.md").is_file() for i in ids)
-    if room != "inversion":  # an inversion takes another's place in any workflow
-        assert any(f'"type": "{i}"' in workflow for i in ids for workflow in workflows())
-
-
-@cache
-def workflows() -> list:
-    return [path.read_text(encoding="utf-8") for path in (ROOT / "workflows").glob("*.json")]

@@ -263,8 +263,8 @@ def main() -> int:
         load_pack()
     except RuntimeError as error:
         raise SetupError(str(error)) from None
-    from palimpsest.examples.drawing import CFG, SCENE
     from palimpsest.miniature.scenes import held_out_edit
+    from palimpsest.showcase.drawing import CFG, SCENE
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
     parser.add_argument("--seed", type=int, default=SCENE["seed"], help="which held-out scene")
     parser.add_argument("--kind", default=SCENE["kind"], help="kind of edit, as Miniature Scene lists them")

@@ -52,7 +52,7 @@ def main(names) -> int:
     server = host_nodes()
     server.client_id, server.send_sync = None, lambda *args: None  # nobody is connected
     import folder_paths
-    from palimpsest.examples import pages
+    from palimpsest.showcase import pages
 
     from headless import Executor
     info, run, drawn = object_info(), Executor(server), pages()

@@ -81,9 +81,9 @@ def workflow(title, up) -> str:
 
 def techniques(up: str) -> str:
     """up: the way from the document to the pack's root."""
-    from palimpsest import examples
-    shown, known = examples.found(), nodes()
-    titles = {w.title for w in examples.collected("workflows")}
+    from palimpsest import showcase
+    shown, known = showcase.found(), nodes()
+    titles = {w.title for w in showcase.collected("workflows")}
     lines = [line("technique", "paper", "file", "node", "workflow", "checked against"), "|---" * 6 + "|"]
     for paper in papers():
         example = shown.get(paper.path)
@@ -101,11 +101,11 @@ def techniques(up: str) -> str:
 
 
 def tasks(up: str) -> str:
-    from palimpsest import examples
+    from palimpsest import showcase
     known, files = nodes(), {paper.path for paper in papers()}
-    where = {w.title: path for path, example in examples.found().items() for w in example.workflows}
+    where = {w.title: path for path, example in showcase.found().items() for w in example.workflows}
     lines = [line("workflow", "nodes", "file"), "|---" * 3 + "|"]
-    for w in examples.collected("workflows"):
+    for w in showcase.collected("workflows"):
         path = where[w.title]
         lines.append(line(workflow(w.title, up), ", ".join(known.get(path, {}).values()),
                           code(path, up) if path in files else ""))

@@ -22,8 +22,8 @@ def main(names) -> int:
     server.client_id, server.send_sync = None, lambda *args: None  # nobody is connected
     import folder_paths
     import numpy as np
-    from palimpsest.examples.drawing import Workflow
     from palimpsest.miniature.scenes import held_out_edit
+    from palimpsest.showcase.drawing import Workflow
     from PIL import Image
 
     from headless import Executor

@@ -52,7 +52,7 @@ def _info(node, title):
 
 def drawings() -> dict:
     """{title: the example's workflow}."""
-    from palimpsest.examples import collected
+    from palimpsest.showcase import collected
     return {workflow.title: workflow for workflow in collected("workflows")}
 
 

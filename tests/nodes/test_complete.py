@@ -2,13 +2,13 @@
 import re
 
 import pytest
-from palimpsest import examples
+from palimpsest import showcase
 
 import tables
 from pack import ROOT
 
-PAPERS, NODES, SHOWN = tables.papers(), tables.nodes(), examples.found()
-TITLES = {workflow.title for workflow in examples.collected("workflows")}
+PAPERS, NODES, SHOWN = tables.papers(), tables.nodes(), showcase.found()
+TITLES = {workflow.title for workflow in showcase.collected("workflows")}
 
 
 def is_part(paper):
@@ -33,7 +33,7 @@ def lacking(paper):
             yield f"its help page, web/docs/{node}.md"
     example = SHOWN.get(paper.path)
     if example is None:
-        yield f"its example, examples/{paper.path}.py"
+        yield f"its example, showcase/{paper.path}.py"
     elif not example.workflows and not example.elsewhere:
         yield "a workflow in its example, or in `elsewhere` the title of one that shows it or why there is none"
 

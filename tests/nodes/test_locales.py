@@ -6,7 +6,7 @@ import sys
 import warnings
 
 import pytest
-from palimpsest.examples import pages
+from palimpsest.showcase import pages
 
 import locales
 from pack import find_host

@@ -12,8 +12,8 @@ import palimpsest
 import pytest
 from comfy.utils import common_upscale
 from comfy_execution.utils import get_executing_context
-from palimpsest.examples.drawing import CFG, SCENE, SEEN, WORDS
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, parse_caption
+from palimpsest.showcase.drawing import CFG, SCENE, SEEN, WORDS
 from PIL import Image
 
 import demo
