@@ -24,6 +24,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..editing.checks import require_rows
 from ..editing.sites import AttentionEdit, require_all_rows
 from ..editing.word_maps import sampled_tokens
 from ..host.batch import repeat_to_batch_size
@@ -84,10 +85,7 @@ class PromptToPrompt(AttentionEdit):
             raise ValueError(f"{self.name} edits towards {', '.join(repr(t.text) for t in self._targets)}, the "
                              f"positive being sampled is {seen}: connect Prompt Edit's target CONDITIONING to the "
                              "sampler.")
-        if run.shape[0] % len(self.pairs):
-            raise ValueError(f"Prompt Edit holds {len(self.pairs)} target prompts, the latent being sampled has "
-                             f"{run.shape[0]} rows: repeat the LATENT to a multiple of {len(self.pairs)} (Repeat "
-                             "Latent Batch).")
+        require_rows(run, len(self.pairs), "Prompt Edit", "target prompts")
         if not any(pair.source.words for pair in self.pairs):
             log.warning("%s has an empty source prompt, so no word of %s has one of the picture's to take its place: "
                         "write what the picture shows as Prompt Edit's source.",

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..editing.features import FeatureEdit
 from ..editing.layers import SelfAttentionEdit, self_attention_layers
 from ..editing.sites import source_of
+from ..host.unet import residual_branch
 from ..inversion.trajectory import Inversion
 
 NAME = "Plug-and-Play Features"
@@ -66,7 +67,7 @@ class ResidualFeatures(FeatureEdit):
         return self.acts(run, sigma)
 
     def modules(self, unet):
-        return {("output", number): unet.output_blocks[number][0].out_layers[-1] for number in self.blocks}
+        return {("output", number): residual_branch(unet, number) for number in self.blocks}
 
     def shown(self, module, x, out) -> Tensor:
         return out.flatten(2).transpose(1, 2)

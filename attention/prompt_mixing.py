@@ -22,16 +22,18 @@ Checked against: the paper's equations, on explicit maps, and orpatashnik/local-
 for its formula alone).
 """
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..editing.checks import require_rows
 from ..editing.editor import Editor
 from ..editing.layers import SelfAttentionEdit
 from ..editing.sites import in_tiles, mask_of_rows
 from ..editing.word_maps import sampled_tokens
 from ..host.batch import repeat_to_batch_size
-from ..host.options import with_patches
+from ..host.unet_inputs import with_value_inputs
 
 NAME = "Prompt Mixing"
 
@@ -59,28 +61,24 @@ class MixedValues(Editor):
         if self.embedding.shape[-1] != width:
             raise ValueError(f"The mixed prompt is {self.embedding.shape[-1]} wide, the positive being sampled "
                              f"{width}: encode both with the MODEL's own CLIP.")
-        if run.shape[0] % len(self.embedding):
-            raise ValueError(f"{len(self.embedding)} mixed prompts, the latent being sampled has {run.shape[0]} rows: "
-                             f"repeat the LATENT to a multiple of {len(self.embedding)} (Repeat Latent Batch).")
+        require_rows(run, len(self.embedding), NAME, "mixed prompts")
         run.warn_if_idle(NAME, lambda sigma: run.within(sigma, self.start, self.end))
 
     @staticmethod
     def install(model_options, edits, call):
         """model_options with the mixing among the host's own patches of what cross-attention's values are made from."""
         for edit in edits:
-            if call.mode == "write" and call.run.within(call.sigma, edit.start, edit.end):
-                model_options = with_patches(model_options, attn2_patch=edit.patch(call))
+            if not call.reads and call.run.within(call.sigma, edit.start, edit.end):
+                model_options = with_value_inputs(model_options, partial(edit.mix, call))
         return model_options
 
-    def patch(self, call):
-        def mix(q, k, v, options):
-            parts = call.parts(options)
-            out = list(v.chunk(len(parts)))
-            for i, (*_, role, entry) in enumerate(parts):
-                if role == "target" and entry["palimpsest_tokens"] is not None:
-                    out[i] = self.mixed(out[i], len(entry["palimpsest_tokens"][0].ids))
-            return q, k, torch.cat(out)
-        return mix
+    def mix(self, call, v: Tensor, options) -> Tensor:
+        """What the values of a forward are made from, with P' in the target's rows."""
+        out = []
+        for part, own in call.split(options, v):
+            tokens = part.entry["palimpsest_tokens"]
+            out.append(own if part.role != "target" or tokens is None else self.mixed(own, len(tokens[0].ids)))
+        return torch.cat(out)
 
     def mixed(self, v: Tensor, length: int) -> Tensor:
         """v with P' in the place of the prompt; the host may have repeated the prompt's `length` columns."""

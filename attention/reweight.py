@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..editing.masks import latent_mask, require_rows
+from ..editing.checks import require_rows
+from ..editing.masks import latent_mask
 from ..editing.run import Run
 from ..editing.sites import AttentionEdit, mask_of_rows
 from ..editing.word_maps import sampled_tokens

@@ -101,13 +101,11 @@ def read_maps(model, inversion, resolution=0.25) -> Attention:
 
     def solver(denoise, x, sigmas, extra_args, callback, disable):
         run = running(extra_args["model_options"])
-        memory = run.memory(editor)
         for again, i in enumerate((0, *range(len(sigmas) - 1))):  # the first twice, to refine its own maps
             latents = inversion.latents[i].to(x)
             x0 = denoise(latents, sigmas[i].repeat(batch), **extra_args)
             found, finer = editor.mean(run), editor.refined(run)
-            memory.clear()
-            memory["known"] = torch.stack([*steps, found]).mean(0)
+            run.state(editor).start_again(torch.stack([*steps, found]).mean(0))
             if not again:
                 continue
             steps.append(found)

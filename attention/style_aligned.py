@@ -24,6 +24,7 @@ from torch import Tensor
 from ..editing.features import FeatureEdit
 from ..editing.layers import SelfAttentionEdit
 from ..editing.sites import AttentionEdit, Source, in_rows_of, source_of
+from ..host.unet import group_norms
 from ..inversion.trajectory import Inversion
 
 NAME = "Style Aligned"
@@ -82,7 +83,7 @@ class ReferencePicture(SelfAttentionEdit):
     def attend(self, rows, site, q, k, v, source, attention):
         _require_all(rows, q)
         k, v, *reference = in_rows_of(q, k, v, source.q, source.k, source.v)
-        return self.share(q, k, v, Source(*reference), site.heads, attention)
+        return self.share(q, k, v, Source(zip("qkv", reference)), site.heads, attention)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ class ReferenceRow(AttentionEdit):
         _require_all(rows, q)
         k, v = in_rows_of(q, k, v)
         first = len(q) // rows.count  # rows of q that are the first picture's: its tiles
-        reference = Source(*(x[:first].repeat(rows.count - 1, 1, 1) for x in (q, k, v)))
+        reference = Source((name, x[:first].repeat(rows.count - 1, 1, 1)) for name, x in zip("qkv", (q, k, v)))
         others = self.share(q[first:], k[first:], v[first:], reference, site.heads, attention)
         return torch.cat([attention(q[:first], k[:first], v[:first]), others])
 
@@ -165,7 +166,7 @@ class SharedNorms(FeatureEdit):
         return self.inversion is not None and self.acts(run, sigma)
 
     def modules(self, unet):
-        return {(name,): module for name, module in unet.named_modules() if isinstance(module, torch.nn.GroupNorm)}
+        return {(name,): norm for name, norm in group_norms(unet)}
 
     def grid(self, out):
         return (1,)

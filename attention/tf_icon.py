@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..editing.checks import require_rows
 from ..editing.latent_move import Mover
-from ..editing.masks import blend, require_rows
+from ..editing.masks import blend
 from ..editing.sites import AttentionEdit, in_tiles, mask_of_rows, source_of
 from ..host.batch import repeat_to_batch_size
 from ..inversion.trajectory import Inversion

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..editing.masks import Anchored, grown, require_rows
+from ..editing.checks import require_rows
+from ..editing.masks import Anchored, grown
 from ..inversion.trajectory import Inversion
 
 

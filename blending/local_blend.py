@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..editing.masks import Anchored, SourceMask, require_rows, warn_if_wide
+from ..editing.checks import require_rows
+from ..editing.masks import Anchored, SourceMask, warn_if_wide
 from ..editing.run import Run
 from ..host.batch import repeat_to_batch_size
-from ..host.canvas import about
+from ..host.canvas import concerning
 from ..inversion.trajectory import Inversion
 
 
@@ -66,7 +67,7 @@ class LocalBlend(Anchored):
         removed = self._word_places(run, x, sigma, before, self.removed, self.removing)
         if found is not None:
             state = run.state(self)
-            with about(self.node):
+            with concerning(self.node):
                 state.warned = state.warned or warn_if_wide(self.name, found)
             m = torch.maximum(m.to(found), found)
         return m if removed is None else m.to(removed) * (1 - removed)

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..editing.masks import Anchored, require_rows
+from ..editing.checks import require_rows
+from ..editing.masks import Anchored
 from ..host.batch import repeat_to_batch_size
 from ..inversion.trajectory import Inversion
 

@@ -1,29 +1,52 @@
 """What is checked, and what is warned of, before a run's first model call."""
-import comfy.sampler_helpers
-import comfy.samplers
-from comfy.utils import repeat_to_batch_size
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from ..host.canvas import about, log
-from ..host.sampling import Solver, digest
-from .editor import Editor
+from torch import Tensor
+
+from ..host.batch import repeat_to_batch_size
+from ..host.canvas import concerning, log
+from ..host.sampling import adds_noise, digest
+from ..inversion.trajectory import Inversion
+from .editor import Editor, overrides
+
+if TYPE_CHECKING:
+    from .run import Run
 
 
-def inversions_of(chosen) -> list:
+def inversions_of(chosen: Iterable[Editor]) -> list[Inversion]:
     """The distinct INVERSIONs that some editors hold."""
     held = [e.read_inversion() for e in chosen]
     return list({id(inversion): inversion for inversion in held if inversion is not None}.values())
 
 
-def inversions_read(chosen) -> list:
+def inversions_read(chosen: Iterable[Editor]) -> list[Inversion]:
     """The distinct INVERSIONs whose features some editor may read."""
-    return inversions_of(e for e in chosen if type(e).reads is not Editor.reads)
+    return inversions_of(e for e in chosen if overrides(e, "reads"))
 
 
-def check_hooks(run, editor):
-    """The host registers the hooks of the guider's prompts, and passes over others in silence."""
+def require_rows(run: "Run", count: int, name: str, what: str = "masks"):
+    """ValueError where the rows being sampled cannot take turns at the masks, pictures or prompts of an editor: row i
+    has number i mod their count."""
+    if run.shape[0] % count:
+        raise ValueError(f"{name} has {count} {what}, the latent being sampled {run.shape[0]} rows: the rows must be a "
+                         f"multiple of {count} (Repeat Latent Batch).")
+
+
+def check_finite(latent: Tensor):
+    """ValueError on a LATENT that is no picture."""
+    bad = int((~latent.isfinite()).sum())
+    if bad:
+        raise ValueError(f"{bad} of {latent.numel()} values of the LATENT being sampled are NaN or infinite: connect "
+                         "Replay's LATENT, or repair the node that made it.")
+
+
+def check_hooks(run: "Run", editor: Editor):
+    """ValueError on hooks that the host passes over in silence, because it registers those of the guider's prompts
+    alone."""
     known = getattr(run.guider.model_options.get("registered_hooks"), "hooks", ())
-    own = (hook for prompt in editor.prompts
-           for _, extras in prompt for hook in getattr(extras.get("hooks"), "hooks", ()))
+    own = (hook for prompt in editor.prompts for _, extras in prompt
+           for hook in getattr(extras.get("hooks"), "hooks", ()))
     lost = sorted({type(hook).__name__ for hook in own if hook not in known})
     if lost:
         raise ValueError(f"{editor.name}'s own prompt carries hooks ({', '.join(lost)}) that the prompts being sampled "
@@ -31,10 +54,9 @@ def check_hooks(run, editor):
                          "Props), or take them off and load the LoRA on the MODEL.")
 
 
-def check_run(run, stepped):
-    """What no run can work with, for every editor that holds an INVERSION; stepped: the one whose own steps the SAMPLER
-    takes."""
-    replayed = {id(e.inversion) for e in run.editors if e.replays}
+def check_run(run: "Run", stepped: Inversion | None):
+    """ValueError on what no run can work with. stepped: the INVERSION whose own steps the SAMPLER takes."""
+    replayed = {id(e.read_inversion()) for e in run.editors if e.replays}
     acting = [e for e in run.editors if not e.replays]
     if acting and run.guider.model_options.get("context_handler") is not None:
         raise ValueError("Context windows show the model parts of the latent in turn, the editors on this MODEL "
@@ -56,14 +78,12 @@ def check_run(run, stepped):
             raise ValueError(f"The latent being sampled is {list(run.shape[1:])} (channels, height, width), the "
                              f"INVERSION's is {list(inversion.shape)}: start from Replay's LATENT, or invert a picture "
                              "of this size.")
-        if run.shape[0] % inversion.batch:
-            raise ValueError(f"The latent being sampled has {run.shape[0]} rows, the INVERSION {inversion.batch} "
-                             f"pictures: the rows must be a multiple of {inversion.batch} (Repeat Latent Batch).")
+        require_rows(run, inversion.batch, "The INVERSION", "pictures")
         inversion.require(run.sigmas)
 
 
-def warn_of_run(run, sampler):
-    """What a run can do, and its user has hardly meant."""
+def warn_of_run(run: "Run", sampler):
+    """Warns of what a run can do and its user has hardly meant."""
     acting = [e for e in run.editors if not e.replays]
     for inversion in inversions_of(run.editors):
         inversion.begin_run()
@@ -71,21 +91,21 @@ def warn_of_run(run, sampler):
         log.warning("CFG 0 samples the negative prompt alone, and the editors on this MODEL (%d) work on the target's: "
                     "raise CFG (papers: 7.5; 1 is without guidance).", len(acting))
     known = inversions_of(e for e in run.editors if not e.lends)
-    if known and isinstance(sampler, (Solver, comfy.samplers.KSAMPLER)) and Solver.of(sampler).adds_noise:
+    if known and adds_noise(sampler):
         log.warning("The SAMPLER adds noise of its own: edits work, but reconstruction is not promised (euler adds "
                     "none).")
     target = [e for name in run.edited() for e in run.guider.original_conds[name]]
     own = {digest([i.conditioning[0][0]]) for i in known}
     same = target and all("control" not in e and digest([e.get("cross_attn")]) in own for e in target)
     if acting and same and all(e.follows for e in acting):
-        with about(acting[-1].node):
+        with concerning(acting[-1].node):
             log.warning("The prompt being sampled is the source's own, and the editors on this MODEL (%d) change "
-                        "nothing by themselves: connect the target CONDITIONING to the sampler, or rewrite a word of "
-                        "it.",
+                        "nothing then: connect the target CONDITIONING to the sampler, or rewrite a word of it.",
                         len(acting))
 
 
-def check_noise(run, x, sigma):
+def check_noise(run: "Run", x: Tensor, sigma: float):
+    """ValueError on a start without the noise of its level; a warning where it is other noise than the inversion's."""
     begun = [i for i in inversions_of(e for e in run.editors if not e.lends) if i.latents]
     known = [repeat_to_batch_size(run.shown(i, sigma), x.shape[0]).to(x) for i in begun]
     apart, noisy = min((((x - z).norm() / z.norm(), z.norm()) for z in known), default=(0, 0))

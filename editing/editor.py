@@ -1,22 +1,31 @@
 """The base of every editor, and the editors that a MODEL carries."""
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ..host.keys import KEY
 from ..inversion.trajectory import Inversion
-from .predictions import Asked
+from .predictions import Answers, Asked
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .run import Run
+    from .sites import Site
 
 
 @dataclass
 class NoState:
-    """Of an editor that keeps nothing during a run."""
+    """Of an editor that gathers nothing during a run."""
 
 
 class Editor:
     """Base of what a node attaches to a MODEL, with every hook of a run and its default.
 
     A subclass is a frozen dataclass. What it gathers during a run lives in `run.state(self)`, made by `State()` when it
-    is asked for first and dropped at the run's end.
+    is asked for first and dropped at the run's end. σ is a level of the host's schedule, x a latent [B,C,…] in sampler
+    space. The hooks stand in the order in which a run calls them.
 
     State: a dataclass with a default for every field.
     name: the node's, for messages.
@@ -29,16 +38,16 @@ class Editor:
     replays: whether it is Replay's, which applies what an inversion learned.
     node: (id, class) of the node that attached it, None outside a graph.
     """
-    State = NoState
-    name = ""
-    prompts = ()
-    roles = ("target",)
-    lends = False
-    holds = False
-    follows = False
-    mixes = False
-    replays = False
-    node = None
+    State: type = NoState
+    name: str = ""
+    prompts: Sequence[list] = ()
+    roles: Sequence[str] = ("target",)
+    lends: bool = False
+    holds: bool = False
+    follows: bool = False
+    mixes: bool = False
+    replays: bool = False
+    node: tuple[str, str] | None = None
 
     def __deepcopy__(self, memo):
         return self
@@ -47,39 +56,55 @@ class Editor:
         """The INVERSION that it reads: its field `inversion`, where it has one."""
         return getattr(self, "inversion", None)
 
-    def begin(self, run):
+    def begin(self, run: "Run"):
         """Before the first model call: raise ValueError on what cannot work."""
 
-    def reads(self, run, sigma) -> bool:
-        """Whether the source's features are needed at this σ."""
-        return False
+    def before(self, run: "Run", x: Tensor, sigma: float) -> Tensor:
+        """The x that the model is to see."""
+        return x
 
-    def conditions(self, run, conds, sigma):
-        """The cond lists that the host is to evaluate, entries under their own uuids; lists may be added at the end."""
-        return conds
-
-    def predicted(self, run, x0s, x, sigma):
-        """The x0 predictions of those lists, without those of the lists that `conditions` added."""
-        return x0s
-
-    def asks(self, run, sigma) -> dict[Hashable, Asked]:
+    def asks(self, run: "Run", sigma: float) -> dict[Hashable, Asked]:
         """Predictions that it wants beside the host's, by names of its own. Asked once an evaluation of the model, but
         for every prediction of the target where it mixes."""
         return {}
 
-    def answered(self, run, x0, sigma):
+    def conditions(self, run: "Run", conds: list, sigma: float) -> list:
+        """The cond lists that the host is to evaluate, entries under their own uuids."""
+        return conds
+
+    def reads(self, run: "Run", sigma: float) -> bool:
+        """Whether it needs the source's features at this σ."""
+        return False
+
+    @staticmethod
+    def install(model_options: dict, edits: list[Any], call: "Call") -> dict:
+        """model_options with the patches of some editors, for one call of the network. Those that share this function
+        are installed together. What changes model_options is in host/options.py and host/unet.py, always on copies."""
+        return model_options
+
+    def keeps(self, run: "Run", site: "Site", sigma: float) -> Iterable[str]:
+        """The names of the source's features that it needs at a site. Attention has "q", "k" and "v"; an editor with
+        patches of its own names its features as it likes."""
+        return ()
+
+    def predicted(self, run: "Run", x0s: list, x: Tensor, sigma: float) -> list:
+        """The x0 predictions of the lists of `conditions`, without those that it added."""
+        return x0s
+
+    def answered(self, run: "Run", x0: Answers, sigma: float) -> Tensor | None:
         """After every time it was asked, whatever it asked for: `x0.target`, `x0.null` and `x0[name]`."""
 
-    def before(self, run, x, sigma):
-        """The x that the model is to see, in sampler space."""
-        return x
-
-    def after(self, run, x0, sigma):
-        """The x0 that the sampler is to see, in sampler space."""
+    def after(self, run: "Run", x0: Tensor, sigma: float) -> Tensor:
+        """The x0 that the sampler is to see."""
         return x0
 
 
-def editors(model) -> tuple:
+def overrides(editor: Editor, hook: str) -> bool:
+    """Whether an editor has a hook of its own."""
+    return getattr(type(editor), hook) is not getattr(Editor, hook)
+
+
+def editors(model) -> tuple[Editor, ...]:
     """The editors attached to a MODEL, first attached first."""
     return model.model_options["transformer_options"].get(KEY, ())
 
@@ -89,8 +114,8 @@ def editor_of(model, kind):
     return next((e for e in editors(model) if type(e) is kind), None)
 
 
-def require_plain(model, node):
-    """Editors belong to the sampled MODEL alone."""
+def require_plain(model, node: str):
+    """ValueError on a MODEL that carries editors: they belong to the sampled MODEL alone."""
     if editors(model):
         raise ValueError(f"{node} reads the source as it is, this MODEL carries {len(editors(model))} edits: connect "
                          "the MODEL from before the first editor.")

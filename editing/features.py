@@ -6,66 +6,69 @@ host predicts, edits change what they give, in the rows of their prompts.
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..host.options import with_hooks
 from .editor import Editor
-from .sites import Rows, Site
+from .sites import Rows, Site, keep_features
 
 
 class FeatureEdit(Editor):
     """An edit of some modules, in the rows of its `roles`. Where it reads, `source_of` has the source's `feature`."""
 
-    def modules(self, unet) -> dict:
-        """{address: module} of those that it acts on; an address is a tuple."""
+    def modules(self, network: nn.Module) -> dict[tuple, nn.Module]:
+        """{address: module} of those that it acts on."""
         raise NotImplementedError
 
     def acts(self, run, sigma) -> bool:
+        """Whether it changes the modules at this σ."""
         raise NotImplementedError
 
-    def keeps(self, run, site, sigma) -> str:
-        return "f" if self.reads(run, sigma) else ""
+    def keeps(self, run, site, sigma):
+        return ("feature",) if self.reads(run, sigma) else ()
 
     def grid(self, out: Tensor) -> tuple:
         """(height, width) of the tokens that `shown` gives, or (1,) where they are of the whole picture."""
         return tuple(out.shape[-2:])
 
-    def shown(self, module, x: Tensor, out: Tensor) -> Tensor:
+    def shown(self, module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
         """The feature [rows, tokens, channels] that is kept of a module's input and output."""
         raise NotImplementedError
 
-    def edited(self, rows: Rows, site: Site, module, x: Tensor, out: Tensor) -> Tensor:
+    def edited(self, rows: Rows, site: Site, module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
         """What a module gives for these rows, of its input and of what it gave so far."""
         raise NotImplementedError
 
     @staticmethod
     def install(model_options, edits, call):
-        """model_options whose forwards pass the modules of the edits that act through `_at`."""
-        acting = [e for e in edits if call.mode == "read" or e.acts(call.run, call.sigma)]
+        """model_options whose forwards pass the modules of the edits that act through `_hook`."""
+        acting = [e for e in edits if call.reads or e.acts(call.run, call.sigma)]
         if not acting:
             return model_options
 
-        def register(unet, options):
+        def register(network, options):
             found = {}
             for edit in acting:
-                for address, module in edit.modules(unet).items():
+                for address, module in edit.modules(network).items():
                     found.setdefault((address, module), []).append(edit)
             for (address, module), mine in found.items():
-                yield module.register_forward_hook(partial(_at, mine, call, address, options))
+                yield module.register_forward_hook(partial(_hook, mine, call, address, options))
 
         return with_hooks(model_options, "palimpsest.features", register)
 
 
-def _at(edits, call, address, options, module, inputs, out):
+def _hook(edits, call, address, options, module, inputs, out):
     """A module's output, with the edits in it."""
-    parts = call.parts(options)
-    out = list(out.chunk(len(parts)))
-    for i, ((index, _, role, entry), x) in enumerate(zip(parts, inputs[0].chunk(len(parts)))):
-        for edit in edits if call.mode == "write" else call.readers(index, edits):
-            site = Site("feature", address, edit.grid(out[i]))
-            if call.mode == "write" and role in edit.roles:
-                out[i] = edit.edited(Rows(call, entry, len(x)), site, module, x, out[i])
-            elif call.mode == "read" and any(edit.reads(call.run, level) for level in call.levels):
-                kept = {"f": edit.shown(module, x, out[i])}
-                call.run.reference.keep(edit.inversion, call, index, site, entry.get("area"), kept)
-    return torch.cat(out)
+    x, *_ = inputs
+    if call.reads:
+        for edit in edits:
+            site = Site("feature", address, edit.grid(out))
+            keep_features([edit], call, site, options, feature=edit.shown(module, x, out))
+        return out
+    made = []
+    for part, own, given in call.split(options, x, out):
+        for edit in (e for e in edits if part.role in e.roles):
+            site, rows = Site("feature", address, edit.grid(given)), Rows(call, part.entry, len(own))
+            given = edit.edited(rows, site, module, own, given)
+        made.append(given)
+    return torch.cat(made)

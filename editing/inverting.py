@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..host.canvas import afresh, log
+from ..host.canvas import log, retract_warnings
 from ..host.gradients import differentiable
 from ..host.guiders import PromptGuider
 from ..host.sampling import (
@@ -153,7 +153,7 @@ def invert(method: Method | str, model, source: list, latent: dict, steps: int |
     if method.invert is None:
         raise ValueError(f"{method.node} learns along an inversion and makes none: call `learn` with one, such as DDIM "
                          "Invert's.")
-    afresh()
+    retract_warnings()
     require_plain(model, method.node)
     identity = fingerprint(model)
     x = source_latent(model, latent)

@@ -5,11 +5,16 @@ the number of a layer in that transformer. All count from 0 in the order in whic
 be a range. Without the dot it means all layers of the transformer; the letter alone means the whole section.
 """
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
 
 from ..host.unet import resolutions
+from ..inversion.trajectory import Inversion
+from .checks import require_rows
 from .sites import AttentionEdit
 
 LETTERS = {"input": "d", "middle": "m", "output": "u"}
@@ -56,8 +61,8 @@ def parse_layers(text, unet) -> frozenset:
         transformers, layers = _range(first, last), _range(layer, top)
         mine = [p for p in known if p.section == section and (transformers is None or p.transformer in transformers)
                 and (layers is None or p.number in layers)]
-        missing = {p.transformer for p in mine} < set(transformers or ()) or {p.number for p in mine} < set(layers or ())
-        if not mine or missing:
+        found = ({p.transformer for p in mine}, transformers), ({p.number for p in mine}, layers)
+        if not mine or any(some < set(named or ()) for some, named in found):
             raise ValueError(f'"{item}" names a layer that this MODEL does not have: it has {listed(unet)}.')
         chosen.update(p.address for p in mine)
     return frozenset(chosen)
@@ -112,18 +117,20 @@ class SelfAttentionEdit(AttentionEdit):
     needs: what of the source it reads there.
     masks: its masks, each [B, …].
     """
-    inversion: object
+    inversion: Inversion | None
     layers: frozenset
     start: float
     end: float
     roles: tuple = ("target",)
-    needs, masks = "qk", ()
+    needs: ClassVar[Iterable[str]] = "qk"
+
+    @property
+    def masks(self) -> Sequence[Tensor]:
+        return ()
 
     def begin(self, run):
         for mask in self.masks:
-            if run.shape[0] % len(mask):
-                raise ValueError(f"{self.name} has {len(mask)} masks, the latent being sampled {run.shape[0]} rows: "
-                                 f"the rows must be a multiple of {len(mask)} (Repeat Latent Batch).")
+            require_rows(run, len(mask), self.name)
         run.warn_if_idle(self.name, lambda sigma: self.reads(run, sigma))
 
     def reads(self, run, sigma):
@@ -133,4 +140,4 @@ class SelfAttentionEdit(AttentionEdit):
         return site.kind == "self" and site.address in self.layers and self.reads(run, sigma)
 
     def keeps(self, run, site, sigma):
-        return self.needs if self.acts(run, site, sigma) else ""
+        return self.needs if self.acts(run, site, sigma) else ()

@@ -1,12 +1,11 @@
-"""Masks of a picture, of its latent and of words, and editors that keep the source outside a mask.
-"""
+"""Masks of a picture, of its latent and of words, and editors that keep the source outside a mask."""
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
+from ..host.batch import repeat_to_batch_size
 from ..host.canvas import log
 from ..metrics.masks import grow
 from .editor import Editor
@@ -117,13 +116,6 @@ def blend(x, source, m):
     m = repeat_to_batch_size(m, x.shape[0]).to(x)
     m = m.view(m.shape[0], *[1] * (x.ndim - 3), *m.shape[1:])
     return m * x + (1 - m) * repeat_to_batch_size(source, x.shape[0]).to(x)
-
-
-def require_rows(run, masks, name):
-    """Each row of the run must have a mask of its own, or share one."""
-    if run.shape[0] % masks:
-        raise ValueError(f"{name} has {masks} masks, the latent being sampled {run.shape[0]} rows: the rows must be a "
-                         f"multiple of {masks} (Repeat Latent Batch).")
 
 
 @dataclass(frozen=True, eq=False)

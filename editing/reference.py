@@ -1,19 +1,33 @@
 """The reference branch: the source's features at the step where the target is.
 
-They are not stored for fifty steps but computed again from the source's latent at this σ, which the INVERSION knows
-exactly, so the branch never drifts. It is a call of its own, before the target's, whose forwards keep their shape and
-order: a run with the branch on and no edit is bit-identical to one without. A forward of one row takes longer than half
-a forward of two, so small latents are read for several steps at once; kept features live for the steps of one forward.
+They are not stored for fifty steps. The INVERSION knows the source's latent at this σ exactly, so they are computed
+again from it and the branch never drifts. It is a call of its own, before the target's, whose forwards keep their shape
+and order: a run with the branch on and no edit is bit-identical to one without. A forward of one row takes longer than
+half a forward of two, so small latents are read for several steps at once. Kept features live for the steps of one
+forward.
 
 The target's rows read what the source shows under its own prompt. The null prompt's rows read what it shows under the
-null prompt, a second entry of the same call, which is there only where an editor acts on those rows.
+null prompt, a second entry of the same call. It is there only where an editor acts on those rows.
 """
 import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from uuid import UUID
 
-import comfy.samplers
 import torch
-from comfy.sampler_helpers import convert_cond
-from comfy.utils import repeat_to_batch_size
+from torch import Tensor
+
+from ..host.batch import repeat_to_batch_size
+from ..host.guiders import encoded
+from ..host.sampling import rows_may_mix
+from .call import Call, Part
+from .checks import inversions_read
+
+if TYPE_CHECKING:
+    from .editor import Editor
+    from .run import Run
+    from .sites import Rows, Site
 
 ROWS, CELLS = 3, 8192  # of one forward that several σ share: rows, and latent cells of all of them
 
@@ -24,7 +38,7 @@ def levels_together(rows, size, most=ROWS, cells=CELLS) -> int:
     return max(1, min(most, cells // (size[0] * size[1])) // rows)
 
 
-def null_entries(conds) -> dict:
+def null_entries(conds: Iterable[list]) -> dict[UUID, list]:
     """{uuid: [entry]} of the null prompt's processed cond lists: each of their texts once, over the whole picture and
     without the target's ControlNets."""
     texts = {}
@@ -40,85 +54,123 @@ def _rows(entry) -> int:
     return 1 if text is None else text.cond.shape[0]
 
 
-class Reference:
-    """What the source shows at the σ that were read last, `levels[id(inversion), prompt]`.
+def _encoded(guider, inversion) -> list:
+    """The cond list of the source's prompt."""
+    clean = inversion.latents[-1].to(guider.model_patcher.load_device)
+    return encoded(guider, inversion.conditioning, clean, clean)
 
-    prompt: None for the source's own, the uuid of the null prompt's entry for that one.
-    kept: [id(inversion), prompt, *site, area of a tile or None], filled by the editors' own patches in "read" mode, σ
-    by σ in its rows.
-    reading, pictures: the cond lists of the call under way, and its rows at each σ.
-    may_mix(inversion): whether rows of different σ may share a forward.
+
+def _readers(run, inversion, sigma) -> list["Editor"]:
+    """The editors that read an INVERSION at σ."""
+    return [e for e in run.editors if e.read_inversion() is inversion and e.reads(run, sigma)]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the source shows at a site.
+
+    features: {name: (rows, tokens, channels)}, σ by σ in their rows.
+    grid: of the site.
+    levels: the σ.
+    pictures: the rows of each σ.
+    """
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    grid: tuple = ()
+    levels: tuple = ()
+    pictures: int = 1
+
+
+class Reference:
+    """What the source shows at the σ that were read last.
+
+    A prompt is None for the source's own, the uuid of the null prompt's entry for that one.
+
+    inversions: those that some editor reads; entries: of each, its prompt's cond list; mixed: of each, whether rows of
+    different σ may share a forward.
+    levels: {(id of an INVERSION, prompt): the σ that were read}.
+    kept: {(id of an INVERSION, prompt, kind and address of a site, area of a tile or None): Kept}.
+    reading, pictures: of the call that reads now, its cond lists, and its rows at each σ.
     """
 
-    def __init__(self, guider, inversions, sigmas, may_mix):
-        self.inversions, self.steps, self.kept, self.levels, self.reading = inversions, sigmas[:-1].tolist(), {}, {}, []
-        self.mixed = [may_mix(i) for i in inversions]
-        self.entries = [self._encode(guider, inversion) for inversion in inversions]
+    def __init__(self, run: "Run"):
+        self.steps = run.sigmas[:-1].tolist()
+        self.inversions = inversions_read(run.editors)
+        self.entries = [_encoded(run.guider, inversion) for inversion in self.inversions]
+        self.mixed = [rows_may_mix(run.guider.model_patcher, i.conditioning) for i in self.inversions]
+        self.levels: dict[tuple, tuple] = {}
+        self.kept: dict[tuple, Kept] = {}
+        self.reading: list = []
+        self.pictures = 1
 
-    @staticmethod
-    def _encode(guider, inversion):
-        device = guider.model_patcher.load_device
-        clean = inversion.latents[-1].to(device)
-        conds = {"positive": convert_cond(inversion.conditioning)}
-        return comfy.samplers.process_conds(guider.inner_model, clean, conds, device, clean)["positive"]
+    def keep(self, call: Call, part: Part, site: "Site", features: dict[str, Tensor]):
+        """Keeps what a part of a forward shows at a site."""
+        key = id(call.inversion), call.prompts[part.index], site.kind, site.address, part.entry.get("area")
+        self.kept[key] = Kept(features, site.grid, call.levels, self.pictures)
 
-    def keep(self, inversion, call, index, site, area, features):
-        """What one cond list of a read call shows at a site, of a tile where it has an area: {name: (rows, tokens,
-        channels)}."""
-        key = id(inversion), call.prompts[index], site.kind, site.address, area
-        self.kept[key] = {"grid": site.grid, "levels": call.levels, "pictures": self.pictures, **features}
+    def kept_for(self, editor: "Editor", rows: "Rows", site: "Site") -> Kept:
+        """What the source shows to some rows at a site, in their area or in the whole latent."""
+        prompt, area = rows.entry.get("palimpsest_prompt"), rows.entry.get("area")
+        key = id(editor.read_inversion()), prompt, site.kind, site.address
+        kept = self.kept.get((*key, area)) or self.kept.get((*key, None))
+        if kept is None and any(found[:4] == key for found in self.kept):
+            raise ValueError("Another node cuts the source into tiles, none of which is the target's area (height, "
+                             f"width, y, x) of {area or rows.call.run.shape[-2:]}: remove that node, or what gives the "
+                             "target another area.")
+        return kept or Kept()
 
     def clear(self):
         self.kept.clear()
         self.levels.clear()
 
     def read_alone(self):
-        """Has every call of the network read anew, as where a solver asks it for two latents at one σ."""
+        """From now on every call of the network is read for anew, as where a solver asks it for two latents at one
+        σ."""
         self.clear()
         self.mixed = [False] * len(self.mixed)
 
-    def read(self, executor, model, x_in, timestep, sigma, readers, nulls, patch, shown):
-        """One call of the source, at σ and the next steps, for each INVERSION that some reader holds and that was not
-        read at σ.
-
-        readers(σ): the editors that read there; nulls: what `null_entries` gives, of this evaluation; patch(readers,
-        conds, x, levels, prompts) gives the call's options; shown(inversion, σ) the latents."""
+    def read(self, run: "Run", executor: Callable, model, x_in: Tensor, timestep: Tensor, model_options: dict,
+             nulls: dict):
+        """One call of the source, at σ and the next steps, for each INVERSION that some editor reads and that was not
+        read at σ. nulls: `null_entries` of this evaluation."""
+        sigma = float(timestep[0])
         for i, inversion in enumerate(self.inversions):
-            def mine(level):
-                return [r for r in readers(level) if r.inversion is inversion]
-
-            wanted = {}
-            if mine(sigma):
-                wanted = {None: self.entries[i]} | (nulls if any("null" in r.roles for r in mine(sigma)) else {})
+            readers = _readers(run, inversion, sigma)
+            prompts = {None: self.entries[i]} if readers else {}
+            if any("null" in e.roles for e in readers):
+                prompts |= nulls
             self._forget(inversion, sigma)
-            wanted = {prompt: entries
-                      for prompt, entries in wanted.items() if (id(inversion), prompt) not in self.levels}
-            if wanted:
-                self._read(executor, model, x_in, timestep, sigma, i, wanted, mine, patch, shown)
+            prompts = {prompt: entries for prompt, entries in prompts.items()
+                       if (id(inversion), prompt) not in self.levels}
+            if prompts:
+                self._read(run, executor, model, x_in, timestep, model_options, i, prompts)
 
     def _forget(self, inversion, sigma):
         """Drops what was read of an INVERSION at other σ."""
         stale = {key for key, levels in self.levels.items() if key[0] == id(inversion) and sigma not in levels}
         self.levels = {key: levels for key, levels in self.levels.items() if key not in stale}
-        self.kept = {key: found for key, found in self.kept.items() if key[:2] not in stale}
+        self.kept = {key: kept for key, kept in self.kept.items() if key[:2] not in stale}
 
-    def _read(self, executor, model, x_in, timestep, sigma, i, wanted, mine, patch, shown):
-        inversion, prompts, self.reading = self.inversions[i], tuple(wanted), list(wanted.values())
-        texts = (_rows(entry) for prompt, entries in wanted.items() if prompt for entry in entries)
-        pictures = self.pictures = math.lcm(inversion.batch, *texts)
-        together = levels_together(pictures, inversion.shape[-2:]) if self.mixed[i] and prompts == (None,) else 1
-        levels = tuple(level for level in self._ahead(sigma, together) if mine(level))
-        chosen = list(dict.fromkeys(r for level in levels for r in mine(level)))
-        x = torch.cat([repeat_to_batch_size(shown(inversion, level), pictures) for level in levels]).to(x_in)
-        rows = timestep.new_tensor(levels).repeat_interleave(pictures)
+    def _read(self, run, executor, model, x_in, timestep, model_options, i, prompts):
+        sigma, inversion, conds = float(timestep[0]), self.inversions[i], list(prompts.values())
+        texts = (_rows(entry) for prompt, entries in prompts.items() if prompt for entry in entries)
+        self.pictures = math.lcm(inversion.batch, *texts)
+        mixed = self.mixed[i] and tuple(prompts) == (None,)
+        together = levels_together(self.pictures, inversion.shape[-2:]) if mixed else 1
+        readers = [(level, _readers(run, inversion, level)) for level in self._ahead(sigma, together)]
+        levels = tuple(level for level, mine in readers if mine)
+        x = torch.cat([repeat_to_batch_size(run.shown(inversion, level), self.pictures)
+                       for level in levels]).to(x_in)
+        call = Call(run, conds, sigma, x, inversion, levels, tuple(prompts))
+        options = call.install(model_options, dict.fromkeys(e for _, mine in readers for e in mine))
+        self.reading = conds
         try:
-            executor(model, self.reading, x, rows, patch(chosen, self.reading, x, levels, prompts))
+            executor(model, conds, x, timestep.new_tensor(levels).repeat_interleave(self.pictures), options)
         finally:
             self.reading = []
         self.levels |= {(id(inversion), prompt): levels for prompt in prompts}
 
     def _ahead(self, sigma, together) -> list:
-        """σ and the steps after it, as many as share a forward; a solver that goes between the steps has every level
+        """σ and the steps after it, as many as share a forward. Where a solver goes between the steps, every level is
         read alone."""
         if sigma not in self.steps:
             self.mixed = [False] * len(self.mixed)

@@ -145,9 +145,9 @@ class Replayed(Editor):
                 model_options = with_added(model_options, value, contents, partial(editor._takes, call), scale)
         return model_options
 
-    def _takes(self, call, kind, index, uuid) -> bool:
+    def _takes(self, call, kind, chunk) -> bool:
         """Whether a chunk's rows get the "value" or the "content"."""
-        role, entry = call.chunk(index, uuid)
+        _, uuid, role, entry = call.part(chunk)
         if role != "target" or kind == "content":
             return role == "target"
         if call.run.within(call.sigma, 0, float(self.inversion.theta["value_end"].tensor)):

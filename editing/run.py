@@ -1,67 +1,112 @@
 """One sampling run of an edited MODEL.
 
 An editor is a frozen description that `attach` puts on a clone of the MODEL. When the clone is sampled, four of the
-host's wrappers give every editor its turn, ask the host where the run stands (σ, rows, blocks), and drop all that the
-run gathered at its end, also when it is cancelled or fails. The model itself is never changed.
+host's wrappers give every editor its turn, ask the host where the run is (σ, rows, blocks), and drop all that the run
+gathered at its end, also when it is cancelled or fails. The model itself is never changed.
 """
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
-import comfy.sampler_helpers
-import comfy.samplers
-from comfy.patcher_extension import WrappersMP
+from torch import Tensor
 
-from ..host.canvas import about, afresh, here, log
+from ..host import gradients
+from ..host.canvas import concerning, executing_node, log, retract_warnings
+from ..host.guiders import CFGGuider, calc_cond_batch, convert_cond, encoded
 from ..host.keys import KEY, RUN, running
-from ..host.sampling import rows_may_mix
-from ..host.tiles import locating
+from ..host.options import WrappersMP, add_wrappers, with_transformer
+from ..host.unet import Attention, attentions
 from ..inversion.grid import CoupledState
 from ..inversion.method import method_of
+from ..inversion.trajectory import Inversion
 from .call import Call
-from .checks import check_hooks, check_noise, check_run, inversions_read, warn_of_run
-from .editor import editors
+from .checks import check_finite, check_hooks, check_noise, check_run, inversions_read, warn_of_run
+from .editor import Editor, editors
 from .predictions import Questions
 from .reference import Reference, null_entries
 
 
 @dataclass(eq=False)
 class Run:
-    """What one sampling run knows: the host's guider and schedule, the editors, and what they gather until its end."""
-    guider: object
-    sigmas: object
+    """What one sampling run knows, and what its editors gather until its end.
+
+    guider, sigmas: the host's.
+    shape: of the latent being sampled, [B,C,…].
+    editors: the first attached first.
+    reference: the source's features.
+    x: the latent at this σ, as the model sees it.
+    started: whether the model was asked.
+    asked: whether editors were asked for predictions in this evaluation of the model.
+    coupled: the state of a solver that holds two latents.
+    """
+    guider: CFGGuider
+    sigmas: Tensor
     shape: tuple
-    editors: tuple
+    editors: tuple[Editor, ...]
     reference: Reference = field(init=False)
-    x: object = None  # the latent at this σ, as the model sees it
+    x: Tensor | None = None
     started: bool = False
-    asked: bool = False  # whether editors were asked for predictions in this evaluation of the model
-    encoded: dict = field(default_factory=dict)
+    asked: bool = False
+    coupled: CoupledState | None = None
+    _encoded: dict[int, list] = field(default_factory=dict)
+    _states: dict[int, Any] = field(default_factory=dict)
+    _levels: dict[float, float] = field(default_factory=dict)
+    _stand_ins: dict = field(default_factory=dict)
+    _warned: set = field(default_factory=set)
     memories: dict = field(default_factory=dict)
-    states: dict = field(default_factory=dict)
-    levels: dict = field(default_factory=dict)
-    coupled: CoupledState | None = None  # of a solver that holds two latents
 
     def __deepcopy__(self, memo):
         return self
 
-    def state(self, editor):
+    def start(self, noise, latent_image, denoise_mask):
+        """Encodes all prompts and lets every editor begin."""
+        self.reference = Reference(self)
+        for editor in self.editors:
+            check_hooks(self, editor)
+            self._encoded[id(editor)] = [encoded(self.guider, prompt, noise, latent_image, denoise_mask)
+                                         for prompt in editor.prompts]
+            with concerning(editor.node):
+                editor.begin(self)
+
+    def end(self):
+        """Drops what was gathered."""
+        self.reference.clear()
+        self._states.clear()
+        self.memories.clear()
+        self._stand_ins.clear()
+        self.coupled = self.x = None
+
+    def state(self, editor: Editor) -> Any:
         """What an editor gathers in this run: an instance of its State."""
-        return self.states.setdefault(id(editor), editor.State())
+        if id(editor) not in self._states:
+            self._states[id(editor)] = editor.State()
+        return self._states[id(editor)]
 
     def memory(self, editor) -> dict:
         return self.memories.setdefault(id(editor), {})
 
-    def prompts(self, editor) -> list:
-        """The cond lists of the editor's own prompts, which are neither the guider's nor exchange areas or control with
-        them."""
-        return self.encoded[id(editor)]
+    def prompts(self, editor: Editor) -> list:
+        """The cond lists of an editor's own prompts. They exchange neither areas nor control with the guider's."""
+        return self._encoded[id(editor)]
 
-    def read(self, x, sigma):
-        """Has the source's features of σ read now, for an editor whose `before` needs them; those that the call of the
-        model reads."""
-        options = self.guider.model_options
-        to = {**options["transformer_options"], RUN: self, "sample_sigmas": self.sigmas}
-        _read(self, comfy.samplers.calc_cond_batch, self.guider.inner_model, x, x.new_full((len(x),), sigma),
-              {**options, "transformer_options": to})
+    @cached_property
+    def sites(self) -> dict[Attention, float]:
+        """{every attention of the network: the side of its grid over the latent's}."""
+        return attentions(self.guider.inner_model.diffusion_model)
+
+    def read(self, x: Tensor, sigma: float):
+        """Reads the source's features of σ now, for an editor whose `before` needs them. The model's own call at σ then
+        reads no others."""
+        options = with_transformer(self.guider.model_options, **{RUN: self, "sample_sigmas": self.sigmas})
+        levels = x.new_full((len(x),), sigma)
+        self.reference.read(self, calc_cond_batch, self.guider.inner_model, x, levels, options, {})
+
+    def graph(self) -> AbstractContextManager[dict]:
+        """model_options for calls of the model between two steps, through which autograd differentiates for x. Editors
+        take no part. Forward and backward belong inside; tensors of the graph must be made or cloned inside."""
+        return gradients.graph(self.guider, self.sigmas, self._stand_ins)
 
     def couple(self, state: CoupledState):
         """A solver of two latents is about to ask the network."""
@@ -69,38 +114,48 @@ class Run:
         if not state.on_path:
             self.reference.read_alone()
 
-    def shown(self, inversion, sigma):
-        """What the network saw of the INVERSION where the run stands now, at σ: [pictures,C,…]."""
+    def shown(self, inversion: Inversion, sigma: float) -> Tensor:
+        """What the network saw of the INVERSION at this point of the run, at σ: [pictures,C,…]."""
         if self.coupled is None or self.coupled.on_path:
             return inversion.at(sigma)
         return self.coupled.shown(self.coupled.source(inversion)[0])
 
-    def landing(self, inversion, sigma):
+    def landing(self, inversion: Inversion, sigma: float) -> Tensor:
         """The x0 with which the step that is being taken keeps to the INVERSION."""
-        return method_of(inversion).landing(inversion, sigma) if self.coupled is None else self.coupled.landing(inversion)
+        if self.coupled is None:
+            return method_of(inversion).landing(inversion, sigma)
+        return self.coupled.landing(inversion)
 
-    def within(self, sigma, start, end) -> bool:
+    def within(self, sigma: float, start: float, end: float) -> bool:
         """Whether σ lies between two percents of the full schedule (the host's `percent_to_sigma`)."""
-        return start < end and self._sigma(start) >= sigma >= self._sigma(end)
+        return start < end and self._level(start) >= sigma >= self._level(end)
 
-    def _sigma(self, percent):
-        if percent not in self.levels:
-            self.levels[percent] = float(self.guider.model_patcher.get_model_object("model_sampling").percent_to_sigma(percent))
-        return self.levels[percent]
+    def _level(self, percent) -> float:
+        if percent not in self._levels:
+            sampling = self.guider.model_patcher.get_model_object("model_sampling")
+            self._levels[percent] = float(sampling.percent_to_sigma(percent))
+        return self._levels[percent]
 
-    def warn_if_idle(self, name, acts):
-        """Say that an editor acts(σ) at no step of this run; a warning, since another sampler may take the other
-        steps."""
+    def warn_once(self, editor: Editor, message: str, *args):
+        """Logs a warning that concerns an editor's node, once a run."""
+        if (id(editor), message) not in self._warned:
+            self._warned.add((id(editor), message))
+            with concerning(editor.node):
+                log.warning(message, *args)
+
+    def warn_if_idle(self, name: str, acts: Callable[[float], bool]):
+        """Warns where an editor acts(σ) at no step of this run. Another sampler may take the steps at which it does."""
         steps = self.sigmas[:-1].tolist()
         if not any(map(acts, steps)):
             log.warning("%s acts on none of the %d steps being sampled (sigma %.4g to %.4g): move its start and end, "
                         "unless another sampler takes the steps they name.", name, len(steps), steps[0], steps[-1])
 
-    def role(self, conds, index) -> str:
+    def role(self, conds: Sequence[list | None], index: int) -> str:
         """"target", "null" or "other" for a cond list the host handed to calc_cond_batch: by identity, else by where
         its first entry comes from (the host appends to each list the areas of the others, under their uuids)."""
-        names = [n for n, mine in self.guider.conds.items() if mine is conds[index]]
-        first = {e["uuid"] for e in conds[index][:1]}
+        mine = conds[index] or []
+        names = [n for n, held in self.guider.conds.items() if held is conds[index]]
+        first = {e["uuid"] for e in mine[:1]}
         names = names or [n for n, own in self.guider.original_conds.items() if first & {e["uuid"] for e in own}]
         if names and set(names) <= self.edited():
             return "target"
@@ -111,26 +166,24 @@ class Run:
         return [e for name in self.edited() for e in self.guider.conds[name]]
 
     def edited(self) -> set:
-        """The guider's lists that hold the target: the positive one, or where a guider has none, those that are not
-        negative."""
+        """The names of the guider's lists that hold the target: the positive one, or where a guider has none, those
+        that are not negative."""
         conds = self.guider.conds
         return {"positive"} & conds.keys() or {name for name in conds if "negative" not in name}
 
 
-def attach(model, editor, replacing=None):
-    """A clone of the MODEL with one more editor, or with it in the place of another."""
-    afresh()
-    object.__setattr__(editor, "node", here())
+def attach(model, editor: Editor, replacing: Editor | None = None):
+    """A clone of the MODEL with one more editor, or with it instead of another."""
+    retract_warnings()
+    object.__setattr__(editor, "node", executing_node())
     m = model.clone()
     held = tuple(editor if e is replacing else e for e in editors(model))
     m.model_options["transformer_options"][KEY] = held if replacing else (*held, editor)
-    for kind, wrapper in _WRAPPERS.items():
-        if not m.get_wrappers(kind, KEY):
-            m.add_wrapper_with_key(kind, KEY, wrapper)
+    add_wrappers(m, KEY, _WRAPPERS)
     return m
 
 
-def alone(model, editor):
+def alone(model, editor: Editor):
     """A clone of the MODEL with this one of its editors only."""
     m = model.clone()
     m.model_options["transformer_options"][KEY] = (editor,)
@@ -140,51 +193,32 @@ def alone(model, editor):
 def _prepare_sampling(executor, model, noise_shape, conds, *args, **kwargs):
     """Lets the host count the sources and the editors' prompts in what it loads and makes room for, then takes them out
     again."""
-    own = [inversion.conditioning for inversion in inversions_read(editors(model))] + [p for e in editors(model) for p in e.prompts]
-    own = {f"{KEY}.{i}": comfy.sampler_helpers.convert_cond(conditioning) for i, conditioning in enumerate(own)}
+    sources = [inversion.conditioning for inversion in inversions_read(editors(model))]
+    own = {f"{KEY}.{i}": convert_cond(prompt)
+           for i, prompt in enumerate([*sources, *(p for e in editors(model) for p in e.prompts)])}
     real_model, conds, models = executor(model, noise_shape, {**conds, **own}, *args, **kwargs)
     return real_model, {k: c for k, c in conds.items() if k not in own}, models
 
 
 def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, *args,
                     **kwargs):
-    afresh()
+    retract_warnings()
     options = extra_args["model_options"]["transformer_options"]
     run = Run(guider, sigmas, tuple(latent_image.shape), options[KEY])
-    bad = int((~latent_image.isfinite()).sum())
-    if bad:
-        raise ValueError(f"{bad} of {latent_image.numel()} values of the LATENT being sampled are NaN or infinite: "
-                         "connect Replay's LATENT, or repair the node that made it.")
+    check_finite(latent_image)
     check_run(run, getattr(executor.class_obj, "inversion", None))
     warn_of_run(run, executor.class_obj)
-    run.reference = Reference(guider, inversions_read(run.editors), sigmas,
-                              lambda inversion: rows_may_mix(guider.model_patcher, inversion.conditioning))
-    for editor in run.editors:
-        check_hooks(run, editor)
-        run.encoded[id(editor)] = [_encode(guider, prompt, noise, latent_image, denoise_mask)
-                                   for prompt in editor.prompts]
-        with about(editor.node):
-            editor.begin(run)
+    run.start(noise, latent_image, denoise_mask)
     options[RUN] = run
     try:
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
     finally:
         del options[RUN]
-        run.reference.clear()
-        run.memories.clear()
-        run.states.clear()
-        run.coupled = run.x = None
+        run.end()
 
 
-def _encode(guider, prompt, noise, latent_image, denoise_mask) -> list:
-    """A cond list, encoded as the host encodes the guider's."""
-    conds = {"positive": comfy.sampler_helpers.convert_cond(prompt)}
-    device = guider.model_patcher.load_device
-    return comfy.samplers.process_conds(guider.inner_model, noise, conds, device, latent_image,
-                                        denoise_mask)["positive"]
-
-
-def _predict_noise(executor, x, timestep, model_options={}, seed=None):
+def _predict_noise(executor, x, timestep, model_options=None, seed=None):
+    model_options = model_options or {}
     run = running(model_options)
     if run is None:
         return executor(x, timestep, model_options, seed)
@@ -211,38 +245,11 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     for editor in run.editors:
         conds = editor.conditions(run, conds, sigma)
     nulls = [c for i, c in enumerate(conds) if c is not None and run.role(conds, i) == "null"]
-    _read(run, executor, model, x_in, timestep, model_options, nulls)
-    x0s = executor(model, conds, x_in, timestep, _install(model_options, run.editors,
-                                                          Call(run, "write", conds, sigma, x_in)))
+    run.reference.read(run, executor, model, x_in, timestep, model_options, null_entries(nulls))
+    x0s = executor(model, conds, x_in, timestep, Call(run, conds, sigma, x_in).install(model_options, run.editors))
     for editor in reversed(run.editors):
         x0s = editor.predicted(run, x0s, x_in, sigma)
     return questions.answer(x0s)
-
-
-def _read(run, executor, model, x_in, timestep, model_options, nulls=()):
-    sigma = float(timestep[0])
-
-    def patch(readers, conds, x, levels, prompts):
-        return _install(model_options, readers, Call(run, "read", conds, sigma, x, levels, prompts))
-
-    run.reference.read(executor, model, x_in, timestep, sigma,
-                       lambda level: [e for e in run.editors if e.reads(run, level)],
-                       null_entries(nulls), patch, run.shown)
-
-
-def _install(model_options, chosen, call) -> dict:
-    """model_options for one calc_cond_batch, with the editors' patches around whatever stands there now.
-
-    Editors that share an `install` function are installed by one call of it, so that they act in one place."""
-    groups = {}
-    for editor in chosen:
-        if hasattr(editor, "install"):
-            groups.setdefault(editor.install, []).append(editor)
-    if groups:
-        model_options = locating(model_options, call)
-    for function, group in groups.items():
-        model_options = function(model_options, group, call)
-    return model_options
 
 
 _WRAPPERS = {WrappersMP.PREPARE_SAMPLING: _prepare_sampling, WrappersMP.SAMPLER_SAMPLE: _sampler_sample,

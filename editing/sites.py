@@ -1,37 +1,42 @@
-"""Runs attention edits at the sites of the host's U-Net.
+"""Edits of the network's attention, each asked at every site.
 
 With softmax rows fixed, attention is linear in its values, so an edit is a rearrangement of q, k and v around whatever
 function computes attention there: the host's, or another pack's patch. An edit is asked at a site, with the rows of one
-target entry and the source's features; it never sees the host's batch layout and never counts calls.
+target entry and the source's features. It never sees the host's batch layout and never counts calls.
 
-Shapes at a site: q, k, v are (rows, tokens, heads · dim), as the host's to_q, to_k and to_v give them.
+Shapes at a site: q, k and v are (rows, tokens, heads · channels), as the host's to_q, to_k and to_v give them.
 """
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
-from ..host.canvas import about, log
-from ..host.tiles import TILES, cut
-from ..host.unet import host_attention, resolutions
+from ..host.batch import options_of, repeat_to_batch_size
+from ..host.tiles import cut
+from ..host.unet import host_attention, shape_of, with_attention
 from .editor import Editor
 
-_SLOTS = {"self": "attn1", "cross": "attn2"}
+if TYPE_CHECKING:
+    from .call import Call
+    from .run import Run
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # softmax(q kᵀ/√d) v
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where the network is edited.
+    """Where the network is edited or read.
 
     kind: "self" or "cross" attention, or "feature" for another module.
     address: the host's name of it, (section, block, depth) of attention.
     grid: of its image tokens, (height, width).
     resolution: the grid's side over the latent's (1, 1/2, 1/4 …).
-    heads: how many.
+    heads: of its attention.
     patched: whether another node's function computes it.
     """
     kind: str
@@ -42,106 +47,131 @@ class Site:
     patched: bool = False
 
 
-@dataclass(frozen=True)
-class Source:
-    """The source's features at a site, with the rows and the window of the target that reads them.
+class Source(dict[str, Tensor]):
+    """The source's features for some rows, by the names under which an editor keeps them: q, k and v of attention, the
+    `feature` of another module (features.py)."""
 
-    q, k, v: of attention, those that the edit keeps.
-    feature: of another module (features.py).
-    """
-    q: Tensor | None = None
-    k: Tensor | None = None
-    v: Tensor | None = None
-    feature: Tensor | None = None
+    @property
+    def q(self) -> Tensor:
+        return self["q"]
+
+    @property
+    def k(self) -> Tensor:
+        return self["k"]
+
+    @property
+    def v(self) -> Tensor:
+        return self["v"]
+
+    @property
+    def feature(self) -> Tensor:
+        return self["feature"]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The target rows of one forward that belong to one cond entry."""
-    call: object
+    """Rows of one forward that belong to one cond entry.
+
+    entry: with what `Call` adds to it.
+    count: how many they are.
+    """
+    call: "Call"
     entry: dict
     count: int
 
 
-class AttentionEdit(Editor):
-    """An edit of attention: `acts` and `attend` for the target's rows, or for those of all `roles`; `keeps` names what
-    of the source's q, k, v it reads. One that only looks gives `observe` instead of `attend`. Of several the one of
-    lowest `rank` is nearest to the attention itself, of equal ranks the first attached."""
-    observe, rank = None, 0
+class AttentionEditor(Editor):
+    """Base of what acts or looks at sites of attention."""
 
-    def acts(self, run, site, sigma) -> bool:
-        raise NotImplementedError
-
-    def keeps(self, run, site, sigma) -> str:
-        return ""
-
-    def attend(self, rows, site, q, k, v, source, attention):
-        """The site's output for these rows. `attention(q, k, v)` is what would compute it without this edit."""
-        raise NotImplementedError
+    def acts(self, run: "Run", site: Site, sigma: float) -> bool:
+        """Whether it acts on the rows of its roles here."""
+        return False
 
     @staticmethod
     def install(model_options, edits, call):
-        """model_options with every attention slot of the U-Net wrapped around the function that is in it now."""
-        options = model_options.copy()
-        to = options["transformer_options"] = options["transformer_options"].copy()
-        replace = to["patches_replace"] = dict(to.get("patches_replace", {}))
-        sites = call.run.memory(resolutions)
-        if not sites:
-            sites.update(resolutions(call.run.guider.inner_model.diffusion_model))
-        for kind, slot in _SLOTS.items():
-            slots = replace[slot] = dict(replace.get(slot, {}))
-            for address, resolution in sites.items():
-                inner = slots.get(address, slots.get(address[:2], host_attention))
-                slots[address] = partial(_at, edits, call, (kind, address, resolution), inner)
-        return options
+        """model_options with every attention of the network wrapped around the function that computes it now."""
+        return with_attention(model_options, {
+            (kind, address): partial(_around, edits, call, Site(kind, address, (), resolution))
+            for (kind, address), resolution in call.run.sites.items()})
 
 
-def _at(edits, call, where, inner, q, k, v, options):
-    kind, address, resolution = where
-    site = Site(kind, address, tuple(options["activations_shape"][-2:]), resolution, options["n_heads"],
-                inner is not host_attention)
-    return (_read if call.mode == "read" else _write)(edits, call, site, inner, q, k, v, options)
+class AttentionEdit(AttentionEditor):
+    """An edit of attention.
+
+    rank: of several edits at a site the one of lowest rank is nearest to the attention itself, of equal ranks the first
+    attached.
+    """
+    rank: float = 0
+
+    def attend(self, rows: Rows, site: Site, q: Tensor, k: Tensor, v: Tensor, source: Source,
+               attention: Attend) -> Tensor:
+        """The site's output for these rows. `attention(q, k, v)` is what would compute it without this edit."""
+        return attention(q, k, v)
 
 
-def _read(edits, call, site, inner, q, k, v, options):
-    parts = call.parts(options)
-    for (index, *_, entry), *qkv in zip(parts, *(x.chunk(len(parts)) for x in (q, k, v))):
-        wanted = "".join(edit.keeps(call.run, site, level) for edit in call.readers(index, edits)
-                         for level in call.levels)
-        if wanted:  # all edits are of one INVERSION
-            features = {n: x for n, x in zip("qkv", qkv) if n in wanted}
-            call.run.reference.keep(edits[0].inversion, call, index, site, entry.get("area"), features)
-    return inner(q, k, v, options)
+class AttentionObserver(AttentionEditor):
+    """Looks at attention and leaves it as it is."""
+
+    def observe(self, rows: Rows, site: Site, q: Tensor, k: Tensor, v: Tensor, attention: Attend):
+        """What a site computes for these rows. `attention(q, k, v)` computes it anew, with other values if wanted."""
+        raise NotImplementedError
 
 
-def _write(edits, call, site, inner, q, k, v, options):
-    acting = sorted((e for e in edits if e.acts(call.run, site, call.sigma)), key=lambda e: e.rank)
-    chunks = call.parts(options) if acting else []
-    if not any(role in e.roles for _, _, role, _ in chunks for e in acting):
+def keep_features(edits, call: "Call", site: Site, options: dict, **features: Tensor):
+    """Keeps, of a call that reads the source, those features of a forward at a site that the edits want. Each is (rows,
+    tokens, channels)."""
+    for part, *own in call.split(options, *features.values()):
+        wanted = {name for edit in call.readers(part.index, edits) for level in call.levels
+                  for name in edit.keeps(call.run, site, level)}
+        if wanted:
+            call.run.reference.keep(call, part, site, {n: x for n, x in zip(features, own) if n in wanted})
+
+
+def _around(edits, call, site, inner):
+    """What computes attention at a site, around the function that did so before."""
+    def attention(q, k, v, options):
+        _, grid, heads = shape_of(options)
+        here = Site(site.kind, site.address, grid, site.resolution, heads, inner is not host_attention)
+        if call.reads:
+            keep_features(edits, call, here, options, q=q, k=k, v=v)
+            return inner(q, k, v, options)
+        return _edited(edits, call, here, inner, q, k, v, options)
+    return attention
+
+
+def _edited(edits, call, site, inner, q, k, v, options) -> Tensor:
+    acting = [e for e in edits if e.acts(call.run, site, call.sigma)]
+    parts = call.parts(options) if acting else []
+    if not any(part.role in e.roles for part in parts for e in acting):
         return inner(q, k, v, options)
-    count, _, height, width = options["activations_shape"]
-    if site.kind == "self" and q.shape[0] * q.shape[1] != count * height * width:
-        raise ValueError(f"Self-attention has {q.shape[0] * q.shape[1]} queries for {count} grids of {height} x "
-                         f"{width} tokens: another node merges tokens, other ones in the source than in the target; "
-                         "remove Token Merging.")
+    _require_all_tokens(site, q, options)
     out = []
-    for (index, uuid, role, entry), *qkv in zip(chunks, *(x.chunk(len(chunks)) for x in (q, k, v))):
-        here = {**options, "cond_or_uncond": [index], "uuids": [uuid], TILES: [entry.get("area")]}
-        chosen = [e for e in acting if role in e.roles]
-        rows = Rows(call, entry, qkv[2].shape[0])
+    for part, *qkv in call.split(options, q, k, v):
+        alone = options_of(options, part.chunk)
+        mine = [e for e in acting if part.role in e.roles]
+        chosen = sorted((e for e in mine if isinstance(e, AttentionEdit)), key=lambda e: e.rank)
+        rows = Rows(call, part.entry, len(qkv[2]))
         try:
-            out.append(_chain(chosen, rows, site, _bound(inner, here))(*qkv))
+            out.append(_chain(chosen, rows, site, _bound(inner, alone))(*qkv))
         except _NothingLookedUp:
             out.append(qkv[2])
         if out[-1].shape[:2] != qkv[0].shape[:2]:
             raise ValueError(f"{site.kind.title()}-attention of the source is cut into tiles of {out[-1].shape[1]} "
                              f"tokens, the target's of {qkv[0].shape[1]}: another node cuts at random; set HyperTile's "
                              "swap_size to 1.")
-        for edit in chosen:
-            if edit.observe:
-                plain = _bound(host_attention, here)  # in self-attention edits look up other values than are given
-                edit.observe(rows, site, *qkv, plain if site.kind == "self" else _chain(chosen, rows, site, plain))
+        for observer in (e for e in mine if isinstance(e, AttentionObserver)):
+            plain = _bound(host_attention, alone)  # in self-attention edits look up other values than are given
+            observer.observe(rows, site, *qkv, plain if site.kind == "self" else _chain(chosen, rows, site, plain))
     return torch.cat(out)
+
+
+def _require_all_tokens(site, q, options):
+    """ValueError where another node merges tokens."""
+    rows, (height, width), _ = shape_of(options)
+    if site.kind == "self" and q.shape[0] * q.shape[1] != rows * height * width:
+        raise ValueError(f"Self-attention has {q.shape[0] * q.shape[1]} queries for {rows} grids of {height} x "
+                         f"{width} tokens: another node merges tokens, other ones in the source than in the target; "
+                         "remove Token Merging.")
 
 
 class _NothingLookedUp(Exception):
@@ -149,7 +179,7 @@ class _NothingLookedUp(Exception):
     whatever edits would have it look up."""
 
 
-def _bound(function, options):
+def _bound(function, options) -> Attend:
     def attention(q, k, v):
         out = function(q, k, v, options)
         if out is v:
@@ -158,81 +188,71 @@ def _bound(function, options):
     return attention
 
 
-def _chain(edits, rows, site, attention):
-    """attention(q, k, v) through the edits, the first attached innermost."""
+def _chain(edits, rows, site, attention) -> Attend:
+    """attention(q, k, v) through the edits, the first of them innermost."""
     for edit in edits:
-        if not edit.observe:
-            attention = partial(edit.attend, rows, site, source=source_of(edit, rows, site), attention=attention)
+        attention = partial(edit.attend, rows, site, source=source_of(edit, rows, site), attention=attention)
     return attention
 
 
-def require_all_rows(rows, count, what):
-    """A forward of a part of the rows does not say which, and `count` pictures, masks or prompts follow each other in
-    them."""
+def require_all_rows(rows: Rows, count: int, what: str):
+    """ValueError where a forward has a part of the rows and does not say which, and `count` pictures, masks or prompts
+    follow each other in them."""
     if count > 1 and rows.count % rows.call.run.shape[0]:
         raise ValueError(f"A forward has {rows.count} of the latent's {rows.call.run.shape[0]} rows, and the editors "
                          f"have {count} {what}, one a row: another node shows the model parts of the batch in turn "
                          f"(AnimateDiff's context options); remove it, or give one of the {what} for all rows.")
 
 
-def source_of(edit, rows, site) -> Source:
-    """The source's features for these rows: of picture i mod B for row i, and of the entry's own window of the latent.
-
-    What the null prompt's rows read is what the source shows under that prompt."""
-    call, prompt, area = rows.call, rows.entry.get("palimpsest_prompt"), rows.entry.get("area")
-    of, key = call.run.reference.kept, (id(edit.read_inversion()), prompt, site.kind, site.address)
-    kept = of.get((*key, area)) or of.get((*key, None), {})
-    if not kept and any(found[:4] == key for found in of):
-        raise ValueError("Another node cuts the source into tiles, none of which is the target's area (height, width, "
-                         f"y, x) of {area or rows.call.run.shape[-2:]}: remove that node, or what gives the target "
-                         "another place.")
-    if set(edit.keeps(call.run, site, call.sigma)) - kept.keys():
+def source_of(editor: Editor, rows: Rows, site: Site) -> Source:
+    """The source's features that an editor keeps, for these rows: of picture i mod B for row i, and of the entry's own
+    window of the latent. Rows of the null prompt read what the source shows under that prompt."""
+    call, names = rows.call, set(editor.keeps(rows.call.run, site, rows.call.sigma))
+    if not names:
+        return Source()
+    kept = call.run.reference.kept_for(editor, rows, site)
+    if names - kept.features.keys():
         raise ValueError(f"The source's features are wanted at sigma {call.sigma:.3g}, and another node skipped the "
                          "forward that shows them: put EasyCache or its like before the editors, or remove it.")
-
-    if kept:
-        require_all_rows(rows, kept["pictures"], "pictures of the INVERSION")
+    require_all_rows(rows, kept.pictures, "pictures of the INVERSION")
 
     def seen(name):
-        if name not in kept:
-            return None
-        x = kept[name].unflatten(0, (len(kept["levels"]), -1))[kept["levels"].index(call.sigma)]
-        of_text = site.kind == "cross" and name != "q"
-        if kept["grid"] != site.grid and not of_text:
-            x = window(x, kept["grid"], site.grid, rows)
-        count = rows.count * x.shape[0] // kept["pictures"]  # another pack may cut q into tiles, rows of their own
+        x = kept.features[name].unflatten(0, (len(kept.levels), -1))[kept.levels.index(call.sigma)]
+        # the keys and values of cross-attention are the text's
+        if kept.grid != site.grid and (site.kind != "cross" or name == "q"):
+            x = window(x, kept.grid, site.grid, rows)
+        count = rows.count * x.shape[0] // kept.pictures  # another pack may cut q into tiles, rows of their own
         return x.expand(count, -1, -1) if x.shape[0] == 1 else repeat_to_batch_size(x, count)
 
-    return Source(*map(seen, "qkvf"))
+    return Source({name: seen(name) for name in names})
 
 
-def window(x, full, grid, rows):
-    """The tokens of an area's window, from the tokens of the whole grid. Areas are (height, width, y, x) in latent
-    units."""
-    if x.shape[1] != math.prod(full):
+def window(x: Tensor, whole: tuple, grid: tuple, rows: Rows) -> Tensor:
+    """The tokens of the rows' area, on its own grid, from the tokens of the whole grid."""
+    if x.shape[1] != math.prod(whole):
         raise ValueError(f"The source's self-attention is cut into tiles of {x.shape[1]} tokens, the target has an "
-                         f"area of {grid[0]} x {grid[1]} of its {full[0]} x {full[1]} tokens: remove HyperTile, or the "
-                         "area.")
-    area, latent = rows.entry["area"], rows.call.run.shape[-2:]
-    starts = [round(at * whole / side) for at, whole, side in zip(area[2:], full, latent)]
-    inside = [at + extent <= side for extent, at, side in zip(area[:2], area[2:], latent)]
-    starts = [min(at, whole - part) if within else at for at, within, whole, part in zip(starts, inside, full, grid)]
-    return cut(x.unflatten(1, full).movedim(-1, 1), (*grid, *starts)).flatten(2).transpose(1, 2)
+                         f"area of {grid[0]} x {grid[1]} of its {whole[0]} x {whole[1]} tokens: remove HyperTile, or "
+                         "the area.")
+    area, latent = rows.entry["area"], rows.call.run.shape[-2:]  # (height, width, y, x) in latent cells
+    starts = [round(start * most / side) for start, most, side in zip(area[2:], whole, latent)]
+    inside = [start + extent <= side for extent, start, side in zip(area[:2], area[2:], latent)]
+    starts = [min(start, most - n) if within else start
+              for start, within, most, n in zip(starts, inside, whole, grid)]
+    return cut(x.unflatten(1, whole).movedim(-1, 1), (*grid, *starts)).flatten(2).transpose(1, 2)
 
 
-def in_tiles(edit, rows, site, q) -> bool:
-    """Whether another node cut q into tiles, whose tokens a mask of the grid does not know; said once a run."""
-    tiles = q.shape[1] != site.grid[0] * site.grid[1]
-    if tiles and not rows.call.run.memory(edit).setdefault("tiles", False):
-        rows.call.run.memory(edit)["tiles"] = True
-        with about(edit.node):
-            log.warning("%s leaves its masks aside where another node cuts self-attention into tiles of %d tokens: "
-                        "remove HyperTile to use them everywhere.", edit.name, q.shape[1])
+def in_tiles(editor: Editor, rows: Rows, site: Site, q: Tensor) -> bool:
+    """Whether another node cut q into tiles, whose tokens a mask of the grid does not know. Warns once a run."""
+    tiles = q.shape[1] != math.prod(site.grid)
+    if tiles:
+        rows.call.run.warn_once(editor, "%s leaves its masks aside where another node cuts self-attention into tiles "
+                                        "of %d tokens: remove HyperTile to use them everywhere.",
+                                editor.name, q.shape[1])
     return tiles
 
 
-def mask_at(mask, rows, site):
-    """[B, tokens] of a mask [B, h, w] at the latent's size: its mean over each token's cells, in the entry's own
+def mask_at(mask: Tensor, rows: Rows, site: Site) -> Tensor:
+    """[masks, tokens] of masks [masks, h, w] at the latent's size: the mean over each token's cells, in the entry's own
     window."""
     require_all_rows(rows, len(mask), "masks")
     if "area" in rows.entry:
@@ -240,11 +260,11 @@ def mask_at(mask, rows, site):
     return F.adaptive_avg_pool2d(mask.float(), site.grid).flatten(1)
 
 
-def mask_of_rows(mask, rows, site, like) -> Tensor:
+def mask_of_rows(mask: Tensor, rows: Rows, site: Site, like: Tensor) -> Tensor:
     """[rows, tokens, 1], as `like`: what `mask_at` gives for each row."""
     return repeat_to_batch_size(mask_at(mask, rows, site), rows.count)[..., None].to(like)
 
 
-def in_rows_of(q, *features) -> list[Tensor]:
+def in_rows_of(q: Tensor, *features: Tensor) -> list[Tensor]:
     """Features [rows, tokens, channels] in as many rows as q has; another node may have cut it into tiles."""
     return [x.reshape(len(q), -1, x.shape[-1]) for x in features]

@@ -1,31 +1,33 @@
 """Cross-attention maps of words, in a run or of a picture.
 
-A word's map at a site is attention on one-hot values, which are 1 on the word's tokens: softmax(q k^T) · 1[word]. So
-fused kernels compute it, and nothing of size heads × pixels × tokens is made. Maps are means over heads, over the sites
-of one resolution and over steps. Where a prompt is sampled in an area, its maps lie in that area; a place has the mean
-of what was seen there.
+A word's map at a site is attention on one-hot values, which are 1 on the word's tokens: softmax(q kᵀ/√d) · 1[word]. So
+fused kernels compute it, and nothing of size heads × cells × tokens is made. Maps are means over heads, over the sites
+of one resolution and over steps. Where a prompt is sampled in an area, its maps lie in that area. A cell then has the
+mean of what it was seen with.
 
-A word's map is coarse and spotty. A refined map gives each place what the places have that it attends to in
+A word's map is coarse and spotty. A refined map gives each cell what the cells have that it attends to in
 self-attention, S·M, one step of a random walk (Dataset Diffusion, Nguyen et al., NeurIPS 2023, arXiv:2309.14303, takes
-powers of S). This is attention again, with the maps so far as values, so no map of pixels by pixels is made. One step
+powers of S). This is attention again, with the maps so far as values, so no map of cells by cells is made. One step
 only: more of them join objects that look alike.
 """
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from comfy.utils import repeat_to_batch_size
+from torch import Tensor
 
-from ..host.tokens import require_columns
+from ..host.batch import repeat_to_batch_size
+from ..host.tokens import Tokens, Word, require_columns
 from ..host.unet import resolutions
 from .masks import word_mask
-from .sites import AttentionEdit, Site, in_tiles, window
+from .sites import Attend, AttentionObserver, Rows, Site, in_tiles, window
 
-ENOUGH = 24 ** 2  # places of a grid on which objects have shapes
+ENOUGH = 24 ** 2  # cells of a grid on which objects have shapes
 
 
-def one_hot(groups, tokens, like):
+def one_hot(groups: list, tokens: int, like: Tensor) -> Tensor:
     """[rows, tokens, groups] values that are 1 in column g on the positions of group g of that row."""
     values = torch.zeros(len(groups), tokens, max(map(len, groups)))
     for row, named in enumerate(groups):
@@ -34,8 +36,8 @@ def one_hot(groups, tokens, like):
     return values.to(like)
 
 
-def looked_up(attention, site: Site, q, k, values):
-    """[rows, columns, h, w]: the mean over heads of what each place finds of values [rows, keys, columns]."""
+def looked_up(attention: Attend, site: Site, q: Tensor, k: Tensor, values: Tensor) -> Tensor:
+    """[rows, columns, h, w]: the mean over heads of what each cell finds of values [rows, keys, columns]."""
     dim, parts = q.shape[-1] // site.heads, []
     for part in values.split(dim, -1):
         padded = F.pad(part, (0, dim - part.shape[-1]))[:, :, None].expand(-1, -1, site.heads, -1).flatten(2)
@@ -44,49 +46,89 @@ def looked_up(attention, site: Site, q, k, values):
     return torch.cat(parts, 1)
 
 
-def word_maps(attention, site: Site, q, k, groups, length):
-    """[rows, groups, h, w]: the mean over heads of the probability each place gives to a group of token positions.
+def word_maps(attention: Attend, site: Site, q: Tensor, k: Tensor, groups: list, length: int) -> Tensor:
+    """[rows, groups, h, w]: the mean over heads of the probability each cell gives to a group of token positions.
 
-    attention(q, k, v) computes softmax(q k^T) v; groups: for each row a list of tuples of positions below `length`, the
-    text's own length (the host may repeat its columns in k)."""
+    groups: for each row a list of tuples of positions below `length`, the text's own length. The host may repeat its
+    columns in k."""
     return looked_up(attention, site, q, k, one_hot(groups, length, q).repeat(1, k.shape[1] // length, 1))
 
 
-def spread(attention, maps, rows, site, q, k):
+def spread(attention: Attend, maps: Tensor, rows: Rows, site: Site, q: Tensor, k: Tensor) -> Tensor:
     """[rows, groups, h, w]: S·M of maps M [B, groups, h', w'] of the whole latent, row i mod B for row i."""
-    full = _full(rows, site)
+    whole = _whole_grid(rows, site)
     size = maps.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)  # so that the compute dtype holds them
-    values = F.interpolate(maps / size, size=full, mode="bilinear").flatten(2).transpose(1, 2)
+    values = F.interpolate(maps / size, size=whole, mode="bilinear").flatten(2).transpose(1, 2)
     values, size = (repeat_to_batch_size(t, rows.count) for t in (values, size))
     if "area" in rows.entry:
-        values = window(values, full, site.grid, rows)
+        values = window(values, whole, site.grid, rows)
     return size * looked_up(attention, site, q, k, values.to(q))
 
 
-def _full(rows, site):
+def _whole_grid(rows, site) -> tuple:
+    """The site's grid (height, width) for the whole latent."""
     return tuple(math.ceil(side * site.resolution) for side in rows.call.run.shape[-2:])
 
 
-def on_whole_grid(maps, rows, site):
-    """An area's maps [rows, groups, h, w] on the grid of the whole latent, and how often each of its places was
-    seen."""
-    full = _full(rows, site)
-    cells = window(torch.arange(math.prod(full), device=maps.device).view(1, -1, 1), full, site.grid, rows).flatten()
-    whole, seen = maps.new_zeros(*maps.shape[:2], math.prod(full)), maps.new_zeros(math.prod(full))
-    whole[..., cells], seen[cells] = maps.flatten(2), 1
-    return whole.unflatten(2, full), seen.view(full)
+def on_whole_grid(maps: Tensor, rows: Rows, site: Site) -> tuple[Tensor, Tensor]:
+    """An area's maps [rows, groups, h, w] on the grid of the whole latent, and how often each of its cells was seen."""
+    whole = _whole_grid(rows, site)
+    numbers = torch.arange(math.prod(whole), device=maps.device).view(1, -1, 1)
+    cells = window(numbers, whole, site.grid, rows).flatten()
+    placed, seen = maps.new_zeros(*maps.shape[:2], math.prod(whole)), maps.new_zeros(math.prod(whole))
+    placed[..., cells], seen[cells] = maps.flatten(2), 1
+    return placed.unflatten(2, whole), seen.view(whole)
+
+
+@dataclass
+class Mean:
+    """The mean of maps [rows, words, h, w], each cell's over how often it was seen."""
+    total: Tensor | float = 0
+    count: Tensor | int = 0
+
+    def add(self, maps: Tensor, rows: Rows, site: Site):
+        maps, seen = on_whole_grid(maps, rows, site) if "area" in rows.entry else (maps, 1)
+        self.total, self.count = self.total + maps, self.count + seen
+
+    @property
+    def value(self) -> Tensor | None:
+        """0 where nothing was seen; None before the first."""
+        if not isinstance(self.total, Tensor):
+            return None
+        return self.total / torch.as_tensor(self.count).clamp(min=1)
+
+
+@dataclass
+class Gathered:
+    """What a WordMaps gathers in a run.
+
+    maps, refined: the means so far.
+    known: the maps of the steps before, which self-attention refines.
+    positions: of the words' tokens, by the id of the prompts.
+    """
+    maps: Mean = field(default_factory=Mean)
+    refined: Mean = field(default_factory=Mean)
+    known: Tensor | None = None
+    positions: dict = field(default_factory=dict)
+
+    def start_again(self, known: Tensor):
+        """Drops the means; the next step refines these maps."""
+        self.maps, self.refined, self.known = Mean(), Mean(), known
 
 
 @dataclass(frozen=True, eq=False)
-class WordMaps(AttentionEdit):
-    """Gathers the maps of words of the prompt being sampled, at the sites of one resolution, into the run's memory;
-    with `fine`, the share of a finer grid, there also what self-attention makes of those of the steps before.
+class WordMaps(AttentionObserver):
+    """Gathers the maps of words of the prompt being sampled.
 
-    words(prompts) names the Words wanted of each of several prompts' Tokens; needed: whether a run without Tokens is an
-    error. `mean(run)` and `refined(run)` are [rows, words, h, w], 0 outside of all areas, or None before the first."""
-    words: object
+    words: words(prompts) names the words wanted of each of several prompts.
+    resolution: of the sites whose maps it gathers.
+    fine: the resolution at which self-attention refines the maps of the steps before, or None.
+    needed: whether a run whose prompts carry no words is an error.
+    """
+    State = Gathered
+    words: Callable[[Sequence[Tokens]], list[list[Word]]]
     resolution: float
-    fine: "float | None" = None
+    fine: float | None = None
     needed: bool = True
     follows, name = True, "Refining words' maps"
 
@@ -99,43 +141,36 @@ class WordMaps(AttentionEdit):
             self.words(prompts)
 
     def before(self, run, x, sigma):
-        if self.fine and "maps" in run.memory(self):
-            run.memory(self)["known"] = self.mean(run)
+        state = run.state(self)
+        if self.fine and state.maps.value is not None:
+            state.known = state.maps.value
         return x
 
     def acts(self, run, site, sigma):
         return site.resolution == (self.resolution if site.kind == "cross" else self.fine)
 
     def observe(self, rows, site, q, k, v, attention):
-        tokens = rows.entry.get("palimpsest_tokens")
+        tokens, state = rows.entry.get("palimpsest_tokens"), rows.call.run.state(self)
         if tokens is None:
             return
-        memory = rows.call.run.memory(self)
         if site.kind == "self":
-            if "known" in memory and memory["known"].numel() and not in_tiles(self, rows, site, q):
-                self._add(memory, "refined", spread(attention, memory["known"], rows, site, q, k), rows, site)
+            if state.known is not None and state.known.numel() and not in_tiles(self, rows, site, q):
+                state.refined.add(spread(attention, state.known, rows, site, q, k), rows, site)
             return
-        if id(tokens) not in memory:
-            memory[id(tokens)] = [[word.positions for word in words] for words in self.words(tokens)]
-        groups = [memory[id(tokens)][i % len(tokens)] for i in range(rows.count)]
-        self._add(memory, "maps", word_maps(attention, site, q, k, groups, len(tokens[0].ids)), rows, site)
+        if id(tokens) not in state.positions:
+            state.positions[id(tokens)] = [[word.positions for word in words] for words in self.words(tokens)]
+        groups = [state.positions[id(tokens)][i % len(tokens)] for i in range(rows.count)]
+        state.maps.add(word_maps(attention, site, q, k, groups, len(tokens[0].ids)), rows, site)
 
-    @staticmethod
-    def _add(memory, kind, maps, rows, site):
-        maps, seen = on_whole_grid(maps, rows, site) if "area" in rows.entry else (maps, 1)
-        total, count = memory.get(kind, (0, 0))
-        memory[kind] = total + maps, count + seen
+    def mean(self, run) -> Tensor | None:
+        """[rows, words, h, w] of this run so far, 0 outside of all areas, or None before the first."""
+        return run.state(self).maps.value
 
-    def mean(self, run, kind="maps"):
-        if kind not in run.memory(self):
-            return None
-        total, count = run.memory(self)[kind]
-        return total / torch.as_tensor(count).clamp(min=1)
+    def refined(self, run) -> Tensor | None:
+        """The same of the refined maps, on their own grid."""
+        return run.state(self).refined.value
 
-    def refined(self, run):
-        return self.mean(run, "refined")
-
-    def mask(self, run, threshold, grow=True):
+    def mask(self, run, threshold, grow=True) -> Tensor | None:
         """[rows, h, w] of `word_mask`, of all words together; in the first step, which has no refined maps yet, of
         those it has."""
         maps, refined = self.mean(run), self.refined(run)

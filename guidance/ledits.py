@@ -23,8 +23,8 @@ from ..editing.masks import smoothed
 from ..editing.predictions import asked_by
 from ..editing.sites import Rows, Site
 from ..editing.word_maps import on_whole_grid, word_maps
-from ..host.options import with_replaced
-from ..host.unet import host_attention, resolutions
+from ..host.batch import options_of
+from ..host.unet import host_attention, shape_of, with_attention
 from .sega import SEGA, Concept, largest
 
 ATTENTION_ALONE = 1 - 800.5 / 999  # percent of the schedule: t > 800
@@ -59,24 +59,24 @@ class LEDITS(SEGA):
     def install(model_options, edits, call):
         """model_options in which cross-attention at the editor's resolution records the maps of the concepts' words."""
         editor, = edits
-        sites = resolutions(call.run.guider.inner_model.diffusion_model)
-        chosen = {address: partial(partial, editor.record, call, address) for address, resolution in sites.items()
-                  if resolution == editor.resolution}
-        return with_replaced(model_options, "attn2", chosen, host_attention)
+        return with_attention(model_options, {
+            (kind, address): partial(partial, editor.record, call, address)
+            for (kind, address), resolution in call.run.sites.items()
+            if kind == "cross" and resolution == editor.resolution})
 
     def record(self, call, address, inner, q, k, v, options):
         """What `inner` computes at a site. The maps of the concepts' words go into the run's state."""
-        parts = call.parts(options)
-        site = Site("cross", address, tuple(options["activations_shape"][-2:]), self.resolution, options["n_heads"])
-        for (index, uuid, _, entry), *own in zip(parts, q.chunk(len(parts)), k.chunk(len(parts))):
-            asked = asked_by(self, entry)
+        _, grid, heads = shape_of(options)
+        site = Site("cross", address, grid, self.resolution, heads)
+        for part, *own in call.split(options, q, k):
+            asked = asked_by(self, part.entry)
             if asked is not None:
-                tokens, here = self.concepts[asked].tokens, {**options, "cond_or_uncond": [index], "uuids": [uuid]}
+                tokens, alone = self.concepts[asked].tokens, options_of(options, part.chunk)
                 words = [[sum((word.positions for word in t.words), ())] for t in tokens]
                 rows = [words[i % len(words)] for i in range(len(own[0]))]
-                maps, seen = word_maps(partial(_attention, here), site, *own, rows, len(tokens[0].ids)), torch.ones(())
-                if "area" in entry:
-                    maps, seen = on_whole_grid(maps, Rows(call, entry, len(maps)), site)
+                maps, seen = word_maps(partial(_attention, alone), site, *own, rows, len(tokens[0].ids)), torch.ones(())
+                if "area" in part.entry:
+                    maps, seen = on_whole_grid(maps, Rows(call, part.entry, len(maps)), site)
                 call.run.state(self).maps.setdefault(asked, []).append((maps[:, 0], seen))
         return inner(q, k, v, options)
 

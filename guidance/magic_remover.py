@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from ..editing.attention_loss import cross_attention_maps, loss_gradient, of_text
+from ..editing.checks import require_rows
 from ..editing.latent_move import Mover
-from ..editing.masks import Anchored, require_rows
+from ..editing.masks import Anchored
 from ..editing.sites import AttentionEdit, in_tiles, mask_at
 from ..editing.word_maps import sampled_tokens
 from ..host.batch import repeat_to_batch_size

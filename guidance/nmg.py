@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..editing.latent_move import Mover, next_level
 from ..host.batch import repeat_to_batch_size
-from ..host.gradients import graph, without_control_weights
+from ..host.gradients import without_control_weights
 from ..host.guiders import predictions
 from ..host.sampling import prediction_type
 from ..inversion.trajectory import Inversion
@@ -83,7 +83,7 @@ class NoiseMap(Mover):
     def _energy_gradient(self, run, x, sigma, clean):
         """(ε(x, ∅), ∇_x Σ |x' - x*'|) of the step from σ to σ' = clean."""
         null = without_control_weights(next(c for name, c in run.guider.conds.items() if "negative" in name))
-        with graph(run, run.memory(graph)) as options:
+        with run.graph() as options:
             seen = x.clone().requires_grad_()
             x0, = predictions(run.guider, [null], seen, sigma, options)
             eps = (seen - x0) / sigma

@@ -34,6 +34,7 @@ from ..editing.features import FeatureEdit
 from ..editing.sites import AttentionEdit, Rows, Site, source_of
 from ..editing.word_maps import sampled_tokens
 from ..host.tokens import parse_words, require_columns
+from ..host.unet import head
 from ..inversion.trajectory import Inversion
 
 NOISE = 1e-3  # features of equal latents differ by less, between a forward with gradients and one without
@@ -127,7 +128,7 @@ class SourceFeatures(FeatureEdit):
     lends: bool = False
 
     def modules(self, unet):
-        return {("out",): unet.out}
+        return {("out",): head(unet)}
 
     def reads(self, run, sigma):
         return run.within(sigma, self.start, self.end)
@@ -264,7 +265,7 @@ class SelfGuidance(SourceMaps):
 
         reader = TargetFeatures(self.inversion, self.start, self.end, record=record_features)
         return loss_gradient(run, x, sigma, lambda site: site.address in self.sites, record, energy,
-                             lambda options, call: FeatureEdit.install(options, [reader], call))
+                             [reader])
 
     @staticmethod
     def _object_maps(maps, positions, site) -> list:

@@ -1,12 +1,16 @@
-"""Warnings on the canvas: while a graph runs, each of the log's appears on the node that it concerns.
+"""Warnings on the canvas: while a graph runs, each warning of the log appears on the node that it concerns.
 
-The host's `send_progress_text` shows one text on a node, which stays until the next. So what was said of a node is kept
-by the node that executed then; where that one executes again, or samples again, what no longer holds goes.
+The host's `send_progress_text` shows one text on a node, which stays until the next. So the warnings of a node are kept
+by the node that executed when they were logged, their speaker. When the speaker executes or samples again, warnings
+that no longer hold go.
+
+A node is (id, class), which tells it from a node of another graph that has its id.
 """
 import logging
 import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from comfy_execution.graph_utils import is_link
 from comfy_execution.progress import get_progress_state
@@ -14,54 +18,55 @@ from comfy_execution.utils import get_executing_context
 
 PREFIX = "Palimpsest"  # of the pack's node ids
 QUEUED = "queued"  # who speaks before any node executes
-_about = ContextVar("palimpsest.about", default=None)
-_said = {}  # (node, its class): {who spoke: (prompt, [texts])}
+_concerned: ContextVar[tuple[str, str] | None] = ContextVar("palimpsest.concerned", default=None)
+_warnings: dict = {}  # {node: {speaker: (id of the prompt, [texts])}}
 log = logging.getLogger("palimpsest")
 
 
-def here() -> "tuple | None":
-    """(id, class) of the node that the host executes, None outside a graph."""
+def executing_node() -> tuple[str, str] | None:
+    """The node that the host executes, None outside a graph. For a node that another one made it is that other."""
     context = get_executing_context()
     if context is None:
         return None
-    node = get_progress_state().dynprompt.get_display_node_id(context.node_id)  # of one that another node made
-    return (node, _class(_graph(), node)) if node in _graph() else None
+    name = get_progress_state().dynprompt.get_display_node_id(context.node_id)
+    return (name, _class(_graph(), name)) if name in _graph() else None
 
 
 @contextmanager
-def about(place):
-    """What is logged inside concerns the node at this place, as `here` told it. It may be None, and another graph may
-    have taken its output from the host's cache and hold no such node: then what is logged concerns the executing
-    one."""
-    token = _about.set(place)
+def concerning(node: tuple[str, str] | None):
+    """Warnings logged inside concern this node.
+
+    Without one they concern the node that executes. So they do where the graph holds no such node, because it took that
+    node's output from the host's cache."""
+    token = _concerned.set(node)
     try:
         yield
     finally:
-        _about.reset(token)
+        _concerned.reset(token)
 
 
-def afresh():
-    """Takes back what the executing node said when it executed for an earlier prompt."""
-    speaker = here()
+def retract_warnings():
+    """Takes back the warnings that the executing node gave when it executed for an earlier prompt."""
+    speaker = executing_node()
     if speaker is not None:
-        prompt = get_executing_context().prompt_id
-        for place, spoken in list(_said.items()):
+        prompt = _prompt_id()
+        for node, spoken in list(_warnings.items()):
             if speaker in spoken and spoken[speaker][0] != prompt:
                 del spoken[speaker]
-                if _holds(_graph(), place):
-                    _show(place)
+                if _holds(_graph(), node):
+                    _show(node)
 
 
 def watch_queue():
-    """Has every prompt that the server is asked for looked through for editors whose MODEL nobody samples."""
+    """From now on, warns of editors whose MODEL nobody samples in every prompt that the server is asked for."""
     server = _server()
     if server is not None and _queued not in server.on_prompt_handlers:
         server.add_on_prompt_handler(_queued)
 
 
 def survey(prompt: dict) -> tuple:
-    """Of a prompt, (id, class) of the pack's editors whose MODEL no node samples that the host is to execute, and (id,
-    class) of the nodes that an editor's MODEL reaches."""
+    """(silent, reached) of a prompt: the pack's editors whose MODEL is sampled by no node that the host is to execute,
+    and the nodes that an editor's MODEL reaches."""
     import nodes  # the host's
 
     links, kinds = _links(prompt), {name: nodes.NODE_CLASS_MAPPINGS.get(_class(prompt, name)) for name in prompt}
@@ -91,21 +96,28 @@ def _queued(asked: dict) -> dict:
     prompt, client = asked.get("prompt", {}), asked.get("client_id")
     if not asked.get("partial_execution_targets"):
         silent, reached = survey(prompt)
-        for place, spoken in list(_said.items()):
-            # a sampler that lost its editors does not take back itself what it said
+        for node, spoken in list(_warnings.items()):
+            # a sampler that lost its editors does not retract its warnings itself
             gone = [speaker for speaker in spoken
-                    if (place not in silent if speaker == QUEUED else _holds(prompt, speaker)
+                    if (node not in silent if speaker == QUEUED else _holds(prompt, speaker)
                     and not _ours(prompt, speaker[0]) and speaker not in reached)]
             for speaker in gone:
                 del spoken[speaker]
-            if gone and _holds(prompt, place):
-                _show(place, client)
-        for place in silent:
-            text = f"No sampler takes the MODEL of {place[1]} (node {place[0]}), so it changes nothing: connect it, or mute it."
+            if gone and _holds(prompt, node):
+                _show(node, client)
+        for node in silent:
+            name, kind = node
+            text = f"No sampler takes the MODEL of {kind} (node {name}), so it changes nothing: connect it, or mute it."
             log.warning(text)
-            _said.setdefault(place, {})[QUEUED] = None, [text]
-            _show(place, client)
+            _warnings.setdefault(node, {})[QUEUED] = None, [text]
+            _show(node, client)
     return asked
+
+
+def _prompt_id():
+    """The id of the prompt that the host executes."""
+    context = get_executing_context()
+    return None if context is None else context.prompt_id
 
 
 def _graph() -> dict:
@@ -135,36 +147,37 @@ def _ours(prompt, name):
     return _class(prompt, name).startswith(PREFIX)
 
 
-def _holds(prompt, place):
-    return place[0] in prompt and _class(prompt, place[0]) == place[1]
+def _holds(prompt, node):
+    name, kind = node
+    return name in prompt and _class(prompt, name) == kind
 
 
 class _Canvas(logging.Handler):
     def emit(self, record):
         try:
-            speaker, place = here(), _about.get()
+            speaker, node = executing_node(), _concerned.get()
             if speaker is not None:
-                prompt = get_executing_context().prompt_id
-                place = place if place and _holds(_graph(), place) else speaker
-                spoken = _said.setdefault(place, {})
+                prompt = _prompt_id()
+                node = node if node and _holds(_graph(), node) else speaker
+                spoken = _warnings.setdefault(node, {})
                 if spoken.get(speaker, (None,))[0] != prompt:
                     spoken[speaker] = prompt, []
                 spoken[speaker][1].append(record.getMessage())
-                _show(place)
+                _show(node)
         except Exception:
             self.handleError(record)
 
 
-def _show(place, client=None):
-    """Shows what holds of a node; the frontend keeps the last text where it is sent an empty one."""
+def _show(node, client=None):
+    """Shows the warnings that hold of a node. The frontend keeps the last text where it is sent an empty one."""
     server = _server()
     client = client or getattr(server, "client_id", None)
-    if client is not None:
-        texts = dict.fromkeys(text for _, spoken in _said[place].values() for text in spoken)
-        server.send_progress_text("\n".join(texts) or " ", place[0], client)
+    if server is not None and client is not None:
+        texts = dict.fromkeys(text for _, spoken in _warnings[node].values() for text in spoken)
+        server.send_progress_text("\n".join(texts) or " ", node[0], client)
 
 
-def _server():
+def _server() -> Any:
     """The host's server, None in a script."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 

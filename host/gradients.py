@@ -8,6 +8,7 @@ blocks write into tensors that autograd saved; those are copied first. Some fuse
 leaves them out while `in_training` is set. Some attention backends return no graph; PyTorch's own does.
 """
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from weakref import WeakSet
@@ -15,9 +16,11 @@ from weakref import WeakSet
 import comfy.model_management as management
 import torch
 from comfy.ldm.modules.attention import get_attention_function
-from comfy.patcher_extension import WrappersMP
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from .options import WrappersMP, with_transformer, with_wrapper
 
 KEY = "palimpsest.gradients"
 # bytes of weights: larger models compute in bf16, or SDXL's graph at 1024 px outgrows 24 GB (bench gradients)
@@ -103,18 +106,16 @@ class _CopyBeforeWrite(TorchFunctionMode):
 
 
 @contextmanager
-def graph(run, memory):
-    """model_options for calls of the model between two steps of a run, which autograd differentiates for x; editors
-    take no part. Forward and backward belong inside; tensors that enter the graph must be made or cloned inside.
-    memory: where the weights' stand-ins stay until the run ends."""
-    on_stand_ins = partial(_on_stand_ins, memory.setdefault("weights", {}))
-    options = run.guider.model_options  # before the run put itself there, so the editors are not asked
-    wrappers = options["transformer_options"].get("wrappers", {})
-    applied = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), KEY: [_require_graph, on_stand_ins]}
-    to = {**options["transformer_options"], "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: applied},
-          "sample_sigmas": run.sigmas, "optimized_attention_override": pytorch_attention}
+def graph(guider, sigmas: Tensor, stand_ins: dict) -> Iterator[dict]:
+    """model_options for calls of a guider's model between two steps over sigmas, through which autograd differentiates
+    for x. Forward and backward belong inside; tensors of the graph must be made or cloned inside.
+
+    stand_ins: where those of the weights stay, for the next time."""
+    # those of the guider hold no run, so no editor is asked
+    options = with_transformer(guider.model_options, sample_sigmas=sigmas,
+                               optimized_attention_override=pytorch_attention)
     with _recording():
-        yield {**options, "transformer_options": to}
+        yield with_wrapper(options, WrappersMP.APPLY_MODEL, KEY, _require_graph, partial(_on_stand_ins, stand_ins))
 
 
 def without_control_weights(entries) -> list:

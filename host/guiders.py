@@ -1,13 +1,14 @@
 """Prompts as the host's guiders encode them, and guiders that predict with prompts of their own."""
 import comfy.samplers
 from comfy.sampler_helpers import convert_cond
-from comfy.samplers import encode_model_conds
+from comfy.samplers import CFGGuider, encode_model_conds
 from torch import Tensor
 
+from .options import with_transformer
 from .progress import raise_if_cancelled
 
-__all__ = ["Guider", "PromptGuider", "convert_cond", "encode_model_conds", "encoded", "predictions", "prompted",
-           "prompt_asked", "with_embedding"]
+__all__ = ["CFGGuider", "Guider", "PromptGuider", "calc_cond_batch", "convert_cond", "encode_model_conds", "encoded",
+           "predictions", "prompted", "prompt_asked", "with_embedding"]
 ASKED = "palimpsest.prompt"
 
 
@@ -18,9 +19,14 @@ def encoded(guider, conditioning, noise: Tensor, latent_image: Tensor, denoise_m
                                         latent_image, denoise_mask)["positive"]
 
 
+def calc_cond_batch(model, conds: list, x: Tensor, timestep: Tensor, model_options: dict) -> list[Tensor]:
+    """The host's function of this name, also where another pack has replaced it."""
+    return comfy.samplers.calc_cond_batch(model, conds, x, timestep, model_options)
+
+
 def predictions(guider, conds: list, x: Tensor, sigma: float, model_options: dict) -> list[Tensor]:
     """The x0 of x at σ under each of the cond lists, from the guider's loaded model."""
-    return comfy.samplers.calc_cond_batch(guider.inner_model, conds, x, x.new_full((len(x),), sigma), model_options)
+    return calc_cond_batch(guider.inner_model, conds, x, x.new_full((len(x),), sigma), model_options)
 
 
 def with_embedding(entry: dict, embedding: Tensor) -> dict:
@@ -29,7 +35,7 @@ def with_embedding(entry: dict, embedding: Tensor) -> dict:
     return {**entry, "model_conds": {**entry["model_conds"], "c_crossattn": kind(embedding)}}
 
 
-class Guider(comfy.samplers.CFGGuider):
+class Guider(CFGGuider):
     """Predicts with prompts of its own, {name: CONDITIONING}. A subclass says in `predict_noise` how it combines
     them."""
 
@@ -40,8 +46,7 @@ class Guider(comfy.samplers.CFGGuider):
 
     def x0s(self, names, x, timestep, model_options) -> list[Tensor]:
         """The prediction of each of the prompts, in one batch where the host finds room for it."""
-        return comfy.samplers.calc_cond_batch(self.inner_model, [self.conds[name] for name in names], x, timestep,
-                                              model_options)
+        return calc_cond_batch(self.inner_model, [self.conds[name] for name in names], x, timestep, model_options)
 
     def guided(self, name, negative, x, timestep, model_options, seed) -> Tensor:
         """The prediction of a prompt, guided away from the negative one at the guider's CFG."""
@@ -52,12 +57,13 @@ class Guider(comfy.samplers.CFGGuider):
 class PromptGuider(Guider):
     """Predicts x0 with the prompt that `prompted` asks for."""
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):
+    def predict_noise(self, x, timestep, model_options=None, seed=None):
+        model_options = model_options or {}
         name, embedding = prompt_asked(model_options)
         conds = self.conds[name]
         if embedding is not None:
             conds = [with_embedding(entry, embedding) for entry in conds]
-        return comfy.samplers.calc_cond_batch(self.inner_model, [conds], x, timestep, model_options)[0]
+        return calc_cond_batch(self.inner_model, [conds], x, timestep, model_options)[0]
 
 
 def prompted(model, extra_args: dict, name: str, x: Tensor, sigma: Tensor, embedding: Tensor | None = None) -> Tensor:
@@ -65,9 +71,8 @@ def prompted(model, extra_args: dict, name: str, x: Tensor, sigma: Tensor, embed
 
     An embedding [B, tokens, C] stands in for the prompt's own. The run ends here where the user cancelled it."""
     raise_if_cancelled()
-    options = extra_args["model_options"]
-    to = {**options["transformer_options"], ASKED: (name, embedding)}
-    return model(x, sigma, **{**extra_args, "model_options": {**options, "transformer_options": to}})
+    options = with_transformer(extra_args["model_options"], **{ASKED: (name, embedding)})
+    return model(x, sigma, **{**extra_args, "model_options": options})
 
 
 def prompt_asked(model_options: dict) -> tuple:

@@ -18,7 +18,7 @@ from comfy.k_diffusion.sampling import sample_euler
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .canvas import afresh, log
+from .canvas import log, retract_warnings
 from .keys import KEY, running
 
 TOLERANCE = 1e-4  # relative: two σ this near are the same level
@@ -67,7 +67,7 @@ class Solver(comfy.samplers.Sampler):
 
     @property
     def adds_noise(self) -> bool:
-        """Whether the function draws noise on its way (ancestral, SDE, LCM, churn), judged by its parameters."""
+        """Whether the function draws noise between its steps (ancestral, SDE, LCM, churn), judged by its parameters."""
         defaults = {name: p.default for name, p in inspect.signature(self.function).parameters.items()}
         values = defaults | self.extra_options
         if values.get("s_noise") == 0:
@@ -98,6 +98,11 @@ class Solver(comfy.samplers.Sampler):
         announced = {"announce": edited.couple} if edited else {}
         return self.function(model, latent_image, sigmas, extra_args=extra_args, callback=step, disable=disable_pbar,
                              **announced, **self.extra_options)
+
+
+def adds_noise(sampler) -> bool:
+    """Whether a SAMPLER is known to draw noise between its steps."""
+    return isinstance(sampler, (Solver, comfy.samplers.KSAMPLER)) and Solver.of(sampler).adds_noise
 
 
 def sample(model, conditioning, latent: Tensor, sigmas: Tensor, solver, cfg=1.0, negative=None, callback=None,
@@ -211,7 +216,7 @@ def digest(embeddings) -> str:
 
 def check_family(model, inversion):
     """ValueError where MODEL and INVERSION are of different families; another checkpoint of one family is said."""
-    afresh()
+    retract_warnings()
     mine, theirs = fingerprint(model), inversion.fingerprint
     for name in ("model", "latent_format", "channels", "prediction", "sigma_data", "context_width", "pooled_width"):
         a, b = getattr(mine, name), getattr(theirs, name)

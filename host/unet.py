@@ -1,10 +1,41 @@
-"""The host's U-Nets (SD1.x, SD2.x, SDXL): where their attention is, and what computes it."""
+"""The door to the host's U-Nets (SD1.x, SD2.x, SDXL): where their attention is, what computes it, and where their
+features are."""
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 
+from .options import with_replaced
 
-def resolutions(unet) -> dict:
-    """{(section, block, depth) of every transformer block: the side of its grid over the latent's}."""
+SLOTS = {"self": "attn1", "cross": "attn2"}
+
+
+class Attention(NamedTuple):
+    """One attention of the network.
+
+    kind: "self" or "cross".
+    address: (section, block, depth) of its transformer block, as the host counts.
+    """
+    kind: str
+    address: tuple
+
+
+class Shape(NamedTuple):
+    """What the network says of the attention that it is computing.
+
+    rows: of the forward.
+    grid: of its image tokens, (height, width).
+    heads: how many.
+    """
+    rows: int
+    grid: tuple
+    heads: int
+
+
+def resolutions(unet) -> dict[tuple, float]:
+    """{address of every transformer block: the side of its grid over the latent's}, in the order in which they run."""
     found, resolution = {}, 1.0
     for section, blocks in (("input", unet.input_blocks), ("middle", [unet.middle_block]),
                             ("output", unet.output_blocks)):
@@ -19,14 +50,58 @@ def resolutions(unet) -> dict:
     return found
 
 
-def host_attention(q, k, v, extra_options):
+def attentions(unet) -> dict[Attention, float]:
+    """{every attention of the network: the side of its grid over the latent's}."""
+    return {Attention(kind, address): resolution for kind in SLOTS
+            for address, resolution in resolutions(unet).items()}
+
+
+def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> dict:
+    """model_options under which other functions compute some of the attentions.
+
+    wrap: {the attention: function(inner) -> the new one}, where inner is what computes it now. All of them are called
+    with (q, k, v, options), each of q, k and v (rows, tokens, heads · channels)."""
+    for kind, slot in SLOTS.items():
+        mine = {address: around for (of, address), around in wrap.items() if of == kind}
+        if mine:
+            model_options = with_replaced(model_options, slot, mine, host_attention)
+    return model_options
+
+
+def host_attention(q, k, v, options):
     """The host's attention, as its U-Net calls it."""
-    return optimized_attention(q, k, v, extra_options["n_heads"], attn_precision=extra_options["attn_precision"],
-                               transformer_options=extra_options)
+    return optimized_attention(q, k, v, options["n_heads"], attn_precision=options["attn_precision"],
+                               transformer_options=options)
 
 
-def require_unet(model, node):
-    """These edits know the U-Nets of SD1.x, SD2.x and SDXL; another family is an error before the first model call."""
+def shape_of(options: dict) -> Shape:
+    """The shape of the attention that is called with these options."""
+    rows, _, *grid = options["activations_shape"]
+    return Shape(rows, tuple(grid), options["n_heads"])
+
+
+def address_of(options: dict) -> tuple:
+    """The address of the transformer block whose patch is called with these options."""
+    return (*options["block"], options.get("block_index", 0))
+
+
+def residual_branch(unet, number: int) -> torch.nn.Module:
+    """What ends the residual branch of an output block, before its skip is added."""
+    return unet.output_blocks[number][0].out_layers[-1]
+
+
+def head(unet) -> torch.nn.Module:
+    """What turns the decoder's features into the prediction."""
+    return unet.out
+
+
+def group_norms(unet) -> Iterator[tuple[str, torch.nn.GroupNorm]]:
+    """(name, module) of every GroupNorm."""
+    return ((name, module) for name, module in unet.named_modules() if isinstance(module, torch.nn.GroupNorm))
+
+
+def require_unet(model, node: str):
+    """ValueError where the MODEL is of another family."""
     network = model.model.diffusion_model
     if not isinstance(network, UNetModel):
         raise ValueError(f"{node} edits the attention of U-Nets (SD1.x, SD2.x, SDXL), this MODEL is "

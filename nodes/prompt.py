@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ..attention.alignment import PromptEdit, align
-from ..host.canvas import afresh, log
+from ..host.canvas import log, retract_warnings
 from ..host.tokens import encode, tokenize_rows
 
 MODES = {"auto": "auto", "word swap": "replace", "refinement": "refine"}
@@ -38,7 +38,7 @@ class PalimpsestPromptEdit(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, source, target, mode):
-        afresh()
+        retract_warnings()
         sources, targets = _prompts(source) or [""], _prompts(target)
         if not targets:
             raise ValueError(f'the target prompt is empty and the source is "{sources[0]}": write what the picture is '

@@ -51,6 +51,9 @@ class Run:
     def memory(self, editor):
         return self.__dict__.setdefault("memories", {})
 
+    def state(self, editor):
+        return self.__dict__.setdefault("states", {}).setdefault(id(editor), editor.State())
+
 
 @dataclass
 class Call:

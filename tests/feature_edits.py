@@ -18,7 +18,7 @@ def case(family="sd15", **kwargs):
 
 def attend(editor, rows, target, source):
     site = Site("self", ("output", 0, 0), (SIDE, SIDE), 0.5, HEADS)
-    return editor.attend(Rows(Call(Run()), {}, rows), site, *target, Source(*source), attention)
+    return editor.attend(Rows(Call(Run()), {}, rows), site, *target, Source(zip("qkv", source)), attention)
 
 
 def mask(*cells, size=2 * SIDE):

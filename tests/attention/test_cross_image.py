@@ -39,7 +39,7 @@ def test_contrast_changes_maps_and_keeps_what_another_function_makes_of_the_plai
 
     whole = torch.ones(1, SIDE, SIDE)
     editor = CrossImage(None, frozenset(), 0, 1, fine=frozenset(), contrast=1.67, structure=whole, appearance=whole)
-    got = editor.attend(Rows(Call(Run()), {}, 2), SITE, *target, Source(*source), other)
+    got = editor.attend(Rows(Call(Run()), {}, 2), SITE, *target, Source(zip("qkv", source)), other)
     maps, mean = softmax_maps(target[0], source[1]), 1 / SIDE ** 2
     wanted = apply_maps(((maps - mean) * 1.67 + mean).clip(0, 1) + 0.5 * maps, source[2]) + 1
     assert relative(got, wanted) < 1e-5

@@ -67,7 +67,7 @@ def test_p2p_is_the_authors_edit_of_explicit_maps(case, repeats):
     rows = Rows(Call(Schedule(now)), {"palimpsest_tokens": tuple(p.target for p in edit.pairs)}, n)
     site = Site("cross", ("middle", 0, 0), (4, 4), 1.0, HEADS)
     got = editor.attend(rows, site, q, k.repeat(1, repeats, 1), v.repeat(1, repeats, 1),
-                        Source(q_source, k_source, None), attention)
+                        Source(q=q_source, k=k_source), attention)
     torch.testing.assert_close(got, torch.cat(out), rtol=1e-6, atol=1e-6)
 
 

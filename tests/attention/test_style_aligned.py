@@ -38,7 +38,7 @@ SHARINGS = [Sharing(1.0, 0.0, True), Sharing(1.0, math.log(2), True), Sharing(0.
 def test_sharing_a_pictures_attention_is_softmax_over_both_pictures_tokens(share):
     target, source = features(2, 0), features(2, 1)
     editor = ReferencePicture(None, frozenset(), 0, 1, share=share)
-    got = editor.attend(Rows(Call(Run()), {}, 2), SITE, *target, Source(*source), attention)
+    got = editor.attend(Rows(Call(Run()), {}, 2), SITE, *target, Source(zip("qkv", source)), attention)
     wanted = plain_sharing(*target, *source, share.scale, share.shift, share.normalised)
     assert relative(got, wanted) < 1e-5  # statistics are taken in float32
 

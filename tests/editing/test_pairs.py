@@ -125,9 +125,9 @@ def test_a_removed_place_leaves_the_softmax_of_a_shared_style():
     rows = Rows(Call(run), {}, 2)
 
     def inner(q, k, v):
-        return style.attend(rows, site, q, k, v, Source(*reference), attention)
+        return style.attend(rows, site, q, k, v, Source(zip("qkv", reference)), attention)
 
-    got = remover.attend(rows, site, q, k, v, Source(None, k_s, v_s), inner)
+    got = remover.attend(rows, site, q, k, v, Source(k=k_s, v=v_s), inner)
     bias = torch.zeros(SIDE, SIDE)
     bias[:SIDE // 2, :SIDE // 2] = -torch.inf
     bias = torch.cat([bias.flatten(), torch.full((SIDE * SIDE,), 0.7)])

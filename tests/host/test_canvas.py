@@ -77,7 +77,7 @@ def graph(server):  # noqa: F811
     before = server.send_sync
     yield Graph(server)
     server.send_sync = before
-    canvas._said.clear()
+    canvas._warnings.clear()
 
 
 def test_a_job_without_fault_says_nothing_and_no_client_is_told_nothing(graph):
@@ -182,7 +182,7 @@ def concept(c, model=None):
 
 
 def test_outside_a_graph_an_editor_has_no_node(said):
-    assert editors(inject(case()))[0].node is None and canvas.here() is None and not said()
+    assert editors(inject(case()))[0].node is None and canvas.executing_node() is None and not said()
 
 
 @pytest.mark.parametrize("cfg", [0.0, 1.0, 7.5])

@@ -2,6 +2,7 @@
 import gc
 import weakref
 from contextlib import nullcontext
+from dataclasses import is_dataclass
 
 import comfy.utils
 import pytest
@@ -9,6 +10,7 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from comfy.patcher_extension import WrappersMP
 from palimpsest.editing.editor import editors
+from palimpsest.editing.run import Run
 from palimpsest.host.keys import RUN
 from palimpsest.host.unet import host_attention
 from palimpsest.nodes.attention.store import PalimpsestAttentionStore
@@ -84,8 +86,21 @@ def unchanged():
         assert found.keys() == weights.keys() and all(torch.equal(found[k], weights[k]) for k in weights)
 
 
+def tensors_of(*values):
+    """The tensors in containers and in editors' states."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors_of(*value)
+        elif isinstance(value, dict):
+            yield from tensors_of(*value.values())
+        elif is_dataclass(value) and not isinstance(value, type):
+            yield from tensors_of(vars(value))
+
+
 class Trail:
-    """Weak references to what runs of `model`, a clone, gather: the Run, its reference, kept features and memories."""
+    """Weak references to what runs of `model`, a clone, gather: the Run, its reference, kept features and states."""
 
     def __init__(self, model):
         self.model, self.tensors, self.objects = model.clone(), {}, {}
@@ -99,11 +114,8 @@ class Trail:
         encoded = [c for entries in run.reference.entries for e in entries for c in e["model_conds"].values()]
         for value in (run, run.reference, *encoded):
             self.objects[id(value)] = weakref.ref(value)
-        for memory in (*run.reference.kept.values(), *run.memories.values()):
-            for value in memory.values():
-                for t in value if isinstance(value, tuple) else (value,):
-                    if isinstance(t, torch.Tensor):
-                        self.tensors[id(t)] = weakref.ref(t)
+        for t in tensors_of([shown.features for shown in run.reference.kept.values()], run._states, run.memories):
+            self.tensors[id(t)] = weakref.ref(t)
         return x0
 
     def alive(self):
@@ -213,8 +225,8 @@ def test_a_cancelled_or_failed_run_leaves_nothing(editor, family, end, unchanged
     read = editor in READS or end != "broken in the source"
     with pytest.raises((InterruptProcessingException, Broken)) if read else nullcontext() as caught:
         ENDS[end](c, trail.model)
-    runs = [r for r in trail.alive() if hasattr(r, "memories")]
-    assert all(not r.memories and not r.reference.kept for r in runs)  # even while the traceback holds the run
+    runs = [r for r in trail.alive() if isinstance(r, Run)]
+    assert all(not r._states and not r.memories and not r.reference.kept for r in runs)  # even while the traceback holds the run
     assert trail.objects
     del caught, runs
     gc.collect()

@@ -10,7 +10,8 @@ from palimpsest.attention.masactrl import MutualSelfAttention
 from palimpsest.editing.run import attach
 from palimpsest.editing.sites import Rows, Site, mask_at, window
 from palimpsest.editing.word_maps import on_whole_grid
-from palimpsest.host.tiles import TILES, cut, found
+from palimpsest.host.batch import TILES
+from palimpsest.host.tiles import area_of, cut
 from palimpsest.host.unet import resolutions
 from palimpsest.host.unet_inputs import with_added
 
@@ -141,13 +142,13 @@ class Whole:
 def test_a_part_is_found_by_its_values():
     whole = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for area in ((3, 5, 2, 1), (8, 2, 0, 6), (4, 4, 6, 7)):
-        assert found(cut(whole, area), whole) == area
-    assert found(cut(whole, (3, 5, 2, 1)).flip(0), whole) is None and found(whole[..., :4, :4] * 1.1, whole) is None
+        assert area_of(cut(whole, area), whole) == area
+    assert area_of(cut(whole, (3, 5, 2, 1)).flip(0), whole) is None and area_of(whole[..., :4, :4] * 1.1, whole) is None
 
 
 def test_what_is_added_to_some_chunks_reaches_theirs_in_each_tile():
     options = {"cond_or_uncond": [0, 1], "uuids": ["target", "null"], TILES: [(4, 4, 0, 0)] * 2 + [(4, 4, 0, 4)] * 2}
-    to = with_added({"transformer_options": {}}, torch.ones(1, 2, 3), takes=lambda kind, index, uuid: uuid == "target")
+    to = with_added({"transformer_options": {}}, torch.ones(1, 2, 3), takes=lambda what, chunk: chunk.uuid == "target")
     patch, = to["transformer_options"]["patches"]["attn2_patch"]
     _, _, value = patch(None, None, torch.zeros(8, 2, 3), options)
     assert value[:, 0, 0].tolist() == [1, 1, 0, 0, 1, 1, 0, 0]
