@@ -7,6 +7,7 @@ Nodes, benchmarks and scripts make the same calls, with the same defaults: a met
 """
 import dataclasses
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -166,10 +167,10 @@ def invert(method: Method | str, model, source: list, latent: dict, steps: int |
     # guidance magnifies the rounding of a shared forward
     known = {**seen_as(identity), "together": levels_a_forward(model, latent, source) if unguided else 1}
     taken = {key: known[key] for key in method.takes} | {key: _sigma(model, at) for key, at in method.percents.items()}
-    found = []
+    inverting, found = partial(method.invert, **taken, **settings), []
 
     def solver(*args, **kwargs):
-        found.append(method.invert(*args, **kwargs, **taken, **settings))
+        found.append(inverting(*args, **kwargs))
         return found[0].latents[0]
 
     counted = model.clone()
@@ -207,7 +208,9 @@ def learn(method: Method | str, model, inversion: Inversion, cfg: float | None =
     given = {"source": inversion.conditioning, "null": negative, "target": target}
     prompts = {prompt: conditioning for prompt, conditioning in given.items() if conditioning is not None}
     began = time.perf_counter()
-    found, rows = _learned(method, Network(model, inversion, prompts), cfg, settings)
+    flow = inversion.fingerprint.prediction == "flow"
+    learning = partial(method.learn, cfg=cfg, flow=flow, **settings)
+    found, rows = _learned(learning, method.asks, Network(model, inversion, prompts), cfg)
     spent = {"evaluations": inversion.provenance.get("evaluations", 0) + sum(rows),
              "seconds": inversion.provenance.get("seconds", 0.0) + time.perf_counter() - began}
     kept, noted = _noted(method, settings, cfg, None if cfg == 1 else negative)
@@ -215,21 +218,21 @@ def learn(method: Method | str, model, inversion: Inversion, cfg: float | None =
         **inversion.provenance, "trajectory": inversion.method, **spent, **noted, **found.notes})
 
 
-def _learned(method: Method, network: Network, cfg, settings) -> tuple[Found, list[int]]:
-    """What a method learns, and the rows that the network saw."""
-    model, inversion, settings = network.model, network.inversion, {**settings, "cfg": cfg}
-    settings["flow"] = inversion.fingerprint.prediction == "flow"
-    if not method.asks:
-        return method.learn(network, inversion.latents, inversion.sigmas, **settings), []
+def _learned(learning, asks, network: Network, cfg) -> tuple[Found, list[int]]:
+    """What learning(network, path, sigmas) gives in a run that answers what it asks, and the rows that the network
+    saw."""
+    model, inversion = network.model, network.inversion
+    if not asks:
+        return learning(network, inversion.path, inversion.sigmas), []
     found = []
 
     def solver(denoise, x, sigmas, extra_args, callback, disable):
-        path = [z.clone().to(x) for z in inversion.latents]
+        path = [z.clone().to(x) for z in inversion.path]
         network.begin(denoise, extra_args, path)
-        found.append(method.learn(network, path, sigmas, callback=callback, disable=disable, **settings))
+        found.append(learning(network, path, sigmas, callback=callback, disable=disable))
         return path[-1]
 
-    if method.asks == "guided":
+    if asks == "guided":
         counted = model.clone()
         rows = rows_counted(counted)
         sample(counted, inversion.conditioning, _clean(model, inversion), inversion.sigmas, Solver(solver), cfg,
@@ -243,7 +246,7 @@ def _learned(method: Method, network: Network, cfg, settings) -> tuple[Found, li
 
 
 def _clean(model, inversion) -> Tensor:
-    return model.get_model_object("latent_format").process_out(inversion.latents[-1].clone())
+    return model.get_model_object("latent_format").process_out(inversion.path[-1].clone())
 
 
 def _own(value):

@@ -86,7 +86,7 @@ class Replayed(Editor):
         inversion, cfg, negatives = self.inversion, getattr(run.guider, "cfg", None), run.guider.original_conds
         theta, made_for = inversion.theta, inversion.settings.get("guidance")
         negative = inversion.settings.get("negative")
-        if self.guided and None not in (made_for, cfg) and abs(cfg - made_for) > 1e-6:
+        if self.guided and cfg is not None and made_for is not None and abs(cfg - made_for) > 1e-6:
             inversion.warn_once("The %s INVERSION was made for CFG %g and is sampled at %g: the picture comes back "
                                 "less exactly.", inversion.method, made_for, cfg)
         elif self.guided and negative and "negative" in negatives:
@@ -169,7 +169,9 @@ class Replayed(Editor):
 
     def _mixed(self, name, learned, own, run):
         mix = self._mix(name)
-        return torch.lerp(*(repeat_to_batch_size(t, run.shape[0]) for t in (learned, own)), mix) if mix else learned
+        if not mix:
+            return learned
+        return torch.lerp(repeat_to_batch_size(learned, run.shape[0]), repeat_to_batch_size(own, run.shape[0]), mix)
 
 
 def _adm(entry, name, run):

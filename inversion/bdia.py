@@ -39,7 +39,7 @@ from .grid import (
 )
 from .method import OFFSETS, Found, Method, Setting
 
-GAMMA = Setting(0.5, 0.1, 1.0, needed=True)
+GAMMA = 0.5
 EXPANSION = 24 * math.log10(2)  # the digits that a float32 latent resolves
 
 
@@ -48,8 +48,8 @@ def weight(clean: Tensor, noisy: Tensor, gamma: float, **seen_as):
     return gamma * scale(noisy, clean, **seen_as)
 
 
-def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *,
-           gamma=GAMMA.default, **seen_as) -> tuple:
+def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, gamma=GAMMA,
+           **seen_as) -> tuple:
     """Follow the steps back from the clean x [B,C,…] to σ[0]. sigmas [S+1] descend to 0.
 
     Returns S+1 latents in the order of sigmas, the clean one last, and the S offsets o of the steps that start there.
@@ -68,12 +68,12 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
 
 def denoise(model, x: Tensor, offset: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *,
-            gamma=GAMMA.default, announce=None, **seen_as) -> Tensor:
+            gamma=GAMMA, announce=None, **seen_as) -> Tensor:
     """The latent at σ[-1], from x at σ[0] and the offset of the step that starts there.
 
     D_i + o_i = base + slope·ε(x_i, σ_i), where base holds what does not depend on the prediction."""
     dtype, s = x.dtype, in_double(sigmas)
-    x, before = in_double(x), None
+    x = before = in_double(x)
     for i in trange(len(s) - 1, disable=disable):
         base, slope = x + offset, s[i + 1] - s[i]
         if i:
@@ -115,5 +115,6 @@ def check(*, steps, gamma, **_):
                          "40 steps on), or take fewer steps (10 at 0.5).")
 
 
-METHOD = Method("BDIA", "BDIA Invert", inverted, steps=10, cfg=1.0, settings={"gamma": GAMMA}, check=check, guided=True,
-                theta=OFFSETS, reverse=reverse, coupled=True)
+METHOD = Method("BDIA", "BDIA Invert", inverted, steps=10, cfg=1.0, settings={
+    "gamma": Setting(GAMMA, 0.1, 1.0, needed=True)}, check=check, guided=True, theta=OFFSETS, reverse=reverse,
+    coupled=True)

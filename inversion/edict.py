@@ -27,7 +27,7 @@ from .grid import (
 )
 from .method import Found, Kept, Method, Setting
 
-P = Setting(0.93, 0.5, 1.0, needed=True)
+P = 0.93
 
 
 def denoise_step(pair: list, turn: int, n: Tensor, c: Tensor, noise, p: float) -> list:
@@ -73,8 +73,7 @@ def _walk(step, pair, levels, turns, model, dtype, extra_args, callback, disable
         yield pair
 
 
-def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P.default,
-           **seen_as) -> list:
+def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P, **seen_as) -> list:
     """The coupled latents from the clean x [B,C,…], with y = x there, to σ[0]: S+1 pairs [x, y] in the order of sigmas,
     the clean one last. sigmas [S+1] descend to 0."""
     start = [in_double(x)] * 2
@@ -96,8 +95,8 @@ def _pair_at(inversion, sigma: Tensor) -> list:
     return [x, x if apart is None else x + apart.tensor[inversion.step(float(sigma))]]
 
 
-def denoise(model, x: Tensor, y: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P.default,
-            first=0, announce=None, **seen_as) -> list:
+def denoise(model, x: Tensor, y: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, p=P, first=0,
+            announce=None, **seen_as) -> list:
     """The pair [x, y] at σ[-1], from the pair at σ[0], which is level `first` of the whole schedule."""
     start, turns = [in_double(x), in_double(y)], range(first, first + len(sigmas) - 1)
     return [*_walk(denoise_step, start, in_double(sigmas), turns, model, x.dtype, extra_args, callback, disable, p,
@@ -121,5 +120,5 @@ def inverted(*args, **kwargs) -> Found:
     return Found([x for x, _ in pairs], {"y_minus_x": recorded_theta([y - x for x, y in pairs], "level")})
 
 
-METHOD = Method("EDICT", "EDICT Invert", inverted, cfg=1.0, settings={"p": P}, guided=True,
-                theta={"y_minus_x": Kept("level", "step")}, reverse=reverse, coupled=True)
+METHOD = Method("EDICT", "EDICT Invert", inverted, cfg=1.0, settings={"p": Setting(P, 0.5, 1.0, needed=True)},
+                guided=True, theta={"y_minus_x": Kept("level", "step")}, reverse=reverse, coupled=True)

@@ -96,7 +96,7 @@ def first_step(inversion, sigmas: Tensor) -> int:
 
 def source_where_equal(inversion, level: int, x: Tensor) -> Tensor:
     """x, or the source's latents where x is them but for the rounding that the LATENT's scaling and back costs."""
-    source = of_rows(inversion.latents[level], x)
+    source = of_rows(inversion.path[level], x)
     return source if torch.allclose(x, source, rtol=1e-6, atol=1e-6 * float(source.abs().max())) else x
 
 

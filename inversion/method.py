@@ -144,8 +144,8 @@ class Method:
         """The x0 [B,C,…] with which a step from σ keeps to the source: the clean latent, less what the last step
         adds."""
         if not self.residual or inversion.level(sigma) != len(inversion.sigmas) - 2:
-            return inversion.latents[-1]
-        return inversion.latents[-1] - inversion.theta[self.residual].tensor[-1]
+            return inversion.path[-1]
+        return inversion.path[-1] - inversion.theta[self.residual].tensor[-1]
 
 
 UNCOND_POOLED = {"uncond_pooled": Kept("run", "prediction", 3, optional=True)}
@@ -156,7 +156,7 @@ OFFSETS = {"offset": Kept("step", "step")}
 @cache
 def methods() -> dict[str, Method]:
     """Every method by its name, from the files of this folder."""
-    package = import_module(__package__)
+    package = import_module(__name__.rpartition(".")[0])
     modules = [import_module(m.name) for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
     declared = [m for module in modules
                 for m in getattr(module, "METHODS", [module.METHOD] if hasattr(module, "METHOD") else [])]
@@ -187,10 +187,10 @@ def check(inversion: Inversion):
     for name in (*(n for n, setting in method.settings.items() if setting.needed), *optional):
         if type(told.get(name)) not in (int, float):
             raise ValueError(f"{inversion.method} notes its {name} as a number, this is {told.get(name)!r}")
-    kinds = {name: next((k for k in method.theta if name == k or k[-1] == "." and name.startswith(k)), None)
+    kinds = {name: next((k for k in method.theta if name == k or k[-1] == "." and name.startswith(k)), "")
              for name in inversion.theta}
     required = {name for name, kept in method.theta.items() if not kept.optional}
-    if None in kinds.values() or not required <= set(kinds.values()):
+    if "" in kinds.values() or not required <= set(kinds.values()):
         raise ValueError(f"{inversion.method} writes {', '.join(method.theta) or 'nothing'}, this holds "
                          f"{', '.join(inversion.theta) or 'nothing'}")
     for name, theta in inversion.theta.items():

@@ -132,14 +132,15 @@ def follow(predict, path: list, sigmas: Tensor, start: Tensor, *, iterations=10,
         limit, most = tolerance * (1 + 2 * 50 * i / steps), math.ceil(iterations * math.exp(-decay * i / steps))
         norm = 1.0 if flow else (1 + following ** 2).sqrt()
         optimiser.restart()
-        best, losses = None, []
+        best: list[Tensor] = []
+        losses = []
         for update in range(most + 1):
             leaf = theta.detach().requires_grad_()
             denoised, penalty = at(leaf)
             landed = x + (following - sigma) / sigma * (x - denoised)
             loss = ((landed - path[i + 1]) / norm).square().flatten(1).mean(1) + penalty
             now = [t.detach() for t in (loss, landed, denoised, leaf)]
-            best = now if best is None else [_choose(now[0] < best[0], a, b) for a, b in zip(now, best)]
+            best = [_choose(now[0] < best[0], a, b) for a, b in zip(now, best)] if best else now
             losses.append(float(best[0].max()))
             bar.set_postfix(loss=f"{losses[-1]:.1e}", update=update)
             if losses[-1] <= limit or update == most:

@@ -2,11 +2,12 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -56,7 +57,7 @@ def load(path, known=()) -> Inversion:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             count, text = len(file.keys()), (file.metadata() or {}).get(KEY)
-            record = text and json.loads(text)
+            record = {} if text is None else json.loads(text)
             if text is not None and record["version"] <= VERSION:
                 names = {kind.__name__: kind for kind in (Theta, *known)}
                 values = {name: _unpack(v, file, names) for name, v in record["inversion"].items()}
@@ -115,13 +116,13 @@ def _pack(value, place, tensors, names):
     if is_dataclass(value) and names.get(type(value).__name__) is type(value):
         held = {f.name: _pack(getattr(value, f.name), f"{place}.{f.name}", tensors, names) for f in fields(value)}
         return {type(value).__name__: held}
-    if hasattr(value, "items") and all(isinstance(k, str) for k in value):
+    if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
         return {"dict": {k: _pack(v, f"{place}.{k}", tensors, names) for k, v in value.items()}}
     raise ValueError(f"The INVERSION holds a {type(value).__name__} at {place}, which a file of tensors and plain "
                      "values cannot keep: remove the node that put it into the source CONDITIONING, and invert again.")
 
 
-def _unpack(value, file, names):
+def _unpack(value, file, names) -> Any:
     if isinstance(value, list):
         return [_unpack(v, file, names) for v in value]
     if not isinstance(value, dict):

@@ -68,15 +68,15 @@ class Inversion:
             raise ValueError(f"The source CONDITIONING has {len(self.conditioning)} entries, an INVERSION holds one.")
         if self.latents is not None:
             object.__setattr__(self, "latents", tuple(self.latents))
-            self._check_latents()
+            self._check(self.path)
         for name in ("theta", "settings", "provenance"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
-    def _check_latents(self):
-        if len(self.latents) != len(self.sigmas):
-            raise ValueError(f"{len(self.latents)} latents for {len(self.sigmas)} sigmas: there must be one at each.")
-        shape = self.latents[0].shape
-        for sigma, latent in zip(self.sigmas.tolist(), self.latents):
+    def _check(self, latents):
+        if len(latents) != len(self.sigmas):
+            raise ValueError(f"{len(latents)} latents for {len(self.sigmas)} sigmas: there must be one at each.")
+        shape = latents[0].shape
+        for sigma, latent in zip(self.sigmas.tolist(), latents):
             name = f"The latent at sigma {sigma:.4g}"
             if latent.shape != shape:
                 raise ValueError(f"{name} is {list(latent.shape)}, the first is {list(shape)}.")
@@ -94,6 +94,13 @@ class Inversion:
     def batch(self) -> int:
         """The number of pictures B."""
         return len(self.conditioning[0][0] if self.latents is None else self.latents[-1])
+
+    @property
+    def path(self) -> tuple[Tensor, ...]:
+        """The latents; ValueError where no trajectory was kept."""
+        if self.latents is None:
+            raise ValueError(f"The {self.method} INVERSION keeps no trajectory: connect one from DDIM Invert.")
+        return self.latents
 
     @property
     def shape(self) -> torch.Size | None:
@@ -120,22 +127,20 @@ class Inversion:
 
         Raises ValueError outside the grid, between independently noised levels, and where no trajectory was kept.
         """
-        if self.latents is None:
-            raise ValueError(f"The {self.method} INVERSION keeps no trajectory: connect one from DDIM Invert.")
-        level = self.level(sigma)
+        path, level = self.path, self.level(sigma)
         if level is not None:
-            return self.latents[level]
+            return path[level]
         if not self.covers(sigma):
             inside = 0 < sigma < float(self.sigmas[0])
             why = "its levels are noised independently, none lies between" if inside else "it does not reach there"
             raise ValueError(f"The sampler asks for sigma {sigma:.4g}, the {self.method} INVERSION has "
                              f"{self.schedule}: {why}. Sample with Replay's SIGMAS and euler.")
         self.warn_once("The sampler asks for levels between the inversion's (%s): its latents are interpolated. Sample "
-                      "with Replay's SIGMAS, without intermediate levels, to read them exactly.", self.schedule)
+                       "with Replay's SIGMAS, without intermediate levels, to read them exactly.", self.schedule)
         grid = self.sigmas.tolist()
         clean = next(i for i, s in enumerate(grid) if s < sigma)
         weight = (sigma - grid[clean]) / (grid[clean - 1] - grid[clean])
-        return torch.lerp(self.latents[clean], self.latents[clean - 1], weight)
+        return torch.lerp(path[clean], path[clean - 1], weight)
 
     def step(self, sigma: float) -> int:
         """The index of the step that starts at σ; ValueError off the inversion's own levels, where nothing was
