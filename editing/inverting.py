@@ -106,8 +106,8 @@ def schedule_of(name, model, scheduler, steps):
                     "scheduler and steps.", name, steps, scheduler, len(sigmas) - 1)
     if not split_at(model, sigmas, 0.5):
         log.warning("%s reaches sigma %.3g only, this MODEL's noise begins at %.3g, so an edit changes little: take "
-                    "more steps than %d, or another scheduler than "
-                    "%s.", name, sigmas[0], _most(model), steps, scheduler)
+                    "more steps than %d, or another scheduler than %s.", name, sigmas[0], _most(model), steps,
+                    scheduler)
     return sigmas
 
 

@@ -56,11 +56,9 @@ class Tokens:
         if number and number <= len(found):
             return found[number - 1]
         listed = ", ".join(word.name for word in self.named) or "none"
-        raise ValueError(f'"{name.strip()}" names no word of "{self.text}", '
-                         f'which has "{_name(text)}" {len(found)} times: '
-                         f'choose among its words, which spaces and punctuation part ({listed}); "cat" is every "cat", '
-                         '"cat#2" '
-                         'the second')
+        raise ValueError(f'"{name.strip()}" names no word of "{self.text}", which has "{_name(text)}" {len(found)} '
+                         f'times: choose among its words, which spaces and punctuation part ({listed}); "cat" is '
+                         'every "cat", "cat#2" the second')
 
 
 def tokenize(clip, text: str, length: int = 0) -> Tokens:
@@ -219,8 +217,7 @@ def _sequence(clip, text, length):
         a, b = layouts[first], layouts[other]
         if a != b:
             raise ValueError(f'"{text}" takes {sum(a)} of {len(a)} tokens in encoder {first} and {sum(b)} of {len(b)} '
-                             'in '
-                             f"{other}, so a word has no one position: use embeddings made for both encoders, and "
+                             f"in {other}, so a word has no one position: use embeddings made for both encoders, and "
                              "encoders of equal length")
     return first, encoders[first]
 

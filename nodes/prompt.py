@@ -1,4 +1,4 @@
-"""Encodes prompts and aligns their words."""
+"""Prompt Edit."""
 from comfy_api.latest import io
 
 from ..attention.alignment import PromptEdit, align
@@ -41,11 +41,11 @@ class PalimpsestPromptEdit(io.ComfyNode):
         retract_warnings()
         sources, targets = _prompts(source) or [""], _prompts(target)
         if not targets:
-            raise ValueError(f'the target prompt is empty and the source is "{sources[0]}": write what the picture is '
-                             "to become, one prompt a line")
+            raise ValueError(f'The target prompt is empty and the source is "{sources[0]}": write what the edited '
+                             "picture should show, one prompt per line.")
         if len(sources) not in (1, len(targets)):
-            raise ValueError(f"{len(sources)} source prompts and {len(targets)} target prompts: give one source line "
-                             "for all targets, or one a target")
+            raise ValueError(f"There are {len(sources)} source prompts and {len(targets)} target prompts: write one "
+                             "source line for all targets, or one per target.")
         if len(set(sources)) == 1:
             sources = sources[:1]
         sources, targets = tokenize_rows(clip, sources), tokenize_rows(clip, targets)
@@ -53,9 +53,8 @@ class PalimpsestPromptEdit(io.ComfyNode):
         for pair in pairs if mode == "auto" else ():
             known, wanted = ({word.name for word in prompt.named} for prompt in (pair.source, pair.target))
             if min(len(known), len(wanted)) > 1 and not known & wanted:
-                log.warning('Prompt Edit: "%s" shares no word with the source\'s "%s", so nothing says what is to be '
-                            'kept: '
-                            "repeat its words, or choose a mode.", pair.target.text, pair.source.text)
+                log.warning('Prompt Edit: "%s" shares no word with the source\'s "%s", so no word says what to keep: '
+                            "repeat the source's words, or choose a mode.", pair.target.text, pair.source.text)
         return io.NodeOutput(encode(clip, sources), encode(clip, targets), PromptEdit(pairs))
 
 

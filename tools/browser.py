@@ -1,8 +1,7 @@
-"""The host's own frontend in headless Chromium. Run as a script it draws docs/canvas.jpg: the main workflow after a
-run.
+"""The host's own frontend in headless Chromium.
 
-COMFYUI_PATH names the host. Chromium is the system's (apt-get install chromium): Playwright drives it and downloads
-none.
+Run as a script it draws docs/canvas.jpg: the main workflow after a run. COMFYUI_PATH names the host.
+Playwright drives the system's Chromium (apt-get install chromium) and downloads none.
 """
 import io
 import re
@@ -19,8 +18,7 @@ from workflow import MAIN
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
            "--disable-component-update", "--disable-sync"]
-# What the frontend says by itself: of a new user's files, of a help page's other places, and of hosts that it may not
-# ask.
+# Errors of the frontend itself: about a new user's files, a help page's other places, and hosts that it may not ask.
 HOSTS_OWN = re.compile(r"/user\.css|/api/userdata|/docs/\w+/en\.md|graph accessed before initialization|"
                        r"^(Connecting to '|Fetch API cannot load )https://")
 WIDE, GAP = 1600, 10
@@ -31,9 +29,11 @@ LOAD = """async ([pack, name]) => {
 RUN = """async () => {
     const ends = ['execution_success', 'execution_error', 'execution_interrupted']
     window.ended = null
-    for (const kind of ends) app.api.addEventListener(kind, event => { window.ended = {kind, ...event.detail} }, {once: true})
+    for (const kind of ends) {
+        app.api.addEventListener(kind, event => { window.ended = {kind, ...event.detail} }, {once: true})
+    }
 }"""
-# The canvas's part that fills the window.
+# Makes a part of the canvas fill the window.
 SHOW = """([x, y, width, height]) => {
     const {ds, canvas} = app.canvas, box = canvas.getBoundingClientRect()
     ds.scale = Math.min(box.width / width, box.height / height)
@@ -43,16 +43,16 @@ SHOW = """([x, y, width, height]) => {
 
 
 class Frontend:
-    """A page of the frontend, and the errors that its console and its scripts told, the host's own left out."""
+    """A page of the frontend, and the errors of its console and its scripts without the host's own."""
 
     def __init__(self, page, url: str):
         self.page, self.url, self.errors = page, url, []
-        page.set_default_timeout(240_000)  # a machine may be busy with other tests
+        page.set_default_timeout(240_000)  # the machine may be busy with other tests
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self._heard)
         page.goto(url)
         page.wait_for_function("window.app?.extensionManager && document.querySelector('#graph-canvas')")
-        page.get_by_role("dialog").wait_for()  # a new user is shown the templates
+        page.get_by_role("dialog").wait_for()  # a new user sees the templates
         page.keyboard.press("Escape")
         page.get_by_role("dialog").wait_for(state="hidden")
 
@@ -71,7 +71,7 @@ class Frontend:
         self.page.evaluate(LOAD, [NAME, name])
 
     def run(self) -> dict:
-        """Press the button, and say how it ended."""
+        """Press the run button. Returns the event that ended the run."""
         self.page.evaluate(RUN)
         self.page.get_by_test_id("queue-button").click()
         return self.page.wait_for_function("window.ended").json_value()
@@ -98,7 +98,7 @@ def main() -> int:
         view.load(MAIN)
         assert view.run()["kind"] == "execution_success", (Path(base) / "log").read_text()
         view.page.evaluate("app.extensionManager.focusMode = true")  # no bars
-        view.page.wait_for_timeout(5000)  # the last pictures, and the note that says so
+        view.page.wait_for_timeout(5000)  # the last pictures load, the notification goes
         frames = view.page.evaluate("app.graph.groups.map(group => [...group._bounding])")
         strips = []
         for part in frames[:3], frames[3:]:

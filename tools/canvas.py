@@ -1,4 +1,4 @@
-"""Workflows drawn from code: the canvas's JSON of nodes, groups and notes, and the prompt that a server runs of it."""
+"""Workflows drawn from code: the canvas's JSON of nodes, groups and notes, and the prompt that a server runs."""
 import uuid
 from contextlib import contextmanager
 
@@ -10,7 +10,7 @@ GAP, MARGIN, HEADING = 40, 20, 54
 
 
 def declared(schema: dict):
-    """(name, type, options, optional) of a node's inputs in the schema's order, from the host's /object_info."""
+    """(name, type, options, optional) of each input of a node in the schema's order, from the host's /object_info."""
     for part in ("required", "optional"):
         for name in schema["input_order"].get(part, ()):
             kind, options = (*schema["input"][part][name], {})[:2]
@@ -22,19 +22,19 @@ def is_widget(kind: str, options: dict) -> bool:
 
 
 def is_controlled(name: str, kind: str, options: dict) -> bool:
-    """Whether the frontend keeps one more value after this widget's own."""
+    """Whether the frontend stores a second value after this widget's own."""
     return bool(options.get("control_after_generate")) or (kind == "INT" and name in CONTROLLED)
 
 
 def first_value(kind: str, options: dict, listed):
-    """The value that a widget has on a new node."""
+    """The value of a widget on a new node."""
     if kind == "COMBO":
         return options.get("default", (listed if isinstance(listed, list) else options["options"])[0])
     return options.get("default", {"STRING": "", "BOOLEAN": False}.get(kind, 0))
 
 
 class Node:
-    """A node on a canvas; `node["IMAGE"]` is that output, to connect to other nodes' inputs."""
+    """A node on a canvas. `node["IMAGE"]` is its output of that name, to connect to other nodes' inputs."""
 
     def __init__(self, data: dict):
         self.data = data
@@ -49,7 +49,8 @@ class Node:
 class Canvas:
     """Nodes in columns from left to right, each below the one before it, in titled groups.
 
-    info: the host's /object_info; name: the workflow's, which its id is made from.
+    info: the host's /object_info.
+    name: the workflow's name, from which its id is made.
     """
 
     def __init__(self, info: dict, name: str):
@@ -64,7 +65,7 @@ class Canvas:
 
     @contextmanager
     def group(self, title: str, colour: str):
-        """A titled frame around what is placed inside, one column at least, to the right of everything before."""
+        """A titled frame around the nodes placed inside it, to the right of everything before it."""
         first, self.x = len(self.nodes), self.x + (self.width + GAP + 2 * MARGIN if self.nodes else 0)
         self.y, self.width = self.top, 0
         yield
@@ -76,9 +77,10 @@ class Canvas:
                             "bounding": [left - MARGIN, top, right - left + 2 * MARGIN, bottom - top + MARGIN]})
 
     def node(self, kind: str, title: "str | None" = None, tall: int = 0, /, **inputs) -> Node:
-        """A node at the column's end: a widget's value, or another node's output, by input name.
+        """Place a node at the column's end.
 
         tall: room for what the node shows below its widgets, px.
+        inputs: a widget's value or another node's output, by input name.
         """
         schema = self.info[kind]
         number, slots, linked, values = len(self.nodes) + 1, [], [], []
@@ -109,7 +111,7 @@ class Canvas:
         return node
 
     def note(self, title: str, text: str, height: int):
-        """A text in Markdown at the column's end."""
+        """Place a text in Markdown at the column's end."""
         self._place({"id": len(self.nodes) + 1, "type": "MarkdownNote", "pos": [], "size": [], "flags": {},
                      "order": len(self.nodes), "mode": 0, "inputs": [], "outputs": [], "title": title, "properties": {},
                      "widgets_values": [text], "color": "#222", "bgcolor": "#000"}, height)
@@ -135,14 +137,15 @@ class Canvas:
 def to_api(ui: dict, info: dict) -> dict:
     """The prompt of a workflow: {node id: {class_type, inputs, _meta.title}}. ValueError on a node the host lacks.
 
-    ui: the canvas's JSON; info: the host's /object_info. Notes are left out, and nodes that are muted or bypassed with
-    the links from them.
+    Notes are left out, and muted and bypassed nodes with the links from them.
+    ui: the canvas's JSON.
+    info: the host's /object_info.
     """
     running = [n for n in ui["nodes"] if n["mode"] not in (NEVER, BYPASS) and n["type"] not in ("Note", "MarkdownNote")]
     unknown = sorted({n["type"] for n in running} - info.keys())
     if unknown:
-        raise ValueError(f"the host has {len(info)} nodes but no {', '.join(unknown)}: update it, or install the pack "
-                         "that brings them")
+        raise ValueError(f"the host has {len(info)} nodes, but not {', '.join(unknown)}: update it, or install the "
+                         "pack that brings them")
     ids = {n["id"] for n in running}
     sources = {number: [str(node), slot] for number, node, slot, *_ in ui["links"] if node in ids}
     return {str(n["id"]): _entry(n, info[n["type"]], sources) for n in running}

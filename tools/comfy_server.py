@@ -13,24 +13,25 @@ from pack import NAME, ROOT
 
 FOLDERS = ("custom_nodes", "models", "input", "output", "temp", "user")
 LOOPBACK = "127.0.0.1"
-# A proxy named in the environment must not be asked for a loopback address.
+# Requests to the loopback address must not go through a proxy that the environment names.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def free_port(wanted: int = 0) -> int:
-    """`wanted` if nobody listens there, any free port for 0."""
+    """The port `wanted` if it is free, or any free port for 0. SetupError if it is in use."""
     with socket.socket() as probe:
-        if not WINDOWS:  # there it would let two servers share a port
+        if not WINDOWS:  # on Windows this option would let two servers share a port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, wanted))
         except OSError:
-            raise SetupError(f"port {wanted} is in use: name another with --port, or leave it out for a free one") from None
+            raise SetupError(f"port {wanted} is in use: name another with --port, or leave it out for a free "
+                             "one") from None
         return probe.getsockname()[1]
 
 
 def link_pack(place: Path):
-    """Make `place` this checkout: a symlink, or on Windows a junction where symlinks need rights."""
+    """Make `place` a symlink to this checkout, or on Windows a junction if symlinks need rights."""
     place.unlink(missing_ok=True) if place.is_symlink() else None
     try:
         place.symlink_to(ROOT, target_is_directory=True)
@@ -42,7 +43,7 @@ def link_pack(place: Path):
 
 
 def options(host: Path, python: Path, base: Path, port: int) -> "list[str]":
-    """The command line for main.py, without what this version of the host does not know."""
+    """The command line for main.py, without options that this version of the host does not know."""
     known = (host / "comfy" / "cli_args.py").read_text(encoding="utf-8")
     gpu = subprocess.run([python, ROOT / "tools" / "pack.py", "--gpu"], env=child_environment(),
                          cwd=base).returncode == 0
@@ -53,10 +54,12 @@ def options(host: Path, python: Path, base: Path, port: int) -> "list[str]":
 
 
 class Server:
-    """A running server, stopped when the `with` block ends.
+    """A running server. It stops when the `with` block ends.
 
-    base: folder for models, input, output and user data; port: a free one; more: further options of the host;
-    log: file for the server's words, None for the terminal.
+    base: folder for models, input, output and user data.
+    port: a free port.
+    more: further options of the host.
+    log: file for the server's output, None for the terminal.
     """
 
     def __init__(self, host: Path, python: Path, base: Path, port: int, more=(), log: "Path | None" = None):
@@ -75,7 +78,7 @@ class Server:
                 if self.process.poll() is not None:
                     words = self.log.read_text(errors="replace").strip().splitlines()[-1:] if self.log else []
                     raise SetupError(f"ComfyUI stopped while starting (exit {self.process.returncode})"
-                                     + "".join(f": {w}" for w in words) + (f", see {self.log}" if self.log else ""))
+                                     + "".join(f": {w}" for w in words) + (f": see {self.log}" if self.log else ""))
                 time.sleep(0.2)
         except BaseException:
             self.__exit__()
@@ -102,7 +105,7 @@ class Server:
             return answer.read()
 
     def post(self, path: str, value) -> dict:
-        """POST JSON, get JSON; a refusal is returned as the host worded it."""
+        """POST JSON and return the JSON answer. A refusal is returned in the host's own words."""
         request = urllib.request.Request(self.url + path, json.dumps(value).encode(),
                                          {"Content-Type": "application/json"})
         try:

@@ -1,4 +1,4 @@
-"""Run the main workflow headless on a real ComfyUI server and keep its pictures and numbers in output/demo."""
+"""Run the main workflow headless on a real ComfyUI server. Pictures and numbers go to output/demo."""
 import argparse
 import asyncio
 import io
@@ -25,24 +25,25 @@ from pack import NAME, ROOT, find_host, load_pack
 from workflow import FOLDER, MAIN
 
 OUTPUT = ROOT / "output" / "demo"
-# Where the pictures come from: a node's title. "decoded" is the edit before compositing, which only the numbers need.
+# Each picture's node, by title. "decoded" is the edit before compositing, which only the numbers need.
 PICTURES = {"source": "Miniature Scene", "reconstruction": "Reconstruction", "decoded": "Edited",
             "edited": "Keep pixels outside the mask", "heatmap": "Attention Heatmap", "mask": "Attention Mask"}
 REPORTS = {"before compositing": "Edit Report before compositing", "after compositing": "Edit Report after compositing"}
-# The workflow holds every outline, for a new colour. As in the paper, the more is to move, the shorter maps are held.
+# For a new colour the workflow keeps every outline. As in the paper, maps are held shorter the more must move.
 SURFACE, FORM = {"self_end": 0.4, "self_resolution": 0.5}, {"cross_end": 0.2, "self_end": 0.0}
 HOLD = {"background": SURFACE, "style": SURFACE,
         "material": FORM, "object": FORM, "pose": FORM, "add": FORM, "delete": FORM}
 
 
 def titled(graph: dict, title: str) -> str:
-    """The id of the only node with this title."""
+    """The id of the one node with this title."""
     found, = (number for number, node in graph.items() if node["_meta"]["title"] == title)
     return found
 
 
 def prepare(graph: dict, edit, seed: int, kind: str, steps: int, cfg: float) -> dict:
-    """The main workflow's prompt set to one edit of one scene, and a node for each picture to keep, under its name."""
+    """The main workflow's prompt for one edit of one scene, with a node for each picture to keep, named as the
+    picture."""
     values = {"Miniature Scene": {"seed": seed, "kind": kind}, "DDIM Invert": {"steps": steps},
               "Sample the edit": {"cfg": cfg},
               "Words that may change": {"value": changed_words(edit)},
@@ -60,7 +61,7 @@ def prepare(graph: dict, edit, seed: int, kind: str, steps: int, cfg: float) -> 
 
 
 def changed_words(edit) -> str:
-    """What an edit of a scene writes over, in words of its source: the objects it changes, the ground, or all."""
+    """What an edit of a scene changes, in words of its source: objects, the ground, or everything."""
     source, target = edit.source, edit.target
     shapes = [o.shape for o in source.objs]
     nouns = [f"{o.shape}#{shapes[:i + 1].count(o.shape)}" if shapes.count(o.shape) > 1 else o.shape
@@ -69,7 +70,7 @@ def changed_words(edit) -> str:
 
 
 def shown_words(text: str) -> str:
-    """The words of a caption that carry its meaning, five at most."""
+    """The words of a caption that carry its meaning, at most five."""
     return ", ".join([w for w in dict.fromkeys(text.split()) if w not in ("a", "photo", "of", "on", "and")][:5])
 
 
@@ -82,7 +83,7 @@ def refusal(answer: dict) -> str:
 
 
 async def execute(server: Server, graph: dict, watch=lambda: None) -> dict:
-    """Queue the prompt, show its progress and return its outputs by node at its end; `watch` is called meanwhile."""
+    """Queue the prompt, show its progress and return its outputs by node. `watch` is called on each message."""
     client, terminal = uuid.uuid4().hex, sys.stdout.isatty()
 
     def name(node):
@@ -92,7 +93,7 @@ async def execute(server: Server, graph: dict, watch=lambda: None) -> dict:
         async with session.ws_connect(f"{server.url}/ws?clientId={client}", max_msg_size=0) as socket:
             answer = server.post("/prompt", {"prompt": graph, "client_id": client})
             if answer.get("node_errors") or "prompt_id" not in answer:
-                raise SetupError(f"ComfyUI refused the workflow: {refusal(answer)}; see {server.log}")
+                raise SetupError(f"ComfyUI refused the workflow: {refusal(answer)}: see {server.log}")
             async for message in socket:
                 watch()
                 if message.type is not aiohttp.WSMsgType.TEXT:
@@ -105,17 +106,17 @@ async def execute(server: Server, graph: dict, watch=lambda: None) -> dict:
                     print(f"\r  {name(data['node'])} {data['value']}/{data['max']}", end="", flush=True)
                 elif kind in ("execution_error", "execution_interrupted"):
                     raise SetupError(f"the workflow failed in {data['node_type']}: "
-                                     f"{data.get('exception_message', 'interrupted').strip()}; see {server.log}")
-                elif kind == "executing":  # no node: the run is over and its history written
+                                     f"{data.get('exception_message', 'interrupted').strip()}: see {server.log}")
+                elif kind == "executing":  # no node: the run has ended and its history is written
                     break
             else:
-                raise SetupError(f"ComfyUI stopped during the workflow; see {server.log}")
+                raise SetupError(f"ComfyUI stopped during the workflow: see {server.log}")
     print(end="\n" if terminal else "")
     return json.loads(server.get(f"/history/{answer['prompt_id']}"))[answer["prompt_id"]]["outputs"]
 
 
 class Memory:
-    """The most memory, in bytes, that a process and its children were seen to hold, looked at on each call."""
+    """The peak memory, in bytes, of a process and its children. Each call takes a sample."""
 
     def __init__(self, pid: int):
         self.process, self.most = psutil.Process(pid), 0
@@ -131,7 +132,7 @@ class Memory:
 
 
 def run(settings: dict, edit) -> "tuple[dict, dict, dict]":
-    """The pictures as PNG files by name, what each report said, and what the run cost."""
+    """(PNG files by the picture's name, each report's numbers, the run's cost)."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
         say("starting ComfyUI")
         with Server(find_host(), Path(sys.executable), Path(base), free_port(), log=OUTPUT / "server.log") as server:
@@ -140,7 +141,7 @@ def run(settings: dict, edit) -> "tuple[dict, dict, dict]":
             memory, begun = Memory(server.process.pid), time.monotonic()
             outputs = asyncio.run(execute(server, graph, memory))
             cost = {"seconds": round(time.monotonic() - begun, 1), "peak memory, MB": round(memory.most / 2 ** 20),
-                    "peak memory is": "the server process's largest resident set, looked at on each of its messages"}
+                    "peak memory is": "the server process's largest resident set, sampled on each of its messages"}
             found = {name: server.get(f"/view?{urlencode(outputs[name]['images'][0])}") for name in PICTURES}
             said = {when: numbers(outputs[titled(graph, title)]["text"][0]) for when, title in REPORTS.items()}
     rows = evaluations(graph[titled(graph, "Attention Inject")]["inputs"], settings["steps"], settings["cfg"])
@@ -148,13 +149,13 @@ def run(settings: dict, edit) -> "tuple[dict, dict, dict]":
 
 
 def numbers(text: str) -> "dict[str, float]":
-    """The report's lines `name: value unit`; a percentage becomes the share it is."""
+    """The report's lines `name: value unit` as {name: value}. A percentage becomes a share."""
     pairs = (line.partition(": ")[::2] for line in text.splitlines())
     return {name: float(value.split()[0]) / (100 if value.endswith("%") else 1) for name, value in pairs}
 
 
 def evaluations(inject: dict, steps: int, cfg: float) -> "dict[str, int]":
-    """Rows that go through the network: each step of each pass, and the reference while maps are injected."""
+    """Rows that go through the network: one per step of each pass, and the reference's while maps are injected."""
     from palimpsest.host.sampling import schedule
     from palimpsest.miniature.model import load_miniature
     model = load_miniature()[0]
@@ -168,7 +169,7 @@ def evaluations(inject: dict, steps: int, cfg: float) -> "dict[str, int]":
 
 
 def measure(edit, pictures: dict) -> dict:
-    """What needs the scene's truth: the autoencoder's round trip, the ideal edit, and what the scene reader sees."""
+    """Numbers that need the scene's truth: the VAE's round trip, the ideal edit, and what the scene reader sees."""
     import torch
     from palimpsest.metrics import edit_numbers, edit_scores, ideal_edit
     from palimpsest.miniature.model import load_miniature
@@ -203,7 +204,7 @@ def picture(png: bytes):
 
 
 def compose(edit, pictures: dict, report: dict):
-    """The sheet: what was asked, the pictures with their numbers, and the words' heat maps, as a PIL image."""
+    """The sheet as a PIL image: the prompts, the pictures with their numbers, and the words' heat maps."""
     import torch
     from palimpsest.metrics.drawing import INK, PALE, PAPER, colours, sheet, tile
     from PIL import Image, ImageDraw, ImageFont
@@ -239,20 +240,20 @@ def decibels(value: float) -> str:
 
 
 def strict(value):
-    """A value as strict JSON knows it: no infinities, no nan."""
+    """A value for strict JSON, which has neither infinity nor nan."""
     if isinstance(value, dict):
         return {name: strict(v) for name, v in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def headline(report: dict) -> "list[str]":
-    """The five numbers that matter, each beside the best that could be had."""
+    """The five main numbers, each beside the best possible one."""
     before, after, ideal = (report[name] for name in ("before compositing", "after compositing", "ideal edit"))
     alone, seen = report["VAE round trip"]["psnr"], "success" if after["success"] else "no success"
     return [f"reconstruction  {decibels(after['reconstruction_psnr'])} PSNR (the VAE alone: {decibels(alone)})",
             f"background      {decibels(before['background_psnr'])} PSNR, composited "
             f"{decibels(after['background_psnr'])} (the ideal edit: {decibels(ideal['background_psnr'])})",
-            f"edit            {seen}, {100 * after['kept']:.0f} % of the rest kept (read off the picture)",
+            f"edit            {seen}, {100 * after['kept']:.0f} % of the rest kept (by the scene reader)",
             f"evaluations     {report['model evaluations, row-passes']['all']} rows through the network",
             f"time            {report['seconds']:.1f} s, at most {report['peak memory, MB']} MB"]
 
@@ -266,7 +267,7 @@ def main() -> int:
     from palimpsest.miniature.scenes import held_out_edit
     from palimpsest.showcase.drawing import CFG, SCENE
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
-    parser.add_argument("--seed", type=int, default=SCENE["seed"], help="which held-out scene")
+    parser.add_argument("--seed", type=int, default=SCENE["seed"], help="number of the held-out scene")
     parser.add_argument("--kind", default=SCENE["kind"], help="kind of edit, as Miniature Scene lists them")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=CFG, help="guidance of the edit")
@@ -288,7 +289,7 @@ def main() -> int:
         (OUTPUT / f"{name}.png").write_bytes(files[name])
     compose(edit, pictures, report).save(OUTPUT / "sheet.png")
     (OUTPUT / "report.json").write_text(json.dumps(strict(report), indent=2) + "\n", encoding="utf-8")
-    say(f"the sheet is {OUTPUT / 'sheet.png'}, every number is in report.json beside it")
+    say(f"the sheet is {OUTPUT / 'sheet.png'}, and all numbers are in report.json beside it")
     print("\n".join(f"  {line}" for line in headline(report)))
     return 0
 

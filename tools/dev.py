@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
-"""Set Palimpsest up and run it, with nothing but Python 3.10 or later and a package index.
+"""Set up Palimpsest and run it. Needs only Python 3.10 or later and a package index.
 
     python tools/dev.py demo                  edit a picture on a real ComfyUI; the result is in output/demo
     python tools/dev.py test [...]            run the tests; further arguments go to pytest
-    python tools/dev.py check                 read the code with ruff and, where pyproject.toml says so, with pyright
-    python tools/dev.py serve [--port N] [...]  ComfyUI with this pack; further arguments go to ComfyUI
+    python tools/dev.py check                 check the code with ruff and pyright, as pyproject.toml sets them
+    python tools/dev.py serve [--port N] [...]  run ComfyUI with this pack; further arguments go to ComfyUI
     python tools/dev.py train [...]           train the miniature model
     python tools/dev.py bench NAME [...]      run one benchmark
 
---comfyui PATH, or COMFYUI_PATH, names a ComfyUI of your own (0.3.64 or later); without it, and outside a ComfyUI's
-custom_nodes, a private one is set up in your cache folder (PALIMPSEST_CACHE names another).
---host-options="--lowvram" gives options of ComfyUI's own to test, train and bench.
+--comfyui PATH or COMFYUI_PATH names your own ComfyUI (0.3.64 or later). Without it, a checkout in a ComfyUI's
+custom_nodes uses that ComfyUI. Otherwise a private ComfyUI is set up in your cache folder, or in PALIMPSEST_CACHE.
+--host-options="--lowvram" passes options of ComfyUI to test, train and bench.
 """
 import signal
 import sys
 
-if sys.version_info < (3, 10):  # this file alone must parse on any Python
-    sys.exit("palimpsest: this is Python %d.%d and 3.10 or later is needed: run `python3.12 tools/dev.py ...`"
+if sys.version_info < (3, 10):  # only this file must parse on any Python
+    sys.exit("palimpsest: this is Python %d.%d, but 3.10 or later is needed: run `python3.12 tools/dev.py ...`"
              % sys.version_info[:2])
 
 import os
@@ -32,7 +32,7 @@ TOOLS = Path(__file__).resolve().parent
 
 
 def take(arguments, name):
-    """Take `name VALUE` or `name=VALUE` out of the arguments; the last one counts, None without."""
+    """Take `name VALUE` or `name=VALUE` out of the arguments. Returns the last value, None if there is none."""
     value = None
     for index in reversed(range(len(arguments))):
         word, _, given = arguments[index].partition("=")
@@ -46,13 +46,13 @@ def take(arguments, name):
 
 
 def run(setup, script, *arguments, **variables):
-    """Run a script of tools/, or -m and a module, in the environment and return its exit status."""
+    """Run a script of tools/, or -m and a module, in the environment. Returns its exit status."""
     program = script if script == "-m" else TOOLS / script
     process = subprocess.Popen([setup.python, program] + list(arguments), cwd=ROOT,
                                env=child_environment(COMFYUI_PATH=str(setup.host), **variables))
     try:
         return process.wait()
-    except KeyboardInterrupt:  # the terminal told the child too: let it end in its own words
+    except KeyboardInterrupt:  # the terminal interrupts the child too: let it end on its own
         return process.wait()
     finally:
         if process.poll() is None:
@@ -73,9 +73,9 @@ def test(arguments):
 def check(arguments):
     setup = prepare(("ruff", "pyright"))
     style = run(setup, "-m", "ruff", "check")
-    # pyright looks where that Python looks: torch lies there, and PYTHONPATH adds ComfyUI
+    # pyright searches that Python's paths: torch is there, and PYTHONPATH adds ComfyUI
     types = run(setup, "-m", "pyright", "--pythonpath", setup.python, PYTHONPATH=str(setup.host),
-                PYRIGHT_PYTHON_IGNORE_WARNINGS="1")  # of its own newer versions
+                PYRIGHT_PYTHON_IGNORE_WARNINGS="1")  # about newer versions of pyright
     return style or types
 
 
@@ -94,12 +94,12 @@ def bench(arguments):
 def serve(arguments):
     port = take(arguments, "--port") or "0"
     if not port.isdigit() or int(port) > 65535:
-        raise SetupError("--port " + port + " is no port: give a number from 1 to 65535")
+        raise SetupError("--port " + port + " is not a port: give a number from 1 to 65535")
     port = free_port(int(port))
     host, python = prepare()
     base = cache_folder() / ("serve-" + key(str(ROOT)))
     with Server(host, python, base, port, arguments) as server:
-        say("ComfyUI with this checkout at %s (models and outputs in %s); Ctrl-C ends it" % (server.url, base))
+        say("ComfyUI with this checkout runs at %s (models and outputs in %s). Ctrl-C ends it." % (server.url, base))
         try:
             return server.process.wait()
         except KeyboardInterrupt:
@@ -125,7 +125,7 @@ def main(arguments):
         sys.stderr.write("palimpsest: %s\n" % error)
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("\npalimpsest: interrupted; run the same command again to go on\n")
+        sys.stderr.write("\npalimpsest: interrupted: run the same command again to continue\n")
         return 130
 
 

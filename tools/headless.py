@@ -1,4 +1,4 @@
-"""Running prompts on the host's own executor in this process, and the pictures that its nodes show."""
+"""Prompts run on the host's own executor in this process, and the pictures that their nodes show."""
 import asyncio
 import inspect
 from pathlib import Path
@@ -10,10 +10,10 @@ from PIL import Image
 
 
 class Executor:
-    """The host's executor, which keeps what it computed between runs as a server does."""
+    """The host's executor. It caches results between runs, as a server does."""
 
     def __init__(self, server):
-        known = inspect.signature(execution.PromptExecutor).parameters  # older hosts say it otherwise
+        known = inspect.signature(execution.PromptExecutor).parameters  # older hosts name this argument otherwise
         cache = {"cache_args": {"ram": 0, "ram_inactive": 0, "lru": 0}} if "cache_args" in known else {"cache_size": 0}
         self.host = execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC, **cache)
 
@@ -27,7 +27,7 @@ class Executor:
         return {n for event, data in self.host.status_messages if event == "execution_cached" for n in data["nodes"]}
 
     def pictures(self, graph):
-        """The pixels that every node showed or saved, by its title."""
+        """{title of a node: the pixels that it showed or saved}."""
         return {graph[node]["_meta"]["title"]: [np.asarray(Image.open(place(image))) for image in shown["images"]]
                 for node, shown in self.host.history_result["outputs"].items() if "images" in shown}
 

@@ -1,12 +1,12 @@
-"""Load this checkout as the package `palimpsest`, whatever its folder is called, beside a real ComfyUI.
+"""Load this checkout as the package `palimpsest` beside a real ComfyUI, whatever the checkout's folder is called.
 
     from pack import load_pack
     load_pack()
     from palimpsest.host import ...
 
-Run as a script it does the same and then calls one module's `main()`: python tools/pack.py palimpsest.bench.NAME [...].
-Unlike `python -m` this leaves the pack's root off sys.path.
-Standard library only until `load_pack` runs, since the set-up imports it before any environment exists.
+Run as a script it does the same, then calls one module's `main()`: python tools/pack.py palimpsest.bench.NAME [...].
+Unlike `python -m` it keeps the pack's root off sys.path.
+It uses the standard library only until `load_pack` runs, because the set-up imports it before any environment exists.
 """
 import importlib
 import importlib.util
@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "palimpsest"
-# The host's default attention on a CPU cuts maps into chunks, which is slow to differentiate, and no GPU's.
+# On a CPU the host's default attention computes maps in chunks. That is slow to differentiate, and GPUs do not do it.
 HOST_OPTIONS = dict.fromkeys(("palimpsest.miniature.train", "palimpsest.bench.cost", "palimpsest.bench.speed"),
                              ["--use-pytorch-cross-attention"])
 
@@ -33,7 +33,7 @@ def find_host(here: "Path | None" = None) -> "Path | None":
 
 
 def gpu() -> bool:
-    """Whether CUDA runs a kernel: a card older than torch's build is found, but cannot."""
+    """Whether CUDA runs a kernel. torch also finds cards that are too old for its build, which cannot."""
     import torch
     try:
         return bool(torch.ones(1, device="cuda").add(1).item())
@@ -42,10 +42,10 @@ def gpu() -> bool:
 
 
 def load_pack(*options: str):
-    """Put the host first on sys.path, parse its options as its main.py would, and return the package.
+    """Put the host first on sys.path, parse its options as its main.py does, and return the package.
 
-    options: further command-line options of the host, beside those that PALIMPSEST_HOST_OPTIONS holds. `--cpu` is added
-    where no CUDA device will do.
+    options: command-line options of the host, in addition to those in PALIMPSEST_HOST_OPTIONS. `--cpu` is added if no
+        CUDA device works.
     """
     if NAME in sys.modules:
         return sys.modules[NAME]
@@ -53,7 +53,7 @@ def load_pack(*options: str):
     if host is None or not (host / "comfy" / "options.py").is_file():
         raise RuntimeError(f"no ComfyUI {f'in {host}' if host else 'named'}: run `python tools/dev.py test`, or set "
                            "COMFYUI_PATH to a ComfyUI folder")
-    # `nodes` is a module of the host and a folder of the pack: the pack's root must not be searched.
+    # `nodes` is a module of the host and a folder of the pack, so the pack's root must not be on sys.path.
     sys.path[:] = [str(host), *(p for p in sys.path if Path(p).resolve() not in (ROOT, host))]
     cpu = [] if gpu() else ["--cpu"]
     argv, sys.argv = sys.argv, [NAME, *cpu, *options, *os.environ.get("PALIMPSEST_HOST_OPTIONS", "").split()]
@@ -79,7 +79,7 @@ def main():
     if module == "--gpu":
         return not gpu()
     sys.argv[0] = module
-    if module != "pytest":  # which must come first to rewrite asserts; then tests/conftest.py loads the pack
+    if module != "pytest":  # pytest must be imported first to rewrite asserts; tests/conftest.py then loads the pack
         load_pack(*HOST_OPTIONS.get(module, ()))
     return importlib.import_module(module).main()
 

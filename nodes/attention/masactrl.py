@@ -39,9 +39,8 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
                 share_input("end", 1.0, "Share where it ends. Paper: 1."),
                 layers_input("up grids of at least half the latent's side (SD1.x and SD2.x: u3-8, the paper's layer 10 "
                              "of 16 on; SDXL: u3-5)"),
-                io.String.Input("source_words", default="", tooltip="With ATTENTION: words of the source prompt that "
-                                                                    "name "
-                                "the object, separated by commas."),
+                io.String.Input("source_words", default="", tooltip=(
+                    "With ATTENTION: words of the source prompt that name the object, separated by commas.")),
                 io.String.Input("target_words", default="", tooltip=(
                     "Words of the target prompt that name it. Their attention during sampling gives the target mask.")),
                 threshold_input("0.1"),

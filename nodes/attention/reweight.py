@@ -30,9 +30,8 @@ class PalimpsestAttentionReweight(io.ComfyNode):
                                               "automatic (Otsu)."),
                 share_input("start", 0.0, "Share of the schedule where it begins. Paper: 0."),
                 share_input("end", 1.0, "Share where it ends. Paper: 0.8 for factors with an inversion, 1 without."),
-                io.Mask.Input("mask", optional=True, tooltip="The region, 1 where the restrained words may act. Soft "
-                                                             "values "
-                              "blend."),
+                io.Mask.Input("mask", optional=True, tooltip=(
+                    "The region, 1 where the restrained words may act. Soft values blend.")),
             ],
             outputs=[io.Model.Output()])
 

@@ -1,4 +1,4 @@
-"""What an inversion kept of its picture: a replay, its error at every level, and how white the noise is."""
+"""Inversion Report: a replay, its error at every level, and how white the noise is."""
 import math
 
 import numpy as np
@@ -16,9 +16,9 @@ from ...metrics.whiteness import white_range, whiteness
 from ..widgets import InversionType
 from .replay import PalimpsestReplay
 
-OTHER = 0.5  # of its norm: further from the inversion's clean latent, a picture is another one
+OTHER = 0.5  # a picture further than this share of the norm from the inversion's clean latent is another picture
 EXACT = 1e-8  # the curve's floor
-NUMBERS = {  # number: the tile it stands under, its words, its format
+NUMBERS = {  # number: (the tile above it, its label, its format)
     "vae_psnr": ("round trip", "PSNR to source", "{:.2f} dB"),
     "reconstruction_psnr": ("reconstruction", "PSNR to source", "{:.2f} dB"),
     "error": ("curve", "error at the end", "{:.2g} %"),
@@ -79,19 +79,23 @@ def check_picture(latents: Tensor, inversion):
     """ValueError unless these latents [B,C,…] in sampler space are those that were inverted."""
     clean = inversion.latents[-1]
     if latents.shape != clean.shape:
-        raise ValueError(f"The image encodes to {list(latents.shape)} (pictures, channels, height, width), the "
-                         f"INVERSION holds {list(clean.shape)}: connect the picture that was inverted, and the VAE it "
-                         "was encoded with.")
+        raise ValueError(f"The image encodes to {list(latents.shape)} (pictures, channels, height, width), but the "
+                         f"INVERSION holds {list(clean.shape)}: connect the picture that was inverted, and the VAE "
+                         "that encoded it.")
     apart = float((latents.to(clean) - clean).norm() / clean.norm())
     if apart > OTHER:
-        raise ValueError(f"The image's latents lie {apart:.0%} of their norm from the INVERSION's, encoding explains "
-                         f"{OTHER:.0%} at most: connect the picture that was inverted, and the VAE it was encoded "
-                         "with.")
+        raise ValueError(f"The image's latents differ from the INVERSION's by {apart:.0%} of their norm, but encoding "
+                         f"explains at most {OTHER:.0%}: connect the picture that was inverted, and the VAE that "
+                         "encoded it.")
 
 
 def replay(start, inversion, cfg, negative) -> tuple:
-    """(path, latents): the source's latents in sampler space as Replay's MODEL and SAMPLER reach each level, S+1 on the
-    CPU, and the last in model space. start: Replay's outputs."""
+    """(path, latents) of a replay of the source.
+
+    path: the latents in sampler space at each level, S+1 on the CPU.
+    latents: the last of them in model space.
+    start: Replay's outputs.
+    """
     model, solver, sigmas, latent = start
     path = []
     found = sample(model, inversion.conditioning, latent["samples"], sigmas, solver, cfg, negative,
@@ -100,8 +104,7 @@ def replay(start, inversion, cfg, negative) -> tuple:
 
 
 def path_errors(path, inversion) -> Tensor:
-    """How far each latent of a path lies from the INVERSION's own at its level, as a share of that one's norm:
-    [S+1,B]."""
+    """The distance of each latent of a path from the INVERSION's at its level, over the norm of the latter: [S+1,B]."""
     return torch.stack([(x - own).flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1)
                         for x, own in zip(path, inversion.latents)])
 
@@ -120,7 +123,7 @@ def decode(vae, latents: Tensor) -> Tensor:
 
 
 def draw(inversion, image, pictures, noise, errors, numbers, cfg) -> Tensor:
-    """The sheet [1,H,W,3]: a row of tiles a picture, each tile's numbers beneath it."""
+    """The sheet [1,H,W,3]: a row of tiles per picture, with each tile's numbers below it."""
     difference = (pictures["reconstruction"] - image).abs().mean(-1)
     high = difference.max().item() or 1.
     grey = noise.flatten(1, -3)[:, :1].movedim(1, -1) / 6 + .5  # the first channel, three standard deviations each way
@@ -133,7 +136,7 @@ def draw(inversion, image, pictures, noise, errors, numbers, cfg) -> Tensor:
     for i in range(len(image)):
         row = [tile(images[i], label if i == 0 else "", lines(name, numbers, i, white),
                     (0., high) if name == "difference" else None) for name, (label, images) in heads.items()]
-        # both start alike
+        # both paths start at the same latent, so the first error is 0
         plot = curve(errors[1:, i].tolist(), inversion.sigmas[1:].tolist(), max(SMALLEST, row[0].width))
         title = f"{inversion.method}: error of the replay" if i == 0 else ""
         rows.append([*row, tile(plot, title, lines("curve", numbers, i, white))])
@@ -141,7 +144,10 @@ def draw(inversion, image, pictures, noise, errors, numbers, cfg) -> Tensor:
 
 
 def curve(errors: list, sigmas: list, side: int) -> Tensor:
-    """Errors (shares) at descending σ, evenly spaced, on a logarithmic scale in percent: a square picture [H,W,3]."""
+    """A square picture [H,W,3] of errors at descending σ, evenly spaced, on a logarithmic scale in percent.
+
+    errors: shares.
+    """
     shares = [max(e, EXACT) for e in errors]
     low = math.floor(math.log10(min(shares)))
     high = max(low + 1, math.ceil(math.log10(max(shares))))
@@ -167,9 +173,9 @@ def curve(errors: list, sigmas: list, side: int) -> Tensor:
 
 
 def ranges(shape) -> dict[str, str]:
-    """Where 95 of 100 white latents of a shape lie, in words, by the number."""
-    return {name: f"  (white < {high:.2g})" if low == 0 else f"  (white {(low + high) / 2:.0f} ± "
-                                                             f"{(high - low) / 2:.3f})"
+    """{number: the range of 95 of 100 white latents of a shape, in words}."""
+    return {name: (f"  (white < {high:.2g})" if low == 0 else
+                   f"  (white {(low + high) / 2:.0f} ± {(high - low) / 2:.3f})")
             for name, (low, high) in white_range(shape).items()}
 
 
@@ -180,7 +186,7 @@ def lines(place: str, numbers: dict[str, Tensor], i: int, white: dict[str, str])
 
 
 def write(inversion, numbers: dict[str, Tensor], cfg) -> str:
-    """The numbers as text, `name: value`, one a line; a batch puts the picture's number before the name."""
+    """The numbers as text, one `name: value` per line. In a batch the picture's number stands before the name."""
     head = f"{inversion.method}, {inversion.schedule}, replayed at CFG {cfg:g}"
     return "\n".join([head, *(f"{i + 1} " * (inversion.batch > 1)
                               + f"{name}: {NUMBERS[name][2].format(numbers[name][i].item())}"

@@ -20,24 +20,24 @@ THUMBNAIL = 128  # pixels or more on the longer side
 
 
 def inside(path, folder) -> str:
-    """The real path, once it is seen to lie in the folder, links and ".." followed."""
+    """The real path, with links and ".." resolved. ValueError if it is not in the folder."""
     path, folder = os.path.realpath(path), os.path.realpath(folder)
     if os.path.splitdrive(path)[0] != os.path.splitdrive(folder)[0] or os.path.commonpath((path, folder)) != folder:
-        raise ValueError(f"{path} lies outside {folder}, the only folder for this: give a name inside it.")
+        raise ValueError(f"{path} lies outside {folder}, the only folder that is allowed: give a name inside it.")
     return path
 
 
 def find(file) -> str:
-    """The path of a name such as "palimpsest/cat_00001_.inversion.safetensors [output]"; [input] is the other
-    folder."""
+    """The path of a name such as "palimpsest/cat_00001_.inversion.safetensors [output]". The other folder is
+    [input]."""
     folders = {" [output]": folder_paths.get_output_directory(), " [input]": folder_paths.get_input_directory()}
     mark = next((m for m in folders if file.endswith(m)), None)
     if mark is None or not file.endswith(SUFFIX + mark) or "\0" in file:
-        raise ValueError(f"{file!r} is no inversion of the output or input folder: choose a file named …{SUFFIX} from "
-                         "the list.")
+        raise ValueError(f"{file!r} is not an inversion in the output or input folder: choose a file named …{SUFFIX} "
+                         "from the list.")
     path = inside(os.path.join(folders[mark], file.removesuffix(mark)), folders[mark])
     if not os.path.isfile(path):
-        raise ValueError(f"{file} is not there any more: choose another file, or save the inversion again.")
+        raise ValueError(f"{file} no longer exists: choose another file, or save the inversion again.")
     return path
 
 
@@ -56,12 +56,14 @@ def size_in_words(path) -> str:
 
 
 def shown(inversion, text, cls) -> dict:
-    """What a node shows: a text, and the pictures as the host's quick preview sees their clean latents."""
+    """What a node shows: a text, and the clean latents' pictures by the host's quick preview."""
     known = vars(comfy.latent_formats).get(inversion.fingerprint.latent_format)
     known = known if isinstance(known, type) and issubclass(known, comfy.latent_formats.LatentFormat) else None
     factors = known().latent_rgb_factors if known else None
     parts = ui.PreviewText(text).as_dict()
-    if factors is None or inversion.latents is None or len(factors) != inversion.shape[0] or inversion.latents[-1].ndim < 4:
+    if factors is None or inversion.latents is None:
+        return parts
+    if len(factors) != inversion.shape[0] or inversion.latents[-1].ndim < 4:
         return parts
     bias = torch.tensor(known().latent_rgb_factors_bias or [0.0] * 3)
     clean = inversion.latents[-1].flatten(2, -3)[:, :, 0] if inversion.latents[-1].ndim > 4 else inversion.latents[-1]

@@ -197,11 +197,10 @@ def test_no_path_outside_the_folders_is_read(folders, inversion, file):
 
 
 @pytest.mark.parametrize("file, message", [
-    ("a.inversion.safetensors", "no inversion of the output or input"), ("a.inversion.safetensors [temp]", "no "
-                                                                                                           "inversion "
-                                                                                                           "of"),
-    ("lora.safetensors [output]", "no inversion of"), ("a\0.inversion.safetensors [output]", "no inversion of"),
-    ("gone.inversion.safetensors [output]", "not there any more")])
+    ("a.inversion.safetensors", "not an inversion in the output or input"),
+    ("a.inversion.safetensors [temp]", "not an inversion in"),
+    ("lora.safetensors [output]", "not an inversion in"), ("a\0.inversion.safetensors [output]", "not an inversion in"),
+    ("gone.inversion.safetensors [output]", "no longer exists")])
 def test_other_names_are_refused(folders, file, message):
     refused(file, message)
 

@@ -175,7 +175,7 @@ def test_a_picture_of_odd_size_is_cropped_as_the_vae_crops_it():
 
 def test_what_cannot_be_reported_is_refused():
     inversion, (_, _, _, edit, _) = inverted(), scenes()
-    with pytest.raises(ValueError, match=r"lie \d+% of their norm.*explains 50% at most.*picture that was inverted"):
+    with pytest.raises(ValueError, match=r"by \d+% of their norm.*explains at most 50%.*picture that was inverted"):
         report(image=scenes(2)[0][1:])
     with pytest.raises(ValueError, match=r"\[2, 4, 16, 16\].*\[1, 4, 16, 16\].*picture that was inverted"):
         report(image=scenes(2)[0])

@@ -148,7 +148,7 @@ def test_two_set_ups_do_not_meet(tmp_path):
 
 @pytest.mark.skipif(environment.WINDOWS, reason="POSIX's lock")
 def test_a_folder_that_knows_no_locks_is_not_waited_for(tmp_path, monkeypatch):
-    """As some network file systems: another set-up is not at work there."""
+    """As on some network file systems. No other set-up is running there."""
     import fcntl
 
     def refuse(*_):
@@ -175,7 +175,7 @@ def test_a_mac_that_torch_is_not_built_for_is_one_line(monkeypatch):
 def test_no_disk_space_names_the_folder_and_both_numbers(bare, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2e9 if folder.exists() else 0))
     monkeypatch.setattr(environment, "GIGABYTES", {"torch": 4.8, "wheels": 2.8})
-    with pytest.raises(SetupError, match=r"has 2\.0 GB free and the set-up needs 7\.6 GB.*PALIMPSEST_CACHE"):
+    with pytest.raises(SetupError, match=r"has 2\.0 GB free, but the set-up needs 7\.6 GB.*PALIMPSEST_CACHE"):
         prepare()
     assert bare == []
 
