@@ -19,8 +19,6 @@ MichalGeyer/plug-and-play@4e7f703 and pnp-diffusers, have no licence: read for w
 """
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from ..editing.features import FeatureEdit
 from ..editing.layers import SelfAttentionEdit, self_attention_layers
 from ..editing.sites import source_of
@@ -66,13 +64,13 @@ class ResidualFeatures(FeatureEdit):
     def reads(self, run, sigma):
         return self.acts(run, sigma)
 
-    def modules(self, unet):
-        return {("output", number): residual_branch(unet, number) for number in self.blocks}
+    def modules(self, network):
+        return {("output", number): residual_branch(network, number) for number in self.blocks}
 
-    def shown(self, module, x, out) -> Tensor:
+    def shown(self, module, x, out):
         return out.flatten(2).transpose(1, 2)
 
-    def edited(self, rows, site, module, x, out) -> Tensor:
+    def edited(self, rows, site, module, x, out):
         return source_of(self, rows, site).feature.transpose(1, 2).reshape_as(out)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..editing.features import FeatureEdit
 from ..editing.layers import SelfAttentionEdit
-from ..editing.sites import AttentionEdit, Source, in_rows_of, source_of
+from ..editing.sites import Attend, AttentionEdit, Source, in_rows_of, source_of
 from ..host.unet import group_norms
 from ..inversion.trajectory import Inversion
 
@@ -37,7 +37,7 @@ def adain(x: Tensor, reference: Tensor) -> Tensor:
     return ((x - mean) / std * std_r + mean_r).to(x)
 
 
-def biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int, attention) -> Tensor:
+def biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int, attention: Attend) -> Tensor:
     """Attention with bias[key] added to the scores, through any function that divides scores by the root of a head's
     width.
 
@@ -60,7 +60,7 @@ class Sharing:
     shift: float
     normalised: bool
 
-    def __call__(self, q, k, v, reference: Source, heads, attention) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, reference: Source, heads: int, attention: Attend) -> Tensor:
         """The output for q, k, v [rows, tokens, channels] that share the reference's, as many rows."""
         if self.normalised:
             q, k = adain(q, reference.q), adain(k, reference.k)  # Q̂_t, K̂_t
@@ -114,10 +114,10 @@ class ReferenceRow(AttentionEdit):
     def attend(self, rows, site, q, k, v, source, attention):
         _require_all(rows, q)
         k, v = in_rows_of(q, k, v)
-        first = len(q) // rows.count  # rows of q that are the first picture's: its tiles
-        reference = Source((name, x[:first].repeat(rows.count - 1, 1, 1)) for name, x in zip("qkv", (q, k, v)))
-        others = self.share(q[first:], k[first:], v[first:], reference, site.heads, attention)
-        return torch.cat([attention(q[:first], k[:first], v[:first]), others])
+        tiles = len(q) // rows.count  # of each picture
+        first, others = ([x[:tiles] for x in (q, k, v)], [x[tiles:] for x in (q, k, v)])
+        reference = Source(zip("qkv", (x.repeat(rows.count - 1, 1, 1) for x in first)))
+        return torch.cat([attention(*first), self.share(*others, reference, site.heads, attention)])
 
 
 def _require_all(rows, q):
@@ -165,8 +165,8 @@ class SharedNorms(FeatureEdit):
     def reads(self, run, sigma):
         return self.inversion is not None and self.acts(run, sigma)
 
-    def modules(self, unet):
-        return {(name,): norm for name, norm in group_norms(unet)}
+    def modules(self, network):
+        return {(name,): norm for name, norm in group_norms(network)}
 
     def grid(self, out):
         return (1,)

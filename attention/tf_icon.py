@@ -44,9 +44,6 @@ class Donor(AttentionEdit):
     def reads(self, run, sigma):
         return run.within(sigma, 0.0, self.end)
 
-    def acts(self, run, site, sigma):
-        return False
-
     def keeps(self, run, site, sigma):
         return "qk" if site.kind == "self" and self.reads(run, sigma) else ""
 
