@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from .. import showcase
+from ..editing.inverting import invert, learn
 from ..metrics.edits import edit_scores
 from ..metrics.masks import background_mask
 from ..metrics.pixels import psnr
@@ -34,7 +35,7 @@ from ..nodes.attention.p2p import PalimpsestAttentionInject
 from ..nodes.inversion.replay import PalimpsestReplay
 from ..nodes.inversion.report import replay
 from ..nodes.prompt import PalimpsestPromptEdit
-from ..showcase.rows import InversionRow, inputs_of, output
+from ..showcase.rows import InversionRow
 from .edits import INJECT, KINDS, sample
 from .stats import paired_bootstrap
 
@@ -60,17 +61,16 @@ class Scenes:
         self.latent = {"samples": vae.encode(self.pictures)}
         self.round_trip = vae.decode(self.latent["samples"])
 
-    def invert(self, method: InversionRow, cfg, steps, **changed):
-        """The INVERSION that a method's node makes of the sources, every input at its default but those that the scenes
-        give."""
-        held = {"model": self.parts[0], "source": self.source, "latent": self.latent, "steps": steps, "cfg": cfg}
-        inputs = inputs_of(method.node)
-        if "inversion" in inputs:
-            held["inversion"] = self.invert(METHODS["DDIM"], cfg, steps)
-        if "negative" in inputs and (method.guided or not inputs["negative"].optional):
-            held["negative"] = self.null
-        settings = method.settings(steps) if callable(method.settings) else method.settings
-        return output(method.node, **{**settings, **{n: v for n, v in held.items() if n in inputs}, **changed})
+    def invert(self, row: InversionRow, cfg, steps, **changed):
+        """The INVERSION of the sources by a row's method, at its defaults but what the row or the caller sets."""
+        model, method = self.parts[0], row.method
+        guidance = {} if method.cfg is None else {"cfg": cfg}
+        if guidance and "uncond" not in method.theta:
+            guidance["negative"] = self.null
+        settings = {**(row.settings(steps) if callable(row.settings) else row.settings), **guidance, **changed}
+        if method.invert or method.along:
+            return invert(method, model, self.source, self.latent, steps, **settings).inversion
+        return learn(method, model, invert("DDIM", model, self.source, self.latent, steps).inversion, **settings)
 
     def replay(self, inversion, prompt, cfg, read_by=None, edit=lambda model: model, **inject):
         """Pictures of a prompt sampled from an inversion with edit(MODEL); with PROMPT_EDIT, under Attention Inject
@@ -88,23 +88,23 @@ class Scenes:
         return dataclasses.replace(inversion, latents=path)
 
 
-def measure(scenes: Scenes, method: InversionRow, cfg, steps) -> dict:
-    """{number: [B]} of one method."""
-    inversion = scenes.invert(method, cfg, steps)
-    faithful = scenes.invert(method, cfg, steps, **method.faithful) if method.faithful else inversion
-    gentle = scenes.invert(method, 1.0, steps) if method.guided else faithful
-    read_by = scenes.drifting(inversion, cfg) if method.source == "drifting" else inversion
-    same = {"prompt_edit": scenes.unchanged, **WHOLE} if method.source == "re-read" else {}
+def measure(scenes: Scenes, row: InversionRow, cfg, steps) -> dict:
+    """{number: [B]} of one row."""
+    inversion = scenes.invert(row, cfg, steps)
+    faithful = scenes.invert(row, cfg, steps, **row.faithful) if row.faithful else inversion
+    gentle = scenes.invert(row, 1.0, steps) if row.guided else faithful
+    read_by = scenes.drifting(inversion, cfg) if row.source == "drifting" else inversion
+    same = {"prompt_edit": scenes.unchanged, **WHOLE} if row.source == "re-read" else {}
     made = {"recon_1": scenes.replay(gentle, scenes.source, 1.0, **same),
             "recon_cfg": scenes.replay(faithful, scenes.source, cfg, **same)}
-    if method.edits:
+    if row.edits:
         made["inject"] = scenes.replay(inversion, scenes.target, cfg, read_by, prompt_edit=scenes.edit, **INJECT)
         made["plain"] = scenes.replay(inversion, scenes.target, cfg)
     wanted = [{n: v for n, v in visible(e.target).items() if visible(e.source).get(n) != v} for e in scenes.edits]
     before, background = read(scenes.round_trip), background_mask(scenes.masks)
     numbers = {"ceiling": psnr(scenes.round_trip, scenes.pictures)}
     numbers |= {name: psnr(made[name], scenes.pictures) for name in ("recon_1", "recon_cfg")}
-    for name in ("inject", "plain") if method.edits else ():
+    for name in ("inject", "plain") if row.edits else ():
         numbers[f"{name}_success"] = edit_scores(read(made[name]), before, wanted)[0]
         numbers[f"{name}_background"] = psnr(made[name], scenes.pictures, background)
     for name in ("evaluations", "seconds"):

@@ -40,6 +40,7 @@ from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_di
 from diffusers.pipelines.ledits_pp import LEditsPPPipelineStableDiffusion
 from tqdm import tqdm
 
+from ..editing.inverting import invert, learn
 from ..host.tokens import tokenize
 from ..inversion.trajectory import Theta
 from ..miniature.model import load_miniature
@@ -327,14 +328,21 @@ def measured(b, rows, args) -> dict:
 PLAIN = "plain"
 
 
+def inverted(b, method):
+    """The picture inverted by a method at its defaults; one that learns does so along the picture's INVERSION."""
+    if method.invert or method.along:
+        return invert(method, b.model, b.source, b.picture, b.steps)
+    return learn(method, b.model, b.inversion, negative=None if "uncond" in method.theta else b.null)
+
+
 def nodes(args) -> dict:
     model, clip, _ = load_miniature()
     b = Bench(model, clip, 16, args.steps)
     runs = {PLAIN: partial(b.run, model)} | {name: partial(b.run, row.edit(b))
                                              for name, row in EDITORS.items() if row.rows == 1}
     runs["Delta Denoise, as many iterations"] = partial(b.other, PalimpsestDeltaDenoise, iterations=args.steps)
-    runs |= {f"{name}, the inversion": partial(b.other, method.node)
-             for name, method in METHODS.items() if not method.source}
+    runs |= {f"{name}, the inversion": partial(inverted, b, row.method)
+             for name, row in METHODS.items() if not row.source}
     return beside(runs, PLAIN, args.rounds)
 
 

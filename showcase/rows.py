@@ -2,6 +2,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ..inversion.method import Method
 from ..nodes.attention.p2p import PalimpsestAttentionInject
 from . import LAST
 
@@ -43,9 +44,9 @@ class CostRow:
 class InversionRow:
     """A row among the inversions (bench/inversions.py).
 
-    node: the node's class, which is given what the scenes hold of its inputs.
+    method: its METHOD.
     order: its number among the rows.
-    settings: beside the node's defaults; a function of the number of steps where they depend on it.
+    settings: beside the method's defaults; a function of the number of steps where they depend on it.
     guided: whether what it records belongs to the CFG.
     source: "re-read" or "drifting", where the row is about that.
     edits: whether its Replay is made for other prompts than the source's.
@@ -53,7 +54,7 @@ class InversionRow:
     over: the row that its reconstruction is compared with.
     """
     name: str
-    node: type
+    method: Method
     order: int = LAST
     settings: Mapping | Callable = field(default_factory=dict)
     guided: bool = False

@@ -1,5 +1,5 @@
 """Prompt-to-Prompt, shown and measured."""
-from ...nodes.inversion.ddim import PalimpsestDDIMInvert
+from ...inversion import ddim
 from .. import Example
 from ..drawing import (
     BLUE,
@@ -86,4 +86,4 @@ EXAMPLE = Example(
            CostRow("Attention Inject", lambda b: b.injected(), 20),
            CostRow("Attention Inject, whole schedule, 4 rows of one picture", lambda b: b.injected(**WHOLE), 900,
                    rows=4)),
-    inversions=(InversionRow("plain P2P (drifting source)", PalimpsestDDIMInvert, 30, source="drifting"),))
+    inversions=(InversionRow("plain P2P (drifting source)", ddim.METHOD, 30, source="drifting"),))

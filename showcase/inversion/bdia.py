@@ -1,5 +1,5 @@
 """BDIA, shown and measured."""
-from ...nodes.inversion.bdia import PalimpsestBDIAInvert
+from ...inversion.bdia import METHOD
 from .. import Example
 from ..pictures import returns
 from ..rows import InversionRow
@@ -12,5 +12,5 @@ def settings(steps):
 EXAMPLE = Example(
     "BDIA",
     pages={"PalimpsestBDIAInvert": returns("PalimpsestBDIAInvert", 10, gamma=0.5)},
-    inversions=(InversionRow("BDIA", PalimpsestBDIAInvert, 130, settings=settings, guided=True),),
+    inversions=(InversionRow("BDIA", METHOD, 130, settings=settings, guided=True),),
     elsewhere="An exact inversion, with its own sampler (EDICT)")

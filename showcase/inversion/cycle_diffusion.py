@@ -1,5 +1,5 @@
 """CycleDiffusion, shown and measured."""
-from ...nodes.inversion.cycle_diffusion import PalimpsestCycleDiffusionInvert
+from ...inversion.cycle_diffusion import METHOD
 from .. import Example
 from ..drawing import CFG
 from ..pictures import both
@@ -8,5 +8,5 @@ from ..rows import InversionRow
 EXAMPLE = Example(
     "CycleDiffusion",
     pages={"PalimpsestCycleDiffusionInvert": both("PalimpsestCycleDiffusionInvert", 50, CFG, 0.15)},
-    inversions=(InversionRow("CycleDiffusion", PalimpsestCycleDiffusionInvert, 170),),
+    inversions=(InversionRow("CycleDiffusion", METHOD, 170),),
     elsewhere="Edit-friendly noise (DDPM)")

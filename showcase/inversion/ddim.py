@@ -1,5 +1,5 @@
 """DDIM inversion, shown and measured."""
-from ...nodes.inversion.ddim import PalimpsestDDIMInvert
+from ...inversion.ddim import METHOD
 from .. import Example
 from ..drawing import inverted
 from ..pictures import decoded, sample, scene
@@ -16,5 +16,5 @@ def page(c, label):
 EXAMPLE = Example(
     "DDIM inversion",
     pages={"PalimpsestDDIMInvert": page},
-    inversions=(InversionRow("DDIM", PalimpsestDDIMInvert, 10),),
+    inversions=(InversionRow("DDIM", METHOD, 10),),
     elsewhere="Rewrite a word, keep the rest")

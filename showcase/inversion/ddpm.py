@@ -1,7 +1,7 @@
 """Edit-friendly DDPM inversion, shown and measured."""
 from functools import partial
 
-from ...nodes.inversion.ddpm import PalimpsestDDPMInvert
+from ...inversion.ddpm import METHOD
 from .. import Example
 from ..drawing import Workflow, inverted, on_injected
 from ..pictures import HIGH, both
@@ -19,4 +19,4 @@ EXAMPLE = Example(
     "Edit-friendly DDPM inversion",
     workflows=(WORKFLOW,),
     pages={"PalimpsestDDPMInvert": both("PalimpsestDDPMInvert", 50, HIGH, 0.36)},
-    inversions=(InversionRow("Edit-friendly DDPM", PalimpsestDDPMInvert, 150, guided=True),))
+    inversions=(InversionRow("Edit-friendly DDPM", METHOD, 150, guided=True),))

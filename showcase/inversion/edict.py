@@ -1,5 +1,5 @@
 """EDICT, shown and measured."""
-from ...nodes.inversion.edict import PalimpsestEDICTInvert
+from ...inversion.edict import METHOD
 from .. import Example
 from ..drawing import CFG, Workflow, injected, inverted
 from ..pictures import returns
@@ -21,4 +21,4 @@ EXAMPLE = Example(
     "EDICT",
     workflows=(WORKFLOW,),
     pages={"PalimpsestEDICTInvert": returns("PalimpsestEDICTInvert", 20, CFG, cfg=CFG)},
-    inversions=(InversionRow("EDICT", PalimpsestEDICTInvert, 120, guided=True),))
+    inversions=(InversionRow("EDICT", METHOD, 120, guided=True),))

@@ -1,5 +1,5 @@
 """Fixed-point inversion, shown and measured."""
-from ...nodes.inversion.fixed_point import PalimpsestFixedPointInvert
+from ...inversion.fixed_point import METHOD
 from .. import Example
 from ..drawing import Workflow, injected, inverted
 from ..pictures import returns
@@ -25,4 +25,4 @@ EXAMPLE = Example(
     "Fixed-point inversion (AIDI)",
     workflows=(WORKFLOW,),
     pages={"PalimpsestFixedPointInvert": returns("PalimpsestFixedPointInvert", 10)},
-    inversions=(InversionRow("Fixed point (AIDI)", PalimpsestFixedPointInvert, 40),))
+    inversions=(InversionRow("Fixed point (AIDI)", METHOD, 40),))

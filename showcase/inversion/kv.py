@@ -1,5 +1,5 @@
 """KV inversion, shown and measured."""
-from ...nodes.inversion.kv import PalimpsestKVInvert
+from ...inversion.kv import METHOD
 from .. import Example
 from ..pictures import HIGH, edits
 from ..rows import InversionRow
@@ -7,5 +7,5 @@ from ..rows import InversionRow
 EXAMPLE = Example(
     "KV inversion",
     pages={"PalimpsestKVInvert": edits("PalimpsestKVInvert", edit="pose", seed=0, cfg=HIGH)},
-    inversions=(InversionRow("KV inversion", PalimpsestKVInvert, 110),),
+    inversions=(InversionRow("KV inversion", METHOD, 110),),
     elsewhere="Edit at high guidance (null-text)")

@@ -1,5 +1,5 @@
 """LEDITS++'s inversion, shown and measured."""
-from ...nodes.inversion.ledits import PalimpsestLEDITSInvert
+from ...inversion.ledits import METHOD
 from .. import Example
 from ..drawing import CFG
 from ..pictures import both
@@ -8,5 +8,5 @@ from ..rows import InversionRow
 EXAMPLE = Example(
     "LEDITS++, the inversion",
     pages={"PalimpsestLEDITSInvert": both("PalimpsestLEDITSInvert", 30, CFG, 0.15)},
-    inversions=(InversionRow("LEDITS++", PalimpsestLEDITSInvert, 160, guided=True),),
+    inversions=(InversionRow("LEDITS++", METHOD, 160, guided=True),),
     elsewhere="Add a concept to a picture (LEDITS++)")

@@ -1,7 +1,7 @@
 """Negative-prompt inversion, shown and measured."""
 from functools import partial
 
-from ...nodes.inversion.negative_prompt import PalimpsestNegativePromptInvert
+from ...inversion.negative_prompt import METHOD
 from .. import Example
 from ..drawing import Workflow, inverted, on_injected
 from ..pictures import HIGH, returns
@@ -18,4 +18,4 @@ EXAMPLE = Example(
     "Negative-prompt inversion",
     workflows=(WORKFLOW,),
     pages={"PalimpsestNegativePromptInvert": returns("PalimpsestNegativePromptInvert", 20, HIGH)},
-    inversions=(InversionRow("Negative-prompt", PalimpsestNegativePromptInvert, 70, over="DDIM"),))
+    inversions=(InversionRow("Negative-prompt", METHOD, 70, over="DDIM"),))

@@ -1,5 +1,5 @@
 """Null-text inversion, shown and measured."""
-from ...nodes.inversion.null_text import PalimpsestNullTextOptimize
+from ...inversion.null_text import METHOD
 from .. import Example
 from ..drawing import Workflow, injected, inverted
 from ..pictures import HIGH, returns
@@ -27,4 +27,4 @@ EXAMPLE = Example(
     "Null-text inversion",
     workflows=(WORKFLOW,),
     pages={"PalimpsestNullTextOptimize": returns("PalimpsestNullTextOptimize", 10, HIGH, cfg=HIGH, own_negative=True)},
-    inversions=(InversionRow("Null-text", PalimpsestNullTextOptimize, 80, over="Negative-prompt"),))
+    inversions=(InversionRow("Null-text", METHOD, 80, over="Negative-prompt"),))

@@ -1,5 +1,5 @@
 """Regularized inversion, shown and measured."""
-from ...nodes.inversion.regularized import PalimpsestRegularizedInvert
+from ...inversion.regularized import METHOD
 from .. import Example
 from ..drawing import inverted
 from ..pictures import decoded, scene
@@ -15,5 +15,5 @@ def page(c, label):
 EXAMPLE = Example(
     "Regularized inversion (pix2pix-zero)",
     pages={"PalimpsestRegularizedInvert": page},
-    inversions=(InversionRow("Regularized (pix2pix-zero)", PalimpsestRegularizedInvert, 60),),
+    inversions=(InversionRow("Regularized (pix2pix-zero)", METHOD, 60),),
     elsewhere="It stands in DDIM Invert's place in any workflow.")

@@ -1,5 +1,5 @@
 """ReNoise, shown and measured."""
-from ...nodes.inversion.renoise import PalimpsestReNoiseInvert
+from ...inversion.renoise import DETERMINISTIC
 from .. import Example
 from ..pictures import returns
 from ..rows import InversionRow
@@ -7,6 +7,5 @@ from ..rows import InversionRow
 EXAMPLE = Example(
     "ReNoise",
     pages={"PalimpsestReNoiseInvert": returns("PalimpsestReNoiseInvert", 4, schedule={"scheduler": "simple"})},
-    inversions=(InversionRow("ReNoise", PalimpsestReNoiseInvert, 50,
-                             settings={"scheduler": "ddim_uniform"}),),  # as the others
+    inversions=(InversionRow("ReNoise", DETERMINISTIC, 50, settings={"scheduler": "ddim_uniform"}),),  # as the others
     elsewhere="It stands in DDIM Invert's place in any workflow.")

@@ -1,5 +1,5 @@
 """StyleDiffusion, shown and measured."""
-from ...nodes.inversion.style_diffusion import PalimpsestStyleDiffusionInvert
+from ...inversion.style_diffusion import METHOD
 from .. import Example
 from ..pictures import HIGH, edits
 from ..rows import InversionRow
@@ -7,5 +7,5 @@ from ..rows import InversionRow
 EXAMPLE = Example(
     "StyleDiffusion",
     pages={"PalimpsestStyleDiffusionInvert": edits("PalimpsestStyleDiffusionInvert", cfg=HIGH)},
-    inversions=(InversionRow("StyleDiffusion", PalimpsestStyleDiffusionInvert, 100),),
+    inversions=(InversionRow("StyleDiffusion", METHOD, 100),),
     elsewhere="Edit at high guidance (null-text)")
