@@ -63,6 +63,7 @@ class Bench:
         self.source, self.target, self.null = (encode(clip, tokens) for tokens in (source, target, null))
         self.edit = PromptEdit((align(source[0], target[0]),))
         noise = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(0))
+        self.whole = torch.ones(1, 8, 8)  # a mask of all
         self.picture = {"samples": noise if picture is None else picture}
         self.inversion = PalimpsestDDIMInvert.execute(model, self.source, self.picture, steps, "ddim_uniform").result[0]
         _, *self.start = PalimpsestReplay.execute(model, self.inversion, 0.0).result

@@ -1,6 +1,4 @@
 """Blended latent diffusion, shown and measured."""
-import torch
-
 from ...nodes.blending.blended_latent import PalimpsestBlendedLatent
 from .. import Example
 from ..drawing import Workflow, on_injected
@@ -14,8 +12,8 @@ WORKFLOW = Workflow(
     on_injected("PalimpsestBlendedLatent", masked=True), 130, kind="add", seed=2, masked=True)
 
 
-def cost(b):
-    return b.other(PalimpsestBlendedLatent, inversion=b.inversion, mask=torch.ones(1, 8, 8))
+def everywhere(b):
+    return b.other(PalimpsestBlendedLatent, inversion=b.inversion, mask=b.whole)
 
 
 EXAMPLE = Example(
@@ -23,4 +21,4 @@ EXAMPLE = Example(
     workflows=(WORKFLOW,),
     pages={"PalimpsestBlendedLatent": before_and_after(WORKFLOW, kind="colour", seed=12)},
     scenes=(SceneRow("Blended Latent (true mask)", on_inversion(PalimpsestBlendedLatent, masked=True), 100),),
-    costs=(CostRow("Blended Latent", cost, 120),))
+    costs=(CostRow("Blended Latent", everywhere, 120),))
