@@ -1,4 +1,4 @@
-"""A smooth network of closed form, and what the authors' codes made with it."""
+"""A smooth network of closed form, and the results of the authors' codes with it."""
 import json
 from pathlib import Path
 
@@ -29,5 +29,5 @@ def noisy(*shape, seed=1):
 
 
 def authors():
-    """(x0, sigmas) that the authors' numbers were made with; they show z = x/√(1+σ²)."""
+    """(x0, sigmas) of the authors' numbers. The numbers show z = x/√(1+σ²)."""
     return noisy(1, 1, 8, 8), torch.tensor([*AUTHORS["sigmas"], 0.0], dtype=torch.float64)

@@ -11,13 +11,13 @@ try:
 except RuntimeError as error:
     pytest.exit(str(error), returncode=4)
 
-import torch  # noqa: E402  after the host has stated its options
+import torch  # noqa: E402  after the host has read its options
 
 torch.set_num_threads(1)
 
 
 class RootIsNoTestPackage:
-    """The pack's `__init__.py` belongs to `palimpsest`; pytest would import it again under the folder's name."""
+    """The pack's `__init__.py` belongs to `palimpsest`. pytest would import it again under the folder's name."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collect_directory(self, path: Path, parent):
@@ -30,7 +30,7 @@ def pytest_configure(config):
 
 @pytest.fixture
 def said(caplog):
-    """The pack's own warnings since it was asked last; what the host logs is the host's."""
+    """Returns the pack's own warnings since the last call, without the host's log."""
     def texts():
         found = [r.getMessage() for r in caplog.records if r.name == "palimpsest" and r.levelno >= logging.WARNING]
         caplog.clear()
@@ -40,5 +40,5 @@ def said(caplog):
 
 @pytest.fixture
 def split(monkeypatch):
-    """Makes the host run every cond entry in a forward of its own, for lack of memory."""
+    """Makes the host run every cond entry in its own forward, as for lack of memory."""
     return lambda case: monkeypatch.setattr(case.model.model, "memory_usage_factor", 1e15)

@@ -1,4 +1,4 @@
-"""Small networks whose steps contract, inverted by a node and replayed, and what is lost."""
+"""Small networks whose steps contract, and the error of an inversion node and its replay on them."""
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from palimpsest.nodes.inversion.replay import PalimpsestReplay
@@ -11,7 +11,7 @@ STEPS = 5
 
 @kept
 def family(name, output=0.05):
-    """A small network scaled down until its steps contract."""
+    """A small network, scaled down until its steps contract."""
     return {**tiny.UNETS, **tiny.FLOWS}[name](output=output)
 
 
@@ -36,7 +36,7 @@ def lost(model, inversion):
 
 
 def curved(x, sigma):
-    """A denoiser that mixes the values of a latent, and bends."""
+    """A non-linear denoiser that mixes the values of a latent."""
     return x - sigma.view(-1, 1) * torch.tanh(x @ MIX)
 
 

@@ -1,4 +1,4 @@
-"""A small ControlNet of the host's on a case's prompts."""
+"""A small ControlNet of the host on a case's prompts."""
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.samplers
@@ -12,7 +12,7 @@ from watching import case
 
 @kept
 def control_net(family):
-    """A small ControlNet of the host's, shaped like the family's U-Net."""
+    """A small ControlNet of the host, shaped like the family's U-Net."""
     config = dict(case(family).model.model.model_config.unet_config, dtype=torch.float32)
     with torch.inference_mode():
         net = tiny.fill(comfy.cldm.cldm.ControlNet(hint_channels=3, **config))
@@ -25,7 +25,7 @@ def hint(case):
 
 
 def plainly(case, positive=None, negative=None, strength=0.7):
-    """(positive, negative) of Apply ControlNet on the target, which the host gives to the null prompt too."""
+    """(positive, negative) of Apply ControlNet on the target. The host gives the ControlNet to the null prompt too."""
     positive, = host.ControlNetApply().apply_controlnet(positive or case.target, control_net(case.family), hint(case),
                                                         strength)
     return positive, negative or case.null

@@ -1,4 +1,4 @@
-"""DPM-Solver++'s levels as diffusers sets them, and LEDITS++ Invert."""
+"""The levels of DPM-Solver++ as diffusers sets them, and LEDITS++ Invert."""
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from palimpsest.bench import twin

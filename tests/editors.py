@@ -47,7 +47,7 @@ def store(case):
 
 
 def inject(case, model=None, mode=None, weights="", ends=""):
-    """On three steps: self- and cross-attention are edited at the first, cross-attention at the second."""
+    """On three steps: edits self- and cross-attention at the first, cross-attention at the second."""
     edit = case.edit if mode is None else PromptEdit(tuple(align(p.source, p.target, mode) for p in case.edit.pairs))
     schedules = 0.0, CROSS_END, 0.0, SELF_END
     return PalimpsestAttentionInject.execute(model or case.model, case.inversion, edit, *schedules, 1.0, 0.5, weights,
@@ -68,7 +68,7 @@ def reweight(case, model=None):
 
 
 def blend(case, model=None):
-    """A mask of one quarter and a soft cell, from the second of three steps on."""
+    """A mask of one quarter and a soft cell, that begins at the second of three steps."""
     height, width = case.latent.shape[-2:]
     mask = torch.zeros(1, height * 8, width * 8)
     mask[:, :height * 4, :width * 4] = 1
@@ -85,12 +85,12 @@ def quarter(case):
 
 
 def shrinking(case, model=None):
-    """Grown by two cells at the first of three steps, by one at the second."""
+    """Grows the mask by two cells at the first of three steps and by one at the second."""
     return PalimpsestBlendedLatent.execute(model or case.model, 2, 0.6, case.inversion, quarter(case)).result[0]
 
 
 def objects(case, model=None):
-    """Two objects, from the first and the second of three steps on."""
+    """Two objects, from the first and from the second of three steps."""
     for mask, start in ((quarter(case), 0.0), (quarter(case).flip(1, 2), 0.3)):
         model = PalimpsestObjectAwareBlend.execute(model or case.model, case.inversion, mask, start).result[0]
     return model
@@ -101,22 +101,22 @@ def noise_mask(case, model=None):
 
 
 def composite(case, model=None):
-    """The picture set into itself: its queries and keys everywhere, until the blend ends at the second of three
-    steps."""
+    """The picture set into itself, with its own queries and keys everywhere, until the blend ends at
+    the second of three steps."""
     return PalimpsestInjectComposite.execute(model or case.model, case.inversion, case.inversion, quarter(case), 0,
                                              CROSS_END,
                                              SELF_END, 0).result[0]
 
 
 def blend_words(case, model=None):
-    """Random nets give words flat maps: only a high threshold makes a mask of a part of the picture."""
+    """Random nets give words flat maps, so only a high threshold makes a mask of a part of the picture."""
     word = shared_word(case)
     return PalimpsestLatentBlend.execute(model or case.model, case.inversion, 0.5, word, word, 0.95,
                                          attention=store(case)).result[0]
 
 
 def sega(case, model=None):
-    """Two concepts, one removed, that act from the first and the second of three steps on."""
+    """Two concepts, one of them removed. They act from the first and from the second of three steps."""
     for text, direction, warmup in (("a hat", "add", 0.0), ("fur", "remove", 0.3)):
         model = PalimpsestSEGAGuidance.execute(model or case.model, tiny.encode(case.clip, text), direction, 5.0,
                                                warmup, 1.0, 0.9,
@@ -142,8 +142,8 @@ def mutual(case, model=None):
 
 
 def mutual_words(case, model=None):
-    """The source's mask from words, with a threshold that no cell of the tiny models' maps is near; the target's
-    painted."""
+    """The source's mask from words, at a threshold that is far from every cell of the tiny models' maps. The
+    target's mask is painted."""
     word, (height, width) = shared_word(case), case.latent.shape[-2:]
     mask = torch.zeros(1, height * 8, width * 8)
     mask[:, :, :width * 4] = 1
@@ -161,7 +161,7 @@ def free_prompt(case, model=None):
 
 
 def excite(case, model=None):
-    """One move at the first of three steps, and up to two more at the second."""
+    """One move at the first of three steps, and at most two more at the second."""
     return PalimpsestAttendExcite.execute(model or case.model, shared_word(case), 100.0, 0.5, "0.2: 0.9", 2,
                                           0.25).result[0]
 
@@ -175,21 +175,21 @@ def noise_map(case, model=None):
 
 
 def guide(case, model=None):
-    """An object moved to the right."""
+    """An object that moves to the right."""
     return PalimpsestSelfGuidance.execute(model or case.model, case.inversion, shared_word(case), 0.3, 0.0, 1.0, "",
                                           50.0, 0.05, 0.0,
                                           CROSS_END, 0.5).result[0]
 
 
 def remove(case, model=None):
-    """An object of one quarter."""
+    """An object in one quarter."""
     return PalimpsestMagicRemover.execute(model or case.model, case.inversion, shared_word(case), 0.3, 1.0, 0.0,
                                           CROSS_END,
                                           mask=quarter(case)).result[0]
 
 
 def mixing(case, model=None):
-    """The source prompt's values in the target; shapes of a quarter are preserved."""
+    """The source prompt's values in the target. Shapes in one quarter are preserved."""
     height, width = case.latent.shape[-2:]
     mask = torch.zeros(1, height * 8, width * 8)
     mask[:, :height * 4, :width * 4] = 1
@@ -203,15 +203,15 @@ def style_aligned(case, model=None):
 
 
 def cross_image(case, model=None):
-    """The picture's own appearance, with AdaIN in a quarter: over the whole it takes away most of what rounding was
-    small against."""
+    """The picture's own appearance, with AdaIN in one quarter. Over the whole picture AdaIN leaves too little for
+    rounding to be small against."""
     return PalimpsestCrossImageAttention.execute(model or case.model, case.inversion, 0.0, CROSS_END, CROSS_END, 0.2,
                                                  1.0, 1.67, "",
                                                  structure_mask=quarter(case), appearance_mask=quarter(case)).result[0]
 
 
 def weigh(case, model=None):
-    """A word's factor; it may act in a quarter only."""
+    """A word's factor. The word may act in one quarter only."""
     word = shared_word(case)
     return PalimpsestAttentionReweight.execute(model or case.model, f"{word}: 3", word, "", 0.3, 0.0, CROSS_END,
                                                mask=quarter(case)).result[0]
@@ -230,18 +230,18 @@ FEATURES = {"composite", "mutual", "mutual by words", "plug and play", "free pro
 READS = {"swap", "refine", "reweight", "inject, blend", "blend, inject", "pull", "guide", "remove",
          *FEATURES}  # the source's features, until CROSS_END
 ACTS = READS - {"guide"} | {"weigh"}  # on predictions, until CROSS_END
-NULL_TOO = {"remove"}  # the null prompt's rows as well, which read the source under that prompt
+NULL_TOO = {"remove"}  # also the null prompt's rows, which read the source under that prompt
 MOVES = {"excite", "pull", "remove",
-         "noise map"}  # the latent itself, so that no prompt, the null one neither, is predicted where it was given
-BARE = {"blend", "shrinking"}  # which gather nothing in a run
+         "noise map"}  # the latent itself, so no prompt, not even the null prompt, is predicted at the given one
+BARE = {"blend", "shrinking"}  # gather nothing in a run
 WORDS = {"blend by words", "inject, blend", "blend, inject", "sega", "ledits", "noise mask",
-         "guide", "noise map"}  # with a threshold on maps, or signs of an L1 norm
-CONCEPTS = {"sega": 2, "ledits": 1, "noise mask": 1}  # prompts of their own, in the target's forward
+         "guide", "noise map"}  # with a threshold on maps, or with signs of an L1 norm
+CONCEPTS = {"sega": 2, "ledits": 1, "noise mask": 1}  # own prompts, in the target's forward
 FAMILIES = list(tiny.UNETS)
 each = pytest.mark.parametrize("editor, family", [(e, f) for e in EDITORS for f in FAMILIES])
 
 
 def each_with(name, variants):
-    """Every editor with every variant, each pair on one family in turn: all pairs of the three are met over a test."""
+    """Every editor with every variant, each pair on one family in turn. All pairs of the three occur in a test."""
     return pytest.mark.parametrize(f"editor, {name}, family", [
         (e, v, FAMILIES[(i + j) % len(FAMILIES)]) for i, e in enumerate(EDITORS) for j, v in enumerate(variants)])

@@ -1,4 +1,4 @@
-"""Every inversion by name, as its node makes it, and the editor that works with guidance alone."""
+"""Every inversion by name, as its node makes it, and the one editor that needs guidance."""
 from palimpsest.nodes.guidance.proximal import PalimpsestProximalGuidance
 from palimpsest.nodes.inversion.bdia import PalimpsestBDIAInvert
 from palimpsest.nodes.inversion.cycle_diffusion import PalimpsestCycleDiffusionInvert
@@ -19,7 +19,7 @@ from editors import STEPS
 
 
 def proximal(case, model=None):
-    """Works with guidance alone, so that the tests of every editor, of which many sample at CFG 1, are not its."""
+    """This editor needs guidance. Many tests of every editor sample at CFG 1, so it is not among them."""
     return PalimpsestProximalGuidance.execute(model or case.model, case.inversion, "l0", 0.7, 0.1, 0.5, 1).result[0]
 
 
@@ -28,7 +28,7 @@ def exact(node, *settings):
 
 
 def learned(node):
-    """A method that learns along DDIM's trajectory, every input at its default but one update a step."""
+    """A method that learns along DDIM's trajectory. Every input is at its default, except for one update per step."""
     def invert(c):
         defaults = {i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None}
         given = {"negative": c.null} if any(i.id == "negative" and not i.optional

@@ -19,7 +19,7 @@ def picture(model, batch=1):
 
 
 def arguments(name, cfg=1.0, **changed):
-    """The node of a method, and its own inputs at their defaults."""
+    """The node of a method, with its own inputs at their defaults."""
     node = NODES[name]
     own = {i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None}
     own |= {"steps": STEPS, **({"cfg": cfg, "negative": tiny.cond(seed=NEGATIVE)} if "cfg" in own else {})}

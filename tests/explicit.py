@@ -1,4 +1,4 @@
-"""Attention at one site in explicit softmax maps, as the papers write it, and what stands there for the host's run."""
+"""Attention at one site with explicit softmax maps, as the papers write it, and a stand-in for the host's run."""
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,7 @@ def softmax_maps(q, k, bias=0.0):
 
 
 def only(keys):
-    """The bias under which no others are looked up."""
+    """The bias that makes an edit look up no other tokens."""
     return torch.zeros(keys.shape).masked_fill(~keys, -torch.inf)
 
 
@@ -34,14 +34,14 @@ def attention(q, k, v):
 
 
 def features(rows, seed, tokens=SIDE * SIDE):
-    """q, k and v [rows, tokens, channels], each about a mean of its own."""
+    """q, k and v [rows, tokens, channels], each with its own mean."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(rows, tokens, HEADS * DIM, generator=generator).double() + i for i in range(3)]
 
 
 @dataclass
 class Run:
-    """Stands where a run stands, for the maths of one site."""
+    """A stand-in for a run, for the maths of one site."""
     shape: tuple = (1, 4, 2 * SIDE, 2 * SIDE)
     states: dict = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""The families of U-Nets that tests are repeated on."""
+"""The families of U-Nets on which tests are repeated."""
 import pytest
 
 import tiny

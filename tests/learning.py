@@ -1,4 +1,4 @@
-"""Inversions that learn, a linear network on which they can land, and what a replay's attention reads."""
+"""Inversions that learn, a linear network that can reach the pivot, and what a replay's attention reads."""
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from palimpsest.host.unet import resolutions
@@ -54,8 +54,8 @@ SIGMAS = torch.tensor([8.0, 3.0, 1.0, 0.3, 0.0])
 
 
 def linear():
-    """x0 = mean over the tokens · A + x/2, linear in an embedding or in an offset from it, and a pivot that it does not
-    follow."""
+    """x0 = mean over the tokens · A + x/2. It is linear in an embedding or in an offset from it, and
+    does not follow the pivot."""
     generator = torch.Generator().manual_seed(1)
     a, start = torch.randn(6, 6, generator=generator), torch.randn(2, 3, 6, generator=generator)
     path = [torch.randn(2, 6, generator=generator) * (1 + float(s)) for s in SIGMAS]
@@ -67,7 +67,7 @@ def linear():
 
 
 def lands(model, path, conds):
-    """The paper's guided Euler steps from the pivot's start reach it at every level."""
+    """The paper's guided Euler steps from the pivot's start reach the pivot at every level."""
     x = path[0]
     for i, cond in enumerate(conds):
         denoised = (1 - CFG) * model(x, None) + CFG * cond(x)
@@ -79,8 +79,8 @@ SETTINGS = {"cfg": CFG, "iterations": 60, "tolerance": 1e-11, "disable": True}
 
 
 def read_by(model, inversion, prompt, kind):
-    """What attention's projections read, of every forward of a replay: [{(section, block, depth): {"q", "k", "v"}}],
-    rows of the target first."""
+    """The inputs of attention's projections in every forward of a replay: [{(section, block, depth): {"q", "k", "v"}}].
+    The target's rows come first."""
     network, forwards, hooks = model.model.diffusion_model, [], []
     sections = {"input": network.input_blocks, "middle": [network.middle_block], "output": network.output_blocks}
     for place in resolutions(network):

@@ -1,4 +1,4 @@
-"""Editors that look at the source everywhere and note what they are given."""
+"""Editors that read the source everywhere and record what they are given."""
 from dataclasses import dataclass
 
 from palimpsest.editing.sites import AttentionEdit
@@ -25,7 +25,7 @@ class Looks(AttentionEdit):
 
 @dataclass(frozen=True, eq=False)
 class Noted(Looks):
-    """Notes the features it is given."""
+    """Records the features that it is given."""
     notes: dict
 
     def acts(self, run, site, sigma):
@@ -37,5 +37,5 @@ class Noted(Looks):
 
 
 def assert_rounding(a, b):
-    """Equal to some ten roundings of fp32, of the largest value: each forward adds up in an order of its own."""
+    """Equal within ten roundings of fp32 of the largest value, because each forward adds up in its own order."""
     assert (a - b).abs().max() <= 1e-5 * b.abs().max()

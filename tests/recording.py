@@ -1,4 +1,4 @@
-"""Runs recorded at every model call: what the sampler asks, what the network sees, what the sampler gets."""
+"""Runs recorded at every model call: what the sampler asks for, what the network sees, and what the sampler gets."""
 import torch
 from comfy.patcher_extension import WrappersMP
 from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
@@ -10,7 +10,7 @@ START = 0.4
 
 
 class Flow(Case):
-    """A flow model of random prompts."""
+    """A flow model and random prompts."""
 
     def __init__(self, family, size=8, steps=6):
         self.model = tiny.FLOWS[family]()
@@ -27,10 +27,11 @@ def blend(case, model=None, start=START, source_words="", target_words="", thres
 
 
 class Record:
-    """Every model call of one blended run from noise that is not the inversion's, unless `noise` is given.
+    """Every model call of one blended run, from noise that is not the inversion's, unless `noise` is given.
 
-    calls: (σ, asked, seen [chunks, rows, …], given, got), the sampler's x, the network's x, the guider's x0 and the
-    sampler's."""
+    calls: (σ, asked, seen [chunks, rows, …], given, got), which are the sampler's x, the network's x, the guider's x0
+        and the sampler's x0.
+    """
 
     def __init__(self, case, start=START, noise=None, sampler="euler", cfg=7.5, positive=None,
                  beside=lambda model: model, **inputs):
@@ -62,8 +63,8 @@ class Record:
         return executor(x, *args, **kwargs)
 
     def keeps(self, mask):
-        """For each call whether the network saw latents(σ), and the sampler got the clean latent, bit for bit where
-        mask is 0."""
+        """For each call: whether the network saw latents(σ) and the sampler got the clean latent, bit
+        for bit where mask is 0."""
         clean, outside = self.case.inversion.latents[-1], mask == 0
 
         def equal(seen, known):
@@ -73,7 +74,7 @@ class Record:
                 for sigma, _, seen, _, got in self.calls]
 
     def since(self):
-        """For each call whether the blend should hold."""
+        """For each call: whether the blend should act."""
         return [sigma <= self.limit for sigma, *_ in self.calls]
 
 
@@ -84,7 +85,7 @@ def half(size=8):
 
 
 def calls_of(case, edit, **kwargs):
-    """(σ, the network's x, the sampler's x0) of every call of a run of edit(MODEL)."""
+    """(σ, the network's x, the sampler's x0) of every call in a run of edit(MODEL)."""
     calls = []
 
     def sampler(executor, *args):
@@ -112,7 +113,7 @@ def case(family="sd15", **kwargs):
 
 
 def record(case, edit, **kwargs):
-    """Of every call of a run of edit(MODEL): σ, the network's x, its x0 of every list, and the sampler's x0."""
+    """For every call in a run of edit(MODEL): σ, the network's x, its x0 for every list, and the sampler's x0."""
     calls = []
 
     def sampler(executor, *args):
@@ -130,4 +131,4 @@ def record(case, edit, **kwargs):
     model = edit(model)
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "network", network)
     case.sample(model, **kwargs)
-    return [call for call in calls if len(call) == 4]  # the others read a source
+    return [call for call in calls if len(call) == 4]  # the other calls read a source

@@ -1,4 +1,4 @@
-"""Cases that count their forwards, the editors that refuse them, and what a refusal has to say."""
+"""Cases that count their forwards, the editors that refuse them, and what a refusal must say."""
 from contextlib import contextmanager
 from copy import copy
 
@@ -42,12 +42,12 @@ def counted(model):
 
 @contextmanager
 def refused(calls, *facts):
-    """ValueError with every one of these facts in its message, and no forward."""
+    """Expects a ValueError whose message has all of these facts, before any forward."""
     before = len(calls)
     with pytest.raises(ValueError) as caught:
         yield
     message = str(caught.value)
-    # it holds this frame, which holds it: the host counts a MODEL that waits for the garbage collector as leaked
+    # the error and this frame hold each other, and the host counts a MODEL that waits for the collector as leaked
     del caught
     assert not [fact for fact in facts if fact not in message], message
     assert len(calls) == before

@@ -1,4 +1,4 @@
-"""Short runs of the host on small models, shared by the tests of editors."""
+"""Short runs of the host on small models, for tests of editors."""
 import atexit
 from functools import cache
 
@@ -13,12 +13,13 @@ from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
 
 import tiny
 
-_last = {}  # the host collects all garbage, slowly, once the MODEL that it loaded last is gone
+_last = {}  # the host runs a slow garbage collection once the MODEL that it loaded last is gone
 atexit.register(_last.clear)
 
 
 def kept(function):
-    """`cache`, emptied before the interpreter takes the host's modules apart: its MODELs need them to die quietly."""
+    """`cache`, emptied before the interpreter unloads the host's modules, which the MODELs
+    need when they are deleted."""
     function = cache(function)
     atexit.register(function.cache_clear)
     return function
@@ -26,7 +27,7 @@ def kept(function):
 
 @kept
 def parts(family, dtype):
-    """(MODEL, CLIP) of a family, made once: no test may change them."""
+    """(MODEL, CLIP) of a family, made once. No test may change them."""
     with torch.inference_mode():
         return tiny.UNETS[family](dtype=dtype), (tiny.sdxl_clip if family == "sdxl" else clip)()
 
@@ -37,8 +38,10 @@ def clip():
 
 
 def prompts(clip, source, *targets, mode="auto"):
-    """(source CONDITIONING, target CONDITIONING, PROMPT_EDIT), as Prompt Edit makes them; source: a text, or one a
-    target."""
+    """(source CONDITIONING, target CONDITIONING, PROMPT_EDIT) from Prompt Edit.
+
+    source: one text, or one per target.
+    """
     sources, targets = tokenize_rows(clip, [source] if isinstance(source, str)
                                      else source), tokenize_rows(clip, targets)
     pairs = tuple(align(sources[i % len(sources)], t, mode) for i, t in enumerate(targets))
@@ -51,7 +54,10 @@ def relative(a, b):
 
 
 def cancelled_in(forward, model, call) -> int:
-    """Cancels call() in a forward of the model, counted from 1; how many forwards there were."""
+    """Cancels call() in a forward of the model. Returns the number of forwards.
+
+    The forward is counted from 1.
+    """
     forwards = []
 
     def interrupt(*args, **kwargs):
@@ -67,7 +73,7 @@ def cancelled_in(forward, model, call) -> int:
 
 
 class Case:
-    """A small model of a family, a source picture inverted with its prompt, and targets."""
+    """A small model of a family, an inverted source picture with its prompt, and targets."""
 
     def __init__(self, family="sd15", source="a red cat on a mat", targets=("a blue cat on a mat",), batch=1, size=8,
                  steps=6,
@@ -86,7 +92,8 @@ class Case:
     def sample(self, model=None, positive=None, cfg=7.5, sampler="euler", latent=None, sigmas=None, callback=None,
                seed=0,
                negative=None, guider=None):
-        """The host's guider on a MODEL, from the inverted noise (or `latent`, model space); returns model space."""
+        """Runs the host's guider on a MODEL from the inverted noise, or from `latent` in model
+        space. Returns model space."""
         if guider is None:
             guider = comfy.samplers.CFGGuider(model or self.model)
             guider.set_conds(positive or self.target, negative or self.null)
@@ -100,8 +107,8 @@ class Case:
                                  disable_pbar=True, seed=seed).to(management.intermediate_device())
 
     def predictions(self, model, positive, cfg=1.0, **kwargs):
-        """x0 of the MODEL with its rows set to the source's own latent, at every σ of the schedule: [S] of [B, C, h,
-        w]."""
+        """x0 of the MODEL with its rows set to the source's own latent, at every σ of the
+        schedule: [S] of [B, C, h, w]."""
         found = []
 
         def walk(denoise, x, sigmas, extra_args, callback, disable):

@@ -1,4 +1,4 @@
-"""Inversions saved to empty folders of the host, loaded, and compared to the bit."""
+"""Inversions saved to empty folders of the host, loaded, and compared bit for bit."""
 import folder_paths
 import pytest
 import torch
@@ -25,7 +25,7 @@ def loaded(file):
 
 
 def same(a, b):
-    """Equal to the bit, in types too."""
+    """Whether two values are equal bit for bit, also in their types."""
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, Theta):

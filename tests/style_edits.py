@@ -31,7 +31,7 @@ def inject(c, model):
 
 @kept
 def other(family="sd15"):
-    """The inversion of another picture."""
+    """An inversion of another picture."""
     c = case(family)
     return invert(c.model, c.source, tiny.latent(c.model, seed=9, std=2.0), 3)[0]
 

@@ -9,7 +9,7 @@ PAPERS = (".attention.", ".guidance.", ".blending.", ".inversion.")
 EDITOR = {".host", ".editing", ".inversion.trajectory", ".inversion.grid", "torch", "tqdm"}
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes"}
 BELOW = {".attention", ".guidance", ".blending", ".editing", ".inversion", ".miniature", ".host", ".metrics"}  # nodes
-# What the files of a room may import beside Python's own modules. A dot marks the pack's.
+# What the files of a room may import in addition to Python's own modules. A dot marks the pack's modules.
 ROOMS = {
     "": {".nodes", ".host", "comfy_api"},
     "showcase": {".nodes", *BELOW},
@@ -23,15 +23,15 @@ ROOMS = {
     "host": {".host", "torch", *COMFYUI},
     "metrics": {".metrics", "torch", "numpy", "PIL"},
 }
-OUTSIDE = {"tests", "bench", "tools"}  # these import what they like
-# The files in a room of papers that are no paper. Papers may import them, and they may import papers.
+OUTSIDE = {"tests", "bench", "tools"}  # these may import anything
+# The files in a room of papers that are not papers. Papers may import them, and they may import papers.
 SHARED = {".attention.alignment", ".inversion.grid", ".inversion.method", ".inversion.pivotal_tuning",
           ".inversion.storage", ".inversion.trajectory"}
 # The one paper that a paper may import.
 PARENTS = {".guidance.ledits": ".guidance.sega", ".inversion.cycle_diffusion": ".inversion.ddpm",
            ".inversion.regularized": ".inversion.ddim"}
 
-# Still to go: these imports break the table.
+# These imports still break the table.
 KNOWN = {(f".editing.{name}", other) for name, others in {
     "attention_loss": "comfy", "checks": "comfy", "masks": "comfy",
     "reference": "comfy", "run": "comfy", "sites": "comfy", "word_maps": "comfy",
@@ -64,7 +64,7 @@ def imported(name: str) -> set:
 
 
 def allowed(name: str) -> set:
-    """What a module may import beside Python's own."""
+    """What a module may import in addition to Python's own modules."""
     room = name.split(".")[1] if name else ""
     below = ROOMS[room] | sys.stdlib_module_names
     if name in TECHNIQUES:

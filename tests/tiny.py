@@ -1,7 +1,7 @@
 """Small random models of every family, made of the host's own classes.
 
-They sample in milliseconds and prove the wiring. Their last layer is scaled down, so that trajectories stay bounded; a
-round trip on them says little of a trained model. Every model is made in inference mode, as a loader node makes it.
+They sample in milliseconds and test the wiring. Their last layer is scaled down, so that trajectories stay bounded. A
+round trip on them says little about a trained model. Every model is made in inference mode, as a loader node makes it.
 """
 import dataclasses
 import inspect
@@ -24,7 +24,7 @@ LAST_LAYERS = ("out.2.", "final_layer.linear.", "diffusion_model.proj_out.")
 
 
 def fill(module, seed=0, output=1.0):
-    """The host's layers skip initialisation: fill every parameter, and scale the last layer by `output`."""
+    """The host's layers skip initialisation. Fills every parameter and scales the last layer by `output`."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(tensor, std):
@@ -47,7 +47,7 @@ def fill(module, seed=0, output=1.0):
 
 
 def patcher(make, config, dtype=torch.float32, output=0.2, seed=0, **unet):
-    """A MODEL from a host model class; `unet` is set after the config class has written its own values."""
+    """A MODEL of a host model class. `unet` is set after the config class has written its own values."""
     config.unet_config.update(unet)
     config.set_inference_dtype(dtype, None)
     device = comfy.model_management.get_torch_device()
@@ -112,7 +112,7 @@ def sd3(**kwargs):
 
 @torch.inference_mode()
 def qwen(**kwargs):
-    """Qwen-Image; its latents have five dimensions."""
+    """Qwen-Image, whose latents have five dimensions."""
     config = comfy.supported_models.QwenImage({
         "image_model": "qwen_image", "in_channels": 64, "out_channels": 16, "num_layers": 2, "attention_head_dim": 32,
         "num_attention_heads": 2, "joint_attention_dim": DIM, "pooled_projection_dim": 32,
@@ -122,7 +122,7 @@ def qwen(**kwargs):
 
 @torch.inference_mode()
 def zimage(**kwargs):
-    """Z-Image, or Lumina 2 on a host that does not know it yet."""
+    """Z-Image, or Lumina 2 on a host without Z-Image."""
     known = inspect.signature(comfy.ldm.lumina.model.NextDiT.__init__).parameters
     unet = {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "n_layers": 2,
             "n_refiner_layers": 1, "n_heads": 8, "n_kv_heads": 8, "qk_norm": True, "cap_feat_dim": DIM,
@@ -136,7 +136,7 @@ def zimage(**kwargs):
 
 
 class Lumina2(comfy.model_base.Lumina2):
-    """With the count of tokens that an older host reads off the text encoder's mask."""
+    """Adds the count of tokens, which an older host reads from the text encoder's mask."""
 
     def extra_conds(self, **kwargs):
         return super().extra_conds(**{"attention_mask": torch.ones(kwargs["cross_attn"].shape[:2], dtype=torch.long),
@@ -148,14 +148,14 @@ FLOWS = {"flux": flux, "sd3": sd3, "qwen": qwen, "zimage": zimage}
 
 
 def latent(model, batch=1, size=8, seed=3, std=1.0):
-    """Random latents [B, C, (1,) size, size] in model space, as a VAE Encode of a picture would give them."""
+    """Random latents [B, C, (1,) size, size] in model space, as VAE Encode would give them for a picture."""
     kind = model.model.latent_format
     shape = (batch, kind.latent_channels, *[1] * (kind.latent_dimensions - 2), size, size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * std
 
 
 def cond(tokens=8, batch=1, pooled=True, seed=1):
-    """A CONDITIONING of random embeddings [batch, tokens, DIM]; families without a pooled text ignore it."""
+    """A CONDITIONING of random embeddings [batch, tokens, DIM]. Families without a pooled text ignore it."""
     generator = torch.Generator().manual_seed(seed)
     extra = {"pooled_output": torch.randn(batch, POOLED, generator=generator)} if pooled else {}
     return [[torch.randn(batch, tokens, DIM, generator=generator), extra]]
@@ -178,11 +178,11 @@ class SD1Clip(comfy.sd1_clip.SD1ClipModel):
 
 
 class SDXLClip(comfy.sdxl_clip.SDXLClipModel):
-    """Two encoders of half the width, so that together they fit the small SDXL."""
+    """Two encoders of half the width, which together fit the small SDXL."""
 
     def __init__(self, device="cpu", dtype=None, model_options=None):
         torch.nn.Module.__init__(self)
-        half = {**CLIP_CONFIG, "hidden_size": DIM // 2, "num_hidden_layers": 3}  # the last but one is read
+        half = {**CLIP_CONFIG, "hidden_size": DIM // 2, "num_hidden_layers": 3}  # the last layer but one is read
         options = model_options or {}
         common = {"layer": "hidden", "layer_idx": -2, "device": device, "dtype": dtype,
                   "layer_norm_hidden_state": False}
@@ -203,13 +203,13 @@ def _clip(tokenizer, model, embedding_directory):
 
 @torch.inference_mode()
 def clip(embedding_directory=None):
-    """A CLIP with the real tokenizer and a text model of two layers; fits `sd15` and `sd2`."""
+    """A CLIP with the real tokenizer and a text model of two layers, for `sd15` and `sd2`."""
     return _clip(comfy.sd1_clip.SD1Tokenizer, SD1Clip, embedding_directory)
 
 
 @torch.inference_mode()
 def sdxl_clip(embedding_directory=None):
-    """SDXL's pair of encoders, with the real tokenizers; fits `sdxl`."""
+    """SDXL's two encoders with the real tokenizers, for `sdxl`."""
     return _clip(comfy.sdxl_clip.SDXLTokenizer, SDXLClip, embedding_directory)
 
 

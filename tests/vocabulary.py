@@ -1,4 +1,4 @@
-"""A prompt's tokenizer, tokens of CLIP's vocabulary, and what the authors' aligner said."""
+"""A prompt's tokenizer, tokens of CLIP's vocabulary, and results of the authors' aligner."""
 import json
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Cases of every family and what each forward of a run predicted, shared by the tests of all editors."""
+"""Cases of every family and the predictions of each forward of a run, for the tests of all editors."""
 from dataclasses import dataclass
 
 import comfy.samplers
@@ -22,7 +22,7 @@ each_family = pytest.mark.parametrize("family", tiny.UNETS)
 
 @kept
 def made(family, source, targets, size=8, dtype=torch.float32, picture=None):
-    """A Case of one picture, of the second of two (1) or of both (2)."""
+    """A Case of one picture, of the second of two (1) or of both of two (2)."""
     pictures = tiny.latent(tiny.UNETS[family](), 2, size)
     latent = None if picture is None else pictures if picture == 2 else pictures[picture:picture + 1]
     return Case(family, source, targets, steps=STEPS, size=size, dtype=dtype, latent=latent)
@@ -34,13 +34,14 @@ def case(family, prompts="plain", **kwargs):
 
 
 def near(case, rows, seed=8):
-    """Starts of their own for several rows, near enough to the inverted noise to be edits of it."""
+    """Different starts for several rows, close enough to the inverted noise to be edits of it."""
     noise = torch.randn((rows, *case.noise.shape[1:]), generator=torch.Generator().manual_seed(seed))
     return case.noise.repeat(rows // len(case.noise), 1, 1, 1) + 0.2 * case.noise.std() * noise
 
 
 def assert_close(a, b, tolerance=2e-5):
-    """Equal to fp32 rounding: a forward rounds some hundred times (1e-6), CFG 7.5 and four steps carry it tenfold."""
+    """Equal within fp32 rounding. A forward rounds about a hundred times (1e-6). CFG 7.5 and four steps
+    make it ten times larger."""
     worst = float((a - b).abs().max() / b.abs().max())
     assert worst <= tolerance, worst
 
@@ -51,9 +52,14 @@ def differ(a, b):
 
 @dataclass(frozen=True)
 class Chunk:
-    """One cond entry's part of a forward: the list it stands in, "reference", or "added" and its number where an editor
-    added the list; the list and place it comes from, its prediction, whether a ControlNet acted, and how many chunks
-    the forward had."""
+    """One cond entry's part of a forward.
+
+    role: the name of its list, "reference", or "added" and a number if an editor added the list.
+    entry: the list and the index that it comes from.
+    x0: its prediction.
+    controlled: whether a ControlNet acted.
+    together: the number of chunks in the forward.
+    """
     sigma: float
     role: str
     entry: "tuple | None"
@@ -63,8 +69,8 @@ class Chunk:
 
 
 def watch(case, model, guider=None, order=("positive", "negative"), run=None, cfg=7.5, **kwargs):
-    """(result, Chunks) of one run. Beside another's wrapper, such as this one, the source is read at one σ a
-    forward."""
+    """(result, Chunks) of one run. With another pack's wrapper, such as this one, each forward
+    reads the source at one σ."""
     noted = []
 
     def apply(executor, x, t, c_concat, c_crossattn, control, options, *args, **extra):
@@ -94,7 +100,7 @@ def watch(case, model, guider=None, order=("positive", "negative"), run=None, cf
 
 
 def predictions(case, model, positive=None, **kwargs):
-    """Chunks with the rows at the source's own latent at every σ, whatever was predicted before."""
+    """Chunks of a run whose rows are set to the source's own latent at every σ, whatever was predicted before."""
     return watch(case, model, run=lambda guider: case.predictions(None, None, guider=guider),
                  positive=positive or case.target, **kwargs)[1]
 

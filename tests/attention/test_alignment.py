@@ -1,4 +1,4 @@
-"""The alignment of two prompts' tokens against the authors' aligner."""
+"""The alignment of two prompts' tokens, against the authors' aligner."""
 import pytest
 import torch
 from palimpsest.attention.alignment import align, refinement, replacement
@@ -44,7 +44,7 @@ def test_a_prompt_aligned_with_itself_is_the_identity(clip, mode, text):
 
 
 def test_words_pushed_into_the_next_chunk_are_still_aligned(clip):
-    """A word of four tokens for one of one pushes the last words over the border of the first chunk."""
+    """A word of four tokens replaces a word of one, so the last words cross the end of the first chunk."""
     end = " photo" * 73 + " red door"
     source, target = tokenize(clip, "cat" + end), tokenize(clip, "xylophonist" + end)
     pair = align(source, target)
@@ -61,7 +61,7 @@ def test_words_pushed_into_the_next_chunk_are_still_aligned(clip):
 @pytest.mark.parametrize("short, long", [("cat" + " photo" * 70, "cat" + " photo" * 170),
                                          ("cat" + " photo" * 60, "xylophonist" + " bioluminescent" * 60)])
 def test_prompts_of_unequal_chunks_lose_and_make_no_attention(clip, short, long):
-    """Each BOS, EOS and padding token passes its whole map on. The first pair is refined, the second swapped."""
+    """Each BOS, EOS and padding token keeps its whole map. The first pair is refined, the second swapped."""
     short, long = tokenize(clip, short), tokenize(clip, long)
     n = len(long.ids)
     grown, shrunk = align(short, long), align(long, short)

@@ -1,4 +1,4 @@
-"""Cross-image attention: contrast, statistics, guidance and its grids, against plain explicit softmax maps."""
+"""Cross-image attention against explicit softmax maps: contrast, statistics, guidance and its grids."""
 from dataclasses import dataclass, field, fields
 
 import pytest
@@ -29,7 +29,7 @@ def test_contrast_is_that_of_the_maps_however_many_are_made_at_once(cells, monke
 
 
 def test_contrast_changes_maps_and_keeps_what_another_function_makes_of_the_plain_ones():
-    """Another pack's patch or an edit further in, called once with the appearance's k and v."""
+    """Another pack's patch or an inner edit is called once, with the appearance's k and v."""
     target, source = features(2, 0), features(2, 1)
     called = []
 
@@ -90,7 +90,7 @@ class Noted(CrossImage):
 
 
 def test_each_grid_has_an_end_of_its_own():
-    """Of three steps, the finest grid at two, the next at the first."""
+    """Of three steps, the finest grid is read at two and the next grid at the first."""
     c, seen = case(), set()
     editor = editors(cross(c, end=0.7, coarse_end=0.4))[0]
     noted = Noted(**{f.name: getattr(editor, f.name) for f in fields(editor)}, notes=seen)

@@ -1,4 +1,4 @@
-"""Free-prompt editing against plain explicit softmax maps."""
+"""Free-prompt editing against explicit softmax maps."""
 import torch
 from palimpsest.attention.free_prompt import SelfAttentionMaps
 

@@ -7,7 +7,7 @@ from style_edits import case, cross, half, style, weigh
 
 
 def variants(c):
-    """{node: [its base, and one run a widget or input]}."""
+    """{node: [its base settings, and one run per widget or input]}."""
     return {"style": [style(c), style(c, start=0.5), style(c, end=0.5), style(c, shift=0.0), style(c, scale=0.9),
                       style(c, normalise=False), style(c, layers="u2"), style(c, null_too=True), style(c, batch=True)],
             "cross": [cross(c), cross(c, start=0.5), cross(c, end=0.5), cross(c, coarse_end=0.5),
@@ -24,7 +24,7 @@ def variants(c):
 
 @pytest.mark.parametrize("node", ["style", "cross", "weigh"])
 def test_every_input_acts(node):
-    """No two settings give one picture, and none gives the plain one."""
+    """No two settings give the same picture, and none gives the plain one."""
     c = case()
     starts = torch.cat([c.noise, 1.1 * c.noise])
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Mutual self-attention against plain explicit softmax maps, with and without masks."""
+"""Mutual self-attention against explicit softmax maps, with and without masks."""
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ def test_mutual_self_attention_looks_up_the_source():
 
 
 def test_masked_mutual_self_attention_is_the_papers_equation_with_masked_maps():
-    """Two pictures with masks of their own, of unequal counts of keys, for four rows; a soft target mask."""
+    """Two pictures with different masks, of different counts of keys, for four rows, and a soft target mask."""
     target, source = features(4, 0), features(4, 1)
     places_ = torch.cat([mask((0, 4, 0, 6)), mask((2, 8, 2, 4))])
     wanted = torch.cat([mask((0, 8, 4, 8)), 0.25 * mask((0, 8, 0, 8))])
@@ -59,13 +59,13 @@ class Noted(MutualSelfAttention):
 
 
 def test_what_is_looked_up_are_the_features_of_the_inversion_itself():
-    """TIC (arXiv:2312.14611): those that the network had while it inverted, however guidance makes a reconstruction
-    drift."""
+    """TIC (arXiv:2312.14611) reads the keys and values of the inversion itself, however far guidance makes a
+    reconstruction drift."""
     c, inverted = case(), {}
     place = ("output", 3, 0)
 
     def note(q, k, v, options):
-        inverted[float(options["sigmas"][0])] = k, v  # the last evaluation of a step is at the latent that it ends at
+        inverted[float(options["sigmas"][0])] = k, v  # the last evaluation of a step is at the step's end
         return host_attention(q, k, v, options)
 
     model = c.model.clone()
@@ -73,7 +73,7 @@ def test_what_is_looked_up_are_the_features_of_the_inversion_itself():
     with torch.inference_mode():
         inversion, noise, sigmas = PalimpsestFixedPointInvert.execute(
             model, c.source, {"samples": c.latent}, 1, "normal", 20, 1e-6, "anderson",
-            schedule(c.model, "ddim_uniform", 10)[2:]).result  # where the iteration arrives
+            schedule(c.model, "ddim_uniform", 10)[2:]).result  # where the iteration converges
     notes = {}
     edited = attach(c.model, Noted(inversion, frozenset([place]), 0.0, 1.0, notes=notes))
     c.sample(edited, latent=noise["samples"], sigmas=sigmas)

@@ -1,4 +1,4 @@
-"""Prompt-to-Prompt against the authors' controller on explicit maps; the source as target changes nothing."""
+"""Prompt-to-Prompt against the authors' controller on explicit maps. The source as target changes nothing."""
 import pytest
 import torch
 from palimpsest.attention.p2p import PromptToPrompt
@@ -13,7 +13,7 @@ from runs import Case, clip, prompts
 
 
 class Schedule:
-    """Stands where a run stands: everything asked lies inside (start, end) of a schedule that is at `now`."""
+    """A stand-in for a run: every step asked about is within (start, end) of a schedule that is at `now`."""
     shape = (1,)
 
     def __init__(self, now):
@@ -38,8 +38,7 @@ CASES = {"swap": ("a red cat on a mat", ["a blue dog on a mat"], {}, {}),
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_p2p_is_the_authors_edit_of_explicit_maps(case, repeats):
-    """Base, replaced, refined, equalised and interpolated maps as the authors' controller makes them, one after
-    another."""
+    """Base, replaced, refined, equalised and interpolated maps of the authors' controller, in this order."""
     source, targets, weights, ends = CASES[case]
     _, _, edit = prompts(clip(), source, *targets)
     n, length = len(targets), len(edit.pairs[0].target.ids)
@@ -85,7 +84,8 @@ def test_source_as_target_changes_no_prediction(family):
 @pytest.mark.parametrize("other", [lambda out, q: out + q.sin(), lambda out, q: 1.5 * out], ids=["adds", "scales"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_another_packs_patch_acts_once_where_both_prompts_maps_do(family, other):
-    """The source as target, half of whose tokens have ended: with its own maps in place of its own, nothing changes."""
+    """The source is the target, and half of its tokens no longer take the source's maps. The maps are equal, so
+    nothing changes."""
     case = Case(family)
     _, target, edit = prompts(case.clip, "a red cat on a mat", "a red cat on a mat")
     model = case.model.clone()

@@ -1,4 +1,4 @@
-"""Plug-and-play's residual features are those of the source before the skip is added."""
+"""Plug-and-play's residual features are the source's, before the skip is added."""
 import torch
 from palimpsest.attention.plug_and_play import second_block
 
@@ -8,8 +8,7 @@ from feature_edits import case, plug_and_play
 
 
 def residuals(c, model, **kwargs):
-    """[(inputs, output)] of the residual block whose features are put in place, at each of a run's forwards, and the
-    block."""
+    """([(inputs, output)] at each forward of a run, the block), for the residual block whose features are replaced."""
     unet, seen = c.model.model.diffusion_model, []
     number, = second_block(unet)
     block = unet.output_blocks[number][0]
@@ -23,11 +22,11 @@ def residuals(c, model, **kwargs):
 
 @each_family
 def test_residual_features_are_those_before_the_skip_is_added(family):
-    """A block's output is the target's own skip and what the source's block adds to its own; other rows are left
-    alone."""
+    """A block's output is the target's own skip plus what the source's block adds to its own skip.
+    Other rows are unchanged."""
     c = case(family)
     ((source, its_out), *steps), block = residuals(c, plug_and_play(c, 0.8, 0.0))
-    # the source at two steps; the others at three
+    # the source's forwards at two steps, the others at three
     assert [len(its_out), *(len(out) for _, out in steps)] == [2, 2, 2, 2]
     with torch.inference_mode():
         added = its_out - block.skip_connection(source[0])
@@ -42,7 +41,7 @@ def test_residual_features_are_those_before_the_skip_is_added(family):
 def test_an_area_is_given_the_same_window_of_the_residual_features():
     c = case(size=16)
     cross, extras = c.target[0]
-    # height, width, y, x; the block's grid is half of it
+    # height, width, y, x. The block's grid is half of it
     area = [[cross, {**extras, "area": (12, 10, 4, 2), "strength": 1.0}]]
     (whole_, window, *_), block = residuals(c, plug_and_play(c, 0.8, 0.0), positive=area, cfg=1.0)
     assert [out.shape[-2:] for _, out in (whole_, window)] == [(8, 8), (6, 5)]

@@ -1,4 +1,4 @@
-"""Prompt mixing's preserved shapes and mixed values against plain explicit maps."""
+"""Prompt mixing's preserved shapes and mixed values against explicit maps."""
 from collections import defaultdict
 from dataclasses import dataclass, fields
 
@@ -18,7 +18,7 @@ from feature_edits import attend, case, mask, mixing, store, whole
 @pytest.mark.parametrize("varied", [False, True])
 @pytest.mark.parametrize("soft", [1.0, 0.5])
 def test_preserved_shapes_take_the_sources_rows_and_columns(soft, varied):
-    """Those of the preserved places, and none of the object's whose shape varies, where they overlap."""
+    """The rows and columns of the preserved places, but not where they overlap the object whose shape varies."""
     target, source = features(2, 0), features(2, 1)
     o, b = torch.zeros(2, SIDE, SIDE).double()
     o[:2, 1:3], b[1:, 2:] = soft, soft * varied
@@ -44,7 +44,7 @@ class ExplicitShapes(PreservedShapes):
 
 @each_family
 def test_a_run_that_preserves_shapes_is_that_of_explicit_maps(family):
-    """By the node, with the object found by its word within what is preserved."""
+    """Through the node, which finds the object by its word in the preserved places."""
     c = case(family)
     preserved = {"preserve_end": 1.0, "mask": whole(c), "inversion": c.inversion}
     model = mixing(c, object="cat", threshold=0.9, attention=store(c), **preserved)
@@ -59,7 +59,7 @@ def test_a_run_that_preserves_shapes_is_that_of_explicit_maps(family):
 
 @each_family
 def test_values_of_the_mixed_prompt_meet_the_keys_of_the_pictures(family):
-    """At every cross-attention, in the target's rows alone and in the middle of the schedule alone."""
+    """At every cross-attention, only in the target's rows and only in the middle of the schedule."""
     c, seen = case(family), defaultdict(list)
     unet = c.model.model.diffusion_model
 
@@ -71,7 +71,7 @@ def test_values_of_the_mixed_prompt_meet_the_keys_of_the_pictures(family):
         seen[float(options["sigmas"][0])].append((transformer.transformer_blocks[options["block_index"]].attn2, k, v))
         return host_attention(q, k, v, options)
 
-    model = mixing(c, start=0.5)  # of three steps, the second
+    model = mixing(c, start=0.5)  # the second of three steps
     for position in resolutions(unet):
         model.set_model_patch_replace(note, "attn2", *position)
     c.sample(model, cfg=1.0)
@@ -85,7 +85,7 @@ def test_values_of_the_mixed_prompt_meet_the_keys_of_the_pictures(family):
 
 
 def test_a_mixed_prompt_of_another_length_fills_the_positions_that_it_has():
-    """Of a prompt whose columns the host repeated, in every repetition."""
+    """The words of a prompt are found in every repetition that the host made of its columns."""
     v, other = torch.randn(2, 12, 3), torch.randn(1, 4, 3)
     mixed = MixedValues(other, 0, 1).mixed(v, 6)
     torch.testing.assert_close(mixed[:, :4], other.expand(2, -1, -1))

@@ -1,4 +1,4 @@
-"""Re-weighting and restraint of words against plain explicit softmax maps, and on the host."""
+"""Re-weighting and restraint of words against explicit softmax maps, and on the host."""
 from dataclasses import dataclass, replace
 
 import pytest
@@ -29,7 +29,7 @@ def test_restraint_shares_out_the_words_attention_and_not_what_another_pack_adds
 
 @dataclass(frozen=True)
 class Prompt:
-    """Stands where a prompt's Tokens stand: "cat" is token 2 of five, "mat" tokens 3 and 4."""
+    """A stand-in for a prompt's Tokens: "cat" is token 2 of five, "mat" is tokens 3 and 4."""
     ids: tuple = (0, 1, 2, 3, 4)
     named: tuple = (Word("cat", (2,)), Word("mat", (3, 4)))
     find = Tokens.find
@@ -37,7 +37,7 @@ class Prompt:
 
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_re_weighting_scales_words_maps_and_restraint_leaves_them_out_of_the_softmax(repeats):
-    """With the text's columns repeated, too, as the host may."""
+    """Also with the text's columns repeated, as the host may do."""
     q, (k, v) = features(2, 0)[0], (x.repeat(1, repeats, 1) for x in features(2, 1, tokens=5)[1:])
     m = torch.zeros(1, SIDE, SIDE)
     m[:, :2], m[:, 2] = 1, 0.25
@@ -55,8 +55,8 @@ def test_re_weighting_scales_words_maps_and_restraint_leaves_them_out_of_the_sof
 
 
 def test_factors_act_on_the_words_of_the_prompt_whatever_else_moves_them():
-    """Attention Inject moves words to the source's places: before or after it, factors are of the sampled prompt's
-    words."""
+    """Attention Inject moves words to the source's positions. Before or after it, factors apply to
+    the sampled prompt's words."""
     c = Case(source="a cat on a mat", targets=("a big blue cat on a mat",), steps=3)
     found = c.sample(weigh(c, "cat: 4", model=inject(c, c.model)))
     assert torch.equal(found, c.sample(inject(c, weigh(c, "cat: 4"))))
@@ -64,7 +64,7 @@ def test_factors_act_on_the_words_of_the_prompt_whatever_else_moves_them():
                                               "").result[0]
     steps = c.predictions(weigh(c, "cat: 4", model=inject(c, c.model)), c.target)
     for step, (a, b) in enumerate(zip(steps, c.predictions(asked, c.target), strict=True)):
-        assert relative(a, b) < 1e-5 or step == 2  # where Inject has ended, its weights have too
+        assert relative(a, b) < 1e-5 or step == 2  # Inject's weights end with it
 
 
 def test_a_region_is_where_its_words_are_seen_in_the_run():

@@ -1,5 +1,5 @@
-"""Mutual self-attention, plug-and-play, free-prompt and prompt mixing alike: the source as target, null rows, inputs,
-refusals."""
+"""What mutual self-attention, plug-and-play, free-prompt and prompt mixing share: the source as target, null
+rows, inputs and refusals."""
 import pytest
 import torch
 
@@ -16,7 +16,7 @@ IDENTITIES = {"mutual": mutual, "plug and play": lambda c: plug_and_play(c, 1.0,
 
 @pytest.mark.parametrize("editor, family", [(e, f) for e in IDENTITIES for f in FAMILIES])
 def test_source_as_target_changes_no_prediction(editor, family):
-    """At the source's latents, with CFG: the source's features are the target's own."""
+    """At the source's latents, with CFG: the source's features are equal to the target's."""
     c = case(family)
     edited, plain = (c.predictions(m, c.source, 7.5) for m in (IDENTITIES[editor](c), c.model))
     for a, b in zip(edited, plain, strict=True):
@@ -29,8 +29,8 @@ NULL = {"mutual": lambda c, null: mutual(c, null_too=null),
 
 @pytest.mark.parametrize("editor, family", [(e, f) for e in NULL for f in FAMILIES])
 def test_the_null_prompts_rows_are_given_what_the_source_shows_under_that_prompt_where_wanted(editor, family):
-    """CFG 0 shows the null rows alone. At the source's latents those are the source's own, whatever the prompts say;
-    elsewhere they are not."""
+    """CFG 0 shows only the null rows. At the source's latents they equal the source's null rows whatever the prompts
+    say. Elsewhere they differ."""
     c = case(family)
     model = NULL[editor](c, True)
     for a, b in zip(*(c.predictions(m, c.target, 0.0) for m in (model, c.model)), strict=True):
@@ -49,7 +49,7 @@ def half(c, side="left"):
 
 
 def variants(c):
-    """{node: [its base, and one run a widget or input]}."""
+    """{node: [its base settings, and one run per widget or input]}."""
     attention = store(c)
     masks = {"source_mask": half(c), "target_mask": half(c, "right")}
     words = {"source_words": "cat", "target_words": "cat", "attention": attention, "threshold": 0.6}
@@ -81,8 +81,8 @@ def variants(c):
 
 @pytest.mark.parametrize("node", ["mutual", "plug and play", "free prompt", "mixing"])
 def test_every_input_acts(node):
-    """No two settings give one picture, and none gives the plain one. The start lies apart from the source's, where the
-    null rows are the source's own."""
+    """No two settings give the same picture, and none gives the plain one. The start is not the source's, where the
+    null rows would be the source's own."""
     c = case()
     with torch.inference_mode():
         found = [c.sample(model, latent=c.apart) for model in (c.model, *variants(c)[node])]

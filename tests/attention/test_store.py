@@ -1,4 +1,4 @@
-"""Stored maps of a picture's words are those of its forwards one by one, refined and not."""
+"""The stored maps of a picture's words are those of its single forwards, refined and not."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from runs import Case
 @pytest.mark.parametrize("share", [1.0, 0.5])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one(batch, share):
-    """Against the host's attention read at each σ. Refined: explicit self-attention maps times the words'
-    maps of the forwards before, of the first those of its own."""
+    """Against the host's attention read at each σ. Refined maps are explicit self-attention maps times the words' maps
+    of earlier forwards. The first forward takes its own."""
     case, notes = Case("sd15", batch=batch, size=16, steps=5), {}
     with torch.inference_mode():
         found = read_maps(case.model, case.inversion, share)
@@ -23,7 +23,7 @@ def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one(batch, share):
     case.predictions(attach(case.model, Noted(case.inversion, notes)), case.source)
 
     def means(wanted, at):
-        """[S, B, h·w, keys]: the mean over sites and heads of the maps at each step."""
+        """[S, B, h·w, keys]: the mean over sites and heads of the maps, at each step."""
         sites = [e for (kind, position), e in notes.items() if (kind, shares[position]) == (wanted, at)]
         return torch.stack([torch.stack([softmax_maps(q, k).mean(1) for q, k, _, _ in step]).mean(0)
                             for step in zip(*sites)])

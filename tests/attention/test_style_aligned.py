@@ -1,4 +1,4 @@
-"""Style alignment against plain explicit softmax maps, and on the host."""
+"""Style alignment against explicit softmax maps, and on the host."""
 import math
 
 import pytest
@@ -14,7 +14,7 @@ from style_edits import SITE, case, inject, style
 
 
 def plain_adain(x, reference):
-    """Head by head and channel by channel, as the authors' code has it."""
+    """Per head and per channel, as in the authors' code."""
     x, reference = by_head(x), by_head(reference)
     def stats(y):
         return y.mean(-2, keepdim=True), (y.var(-2, keepdim=True) + 1e-5).sqrt()
@@ -40,7 +40,7 @@ def test_sharing_a_pictures_attention_is_softmax_over_both_pictures_tokens(share
     editor = ReferencePicture(None, frozenset(), 0, 1, share=share)
     got = editor.attend(Rows(Call(Run()), {}, 2), SITE, *target, Source(zip("qkv", source)), attention)
     wanted = plain_sharing(*target, *source, share.scale, share.shift, share.normalised)
-    assert relative(got, wanted) < 1e-5  # statistics are taken in float32
+    assert relative(got, wanted) < 1e-5  # statistics are computed in float32
 
 
 @pytest.mark.parametrize("share", SHARINGS)
@@ -56,7 +56,7 @@ def test_a_batch_shares_its_first_row_which_stays(share):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_picture_aligned_with_itself_stays(family):
-    """At the source's own latents and prompt the reference's tokens are the target's own, whatever their weight."""
+    """At the source's own latents and prompt the reference's tokens equal the target's, whatever their weight."""
     c = case(family)
     for a, b in zip(c.predictions(style(c), c.source), c.predictions(c.model, c.source), strict=True):
         assert relative(a, b) < 1e-5
@@ -84,7 +84,7 @@ def test_style_is_shared_of_what_other_editors_make_in_either_order():
 
 
 def test_a_style_is_lent_to_any_noise(caplog):
-    """A reference is another picture: nothing is said of noise that is not its own."""
+    """A reference is another picture, so noise that is not its own gives no warning."""
     c = Case(steps=3)
     model = PalimpsestStyleAligned.execute(c.model, 0.0, 1.0, 0.69, 1.0, True, "", True, c.inversion).result[0]
     c.sample(model, latent=torch.randn(c.noise.shape, generator=torch.Generator().manual_seed(9)) * c.noise.std())

@@ -1,4 +1,4 @@
-"""Inject Composite: the composed field, the composed start, and the main picture held until its end."""
+"""Inject Composite: the composed field, the composed start, and the main picture, held until its end."""
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -18,7 +18,7 @@ def composite(case, reference, mask, model=None, margin=1, attention_end=0.4, bl
 
 
 def center(size=8):
-    """A mask of 4² cells in the middle, in pixels; and which cells are within n of them."""
+    """(a mask in pixels of 4² cells in the middle, the cells within n of them)."""
     mask = torch.zeros(1, 8 * size, 8 * size)
     mask[:, 16:48, 16:48] = 1
     near = [torch.zeros(size, size, dtype=torch.bool) for _ in range(2)]
@@ -35,8 +35,8 @@ def donor(family="sd15"):
 
 @pytest.mark.parametrize("family", tiny.UNETS)
 def test_the_composed_field_has_each_pictures_queries_and_keys(family):
-    """As attention's own function receives them, until 0.4: the reference's in the object, the main picture's outside
-    the margin."""
+    """As attention's own function receives them until 0.4: the reference's in the object, the main
+    picture's outside the margin."""
     c, other, (mask, near) = case(family), donor(family), center()
     model, seen = composite(c, other, mask), []
     for position in resolutions(c.model.model.diffusion_model):
@@ -64,7 +64,7 @@ def test_the_composed_field_has_each_pictures_queries_and_keys(family):
 
 
 def test_the_start_is_composed_of_both_noises_and_the_main_picture_held_until_its_end():
-    """The second step goes on from the composed start, not from the sampler's own x."""
+    """The second step continues from the composed start, not from the sampler's own x."""
     c, other, (mask, near) = case(), donor(), center()
     calls = record(c, lambda m: composite(c, other, mask, m, blend_end=0.5), cfg=1.0)
     limit = c.model.get_model_object("model_sampling").percent_to_sigma(0.5)

@@ -1,4 +1,4 @@
-"""The benchmarks of edits: cases, resumption, PIE-Bench's format."""
+"""The benchmarks of edits: cases, resuming, PIE-Bench's format."""
 import json
 import sys
 
@@ -17,7 +17,7 @@ def run(module, monkeypatch, *arguments):
 
 
 def runs_of(mask):
-    """A mask as PIE-Bench writes it."""
+    """A mask in PIE-Bench's format."""
     found, flat = [], mask.flatten() > 0
     for i, value in enumerate(flat):
         if value and (i == 0 or not flat[i - 1]):
@@ -91,7 +91,7 @@ def test_scene_bench_goes_on_where_it_was_and_gives_the_same_lines(tmp_path, mon
 
 
 def test_masks_of_words_are_measured_against_the_true_object_and_lie_on_it(tmp_path, monkeypatch, capsys):
-    """At the node's defaults; a scene of each kind."""
+    """At the node's defaults, on one scene of each kind."""
     out = tmp_path / "masks.json"
     run(masks, monkeypatch, "--count", 1, "--steps", 6, "--words", "all", "--out", out)
     found = json.loads(out.read_text())["measured"]
@@ -108,7 +108,7 @@ def test_masks_of_words_are_measured_against_the_true_object_and_lie_on_it(tmp_p
 
 
 def test_the_exact_target_succeeds_and_keeps_everything():
-    """What an edit takes away, an object's attributes or a sketch's colours, is not to be kept."""
+    """Attributes that an edit removes, an object's or a sketch's colours, do not count as kept."""
     for kind in EDIT_KINDS:
         edits = [held_out_edit(n, kind) for n in range(8)]
         before, wanted = scenes.asked(edits, [visible(e.source) for e in edits])
@@ -117,8 +117,8 @@ def test_the_exact_target_succeeds_and_keeps_everything():
 
 
 def test_the_rows_of_a_scene_bench_line_are_those_of_the_network():
-    """Two steps of inversion at CFG 1, two of the edit at CFG 4 in two rows, and the autoencoder's never; a backward is
-    two."""
+    """Two steps of inversion at CFG 1, two of the edit at CFG 4 in two rows, none of the autoencoder.
+    A backward counts as two."""
     parts = scenes.load_miniature()
     with torch.inference_mode():
         made = scenes.Scenes(parts, [held_out_edit(0, "colour")])
@@ -152,7 +152,7 @@ def test_speed_times_runs_of_equal_results_and_prints_the_rows_of_the_document(t
         "--out", out)
     found = {part: numbers["measured"] for part, numbers in json.loads(out.read_text()).items()}
     assert [*found["peers"]] == [*same] and max(r["difference"] for r in found["peers"].values()) < 1e-3
-    assert found["growth"]["rows"]["2"]["DDIM Invert"]["memory"] < 1  # one row of each picture, plain sampling has two
+    assert found["growth"]["rows"]["2"]["DDIM Invert"]["memory"] < 1  # one row per picture, not two
     printed = capsys.readouterr().out
     assert all(f"| {name} | " in printed for name in (*same, editor, "DDIM, the inversion", "Attention Inject"))
 
@@ -167,6 +167,6 @@ def test_cost_promises_by_the_rows_that_are_read_and_prints_the_rows_of_the_docu
     assert found[kept]["share of steps read"] == 1 and found[kept]["row passes"] == 1.5
     assert found[kept]["time promised"] == pytest.approx(1.6)
     assert found[four]["time promised"] == pytest.approx(1.225)
-    assert found[kept]["memory"] < 1.3 < found[moved]["memory"]  # the latter's graph
+    assert found[kept]["memory"] < 1.3 < found[moved]["memory"]  # the latter keeps a graph
     *_, line = (row for row in capsys.readouterr().out.splitlines() if row.startswith(f"| {moved} |"))
     assert line == f"| {moved} | {found[moved]['processor time']:.2f} | {found[moved]['memory']:.2f} |"

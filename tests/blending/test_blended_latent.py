@@ -23,7 +23,8 @@ def square(radius, size=8):
 
 @pytest.mark.parametrize("family", [*tiny.UNETS, *tiny.FLOWS])
 def test_a_shrinking_mask_is_a_cell_smaller_at_every_part_of_the_schedule(family):
-    """Of two cells until 0.6: 5² cells until 0.3, 3² until 0.6, then itself; the source outside, bit for bit."""
+    """With two cells until 0.6 the mask has 5² cells until 0.3, 3² until 0.6, then its own size. Outside it the
+    source stays, bit for bit."""
     case = Case(family, steps=10) if family in tiny.UNETS else Flow(family, steps=10)
     percent = case.model.get_model_object("model_sampling").percent_to_sigma
     source, radii = case.inversion, []
@@ -37,8 +38,8 @@ def test_a_shrinking_mask_is_a_cell_smaller_at_every_part_of_the_schedule(family
 
 
 def test_without_an_inversion_the_hosts_noise_mask_shrinks():
-    """At every call the host blends outside the grown mask; Differential Diffusion is called with it, on either
-    side."""
+    """At every call the host blends outside the grown mask. Differential Diffusion receives it,
+    before or after the node."""
     case = Case(steps=10)
     cells = square(0).float()[None]
     seen = []

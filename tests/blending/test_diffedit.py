@@ -34,8 +34,8 @@ def diffedit(model, source=None, target=None, latent=None, maps=10, strength=0.5
 
 
 def diffusers_map(model, latent, prompts, monkeypatch, **settings):
-    """(map before the threshold, mask), both [1, h, w], of diffusers' pipeline; the map is what it clamps, spied
-    upon."""
+    """(map before the threshold, mask) of diffusers' pipeline, both [1, h, w]. The map is captured
+    where the pipeline clamps it."""
     texts = twin.Prompts({text: conditioning[0][0] for text, conditioning in prompts.items()})
     pipeline = StableDiffusionDiffEditPipeline(
         vae=None, text_encoder=texts, tokenizer=texts, unet=twin.unet(model), safety_checker=None,
@@ -43,7 +43,7 @@ def diffusers_map(model, latent, prompts, monkeypatch, **settings):
         scheduler=DDIMScheduler(**twin.SCHEDULE, clip_sample=False),
         inverse_scheduler=DDIMInverseScheduler(**twin.SCHEDULE),
         requires_safety_checker=False)
-    pipeline.vae = SimpleNamespace(dtype=torch.float32)  # is asked for nothing else
+    pipeline.vae = SimpleNamespace(dtype=torch.float32)  # is never used
     clamped, clamp = [], torch.Tensor.clamp
 
     def spy(tensor, *limits):
@@ -59,8 +59,8 @@ def diffusers_map(model, latent, prompts, monkeypatch, **settings):
 
 @pytest.mark.parametrize("cfg, maps, clamp", [(7.5, 10, 2.0), (2.0, 3, 3.0)])
 def test_diffedit_equals_diffusers(cfg, maps, clamp, monkeypatch):
-    """On equal weights and noise at its timestep 481; whatever its guidance, which the scaling cancels (at CFG 1 it
-    fails)."""
+    """On equal weights and noise at its timestep 481. Guidance makes no difference, because the scaling
+    cancels it (at CFG 1 it fails)."""
     model = model_of("sd15")
     prompts = {"": tiny.cond(seed=9), "source": tiny.cond(), "target": tiny.cond(seed=4)}
     latent, strength = tiny.latent(model), 481 / 999
@@ -75,7 +75,8 @@ def test_diffedit_equals_diffusers(cfg, maps, clamp, monkeypatch):
 
 @pytest.mark.parametrize("family", ALL)
 def test_the_map_is_the_mean_difference_of_predicted_noise(family):
-    """Of every kind of model, pictures, noises and channels told apart; each prediction by itself at CFG 1."""
+    """On every kind of model, with several pictures, noises and channels. Each prediction is
+    compared alone at CFG 1."""
     model, maps = model_of(family), 3
     sampling, latent = model.get_model_object("model_sampling"), tiny.latent(model, 2)
     sigma = torch.tensor(float(sampling.percent_to_sigma(0.4)))
@@ -99,7 +100,7 @@ def test_the_map_is_the_mean_difference_of_predicted_noise(family):
 
 
 def predicted(model, conditioning, x, sigma):
-    """x0 in sampler space, by the host's guider at CFG 1."""
+    """x0 in sampler space, from the host's guider at CFG 1."""
     found = []
 
     def look(denoise, start, sigmas, extra_args, callback, disable):
@@ -122,7 +123,7 @@ def test_every_widget_of_diffedit_acts_and_pictures_are_apart():
         assert not torch.equal(diffedit(model, **{**base, **changed}), first), changed
     assert torch.equal(diffedit(model, **base), first)
     assert first.shape == (1, 8, 8) and set(first.unique().tolist()) == {0.0, 1.0}
-    assert diffedit(model, batch=11, maps=2, **base).shape == (11, 8, 8)  # more pictures than a forward holds
+    assert diffedit(model, batch=11, maps=2, **base).shape == (11, 8, 8)  # more pictures than one forward holds
 
 
 def test_diffedit_refuses_what_has_no_mask():
@@ -141,7 +142,7 @@ def test_diffedit_refuses_what_has_no_mask():
 
 @kept
 def scene(seed, kind):
-    """A held-out edit on the miniature: the edit, MODEL, LATENT, source and target CONDITIONING."""
+    """A held-out edit on the miniature: (the edit, MODEL, LATENT, source CONDITIONING, target CONDITIONING)."""
     edit = held_out_edit(seed, kind)
     model, clip, vae = load_miniature()
     latent = vae.encode(torch.from_numpy(edit.source_image)[None])
@@ -149,6 +150,6 @@ def scene(seed, kind):
 
 
 def overlap(mask, edit):
-    """Intersection over union with the true edit mask, at the latent's size."""
+    """Intersection over union with the true edit mask, in the latent's cells."""
     true = torch.nn.functional.adaptive_max_pool2d(torch.from_numpy(edit.mask)[None], mask.shape[-2:]) > 0
     return float(((mask > 0) & true).sum() / ((mask > 0) | true).sum())

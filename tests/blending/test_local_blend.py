@@ -1,5 +1,4 @@
-"""Latent Blend, recorded at every model call: what the sampler asks, what the model sees and gives, what the sampler
-gets."""
+"""Latent Blend, recorded at every model call: what the sampler asks for, and what the model sees and returns."""
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ FAMILIES = [*(("sd15", sampler) for sampler in SAMPLERS), *((f, "euler") for f i
 
 @pytest.mark.parametrize("family, sampler", FAMILIES)
 def test_outside_the_mask_the_model_sees_the_source_and_the_sampler_gets_it(family, sampler):
-    """Bit for bit at every call from `start` on, whatever noise the run began with, and at none before."""
+    """Bit for bit at every call from `start` on and at no call before, whatever noise the run began with."""
     case = Case(family) if family in tiny.UNETS else Flow(family)
     run = Record(case, sampler=sampler, mask=half()[None])
     assert run.keeps(half()) == [(now, now) for now in run.since()]
@@ -39,7 +38,7 @@ def test_outside_the_mask_the_model_sees_the_source_and_the_sampler_gets_it(fami
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_blend_at_the_last_step_only_is_told_apart(sampler):
-    """Its result is the source outside the mask too, so only the record of the calls can tell."""
+    """The result is the source outside the mask too, so only the recorded calls can show it."""
     case = Case()
     last = 1 - 0.5 / len(case.sigmas[:-1])
     run = Record(case, start=last, sampler=sampler, mask=half()[None])
@@ -56,7 +55,7 @@ def picture(case):
 
 
 def close(result, source):
-    """To 1e-5 of the source's largest value."""
+    """Equal within 1e-5 of the source's largest value."""
     return bool((result - source).abs().max() <= 1e-5 * source.abs().max())
 
 
@@ -69,7 +68,7 @@ def test_an_empty_mask_returns_the_source(family, sampler):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_outside_the_mask_the_result_knows_nothing_of_the_target(sampler):
-    """The ideal edit: two targets, one background to the last bit."""
+    """The ideal edit: two targets with one background, bit for bit."""
     case = Case(targets=("a blue dog in a box",))
     a, b = (Record(case, 0.0, case.noise, sampler, positive=p, mask=half()[None]).result
             for p in (case.target, case.null))
@@ -118,8 +117,8 @@ def test_each_row_has_its_own_mask(pictures):
 
 
 class Explicit:
-    """The target words' maps of a run, by explicit softmax in the host's own attn2 slots: mean over heads, sites and
-    calls."""
+    """The target words' maps in a run, by explicit softmax in the host's own attn2 slots. Mean
+    over heads, sites and calls."""
 
     def __init__(self, case, share):
         self.case, self.total, self.count, self.so_far = case, 0, 0, []
@@ -130,7 +129,7 @@ class Explicit:
         self.model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "explicit", self._mark)
 
     def __deepcopy__(self, memo):
-        return self  # an older host copies what its options hold
+        return self  # an older host copies the contents of its options
 
     def _note(self, q, k, v, options):
         for i, branch in enumerate(options["cond_or_uncond"]):
@@ -149,7 +148,7 @@ class Explicit:
         return x0
 
     def masks(self, names, size, threshold, grow=True):
-        """[rows, h, w] after each call, of the sum of the words' maps; of none nothing."""
+        """[rows, h, w] after each call, from the sum of the words' maps. Nothing for no words."""
         found = []
         for maps in self.so_far:
             rows = []
@@ -162,14 +161,14 @@ class Explicit:
 
 
 def over(maps, size, threshold, grow=True):
-    """As the authors' LocalBlend makes a mask of one summed map."""
+    """The authors' LocalBlend's mask of one summed map."""
     spread = F.max_pool2d(maps[None], 3, 1, 1)[0] if grow else maps
     places = [(torch.arange(n) * side // n) for n, side in zip(size, maps.shape)]
     return (spread > threshold * spread.max())[places[0]][:, places[1]]
 
 
 def of_source(attention, names, size, threshold, count, grow=True):
-    """[B, h, w]: where source words lie by the first `count` steps' maps."""
+    """[B, h, w]: the places of source words in the maps of the first `count` steps."""
     found = []
     for i, maps in enumerate(attention.steps[:count].mean(0)):
         own = attention.tokens[i].words
@@ -184,7 +183,8 @@ def authors_masks(path="local_blend.json"):
 
 @pytest.mark.parametrize("case", authors_masks(), ids=lambda case: case["of"])
 def test_masks_equal_the_authors(case):
-    """Of waves for maps, of which each word has one of its own; both prompts', less both prompts' other words."""
+    """Maps are waves, and each word has its own wave. The mask covers both prompts' words, without
+    both prompts' other words."""
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
 
     def maps(prompt, words):
@@ -203,9 +203,11 @@ def test_masks_equal_the_authors(case):
 @pytest.mark.parametrize("words", [("cat", "dog"), ("cat, red", "hippopotamus, dog, blue")])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_run_by_words_is_the_authors_with_explicit_maps(batch, words, taken):
-    """Of both prompts' words so far, summed: what the model sees knows the calls before, what it gave its own too.
+    """The sum of both prompts' words so far. What the model sees uses the earlier calls only, what it returns uses its
+    own call too.
 
-    Of two targets, some words are in one only; what is taken out may be in either prompt."""
+    With two targets, some words are in only one of them. A word that is taken out may be in either prompt.
+    """
     targets = ("a blue dog on a hippopotamus", "a red dog on a small mat")[:batch]
     case = Case(targets=targets, batch=batch, size=16, steps=5)
     attention = read_maps(case.model, case.inversion, 0.5)
@@ -217,7 +219,7 @@ def test_a_run_by_words_is_the_authors_with_explicit_maps(batch, words, taken):
                  threshold=level, attention=attention)
 
     def of_both(names, others, grow):
-        """After each call: the source's words or the target's."""
+        """After each call: the source's words or the target's words."""
         return [of_source(attention, names, size, level, n + 1, grow) | m
                 for n, m in enumerate(explicit.masks(others, size, level, grow))]
 
@@ -252,7 +254,7 @@ def test_what_a_run_gathers_ends_with_it():
 
 
 def test_subtracted_words_are_taken_out_of_a_painted_mask_too_and_must_be_somewhere():
-    """Also for a target that Prompt Edit did not make, where the source has the words."""
+    """Also for a target without Prompt Edit, if the source has the words."""
     case = Case(size=16)
     attention = read_maps(case.model, case.inversion, 0.5)
     inputs = {"subtract_words": "red", "threshold": 0.8, "mask": half(16).T[None], "attention": attention}
@@ -268,7 +270,7 @@ def test_subtracted_words_are_taken_out_of_a_painted_mask_too_and_must_be_somewh
 
 @pytest.mark.parametrize("threshold", [0.0, 0.6])
 def test_by_default_the_source_lies_where_its_refined_maps_do_and_the_target_where_this_runs_do(threshold):
-    """From the first call on, of the whole trajectory; the target's refined maps are those of the calls so far."""
+    """From the first call on, for the whole trajectory. The target's refined maps are those of the calls so far."""
     case = Case(size=16, steps=5)
     attention = read_maps(case.model, case.inversion, 0.5)
     named = refined_over(attention.map(0, [case.inversion.tokens[0].find("cat")], refined=True), threshold)
@@ -283,8 +285,8 @@ def test_by_default_the_source_lies_where_its_refined_maps_do_and_the_target_whe
 
 
 def refined_over(maps, threshold):
-    """[16, 16] of a refined map: over a share of its range, or over the threshold of least variance within both
-    classes."""
+    """[16, 16] of a refined map: above a share of its range, or above the threshold of least
+    variance within both classes."""
     maps = maps - maps.min()
     if not threshold:
         values = maps.flatten().sort().values.double()
@@ -297,7 +299,7 @@ def refined_over(maps, threshold):
 
 @dataclass(frozen=True, eq=False)
 class Noted(Editor):
-    """Notes a WordMaps' refined maps after each call."""
+    """Records a WordMaps' refined maps after each call."""
     gather: WordMaps
     notes: list
 
@@ -334,7 +336,7 @@ def test_words_that_take_out_the_whole_mask_are_refused():
 
 
 def test_masks_in_time_follow_each_other():
-    """Three masks from 0.4 on, for a fifth of the schedule each."""
+    """Three masks from 0.4 on, each for a fifth of the schedule."""
     case = Case(steps=10)
     masks = torch.stack([half(), 1 - half(), half().T])
     run = Record(case, mask=masks, masks_in_time=True)

@@ -30,8 +30,8 @@ def noise_mask(case, model=None, against="source", start=0.0, end=1.0, threshold
 @pytest.mark.parametrize("family, against, cfg", [
     *((f, "source", 7.5) for f in tiny.UNETS), ("sd15", "null", 7.5), ("sd15", "source", 1.0), ("sd15", "null", 1.0)])
 def test_each_step_finds_its_mask_and_keeps_the_source_outside_it(family, against, cfg):
-    """Outside, bit for bit: the network sees the inversion's latent from the step after, the sampler gets its clean
-    one."""
+    """Outside the mask, bit for bit: the network sees the inversion's latent from the next step on, the
+    sampler gets its clean latent."""
     c = case(family)
     limit = c.model.get_model_object("model_sampling").percent_to_sigma(0.3)
     before, shares = None, []
@@ -51,7 +51,7 @@ def test_each_step_finds_its_mask_and_keeps_the_source_outside_it(family, agains
 
 
 def test_the_other_prediction_is_the_other_prompts():
-    """A source in place of the null prompt gives the same masks, and so the same run, to rounding."""
+    """A source in place of the null prompt gives the same masks and so the same run, within rounding."""
     c = case()
     a = c.sample(noise_mask(c, against="null"), negative=c.source, cfg=3.0)
     torch.testing.assert_close(c.sample(noise_mask(c, against="source"), negative=c.source, cfg=3.0), a, rtol=1e-4,
@@ -63,7 +63,7 @@ def test_a_mask_read_once_stays():
     c = case()
     calls = record(c, lambda m: noise_mask(c, m, start=0.3, end=0.3))
     asked = [len(x0s) for _, _, x0s, _ in calls]
-    assert asked.count(3) == 1 and 1 < asked.index(3) + 1 < len(asked)  # the source's row is spared at the other steps
+    assert asked.count(3) == 1 and 1 < asked.index(3) + 1 < len(asked)  # the other steps need no source row
     held = [got[0, 0] == c.inversion.latents[-1][0, 0] for _, _, _, got in calls[asked.index(3):]]
     assert 0 < held[0].float().mean() < 1 and all(torch.equal(h, held[0]) for h in held)
 

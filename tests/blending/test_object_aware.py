@@ -1,4 +1,4 @@
-"""Object-Aware Blend: each object begins from the source's latent at its own step."""
+"""Object-Aware Blend: each object starts from the source's latent at its own step."""
 import pytest
 import torch
 from palimpsest.nodes.blending.object_aware import PalimpsestObjectAwareBlend
@@ -9,7 +9,7 @@ from runs import Case
 
 
 def objects(case, *pairs):
-    """edit(MODEL) of one Object-Aware Blend a pair of (mask, start)."""
+    """edit(MODEL): one Object-Aware Blend per pair (mask, start)."""
     def edit(model):
         for mask, start in pairs:
             model = PalimpsestObjectAwareBlend.execute(model, case.inversion, mask, start).result[0]
@@ -19,8 +19,8 @@ def objects(case, *pairs):
 
 @pytest.mark.parametrize("family", [*tiny.UNETS, *tiny.FLOWS])
 def test_each_object_begins_from_the_sources_latent_at_its_own_step(family):
-    """Whatever noise the run began with; before, its place holds the source, and outside all places it stays, bit for
-    bit."""
+    """Whatever noise the run began with. Until then the object's place shows the source, and outside all places the
+    source stays, bit for bit."""
     case = Case(family, steps=10) if family in tiny.UNETS else Flow(family, steps=10)
     percent = case.model.get_model_object("model_sampling").percent_to_sigma
     early, late = torch.zeros(2, 1, 64, 64)

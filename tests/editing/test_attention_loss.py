@@ -1,4 +1,4 @@
-"""Losses of attention maps, by which latents are moved: their gradients against differences, and their refusals."""
+"""The losses of attention maps that move latents: their gradients against differences, and their refusals."""
 import pytest
 from palimpsest.editing.attention_loss import loss_gradient
 from palimpsest.editing.editor import editors
@@ -15,7 +15,7 @@ EDITORS = {"excite": lambda c: excite(c.model), "pull": lambda c: pull(c.model, 
 @pytest.mark.parametrize("family", tiny.UNETS)
 @pytest.mark.parametrize("kind", EDITORS)
 def test_gradients_are_the_differences_of_the_losses(kind, family):
-    """Along the gradient itself, and in z of the papers: c²·∂L/∂x."""
+    """Along the gradient itself, and in the papers' z: c²·∂L/∂x."""
     c, found = case(family=family, steps=4), []
     edited = EDITORS[kind](c)
     editor, = editors(edited)

@@ -1,5 +1,5 @@
-"""Every editor beside batches, prompts, guidance and samplers, however the host batches. What can be stated as an
-equality is."""
+"""Every editor with batches, prompts, guidance and samplers, however the host batches. Tests state
+equalities where they can."""
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
@@ -27,7 +27,7 @@ def test_four_rows_of_one_picture_are_four_runs(editor, family, cfg):
 
 @each_with("prompts", ["plain", "both long"])
 def test_two_targets_in_a_batch_are_two_runs(editor, family, prompts):
-    """Of the same start; four rows repeat the two targets."""
+    """From equal starts. Four rows repeat the two targets."""
     source, target = PROMPTS[prompts]
     targets = (target, target.replace("blue", "green"))
     c, alone = made(family, source, targets), [made(family, source, (t,)) for t in targets]
@@ -52,7 +52,7 @@ def test_each_row_reads_its_own_picture(editor, family):
 
 @each
 def test_guidance_is_the_hosts_and_the_null_prompt_is_never_edited(editor, family):
-    """At equal latents the target's rows are those of CFG 1, and the null prompt's those of the plain model."""
+    """At equal latents the target's rows equal those of CFG 1, and the null prompt's rows those of the plain model."""
     if editor in MOVES:
         pytest.skip("it moves the latent at which every prompt is predicted")
     c = case(family)
@@ -69,7 +69,7 @@ def test_guidance_is_the_hosts_and_the_null_prompt_is_never_edited(editor, famil
 @pytest.mark.parametrize("prompts, null, family", [
     (p, null, FAMILIES[(i + j) % 3]) for i, p in enumerate(PROMPTS) for j, null in enumerate(["", LONG])])
 def test_source_as_target_changes_no_prediction(family, prompts, null):
-    """With the host's repetition of columns where prompt and null prompt differ in length."""
+    """With columns that the host repeats, because prompt and null prompt differ in length."""
     c = case(family, prompts)
     same = made(family, c.edit.pairs[0].source.text, (c.edit.pairs[0].source.text,))
     negative = tiny.encode(c.clip, null)
@@ -83,7 +83,7 @@ def test_source_as_target_changes_no_prediction(family, prompts, null):
 
 @each_with("prompts", PROMPTS)
 def test_the_same_result_however_the_host_batches(editor, family, prompts, split):
-    """Together, where the shorter prompt's columns are repeated, and apart."""
+    """In one forward, where the host repeats the shorter prompt's columns, and in separate forwards."""
     c = case(family, prompts)
     model = EDITORS[editor](c)
     together, chunks = watch(c, model)

@@ -1,4 +1,4 @@
-"""Every editor beside areas, other prompts' entries and other guiders than the host's own."""
+"""Every editor with areas, other prompts' entries and guiders other than the host's own."""
 from dataclasses import dataclass
 
 import pytest
@@ -18,7 +18,7 @@ from watching import acts, assert_close, case, differ, each_family, limit, of, p
 
 
 def area(conditioning, width, height, x=0, y=0):
-    """Conditioning (Set Area), in cells of the latent."""
+    """Conditioning (Set Area), in latent cells."""
     return host.ConditioningSetArea().append(conditioning, *(8 * n for n in (width, height, x, y)), 1.0)[0]
 
 
@@ -28,7 +28,7 @@ def combine(*conditionings):
 
 @each
 def test_an_area_of_the_whole_picture_is_no_area(editor, family):
-    """On the target; and on the null prompt, where the host gives the target a second entry for it."""
+    """On the target, and on the null prompt, where the host gives the target a second entry for it."""
     c = case(family, size=16)
     model = EDITORS[editor](c)
     free = c.sample(model)
@@ -38,7 +38,7 @@ def test_an_area_of_the_whole_picture_is_no_area(editor, family):
 
 @dataclass(frozen=True, eq=False)
 class Noted(AttentionEdit):
-    """Notes the source's features that the target's entries are given."""
+    """Records the source's features that the target's entries get."""
     inversion: object
     notes: dict
 
@@ -79,7 +79,7 @@ def test_an_area_reads_the_same_window_of_the_source(family):
 
 @dataclass(frozen=True, eq=False)
 class Means(Editor):
-    """Notes the maps of words after each step."""
+    """Records the maps of words after each step."""
     gather: WordMaps
     notes: list
 
@@ -90,7 +90,7 @@ class Means(Editor):
 
 @each_family
 def test_the_maps_of_an_area_lie_in_its_window(family):
-    """Seen in the whole too, by the target or for the null prompt's area, a place has the mean of both."""
+    """A place that is seen in the whole too, by the target or for the null prompt's area, has the mean of both."""
     c, gather = case(family, size=16), WordMaps(lambda prompts: [tokens.words for tokens in prompts], 0.5)
     window = area(c.target, 10, 8, 4, 6)
 
@@ -111,7 +111,8 @@ def test_the_maps_of_an_area_lie_in_its_window(family):
 
 @each
 def test_entries_that_prompt_edit_did_not_make_keep_their_own_cross_attention(editor, family):
-    """Beside them the target is edited as if it stood alone: seen at the source's latents, before the host's mean."""
+    """Beside other entries the target is edited as it is alone. Shown at the source's
+    latents, before the host's mean."""
     if editor in MOVES:
         pytest.skip("it moves the latent at which every prompt is predicted")
     c = case(family, size=16)
@@ -125,7 +126,7 @@ def test_entries_that_prompt_edit_did_not_make_keep_their_own_cross_attention(ed
         assert_close(a.x0, b.x0)
     end = CROSS_END if editor in FEATURES else SELF_END
     for a, b in zip(*parrots, strict=True):
-        if a.sigma < limit(c, end):  # where the picture's own features are left alone
+        if a.sigma < limit(c, end):  # at these steps the picture's own features are kept
             assert_close(a.x0, b.x0)
     assert any(k.sigma < limit(c, end) for k in parrots[0])
 
@@ -143,7 +144,7 @@ def perp_neg(case, middle):
 
 
 def dual_model(case, middle):
-    """The null prompt on a MODEL of its own, which is not edited."""
+    """The null prompt on its own MODEL, which is not edited."""
     def make(model):
         return DualModelGuider.execute(model, case.target, 7.5, case.model.clone(), middle).result[0]
     return make, ("positive",)
@@ -151,7 +152,7 @@ def dual_model(case, middle):
 
 @each_with("guider", [dual, perp_neg, dual_model])
 def test_of_every_guiders_prompts_the_positive_alone_is_edited(editor, family, guider):
-    """At equal latents, every other prompt is predicted as the plain model predicts it."""
+    """At equal latents, every other prompt's prediction equals the plain model's."""
     if editor in MOVES:
         pytest.skip("it moves the latent at which every prompt is predicted")
     c = case(family)

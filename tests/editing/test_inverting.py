@@ -138,6 +138,6 @@ def test_a_lora_is_recorded_and_leaves_the_fingerprint(model):
 
 
 def test_the_noise_of_the_inversion_is_that_of_its_own_prompt(model):
-    """The source prompt is used: another one gives other noise."""
+    """The source prompt is used: another prompt gives other noise."""
     a, b = invert(model, source=tiny.cond(seed=1))[0], invert(model, source=tiny.cond(seed=2))[0]
     assert relative(a.latents[0], b.latents[0]) > 1e-3

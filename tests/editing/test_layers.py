@@ -1,4 +1,4 @@
-"""Lists of layers, counted and named as the network runs them."""
+"""Lists of layers, counted and named in the network's order."""
 import pytest
 from palimpsest.attention.plug_and_play import after_first, second_block
 from palimpsest.editing.layers import coarse, decoder, listed, parse_layers, self_attention_layers
@@ -35,8 +35,8 @@ def test_what_is_no_layer_at_all_is_an_error(text):
 
 
 def test_defaults_are_the_papers_layers():
-    """MasaCtrl: from layer 10 of SD's 16, 64 of SDXL's 70; PnP: the fourth block's features, attention of blocks 4 to
-    11."""
+    """MasaCtrl: from layer 10 of SD's 16, from layer 64 of SDXL's 70. PnP: the fourth block's features,
+    attention of blocks 4 to 11."""
     for unet, layers, start in ((sd15(), "u3-8", 10), (sdxl(), "u3-5", 64)):
         mine = decoder(unet, 0.5)
         assert mine == parse_layers(layers, unet) == {p.address for p in self_attention_layers(unet)[start:]}

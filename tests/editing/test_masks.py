@@ -1,4 +1,4 @@
-"""Masks in pixels and the cells of a latent that they free, and the smoothing of maps."""
+"""Masks in pixels, the latent cells that they free, and the smoothing of maps."""
 import itertools
 import math
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from palimpsest.editing.masks import covered, latent_mask, picture_mask, smoothe
 
 @pytest.mark.parametrize("size", [(64, 64), (20, 20), (9, 9), (8, 8), (5, 5), (1, 1)])
 def test_a_latent_cell_takes_the_largest_value_it_covers(size):
-    """Also where the sizes are no multiples, and where the mask is the smaller one."""
+    """Also if the sizes are not multiples, and if the mask is smaller."""
     mask = torch.rand(2, *size, generator=torch.Generator().manual_seed(1))
 
     def span(i, whole):
@@ -23,7 +23,7 @@ def test_a_latent_cell_takes_the_largest_value_it_covers(size):
 
 
 def test_masks_of_pictures_that_vae_encode_crops_lie_where_the_latent_shows_them():
-    """Of every size the host's own crop, cell by cell, and back."""
+    """For every size the host's own crop, cell by cell, and back."""
     vae = SimpleNamespace(crop_input=True, output_channels=3, spacial_compression_encode=lambda: 8)
     for height, width in itertools.product(range(64, 80), repeat=2):
         mask = torch.rand(1, height, width, generator=torch.Generator().manual_seed(width)) ** 9

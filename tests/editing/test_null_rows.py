@@ -1,5 +1,5 @@
 """What the null prompt's rows read of the source: whole runs against the authors' code and an explicit batch of four
-rows, and which prompts are read where."""
+rows, and which prompts read where."""
 import dataclasses
 import json
 import math
@@ -30,7 +30,7 @@ def noise(seed, *shape):
 
 
 class Captioned(Case):
-    """What the authors' code was given: a picture that is not square, its caption, and a start apart from its noise."""
+    """The inputs of the authors' code: a picture that is not square, its caption, and a start that is not its noise."""
 
     def __init__(self):
         self.model = tiny.sd15(output=0.6)
@@ -41,7 +41,7 @@ class Captioned(Case):
         self.noise = out(first + 0.3 * first.std() * noise(15, 4, 8, 12))
 
     def ended(self, model, **kwargs):
-        """The run's end in sampler space."""
+        """The end of the run in sampler space."""
         return self.model.model.process_latent_in(self.sample(model, cfg=CFG, **kwargs))
 
 
@@ -72,8 +72,8 @@ def test_a_whole_run_ends_where_the_authors_code_does(name):
 
 
 def four_rows(c, x, sigma, feature_end, attention_end):
-    """Plug-and-Play's prediction at CFG, from one plain batch: source and target under the null prompt, then under
-    their own."""
+    """Plug-and-Play's prediction at CFG from one plain batch: source and target under the null prompt, then
+    under their own prompts."""
     unet, sampling = c.model.model.diffusion_model, c.model.get_model_object("model_sampling")
     number, = second_block(unet)
     branch = unet.output_blocks[number][0].out_layers[-1]
@@ -118,12 +118,13 @@ def test_the_null_prompt_is_read_only_where_its_rows_are_edited(null_too, cfg, r
 
 
 def one_step(c, model, **kwargs):
-    """The null prompt's prediction at a start apart from the source's."""
+    """The null prompt's prediction at a start that is not the source's."""
     return c.sample(model, cfg=0.0, sigmas=c.sigmas[[1, -1]], **kwargs)
 
 
 def test_each_negative_of_several_reads_the_source_under_itself():
-    """Two that are combined predict the mean of both, and rows with a negative each what each has alone."""
+    """Two combined prompts predict the mean of both. Rows with different negatives each predict
+    what they predict alone."""
     c = captioned()
     first, second = c.null[0], c.target[0]
     alone = [one_step(c, mutual(c), negative=[entry]) for entry in (first, second)]
@@ -135,7 +136,7 @@ def test_each_negative_of_several_reads_the_source_under_itself():
 
 
 def test_rows_of_a_learned_null_prompt_read_the_source_under_it():
-    """At the source's latents those rows are then the source's own, at every step, and nothing changes."""
+    """At the source's latents those rows equal the source's own at every step, and nothing changes."""
     c = captioned()
     steps = len(c.sigmas) - 1
     learned = torch.cat([noise(20 + i, 8, tiny.DIM) for i in range(steps)])[:, None]

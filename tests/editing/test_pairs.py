@@ -19,12 +19,12 @@ from runs import Case, kept
 
 EVERY = {**EDITORS, "proximal": proximal}
 SINGLE = [n for n in EVERY if "," not in n and n not in ("refine", "mutual by words")]
-QUARTER = {"blend", "shrinking", "objects", "remove"}  # whose masks leave the upper right corner to the source
-AS_ONE = set(map(frozenset, (  # of which one leaves the other nothing to do
-    # one place
+QUARTER = {"blend", "shrinking", "objects", "remove"}  # their masks leave the upper right corner to the source
+AS_ONE = set(map(frozenset, (  # one of the two leaves the other nothing to do
+    # the same place
     ("blend", "remove"), ("blend", "shrinking"), ("blend", "objects"), ("remove", "shrinking"),
     ("shrinking", "objects"),
-    # one look-up, one picture's queries and keys
+    # one look-up of one picture's queries and keys
     ("mutual", "remove"), ("mutual", "cross image"), ("free prompt", "composite"),
     ("remove", "ledits"))))  # on these nets the concept is found outside the place
 PAIRS = [(a, b, FAMILIES[i % len(FAMILIES)]) for i, (a, b) in enumerate(combinations(SINGLE, 2))]
@@ -52,8 +52,7 @@ def corner(x):
 
 @pytest.mark.parametrize("first, second, family", PAIRS)
 def test_two_editors_in_either_order(first, second, family):
-    """The run ends well, both have edited, and where one of the two holds the source its corner comes back as it
-    was."""
+    """The run ends well and both editors act. If one of the two holds the source, its corner comes back unchanged."""
     c = case(family)
     others = [plain(family), *(() if {first, second} in AS_ONE else (alone(first, family), alone(second, family)))]
     for a, b in ((first, second), (second, first)):
@@ -65,7 +64,7 @@ def test_two_editors_in_either_order(first, second, family):
 
 
 def part(c, rows, columns):
-    """A mask of some of the latent's cells, in pixels."""
+    """A mask in pixels of some latent cells."""
     mask = torch.zeros(1, *(8 * side for side in c.latent.shape[-2:]))
     mask[:, rows[0] * 8:rows[1] * 8, columns[0] * 8:columns[1] * 8] = 1
     return mask
@@ -84,7 +83,7 @@ SELF_ATTENTION = ["swap", "mutual", "mutual by words", "plug and play", "free pr
 @pytest.mark.parametrize("other, family", [(name, FAMILIES[i % len(FAMILIES)])
                                            for i, name in enumerate(SELF_ATTENTION)])
 def test_a_remover_looks_up_the_source_beside_any_editor_of_self_attention(other, family):
-    """In either order alike, and nothing that comes out of an attention is larger than what goes in."""
+    """Equal in either order, and no output of an attention is larger than its input."""
     c, sizes, found = case(family), {"to_v": 0.0, "to_out": 0.0}, []
 
     def fill(c, model=None):
@@ -114,7 +113,7 @@ class Both(Run):
 
 
 def test_a_removed_place_leaves_the_softmax_of_a_shared_style():
-    """Of the source's keys and the style's together, by hand."""
+    """Of the source's keys and the style's together, computed here."""
     remover = MagicRemover(None, (), torch.zeros(1, 2 * SIDE, 2 * SIDE))
     remover.place[:, :SIDE, :SIDE] = 1
     site, share = Site("self", ("output", 0, 0), (SIDE, SIDE), 0.5, HEADS), Sharing(1.0, 0.7, True)
@@ -193,7 +192,7 @@ def plain_on(family, method):
 @pytest.mark.parametrize("editor, method, family", [
     (e, m, FAMILIES[(i + j) % len(FAMILIES)]) for i, e in enumerate(SINGLE) for j, m in enumerate(INVERSIONS)])
 def test_any_editor_on_any_inversion(editor, method, family):
-    """An editor on Replay's MODEL and SAMPLER of any inversion edits, and holds what it holds."""
+    """On Replay's MODEL and SAMPLER of any inversion an editor edits, and holds what it should hold."""
     c = on(family, method)
     found = c.sample(EVERY[editor](c, c.replayed), sampler=c.sampler)
     assert found.isfinite().all()

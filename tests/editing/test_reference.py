@@ -1,4 +1,4 @@
-"""The reference branch's own promises: it shows what the source alone shows, and costs as little as it can."""
+"""The reference branch: it shows what the source alone shows, at the least cost."""
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -21,7 +21,7 @@ def test_a_reference_that_nobody_uses_leaves_sampling_bit_identical(family, cfg)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_reference_shows_what_the_source_alone_shows(family):
-    """With the target's rows at the source's latent and the source's prompt, the features of both are the same."""
+    """With the target's rows at the source's latent and with the source's prompt, both have the same features."""
     case = Case(family)
     notes = {}
     case.predictions(attach(case.model, Noted(case.inversion, notes)), case.source)
@@ -32,8 +32,8 @@ def test_the_reference_shows_what_the_source_alone_shows(family):
 
 
 def rows_of_forwards(run, case, *args, **kwargs):
-    """(result, rows of each of the network's forwards), counted where no wrapper shows: one would keep the steps
-    apart."""
+    """(result, rows of each of the network's forwards). Counted without a wrapper, because a wrapper
+    would keep the steps apart."""
     rows = []
     network = case.model.model.diffusion_model
     hook = network.register_forward_pre_hook(lambda network, inputs: rows.append(len(inputs[0])))
@@ -45,8 +45,8 @@ def rows_of_forwards(run, case, *args, **kwargs):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_small_sources_are_read_for_several_steps_at_once(family):
-    """The same predictions as with one step a forward, which another pack's wrapper asks for; every step is read
-    once."""
+    """The predictions equal those with one step per forward, which another pack's wrapper causes.
+    Every step is read once."""
     case = Case(family)
     whole = torch.ones(len(case.edit.pairs[0].target.ids))
     edited = attach(case.model, PromptToPrompt(case.inversion, case.edit.pairs, 0.0, (0.8 * whole,), (whole,),
@@ -58,7 +58,7 @@ def test_small_sources_are_read_for_several_steps_at_once(family):
                                  for model in (edited, apart))
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
     assert alone == [1, 2] * 5 + [2] * 2
-    # 3 rows for 3 steps, then 2 for 2, and 2 steps are not read
+    # 3 rows for 3 steps, then 2 for 2. 2 steps are not read
     assert together == [3] + [2] * 3 + [2] + [2] * 2 + [2] * 2
 
 

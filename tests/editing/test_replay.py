@@ -40,7 +40,7 @@ from runs import relative
 
 
 def state(model):
-    """Everything of a MODEL that a run could have left something in."""
+    """Everything in a MODEL that a run could change."""
     weights = {k: v.clone() for k, v in model.model.state_dict().items()}
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules())
     return weights, repr(model.model_options), hooks, {k: list(v) for k, v in model.wrappers.items()}
@@ -51,7 +51,7 @@ def same(a, b):
 
 
 def plain(model):
-    """A run without the pack, as KSampler does it."""
+    """A run without the pack, as in KSampler."""
     prompts = tiny.cond(), tiny.cond(seed=2)
     return host_nodes.common_ksampler(model, 3, 4, 4.0, "dpmpp_2m", "normal", *prompts, picture(model))[0]
 
@@ -66,7 +66,7 @@ def test_replay_returns_the_picture_within_the_ddim_error_which_shrinks_with_the
         inversion = invert(model, latent, steps)[0]
         errors.append(relative(replay(model, inversion), latent["samples"]))
     z = inversion.latents[0] / (1 if prediction_type(model) == "flow" else (1 + inversion.sigmas[0] ** 2).sqrt())
-    assert relative(z, inversion.latents[-1]) > 0.03  # something happened
+    assert relative(z, inversion.latents[-1]) > 0.03  # the inversion changed the latent
     assert errors[0] < 0.08 and errors[1] < min(0.04, 0.7 * errors[0]), errors
 
 
@@ -123,7 +123,7 @@ def test_a_start_that_leaves_no_step_is_refused(model):
 
 
 def test_a_hosts_solver_runs_from_the_latent_as_it_is(model):
-    """Heun takes the recorded noise back too, and not by euler's way."""
+    """Heun also brings the recorded noise back, on a path that differs from euler's."""
     inversion = invert(model)[0]
     heun = replay(model, inversion, sampler=KSamplerSelect.execute("heun").result[0])
     assert torch.equal(heun, replay(model, inversion, sampler=KSamplerSelect.execute("heun").result[0], add_noise=True))
@@ -177,7 +177,7 @@ def cancel(value, total, preview, node_id=None):
 
 @pytest.mark.parametrize("run", ["invert", "replay"])
 def test_a_cancelled_run_leaves_nothing(model, run):
-    """The host cancels from its progress hook, inside the callback of the first step."""
+    """The host cancels from its progress hook, in the callback of the first step."""
     inversion = invert(model)[0]
     expected, before = plain(model), state(model)
     comfy.utils.set_progress_bar_global_hook(cancel)
@@ -212,8 +212,7 @@ def test_replay_marks_the_model_and_refuses_a_method_it_does_not_know(model):
 @pytest.mark.parametrize("cfg", [1.0, 7.5])
 @pytest.mark.parametrize("name", ["uncond", "cond"])
 def test_learned_embeddings_take_the_place_of_the_conditioning_step_by_step(model, name, cfg):
-    """Replay with an embedding a step equals one run of a single step after another with that embedding as
-    CONDITIONING."""
+    """Replay with one embedding per step equals single-step runs in a row with that embedding as CONDITIONING."""
     inversion, _, sigmas = invert(model)
     embeddings = torch.randn(len(sigmas) - 1, 1, 8, tiny.DIM, generator=torch.Generator().manual_seed(5))
     learned = dataclasses.replace(inversion, theta={name: Theta(embeddings, "step", "prediction")})
@@ -227,7 +226,7 @@ def test_learned_embeddings_take_the_place_of_the_conditioning_step_by_step(mode
         x = sample(model, pair[0], x, sigmas[i:i + 2], solver, cfg, pair[1])
     torch.testing.assert_close(got, x, rtol=1e-4, atol=1e-4)
     if (name, cfg) == ("uncond", 1.0):
-        return  # the host does not ask for it
+        return  # the host does not read it
     with pytest.raises(ValueError, match="learned nothing.*Replay's SIGMAS"):
         sample(m, positive, latent["samples"], sigmas, Solver(comfy.k_diffusion.sampling.sample_dpm_2), cfg, negative)
 

@@ -1,4 +1,4 @@
-"""Another pack's window over the batch: the model is shown some of the rows at a time, and no call says which."""
+"""Another pack's window over the batch: each call shows the model some of the rows and does not say which."""
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -9,7 +9,7 @@ from runs import Case, kept, relative
 
 
 def windowed(model, size):
-    """As AnimateDiff-Evolved's context options: parts of the batch one after the other."""
+    """Like AnimateDiff-Evolved's context options: parts of the batch one after the other."""
     def parts(executor, model, conds, x, timestep, options):
         found = [executor(model, conds, *part, options) for part in zip(x.split(size), timestep.split(size))]
         return [torch.cat(x0) for x0 in zip(*found)]

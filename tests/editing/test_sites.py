@@ -6,7 +6,7 @@ from explicit import HEADS, Call, Run
 
 
 def test_a_mask_is_seen_in_the_entrys_own_window():
-    """A mean over the latent cells of each token, in an area of the latent where the entry has one."""
+    """A mean over the latent cells of each token, within the entry's area if it has one."""
     m = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0))
     whole_, window = (Site("self", ("middle", 0, 0), grid, 0.5, HEADS) for grid in ((4, 4), (2, 3)))
     means = m.unflatten(2, (4, 2)).unflatten(1, (4, 2)).mean((2, 4))

@@ -1,4 +1,4 @@
-"""Maps of words against explicit softmax maps, and where they are refined."""
+"""Maps of words against explicit softmax maps, and the grids where they are refined."""
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -13,8 +13,8 @@ from noting import PIXELS
 
 
 def test_word_maps_are_the_softmax_columns_of_the_words():
-    """More words than the head dimension, several tokens a word, rows of different words, a text whose columns are
-    repeated."""
+    """More words than the head dimension, several tokens per word, rows of different words, and a text
+    whose columns are repeated."""
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, n, HEADS * DIM, generator=generator) for n in (PIXELS, 30))
     groups = [[(i, i + 1) for i in range(0, 24, 2)], [(3,), (5, 9)]]
@@ -28,7 +28,7 @@ def test_word_maps_are_the_softmax_columns_of_the_words():
 
 
 def test_maps_are_refined_in_an_areas_window():
-    """More words than the head dimension, coarser maps of one picture for two rows."""
+    """More words than the head dimension, and coarser maps of one picture for two rows."""
     maps = torch.rand(1, 11, 2, 2, generator=torch.Generator().manual_seed(3))
     q, k, _ = features(2, 0, tokens=6)
     rows, site = Rows(Call(Run()), {"area": (4, 6, 2, 0)}, 2), Site("self", ("middle", 0, 0), (2, 3), 0.5, HEADS)
@@ -42,7 +42,7 @@ def test_maps_are_refined_in_an_areas_window():
 @pytest.mark.parametrize("side, share, fine", [(64, 0.25, 0.5), (64, 0.5, 0.5), (64, 1.0, 1.0), (96, 0.25, 0.25),
                                                (16, 0.25, 1.0)])
 def test_maps_are_refined_where_objects_have_shapes(side, share, fine):
-    """SD1.5's grids: on 32² places of 64², on 24² of 96², and never on a coarser grid than that of the maps."""
+    """SD1.5's grids: on 32² places of 64², on 24² of 96², and never on a grid coarser than that of the maps."""
     unet = {i: s for i, s in enumerate((1.0, 0.5, 0.25, 0.125))}
     with patch("palimpsest.editing.word_maps.resolutions", lambda network: unet):
         assert refining_resolution(SimpleNamespace(model=SimpleNamespace(diffusion_model=None)), (side, side), share) == fine
