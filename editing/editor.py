@@ -69,7 +69,7 @@ class Editor:
         return {}
 
     def conditions(self, run: "Run", conds: list, sigma: float) -> list:
-        """The cond lists that the host is to evaluate, entries under their own uuids."""
+        """The cond lists that the network is to evaluate, with what it changes of their entries, under their uuids."""
         return conds
 
     def reads(self, run: "Run", sigma: float) -> bool:
@@ -86,10 +86,6 @@ class Editor:
         """The names of the source's features that it needs at a site. Attention has "q", "k" and "v"; an editor with
         patches of its own names its features as it likes."""
         return ()
-
-    def predicted(self, run: "Run", x0s: list, x: Tensor, sigma: float) -> list:
-        """The x0 predictions of the lists of `conditions`, without those that it added."""
-        return x0s
 
     def answered(self, run: "Run", x0: Answers, sigma: float) -> Tensor | None:
         """After every time it was asked, whatever it asked for: `x0.target`, `x0.null` and `x0[name]`."""

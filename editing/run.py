@@ -247,8 +247,6 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     nulls = [c for i, c in enumerate(conds) if c is not None and run.role(conds, i) == "null"]
     run.reference.read(run, executor, model, x_in, timestep, model_options, null_entries(nulls))
     x0s = executor(model, conds, x_in, timestep, Call(run, conds, sigma, x_in).install(model_options, run.editors))
-    for editor in reversed(run.editors):
-        x0s = editor.predicted(run, x0s, x_in, sigma)
     return questions.answer(x0s)
 
 
