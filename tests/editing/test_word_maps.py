@@ -45,4 +45,5 @@ def test_maps_are_refined_where_objects_have_shapes(side, share, fine):
     """SD1.5's grids: on 32² places of 64², on 24² of 96², and never on a grid coarser than that of the maps."""
     unet = {i: s for i, s in enumerate((1.0, 0.5, 0.25, 0.125))}
     with patch("palimpsest.editing.word_maps.resolutions", lambda network: unet):
-        assert refining_resolution(SimpleNamespace(model=SimpleNamespace(diffusion_model=None)), (side, side), share) == fine
+        model = SimpleNamespace(model=SimpleNamespace(diffusion_model=None))
+        assert refining_resolution(model, (side, side), share) == fine

@@ -46,7 +46,7 @@ def test_what_is_neglected_is_the_word_with_the_lowest_peak():
 
 
 def test_a_refinement_stops_where_every_word_is_attended_to(monkeypatch):
-    """Row by row: of two the one that is there is moved no further."""
+    """Per row: of two rows, the one that has arrived moves no further."""
     from palimpsest.guidance import attend_excite
     c, looked = case(), []
     edited = excite(c.model, thresholds="0: 0.5", end=0.1, scale=1.0)

@@ -50,8 +50,7 @@ def test_delta_denoise_is_the_papers_equation():
 
 @pytest.mark.parametrize("flow", [False, True])
 def test_on_gaussian_pictures_the_distance_to_the_answer_shrinks_as_it_should(flow):
-    """Pictures of a prompt are m + 0.5·noise: an iteration takes 1 - step·a²·σ/(a²·0.25 + σ²) … of the way that is
-    left."""
+    """Pictures of a prompt are m + 0.5·noise. An iteration leaves 1 - step·a²·σ/(a²·0.25 + σ²) of the way."""
     means = {"source": -1.0, "target": 2.0}
     sigmas = torch.tensor([0.3, 0.9, 0.6, 0.0], dtype=torch.float64)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -76,8 +75,8 @@ def test_on_gaussian_pictures_the_distance_to_the_answer_shrinks_as_it_should(fl
     ("eps", [-0.513843, -0.459083, -0.469572, -0.410694, -0.750083, -0.539504]),
     ("v", [-0.389120, -0.311875, -0.368187, -0.314743, -0.342777, -0.357312])])
 def test_three_iterations_are_the_authors_notebooks(kind, known, monkeypatch):
-    """`known`: what DDS_zeroshot.ipynb's DDSLoss and SGD made of this picture with this network: five values and the
-    mean."""
+    """`known`: five values and the mean of this picture with this network after DDSLoss and
+    SGD of DDS_zeroshot.ipynb."""
     betas = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000) ** 2
     alphas = (1 - betas).cumprod(0)[[900, 400, 100]]
     sigmas, times = (1 / alphas - 1).sqrt(), dict(zip((1 / alphas - 1).sqrt().tolist(), (900, 400, 100)))
@@ -127,7 +126,7 @@ def test_seeds_repeat_and_a_cancelled_run_leaves_nothing():
     whole, other = (delta(c.model, c.source, c.target, c.null, c.latent, seed=seed) for seed in (3, 4))
 
     def cancel(value, total, preview, node_id=None):
-        steps.append((value, total))  # the host leaves out what comes too soon after another
+        steps.append((value, total))  # the host drops calls that come too soon after another
         management.interrupt_current_processing()
 
     comfy.utils.set_progress_bar_global_hook(cancel)

@@ -1,4 +1,4 @@
-"""LEDITS++'s edit against diffusers' pipeline: its masks, whole runs, and beside SEGA."""
+"""LEDITS++'s edit against diffusers' pipeline: its masks, whole runs, and its combination with SEGA."""
 from types import SimpleNamespace
 
 import comfy.model_base
@@ -22,7 +22,7 @@ from runs import Case, kept, relative
 
 @kept
 def deep():
-    """A small SD1.x with attention on four levels, so that one has a quarter of the latent's side as SD has."""
+    """A small SD1.x with attention on four levels, so that one level has a quarter of the latent's side, as in SD."""
     with torch.inference_mode():
         config = comfy.supported_models.SD15(tiny.unet_config(
             [1, 1, 1, 0], 1, [1, 1, 1, 1, 1, 1, 0, 0], use_linear_in_transformer=False, num_res_blocks=[1] * 4,
@@ -50,8 +50,8 @@ CAPTION = "a red cat on a mat"
 
 
 def diffusers_run(model, latent, concepts, steps, monkeypatch, caption=""):
-    """(zs, edited latent) of diffusers' pipeline: its own inversion of z_0 = latent, with the draws of seed 4 that ours
-    takes, and its own edit."""
+    """(zs, edited latent) of diffusers' pipeline: its own inversion of z_0 = latent with our draws of
+    seed 4, and its own edit."""
     clip = case().clip
     texts = {text: tiny.encode(clip, text)[0][0] for text in [*(k["concept"] for k in concepts), CAPTION]}
     lengths = {text: 2 + sum(len(w.positions) for w in tokenize(clip, text).words) for text in texts}
@@ -67,7 +67,7 @@ def diffusers_run(model, latent, concepts, steps, monkeypatch, caption=""):
     draws = independent_path(torch.zeros_like(latent), torch.tensor([1.0] * steps + [0.0]), 4)[:steps]
     monkeypatch.setattr(pipeline_module, "randn_tensor", lambda **_: draws.pop())  # the cleanest level first
     encode = pipeline.encode_prompt
-    pipeline.encode_prompt = lambda **k: [encode(**k)[i] for i in (1, 0, 2)]  # invert() reads them the other way round
+    pipeline.encode_prompt = lambda **k: [encode(**k)[i] for i in (1, 0, 2)]  # invert() reads them in reverse order
     guidance = 3.5 if caption else 1.0
     pipeline.invert(None, source_prompt=caption, source_guidance_scale=guidance, num_inversion_steps=steps, skip=0.0)
     pipeline.encode_prompt = encode
@@ -88,7 +88,7 @@ def diffusers_run(model, latent, concepts, steps, monkeypatch, caption=""):
     ("two, one of them late", 20, (16, 16), "")])
 @torch.inference_mode()
 def test_a_whole_edit_equals_diffusers_pipeline(name, steps, size, caption, monkeypatch):
-    """Inversion and edit, each with its own last map zero; 20 of its steps meet t = 800, where both masks act."""
+    """Inversion and edit, each with a last map of zero. 20 of the steps reach t = 800, where both masks act."""
     c, model, concepts = case(), deep(), RUNS[name]
     assert (800 in scheduler(steps).timesteps) == (steps == 20)
     latent = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(3))
@@ -106,7 +106,8 @@ def test_a_whole_edit_equals_diffusers_pipeline(name, steps, size, caption, monk
 
 
 def test_the_picture_changes_only_where_both_masks_lie():
-    """From the inversion's own latents, one evaluation after the first fifth: both masks keep less than each alone."""
+    """From the inversion's own latents, one evaluation after the first fifth. Both masks together
+    keep less than each alone."""
     c, model = case(), deep()
     at = tiny.latent(model, size=16) * 3
 

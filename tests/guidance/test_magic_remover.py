@@ -1,4 +1,4 @@
-"""MagicRemover changes the removed place alone, and takes a gradient only where it would move."""
+"""MagicRemover changes only the removed place, and takes a gradient only where it would move."""
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -11,8 +11,8 @@ from runs import relative
 
 
 def test_a_remover_takes_a_gradient_only_where_it_would_move():
-    """Twice a step until half of the schedule and once after; never at scale 0, without words or for a prompt without
-    them."""
+    """Twice per step in the first half of the schedule and once after it. Never at scale 0, without words, or for a
+    prompt without the words."""
     c = case(steps=4)
     mask = torch.zeros(1, 64, 64)
     mask[:, :32, :32] = 1

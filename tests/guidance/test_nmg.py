@@ -31,8 +31,11 @@ def guided(model, inversion, product=3.0, rows="all"):
 
 
 def paper(unet, path, sigmas, timesteps, null, text, s_N, s_g, s_T):
-    """z_0 of the paper's Eq. 5 to 9, from z*_T, with the authors' mean as the energy; path: z* at the levels of sigmas.
-    Where s_N is 0 there is no step on the noise map."""
+    """z_0 of the paper's Eq. 5 to 9 from z*_T, with the authors' mean as the energy. If s_N is 0 there is no step on
+    the noise map.
+
+    path: z* at the levels of sigmas.
+    """
     alpha, z = 1 / (1 + sigmas ** 2), path[0]
 
     def eps(z, i, context):
@@ -58,8 +61,8 @@ def paper(unet, path, sigmas, timesteps, null, text, s_N, s_g, s_T):
 
 @pytest.mark.parametrize("size", [8, 16])
 def test_a_run_is_the_papers(size):
-    """Of the source's and the target's prompt, both guided, and as the authors guide: the source's row alone. The scale
-    is of a mean, so that it acts a quarter as strongly on four times as many values."""
+    """Two ways: source and target prompt both guided, and as the authors guide, with only the source's row. The scale
+    belongs to a mean, so it acts a quarter as strongly on four times as many values."""
     c, model, scale = case(size=size, targets=("a red cat on a mat",
                                                "a blue cat on a mat")), tiny.sd15(output=0.6), 0.04
     inversion = invert(model, c.source, c.latent, STEPS)[0]
@@ -86,7 +89,7 @@ def test_the_sources_row_is_found_beside_a_longer_prompt():
 
 
 def test_guidance_alone_leaves_the_picture_and_noise_maps_lead_back():
-    """A scene of the miniature, its own prompt at CFG 4."""
+    """A scene of the miniature with its own prompt at CFG 4."""
     with torch.inference_mode():
         model, clip, vae = load_miniature()
         edit = held_out_edit(0, "colour")

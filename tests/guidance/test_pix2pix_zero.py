@@ -18,7 +18,8 @@ from runs import relative
 
 
 class Tied(torch.optim.SGD):
-    """Moves every row of its tensor as the last one is moved: the null prompt's row with the edited prompt's."""
+    """Moves every row of its tensor as it moves the last one, so the null prompt's row moves
+    with the edited prompt's."""
 
     def step(self):
         super().step()
@@ -30,8 +31,8 @@ class Tied(torch.optim.SGD):
 @pytest.mark.parametrize("amount, tied", [(0.1, True), (20.0, True), (20.0, False)])
 @torch.inference_mode()
 def test_cross_attention_guidance_equals_diffusers_pipeline(amount, tied, monkeypatch):
-    """Whose step leaves from the row of the null prompt, moved by that row's own maps; ours is its run with both rows
-    moved alike."""
+    """diffusers' step starts from the null prompt's row, moved by its own maps. Ours equals its run
+    with both rows moved alike."""
     c = case()
     directed = PalimpsestEditDirection.execute(c.clip, CATS, DOGS, c.source, 1.0).result[0]
     prompts = twin.Prompts({"": c.null[0][0], "source": c.source[0][0]})
@@ -54,7 +55,7 @@ def test_cross_attention_guidance_equals_diffusers_pipeline(amount, tied, monkey
 
 
 def test_the_source_is_not_pulled_and_a_target_is():
-    """At the source's own latents, with its own prompt: the unedited predictions."""
+    """At the source's own latents and with its own prompt, the predictions are not edited."""
     c = case()
     for edited, plain in zip(c.predictions(pull(c.model, c.inversion), c.source), c.predictions(c.model, c.source)):
         assert relative(edited, plain) < 1e-5

@@ -29,7 +29,7 @@ def test_the_threshold_is_each_pictures_quantile_beside_a_source_of_zeros_and_th
     assert [round(float((row.abs() > t).float().mean()), 2) for row, t in zip(d, limit)] == [0.6, 0.6]
     dot = torch.zeros(1, 2, 1, 9, 9)
     dot[0, 1, 0, 4, 4] = -1
-    assert not proximal.edited(dot, torch.tensor(0.6), 2).any()  # over the limit, but not once shrunk by it
+    assert not proximal.edited(dot, torch.tensor(0.6), 2).any()  # above the limit, but not after it shrank by the limit
     grown = proximal.edited(dot, torch.tensor(0.4), 2)
     assert grown.shape == dot.shape and grown[0, 1, 0, 2:7, 2:7].all() and grown.sum() == 25
 
@@ -66,8 +66,10 @@ def test_proximal_guidance_keeps_the_largest_differences():
 
 
 def authors(unet, path, sigmas, timesteps, source, target, quantile, rate, start, radius, latents, cfg=7.5):
-    """The target's z_0 of the authors' loop on [source, target], the negative being the source's prompt; path: z* at
-    sigmas."""
+    """The target's z_0 of the authors' loop on [source, target], with the source's prompt as the negative.
+
+    path: z* at sigmas.
+    """
     alpha, z = 1 / (1 + sigmas ** 2), path[0].repeat(2, 1, 1, 1)
     negative, positive = source.repeat(2, 1, 1), torch.cat([source, target])
     for i, t in enumerate(timesteps):
@@ -89,7 +91,7 @@ def authors(unet, path, sigmas, timesteps, source, target, quantile, rate, start
 
 @pytest.mark.parametrize("settings", [(0.7, 0.1, 0.6, 1, False), (0.75, 1.0, 0.6, 0, True), (0.6, 0.5, 0.4, 1, True)])
 def test_a_run_of_proximal_guidance_is_the_authors(settings):
-    """Their l0, which shrinks as l1 does."""
+    """The authors' l0, which shrinks as l1 does."""
     c, model = Case(steps=10), tiny.sd15(output=0.6)
     inversion = PalimpsestDDIMInvert.execute(model, c.source, {"samples": c.latent}, 10, "ddim_uniform").result[0]
     edited = PalimpsestProximalGuidance.execute(model, inversion, "l1", *settings).result[0]

@@ -46,7 +46,7 @@ def sega(model, prompt, direction="add", scale=5.0, warmup=0.2, cooldown=1.0, th
 
 
 def diffusers_latents(c, model, z, concepts, momentum, beta, cfg, steps, prediction):
-    """What diffusers' pipeline ends in, from z and dicts of the node's arguments, with one concept prompt each."""
+    """The result of diffusers' pipeline from z and dicts of the node's arguments, each with one concept prompt."""
     texts = {"": c.null, "target": c.target, **{k["text"]: concept(k["text"]) for k in concepts}}
     prompts = twin.Prompts({text: conditioning[0][0] for text, conditioning in texts.items()})
     pipeline = SemanticStableDiffusionPipeline(
@@ -112,7 +112,7 @@ def test_a_region_is_the_largest_share_of_each_channel():
 
 
 def watched(model):
-    """(a clone, [rows of every forward])."""
+    """(a clone of the MODEL, [rows of every forward])."""
     rows, m = [], model.clone()
     m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count",
                            lambda executor, x, *args, **kwargs: rows.append(len(x)) or executor(x, *args, **kwargs))
@@ -122,7 +122,7 @@ def watched(model):
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("cfg, others", [(7.5, 2), (1.0, 2)])
 def test_n_concepts_cost_n_rows_of_the_hosts_one_forward(n, cfg, others):
-    """At CFG 1 the prediction without a concept is one more."""
+    """At CFG 1 the prediction without a concept is one more row."""
     c = case()
     model, rows = watched(c.model)
     for text in ("a hat", "a bow", "a collar")[:n]:
@@ -152,7 +152,7 @@ def test_concepts_chain_in_any_order_and_are_not_alone():
 
 
 def lora(model):
-    """Weights of a LoRA on every cross-attention's values."""
+    """The weights of a LoRA on every cross-attention's values."""
     generator, found = torch.Generator().manual_seed(6), {}
     for name, weight in model.model.state_dict().items():
         if name.endswith("attn2.to_v.weight"):
@@ -162,7 +162,7 @@ def lora(model):
 
 
 def test_hooks_of_the_sampled_prompts_act_on_a_concept_too():
-    """A LoRA on the MODEL is one on every prompt."""
+    """A LoRA on the MODEL acts on every prompt."""
     c, hat, weights = case(), concept("a hat"), lora(case().model)
     loaded, _ = comfy.sd.load_lora_for_models(c.model, None, weights, 1.0, 0.0)
     wanted = c.sample(sega(loaded, hat))
@@ -173,7 +173,7 @@ def test_hooks_of_the_sampled_prompts_act_on_a_concept_too():
 
 
 def test_hooks_that_the_host_would_pass_over_are_refused():
-    """Of a CONDITIONING, and of a CLIP that gives them to all that it encodes."""
+    """Hooks of a CONDITIONING, and of a CLIP that gives them to everything that it encodes."""
     c, hooks = case(), comfy.hooks.create_hook_lora(lora(case().model), 1.0, 0.0)
     hat = comfy.hooks.set_hooks_for_conditioning(concept("a hat"), hooks)
     clip, = SetClipHooks().apply_hooks(c.clip, False, True, hooks)
@@ -196,7 +196,7 @@ def test_the_null_prompt_as_concept_changes_nothing():
 
 
 def test_removing_is_adding_the_opposite():
-    """Of one model evaluation, after the warm-up: x0 moves by -σ·γ."""
+    """One model evaluation after the warm-up: x0 moves by -σ·γ."""
     c = case()
     plain, added, removed = (c.predictions(m, c.target)[-1] for m in (
         c.model, *(sega(c.model, concept("a hat"), d, momentum=0.0) for d in ("add", "remove"))))
@@ -204,7 +204,7 @@ def test_removing_is_adding_the_opposite():
 
 
 def test_while_some_warm_up_a_concepts_weight_is_its_own():
-    """diffusers divides it by the sum of those over theirs."""
+    """diffusers divides the weight by the sum of the weights of the concepts that are past their warm-up."""
     c = case()
 
     def moved(weight, later):
@@ -247,14 +247,14 @@ def test_every_family_is_guided_without_an_inversion(family):
 
 
 def test_regions_show_where_each_concept_acts():
-    """A region's mean is the share of the latent that the threshold keeps; a concept that never acts has none."""
+    """A region's mean is the share of the latent that the threshold keeps. A concept that never acts has none."""
     c = case(size=16)
     model = sega(sega(c.model, concept("a hat")), concept("fur"), threshold=0.5)
     mask = PalimpsestSEGARegions.execute(model, c.inversion, c.null, torch.rand(1, 128, 128, 3)).result[0]
     assert mask.shape == (2, 128, 128)
     assert [float(m.mean()) for m in mask] == pytest.approx([0.1, 0.5], abs=0.01)
     cropped = PalimpsestSEGARegions.execute(model, c.inversion, c.null, torch.rand(1, 133, 130, 3)).result[0]
-    assert cropped.shape == (2, 133, 130) and torch.equal(cropped[:, 2:130, 1:129], mask)  # as VAE Encode crops
+    assert cropped.shape == (2, 133, 130) and torch.equal(cropped[:, 2:130, 1:129], mask)  # cropped as VAE Encode crops
     with pytest.raises(ValueError, match="this MODEL has none: connect SEGA Guidance"):
         PalimpsestSEGARegions.execute(c.model, c.inversion, c.null, torch.rand(1, 128, 128, 3))
 

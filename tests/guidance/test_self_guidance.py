@@ -27,7 +27,7 @@ from runs import invert, prompts, relative
 
 
 def blob(x, y, width, n=32):
-    """[1, n, n]: a bump about a point, in shares of the picture."""
+    """[1, n, n]: a bump around a point, in shares of the picture."""
     at = (torch.arange(n) + 0.5) / n
     return torch.exp(-(((at[None] - x) ** 2 + (at[:, None] - y) ** 2) / (2 * width ** 2)))[None]
 
@@ -45,7 +45,7 @@ def test_shapes_move_and_grow_as_told():
     grown = transformed(S, centroid(S), (0.125, 0.0), 1.5)
     torch.testing.assert_close(grown.mean(), 1.5 ** 2 * S.mean(), rtol=0.01, atol=0)
     torch.testing.assert_close(centroid(grown), torch.tensor([[0.525, 0.5]]), rtol=0, atol=2e-3)
-    features = torch.arange(32.0).expand(1, 1, 32, 32)  # the column's number: its mean is where the shape is
+    features = torch.arange(32.0).expand(1, 1, 32, 32)  # the number of the column, so the mean is at the shape
     torch.testing.assert_close(appearance(A, features), torch.tensor([[0.4 * 32 - 0.5]]), rtol=0, atol=0.05)
 
 
@@ -60,14 +60,17 @@ def test_the_energy_is_least_where_the_object_is_wanted(terms):
     g = {name: float(editor.layout_energy([object, rest], [source, other])) for name, object, rest in (
         ("wanted", blob(0.55, 0.5, 0.1), other), ("still", source, other), ("small", blob(0.55, 0.5, 0.08), other),
         ("elsewhere", blob(0.3, 0.5, 0.1), other), ("other moved", blob(0.55, 0.5, 0.1), source))}
-    # what that term does not look at
+    # this term does not see it
     alike = {"position": {"small"}, "size": {"elsewhere"}}.get(next(reversed(terms), ""), set())
     assert {name for name in g if name != "wanted" and g[name] < g["wanted"] + 0.001} == alike, g
 
 
 def authors(A, source, features, known, dx):
-    """(silhouette, centroid, size, appearance) of the authors' program: maps [n, n] of a token in the target and in the
-    source, the latter moved to the right by dx cells, Ψ [C, m, m] of both."""
+    """(silhouette, centroid, size, appearance) of the authors' program.
+
+    maps [n, n]: of a token in the target and in the source. The source's are moved to the right by dx cells.
+    Ψ [C, m, m]: of both.
+    """
     def norm(a):
         return (a - a.min()) / (a.max() - a.min() + 1e-4)
 
@@ -101,7 +104,7 @@ def test_the_energys_gradients_are_those_of_the_authors_program():
         ours, = torch.autograd.grad(editor.layout_energy([A[None]], [source[None]]).sum(), A)
         theirs, = torch.autograd.grad(theirs, A, retain_graph=True)
         cosine = (ours * theirs).sum() / ours.norm() / theirs.norm()
-        assert cosine > 0.999 and abs(ours.norm() / theirs.norm() - 1) < 0.02, term  # their outer cells lie at 0 and 1
+        assert cosine > 0.999 and abs(ours.norm() / theirs.norm() - 1) < 0.02, term  # their outer cells are at 0 and 1
     g = guidance(appearance=1.0).appearance_energy([A[None]], [source[None]], features[None], [known[None]])
     ours = torch.autograd.grad(g.sum(), (A, features), allow_unused=True)
     theirs = torch.autograd.grad(wanted[3], (A, features), allow_unused=True)
@@ -131,7 +134,7 @@ def guide(model, inversion, words="cat", move=(0.3, 0.0), resize=1.0, others="",
 
 
 def another(c):
-    """The INVERSION of another picture, a dog."""
+    """The INVERSION of another picture, of a dog."""
     source = prompts(c.clip, "a dog on a mat", "a dog on a mat")[0]
     return invert(c.model, source, 2 * tiny.latent(c.model, 1, c.latent.shape[-1]).flip(-1))[0]
 
@@ -141,7 +144,7 @@ def another(c):
     ("sd15", dict(shape=0.0, position=1.0, size=1.0)),
     ("sd15", dict(shape=0.0, appearance=1.0)), ("sdxl", dict(shape=0.0, appearance=1.0, looks_words="dog"))])
 def test_what_is_taken_from_x0_is_the_gradient_of_the_energy(family, terms):
-    """v·σ²·∇_x g, by differences of g along a direction."""
+    """v·σ²·∇_x g, from differences of g along a direction."""
     c, found = case_of(family=family), []
     model = guide(c.model, c.inversion, **terms, **({"looks": another(c)} if "looks_words" in terms else {}))
     editor = editors(model)[-1]
@@ -169,8 +172,8 @@ def test_what_is_taken_from_x0_is_the_gradient_of_the_energy(family, terms):
 
 @pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
 def test_looks_that_are_kept_push_nothing(family):
-    """The identity: source prompt as target, rows at the source's own latents; and its own looks may be named as
-    another's."""
+    """The identity: the source prompt is the target, and the rows are at the source's own latents. Its own looks may
+    also be given as another's."""
     c = case_of(family=family, batch=2)
     still, moved, own = (guide(c.model, c.inversion, move=(0.1, 0.0), **terms) for terms in (
         dict(shape=0.0), dict(shape=0.0, position=1.0), dict(shape=0.0, looks=c.inversion)))

@@ -1,4 +1,4 @@
-"""Each warning reaches the log, and while a graph runs the node that it concerns."""
+"""Each warning reaches the log, and during a run also the node that it concerns."""
 import struct
 
 import comfy.samplers
@@ -23,8 +23,8 @@ BLACK, IDLE, UNREAD, NO_WORD = "black all over", "acts on none", "No sampler tak
 
 
 class Graph:
-    """A small job as the frontend sends it; its nodes by name. Every run says which texts stand on which nodes after
-    it."""
+    """A small job as the frontend sends it, with its nodes by name. Each run returns the texts that
+    the nodes show after it."""
 
     def __init__(self, server):
         self.server, self.run, self.count, self.shown = server, Executor(server), 0, {}
@@ -64,7 +64,7 @@ class Graph:
             self.shown[data[4:4 + length].decode()] = data[4 + length:].decode()
 
     def __call__(self):
-        """{node: its text}, nothing for one whose text was taken back."""
+        """{node: its text}, without nodes whose text was removed."""
         self.count += 1
         self.server.trigger_on_prompt({"prompt": self.nodes, "client_id": "me"})
         assert self.run(self.nodes, f"{id(self)}.{self.count}", "me"), self.run.host.status_messages[-1]
@@ -87,12 +87,12 @@ def test_a_job_without_fault_says_nothing_and_no_client_is_told_nothing(graph):
 
 
 def test_what_an_editor_has_to_say_stands_on_its_node_as_long_as_it_holds(graph):
-    """In a run, where the sampler executes and the editor is cached; beside what other nodes say."""
+    """In a run where the sampler executes and the editor is cached, with texts of other nodes beside it."""
     graph.set("inject", cross_end=0.2, self_end=0.2)
     graph.set("replay", start=0.6)
     assert IDLE in graph()["inject"]
     graph.set("sample", cfg=2.0)
-    graph.shown.clear()  # as a page that was opened anew
+    graph.shown.clear()  # as on a page that was opened again
     assert IDLE in graph()["inject"] and {"inject", "replay"} <= graph.run.cached()
     graph.set("sample", cfg=0.0)
     found = graph()
@@ -100,7 +100,7 @@ def test_what_an_editor_has_to_say_stands_on_its_node_as_long_as_it_holds(graph)
     graph.set("sample", cfg=3.0)
     assert graph().keys() == {"inject"}
     graph.set("inject", cross_end=1.0, self_end=1.0)
-    assert graph() == {} and graph.shown["inject"] == " "  # an empty text would leave the last one
+    assert graph() == {} and graph.shown["inject"] == " "  # an empty text would keep the last one
 
 
 def test_what_a_cached_node_said_stays_and_goes_where_it_executes_again(graph):
@@ -120,12 +120,12 @@ def test_two_texts_of_a_node_stand_together(graph):
     graph.set("sample", positive=["words", 0])
     first = graph()["blend"]
     assert first.count("\n") == 1 and BLACK in first and SAME in first
-    graph.set("sample", cfg=2.0)  # the editor is cached, and its mask as black as before
+    graph.set("sample", cfg=2.0)  # the editor is cached, and its mask is as black as before
     assert graph()["blend"] == first
 
 
 def test_a_graph_that_takes_a_node_from_the_cache_of_another_has_the_sampler_speak(graph):
-    """The host finds what it computed by its inputs: the node that made it may have another number now."""
+    """The host finds cached results by their inputs, so the node that made them may have another number now."""
     graph.set("inject", cross_end=0.2, self_end=0.2)
     graph.set("replay", start=0.6)
     assert graph().keys() == {"inject"}
@@ -137,10 +137,11 @@ def test_a_graph_that_takes_a_node_from_the_cache_of_another_has_the_sampler_spe
 
 
 def test_an_editor_that_nobody_samples_says_so(graph, caplog):
-    """Its output is open; it ends in a node that nothing executes; or its run is Replay's SAMPLER on another MODEL."""
+    """The output is open, or it ends in a node that does not execute, or the run is Replay's
+    SAMPLER on another MODEL."""
     graph.set("sample", cfg=0.0)
     assert graph().keys() == {"sample"}
-    graph.set("sample", model=["load", 0])  # and what is said of the sampler goes with its editors
+    graph.set("sample", model=["load", 0])  # the sampler's texts go with its editors
     assert UNREAD in (found := graph())["inject"] and UNREAD in found["replay"] and found.keys() == {"inject", "replay"}
     assert caplog.text.count(UNREAD) == 2
     graph.set("sample", model=["replay", 0], cfg=3.0)
@@ -149,7 +150,7 @@ def test_an_editor_that_nobody_samples_says_so(graph, caplog):
     graph.add("idle", "SamplerCustom", **{**graph.nodes["sample"]["inputs"], "model": ["other", 0]})
     assert graph().keys() == {"other"}
     graph.server.trigger_on_prompt({"prompt": graph.nodes, "client_id": "me", "partial_execution_targets": ["show"]})
-    assert graph.shown["other"].strip()  # a part of the graph says nothing of the rest
+    assert graph.shown["other"].strip()  # a partial run says nothing about the rest
 
 
 def test_another_packs_sampler_that_hands_its_model_on_samples(graph, monkeypatch):
@@ -197,7 +198,7 @@ def test_cfg_0_is_said_every_run(cfg, said):
 @pytest.mark.parametrize("name, noisy", [("euler", False), ("dpmpp_2m", False), ("euler_ancestral", True),
                                          ("dpmpp_2m_sde", True)])
 def test_a_sampler_that_adds_noise_is_said_of_what_an_inversion_holds(name, noisy, said):
-    """Through Replay, whose SAMPLER it is then, and through the host's own sampler nodes."""
+    """Through Replay, which then owns the SAMPLER, and through the host's own sampler nodes."""
     c = case()
     for sampler in (name, comfy.samplers.sampler_object(name)):
         c.sample(inject(c), sampler=sampler)

@@ -16,8 +16,11 @@ EVERY = {**tiny.UNETS, **tiny.FLOWS}
 
 
 def scalar(model):
-    """The norm of the gradient of a fixed linear form of x0 for the prompt's embedding, on the host's network; the same
-    by finite differences along it; and the gradient."""
+    """(norm, by differences, gradient) of a fixed linear form of x0 for the prompt's embedding, on the host's network.
+
+    norm: of the gradient.
+    by differences: the same norm by finite differences along the gradient.
+    """
     prompt, latent = tiny.cond(), tiny.latent(model)
     generator = torch.Generator().manual_seed(7)
     weights = torch.randn(latent.shape, generator=generator)
@@ -48,7 +51,7 @@ def scalar(model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", EVERY)
 def test_the_gradient_equals_finite_differences(family, dtype):
-    """On every family, of weights as a loader makes them; 16-bit weights are computed with in fp32."""
+    """On every family, with weights as a loader makes them. 16-bit weights are computed in fp32."""
     gradient, difference, _ = scalar(EVERY[family](dtype=dtype))
     assert gradient > 1e-4
     assert difference == pytest.approx(gradient, rel=1e-2)
@@ -57,7 +60,7 @@ def test_the_gradient_equals_finite_differences(family, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", sorted(EVERY.keys() - {"flux"}))
 def test_large_models_are_differentiated_in_bf16(family, dtype, monkeypatch):
-    """But for the small Flux, whose prediction itself is another in bf16 (a quarter of its norm)."""
+    """Except for the small Flux, whose prediction itself differs in bf16 (by a quarter of its norm)."""
     _, _, exact = scalar(EVERY[family](dtype=dtype))
     monkeypatch.setattr(gradients, "FP32", 0)
     _, _, found = scalar(EVERY[family](dtype=dtype))
@@ -67,7 +70,7 @@ def test_large_models_are_differentiated_in_bf16(family, dtype, monkeypatch):
 
 
 def test_a_graph_that_is_never_walked_back_goes_with_its_loss():
-    """As of each step's last look, which finds it near enough."""
+    """As at each step's last evaluation, which finds it close enough."""
     with gradients._recording():
         x = torch.ones(3, requires_grad=True)
         x.exp().softmax(0).square().sum()
@@ -90,7 +93,8 @@ def test_weights_that_a_loader_made_are_not_copied():
 
 
 def test_weights_that_the_host_moved_are_differentiated():
-    """Moved to another device outside inference mode, they are no inference tensors by name, but have no version."""
+    """Weights that were moved to another device outside inference mode are not inference tensors by
+    name, but have no version."""
     model = tiny.sd15()
     with torch.inference_mode(False):
         model.model._apply(torch.clone)
@@ -100,7 +104,7 @@ def test_weights_that_the_host_moved_are_differentiated():
 
 
 def test_weights_that_dynamic_memory_holds_are_copied_while_a_forward_lasts(monkeypatch):
-    """The host's own code for resident ones, which it finds as they were made, in inference mode."""
+    """The host's own code for resident weights, which it leaves as they were made, in inference mode."""
     def resident(s, input=None, dtype=None, device=None, bias_dtype=None, offloadable=False, compute_dtype=None,
                  want_requant=False):
         s._prefetch = {"resident": True, "signature": None}
@@ -125,7 +129,7 @@ def test_weights_that_dynamic_memory_holds_are_copied_while_a_forward_lasts(monk
 
 @pytest.mark.parametrize("size", [1e-9, 1.0, 300.0])
 def test_a_derivative_through_float16_neither_vanishes_nor_overflows(size):
-    """Of a loss as small or as large as `size` a number."""
+    """For a loss as small or as large as `size` per value."""
     x = torch.linspace(0.5, 1.5, 8, requires_grad=True)
     half = SimpleNamespace(get_dtype=lambda: torch.float16, manual_cast_dtype=None)
     loss = (x.half() * 3).float().mul(size).sum()
@@ -133,7 +137,7 @@ def test_a_derivative_through_float16_neither_vanishes_nor_overflows(size):
     assert torch.allclose(found, torch.full((8,), 3 * size), rtol=1e-2, atol=0)
 
 
-WRITES = {  # into c
+WRITES = {  # c is overwritten
     "+=": lambda c: c.__iadd__(1), "add_": lambda c: c.add_(1), "a slice": lambda c: c.__setitem__(slice(1), 1.0),
     "of a view": lambda c: c[:1].zero_(), "out=": lambda c: torch.add(c, 1, out=c),
     "a list": lambda c: torch._foreach_add_([c], 1),
@@ -162,7 +166,7 @@ def test_a_write_that_python_is_not_told_of_is_an_error():
 
 
 def test_what_autograd_saved_is_copied_before_a_write():
-    """The base of a saved view is written into; so are tensors whose memory the next ones may be given."""
+    """The base of a saved view is overwritten, and so are tensors whose memory the next ones may get."""
     with torch.inference_mode(), gradients._recording():
         x = torch.randn(32, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
         h = 2 * x

@@ -1,5 +1,4 @@
-"""The pack allocates no attention map: every tensor that any operation makes is seen from below, in runs of a 64 × 64
-latent."""
+"""The pack allocates no attention map. Runs of a 64 × 64 latent record every tensor that any operation makes."""
 from functools import cache, partial
 
 import pytest
@@ -19,7 +18,7 @@ LONG = " in front of a very small house on a green hill far away" * 7  # three c
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation returns."""
+    """The number of elements in the largest tensor that any operation returns."""
     numel = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -56,13 +55,13 @@ def largest(run, *args, **kwargs):
 
 @cache
 def plain():
-    """The largest tensor of plain sampling of one row."""
+    """The largest tensor in plain sampling of one row."""
     return largest(case().sample, through(attention_pytorch, case().model), cfg=1.0)
 
 
 def test_a_map_would_be_larger_than_anything_plain_sampling_makes():
-    """Self-attention's of the latent's own resolution, and cross-attention's of this prompt; and the mode sees one
-    made."""
+    """Sizes of self-attention's map at the latent's own resolution and of cross-attention's for this prompt. The
+    recorder finds one that is made."""
     tokens = len(case().edit.pairs[0].target.ids)
     assert min(HEADS * 64 ** 4, HEADS * 64 ** 2 * tokens) > plain()
     small = case(32)
@@ -72,8 +71,8 @@ def test_a_map_would_be_larger_than_anything_plain_sampling_makes():
 
 
 def needed(editor):
-    """What an editor whose paper reads maps may hold at once: parts of them (contrast), or cross-attention's alone
-    (their losses)."""
+    """What an editor may hold at once if its paper reads maps: parts of them (contrast), or only
+    cross-attention's (losses)."""
     tokens = len(case().edit.pairs[0].target.ids)
     return {"cross image": cross_image.CELLS, "pull": HEADS * 64 ** 2 * tokens,
             "excite": HEADS * 64 ** 2 * tokens}.get(editor, 0)
@@ -81,8 +80,8 @@ def needed(editor):
 
 @pytest.mark.parametrize("editor", {**EDITORS, "everywhere": everywhere})
 def test_an_edited_run_makes_nothing_larger_than_plain_sampling(editor):
-    """At one row a forward, the reference's included; beside concepts, which share the target's forward, at their
-    rows."""
+    """At one row per forward, the reference's included. Concepts share the target's forward,
+    so there it is their rows."""
     rows = CONCEPTS[editor] + 2 if editor in CONCEPTS else 1
     edited = {**EDITORS, "everywhere": everywhere}[editor](case(), through(attention_pytorch, case().model))
     assert largest(case().sample, edited, cfg=1.0) <= max(rows * plain(), needed(editor))

@@ -1,4 +1,4 @@
-"""Every editor beside other packs' patches and a ControlNet."""
+"""Every editor with other packs' patches and with a ControlNet."""
 from collections import Counter, defaultdict
 
 import comfy.cldm.cldm
@@ -45,7 +45,7 @@ def pag(model):
 
 
 def everywhere_perturbed(model):
-    """PAG as sd-perturbed-attention has it, at any layers; here at all."""
+    """PAG of sd-perturbed-attention, which can act at any layers, here at all."""
     def after_cfg(args):
         options = args["model_options"].copy()
         for position in resolutions(args["model"].diffusion_model):
@@ -60,8 +60,7 @@ def everywhere_perturbed(model):
 
 @pytest.mark.parametrize("editor", ["mutual", "mutual by words", "cross image", "free prompt", "composite"])
 def test_where_self_attention_is_perturbed_every_token_keeps_its_own_value(editor):
-    """Not the source's, which lie where the source has them: the perturbed prediction, a step's last, is the unedited
-    one."""
+    """PAG does not act on the source. The perturbed prediction, the last of a step, equals the unedited one."""
     c, perturbed = case("sd15"), defaultdict(list)
     for model in (EDITORS[editor](c), c.model):
         for k in of(predictions(c, everywhere_perturbed(model)), "positive"):
@@ -83,7 +82,7 @@ def hyper_tile(model):
 
 @each_with("other", [lora, pag, free_u, hyper_tile])
 def test_another_packs_patch_acts_before_and_after_the_editor_alike(editor, family, other):
-    """With tiles of 4 × 4 cells where HyperTile cuts them: on the grid where self-attention is edited too."""
+    """With tiles of 4 × 4 cells where HyperTile cuts, also on grids where self-attention is edited."""
     c = case(family, size=16 if other is hyper_tile else 8)
     before, after = EDITORS[editor](c, other(c.model)), other(EDITORS[editor](c))
     found, chunks = watch(c, before)
@@ -96,7 +95,7 @@ def test_another_packs_patch_acts_before_and_after_the_editor_alike(editor, fami
 @pytest.mark.parametrize("prompts", ["plain", "target long"])
 @each_family
 def test_tiles_are_the_same_however_the_host_batches(family, prompts, split):
-    """HyperTile gives q more rows than k and v have: rows are found in each by itself."""
+    """HyperTile gives q more rows than k and v have, so rows are found in each tensor separately."""
     c = case(family, prompts, size=16)
     model, starts = hyper_tile(EDITORS["swap"](c)), near(c, 2)
     together = c.sample(model, latent=starts)
@@ -105,13 +104,13 @@ def test_tiles_are_the_same_however_the_host_batches(family, prompts, split):
 
 
 def everywhere(c):
-    """Attention Inject at every grid, the latent's own too, where the host's nodes cut and merge tokens."""
+    """Attention Inject at every grid, also at the latent's own, where the host's nodes cut and merge tokens."""
     return PalimpsestAttentionInject.execute(c.model, c.inversion, c.edit, 0.0, 0.8, 0.0, 0.5, 1.0, 1.0, "",
                                              "").result[0]
 
 
 def test_tiles_cut_at_random_are_refused():
-    """HyperTile draws them anew at every call, so the source's are not the target's."""
+    """HyperTile draws tiles anew at every call, so the source's tiles are not the target's."""
     c = case("sd15", size=16)
     torch.manual_seed(0)
     with pytest.raises(ValueError, match=r"tiles of \d+ tokens, the target's of \d+.*swap_size"):
@@ -119,7 +118,7 @@ def test_tiles_cut_at_random_are_refused():
 
 
 def test_tiles_of_an_area_are_refused():
-    """The source is read whole: its tiles are not the area's."""
+    """The source is read whole, so its tiles are not the area's."""
     c = case("sd15", size=16)
     area = host.ConditioningSetArea().append(c.target, 64, 64, 0, 0, 1.0)[0]
     with pytest.raises(ValueError, match=r"tiles of \d+ tokens, the target has an area of 8 x 8 of its 16 x 16"):
@@ -127,14 +126,15 @@ def test_tiles_of_an_area_are_refused():
 
 
 def test_merged_tokens_are_refused():
-    """Token Merging joins the source's tokens by their likeness in the source, and would part them by the target's."""
+    """Token Merging joins the source's tokens by their likeness in the source, but would split them
+    by the target's likeness."""
     c = case("sd15", size=16)
     with pytest.raises(ValueError, match=r"\d+ queries for \d+ grids of 16 x 16 tokens.*Token Merging"):
         c.sample(TomePatchModel.execute(everywhere(c), 0.5).result[0])
 
 
 def test_a_cache_that_skips_the_sources_forward_is_refused():
-    """EasyCache after the editors; before them it skips the whole step, the source's forward with it."""
+    """EasyCache stands after the editors. Before them it skips the whole step with the source's forward."""
     c = Case("sd15", steps=30)
 
     def cached(model):
@@ -147,7 +147,7 @@ def test_a_cache_that_skips_the_sources_forward_is_refused():
 
 @each_with("place", [("attn1",), ("attn2", 0), ("attn2",), ("attn1", 0)])
 def test_another_packs_attention_is_called_wherever_the_hosts_would_be(editor, family, place):
-    """Under the host's two kinds of key, on either side of the editor, for target, null prompt and source."""
+    """Under the host's two kinds of key, before or after the editor, for target, null prompt and source."""
     c, seen, (slot, *depth) = case(family), defaultdict(set), place
 
     def patch(q, k, v, options):
@@ -171,7 +171,7 @@ def test_another_packs_attention_is_called_wherever_the_hosts_would_be(editor, f
 
 
 def test_of_two_patches_at_one_place_the_hosts_choice_is_called():
-    """The key with a depth wins over the key without."""
+    """The key with a depth overrides the key without one."""
     c, called = case("sdxl"), []
 
     def patch(name):
@@ -188,24 +188,24 @@ def test_of_two_patches_at_one_place_the_hosts_choice_is_called():
 
 
 def advanced(case, positive=None):
-    """The same of Apply ControlNet (Advanced), on the target alone and for a part of the schedule."""
+    """As with Apply ControlNet (Advanced), on the target only and for a part of the schedule."""
     return host.ControlNetApplyAdvanced().apply_controlnet(
         positive or case.target, case.null, control_net(case.family), hint(case), 0.7, 0.2, 0.6)[0], case.null
 
 
 def on_both(case, negative):
-    """Of Apply ControlNet (Advanced), on both prompts."""
+    """From Apply ControlNet (Advanced), on both prompts."""
     return host.ControlNetApplyAdvanced().apply_controlnet(case.target, negative, control_net(case.family),
                                                            hint(case), 0.7, 0.2, 0.6)
 
 
 def of_two(case, negative):
-    """Two ControlNets on targets that are combined: the host makes a null prompt under each."""
+    """Two ControlNets on targets that are combined. The host makes a null prompt under each."""
     return host.ConditioningCombine().combine(plainly(case)[0], plainly(case, strength=-0.4)[0])[0], negative
 
 
 def for_a_while(case, negative):
-    """A null prompt of two entries, of which the second alone has the ControlNet."""
+    """A null prompt of two entries. Only the second has the ControlNet."""
     ranged = host.ConditioningSetTimestepRange()
     positive, controlled = host.ControlNetApplyAdvanced().apply_controlnet(
         case.target, negative, control_net(case.family), hint(case), 0.7, 0.0, 1.0)
@@ -220,7 +220,7 @@ def test_a_control_net_on_the_target_never_meets_the_source(editor, family, appl
     free, unguided = watch(c, model)
     percents = (0.2, 0.6) if apply is advanced else (0.0, 1.0)
     wanted = {k.role for k in chunks if k.role != "reference" and (k.role == "positive" or apply is plainly)}
-    if editor == "noise mask":  # whose source row is held against the target's
+    if editor == "noise mask":  # its source row is compared with the target's
         wanted |= {k.role for k in chunks if k.role.startswith("added")}
     for k in chunks:
         assert k.controlled == (k.role in wanted and limit(c, percents[0]) >= k.sigma >= limit(c, percents[1]))
@@ -255,19 +255,19 @@ def test_a_control_net_is_no_part_of_a_concept(guidance, family, apply):
 @pytest.mark.parametrize("apply", [plainly, advanced])
 @pytest.mark.parametrize("against", ["source", "null"])
 def test_a_control_net_is_no_part_of_what_the_noise_mask_compares(against, apply):
-    """The other prompt itself as the target, under a ControlNet, differs nowhere, and the source comes back."""
+    """The target is the other prompt under a ControlNet, so it differs nowhere, and the source comes back."""
     c = case("sd15")
     model = PalimpsestNoiseMask.execute(c.model, c.inversion, against, 0.0, 1.0, 0.5).result[0]
     positive, negative = apply(c, c.source if against == "source" else c.null)
     found, chunks = watch(c, model, positive=positive, negative=negative)
     assert_close(found, c.latent)
-    # the host's own null prompt is compared with where it is controlled alike
+    # the host's own null prompt is compared if it is controlled alike
     needed = against == "source" or apply is advanced
     assert len(of(chunks, "added 2")) == needed * len(of(chunks, "positive"))
 
 
 def test_the_noise_mask_compares_with_the_learned_null_prompt_in_either_order():
-    """The target alone has a ControlNet, so that the null prompt is predicted once more under it."""
+    """Only the target has a ControlNet, so the null prompt is predicted once more under it."""
     c = case("sd15")
     learned = PalimpsestNegativePromptInvert.execute(c.model, c.source, {"samples": c.latent}, 6, "ddim_uniform",
                                                      0.0).result[0]

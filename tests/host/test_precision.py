@@ -1,4 +1,4 @@
-"""Every editor in half precision beside fp32."""
+"""Every editor in half precision against fp32."""
 import torch
 
 from editors import EDITORS, MOVES, WORDS, each_with
@@ -8,10 +8,10 @@ from watching import case, of, predictions
 
 @each_with("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_near_fp32(editor, family, dtype):
-    """What a CPU rounds shows in the plain model: a prediction at the source's latents is no further off with an
-    editor, and a run no further than the editor magnifies any error of the noise in fp32. Not asked where it has no
-    answer: of predictions, where the latent is moved first; of a run, where words' maps meet a threshold or a sign may
-    turn."""
+    """The plain model shows what a CPU rounds. With an editor, a prediction at the source's latents has no larger
+    error. A run's error is no larger than the editor's own magnification of an error of the noise in fp32. Two cases
+    have no answer and are left out: predictions where the latent moves first, and runs where words' maps meet a
+    threshold or a sign may flip."""
     half, full = case(family, dtype=dtype), case(family)
     edited = [EDITORS[editor](c) for c in (half, full)]
     if editor not in MOVES:
@@ -27,6 +27,6 @@ def test_half_precision_is_near_fp32(editor, family, dtype):
 
 
 def sensitivity(case, model):
-    """How much an error of the noise is magnified."""
+    """The magnification of an error of the noise."""
     error = 1e-3 * torch.randn(case.noise.shape, generator=torch.Generator().manual_seed(0)) * case.noise
     return relative(case.sample(model, latent=case.noise + error), case.sample(model))

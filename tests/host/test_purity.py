@@ -1,4 +1,4 @@
-"""A run leaves nothing, whether it ends, is cancelled or fails: the same MODEL then samples the same bytes."""
+"""A run leaves nothing behind, whether it ends, is cancelled or fails: the same MODEL then samples the same bytes."""
 import gc
 import weakref
 from contextlib import nullcontext
@@ -31,7 +31,7 @@ def edited(editor, family):
 
 
 def shape_of(value):
-    """What a container holds, to the leaves, which count by identity."""
+    """The contents of a container down to its leaves, which are compared by identity."""
     if isinstance(value, dict):
         return {k: shape_of(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set)) and not hasattr(value, "_fields"):
@@ -40,7 +40,7 @@ def shape_of(value):
 
 
 def state(model):
-    """Everything of a MODEL that a run could leave something in."""
+    """Everything in a MODEL that a run could change."""
     parts = (model.model_options, model.wrappers, model.callbacks, model.injections, model.attachments, model.patches,
              model.object_patches, model.additional_models, model.hook_patches)
     hooks = [(name, len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.model.named_modules()]
@@ -66,7 +66,7 @@ def equal(a, b):
 
 @pytest.fixture
 def unchanged():
-    """Asserts, after the test's runs, that MODELs, weights and values are as they were and sample the same bytes."""
+    """Checks, after the test's runs, that MODELs, weights and values are unchanged and sample the same bytes."""
     checks = []
 
     def watch(case, *models):
@@ -100,7 +100,7 @@ def tensors_of(*values):
 
 
 class Trail:
-    """Weak references to what runs of `model`, a clone, gather: the Run, its reference, kept features and states."""
+    """Weak references to what runs of `model`, a clone, collect: the Run, its reference, kept features and states."""
 
     def __init__(self, model):
         self.model, self.tensors, self.objects = model.clone(), {}, {}
@@ -124,7 +124,7 @@ class Trail:
 
 @each
 def test_the_same_bytes_again_whatever_was_sampled_between(editor, family, unchanged):
-    """The same edited MODEL, as a cached node gives it, and an equal one made anew, as an uncached node does."""
+    """The same edited MODEL, as from a cached node, and an equal new one, as from a node that runs again."""
     c, model = case(family), edited(editor, family)
     other = edited("reweight" if editor == "blend" else "blend", family)
     unchanged(c, model)
@@ -147,7 +147,7 @@ def test_attaching_an_editor_changes_no_other_model(editor, family):
 
 @each
 def test_what_a_run_gathers_dies_with_it(editor, family):
-    """Without waiting for the garbage collector, which would come late for a graphics card."""
+    """Without waiting for the garbage collector, which would be too late for a graphics card."""
     c, trail = case(family), Trail(edited(editor, family))
     gc.collect()
     gc.disable()
@@ -172,7 +172,7 @@ def test_kept_features_live_for_one_sigma(editor):
 
 
 class Broken(RuntimeError):
-    """Of another pack's patch."""
+    """An error in another pack's patch."""
 
 
 def cancel_at(reached):
@@ -183,7 +183,7 @@ def cancel_at(reached):
 
 
 def cancelled(step):
-    """The host cancels from its progress hook, inside the sampler's callback."""
+    """The host cancels from its progress hook, in the sampler's callback."""
     def run(case, model):
         comfy.utils.set_progress_bar_global_hook(cancel_at(step + 1))
         bar = comfy.utils.ProgressBar(STEPS)
@@ -195,7 +195,7 @@ def cancelled(step):
 
 
 def broken(step, source=False):
-    """Another pack's patch raises at a step, while the target or while the source is read."""
+    """Another pack's patch raises at a step, while the target or the source is read."""
     def run(case, model):
         def patch(q, k, v, options):
             sampled = options["sample_sigmas"].tolist().index(float(options["sigmas"][0]))
@@ -226,7 +226,8 @@ def test_a_cancelled_or_failed_run_leaves_nothing(editor, family, end, unchanged
     with pytest.raises((InterruptProcessingException, Broken)) if read else nullcontext() as caught:
         ENDS[end](c, trail.model)
     runs = [r for r in trail.alive() if isinstance(r, Run)]
-    assert all(not r._states and not r.memories and not r.reference.kept for r in runs)  # even while the traceback holds the run
+    # even while the traceback holds the run
+    assert all(not r._states and not r.memories and not r.reference.kept for r in runs)
     assert trail.objects
     del caught, runs
     gc.collect()

@@ -1,4 +1,4 @@
-"""What the pack knows of the host's samplers and models: percents, added noise, fingerprints, parametrisations."""
+"""What the pack reads of the host's samplers and models: percents, added noise, fingerprints, parametrisations."""
 import comfy.k_diffusion.sampling
 import comfy.lora
 import comfy.model_management
@@ -29,7 +29,7 @@ def test_a_percent_that_falls_on_a_level_starts_there():
 
 @pytest.mark.parametrize("name", comfy.samplers.SAMPLER_NAMES)
 def test_samplers_that_add_noise_are_known_by_what_they_do(name, model):
-    """The same start with two seeds, on a closed-form denoiser: only a solver that draws noise gives two results."""
+    """The same start with two seeds on a closed-form denoiser. Only a solver that draws noise gives two results."""
     perfect = model.clone()
     perfect.set_model_unet_function_wrapper(
         lambda _, args: args["input"] / (1 + args["timestep"].view(-1, 1, 1, 1) ** 2))
@@ -41,14 +41,14 @@ def test_samplers_that_add_noise_are_known_by_what_they_do(name, model):
 
 def test_another_family_is_refused_and_another_checkpoint_said(model, said):
     inversion = invert(model)[0]
-    said()  # of its steps
+    said()  # the warning about its steps
     for other, message in ((tiny.sd2(), "prediction is eps, this MODEL's is v"),
                            (tiny.sdxl(), "model is BaseModel.*SDXL"), (tiny.flux(), "model is BaseModel.*Flux")):
         with pytest.raises(ValueError, match=message):
             PalimpsestReplay.execute(other, inversion, 0.0)
     check_family(model, inversion)
     assert not said()
-    for _ in range(2):  # each node says so of itself
+    for _ in range(2):  # each node warns separately
         check_family(tiny.sd15(seed=1), inversion)
         assert ["another checkpoint" in text for text in said()] == [True]
 

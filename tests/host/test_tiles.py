@@ -1,5 +1,7 @@
-"""Editors beside what other packs make of the latent: windows that slide over it, tiles that share a forward. What
-stands here does as Sliding Window Guidance (sd-perturbed-attention) and Tiled Diffusion do."""
+"""Editors with other packs' windows that slide over the latent and tiles that share a forward.
+
+The stand-ins here act as Sliding Window Guidance (sd-perturbed-attention) and Tiled Diffusion do.
+"""
 from dataclasses import dataclass
 
 import comfy.samplers
@@ -23,12 +25,12 @@ SIDE, TILE = 16, 10
 
 
 def places(x):
-    """The (top, left) of the tiles of x, which cover it."""
+    """The (top, left) of tiles that cover x."""
     return [(y, left) for y in (0, x.shape[-2] - TILE) for left in (0, x.shape[-1] - TILE)]
 
 
 def sliding(model):
-    """Guides away from what is predicted of the windows alone."""
+    """Guides away from the prediction of the windows alone."""
     def after_cfg(args):
         x, total = args["input"], torch.zeros_like(args["input"])
         seen = total.clone()
@@ -46,7 +48,10 @@ def sliding(model):
 
 
 def tiled(model, together=4, shift=(0, 0), shown=lambda part: part):
-    """Tiles of a latent that is moved on by a shift, so many a forward; shown: what the network sees of them."""
+    """Tiles of a latent that is moved by a shift, several per forward.
+
+    shown: the tiles that the network sees.
+    """
     def wrapper(apply, args):
         x = args["input"].roll(shift, (2, 3))
         total, seen = torch.zeros_like(x), torch.zeros_like(x)
@@ -71,8 +76,8 @@ def family(name):
 
 @pytest.mark.parametrize("editor", ["mutual", "plug and play", "free prompt", "mixing"])
 def test_a_tile_is_given_the_same_tile_of_the_source(editor):
-    """At the source's latents with its prompt that is its own, so nothing changes; with the target, all does. Also
-    where a tile goes on past an edge, as Spot Diffusion's do."""
+    """At the source's latents with the source's prompt nothing changes. With the target everything does. Also with
+    tiles that wrap around an edge, as in Spot Diffusion."""
     c = case(family(editor), size=SIDE)
     plain = tiled(c.model, 3, (5, 3))
     for prompt, same in ((c.source, True), (c.target, False)):
@@ -156,7 +161,7 @@ def test_what_is_added_to_some_chunks_reaches_theirs_in_each_tile():
 
 @pytest.mark.parametrize("editor", ["swap", "mutual", "plug and play", "mixing", "ledits"])
 def test_parts_that_are_nowhere_in_the_latent_are_refused(editor):
-    """At the first forward: a node that shows the network tiles at another size, or turned."""
+    """Refused at the first forward: a node that shows the network tiles of another size, or turned tiles."""
     c = case("sd15", size=SIDE)
     for shown in (lambda part: F.interpolate(part, (8, 8)), lambda part: part.flip(2)):
         for model in (EDITORS[editor](c, tiled(c.model, shown=shown)), tiled(EDITORS[editor](c), shown=shown)):
@@ -165,7 +170,7 @@ def test_parts_that_are_nowhere_in_the_latent_are_refused(editor):
 
 
 def test_a_tile_that_the_source_was_not_read_in_is_refused():
-    """The target has an area, which the other node cuts by itself."""
+    """The target has an area, and the other node cuts it itself."""
     c = case("sd15", size=SIDE)
     area = host.ConditioningSetArea().append(c.target, 96, 96, 0, 0, 1.0)[0]
     with pytest.raises(ValueError, match=r"none of which is the target's area \(.*\) of \(10, 10, 0, 2\): remove"):

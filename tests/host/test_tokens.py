@@ -23,7 +23,7 @@ from vocabulary import (
 
 
 class TokenizerOnly:
-    """A CLIP whose text model is never needed: the host's tokenizer behind the host's own `tokenize`."""
+    """A CLIP that never needs its text model: the host's tokenizer behind the host's own `tokenize`."""
     tokenize = comfy.sd.CLIP.tokenize
     tokenizer_options = {}
 
@@ -106,7 +106,7 @@ def test_a_text_encoder_without_clip_positions_is_refused():
 
 
 def test_a_prompt_that_the_tokenizer_splits_elsewhere_is_refused(clip):
-    """A control character that Python calls a space and the tokenizer does not."""
+    """A control character that is a space for Python but not for the tokenizer."""
     with pytest.raises(ValueError, match="as 3 tokens and its words one by one as 2 other ones: write the prompt in "
                                          "plain"):
         tokenize(clip, "red\x1ccat")
@@ -145,7 +145,7 @@ def test_word_values_that_cannot_be_read_say_how_to_write_them(text, said):
 
 @pytest.mark.parametrize("item", ALIGNER["words"], ids=lambda item: f"{item['word']} of {item['prompt']}")
 def test_a_bare_word_is_all_its_occurrences_as_the_authors_find_them(clip, item):
-    """Their own by number; and so in every list of words, and in the numbers given to words."""
+    """Equal words are told apart by number, also in every list of words and in the numbers given to words."""
     tokens = tokenize(clip, item["prompt"])
     assert tokens.find(item["word"]).positions == tuple(item["indices"])
     numbered = [tokens.find(f"{item['word']}#{n + 1}").positions
@@ -167,7 +167,7 @@ NAMED = {"a cat, a dog": [("a", 1), ("cat", 2), ("a", 4), ("dog", 5)], "cat,dog"
 
 @pytest.mark.parametrize("text", NAMED)
 def test_punctuation_is_no_words_and_parts_words(clip, text):
-    """Named so, while the alignment's words stay the authors', split at spaces, and own every token."""
+    """Named so. The alignment's words stay the authors': split at spaces, and together they own every token."""
     tokens = tokenize(clip, text)
     assert [(word.text, word.positions[0]) for word in tokens.named] == NAMED[text]
     spelt = {i: clip.tokenizer.clip_l.inv_vocab[i].removesuffix("</w>") for i in tokens.ids}

@@ -1,4 +1,4 @@
-"""The places of attention in a U-Net, and the share of the latent's side that each works on."""
+"""The places of attention in a U-Net, and each one's share of the latent's side."""
 from palimpsest.host.unet import host_attention, resolutions
 
 import tiny

@@ -1,4 +1,4 @@
-"""BDIA returns what it inverted and obeys the paper's equation; a gamma that would blow up is refused."""
+"""BDIA returns what it inverted and satisfies the paper's equation. A gamma that would blow up is refused."""
 import pytest
 from palimpsest.inversion import bdia
 

@@ -31,7 +31,7 @@ def diffusers_path(scheduler, network, z):
 
 
 def host_path(model, latent, conditioning, sigmas):
-    """Our inversion through the host's guider; in sampler space, the clean latent first."""
+    """Our inversion through the host's guider, in sampler space, the clean latent first."""
     path = []
 
     def solve(*args, **kwargs):
@@ -44,7 +44,7 @@ def host_path(model, latent, conditioning, sigmas):
 
 @torch.inference_mode()
 def both_paths(make, prediction):
-    """Ours and diffusers' z over the levels, with the host's network; and the network and the schedule themselves."""
+    """(ours, diffusers', network, schedule): z of both over the levels, with the host's network."""
     model = make()
     latent, conditioning = tiny.latent(model, batch=2), tiny.cond()
     sigmas = schedule(model, "ddim_uniform", STEPS)
@@ -61,7 +61,7 @@ def both_paths(make, prediction):
 def test_equals_diffusers_at_every_level_on_the_hosts_own_network():
     ours, theirs, _, sigmas = both_paths(tiny.sd15, "epsilon")
     assert len(ours) == len(theirs) == STEPS + 1
-    assert relative(theirs[-1], theirs[0]) > 0.1  # the network matters: z would stay put without one
+    assert relative(theirs[-1], theirs[0]) > 0.1  # the network matters: without it z would not move
     distances = [relative(a, b) for a, b in zip(ours, theirs)]
     assert max(distances) < 1e-4, distances
 
@@ -89,10 +89,10 @@ def test_equals_diffusers_in_double_precision():
 
 
 def test_on_v_prediction_diffusers_converts_at_the_cleaner_level_and_the_host_at_the_noisier():
-    """One network call v at z_c, with a = √ᾱ, b = √(1-ᾱ), gives diffusers ε = a_c·v + b_c·z_c, us a_n·v + b_n·z_c.
+    """One network call v at z_c, with a = √ᾱ, b = √(1-ᾱ), gives diffusers ε = a_c·v + b_c·z_c, and us a_n·v + b_n·z_c.
 
-    Both then take the DDIM step z_n = (a_n/a_c)·z_c + (b_n - a_n·b_c/a_c)·ε, so from one z_c they part by exactly
-    (b_n - a_n·b_c/a_c)·((a_n - a_c)·v + (b_n - b_c)·z_c); over 50 levels of this network that adds up to 5 %.
+    Both then take the DDIM step z_n = (a_n/a_c)·z_c + (b_n - a_n·b_c/a_c)·ε. From one z_c they therefore differ by
+    exactly (b_n - a_n·b_c/a_c)·((a_n - a_c)·v + (b_n - b_c)·z_c). Over 50 levels of this network that adds up to 5 %.
     """
     ours, theirs, network, sigmas = both_paths(tiny.sd2, "v_prediction")
     reference = scheduler("v_prediction")
@@ -108,7 +108,7 @@ def test_on_v_prediction_diffusers_converts_at_the_cleaner_level_and_the_host_at
 
 
 def gaussian(x, sigma):
-    """The perfect denoiser of data ~ N(0, 1), x = x0 + σ·ε: the ODE's solution is x(σ) = x(0)·√(1+σ²)."""
+    """The exact denoiser of data ~ N(0, 1), x = x0 + σ·ε. The ODE's solution is x(σ) = x(0)·√(1+σ²)."""
     return x / (1 + sigma.view(-1, 1) ** 2)
 
 
@@ -146,7 +146,8 @@ def test_euler_takes_full_noise_back_to_the_picture(model, flow, top):
 
 @pytest.mark.parametrize("flow", [False, True])
 def test_each_level_solves_the_fixed_point_of_its_euler_step_where_eps_ignores_x(flow):
-    """x_n = x_c + (σ_n - σ_c)·ε(x_n, σ_n): with an ε of σ alone the first iteration solves it, and Euler undoes it."""
+    """x_n = x_c + (σ_n - σ_c)·ε(x_n, σ_n). If ε depends on σ alone, the first iteration
+    solves it and Euler undoes it."""
     direction = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     def model(x, sigma):

@@ -22,7 +22,8 @@ def test_ddpm_reads_the_noise_maps_of_the_authors_code_but_for_the_last_which_th
 
 
 def test_few_steps_return_and_edit_as_in_the_authors_code_unless_the_last_residual_is_kept():
-    """Their last map is zero. Kept, it returns the picture, and an edit shows what it holds of the source."""
+    """The authors' last map is zero. If it is kept, it returns the picture, and an edit shows what the
+    map holds of the source."""
     x, few = noisy(1, 1, 8, 8), AUTHORS["ddpm_few"]
     sigmas = torch.tensor([*few["sigmas"], 0.0], dtype=torch.float64)
     path = [*(x + s * e for s, e in zip(sigmas, noisy(4, 1, 8, 8, seed=2).flip(0))), x]
@@ -46,7 +47,7 @@ def test_few_steps_return_and_edit_as_in_the_authors_code_unless_the_last_residu
 
 @pytest.mark.parametrize("eta", [1.0, 0.5, 0.1])
 def test_the_noise_maps_drive_diffusers_scheduler_along_the_path(eta):
-    """DDIMScheduler adds eta·σ_t·z itself: with our maps it must take every level to the next."""
+    """DDIMScheduler adds eta·σ_t·z itself. With our maps it must take every level to the next."""
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
                               set_alpha_to_one=True)
     scheduler.set_timesteps(STEPS)

@@ -1,4 +1,4 @@
-"""Direct Inversion's offsets take a replay to the source, and leave what the editors read as it was."""
+"""Direct Inversion's offsets take a replay to the source, and do not change what the editors read."""
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
@@ -12,7 +12,7 @@ from runs import relative
 
 @pytest.mark.parametrize("scale", [0.0, 0.6, 1.0])
 def test_an_offset_is_its_share_of_the_distance_to_the_source(scale):
-    """Each step of the replay ends (1 - scale) of the way that it had missed the source by."""
+    """Each replay step corrects `scale` of its distance from the source and leaves 1 - scale."""
     model = tiny.sd15(output=0.05)
     inversion, plain = invert("Direct", model, cfg=7.5, scale=scale), invert("DDIM", model)
     assert all(torch.equal(a, b) for a, b in zip(inversion.latents, plain.latents))
@@ -34,8 +34,8 @@ def test_an_offset_is_its_share_of_the_distance_to_the_source(scale):
 
 
 def test_direct_inversion_gives_editors_what_ddim_inversion_gives():
-    """The editors' source branch reads the same latents, to the bit; the guided pass that records the offsets is paid
-    beside."""
+    """The editors' source branch reads the same latents, bit for bit. The guided pass that records
+    the offsets costs extra."""
     model = tiny.sdxl()
     direct, plain = invert("Direct", model, picture(model, 2), cfg=7.5), invert("DDIM", model, picture(model, 2))
     assert all(torch.equal(a, b) for a, b in zip(direct.latents, plain.latents))

@@ -1,4 +1,4 @@
-"""Inversions that return the picture, EDICT, BDIA, Direct, DDPM and CycleDiffusion, through the host's own nodes."""
+"""Inversions that return the picture: EDICT, BDIA, Direct, DDPM and CycleDiffusion, through the host's own nodes."""
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
@@ -37,7 +37,7 @@ def test_replay_is_the_identity(family, name, cfg, start):
 
 @pytest.mark.parametrize("family, steps", [(f, 10) for f in tiny.UNETS] + [("sd2", 20)])
 def test_coupled_and_bidirectional_return_the_picture_a_hundred_times_better_than_ddim(family, steps):
-    """Latent MSE at CFG 1, γ = 1 where 0.5 would grow a million times."""
+    """Latent MSE at CFG 1, with γ = 1, because 0.5 would grow a million times."""
     model = tiny.UNETS[family]()
     latent = picture(model)
     inversions = {"DDIM": invert("DDIM", model, latent, steps=steps),
@@ -49,7 +49,7 @@ def test_coupled_and_bidirectional_return_the_picture_a_hundred_times_better_tha
 
 @pytest.mark.parametrize("name", ["EDICT", "BDIA"])
 def test_replay_may_start_at_any_level(name):
-    """An odd level too, where the other of EDICT's latents goes first."""
+    """Also an odd level, where the other one of EDICT's latents goes first."""
     model = tiny.sd15()
     latent = picture(model, batch=2)
     inversion = invert(name, model, latent, steps=6)
@@ -76,7 +76,7 @@ def test_an_inversion_with_guidance_replays_however_the_host_batches_cond_and_un
 @pytest.mark.parametrize("family", tiny.FLOWS)
 @pytest.mark.parametrize("name", ["EDICT", "BDIA", "Direct"])
 def test_flow_models_replay_too(name, family):
-    """To full noise and back, a hundred times nearer than DDIM inversion."""
+    """To full noise and back, with a hundredth of DDIM inversion's error."""
     model = tiny.FLOWS[family](output=0.05)
     latent = picture(model)
     ddim, own = (invert(n, model, latent, sigmas=torch.linspace(1, 0, STEPS + 1)) for n in ("DDIM", name))
@@ -98,7 +98,7 @@ def test_only_the_methods_own_sampler_and_schedule_replay_it(name):
 
 @pytest.mark.parametrize("name", OWN)
 def test_what_was_recorded_is_plain(name):
-    """θ_F holds finite float32 tensors on the CPU and provenance plain values, so that they can be saved."""
+    """θ_F holds finite float32 tensors on the CPU and provenance plain values, so both can be saved."""
     model = tiny.sd15()
     inversion = invert(name, model)
     assert inversion.method == name and len(inversion.theta) == 1

@@ -17,7 +17,7 @@ euler = comfy.k_diffusion.sampling.sample_euler
 
 
 def gaussian(x, sigma):
-    """The perfect denoiser of N(0, 1): ε = x·σ/(1+σ²), so an Euler step is a product, its inverse a quotient."""
+    """The exact denoiser of N(0, 1): ε = x·σ/(1+σ²). An Euler step is a product, and its inverse a quotient."""
     return x / (1 + sigma.view(-1, 1) ** 2)
 
 
@@ -57,7 +57,8 @@ def test_the_round_trip_improves_with_every_iteration_and_faster_under_anderson(
 
 
 def test_anderson_solves_a_linear_step_of_two_dimensions_in_four_evaluations():
-    """The weights are the least squares ones: with m differences an affine map of m dimensions is solved exactly."""
+    """The weights are the least squares solution: with m differences, an affine map of m
+    dimensions is solved exactly."""
     mix = torch.tensor([[0.5, 0.3], [-0.2, 0.4]], dtype=torch.float64)
     x, errors = fixed_point.iterate(lambda x: x @ mix + 1, torch.zeros(3, 2, dtype=torch.float64), 4, 0.0, 2)
     exact = torch.linalg.solve((torch.eye(2) - mix).mT, torch.ones(2, dtype=torch.float64))
@@ -67,7 +68,7 @@ def test_anderson_solves_a_linear_step_of_two_dimensions_in_four_evaluations():
 @pytest.mark.parametrize("memory", [0, 2])
 def test_a_picture_is_inverted_as_it_would_be_alone_and_rests_when_it_has_arrived(memory):
     settings = {"disable": True, "iterations": 40, "tolerance": 1e-6, "memory": memory}
-    pair = torch.cat([start(1), 0.01 * start(1).flip(1)])  # the second is nearly linear and arrives at another time
+    pair = torch.cat([start(1), 0.01 * start(1).flip(1)])  # the second is nearly linear and converges at another time
     both, used = fixed_point.invert(curved, pair, levels(10, 1.0), **settings)
     alone = [fixed_point.invert(curved, x[None], levels(10, 1.0), **settings) for x in pair]
     for i, (path, _) in enumerate(alone):
@@ -94,7 +95,7 @@ def test_ten_steps_return_ten_times_nearer_than_ddim_inversion(name):
 
 
 def test_on_the_miniature_three_iterations_at_ten_steps_return_ten_times_nearer():
-    """A trained model on a picture it can draw: 15 times on this scene."""
+    """A trained model on a picture that it can draw: 15 times on this scene."""
     model, clip, vae = load_miniature()
     edit = held_out_edit(3, "colour")
     source = clip.encode_from_tokens_scheduled(clip.tokenize(edit.source_text))

@@ -1,5 +1,5 @@
-"""Editors on the solvers that hold two latents, EDICT and BDIA: the source's branch, the blends and the moves of the
-latent, against loops that write the papers' lines out."""
+"""Editors on EDICT and BDIA, the solvers with two latents: the source's branch, the blends and the moves of the latent,
+against loops that write out the papers' lines."""
 import copy
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ BOTH = pytest.mark.parametrize("method", METHODS)
 
 @pytest.fixture(autouse=True)
 def executor():
-    """As the host's executor runs nodes."""
+    """Runs each test as the host's executor runs nodes."""
     with torch.inference_mode():
         yield
 
@@ -49,13 +49,13 @@ def on(method, family="sd15", size=8):
 
 
 def sample(c, edit=lambda model: model, prompt=None, start=0.0, replayed=None, latent=None):
-    """The target, or a prompt, from Replay of an INVERSION with edit(MODEL), in model space."""
+    """The target, or a prompt, sampled from Replay of an INVERSION with edit(MODEL), in model space."""
     model, solver, sigmas, noise = PalimpsestReplay.execute(c.model, replayed or c.inversion, start).result
     return c.sample(edit(model), prompt, CFG, solver, noise["samples"] if latent is None else latent, sigmas)
 
 
 def left(size=8, soft=False):
-    """A mask of the left half, in pixels; a soft one falls to nothing at its edge."""
+    """A mask of the left half, in pixels. A soft one falls to zero at its edge."""
     mask = torch.zeros(1, 8 * size, 8 * size)
     mask[..., :4 * size] = torch.linspace(1, 0, 4 * size) if soft else 1
     return mask
@@ -82,8 +82,8 @@ EMPTY = {
 @pytest.mark.parametrize("editor", EMPTY)
 @BOTH
 def test_where_nothing_may_change_the_source_comes_back(method, editor, start):
-    """To 100 dB under the target prompt, from the first level and from a later one, where the other of EDICT's latents
-    is seen."""
+    """To 100 dB under the target prompt, from the first level and from a later one, where the network
+    sees EDICT's other latent."""
     c = on(method)
     assert relative(sample(c, start=start), c.latent) > 1e-2
     assert relative(sample(c, EMPTY[editor](c), start=start), c.latent) < 1e-5
@@ -115,7 +115,7 @@ def test_a_blend_by_words_keeps_what_is_outside_of_them(method):
 
 @BOTH
 def test_noise_mask_holds_the_source_outside_what_it_found(method):
-    """Read at the first step only; its first call sees the whole latent free."""
+    """Reads at the first step only. The first call sees the whole latent free."""
     c, seen = on(method), []
 
     def edit(model):
@@ -130,7 +130,7 @@ def test_noise_mask_holds_the_source_outside_what_it_found(method):
 
 @dataclass(frozen=True, eq=False)
 class Look(Editor):
-    """look(run, x, sigma) as the network is to be asked."""
+    """Calls look(run, x, sigma) before the network is called."""
     look: object
 
     def before(self, run, x, sigma):
@@ -140,7 +140,7 @@ class Look(Editor):
 
 @dataclass(frozen=True, eq=False)
 class Push(Mover):
-    """Moves what the network sees by the same at every call."""
+    """Moves what the network sees by the same amount at every call."""
     by: torch.Tensor
 
     def move(self, run, x, sigma):
@@ -148,12 +148,12 @@ class Push(Mover):
 
 
 def walked(c, lines, mask=None, by=0.0):
-    """The target sampled by a method's own lines, written out, with the source's beside them where a mask keeps it."""
+    """The target sampled by a method's own lines, written out. If a mask keeps the source, it is sampled beside it."""
     def walk(denoise, x, sigmas, extra_args, callback, disable):
         m = 1.0 if mask is None else latent_mask(mask, x.shape[-2:])[None].double()
 
         def eps(latent, source, n):
-            """Of a latent that the network sees through the mask."""
+            """The network sees the latent through the mask."""
             x0 = denoise(keep(latent, source, m).float(), n.float().expand(len(x)), **extra_args)
             return (latent - x0.double()) / n
 
@@ -168,7 +168,7 @@ def keep(latent, source, m):
 
 
 def edict_lines(inversion, eps, s, path, m, by):
-    """x_inter from ε(y), y_inter from ε(x_inter), the mixing; the latents take turns at going first."""
+    """x_inter from ε(y), y_inter from ε(x_inter), then the mixing. The latents take turns at going first."""
     sources = [[x, x + apart] for x, apart in zip(path, inversion.theta["y_minus_x"].tensor.double())]
     x, y = sources[0]
     for i in range(len(s) - 1):
@@ -221,8 +221,8 @@ def test_a_moved_latent_is_the_papers_lines_from_there(method):
 
 @BOTH
 def test_the_source_branch_reads_what_the_network_read_in_the_inversion(method):
-    """Attention Inject of the source onto itself changes nothing, and its reference rows are those that the inversion
-    showed."""
+    """Attention Inject of the source onto itself changes nothing, and its reference rows equal
+    those that the inversion saw."""
     c = on(method)
     node, setting = METHODS[method]
     same = PromptEdit((align(c.edit.pairs[0].source, c.edit.pairs[0].source, "auto"),))
@@ -241,7 +241,7 @@ def test_the_source_branch_reads_what_the_network_read_in_the_inversion(method):
     found = sample(c, lambda m: PalimpsestAttentionInject.execute(m, c.inversion, same, *whole).result[0], c.source)
     assert relative(found, c.latent) < 1e-3  # rounding grows along a random net under guidance
     read = torch.cat([rows for rows in replayed if len(rows) != 2])
-    known = [rows[0] for rows in inverted][method == "BDIA":][::-1]  # whose first level comes from one call more
+    known = [rows[0] for rows in inverted][method == "BDIA":][::-1]  # the first level comes from one more call
     assert len(read) == len(known) == STEPS * (2 if method == "EDICT" else 1)
     assert all(relative(row, z) < 1e-5 for row, z in zip(read, known))
 

@@ -1,4 +1,4 @@
-"""KV inversion's contents land on the pivot and are read by the chosen layers of the target alone."""
+"""KV inversion's contents reach the pivot, and only the chosen layers of the target read them."""
 import pytest
 import torch
 from palimpsest.host.unet import resolutions
@@ -24,7 +24,7 @@ def test_contents_solve_every_step_where_the_network_can():
         held = {name: t.tensor[i].float() for name, t in theta.items()}
         denoised = (1 - CFG) * model(x, None) + CFG * cond(x, None, held)
         x = x + (SIGMAS[i + 1] - SIGMAS[i]) / SIGMAS[i] * (x - denoised)
-        assert relative(x, path[i + 1]) < 5e-3  # what is kept has half precision
+        assert relative(x, path[i + 1]) < 5e-3  # they are kept in half precision
 
 
 @pytest.mark.parametrize("family", tiny.UNETS)

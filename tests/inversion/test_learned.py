@@ -1,4 +1,4 @@
-"""Inversions that learn how the target is sampled: what holds for prompt tuning, StyleDiffusion and KV alike."""
+"""Inversions that learn how the target is sampled: what prompt tuning, StyleDiffusion and KV share."""
 import pytest
 import torch
 from palimpsest.inversion.storage import load, save
@@ -64,7 +64,8 @@ def test_equal_inputs_give_equal_bytes_and_a_file_returns_them(name, tmp_path):
 
 @each
 def test_pictures_learn_by_themselves(name):
-    """The first of two pictures in a batch as it is alone; one update, since more of them amplify rounding."""
+    """The first of two pictures in a batch equals the same picture alone. One update, because more
+    updates amplify rounding."""
     model = tiny.sd15()
     learned = LEARN[name](model, inverted(model, batch=2), 1)
     first = LEARN[name](model, inverted(model), 1)

@@ -1,4 +1,4 @@
-"""LEDITS++'s inversion against diffusers' noise maps, and the picture's return."""
+"""LEDITS++'s inversion against diffusers' noise maps, and the picture that it returns."""
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
@@ -36,7 +36,7 @@ def test_reads_the_noise_maps_of_diffusers_but_for_the_last():
         noise, _ = pipeline_module.compute_noise(theirs, z[i + 1], z[i], t, network(z[i], sigmas[i]), 1.0)
         if i < STEPS - 1:
             assert relative(maps[i], noise) < 1e-5, i
-    assert not noise.any() and maps[-1].norm() > 0.01 * x.norm()  # diffusers drops what the last step misses
+    assert not noise.any() and maps[-1].norm() > 0.01 * x.norm()  # diffusers drops the error of the last step
 
 
 @pytest.mark.parametrize("together", [1, 4])

@@ -1,4 +1,4 @@
-"""What every method of the table writes is what its node does, and comes back from a file. A new file adds a method."""
+"""What every method of the table writes is what its node returns, and survives saving. A new file adds a method."""
 import sys
 
 import pytest
@@ -52,7 +52,7 @@ MADE = {
 
 @pytest.mark.parametrize("method", methods())
 def test_what_every_method_writes_comes_back(folders, method):
-    """So the table of what each writes is what its node does."""
+    """So the table of what each method writes is true of its node."""
     model, (node, settings) = tiny.sdxl(), MADE[method]
     latent = {"samples": model.model.process_latent_out(tiny.latent(model, 2))}
     learns = "inversion" in node.GET_NODE_INFO_V1()["input"]["required"]
@@ -66,7 +66,7 @@ def test_what_every_method_writes_comes_back(folders, method):
 
 @pytest.mark.parametrize("method", methods())
 def test_a_plain_call_gives_what_the_node_gives(method):
-    """With what the call is not told at the node's defaults."""
+    """Inputs that the call is not given have the node's defaults."""
     model, (node, _), declared = tiny.sdxl(), MADE[method], methods()[method]
     latent, sigmas = {"samples": model.model.process_latent_out(tiny.latent(model))}, torch.tensor([14.0, 2.0, 0.0])
     negative = {"negative": NULL} if "negative" in node.GET_NODE_INFO_V1()["input"]["required"] else {}

@@ -13,7 +13,7 @@ from runs import relative
 
 @pytest.mark.parametrize("name", tiny.UNETS)
 def test_the_negative_prompt_inversion_cancels_guidance(name):
-    """Embedding and, on SDXL, the pooled vector: replay at CFG 7.5 is replay at CFG 1."""
+    """Embedding and, on SDXL, the pooled vector: replay at CFG 7.5 equals replay at CFG 1."""
     model = family(name, 0.2)
     inversion = invert(PalimpsestNegativePromptInvert, model, 0.0, batch=2, source=tiny.cond(batch=2))
     plain = invert(PalimpsestDDIMInvert, model, batch=2, source=tiny.cond(batch=2))
@@ -21,11 +21,11 @@ def test_the_negative_prompt_inversion_cancels_guidance(name):
     assert relative(replay(model, inversion, 7.5, prompt=tiny.cond(batch=2)), expected) < 1e-4
     assert relative(replay(model, plain, 7.5, prompt=tiny.cond(batch=2)), expected) > 0.05
     assert inversion.provenance["evaluations"] == plain.provenance["evaluations"]
-    assert [t.tensor.shape[:2] for t in inversion.theta.values()] == [(1, 2), (1, 2)]  # no copies a step
+    assert [t.tensor.shape[:2] for t in inversion.theta.values()] == [(1, 2), (1, 2)]  # no copies per step
 
 
 def test_a_learned_pooled_embedding_serves_an_inpaint_model():
-    """Whose other conditions ask for the latent's size too."""
+    """The prompt's other conditions need the latent's size too."""
     model = tiny.sdxl(in_channels=9)
     model.model.set_inpaint()
     inversion, plain = (invert(node, model, *more)
@@ -50,7 +50,8 @@ def test_interpolation_ends_at_the_connected_negative(name):
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
 def test_interpolation_repeats_prompts_of_unequal_length_as_the_host_does(weight):
-    """With a null prompt of 6 tokens and a source of 8, every embedding of 24 tokens is the same attention."""
+    """With a null prompt of 6 tokens and a source of 8, each embedding is repeated to 24 tokens,
+    which is the same attention."""
     model, null = family("sd15", 1.0), tiny.cond(tokens=6, seed=9)
     found = invert(PalimpsestNegativePromptInvert, model, weight, negative=null)
     source, learned = tiny.cond()[0][0], found.theta["uncond"].tensor

@@ -1,4 +1,4 @@
-"""Methods that draw their levels and record noise maps, DDPM, CycleDiffusion and LEDITS++."""
+"""Methods that draw their levels and record noise maps: DDPM, CycleDiffusion and LEDITS++."""
 import pytest
 import torch
 from palimpsest.inversion import cycle_diffusion, ddpm
@@ -16,7 +16,7 @@ from runs import relative
 @pytest.mark.parametrize("node", [PalimpsestDDPMInvert, PalimpsestLEDITSInvert])
 @pytest.mark.parametrize("scheduler, kept", [("sgm_uniform", False), ("simple", False), ("ddim_uniform", True)])
 def test_the_last_residual_stays_where_the_last_level_is_clean_or_where_asked(node, scheduler, kept):
-    """Of 10 steps the last begin at sigma 0.35 or 0.04. Kept, it returns the picture."""
+    """Of 10 steps, the last begins at sigma 0.35 or 0.04. If its map is kept, it returns the picture."""
     model = tiny.sd15(output=0.05)
     latent = picture(model)
     seeded = {"seed": 0} if node is PalimpsestLEDITSInvert else {"eta": 1.0, "seed": 0}

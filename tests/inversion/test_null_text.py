@@ -62,8 +62,8 @@ def test_a_cancelled_run_stops_at_the_next_update_and_leaves_nothing(monkeypatch
 
 
 def linear(sigmas, steps=4, batch=2):
-    """A denoiser that is linear in the embedding, x0 = mean over tokens · mix + x/2, and a pivot that guidance 1 does
-    not follow."""
+    """A denoiser that is linear in the embedding, x0 = mean over tokens · mix + x/2, and a pivot that
+    guidance 1 does not follow."""
     generator = torch.Generator().manual_seed(1)
     mix = torch.randn(6, 6, generator=generator)
     source = torch.randn(1, 3, 6, generator=generator)
@@ -76,7 +76,7 @@ def linear(sigmas, steps=4, batch=2):
 
 
 def test_lands_on_the_pivot_where_the_network_can():
-    """Linear in the embedding: every step can be solved exactly, whatever the pivot."""
+    """The model is linear in the embedding, so every step can be solved exactly, whatever the pivot."""
     sigmas = torch.tensor([8.0, 3.0, 1.0, 0.3, 0.0])
     model, source, path = linear(sigmas)
     landed = []
@@ -85,9 +85,9 @@ def test_lands_on_the_pivot_where_the_network_can():
     assert theta.tensor.shape == (4, 2, 3, 6) and theta.axis == "step"
     for reached, pivot in zip(landed, path[1:]):
         assert relative(reached, pivot) < 1e-4
-    assert all(first > 1e-3 for first, _, _ in history)  # guidance alone does not land there
+    assert all(first > 1e-3 for first, _, _ in history)  # guidance alone does not reach the pivot
     x = path[0]
-    for i, embedding in enumerate(theta.tensor):  # the plain guided Euler steps of the paper, with what was learned
+    for i, embedding in enumerate(theta.tensor):  # the paper's plain guided Euler steps, with what was learned
         denoised = (1 - CFG) * model(x, None, embedding) + CFG * model(x, None)
         x = x + (sigmas[i + 1] - sigmas[i]) / sigmas[i] * (x - denoised)
     assert relative(x, path[-1]) < 1e-4
@@ -97,7 +97,7 @@ def test_a_picture_that_is_near_enough_rests():
     sigmas = torch.tensor([8.0, 3.0, 1.0, 0.3, 0.0])
     model, source, path = linear(sigmas)
     x = path[0][:1]
-    for i in range(4):  # the first picture's pivot is what the source embedding does anyway
+    for i in range(4):  # the first picture's pivot is what the source embedding gives anyway
         x = x + (sigmas[i + 1] - sigmas[i]) / sigmas[i] * (x - model(x, None))
         path[i + 1][:1] = x
     theta, history = null_text.optimise(model, model, path, sigmas, source, cfg=CFG, tolerance=1e-9, disable=True)
@@ -107,8 +107,8 @@ def test_a_picture_that_is_near_enough_rests():
 
 @pytest.mark.parametrize("family", EVERY)
 def test_no_step_ends_worse_than_it_began_and_replay_comes_nearer(family):
-    """Guidance amplifies what the inversion missed; with the learned embeddings the replay at the same CFG comes
-    nearer."""
+    """Guidance amplifies the inversion's error. With the learned embeddings, the replay at the
+    same CFG has a smaller one."""
     model = EVERY[family]()
     inversion = inverted(model)
     learned = optimise(model, inversion, 6)
@@ -120,7 +120,7 @@ def test_no_step_ends_worse_than_it_began_and_replay_comes_nearer(family):
 
 
 def test_prompts_of_several_pictures_are_their_own():
-    """Four pictures under two prompts; a negative of more rows than there are pictures is refused."""
+    """Four pictures under two prompts. A negative with more rows than pictures is refused."""
     model = tiny.sd15()
     with torch.inference_mode():
         pictures = {"samples": model.model.process_latent_out(tiny.latent(model, 4))}
@@ -134,14 +134,14 @@ def test_prompts_of_several_pictures_are_their_own():
 def test_counts_a_forward_once_and_a_backward_twice():
     model = tiny.sd15()
     inversion = inverted(model, batch=2)
-    # a step: the source's forward, 4 of the embedding's, 3 backward, each of 2 rows
+    # per step: the source's forward, 4 of the embedding's, 3 backward, each with 2 rows
     learned = optimise(model, inversion, 3)
     assert learned.provenance["evaluations"] == inversion.provenance["evaluations"] + STEPS * 2 * (1 + 4 + 3 * 2)
 
 
 def test_guided_sampling_and_its_losses_equal_diffusers():
-    """Fifty steps of diffusers' DDIM with the learned embeddings as its unconditional ones reach what Replay reaches;
-    and the losses of guidance with the embedding as it is are those of diffusers' steps."""
+    """Fifty steps of diffusers' DDIM with the learned embeddings as unconditional ones reach Replay's result. The
+    losses of guidance with the unlearned embedding are those of diffusers' steps."""
     model, steps = tiny.sd15(), 50
     inversion = inverted(model, steps)
     learned = optimise(model, inversion, 1, tolerance=1e-7)
@@ -167,7 +167,7 @@ def test_guided_sampling_and_its_losses_equal_diffusers():
 
 
 def test_the_benchmarks_peer_is_the_published_loop():
-    """Its embeddings are those that diffusers' community pipeline learns on a network of closed form."""
+    """Our embeddings are those that diffusers' community pipeline learns on a network of closed form."""
     expected = json.loads((Path(__file__).parents[1] / "data"
                            / "null_text.json").read_text(encoding="utf-8"))["embeddings"]
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
@@ -194,8 +194,8 @@ def test_the_benchmarks_peer_is_the_published_loop():
 
 
 def test_a_null_prompt_of_another_length_learns_what_its_repetition_would():
-    """Beside a source of 16 tokens, twice the same 8, a null prompt of 8 learns the same, and the host repeats it in
-    Replay."""
+    """With a source of 16 tokens, twice the same 8, a null prompt of 8 learns the same, and the
+    host repeats it in Replay."""
     model = tiny.sd15(output=1.0)
     inversion, null = inverted(model, 2), tiny.cond(seed=9)
     twice = [[inversion.conditioning[0][0].repeat(1, 2, 1), inversion.conditioning[0][1]]]

@@ -1,5 +1,5 @@
-"""x0 and EDM prediction, as the host's model sampling nodes set them: x = x0 + σ·ε, so they are inverted as eps models
-are."""
+"""x0 and EDM prediction as the host's model sampling nodes set them. x = x0 + σ·ε, so they are
+inverted like eps models."""
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
@@ -26,7 +26,7 @@ each = pytest.mark.parametrize("kind, family", [(k, f) for k in KINDS for f in t
 
 @pytest.fixture(autouse=True)
 def executor():
-    """As the host's executor runs nodes."""
+    """Runs each test as the host's executor runs nodes."""
     with torch.inference_mode():
         yield
 
@@ -39,13 +39,13 @@ def made(kind, family="sdxl", **kwargs):
 
 
 def picture(model):
-    """A LATENT whose values have the deviation, in sampler space, of the model's data."""
+    """A LATENT whose values have the standard deviation of the model's data, in sampler space."""
     kind, data = model.get_model_object("latent_format"), model.get_model_object("model_sampling").sigma_data
     return {"samples": kind.process_out(tiny.latent(model, std=data))}
 
 
 def replayed(model, inversion, cfg=1.0):
-    """How far Replay's end lies from the picture, in sampler space."""
+    """The distance of Replay's end from the picture, in sampler space."""
     m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result
     found = SamplerCustom.execute(m, False, 5, cfg, tiny.cond(), tiny.cond(seed=9), solver, sigmas,
                                   latent).result[0]["samples"]
@@ -66,7 +66,7 @@ def test_are_told_apart(kind, family):
     (PalimpsestDDPMInvert, (1.0, 3, 1.0)), (PalimpsestCycleDiffusionInvert, (0.1, 3)),
     (PalimpsestLEDITSInvert, (3, 1.0))])
 def test_exact_inversions_return_the_picture(kind, family, node, settings):
-    """As far as float32 goes: on these networks the noise is 100 to 1000 times the picture."""
+    """Within float32 rounding. On these networks the noise is 100 to 1000 times the picture."""
     model = made(kind, family)
     inversion = node.execute(model, tiny.cond(), picture(model), 4, "karras", *settings).result[0]
     assert replayed(model, inversion) < 1e-3
@@ -74,8 +74,8 @@ def test_exact_inversions_return_the_picture(kind, family, node, settings):
 
 @each
 def test_each_level_is_eulers_step_with_the_networks_own_prediction(kind, family):
-    """Against the parametrisations' definitions, on the network itself: it sees z = x/√(d² + σ²) of the cleaner
-    level."""
+    """Against the definitions of the parametrisations, on the network itself. It sees z = x/√(d² +
+    σ²) of the cleaner level."""
     model = made(kind, family)
     inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), picture(model), 6, "karras").result[0]
     sampling, d = model.get_model_object("model_sampling"), KINDS[kind][1]
@@ -91,8 +91,8 @@ def test_each_level_is_eulers_step_with_the_networks_own_prediction(kind, family
 
 @pytest.mark.parametrize("kind", ["edm", "edm_playground_v2.5"])
 def test_the_perfect_denoiser_leads_back_to_the_picture(kind):
-    """With a network that predicts 0, EDM's denoiser is that of data ~ N(0, σ_data²). Shown the latent at DDIM's scale,
-    as if σ_data were 1, 50 steps end 7 % away."""
+    """If the network predicts 0, EDM's denoiser is that of data ~ N(0, σ_data²). With the latent at DDIM's scale, as if
+    σ_data were 1, 50 steps end 7 % away."""
     model = made(kind, "sd15", output=0.0)
     inversion, _, sigmas = PalimpsestDDIMInvert.execute(model, tiny.cond(), picture(model), 50, "karras").result
     growth = (DATA ** 2 + sigmas[0] ** 2).sqrt() / DATA
@@ -120,7 +120,7 @@ def test_a_change_of_unit_changes_nothing(solve):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_null_text_is_replayed_as_it_was_learned(kind):
-    """The replay ends as far from the picture as the last step that was optimised."""
+    """The replay ends as far from the picture as the last optimised step."""
     model = made(kind)
     inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), picture(model), 2, "karras").result[0]
     learned = PalimpsestNullTextOptimize.execute(model, inversion, 7.5, 2, 0.0, "negative", tiny.cond(seed=9)).result[0]

@@ -1,4 +1,4 @@
-"""The loop that follows a pivot: its optimiser, and the memory that it holds."""
+"""The loop that follows a pivot: its optimiser and its memory."""
 import weakref
 
 import torch
@@ -7,7 +7,7 @@ from palimpsest.inversion import pivotal_tuning
 
 
 def test_the_last_look_of_a_step_keeps_no_graph_beside_the_next():
-    """A second graph is a second time the memory, gigabytes on SD."""
+    """A second graph would take the memory twice, gigabytes on SD."""
     saved, path = [], [torch.full((1, 1, 2, 2), value) for value in (4.0, 2.0, 1.0, 0.0)]
 
     def predict(x, sigma, pivot):
@@ -26,7 +26,7 @@ def test_the_last_look_of_a_step_keeps_no_graph_beside_the_next():
 
 
 def test_lbfgs_solves_each_row_of_a_quadratic_by_itself():
-    """Least squares of twelve unknowns with residuals that can vanish, two rows of unlike scale."""
+    """Least squares with twelve unknowns and residuals that can vanish, on two rows of different scale."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(2, 6, 12, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 30.0])[:, None, None]
     b = torch.randn(2, 6, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Prompt tuning lands on the pivot, and the target is sampled as the paper's equation has it."""
+"""Prompt tuning reaches the pivot, and the target is sampled as in the paper's equation."""
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
@@ -19,8 +19,8 @@ def test_a_tuned_prompt_solves_every_step_where_the_network_can():
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "flux"])
 def test_the_target_is_sampled_with_eq_9(family):
-    """Replay with a target equals Euler steps, at the same CFG, of embeddings mixed here; the pooled ones are mixed
-    alike."""
+    """Replay with a target equals Euler steps at the same CFG with embeddings that are mixed here. Pooled embeddings
+    are mixed in the same way."""
     model, mix = EVERY[family](), 0.3
     learned = tuned_prompt(model, inverted(model), 2, mix=mix)
     x = learned.latents[0]
@@ -39,7 +39,7 @@ def test_the_target_is_sampled_with_eq_9(family):
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_each_row_is_mixed_with_its_own_target(family):
-    """Two targets on four rows of two pictures; on SDXL their pooled embeddings too."""
+    """Two targets on four rows of two pictures. On SDXL also their pooled embeddings."""
     model = EVERY[family]()
     learned = tuned_prompt(model, inverted(model, batch=2), 1, mix=0.5)
     targets = tiny.cond(seed=4, batch=2)

@@ -1,4 +1,4 @@
-"""Regularized inversion (pix2pix-zero): its losses, its descent, and what it does to the noise."""
+"""Regularized inversion (pix2pix-zero): its losses, its descent, and its effect on the noise."""
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
@@ -21,7 +21,7 @@ STEPS = 5
 
 @pytest.fixture(autouse=True)
 def executor():
-    """As the host's executor runs nodes."""
+    """Runs each test as the host's executor runs nodes."""
     with torch.inference_mode():
         yield
 
@@ -31,14 +31,14 @@ def noise(*shape, seed=0, dtype=torch.float64):
 
 
 def smooth(*shape):
-    """Noise whose cells are alike their neighbours', of mean 0.3 and a variance under 1."""
+    """Noise whose cells are like their neighbours, with mean 0.3 and a variance below 1."""
     x = noise(*shape)
     return 0.3 + (x + x.roll(1, -1) + x.roll(1, -2)) / 2.5
 
 
 def explicit_pair_loss(eps, shifts):
-    """Section 3.1 cell by cell: Σ over pyramid, channels and axes of the squared mean of η[y,x]·η[y-δ,x] and
-    η[y,x]·η[y,x-δ]."""
+    """Section 3.1, cell by cell: Σ over pyramid, channels and axes of the squared mean of
+    η[y,x]·η[y-δ,x] and η[y,x]·η[y,x-δ]."""
     loss, eta = 0.0, eps
     for delta in shifts:
         channels, h, w = eta.shape
@@ -58,7 +58,7 @@ def test_the_pair_loss_is_the_papers_sum_over_the_pyramid(height, width, levels)
     assert len(shifts) == levels and all(len(d) == 3 for d in shifts)
     found = regularized.pair_loss(eps, shifts)
     assert found.tolist() == pytest.approx([explicit_pair_loss(row, shifts) for row in eps], rel=1e-12)
-    assert regularized.pair_loss(eps[:, :, None], shifts).tolist() == pytest.approx(found.tolist())  # of any rank
+    assert regularized.pair_loss(eps[:, :, None], shifts).tolist() == pytest.approx(found.tolist())  # for any rank
 
 
 def test_shifts_are_every_one_from_a_cell_to_half_a_side():
@@ -69,7 +69,7 @@ def test_shifts_are_every_one_from_a_cell_to_half_a_side():
 
 
 def test_both_losses_are_those_of_diffusers():
-    """For one latent, with the shifts that its pipeline draws."""
+    """For one latent, with the shifts that the pipeline draws."""
     eps = smooth(1, 4, 32, 32)
     generator = torch.Generator().manual_seed(5)
     sides = 32, 16, 8
@@ -81,7 +81,7 @@ def test_both_losses_are_those_of_diffusers():
 
 
 def test_the_kl_loss_is_twice_the_divergence_from_white_noise():
-    """Against the host's own formula for two normal distributions, and each picture has its own."""
+    """Against the host's own formula for two normal distributions. Each picture has its own."""
     eps = torch.cat([smooth(1, 4, 16, 16), 2 * noise(1, 4, 16, 16)])
     normal = torch.distributions.Normal(eps.flatten(1).mean(1), eps.flatten(1).std(1))
     expected = 2 * torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
@@ -89,7 +89,7 @@ def test_the_kl_loss_is_twice_the_divergence_from_white_noise():
 
 
 def test_descent_takes_the_losses_gradient():
-    """Against differences of the loss, one cell moved."""
+    """Against differences of the loss when one cell moves."""
     eps, h = smooth(1, 2, 16, 16), 1e-5
     shifts = [torch.tensor([3, 8]), torch.tensor([1, 4])]
     for loss in (regularized.kl_loss, lambda e: regularized.pair_loss(e, shifts)):
@@ -103,7 +103,7 @@ def test_descent_takes_the_losses_gradient():
 
 
 def test_a_prediction_takes_the_authors_steps():
-    """K times: R steps of λ/R along the first loss, each with new shifts, then one of λ along the second."""
+    """K times: R steps of λ/R along the first loss, each with new shifts, then one step of λ along the second."""
     eps, generator = smooth(2, 3, 16, 16), torch.Generator().manual_seed(4)
     expected = eps
     for _ in range(2):
@@ -134,7 +134,7 @@ def test_numbers_of_white_noise_lie_in_their_range_nineteen_times_of_twenty():
 
 
 def test_whiteness_knows_a_latent_whose_numbers_are_known():
-    """Rows of +1 and of -1 in turn: a neighbour in the row is equal, one in the column opposite."""
+    """Rows of +1 and of -1 in turn: a neighbour in the row is equal, a neighbour in the column opposite."""
     x = torch.tensor([1.0, -1.0]).repeat(4)[:, None].expand(8, 8)[None, None] * 2 + 0.5
     found = {n: v.item() for n, v in whiteness(torch.cat([x, x], 1)).items()}
     expected = {"mean": 0.5, "std": 2.0, "kl": (4 + 0.25 - 1 - torch.tensor(4.0).log().item()) / 2, "neighbours": 0.0}
@@ -186,7 +186,7 @@ def test_every_family_inverts_finite_and_at_ddims_cost(name):
 
 
 def test_each_step_is_eulers_with_the_regularized_noise():
-    """x_n = x_c + (σ_n - σ_c)·ε', with ε' of the prediction that plain inversion would take."""
+    """x_n = x_c + (σ_n - σ_c)·ε', with ε' from the prediction that plain inversion would take."""
     x, sigmas = noise(2, 4, 8, 8), torch.tensor([9.0, 2.0, 0.0], dtype=torch.float64)
 
     def model(x, sigma):
@@ -203,7 +203,7 @@ def test_each_step_is_eulers_with_the_regularized_noise():
 
 @pytest.mark.parametrize("weights", [{"lambda_kl": 500.0, "lambda_ac": 0.0}, {"lambda_kl": 0.0, "lambda_ac": 400.0}])
 def test_a_descent_that_diverges_is_told_once(weights, caplog):
-    """On small latents a large weight steps over the loss's valley, and further each time."""
+    """On small latents a large weight steps over the loss's valley, further each time."""
     def model(x, sigma):
         return x - sigma.view(-1, 1, 1, 1) * smooth(2, 4, 8, 8) * 1.5
 
@@ -243,8 +243,8 @@ def test_flow_models_are_refused():
 
 
 def test_on_the_miniature_the_noise_is_whiter_than_ddims():
-    """Means over one held-out scene of each kind, at the paper's settings: 0.51 of DDIM's correlation and 0.24 of its
-    divergence were seen. The test asks for 0.7 and 0.4."""
+    """Means over one held-out scene of each kind, at the paper's settings. Measured: 0.51 of DDIM's correlation and
+    0.24 of its divergence. The test requires 0.7 and 0.4."""
     model, clip, vae = load_miniature()
     edits = [held_out_edit(0, kind) for kind in ("colour", "object", "material", "background")]
     source = torch.cat([clip.encode_from_tokens(clip.tokenize(e.source_text)) for e in edits])

@@ -33,7 +33,7 @@ def test_renoising_averages_the_last_predictions_and_all_of_them_at_early_levels
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_first_guess_of_a_step_is_the_samplers_own_latent(eta):
-    """DDIM's z = x/√(1+σ²), as it stands; of Euler ancestral it is x that does."""
+    """DDIM's z = x/√(1+σ²), unchanged. For Euler ancestral it is x that is unchanged."""
     seen, sigmas = [], torch.tensor([4.0, 1.5, 0.0], dtype=torch.float64)
 
     def watched(x, sigma):
@@ -51,8 +51,8 @@ def test_the_first_guess_of_a_step_is_the_samplers_own_latent(eta):
                                                   ("sgm_uniform", [999, 749.25, 499.5, 249.75]),
                                                   ("ddim_uniform", [751, 501, 251, 1])])
 def test_the_defaults_take_turbos_levels_and_one_of_four_is_early_on_any_schedule(scheduler, timesteps):
-    """The authors' 4 steps of SDXL Turbo: three of 1 + 9 predictions, and one under timestep 250 whose 5 are
-    averaged."""
+    """The authors' 4 steps of SDXL Turbo: three of 1 + 9 predictions, and one below timestep 250 whose 5
+    predictions are averaged."""
     model = family("sdxl")
     own = {i.id: i.default for i in PalimpsestReNoiseInvert.define_schema().inputs
            if getattr(i, "default", None) is not None}
@@ -81,7 +81,7 @@ def test_renoise_returns_nearer_than_ddim_inversion(name):
 
 @pytest.mark.parametrize("name", tiny.UNETS)
 def test_noise_correction_makes_ancestral_steps_exact(name):
-    """All but the last, which adds no noise; a poor estimate, of few renoisings, is taken back exactly all the same."""
+    """All steps except the last, which adds no noise. Even a poor estimate from few renoisings is undone exactly."""
     model, settings = family(name, 0.2), (1, 1, 1, 1.0)
     inversion = invert(PalimpsestReNoiseInvert, model, *settings, 7, batch=2)
     m, solver, sigmas, latent = PalimpsestReplay.execute(model, inversion, 0.0).result

@@ -46,7 +46,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def inversion(model):
-    """Of a prompt that Prompt Edit encoded, with something learned."""
+    """An inversion of a prompt from Prompt Edit, with something learned."""
     with torch.inference_mode():
         clip = tiny.clip()
         source = encode(clip, tokenize_rows(clip, ["a photo of a (cat:1.2)"]))
@@ -129,8 +129,8 @@ def test_a_loaded_inversion_is_replayed_to_the_same_bytes(folders, model, invers
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not tell what is mapped")
 def test_latents_are_mapped_from_the_file(folders, inversion):
-    """Each lies at an address that the system has mapped from the file, so a long trajectory takes no memory until it
-    is read."""
+    """Each tensor lies at an address that the system has mapped from the file, so a long trajectory takes no
+    memory before it is read."""
     file = saved(inversion)
     latents = loaded(file).latents
     lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
@@ -247,14 +247,14 @@ def test_what_is_no_plain_value_is_refused_and_leaves_no_file(folders, inversion
 
 
 def of_version_2(record):
-    """A file's record as the second format had it."""
+    """A file's record in the second format."""
     held = record["inversion"]
     held["provenance"]["dict"].update(held.pop("settings")["dict"])
     return {**record, "version": 2}
 
 
 def of_before(record):
-    """A file's record as the first format had it."""
+    """A file's record in the first format."""
     fingerprint = record["inversion"]["fingerprint"]["Fingerprint"]
     for name in ("sigma_data", "context_width", "pooled_width"):
         del fingerprint[name]
@@ -308,11 +308,11 @@ def test_a_file_with_settings_among_the_provenance_loads_and_samples_the_same(fo
 STRANGE = [None, -1, float("nan"), "EDICT", "CLIP", [], {}, {"tensor": "sigmas"}, {"tuple": [1]},
            {"dict": {"control": "x"}},
            {"Word": {"text": 1}}]
-SAMPLED = 16  # one in so many of what can be read is sampled too
+SAMPLED = 16  # one in so many of the readable ones is sampled too
 
 
 def mutations(value, put):
-    """Every record that one of STRANGE in one place of this value makes, and every one that lacks a place."""
+    """Every record in which one place of this value holds one of STRANGE, and every record that lacks a place."""
     for strange in STRANGE:
         yield put(strange)
     if isinstance(value, dict):
@@ -327,8 +327,8 @@ def mutations(value, put):
 
 
 def test_a_changed_file_is_refused_in_words_or_replayed(folders, model, inversion):
-    """Whatever one place of the metadata is changed to: Load Inversion refuses it with two facts and the remedy, or
-    gives an INVERSION that shows itself and samples, or is refused where the model is known."""
+    """One place of the metadata changes. Load Inversion then refuses the file with two facts and the remedy. Or it
+    gives an INVERSION that can be shown and sampled, or that is refused where the model is known."""
     file = saved(inversion)
     path = folders[0] / file.removesuffix(" [output]")
     record, tensors = parts(path)

@@ -17,8 +17,8 @@ from learning import CFG, NULL, OTHER, SETTINGS, SIGMAS, inverted, lands, linear
 
 
 def test_values_solve_every_step_where_the_maps_stay():
-    """The map is what the first token's values become here: with no loss on it the steps are solved as a prompt's are,
-    with λ the loss is the trajectory's and λ times the map's, and other tokens carry what is learned."""
+    """Here the map is the first token's values. Without a loss on the map the steps are solved as for a prompt. With λ
+    the loss is the trajectory's plus λ times the map's, and other tokens carry what is learned."""
     model, start, path = linear()
 
     def cond(x, sigma, scale, shift):
@@ -43,9 +43,9 @@ def test_values_solve_every_step_where_the_maps_stay():
 
 
 def test_updates_of_a_step_fade_as_the_authors_do():
-    """K·e^(-0.1·i), rounded up, in 30 steps, and the same over the schedule in 15."""
+    """K·e^(-0.1·i), rounded up, in 30 steps. In 15 steps the same over the schedule."""
     def predict(x, sigma, pivot):
-        return lambda theta: (theta, theta.new_ones(1))  # so that no step is ever near enough
+        return lambda theta: (theta, theta.new_ones(1))  # so no step is ever close enough
 
     for steps, each in ((30, 1), (15, 2)):
         sigmas = torch.linspace(8, 0, steps + 1)
@@ -86,8 +86,8 @@ PLAIN = {"value_scale": 1.0, "value": 0.0}
 
 @pytest.mark.parametrize("family, older", [("sd15", False), ("sd15", True), ("sd2", False), ("sdxl", False)])
 def test_only_the_values_of_the_target_read_what_was_learned_for_them(family, older, tmp_path):
-    """The source prompt at every step, another until the end; keys, and the null prompt, never. Older files hold no
-    scale."""
+    """The source prompt at every step, another prompt until the end, keys and the null prompt never.
+    Older files hold no scale."""
     model = tiny.UNETS[family]()
     learned = style(model, inverted(model), 2, end=0.5)
     assert (learned.theta["value_scale"].tensor != 1).any()

@@ -1,4 +1,4 @@
-"""The INVERSION value: what it accepts, what it answers at a σ, and that nothing changes it."""
+"""The INVERSION value: what it accepts, its values at a σ, and that nothing changes it."""
 import copy
 import dataclasses
 
@@ -32,7 +32,7 @@ def test_on_the_grid_the_stored_latent_itself_is_read():
 
 def test_between_levels_a_deterministic_trajectory_is_linear_in_sigma_and_says_so_once(caplog):
     inversion = make()
-    found = inversion.at(2.5)  # half-way from 1 to 4
+    found = inversion.at(2.5)  # halfway from 1 to 4
     torch.testing.assert_close(found, (inversion.latents[1] + inversion.latents[2]) / 2)
     torch.testing.assert_close(inversion.at(0.25), 0.25 * inversion.latents[2] + 0.75 * inversion.latents[3])
     assert caplog.text.count("interpolated") == 1

@@ -1,4 +1,4 @@
-"""The measures, against closed forms, the test vectors of PIE-Bench's definitions and independent implementations."""
+"""The measures against closed forms, test vectors of PIE-Bench's definitions, and independent implementations."""
 import math
 
 import pytest
@@ -73,7 +73,7 @@ def test_ssim_is_scipys_gaussian_filter():
 
 
 def whole(a, b, where=None):
-    """(PSNR, SSIM) of two pictures [1, H, W, C] with every pixel in hand at once, in float64."""
+    """(PSNR, SSIM) of two pictures [1, H, W, C] with all pixels in memory at once, in float64."""
     def blur(z):
         for d in (2, 3):
             z = F.conv2d(z, gauss.view(1, 1, *((11, 1) if d == 2 else (1, 11))))
@@ -104,7 +104,7 @@ def test_tiles_give_what_the_whole_picture_gives(height, width, dtype, near):
 
 
 def test_background_ssim_is_the_written_out_sum_over_windows():
-    """Every window by hand, on the mirrored picture, from background pixels alone."""
+    """Every window computed here, on the mirrored picture, from background pixels only."""
     a, b = waves(1., 14, 15)[..., :1], waves(1.3, 14, 15)[..., :1]
     where = (torch.arange(14)[:, None] + torch.arange(15)[None] > 12).double()
     index_y, index_x = (n - 1 - (n - 1 - torch.arange(-5, n + 5).abs()).abs() for n in (14, 15))
@@ -158,7 +158,7 @@ def test_the_background_lies_two_cells_outside_the_faintest_edit():
 
 @pytest.mark.parametrize("frames", [(), (1,)], ids=["picture", "one frame"])
 def test_the_ideal_edit_takes_each_touched_cell_from_the_target(frames):
-    """A stand-in autoencoder that is exact on 8x8 blocks: one value a cell."""
+    """A stand-in autoencoder that is exact on 8x8 blocks: one value per cell."""
     def encode(image):
         cells = image.movedim(-1, 1).unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2))
         return cells.reshape(*cells.shape[:2], *frames, *cells.shape[2:])

@@ -1,4 +1,5 @@
-"""The miniature: exact edits of scenes, autoencoder, reader, and a model of the host that obeys its captions."""
+"""The miniature: exact edits of scenes, its autoencoder, its reader, and a model of the host
+that follows its captions."""
 import comfy.lora
 import comfy.model_base
 import comfy.model_patcher

@@ -1,4 +1,4 @@
-"""What belongs to a technique is there, each in its place."""
+"""Everything that belongs to a technique exists, in its place."""
 import re
 
 import pytest
@@ -12,7 +12,7 @@ TITLES = {workflow.title for workflow in showcase.collected("workflows")}
 
 
 def is_part(paper):
-    """Whether it holds a part of a paper whose node stands in another file, as Prompt-to-Prompt's alignment does."""
+    """Whether it holds a part of a paper whose node is in another file, like Prompt-to-Prompt's alignment."""
     others = {number for other in PAPERS if other.path in NODES for _, number in other.papers}
     return paper.path not in NODES and {number for _, number in paper.papers} <= others
 

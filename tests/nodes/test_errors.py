@@ -1,4 +1,4 @@
-"""What cannot work is told with two facts and the remedy, before the first model call."""
+"""What cannot work is refused before the first model call, with two facts and the remedy."""
 import dataclasses
 import re
 
@@ -105,7 +105,7 @@ def test_context_windows_beside_an_editor():
 
 
 def test_an_editor_that_meets_none_of_the_steps(caplog):
-    """A warning: the other steps may be another sampler's."""
+    """Only a warning, because the other steps may belong to another sampler."""
     case = plain()
     late, early = case.sigmas[-3:], case.sigmas[:3]
     there = case.model.model.process_latent_out(case.inversion.at(float(late[0])))

@@ -1,4 +1,4 @@
-"""A MODEL that nobody holds goes with its network, whatever was run on it and however the run ended."""
+"""A MODEL that nobody holds is freed with its network, whatever ran on it and however the run ended."""
 import copy
 import gc
 import weakref
@@ -59,7 +59,7 @@ def run(c, name):
 
 
 def stop(c, name):
-    """Cancels what is run on the case's MODEL in its second forward, where an editor has gathered something."""
+    """Cancels a run on the case's MODEL in its second forward, when an editor has gathered something."""
     forwards = []
 
     def hook(*args):
@@ -73,7 +73,7 @@ def stop(c, name):
 @pytest.mark.parametrize("cancelled", [False, True])
 @each
 def test_a_model_goes_without_the_garbage_collector(name, family, cancelled):
-    """Which would come late for a graphics card."""
+    """Without the garbage collector, which would be too late for a graphics card."""
     c = on_its_own(name, family)
     network = weakref.ref(c.model.model)
     gc.disable()
@@ -85,7 +85,7 @@ def test_a_model_goes_without_the_garbage_collector(name, family, cancelled):
         else:
             run(c, name)
         del c
-        editors.store.cache_clear()  # of the tests' own
+        editors.store.cache_clear()  # the cache of the tests' own editors
         runs._last.clear()
         assert network() is None
     finally:
@@ -94,10 +94,9 @@ def test_a_model_goes_without_the_garbage_collector(name, family, cancelled):
 
 @pytest.mark.parametrize("name", [*INVERSIONS, *NODES])
 def test_the_host_knows_a_model_again_after_a_failure(name):
-    """The host's executor leaves an exception and its frames to the garbage collector, which takes the MODEL's clones
-    in them all
-    at once: of a chain of clones the host forgets whose they are, says "memory leak" at every load and never unloads
-    it."""
+    """The host's executor leaves an exception and its frames to the garbage collector, with all of the MODEL's clones
+    in them. If the collector takes a chain of clones at once, the host forgets whose they are. It then reports a
+    "memory leak" at every load and never unloads them."""
     c = on_its_own(name, "sd15")
 
     def execute():

@@ -1,4 +1,4 @@
-"""Inversion Report: its numbers against others of the same, computed apart."""
+"""Inversion Report: its numbers against the same numbers computed separately."""
 import dataclasses
 
 import numpy as np
@@ -23,7 +23,7 @@ import tiny
 from runs import kept
 
 STEPS = 4
-LARGE = "vae_psnr", "reconstruction_psnr", "evaluations", "seconds"  # printed with two decimals, the noise's with three
+LARGE = "vae_psnr", "reconstruction_psnr", "evaluations", "seconds"  # with two decimals, the noise's with three
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def executor():
 
 @pytest.fixture(autouse=True)
 def previews(tmp_path, monkeypatch):
-    """The host's folder for what is shown on a node."""
+    """The host's folder for previews on nodes."""
     import folder_paths
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
     return tmp_path
@@ -78,7 +78,7 @@ def read(text):
 
 
 def sampled(inversion, cfg=1.0, steps=STEPS, count=1):
-    """The source prompt through the host's own node, the first steps of it, in model space."""
+    """The first steps of the source prompt through the host's own node, in model space."""
     m, solver, sigmas, latent = PalimpsestReplay.execute(parts()[0], inversion, 0.0).result
     _, source, _, _, null = scenes(count)
     return SamplerCustom.execute(m, False, 0, cfg, source, null, solver, sigmas[:steps + 1],
@@ -109,7 +109,7 @@ def test_the_numbers_are_those_computed_apart(cfg):
                                        (PalimpsestEDICTInvert, 1.0),
                                        (PalimpsestDDPMInvert, 1.0)])
 def test_the_curve_is_the_distance_at_each_level(node, cfg):
-    """Against runs that stop there."""
+    """Against runs that stop at that level."""
     inversion = inverted(node)
     start = PalimpsestReplay.execute(parts()[0], inversion, 0.0).result
     errors = path_errors(replay(start, inversion, cfg, scenes()[4])[0], inversion)
@@ -155,7 +155,7 @@ def test_the_curve_falls_and_rises_with_the_errors_on_a_logarithmic_scale():
     assert ys == sorted(ys, reverse=True)
     above = curve([1e-3, 1e-2, 1e-1, 1.0], [10.0, 5.0, 1.0, 0.0], side).numpy().mean(-1) < 0.2
     heights = [np.flatnonzero(above[:, x]).mean() for x in (63, 122, 182, 242)]
-    assert np.diff(heights) == pytest.approx(np.diff(heights).mean(), rel=0.1)  # a decade is as high as another
+    assert np.diff(heights) == pytest.approx(np.diff(heights).mean(), rel=0.1)  # all decades have the same height
 
 
 def test_every_number_stands_on_the_sheet_and_it_is_shown(previews):

@@ -1,5 +1,5 @@
-"""The canvas in English and Chinese: texts of every node, input and output, and help pages, where the host looks for
-them."""
+"""The canvas in English and Chinese: texts of every node, input and output, and help pages, where
+the host looks for them."""
 import re
 import shutil
 import sys
@@ -12,7 +12,7 @@ import locales
 from pack import find_host
 
 PAGES = locales.PAGES
-BARE = {"LEDITS++", "Palimpsest", "CFG", "CLIP", "VAE", "Sigmas"}  # as in the host's own Chinese, and a method's name
+BARE = {"LEDITS++", "Palimpsest", "CFG", "CLIP", "VAE", "Sigmas"}  # as in the host's own Chinese, and names of methods
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def chinese():
 
 
 def numbers(text):
-    """The numbers that a text states, whatever the order."""
+    """The numbers in a text, in any order."""
     return set(re.findall(r"\d+(?:\.\d+)?", text))
 
 
@@ -35,7 +35,7 @@ def is_chinese(text):
 
 
 def rows(page):
-    """The first cells of a help page's table, the heading left out."""
+    """The first cells of a help page's table, without the heading."""
     return re.findall(r"^\| (.+?) \|", page, re.MULTILINE)[1:]
 
 
@@ -44,12 +44,12 @@ def pictures(page):
 
 
 def test_english_is_what_the_schemas_say(english):
-    """`python tools/locales.py` writes it again, and says what has to be translated."""
+    """`python tools/locales.py` writes it again, and lists what must be translated."""
     assert locales.read("en") == english
 
 
 def test_what_chinese_lacks_is_reported():
-    """The canvas shows it in English until someone translates it."""
+    """The canvas shows a text in English until someone translates it."""
     if lacking := locales.owed("zh"):
         warnings.warn("\n  ".join(["not yet in Chinese:", *lacking]), stacklevel=1)
 
@@ -70,7 +70,7 @@ def test_both_languages_state_the_same_numbers(english, chinese):
 
 
 def test_no_text_has_a_sign_that_the_frontend_takes_for_its_own(english, chinese):
-    """It reads {…}, @: and | in a text as a place to fill, a link and a plural."""
+    """The frontend reads {…}, @: and | in a text as a placeholder, a link and a plural."""
     for texts in (english, chinese):
         assert not [key for key, text in locales.flat(texts).items() if set(text) & set("{}@|")]
 
@@ -88,7 +88,7 @@ def test_every_node_has_a_help_page_and_there_is_no_other(english):
 
 
 def test_chinese_help_pages_say_what_the_english_ones_do(chinese):
-    """Title and inputs as on the Chinese canvas, each with its id; the same rows, numbers, papers and pictures."""
+    """Title and inputs as on the Chinese canvas, each with its id, and the same rows, numbers, papers and pictures."""
     for page in PAGES.glob("*/zh.md"):
         name, theirs = page.parent.name, page.read_text(encoding="utf-8")
         ours = (PAGES / f"{name}.md").read_text(encoding="utf-8")
@@ -110,8 +110,8 @@ def test_help_pages_name_every_input_and_say_what_to_try_and_what_it_does(englis
 
 
 def test_help_pages_show_their_pictures(english):
-    """One file for both languages: the frontend looks for `src` in /extensions/<pack>/docs/, where the English pages
-    lie."""
+    """One file serves both languages. The frontend looks for `src` in /extensions/<pack>/docs/,
+    where the English pages are."""
     shown = {picture for name in english for picture in pictures((PAGES / f"{name}.md").read_text(encoding="utf-8"))}
     assert shown == {path.relative_to(PAGES).as_posix() for path in PAGES.rglob("*.*") if path.suffix != ".md"}
     assert shown <= {f"{node}/example.jpg" for node in pages()}

@@ -1,4 +1,4 @@
-"""An inversion, a latent or a schedule of another model is told with two facts and the remedy."""
+"""An inversion, a latent or a schedule of another model is refused with two facts and the remedy."""
 import pytest
 import torch
 from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
@@ -71,7 +71,7 @@ def test_sigmas_of_another_model(make, top, most):
 
 def test_sigmas_that_a_scheduler_rounds_pass():
     model = tiny.sd15()
-    sigmas = torch.tensor([14.615, 1.0, 0.0])  # AlignYourSteps begins there, the model at 14.6146
+    sigmas = torch.tensor([14.615, 1.0, 0.0])  # AlignYourSteps begins at 14.615, the model at 14.6146
     PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, 2, "simple", sigmas)
 
 

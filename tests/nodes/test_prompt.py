@@ -1,4 +1,4 @@
-"""Prompt Edit: rows as the host encodes them, aligned or refused."""
+"""Prompt Edit: rows encoded as by the host, and aligned or refused."""
 import pytest
 import torch
 from palimpsest.nodes.prompt import PalimpsestPromptEdit

@@ -17,7 +17,7 @@ from PIL import Image
 
 @pytest.fixture(autouse=True)
 def previews(tmp_path, monkeypatch):
-    """The host's folder for what is shown on a node."""
+    """The host's folder for previews on nodes."""
     import folder_paths
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
     return tmp_path
@@ -98,13 +98,13 @@ def test_sizes_that_differ_are_named():
 def large(side=700):
     row, mask = torch.rand(1, 1, side, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(1, side, side)
     mask[:, 100:300, 200:500] = 1
-    # rows repeated, so that these take no memory themselves
+    # repeated rows, which take no memory
     shares = dict(source=1, edited=.9, reconstruction=.95, target=.8)
     return {name: (share * row).expand(-1, side, -1, -1) for name, share in shares.items()} | dict(mask=mask)
 
 
 def test_a_large_picture_is_never_held_whole_again():
-    """Neither measured nor drawn: the largest tensor made is one channel of it in float32."""
+    """It is neither measured nor drawn. The largest tensor is one of its channels in float32."""
     given = check(**large(1600))
     with Largest() as largest:
         numbers = edit_numbers(**given)
@@ -178,7 +178,7 @@ def test_the_colour_map_is_matplotlibs_inferno():
                        .75: (.978422, .557937, .034931), 1: (.988362, .998364, .644924)}.items():
         assert colours(torch.tensor([[float(value)]]))[0, 0].tolist() == pytest.approx(rgb, abs=.035)
     luma = colours(torch.linspace(0, 1, 100)) @ torch.tensor([.2126, .7152, .0722])
-    assert luma.diff().min() > 0  # so that it reads in grey too
+    assert luma.diff().min() > 0  # so it is readable in grey too
 
 
 def test_a_heat_map_is_hottest_where_its_map_is_and_tells_its_range():
@@ -189,7 +189,7 @@ def test_a_heat_map_is_hottest_where_its_map_is_and_tells_its_range():
     brightest = overlay.mean(-1).flatten().argmax().item()
     assert 16 <= brightest // 64 < 24 and 40 <= brightest % 64 < 48
     assert (heat(image, 7 * values)[0] - overlay).abs().max() < 1e-5  # colours are relative to the range
-    # as the host holds it under --fp16-intermediates
+    # as in the host under --fp16-intermediates
     assert (heat(image.half(), values.half())[0] - overlay).abs().max() < 2e-2
 
 

@@ -25,7 +25,7 @@ def test_attention_inject_at_the_ends_of_its_widgets(changed):
 
 @pytest.mark.parametrize("size", [8, 16])
 def test_attention_mask_at_the_ends_of_its_widgets(size):
-    """The widest blur and growth, on the smallest picture and with none."""
+    """The widest blur and growth, on the smallest picture and without one."""
     attention = maps(size=size)
     for image in (None, torch.zeros(1, 8 * size, 8 * size, 3)):
         for threshold, grow, blur in ((0.0, 64, 16.0), (0.99, 0, 0.1), (0.9, 1, 16.0)):

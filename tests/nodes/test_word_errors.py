@@ -1,4 +1,4 @@
-"""Words and prompts that do not fit are told with two facts and the remedy, before the first model call."""
+"""Words and prompts that do not fit are refused before the first model call, with two facts and the remedy."""
 import dataclasses
 
 import pytest
@@ -24,7 +24,7 @@ from runs import clip, prompts
     (lambda c, a: PalimpsestAttentionMask.execute(a, "horse", 0.3, 0, 0.0), True),
     (lambda c, a: PalimpsestAttentionHeatmap.execute(a, torch.zeros(1, 64, 64, 3), "horse"), True)])
 def test_an_unknown_word(act, of_source):
-    """All the words of the prompt are listed."""
+    """The error lists all words of the prompt."""
     case = counting()
     with refused(case.calls, '"horse"', "a, red, cat, on, a, mat" if of_source else "a, blue, cat, on, a, mat"):
         act(case, maps())
@@ -79,7 +79,7 @@ def test_an_attention_of_another_picture():
 
 
 def test_an_inversion_without_words():
-    """Made from the host's own CLIP Text Encode."""
+    """With the host's own CLIP Text Encode."""
     case = counting()
     plain = PalimpsestDDIMInvert.execute(case.model, tiny.encode(case.clip, "a red cat on a mat"),
                                          {"samples": case.latent}, 3,
@@ -107,7 +107,7 @@ def test_a_target_of_another_prompt_edit():
 
 
 def test_texts_appended_after_prompt_edit():
-    """Their columns have no tokens, and would be read as the host's repeats of the prompt's own."""
+    """Their columns have no tokens, and would be taken for the host's repeats of the prompt's own columns."""
     case, facts = counting(), ("77 tokens", "154 columns", "Conditioning (Concat)", "one text of Prompt Edit")
     source, target = (host.ConditioningConcat().concat(c, tiny.encode(case.clip, "a green bird"))[0]
                       for c in (case.source, case.target))

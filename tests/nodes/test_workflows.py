@@ -1,4 +1,4 @@
-"""The shipped workflows on the host's own executor, and the names that saved workflows depend on."""
+"""The shipped workflows on the host's own executor, and the names on which saved workflows depend."""
 import json
 from itertools import combinations
 from pathlib import Path
@@ -60,7 +60,7 @@ def prompt(name, info, steps=STEPS, cfg=CFG):
 
 @pytest.fixture(scope="module")
 def done(server, info):
-    """An executor that has run the main workflow once, the prompt, and the picture that it saved."""
+    """(an executor that has run the main workflow once, the prompt, the picture that it saved)."""
     run, graph = Executor(server), prompt(workflow.MAIN, info)
     assert run(graph), run.host.status_messages[-1]
     return run, graph, run.pictures(graph)
@@ -123,14 +123,14 @@ def test_it_runs_as_it_is_and_ends_in_pictures(name, server, info, done):
 
 @named
 def test_nothing_takes_a_picture_that_was_not_brought_to_the_models_size(name, info):
-    """VAE Encode would crop it, and what it is compared with or pasted into would lie beside it."""
+    """VAE Encode would crop the picture, and it would no longer match what it is compared with or pasted into."""
     graph = to_api(drawn(name), info)
     scenes = [n for n, node in graph.items() if node["class_type"] == "PalimpsestMiniatureScene"]
     taken = {(node["class_type"], entry) for node in graph.values() for entry, value in node["inputs"].items()
              if isinstance(value, list) and value[0] in scenes
              and info["PalimpsestMiniatureScene"]["output"][value[1]] in ("IMAGE", "MASK")}
     sized = {("ImageScale", "image"), ("JoinImageWithAlpha", "image"), ("JoinImageWithAlpha", "alpha")}
-    # known of the miniature's pictures alone
+    # only the miniature's pictures have these
     truth = {("PalimpsestEditReport", "target"), ("PalimpsestEditReport", "mask")}
     assert taken & sized and taken <= sized | truth
 
@@ -138,7 +138,7 @@ def test_nothing_takes_a_picture_that_was_not_brought_to_the_models_size(name, i
 @pytest.mark.parametrize("name", [workflow.MAIN, "An object with its own step (Object-Aware Blend)",
                                   "The looks of another picture (Cross-Image Attention)"])
 def test_it_takes_photos_of_any_size(name, server, info, tmp_path, monkeypatch):
-    """No side is a multiple of 8, and no two photos are of one shape."""
+    """No side is a multiple of 8, and no two photos have the same shape."""
     monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
     graph, texts, drawing = prompt(name, info), {}, np.zeros((150, 203), np.uint8)
     drawing[40:100, 60:123] = 255

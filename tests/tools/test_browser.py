@@ -1,5 +1,5 @@
-"""A user's view: the host's own frontend in a real browser opens every workflow, runs it, shows its help and its
-errors."""
+"""A user's view: the host's own frontend in a real browser opens every workflow, runs it, and shows
+its help and its errors."""
 import io
 import json
 import sys
@@ -19,8 +19,7 @@ pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install
 if not CHROMIUM:
     pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
 
-# What Nodes 2.0 draws of each node, in the canvas's units: its title, its texts that are cut, and a note that has to be
-# scrolled.
+# What Nodes 2.0 draws of each node, in the canvas's units: its title, texts that are cut off, whether a note scrolls.
 DRAWN = """() => [...document.querySelectorAll('[data-node-id]')].map(node => ({
     id: +node.dataset.nodeId, title: node.querySelector('[data-testid=node-title]').innerText.trim(),
     cut: [...node.querySelectorAll('.truncate')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText),
@@ -47,14 +46,14 @@ def opened(server):
 
 @pytest.fixture
 def view(opened):
-    """The page, which at the test's end must have told no error."""
+    """The page. It must have reported no error by the test's end."""
     opened.errors.clear()
     yield opened
     assert opened.errors == []
 
 
 def complaint(view):
-    """What the frontend says of a workflow above its canvas, "" where it has nothing to say."""
+    """The frontend's message about a workflow above its canvas, "" without one."""
     overlay = view.page.get_by_test_id("error-overlay")
     return overlay.inner_text() if overlay.is_visible() else ""
 
@@ -78,7 +77,7 @@ def test_the_template_browser_shows_every_workflow_and_a_click_opens_it(view):
 
 @pytest.mark.parametrize("name", workflow.drawings())
 def test_every_workflow_is_drawn_whole(name, view, server):
-    """Every node is known and titled, nothing is cut off, and every input that is needed has its wire."""
+    """Every node is known and titled, nothing is cut off, and every required input is connected."""
     view.set(Comfy__VueNodes__Enabled=True)
     saved = json.loads((workflow.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     view.load(name)
@@ -101,7 +100,7 @@ def test_every_workflow_is_drawn_whole(name, view, server):
 
 
 def test_a_node_that_the_host_lacks_is_told(view):
-    """Which is what the test above would see."""
+    """The test above would see this."""
     graph = json.loads((workflow.FOLDER / f"{workflow.MAPS}.json").read_text(encoding="utf-8"))
     graph["nodes"][1]["type"] = "PalimpsestElsewhere"
     view.page.evaluate("graph => app.loadGraphData(graph)", graph)
@@ -121,7 +120,7 @@ def test_the_run_button_ends_in_a_picture_on_the_canvas(view):
 
 
 def test_a_warning_stands_on_its_node_as_long_as_it_holds(view):
-    """Of a run; and of editors whose MODEL nobody samples, which the host does not execute."""
+    """The texts of a run, and of editors whose MODEL nobody samples, which the host does not execute."""
     view.set(Comfy__VueNodes__Enabled=True)
     view.load(workflow.MAIN)
 
@@ -140,7 +139,7 @@ def test_a_warning_stands_on_its_node_as_long_as_it_holds(view):
     run("titled('PalimpsestLoadMiniature').connect(0, sampler, 'model')")
     for title in "Attention Inject", "Latent Blend", "Replay Inversion":
         text(title, "No sampler takes the MODEL").first.wait_for()
-    text("Sample the edit", "CFG 0 samples").wait_for(state="detached")  # there is no editor any more
+    text("Sample the edit", "CFG 0 samples").wait_for(state="detached")  # no editor is left
     run("titled('PalimpsestLatentBlend').connect(0, sampler, 'model')")
     text("Attention Inject", "No sampler takes the MODEL").wait_for(state="detached")
     text("Latent Blend", "No sampler takes the MODEL").wait_for(state="detached")

@@ -1,4 +1,4 @@
-"""The set-up tool: what it reuses, what it notices and what it says. No network."""
+"""The set-up tool: what it reuses, what it detects and what it says. No network."""
 import ast
 import asyncio
 import errno
@@ -26,7 +26,7 @@ HOST = pack.find_host()
 
 @pytest.fixture
 def bare(tmp_path, monkeypatch):
-    """A machine without a ComfyUI of its own, whose pip only notes what it is asked for."""
+    """A machine without its own ComfyUI, whose pip only records its arguments."""
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(environment, "find_host", lambda: None)
