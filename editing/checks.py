@@ -69,14 +69,15 @@ def check_run(run: "Run", stepped: Inversion | None):
         if recorded and inversion is not stepped:
             raise ValueError(f"The {inversion.method} INVERSION recorded {', '.join(recorded)} for its own steps, and "
                              "another SAMPLER is connected: connect Replay's SAMPLER.")
-        if inversion.latents is None:
+        shape = inversion.shape
+        if shape is None:
             if inversion in inversions_read(run.editors):
                 raise ValueError(f"The {inversion.method} INVERSION holds no trajectory and an editor on this MODEL "
                                  "reads one: invert with a method that keeps it, such as DDIM Invert.")
             continue
-        if tuple(inversion.shape[1:]) != run.shape[2:] or inversion.shape[0] != run.shape[1]:
+        if tuple(shape) != run.shape[1:]:
             raise ValueError(f"The latent being sampled is {list(run.shape[1:])} (channels, height, width), the "
-                             f"INVERSION's is {list(inversion.shape)}: start from Replay's LATENT, or invert a picture "
+                             f"INVERSION's is {list(shape)}: start from Replay's LATENT, or invert a picture "
                              "of this size.")
         require_rows(run, inversion.batch, "The INVERSION", "pictures")
         inversion.require(run.sigmas)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..host.batch import repeat_to_batch_size
 from ..host.canvas import log
+from ..inversion.trajectory import Inversion
 from ..metrics.masks import grow
 from .editor import Editor
 
@@ -88,7 +89,9 @@ def warn_if_wide(name, mask):
 
 
 class Anchored(Editor):
-    """Holds the source outside a mask from the percent `start` on. Subclasses have `inversion` and `start`."""
+    """Holds the source of an `inversion` outside a mask, from the percent `start` on."""
+    inversion: Inversion
+    start: float
     holds = True
     follows = True
 

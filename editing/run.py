@@ -132,7 +132,7 @@ class Run:
 
     def _level(self, percent) -> float:
         if percent not in self._levels:
-            sampling = self.guider.model_patcher.get_model_object("model_sampling")
+            sampling: Any = self.guider.model_patcher.get_model_object("model_sampling")
             self._levels[percent] = float(sampling.percent_to_sigma(percent))
         return self._levels[percent]
 

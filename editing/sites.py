@@ -91,8 +91,8 @@ class AttentionEditor(Editor):
     def install(model_options, edits, call):
         """model_options with every attention of the network wrapped around the function that computes it now."""
         return with_attention(model_options, {
-            (kind, address): partial(_around, edits, call, Site(kind, address, (), resolution))
-            for (kind, address), resolution in call.run.sites.items()})
+            at: partial(_around, edits, call, Site(at.kind, at.address, (), resolution))
+            for at, resolution in call.run.sites.items()})
 
 
 class AttentionEdit(AttentionEditor):
@@ -146,22 +146,23 @@ def _edited(edits, call, site, inner, q, k, v, options) -> Tensor:
         return inner(q, k, v, options)
     _require_all_tokens(site, q, options)
     out = []
-    for part, *qkv in call.split(options, q, k, v):
+    for part, own_q, own_k, own_v in call.split(options, q, k, v):
         alone = options_of(options, part.chunk)
         mine = [e for e in acting if part.role in e.roles]
         chosen = sorted((e for e in mine if isinstance(e, AttentionEdit)), key=lambda e: e.rank)
-        rows = Rows(call, part.entry, len(qkv[2]))
+        rows = Rows(call, part.entry, len(own_v))
         try:
-            out.append(_chain(chosen, rows, site, _bound(inner, alone))(*qkv))
+            out.append(_chain(chosen, rows, site, _bound(inner, alone))(own_q, own_k, own_v))
         except _NothingLookedUp:
-            out.append(qkv[2])
-        if out[-1].shape[:2] != qkv[0].shape[:2]:
+            out.append(own_v)
+        if out[-1].shape[:2] != own_q.shape[:2]:
             raise ValueError(f"{site.kind.title()}-attention of the source is cut into tiles of {out[-1].shape[1]} "
-                             f"tokens, the target's of {qkv[0].shape[1]}: another node cuts at random; set HyperTile's "
+                             f"tokens, the target's of {own_q.shape[1]}: another node cuts at random; set HyperTile's "
                              "swap_size to 1.")
         for observer in (e for e in mine if isinstance(e, AttentionObserver)):
             plain = _bound(host_attention, alone)  # in self-attention edits look up other values than are given
-            observer.observe(rows, site, *qkv, plain if site.kind == "self" else _chain(chosen, rows, site, plain))
+            observer.observe(rows, site, own_q, own_k, own_v,
+                             plain if site.kind == "self" else _chain(chosen, rows, site, plain))
     return torch.cat(out)
 
 

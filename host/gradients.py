@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 from weakref import WeakSet
 
 import comfy.model_management as management
@@ -184,14 +185,15 @@ def _copied(modules):
                 setattr(module, name, functions)
 
 
-def derivative(loss, x, model):
-    """∂loss/∂x through the host's model (a BaseModel). What a float16 network would round to 0 on the way back is
-    lifted first, and less where it then overflows."""
+def derivative(loss: Tensor, x: Tensor, model) -> Tensor:
+    """∂loss/∂x through the host's model (a BaseModel). What a float16 network would round to 0 in its backward pass is
+    scaled up first, and less where it then overflows."""
     half = (getattr(model, "manual_cast_dtype", None) or model.get_dtype()) == torch.float16
-    for lift in (2.0 ** 12, 2.0 ** 6, 1.0) if half else (1.0,):
-        found, = torch.autograd.grad(loss * lift, x, retain_graph=lift > 1)
-        if lift == 1 or found.isfinite().all():
-            return found / lift
+    for lift in (2.0 ** 12, 2.0 ** 6) if half else ():
+        lifted, = torch.autograd.grad(loss * lift, x, retain_graph=True)
+        if lifted.isfinite().all():
+            return lifted / lift
+    return torch.autograd.grad(loss, x)[0]
 
 
 def _alias(tensor):
@@ -202,4 +204,5 @@ def _alias(tensor):
 
 def pytorch_attention(function, *args, **kwargs):
     """An attention override of the host's: PyTorch's own function in place of the chosen backend."""
-    return get_attention_function("pytorch")(*args, **kwargs)
+    attention: Any = get_attention_function("pytorch")
+    return attention(*args, **kwargs)

@@ -6,6 +6,7 @@ divides by zero where an inversion ends there, so `Solver` does neither: latents
 import hashlib
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.model_management
 import comfy.model_sampling as parametrisation
@@ -83,10 +84,10 @@ class Solver(comfy.samplers.Sampler):
         if denoise_mask is not None:
             raise ValueError("The LATENT carries a noise_mask, and this SAMPLER adds no noise to mask: remove Set "
                              "Latent Noise Mask; Latent Blend (Inversion) on the MODEL keeps what lies outside a mask.")
-        if not latent_image.count_nonzero():
+        if latent_image is None or not latent_image.count_nonzero():
             raise ValueError("The LATENT is empty (all zeros) and this SAMPLER adds no noise: connect Replay's LATENT.")
         extra_args["denoise_mask"] = None
-        model = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
+        model: Any = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
         model.latent_image, model.noise = latent_image, noise
         total = len(sigmas) - 1
 

@@ -8,7 +8,7 @@ import hashlib
 import re
 import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -108,29 +108,29 @@ def encode(clip, tokens: tuple[Tokens, ...]) -> list:
     return conditioning
 
 
-def find_in_some(name: str, prompts: Sequence[Tokens]) -> "list[Word | None]":
-    """The word called `name` in each of the prompts that have it; ValueError where none has."""
-    found = []
+def find_in_some(name: str, prompts: Sequence[Tokens]) -> list[Word | None]:
+    """The word called `name` in each of the prompts, None in those that lack it; ValueError where all do."""
+    found, unknown = [], None
     for tokens in prompts:
         try:
             found.append(tokens.find(name))
         except ValueError as error:
             found.append(None)
             unknown = error
-    if not any(found):
+    if unknown and not any(found):
         raise unknown
     return found
 
 
 def present_words(names: str, prompts: Sequence[Tokens]) -> tuple[list[list[Word]], list[str]]:
     """For each prompt those words of a list like "cat, dog#2" that it has, and the names that no prompt has."""
-    columns = {}
+    columns: dict[str, list[Word | None]] = {}
     for name in filter(str.strip, re.split(r"[,\n]", names)):
         try:
             columns[name] = find_in_some(name, prompts)
         except ValueError:
             columns[name] = [None] * len(prompts)
-    return ([[column[i] for column in columns.values() if column[i]] for i in range(len(prompts))],
+    return (_rows(columns.values(), len(prompts)),
             [name for name, column in columns.items() if not any(column)])
 
 
@@ -139,13 +139,18 @@ def parse_words(names: str, prompts: Sequence[Tokens]) -> list[list[Word]]:
 
     ValueError: a name that no prompt has, or a prompt that has none of the names.
     """
-    names = [name for name in re.split(r"[,\n]", names) if name.strip()]
-    columns = [find_in_some(name, prompts) for name in names]
-    rows = [[column[i] for column in columns if column[i]] for i in range(len(prompts))]
+    wanted = [name for name in re.split(r"[,\n]", names) if name.strip()]
+    rows = _rows([find_in_some(name, prompts) for name in wanted], len(prompts))
     for tokens, words in zip(prompts, rows):
-        if names and not words:
-            tokens.find(names[0])  # says that it is not there
+        if wanted and not words:
+            tokens.find(wanted[0])  # says that it is not there
     return rows
+
+
+def _rows(columns: Iterable[list[Word | None]], count: int) -> list[list[Word]]:
+    """The words of each of `count` prompts, from the columns that find_in_some gives."""
+    columns = list(columns)
+    return [[word for column in columns if (word := column[i])] for i in range(count)]
 
 
 def parse_word_values(text: str) -> dict[str, float]:
