@@ -1,1 +1,1 @@
-"""Attention edits, one file a paper; editing/sites.py runs them."""
+"""Attention edits, one file a paper. editing/sites.py runs them."""

@@ -14,7 +14,7 @@ from .sites import Rows, Site, keep_features
 
 
 class FeatureEdit(Editor):
-    """An edit of some modules, in the rows of its `roles`. Where it reads, `source_of` has the source's `feature`."""
+    """An edit of some modules, in the rows of its `roles`. `source_of` gives the source's `feature` where it reads."""
 
     def modules(self, network: nn.Module) -> dict[tuple, nn.Module]:
         """{address: module} of those that it acts on."""
