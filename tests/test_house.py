@@ -12,7 +12,7 @@ BELOW = {".attention", ".guidance", ".blending", ".editing", ".inversion", ".min
 # What the files of a room may import in addition to Python's own modules. A dot marks the pack's modules.
 ROOMS = {
     "": {".nodes", ".host", "comfy_api"},
-    "showcase": {".nodes", *BELOW},
+    "showcase": {".nodes", *BELOW, "torch"},
     "nodes": {*BELOW, "torch", "torchvision", "numpy", "PIL", *COMFYUI},
     "attention": EDITOR,
     "guidance": EDITOR,

@@ -1,5 +1,6 @@
-"""A user's view: the host's own frontend in a real browser opens every workflow, runs it, and shows
-its help and its errors."""
+"""A user's view: the host's own server runs a graph. Its frontend in a real browser opens every workflow, runs it, and
+shows its help and its errors."""
+import asyncio
 import io
 import json
 import sys
@@ -13,11 +14,9 @@ import workflow
 from browser import CHROMIUM, frontend
 from canvas import TITLE, declared, is_widget
 from comfy_server import Server, free_port
-from pack import NAME, find_host
-
-pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-if not CHROMIUM:
-    pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
+from demo import execute
+from environment import SetupError
+from pack import NAME, ROOT, find_host
 
 # What Nodes 2.0 draws of each node, in the canvas's units: its title, texts that are cut off, whether a note scrolls.
 DRAWN = """() => [...document.querySelectorAll('[data-node-id]')].map(node => ({
@@ -29,16 +28,34 @@ DRAWN = """() => [...document.querySelectorAll('[data-node-id]')].map(node => ({
 LINKED = """() => app.graph.nodes.map(node => ({type: node.type, errors: node.has_errors,
     open: node.inputs.filter(input => input.link === null).map(input => input.name)}))"""
 
+# By workflow, the width of its card's picture in the template browser.
+THUMBNAILS = """async names => {
+    const widths = {}
+    for (const name of names) {
+        const card = () => document.querySelector(`[data-testid="template-workflow-${name}"]`)
+        while (!card()) await new Promise(requestAnimationFrame)
+        card().scrollIntoView()
+        while (!card().querySelector('img')?.complete) await new Promise(requestAnimationFrame)
+        widths[name] = card().querySelector('img').naturalWidth
+    }
+    return widths
+}"""
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("base")
     with Server(find_host(), Path(sys.executable), base, free_port(), log=base / "log") as server:
         yield server
+    assert server.process.poll() is not None
 
 
 @pytest.fixture(scope="module")
-def opened(server):
+def opened(request):
+    pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    if not CHROMIUM:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    server = request.getfixturevalue("server")
     with frontend(server, 1280, 800) as view:
         view.set(Comfy__Minimap__Visible=False)
         yield view
@@ -58,16 +75,32 @@ def complaint(view):
     return overlay.inner_text() if overlay.is_visible() else ""
 
 
+def load_short(view, name):
+    """Loads a workflow and gives its inversion four steps."""
+    view.load(name)
+    view.page.evaluate("""() => app.graph.nodes.flatMap(node => node.widgets ?? []).forEach(widget => {
+        if (widget.name === 'steps') widget.value = 4 })""")
+
+
+def test_the_demo_runs_a_graph_on_the_real_server_and_words_a_refusal(server):
+    """First, before the browser's event loop runs in this thread."""
+    graph = {"blank": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 255}},
+             "saved": {"class_type": "SaveImage", "inputs": {"images": ["blank", 0], "filename_prefix": "a/b"}}}
+    graph = {name: node | {"_meta": {"title": name}} for name, node in graph.items()}
+    outputs = asyncio.run(execute(server, graph))
+    assert (server.log.parent / "output" / "a" / outputs["saved"]["images"][0]["filename"]).is_file()
+    assert (server.log.parent / "custom_nodes" / NAME / "pyproject.toml").samefile(ROOT / "pyproject.toml")
+    graph["blank"]["inputs"]["width"] = -8
+    with pytest.raises(SetupError, match="refused the workflow: (node )?blank: Value -8 smaller than min of 1"):
+        asyncio.run(execute(server, graph))
+
+
 def test_the_template_browser_shows_every_workflow_and_a_click_opens_it(view):
     view.page.get_by_role("button", name="Templates").first.click()
     dialog = view.page.get_by_role("dialog")
     dialog.get_by_text(NAME, exact=True).first.click()
-    for name in workflow.drawings():
-        card = dialog.get_by_test_id(f"template-workflow-{name}")
-        card.scroll_into_view_if_needed()
-        card.locator("img").first.wait_for()
-        view.page.wait_for_function("picture => picture.complete", arg=card.locator("img").first.element_handle())
-        assert card.locator("img").first.evaluate("picture => picture.naturalWidth") >= 500, name
+    widths = view.page.evaluate(THUMBNAILS, [*workflow.drawings()])
+    assert all(width >= 500 for width in widths.values()), widths
     dialog.get_by_test_id(f"template-workflow-{workflow.MAIN}").click()
     dialog.wait_for(state="hidden")
     saved = json.loads((workflow.FOLDER / f"{workflow.MAIN}.json").read_text(encoding="utf-8"))
@@ -110,7 +143,7 @@ def test_a_node_that_the_host_lacks_is_told(view):
 
 def test_the_run_button_ends_in_a_picture_on_the_canvas(view):
     view.set(Comfy__VueNodes__Enabled=True)
-    view.load(workflow.MAIN)
+    load_short(view, workflow.MAIN)
     assert view.run()["kind"] == "execution_success"
     for title in "Save Image", "Miniature Scene":
         picture = view.page.locator("[data-node-id]").filter(has_text=title).locator("img").last
@@ -122,7 +155,7 @@ def test_the_run_button_ends_in_a_picture_on_the_canvas(view):
 def test_a_warning_stands_on_its_node_as_long_as_it_holds(view):
     """The texts of a run, and of editors whose MODEL nobody samples, which the host does not execute."""
     view.set(Comfy__VueNodes__Enabled=True)
-    view.load(workflow.MAIN)
+    load_short(view, workflow.MAIN)
 
     def run(change):
         view.page.evaluate(f"""() => {{
@@ -133,8 +166,7 @@ def test_a_warning_stands_on_its_node_as_long_as_it_holds(view):
     def text(title, words):
         return view.page.locator("[data-node-id]").filter(has_text=title).filter(has_text=words)
 
-    run("""titled('PalimpsestDDIMInvert').widgets.find(widget => widget.name === 'steps').value = 4
-           sampler.widgets.find(widget => widget.name === 'cfg').value = 0""")
+    run("sampler.widgets.find(widget => widget.name === 'cfg').value = 0")
     text("Sample the edit", "CFG 0 samples the negative prompt alone").wait_for()
     run("titled('PalimpsestLoadMiniature').connect(0, sampler, 'model')")
     for title in "Attention Inject", "Latent Blend", "Replay Inversion":
@@ -147,7 +179,7 @@ def test_a_warning_stands_on_its_node_as_long_as_it_holds(view):
 
 def test_an_error_of_the_packs_is_shown_with_its_remedy(view):
     """A word that the prompt does not have."""
-    view.load(workflow.MAPS)
+    load_short(view, workflow.MAPS)
     view.page.evaluate("""() => { const node = app.graph.nodes.find(node => node.type === 'PalimpsestAttentionMask')
         node.widgets.find(widget => widget.name === 'words').value = 'horse' }""")
     assert view.run()["kind"] == "execution_error"
