@@ -1,17 +1,19 @@
-"""What an edit costs: time and peak memory of edited runs beside plain CFG sampling, on the same attention backend.
+"""The cost of an edit: time and peak memory of edited runs over plain CFG sampling, on the same attention backend.
 
     python tools/dev.py bench cost [--only miniature sd15-64 sdxl-64 sd15-128 sdxl-128] [--rounds 5] [--steps 20]
         [--large-steps 2] [--dtype bfloat16] [--out FILE] [--host-options="--lowvram"]
 
-The models: the miniature on 16 × 16 latents, and random U-Nets of SD1.5's and SDXL's shape on 64 × 64 and 128 × 128,
-the last with a few editors, SDXL's with none that follows a gradient.
-In each round every run is timed once, plain and edited in turn; a ratio is edited / plain of one round, its median
-over the rounds is told with its range, and beside it the ratio of processor times, which other jobs of the machine
-disturb less. The reference's rows cost the forwards of r rows on a share f of the steps, so an edit is promised to take
-at most 1 + f · r / 2B + 0.1 times plain sampling of B rows; to one that follows a gradient nothing is promised. Memory
-is the weights and the largest sum of tensors that are alive at once in a run, promised to be at most 1.3 times plain's;
-the tensors alone stand beside. Writes bench/results/cost.json, keeping the models that were not measured, and prints
-the rows of docs/benchmarks.md.
+Models: the miniature on 16 × 16 latents, and random U-Nets of SD1.5's and SDXL's shape on 64 × 64 and 128 × 128. SDXL's
+    runs have no editor that follows a gradient, and those on 128 × 128 have only a few editors.
+Time: each round times every run once, plain and edited in turn. A ratio is edited / plain within one round. Its median
+    over the rounds is reported with its range. The ratio of processor times is reported too, because other jobs of the
+    machine disturb it less.
+Promised time: the reference costs the forwards of r rows on a share f of the steps. An edit should take at most
+    1 + f·r/2B + 0.1 times plain sampling of B rows. An edit that follows a gradient has no such limit.
+Memory: the weights plus the largest sum of tensors that are alive at once in a run. It should be at most 1.3 times
+    plain's. The tensors alone are reported too.
+
+Writes bench/results/cost.json and keeps the models in it that were not measured. Prints the rows of docs/benchmarks.md.
 """
 import argparse
 import json
@@ -70,11 +72,11 @@ class Bench:
         self.maps = PalimpsestAttentionStore.execute(model, self.inversion, self.edit, 0.25).result[0]
 
     def injected(self, **changed):
-        """Attention Inject at its defaults but what is changed."""
+        """Attention Inject at its defaults, except what is changed."""
         return PalimpsestAttentionInject.execute(self.model, self.inversion, self.edit, **DEFAULTS | changed).result[0]
 
     def other(self, node, **settings):
-        """A node's output, every input at its default but those that it must be given."""
+        """A node's output. Inputs without a default get what the bench holds."""
         mask = torch.zeros(1, 8, 8)
         mask[:, :4, :4] = 1
         given = {"model": self.model, "clip": self.clip, "source": self.source, "target": self.target,
@@ -84,7 +86,7 @@ class Bench:
         return output(node, **{name: value for name, value in given.items() if name in needed} | settings)
 
     def run(self, model, batch=1, positive=None, cfg=CFG, start=None, callback=None):
-        """One sampling, model space; start: Replay's (SAMPLER, SIGMAS, LATENT) of another inversion."""
+        """One sampling, in model space. start: Replay's (SAMPLER, SIGMAS, LATENT) of another inversion."""
         sampler, sigmas, latent = start or self.start
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive or self.target, self.null)
@@ -116,7 +118,7 @@ MODELS = {  # name: (one of SHAPES or the miniature, the latent's side, what is 
 
 
 def clocked(runs, rounds) -> dict:
-    """{name: [(seconds by the clock, of the processor)] a round} of runs, {name: function}, in turn."""
+    """{name: [(seconds by the clock, seconds of the processor) per round]} of runs {name: function}, in turn."""
     seconds = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -129,7 +131,7 @@ def clocked(runs, rounds) -> dict:
 
 
 def ratios(ours, theirs) -> dict:
-    """Of two lists that `clocked` gave: median and range of the rounds' ratios."""
+    """Median and range of the rounds' ratios, from two lists of `clocked`."""
     found = {}
     for i, clock in enumerate(("time", "processor time")):
         each = [a[i] / b[i] for a, b in zip(ours, theirs)]
@@ -138,7 +140,7 @@ def ratios(ours, theirs) -> dict:
 
 
 def peak(run) -> int:
-    """Bytes of tensors that a run has alive at most, beyond those that were there before."""
+    """The most bytes of tensors that a run has alive at once, without those that were alive before."""
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -159,7 +161,7 @@ def weights(model) -> int:
 
 
 def measure(b, editors, rounds) -> dict:
-    """{name: numbers} of edited runs beside plain ones of as many rows, for editors as in EDITORS."""
+    """{name: numbers} of edited runs against plain runs of as many rows, for editors like those in EDITORS."""
     edits = {name: (row.edit(b), row.rows) for name, row in editors.items()}
     every = {unedited(batch): (b.model, batch) for batch in sorted({batch for _, batch in edits.values()})} | edits
     rows = {}
@@ -193,7 +195,10 @@ def benched(shape, side, args):
 
 
 def random_unet(shape, dtype="float32", **other):
-    """A U-Net of one of SHAPES of random weights, for the miniature's text embeddings; other: of its configuration."""
+    """A U-Net of one of SHAPES with random weights, for the miniature's text embeddings.
+
+    other: changes to its configuration.
+    """
     kind, base = KINDS[shape]
     width = CLIP["hidden_size"]
     pooled = {"adm_in_channels": width + 6 * 256} if "adm_in_channels" in SHAPES[shape] else {}
@@ -208,7 +213,7 @@ def random_unet(shape, dtype="float32", **other):
 
 
 def about() -> dict:
-    """What a result was measured on."""
+    """The machine, versions and attention function of a result."""
     device, known = comfy.model_management.get_torch_device(), Path("/proc/cpuinfo")
     names = [line.split(": ")[1] for line in known.read_text().splitlines()
              if "model name" in line] if known.exists() else []

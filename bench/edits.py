@@ -2,12 +2,13 @@
 
     python tools/dev.py bench edits [--count 25] [--steps 50] [--cfg 4]
 
-For each kind of edit (colour, object, material, background) the same scenes are edited by every method: sampling the
-target from the inverted noise, with Attention Inject, and with Latent Blend under the true edit mask. Two rows edit
-nothing: the plain replay of the source at CFG 1, and the same under Attention Inject over the whole schedule ("inject
-source"). Success and kept are read by the scene reader; background is PSNR outside the true mask grown by two latent
-cells, beside the ideal edit's (the exact target blended into the source's latent). Writes bench/results/edits.json and
-prints the table.
+Every method edits the same scenes for each kind of edit (colour, object, material, background). The methods sample the
+target from the inverted noise: plainly, with Attention Inject, and also with Latent Blend under the true edit mask. Two
+rows edit nothing: the plain replay of the source at CFG 1, and the same with Attention Inject over the whole schedule
+("inject source").
+The scene reader measures success and kept. Background is PSNR outside the true mask grown by two latent cells. The
+ideal edit, the exact target blended into the source's latent, is measured too.
+Writes bench/results/edits.json and prints the table.
 """
 import argparse
 import json
@@ -48,7 +49,7 @@ def sample(model, start, positive, negative, cfg):
 
 
 def edit_all(edits, parts, steps, cfg):
-    """(sources, exact targets, masks, {method: pictures [B, H, W, C]}) of some edits, all in one batch."""
+    """(sources, exact targets, masks, {method: pictures [B, H, W, C]}) of several edits in one batch."""
     model, clip, vae = parts
     pictures, truth, masks = (torch.stack([torch.from_numpy(getattr(e, n)) for e in edits])
                               for n in ("source_image", "target_image", "mask"))
@@ -116,7 +117,7 @@ def means(table):
 
 
 def differences(rows):
-    """Paired bootstrap intervals of what each step of the method adds, and of the distance to the ideal edit."""
+    """Paired bootstrap intervals of each part's gain, and of the distance to the ideal edit."""
     found = {}
     for a, b in (("inject source", "replay"), ("inject", "plain"), ("inject + blend", "inject"),
                  ("inject + blend", "ideal")):

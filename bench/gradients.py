@@ -1,12 +1,12 @@
-"""Memory of a gradient run, by arithmetic: what autograd keeps of one forward at real sizes, without computing
-anything.
+"""Memory of a gradient run, by arithmetic: what autograd keeps of one forward at real sizes.
 
     python tools/dev.py bench gradients
 
-The host's networks of SD1.5 and SDXL are built of fake tensors, weights in fp16, computed with in the dtype that
-host/gradients.py chooses for their size, and run once on one row. Counted are the weights, every distinct storage that
-autograd saves (the fp32 casts of the weights among them), and the largest single tensor made, as an allowance for what
-a backward has in hand. It is a count of bytes, the same on any device.
+The host's networks of SD1.5 and SDXL are built of fake tensors, which compute nothing, and run once on one row. Weights
+are fp16. The forward runs in the dtype that host/gradients.py chooses for their size.
+Counted are the weights, every distinct storage that autograd saves (with the fp32 casts of the weights), and the
+largest single tensor, as an allowance for what a backward needs. The result is a count of bytes, the same on any
+device.
 """
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ NETWORKS = {"SD1.5, 512 px": ("SD1.5", 64), "SDXL, 1024 px": ("SDXL", 128)}
 
 
 class Largest(TorchDispatchMode):
-    """Notes the largest storage that an operation makes."""
+    """Records the largest storage that an operation makes."""
     size = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):

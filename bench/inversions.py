@@ -1,18 +1,18 @@
-"""Every inversion on the same held-out scenes of the miniature: what comes back, what can be edited, and what it costs.
+"""Every inversion on the same held-out scenes of the miniature: what it returns, what it lets edit, and what it costs.
 
     python tools/dev.py bench inversions [--count 50] [--steps 50] [--cfg 7.5] [--only NAME ...]
 
-Scene i is the source of held-out one-word edit i, of the four kinds in turn. Reconstruction is PSNR of the source
-prompt's plain replay, beside the autoencoder's own round trip. Success (the scene reader sees the new attribute) and
-background (PSNR outside the true mask grown by two latent cells) are those of the target prompt at --cfg, plain and
-with Attention Inject at its defaults. Methods whose recording belongs to one guidance are inverted at the guidance that
-they are replayed at. Two rows are DDIM Invert
-again: with the source re-read at every step (Attention Inject over the whole schedule, nothing edited), which is what
-Direct inversion gives an editor; and with a source branch that drifts as it is sampled along at --cfg, as in
-Prompt-to-Prompt as published.
+Scenes: scene i is the source of held-out one-word edit i, of the four kinds in turn.
+Reconstruction: PSNR of a plain replay of the source prompt, next to the autoencoder's own round trip.
+Success: the scene reader sees the new attribute. Background: PSNR outside the true mask grown by two latent cells. Both
+    are measured on the target prompt at --cfg, plain and with Attention Inject at its defaults.
+Guidance: methods whose recording belongs to one CFG are inverted at the CFG of their replay.
+Two more rows use DDIM Invert. One reads the source again at every step (Attention Inject over the whole schedule,
+nothing edited), which is what Direct inversion gives an editor. The other has a source branch that is sampled along at
+--cfg and drifts, as in the published Prompt-to-Prompt.
 
-Each row is written to bench/results/inversions.json once it is measured; rows that stand there with the same settings
-are kept, unless --only names them. Prints the table of docs/benchmarks.md.
+Writes each row to bench/results/inversions.json as soon as it is measured. Rows that are there with the same settings
+are kept unless --only names them. Prints the table of docs/benchmarks.md.
 """
 import argparse
 import dataclasses
@@ -47,7 +47,7 @@ METHODS = {row.name: row for row in showcase.collected("inversions")}
 
 
 class Scenes:
-    """Some edits as one batch: pictures and masks, conditionings, and the sources' round trips."""
+    """Several edits as one batch: pictures, masks, conditionings, and the sources' round trips."""
 
     def __init__(self, parts, edits):
         self.parts, self.edits = parts, edits
@@ -62,7 +62,7 @@ class Scenes:
         self.round_trip = vae.decode(self.latent["samples"])
 
     def invert(self, row: InversionRow, cfg, steps, **changed):
-        """The INVERSION of the sources by a row's method, at its defaults but what the row or the caller sets."""
+        """The INVERSION of the sources by a row's method, at its defaults except what the row or the caller sets."""
         model, method = self.parts[0], row.method
         guidance = {} if method.cfg is None else {"cfg": cfg}
         if guidance and "uncond" not in method.theta:
@@ -73,8 +73,10 @@ class Scenes:
         return learn(method, model, invert("DDIM", model, self.source, self.latent, steps).inversion, **settings)
 
     def replay(self, inversion, prompt, cfg, read_by=None, edit=lambda model: model, **inject):
-        """Pictures of a prompt sampled from an inversion with edit(MODEL); with PROMPT_EDIT, under Attention Inject
-        that reads `read_by`."""
+        """Pictures of a prompt sampled from an inversion with edit(MODEL).
+
+        inject: inputs of Attention Inject, which then reads `read_by`.
+        """
         model, *start = PalimpsestReplay.execute(self.parts[0], inversion, 0.0).result
         model = edit(model)
         if inject:
@@ -82,8 +84,7 @@ class Scenes:
         return self.parts[2].decode(sample(model, start, prompt, self.null, cfg))
 
     def drifting(self, inversion, cfg):
-        """The INVERSION with the latents that a source branch sampled along at this CFG passes through, in place of its
-        own."""
+        """The INVERSION with the latents of a source branch that is sampled along at this CFG, in place of its own."""
         path, _ = replay(PalimpsestReplay.execute(self.parts[0], inversion, 0.0).result, inversion, cfg, self.null)
         return dataclasses.replace(inversion, latents=path)
 
@@ -139,7 +140,7 @@ def main():
 
 
 def stored(args) -> dict:
-    """What was measured with these settings."""
+    """The stored result, if it has these settings."""
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "only")}
     result = json.loads(args.out.read_text()) if args.out.exists() else {}
     return result if result.get("settings") == settings else {"settings": settings, "pictures": {}}
@@ -152,7 +153,7 @@ def held_out(args) -> list:
 
 
 def rounded(values) -> list:
-    """JSON has no nan: None where an edit leaves no background."""
+    """Values for JSON, which has no nan: None where an edit leaves no background."""
     return [None if v != v else round(v, 4) for v in values.tolist()]
 
 

@@ -1,11 +1,12 @@
-"""Where words lie: Attention Mask against the true object, on held-out scenes.
+"""Where words are: Attention Mask against the true object, on held-out scenes.
 
     python tools/dev.py bench masks [--count 6] [--steps 20] [--seed 0] [--words all shape]
 
-Of each kind of edit the first scenes are inverted (DDIM), their words mapped at Attention Store's default, and the
-words of the object that the edit is of made a mask of the picture's size: at each threshold (0: found), with maps as
-they are, which is Prompt-to-Prompt's LocalBlend, and refined. IoU is with the pixels that the object covers; "wide" is
-the share of scenes whose mask is over two thirds of the picture. Writes bench/results/masks.json and prints the table.
+The first scenes of each kind of edit are inverted (DDIM), and their words are mapped at Attention Store's default. The
+words of the edited object become a mask of the picture's size: at each threshold (0: automatic), with plain maps, which
+is Prompt-to-Prompt's LocalBlend, and with refined maps.
+IoU is with the pixels that the object covers. "wide" is the share of scenes whose mask covers over two thirds of the
+picture. Writes bench/results/masks.json and prints the table.
 """
 import argparse
 import json
@@ -31,7 +32,7 @@ def iou(a, b):
 
 
 def named(edit, which="all"):
-    """(names of the words of the object that an edit is of, each the one occurrence that is its own; that object)."""
+    """(names of the words of the edited object, each by its own occurrence; the object)."""
     objects = edit.source.objs
     one = next((o for o in objects if o not in edit.target.objs), objects[0])
     before = edit.source_text.split(one.phrase())[0] if one == objects[0] else edit.source_text.rsplit(one.phrase(), 1)[0]

@@ -1,9 +1,9 @@
-"""How well the miniature does what its captions say.
+"""How well the miniature follows its captions.
 
     python tools/dev.py bench miniature [--captions 200] [--cfg 2 3 5]
 
-Writes bench/results/miniature.json: text-to-image accuracy by attribute as the scene reader names it (one row a CFG),
-the autoencoder's PSNR and the reader's accuracy on held-out scenes, and the seconds of one picture.
+Writes bench/results/miniature.json: text-to-image accuracy per attribute by the scene reader (one row per CFG), the
+autoencoder's PSNR and the reader's accuracy on held-out scenes, and the seconds for one picture.
 """
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ RESULTS = Path(__file__).parent / "results" / "miniature.json"
 
 
 def accuracy(pictures: torch.Tensor, drawn: list[scenes.Scene]) -> dict[str, float]:
-    """Share of right names by attribute.
+    """The share of right names by attribute.
 
-    The two objects of a scene count as two readings; "shape, colour and ground" asks for all of them in one picture.
+    The two objects of a scene count as two readings. "shape, colour and ground" needs all of them in one picture.
     """
     right = defaultdict(list)
     for scene, seen in zip(drawn, read(pictures)):
@@ -39,7 +39,7 @@ def accuracy(pictures: torch.Tensor, drawn: list[scenes.Scene]) -> dict[str, flo
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Per picture (B, H, W, C) in 0..1, in dB."""
+    """PSNR in dB, per picture (B, H, W, C) in 0..1."""
     return -10 * (a - b).square().mean((1, 2, 3)).log10()
 
 

@@ -1,15 +1,15 @@
-"""Null-text optimisation: reconstruction against cost, ours beside the published loop, on the same model in the same
-run.
+"""Null-text optimisation: reconstruction against cost, for ours and the published loop on the same model in one run.
 
     python tools/dev.py bench null_text [--count 8] [--steps 50] [--cfg 7.5]
 
-Held-out scenes of the miniature are inverted once. Each row is one run of all of them, then replayed plainly at the CFG
-with the embeddings learned. Cost is network row-passes a step and picture, forward 1, backward 2, without the
-inversion's own. The peer is the authors' loop: from the null prompt's embedding, Adam with a learning rate of 1e-2 that
-falls to half, at most 10 inner steps, ended early under a loss of 1e-5 + 2e-5·i, and a guided step of two rows at the
-end. PSNR is to the picture's own round trip through the autoencoder, mean over pictures. Each run takes all pictures
-together, and ends a step when the last of them is near enough. Writes bench/results/null_text.json and prints the
-table.
+Held-out scenes of the miniature are inverted once. Each row is one run of all scenes together, then a plain replay at
+the CFG with the learned embeddings. A run ends a step when its last scene is close enough.
+Cost: network row-passes per step and picture, 1 for a forward and 2 for a backward, without the inversion's own.
+Peer: the authors' loop. It starts from the null prompt's embedding. Adam's learning rate falls from 1e-2 to half of it.
+    It takes at most 10 inner steps, stops early under a loss of 1e-5 + 2e-5·i, and ends with a guided step of two rows.
+PSNR: to the picture's own round trip through the autoencoder, as a mean over pictures.
+
+Writes bench/results/null_text.json and prints the table.
 """
 import argparse
 import dataclasses
@@ -38,7 +38,7 @@ KINDS = ("colour", "object", "material", "background")
 
 
 def published(cond, uncond, path, sigmas, embedding, cfg, inner):
-    """The authors' loop. Returns the embeddings, one a step."""
+    """The authors' loop. Returns one embedding per step."""
     x, rows, learned, steps = path[0], path[0].new_ones(len(path[0])), [], len(sigmas) - 1
     embedding = embedding.expand(len(x), -1, -1).clone()
     for i in range(steps):
@@ -62,7 +62,7 @@ def published(cond, uncond, path, sigmas, embedding, cfg, inner):
         embedding = leaf.detach()
         learned.append(embedding.cpu())
         with torch.no_grad():
-            cond(x, sigma * rows)  # theirs predicts both rows again for the step
+            cond(x, sigma * rows)  # their loop predicts both rows again for the step
             x = step()
     return learned
 
@@ -77,7 +77,7 @@ def authors(model, inversion, null, cfg, inner):
 
 
 def replay(model, inversion, source, null, cfg):
-    """Plain sampling of the source prompt at a CFG, model space."""
+    """Plain sampling of the source prompt at a CFG, in model space."""
     m, sampler, sigmas, latent = replaying.replay(model, inversion)
     guider = comfy.samplers.CFGGuider(m)
     guider.set_conds(source, null)

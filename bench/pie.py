@@ -1,16 +1,17 @@
-"""PIE-Bench (Ju et al. 2023, arXiv:2310.01506) with your own checkpoint: its pictures, prompts, masks and its own
+"""PIE-Bench (Ju et al. 2023, arXiv:2310.01506) with your own checkpoint, on its pictures, prompts, masks and
 conventions.
 
     python tools/dev.py bench pie FOLDER [--checkpoint FILE] [--inversion NAME] [--editor NAME ...] [--count 700]
-    [--steps 50]
-        [--cfg 7.5] [--clip-vision FILE --clip-text FILE]
+        [--steps 50] [--cfg 7.5] [--clip-vision FILE --clip-text FILE]
 
-FOLDER holds mapping_file.json and annotation_images/. Without a checkpoint the miniature edits, which knows nothing of
-photographs. Background MSE, PSNR and SSIM are PIE-Bench's (the edited region black in both pictures, the mean over the
-whole picture, dB averaged), and beside them ours, by the background's area alone. CLIP similarities, of the whole
-picture and of the edited region to the target prompt, need a CLIP vision and a CLIP text model with its projection (the
-tables' are ViT-L/14). LPIPS and structure distance, which need networks of their own, are left out. One JSON line a
-picture in output/pie.jsonl; a picture that stands there is not edited again.
+FOLDER holds mapping_file.json and annotation_images/. Without a checkpoint the miniature edits, which knows no
+photographs.
+Background MSE, PSNR and SSIM are PIE-Bench's: the edited region is black in both pictures, the mean is over the whole
+picture, and dB are averaged. Ours, over the background's area alone, are measured too.
+CLIP similarities to the target prompt, of the whole picture and of the edited region, need a CLIP vision model and a
+CLIP text model with its projection (the paper's tables use ViT-L/14). LPIPS and structure distance need more networks
+and are left out.
+Writes one JSON line per picture to output/pie.jsonl. A picture that is in it is not edited again.
 """
 import argparse
 import json
@@ -31,7 +32,7 @@ LINES = Path(__file__).parents[1] / "output" / "pie.jsonl"
 
 
 class Case:
-    """A picture of PIE-Bench, with what `Scenes` asks of an edit."""
+    """A picture of PIE-Bench, with the attributes of an edit that `Scenes` reads."""
 
     def __init__(self, folder, number, entry):
         with Image.open(Path(folder, "annotation_images", entry["image_path"])) as image:
@@ -43,8 +44,10 @@ class Case:
 
 
 def decode_mask(runs, size) -> np.ndarray:
-    """A mask [height, width] in {0, 1} of PIE-Bench's run lengths, start and length in turn over the rows; its border
-    is edited."""
+    """A mask [height, width] in {0, 1} from PIE-Bench's run lengths: start and length in turn, over the rows.
+
+    The picture's border belongs to the mask.
+    """
     flat = np.zeros(size[0] * size[1], dtype=np.float32)
     for start, length in zip(runs[::2], runs[1::2], strict=True):
         flat[start:start + length] = 1
@@ -59,7 +62,7 @@ def cases(folder, count):
 
 
 class Clip:
-    """max(100 · cos, 0) between pictures and prompts, by the host's loaders."""
+    """max(100 · cos, 0) between pictures and prompts, with the host's loaders."""
 
     def __init__(self, vision, text):
         self.vision, self.text = comfy.clip_vision.load(vision), comfy.sd.load_clip([text])

@@ -2,8 +2,8 @@
 
     python tools/dev.py bench report [--sides 1024 2048 4096]
 
-Everything that the node can measure is connected. Memory is the largest sum of tensors alive at once beside the
-pictures.
+Everything that the node can measure is connected. Memory is the largest sum of tensors that are alive at once, without
+the pictures.
 """
 import argparse
 import json

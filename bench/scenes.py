@@ -1,20 +1,26 @@
 """SceneBench: edits whose exact answer is known, by any inversion and any editor.
 
     python tools/dev.py bench scenes [--split public] [--cases 30] [--steps 50] [--cfg 4] [--inversion NAME ...]
-    [--editor NAME ...]
+        [--editor NAME ...]
 
-A case is one held-out edit of a miniature scene, of one of eight kinds: source picture, two prompts, edit mask and the
-exact target picture; 30 of each kind are 240 cases. The public split is for choosing settings, the held-out one for
-claims. Inversions are the rows of bench/inversions.py, editors those of the examples, all at their nodes' defaults unless a row
-says otherwise.
+A case is one held-out edit of a miniature scene: source picture, two prompts, edit mask and exact target picture. There
+are eight kinds of edit, and 30 cases of each kind are 240 cases. Use the public split to choose settings and the
+held-out split for claims.
+Inversions are the rows of bench/inversions.py. Editors are those of the showcase. Both have their nodes' defaults
+unless a row says otherwise.
 
-Each case gives one JSON line in output/scenes/: success (the scene reader sees what was asked) and kept (the other
-attributes that the exact target shows read as before), background PSNR and SSIM outside the mask grown by two latent
-cells and the ideal edit's, PSNR to the exact target and inside the mask, reconstruction at this CFG beside the
-autoencoder's, network row-passes, seconds and on a GPU peak memory. A line that is there is not measured again, so an
-interrupted run goes on where it was. Prints a table and writes it to bench/results/scenes.json, beside other rows of
-the same settings, with paired bootstrap intervals against the first editor. Prints the best choice for each kind of
-edit too, and draws a sheet of one case a kind, output/scenes/sheet.png.
+Each case gives one JSON line in output/scenes/:
+success: the scene reader sees what was asked for.
+kept: the other attributes that the exact target shows read as before.
+background PSNR and SSIM: outside the mask grown by two latent cells, and the ideal edit's.
+PSNR to the exact target: in the whole picture and inside the mask.
+reconstruction: at this CFG, next to the autoencoder's.
+cost: network row-passes, seconds, and on a GPU peak memory.
+
+A line that exists is not measured again, so an interrupted run continues where it stopped. Prints a table and writes it
+to bench/results/scenes.json, next to other rows with the same settings, with paired bootstrap intervals against the
+first editor. Also prints the best choice for each kind of edit, and draws a sheet with one case per kind,
+output/scenes/sheet.png.
 """
 import argparse
 import json
@@ -38,7 +44,7 @@ from .stats import paired_bootstrap
 
 SPLITS = {"public": 0, "held-out": 10_000}  # number of the first held-out edit
 ROOT = Path(__file__).parents[1]
-SUCCEEDS = 0.8  # what a method must, to be the choice for a kind of edit
+SUCCEEDS = 0.8  # a method needs this share of successes to be the choice for a kind of edit
 RESULTS, LINES = ROOT / "bench" / "results" / "scenes.json", ROOT / "output" / "scenes"
 
 
@@ -58,8 +64,7 @@ def edited(scenes, inversion, name, cfg):
 
 
 class Counter:
-    """Rows that go through a MODEL's network, twice as many for a backward pass, its time, and on a GPU its peak
-    memory."""
+    """Rows that go through a MODEL's network, its time, and on a GPU its peak memory. A backward pass counts twice."""
 
     def __init__(self, model):
         self.network = model.model.diffusion_model
@@ -86,14 +91,17 @@ class Counter:
 
 
 def asked(edits, seen) -> tuple:
-    """(what a reader saw in each source, of what its exact target shows too; what the edit is to change), attribute ->
-    name."""
+    """(before, wanted), each attribute -> name.
+
+    before: what the reader saw in each source, for attributes that its exact target shows too.
+    wanted: what the edit should change.
+    """
     before = [{n: v for n, v in s.items() if n in visible(e.target)} for e, s in zip(edits, seen)]
     return before, [{n: v for n, v in visible(e.target).items() if visible(e.source).get(n) != v} for e in edits]
 
 
 def measure(scenes, inversion, spent, editors, args) -> dict:
-    """{editor: (numbers {name: [B]}, pictures)} of some cases that one INVERSION holds."""
+    """{editor: (numbers {name: [B]}, pictures)} of the cases in one INVERSION."""
     truth = torch.stack([torch.from_numpy(e.target_image) for e in scenes.edits])
     before, wanted = asked(scenes.edits, read(scenes.round_trip))
     vae = scenes.parts[2]
@@ -119,7 +127,7 @@ def measure(scenes, inversion, spent, editors, args) -> dict:
 
 
 def run(args, lines: Path):
-    """Append the lines that are missing."""
+    """Measure the missing cases and append their lines."""
     held, first = set(stored(lines)), SPLITS[args.split]
     parts = load_miniature()
     for kind in args.kind:
@@ -165,8 +173,8 @@ def mean(rows, name):
 
 
 def summary(rows, args) -> dict:
-    """{inversion + editor: means, by kind too, and the paired differences from the first editor on the same
-    inversion}."""
+    """{inversion + editor: means over all cases and per kind, and paired differences from the first editor on the
+    same inversion}."""
     found = {}
     names = [n for n in rows[0] if n not in ("case", "kind", "inversion", "editor")]
     for inversion in args.inversion:
@@ -185,7 +193,7 @@ def summary(rows, args) -> dict:
 
 
 def measured(path, settings) -> dict:
-    """What stands there of other rows, measured with these settings."""
+    """The stored rows, if they have these settings."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return before["measured"] if before.get("settings") == settings else {}
 
@@ -201,8 +209,10 @@ def table(found, args) -> str:
 
 
 def best(found, kinds) -> str:
-    """For each kind of edit the row nearest to the exact target, of those that succeed in SUCCEEDS of the cases; once
-    more without the rows that are given the true mask."""
+    """For each kind of edit, the row nearest to the exact target among those that succeed in SUCCEEDS of the cases.
+
+    The same once more without the rows that get the true mask.
+    """
     lines = ["| kind | nearest to the exact target | success | to the target | without a mask given | success | to the "
              "target |",
              "|---|" + "---|" * 6]
@@ -218,7 +228,7 @@ def best(found, kinds) -> str:
 
 
 def draw(args, pictures: Path):
-    """One case a kind: source, exact target, and what every method made of it."""
+    """Draw one case per kind: source, exact target, and every method's result."""
     rows = []
     for kind in args.kind:
         edit = held_out_edit(SPLITS[args.split], kind)

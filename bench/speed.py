@@ -1,23 +1,23 @@
-"""What speed and memory an edit takes: beside the published pipelines, beside plain sampling, and as a run grows.
+"""Speed and memory of an edit: against the published pipelines, against plain sampling, and as a run grows.
 
     python tools/dev.py bench speed [--only peers learned nodes growth] [--rounds 5] [--steps 10] [--community FOLDER]
 
-Peers: diffusers' pipelines on equal weights, steps and device, from the same noise; their weights ask for no gradient.
-The model is SD1.5's U-Net of random weights with --channels at its top. FOLDER is diffusers' examples/community, which
-its package does not
-hold: without it Prompt-to-Prompt is left out. "difference" is how far apart, relatively, the two results are, where
-they are to be equal.
-Learned: null-text on the miniature, which is trained; without FOLDER its peer is the published loop on this host. Each
-learns
-embeddings of its own: there stands, ours first, how far from the picture they lead.
-Nodes: every editor and every inversion at its defaults beside plain sampling with CFG of as many steps, on the
-miniature.
-Growth: some of them over steps, rows of a batch, sides of the latent and numbers of concepts, beside plain sampling of
-the same.
+Peers: diffusers' pipelines with equal weights, steps and device, from the same noise. Their weights require no
+    gradient. The model is SD1.5's U-Net with random weights and --channels at its top. FOLDER is diffusers'
+    examples/community, which its package does not contain. Without it Prompt-to-Prompt is left out. "difference" is the
+    relative distance of the two results, where they should be equal.
+Learned: null-text on the miniature, which is trained. Without FOLDER its peer is the published loop on this host. Each
+    side learns its own embeddings, so the last column shows how far from the picture
+    they lead, ours first.
+Nodes: every editor and every inversion at its defaults, against plain sampling with CFG and as many steps, on the
+    miniature.
+Growth: some of them over steps, rows of a batch, sides of the latent and numbers of concepts, against plain sampling of
+    the same.
 
-In a round every run is timed once, in turn; a ratio is of one round, told as median and range, and so is that of
-processor times. Memory is the largest sum of tensors that are alive at once in a run, beside the weights. Writes
-bench/results/speed.json, keeping the parts that were not measured, and prints the rows of docs/benchmarks.md.
+Each round times every run once, in turn. A ratio is within one round, and is reported as median and range. The ratio of
+processor times is reported too. Memory is the largest sum of tensors that are alive at once in a run, without the
+weights. Writes bench/results/speed.json and keeps the parts in it that were not measured. Prints the rows of
+docs/benchmarks.md.
 """
 import argparse
 import importlib.util
@@ -100,7 +100,7 @@ class Peers(Bench):
         return self.pipeline(getattr(module, kind))
 
     def call(self, pipeline, *args, rows=1, **settings):
-        """The last z of a pipeline's run from the inversion's noise; of its last row."""
+        """The last z of a pipeline's run from the inversion's noise, only its last row."""
         z = self.path[0].repeat(rows, 1, 1, 1)
         settings |= {"latents": z, "output_type": "latent", "num_inference_steps": self.steps, "guidance_scale": CFG}
         return pipeline(*args, **settings).images[-1:]
@@ -110,7 +110,7 @@ class Peers(Bench):
         return self.model.model.process_latent_in(self.run(model))
 
     def sampled(self):
-        """The INVERSION whose trajectory is the source sampled with CFG, as peers have their source."""
+        """The INVERSION whose trajectory is the source sampled with CFG, as in the peers' source branch."""
         path = []
         end = self.run(self.model, positive=self.source, callback=lambda i, x0, x, total: path.append(x.cpu()))
         return replace(self.inversion, latents=(*path, self.model.model.process_latent_in(end)))
@@ -163,7 +163,7 @@ def ledits(b, count):
     theirs = ledits_pipeline(b)
     inversion = b.other(PalimpsestLEDITSInvert, source=b.null, sigmas=theirs.scheduler.sigmas)
     maps = inversion.theta["z"].tensor.clone()
-    maps[-1] = 0  # which diffusers drops
+    maps[-1] = 0  # diffusers drops it
     inversion = replace(inversion, theta={**inversion.theta, "z": Theta(maps, "step", "step")})
     model, *start = PalimpsestReplay.execute(b.model, inversion, 0.0).result
     for _ in range(count):
@@ -183,7 +183,7 @@ def ledits(b, count):
 def diffedit(b):
     theirs = b.pipeline(diffusers.StableDiffusionDiffEditPipeline,
                         inverse_scheduler=diffusers.DDIMInverseScheduler(**twin.SCHEDULE, clip_sample=False))
-    theirs.vae = SimpleNamespace(dtype=torch.float32)  # is asked for nothing else
+    theirs.vae = SimpleNamespace(dtype=torch.float32)  # the pipeline reads only this
     return theirs
 
 
@@ -216,8 +216,10 @@ def attend_excite(b):
 
 
 def cross_attention_guidance(b):
-    """The direction from the source's embedding to the target's makes one of the other. Theirs moves the null prompt's
-    row by its own maps, ours both rows alike, so that the results differ."""
+    """The direction from the source's embedding to the target's makes one of the other.
+
+    Their pipeline moves the null prompt's row by its own maps, ours moves both rows alike, so the results differ.
+    """
     without = dict.fromkeys(("inverse_scheduler", "caption_generator", "caption_processor"))
     theirs = b.pipeline(StableDiffusionPix2PixZeroPipeline, **without)
     source, target = (b.prompts.embeddings[b.prompts.texts.index(text)] for text in b.texts)
@@ -257,7 +259,7 @@ def distance(b, z):
     return float((z - b.path[-1]).norm() / b.path[-1].norm())
 
 
-# name: a function of Peers that gives ours, theirs and, where they are not to be equal, how far each result is off
+# name: a function of Peers that gives ours, theirs and, where they should not be equal, how far each result is off
 NARROW = {
     "plain sampling with CFG": plain,
     "Prompt-to-Prompt, the source sampled too": prompt_to_prompt,
@@ -296,7 +298,7 @@ def compare(b, make, rounds) -> dict:
 
 
 def beside(runs, base, rounds) -> dict:
-    """{name: numbers beside those of the run named `base`} of the other runs, {name: function}."""
+    """{name: numbers over those of the run named `base`} of the other runs, {name: function}."""
     memory, seconds = {name: peak(run) for name, run in runs.items()}, clocked(runs, rounds)
     return {name: {**ratios(seconds[name], seconds[base]), "memory": memory[name] / memory[base],
                    "memory, MB": memory[name] / 2 ** 20} for name in runs if name != base}
@@ -329,7 +331,7 @@ PLAIN = "plain"
 
 
 def inverted(b, method):
-    """The picture inverted by a method at its defaults; one that learns does so along the picture's INVERSION."""
+    """The picture inverted by a method at its defaults. A method that learns does so along the picture's INVERSION."""
     if method.invert or method.along:
         return invert(method, b.model, b.source, b.picture, b.steps)
     return learn(method, b.model, b.inversion, negative=None if "uncond" in method.theta else b.null)

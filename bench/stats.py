@@ -7,11 +7,12 @@ def paired_bootstrap(a: Tensor, b: Tensor, generator: torch.Generator, resamples
                      level: float = .95) -> tuple[float, float, float]:
     """Mean of a - b over N pairs, with the two ends of its percentile interval (Efron and Tibshirani, 1993).
 
-    a, b: [N], finite, the same pictures in the same order. Whole pairs are drawn again, so what one picture shares
-    between methods cancels. Equal generators give equal intervals.
+    Whole pairs are resampled, so what a picture shares between methods cancels. Equal generators give equal intervals.
+    a, b: [N], finite, the same pictures in the same order.
     """
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
-        raise ValueError(f"the vectors are {tuple(a.shape)} and {tuple(b.shape)}: give two of one length, 2 or more")
+        raise ValueError(f"the vectors have shapes {tuple(a.shape)} and {tuple(b.shape)}: give two of equal length, "
+                         "2 or more")
     difference = a.double() - b.double()
     bad = (~difference.isfinite()).nonzero().flatten().tolist()
     if bad:

@@ -1,5 +1,4 @@
-"""diffusers' side of a comparison: its U-Net with a host model's weights, prompts by table, its schedulers'
-settings."""
+"""diffusers' side of a comparison: its U-Net with a host model's weights, prompts from a table, its schedulers."""
 from types import SimpleNamespace
 
 import comfy.utils
@@ -11,8 +10,7 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 
 def unet(model, size=8) -> UNet2DConditionModel:
-    """diffusers' network with the weights of a host model of SD1.x's kind, for latents of `size` where a pipeline
-    asks."""
+    """diffusers' network with the weights of a host model of SD1.x's kind. size: the latents' side, for pipelines."""
     config = model.model.model_config.unet_config
     blocks, widths = config["num_res_blocks"][0], [config["model_channels"] * m for m in config["channel_mult"]]
     down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in config["transformer_depth"][::blocks]]
@@ -29,8 +27,11 @@ def unet(model, size=8) -> UNet2DConditionModel:
 
 
 class Prompts(torch.nn.Module):
-    """A pipeline's tokenizer and text encoder in one: looks embeddings [1, tokens, width] up by their text, and the
-    number of their tokens from BOS to EOS."""
+    """A pipeline's tokenizer and text encoder in one, which look up a text.
+
+    table: text -> embeddings [1, tokens, width].
+    lengths: text -> number of its tokens from BOS to EOS.
+    """
     model_max_length = 77
     dtype, device, config, added_tokens_encoder = torch.float32, torch.device("cpu"), SimpleNamespace(), {}
 
