@@ -20,9 +20,9 @@ class Example:
     pages: node id -> draw(canvas, label), which draws the picture of the node's help page (pictures.py).
     scenes: its editors in SceneBench (rows.SceneRow).
     costs: its editors in the benchmark of costs (rows.CostRow).
-    inversions: its rows among the inversions (rows.InversionRow).
-    elsewhere: of a technique without a workflow, the title of one that shows it or has a place for it, or why there is
-        none.
+    inversions: its rows in the benchmark of inversions (rows.InversionRow).
+    elsewhere: for a technique without a workflow, the title of another workflow that shows it or can use it, or the
+        reason why there is none.
     """
     name: str
     workflows: tuple = ()
@@ -46,9 +46,9 @@ def found() -> dict:
 
 
 def collected(kind: str) -> list:
-    """All files' workflows, scenes, costs or inversions, by their numbers.
+    """All files' workflows, scenes, costs or inversions, sorted by `order`.
 
-    The numbers are there since a table is read from plain to strong and by kin, which no file's name says.
+    A table goes from plain to strong and groups what is related. File names do not give that order.
     """
     return sorted((row for example in found().values() for row in getattr(example, kind)), key=lambda row: row.order)
 

@@ -1,4 +1,4 @@
-"""What the examples' workflows share. A canvas (tools/canvas.py) is given; nothing here runs a node."""
+"""What the showcase's workflows share. They draw on a canvas (tools/canvas.py) and run no node."""
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ in multiples of 8 (512 on SD 1.x, 1024 on SDXL).
 
 
 def sized(c, title: str, picture, mask=None):
-    """A picture, and its mask with it, cropped and scaled to the model's size: (picture, mask)."""
+    """(picture, mask), both cropped and scaled to the model's size."""
     if mask:
         picture = c.node("JoinImageWithAlpha", "Picture and mask", image=picture, alpha=mask)["IMAGE"]
     scaled = c.node("ImageScale", title, image=picture, upscale_method="area", width=SIDE, height=SIDE,
@@ -33,10 +33,12 @@ def sized(c, title: str, picture, mask=None):
 
 
 def picture_and_words(c, note: str, tall: int, picture: dict, target: bool = True, masked: bool = False):
-    """The first group. Returns what it holds by name: the loader, the scene, words (Prompt Edit), the picture and the
-    mask at the model's size, and encoded.
+    """The first group. Returns its nodes by name: loader, scene, words (Prompt Edit), encoded, and picture and mask at
+    the model's size.
 
-    picture: the scene's seed and kind of edit; masked: whether an editor takes the scene's mask."""
+    picture: the scene's seed and kind of edit.
+    masked: whether an editor takes the scene's mask.
+    """
     c.column(360)
     c.note("How to use your own", OWN_MODEL.format(mask=" and its mask" if masked else "") + note, tall)
     c.column(320)
@@ -52,7 +54,7 @@ def picture_and_words(c, note: str, tall: int, picture: dict, target: bool = Tru
 
 
 def replay(c, title: str, model, inversion, positive, negative, cfg: float, start: float = 0.0):
-    """Replay Inversion into the host's sampler, two columns. Returns the sampler's node."""
+    """Replay Inversion and the host's sampler, in two columns. Returns the sampler's node."""
     c.column(290)
     r = c.node("PalimpsestReplay", model=model, inversion=inversion["inversion"], start=start)
     c.column(290)
@@ -71,7 +73,7 @@ def encoded(c, p, title, text):
 
 
 def injected(c, p, inversion, **settings):
-    """Attention Inject, as the miniature's scenes want it."""
+    """Attention Inject, set for the miniature's scenes."""
     return c.node("PalimpsestAttentionInject", model=p.loader["MODEL"], inversion=inversion["inversion"],
                   prompt_edit=p.words["prompt edit"], **{**KEEPS, **settings})
 
@@ -82,7 +84,7 @@ def on_model(kind, **settings):
 
 
 def on_injected(kind, masked=False):
-    """An editor on top of Attention Inject, which ends sooner where the scene's mask holds the rest."""
+    """An editor on top of Attention Inject, which ends sooner if the scene's mask holds the rest."""
     def edit(c, p, inversion):
         kept = injected(c, p, inversion, **(LOOSE if masked else {}))
         mask = {"mask": p.mask} if masked else {}
@@ -91,7 +93,7 @@ def on_injected(kind, masked=False):
 
 
 def other_picture(c, p, shown="source", text="source text", **picture):
-    """The inversion of a second picture, one of its scene's two."""
+    """The inversion of a second picture, its scene's source or exact target."""
     scene = c.node("PalimpsestMiniatureScene", "The other picture", 220, **picture)
     words = c.node("PalimpsestPromptEdit", "Its prompt", clip=p.loader["CLIP"], source=scene[text], target=scene[text])
     image, _ = sized(c, "Its size", scene[shown])
@@ -104,9 +106,10 @@ def other_picture(c, p, shown="source", text="source text", **picture):
 
 @dataclass(frozen=True)
 class Drawing:
-    """A workflow of its own making: draw(canvas) places every node.
+    """A workflow that draws itself.
 
-    title: what it does, and in brackets by which technique; its file's name.
+    title: what it does, with the technique in brackets. It is also the file's name.
+    draw(canvas): places every node.
     order: its number among the workflows.
     """
     title: str
@@ -118,17 +121,17 @@ class Drawing:
 class Workflow:
     """A picture, an inversion, an editor, a comparison.
 
-    title: what it does, and in brackets by which technique; its file's name.
-    about: what to set for one's own picture, and what the technique does.
-    edit(canvas, parts, inversion): places the editor's nodes; the last one's MODEL is sampled, or its LATENT shown
-        where there is no inversion.
+    title: what it does, with the technique in brackets. It is also the file's name.
+    about: what to set for your own picture, and what the technique does.
+    edit(canvas, parts, inversion): places the editor's nodes. The last one's MODEL is sampled, or its LATENT shown if
+        there is no inversion.
     order: its number among the workflows.
     kind, seed: the miniature's picture and edit.
-    invert(canvas, parts): places the inversion's nodes; None for none.
+    invert(canvas, parts): places the inversion's nodes. None for no inversion.
     cfg: the guidance of sampling.
     start: where Replay starts.
     target: which of Prompt Edit's CONDITIONINGs is sampled.
-    prompt: sampled in place of it.
+    prompt: a text that is sampled instead.
     masked: whether its nodes take the scene's mask.
     """
     title: str

@@ -1,5 +1,8 @@
-"""What the pictures of the help pages share. A picture is drawn as a canvas, and what has a title there is a tile of
-it, in the order of the nodes; without one, the picture is what the page's only output shows."""
+"""What the pictures of the help pages share.
+
+A picture is drawn as a canvas. Its tiles are the titled nodes' pictures, in the order of the nodes. If no node has a
+title, the canvas has one output, and its picture is the page's.
+"""
 from dataclasses import replace
 
 from .drawing import CFG, encoded, inverted, picture_and_words, replay
@@ -30,14 +33,14 @@ def show_mask(c, label, mask):
 
 
 def sample(c, label, p, inversion, words="source", cfg=1.0, start=0.0, model=None):
-    """What Replay Inversion and the host's sampler make of an inversion."""
+    """Shows an inversion's sample by Replay Inversion and the host's sampler."""
     positive = p.words[words] if isinstance(words, str) else words
     sampled = replay(c, label, model or p.loader["MODEL"], inversion, positive, p.null["CONDITIONING"], cfg, start)
     decoded(c, label, p, sampled["output"])
 
 
 def before_and_after(workflow, without=ALONE, **changed):
-    """A workflow's run: source, the same words from the same inversion without the editor, and with it."""
+    """A workflow's run: the source, then the same prompt from the same inversion without the editor and with it."""
     def draw(c, label):
         w = replace(workflow, **changed)
         p = scene(c, w.seed, w.kind)
@@ -49,7 +52,7 @@ def before_and_after(workflow, without=ALONE, **changed):
 
 
 def back_and_edited(c, label):
-    """Source and target prompt replayed from DDIM's inversion."""
+    """Source and target prompt, replayed from DDIM's inversion."""
     p = scene(c)
     inversion = inverted(c, p)
     sample(c, "source prompt, CFG 1", p, inversion)
@@ -57,7 +60,7 @@ def back_and_edited(c, label):
 
 
 def returns(kind, steps, at=1.0, schedule=(), **settings):
-    """The source prompt replayed from DDIM's inversion and from this one, both on the same schedule."""
+    """The source prompt, replayed from DDIM's inversion and from this one on the same schedule."""
     def draw(c, label):
         p = scene(c)
         sample(c, "DDIM Invert", p, inverted(c, p, steps=steps, **dict(schedule)), cfg=at)
@@ -75,7 +78,7 @@ def edits(kind, steps=10, at=HIGH, seed=12, edit="colour", **settings):
 
 
 def both(kind, steps, at, start, **settings):
-    """Source and target prompt replayed from one inversion."""
+    """Source and target prompt, replayed from one inversion."""
     def draw(c, label):
         p = scene(c)
         inversion = invert(c, p, kind, steps, **settings)
@@ -85,7 +88,7 @@ def both(kind, steps, at, start, **settings):
 
 
 def invert(c, p, kind, steps, own_negative=False, **settings):
-    """An inversion, or one learned along DDIM's; its negative is the null prompt where it is guided and has none of
+    """An inversion, or one that learns along DDIM's. If it is guided, its negative is the null prompt, unless it has
     its own."""
     if "cfg" in settings and not own_negative:
         settings["negative"] = p.null["CONDITIONING"]
@@ -96,7 +99,7 @@ def invert(c, p, kind, steps, own_negative=False, **settings):
 
 
 def second_picture(c, p, text, seed, kind, part="source"):
-    """A second picture's scene, its words and its inversion, under a text of its own or its scene's target text."""
+    """A second picture's scene, words and inversion. text: its prompt, or None for its scene's target text."""
     other = c.node("PalimpsestMiniatureScene", seed=seed, kind=kind)
     text = text or other["target text"]
     words = c.node("PalimpsestPromptEdit", clip=p.loader["CLIP"], source=text, target=text)

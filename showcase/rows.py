@@ -1,4 +1,4 @@
-"""What the examples' rows in the benchmarks are, and what they share."""
+"""The rows of the showcase in the benchmarks, and what they share."""
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,8 +11,7 @@ from . import LAST
 class SceneRow:
     """An editor in SceneBench (bench/scenes.py) and PIE-Bench (bench/pie.py).
 
-    edit(scenes, model, inversion): the edited MODEL; its inputs at their nodes' defaults unless the name says
-        otherwise.
+    edit(scenes, model, inversion): the edited MODEL. Inputs have their nodes' defaults unless the name says otherwise.
     order: its number among the rows.
     samples: the prompt that is sampled, "target" or "source".
     """
@@ -28,7 +27,7 @@ class CostRow:
 
     edit(bench): the edited MODEL.
     order: its number among the rows.
-    gradient: whether it follows a gradient, and so is promised nothing.
+    gradient: whether it follows a gradient. If so, it has no promised time.
     large: whether it is measured on the largest latents too.
     rows: the rows of the batch.
     """
@@ -70,7 +69,7 @@ def inputs_of(node) -> dict:
 
 
 def output(node, **given):
-    """A node's first output, every input at its default but those given."""
+    """A node's first output. Inputs that are not given have their defaults."""
     defaults = {name: i.default for name, i in inputs_of(node).items() if getattr(i, "default", None) is not None}
     return node.execute(**defaults | given).result[0]
 
@@ -81,7 +80,7 @@ def inject(scenes, model, inversion):
 
 
 def on_inversion(node, before=None, masked=False, **settings):
-    """A SceneRow's edit: a node on MODEL and INVERSION, above the edit `before`; masked: takes the true edit mask."""
+    """A SceneRow's edit: a node on MODEL and INVERSION, after the edit `before`. masked: it gets the true edit mask."""
     def edit(scenes, model, inversion):
         model = before(scenes, model, inversion) if before else model
         mask = {"mask": scenes.masks} if masked else {}

@@ -1,7 +1,7 @@
-"""What saved workflows name of each node: its inputs and outputs in their order, in tests/data/nodes/<id>.json.
+"""What saved workflows depend on: each node's inputs and outputs in their order, in tests/data/nodes/<id>.json.
 
-Run as a script it writes the files that new nodes lack. One that is there is changed by hand, and only by appending: a
-saved workflow holds widgets by their order and outputs by their number. COMFYUI_PATH names the host.
+Run as a script it writes the files of new nodes. Change an existing file by hand, and only append to it: a saved
+workflow holds widgets by their order and outputs by their number. COMFYUI_PATH names the host.
 """
 import json
 import logging
@@ -15,13 +15,13 @@ FOLDER = ROOT / "tests" / "data" / "nodes"
 
 
 def contracts() -> dict:
-    """{node id: its inputs and outputs} of the nodes as they are."""
+    """{node id: its inputs and outputs} of the current nodes."""
     return {info["name"]: {"inputs": [name for name, *_ in declared(info)], "outputs": list(info["output"])}
             for info in infos()}
 
 
 def frozen() -> dict:
-    """The same, of the nodes as their files say."""
+    """The same, as the files have it."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
 
 

@@ -1,6 +1,6 @@
-"""The pictures of the nodes' help pages, drawn by the examples on the miniature: web/docs/<node>/example.jpg.
+"""The pictures of the nodes' help pages, drawn by the showcase on the miniature: web/docs/<node>/example.jpg.
 
-COMFYUI_PATH names the host. Give ids of nodes to draw these only, with or without their "Palimpsest".
+COMFYUI_PATH names the host. Give ids of nodes, with or without their "Palimpsest", to draw only these.
 """
 import logging
 import sys
@@ -11,18 +11,18 @@ from pack import ROOT, load_pack
 from workflow import host_nodes, object_info
 
 PLACE = ROOT / "web" / "docs"
-WIDE, REDUCED = 640, .75  # px of a page at most, and what is left of a tile's size
+WIDE, REDUCED = 640, .75  # a picture's greatest width in px, and the greatest share of its drawn size
 
 
 def sketch(node, draw, info) -> Canvas:
-    """The canvas that the picture of a node's page is run from."""
+    """The canvas whose run gives the picture of a node's page."""
     c = Canvas(info, node)
     draw(c, info[node]["display_name"].split(" (")[0])
     return c
 
 
 def page(run, node, draw, info):
-    """The picture of a node's page: the sketch's tiles, which have titles, else what its only output shows."""
+    """The picture of a node's page: the sketch's titled pictures as tiles, or else its only picture."""
     import numpy as np
     import torch
     from palimpsest.metrics.drawing import sheet, tile

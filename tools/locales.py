@@ -1,8 +1,8 @@
-"""The nodes' texts on the canvas, in English from their own schemas, and what the other languages still owe.
+"""The nodes' texts on the canvas, in English from their own schemas, and what the other languages lack.
 
-Run as a script it writes locales/en/nodeDefs.json again. A text whose English has changed since is taken out of the
-other languages, as is one that no node has any more, and what is missing from them is printed. The canvas shows it in
-English until someone translates it. COMFYUI_PATH names the host.
+Run as a script it writes locales/en/nodeDefs.json again. A translation whose English has changed or no longer exists
+is removed from the other languages. Missing translations are printed. The canvas shows such a text in English until
+someone translates it. COMFYUI_PATH names the host.
 """
 import asyncio
 import json
@@ -18,7 +18,7 @@ HOST_TYPES = {"MODEL", "CLIP", "VAE", "IMAGE", "MASK", "LATENT", "SIGMAS", "SAMP
 
 
 def infos() -> list:
-    """What the host's /object_info says of each of the pack's nodes."""
+    """The host's /object_info of each of the pack's nodes."""
     import palimpsest
     return [node.GET_NODE_INFO_V1() for node in asyncio.run(asyncio.run(palimpsest.comfy_entrypoint()).get_node_list())]
 
@@ -37,7 +37,7 @@ def names() -> dict:
 
 
 def owed(language: str) -> list:
-    """What a language lacks, a line each: texts, names of categories and types, help pages."""
+    """What a language lacks, one line each: texts, names of categories and types, help pages."""
     have, main = flat(read(language)), read(language, "main")
     return [*(f"{key}: {text}" for key, text in flat(english()).items() if key not in have),
             *(f"main.json: {part}.{name}" for part, found in names().items()
@@ -67,7 +67,7 @@ def flat(defs, *path) -> dict:
 
 
 def kept(words, old, new):
-    """What of `words`, a translation of the English `old`, still says what the English `new` does; in new's order."""
+    """The parts of `words`, a translation of `old`, whose English is the same in `new`, in new's order."""
     if isinstance(new, str):
         return words if old in (None, new) else None
     inner = {part: kept(words[part], (old or {}).get(part), text) for part, text in new.items() if part in words}
@@ -95,7 +95,7 @@ def main() -> int:
         write(language, now)
         for key, text in flat(words).items():
             if key not in flat(now):
-                print(f"{language}: {'stale' if key in flat(new) else 'superfluous'}, taken out: {key}: {text}")
+                print(f"{language}: {'outdated' if key in flat(new) else 'unused'}, removed: {key}: {text}")
         for line in owed(language):
             print(f"{language}: missing: {line}")
     return 0

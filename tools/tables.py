@@ -1,8 +1,9 @@
 """The documents' tables of techniques, made from the techniques' own files.
 
-Run as a script it writes them again, between `<!-- techniques -->` and `<!-- /techniques -->` (every technique, its
-paper, file, nodes, workflow and what it was checked against) and between `<!-- tasks -->` and `<!-- /tasks -->` (every
-workflow, by what it does), in whatever document has these marks. COMFYUI_PATH names the host.
+Run as a script it writes them again in every document that has their marks. COMFYUI_PATH names the host.
+`<!-- techniques -->` to `<!-- /techniques -->`: every technique with its paper, file, nodes and workflow, and what it
+    was checked against.
+`<!-- tasks -->` to `<!-- /tasks -->`: every workflow, by what it does.
 """
 import ast
 import logging
@@ -32,7 +33,7 @@ class Paper:
 
     @property
     def papers(self) -> list:
-        """(first author and year as far as they are said, arXiv id) of each paper that it names there."""
+        """(first author and year, arXiv id) of each paper that the header names. Author and year may be missing."""
         found, before = [], 0
         for known in re.finditer(r"arXiv:(\d{4}\.\d{4,5})", self.cited):
             said, before = self.cited[before:known.start()], known.end()
@@ -57,7 +58,7 @@ def papers() -> list:
 
 
 def nodes() -> dict:
-    """{"attention/masactrl": the display names of its nodes, by id}."""
+    """{"attention/masactrl": {node id: display name}}."""
     from palimpsest.nodes import found
     places: dict = {}
     for node in found():
@@ -80,7 +81,7 @@ def workflow(title, up) -> str:
 
 
 def techniques(up: str) -> str:
-    """up: the way from the document to the pack's root."""
+    """up: the path from the document to the pack's root."""
     from palimpsest import showcase
     shown, known = showcase.found(), nodes()
     titles = {w.title for w in showcase.collected("workflows")}
@@ -88,7 +89,7 @@ def techniques(up: str) -> str:
     for paper in papers():
         example = shown.get(paper.path)
         if example is None and paper.path not in known:
-            continue  # a part of a paper whose node stands elsewhere
+            continue  # a part of a paper whose node is in another file
         own = [w.title for w in example.workflows] or [example.elsewhere] if example else []
         cited = "; ".join(f"{who}, [{number}](https://arxiv.org/abs/{number})".removeprefix(", ")
                           for who, number in paper.papers)
@@ -116,7 +117,7 @@ TABLES = {"techniques": techniques, "tasks": tasks}
 
 
 def documents() -> dict:
-    """{path: its text with the tables as they are now} of every document with a table's marks."""
+    """{path: text with current tables} of every document with a table's marks."""
     found = {}
     for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text(encoding="utf-8")

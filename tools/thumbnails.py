@@ -1,7 +1,6 @@
-"""The pictures that the template browser shows of the small workflows: each is run as it is, and its edit put beside
-its source.
+"""The template browser's pictures of the small workflows: each workflow is run, and its edit put beside its source.
 
-COMFYUI_PATH names the host. Give names of workflows to draw these only.
+COMFYUI_PATH names the host. Give names of workflows to draw only these.
 """
 import json
 import logging

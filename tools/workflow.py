@@ -1,6 +1,6 @@
-"""The workflows that come with the pack, drawn by the examples. Run as a script it writes workflows/*.json again.
+"""The workflows that come with the pack, drawn by the showcase. Run as a script it writes workflows/*.json again.
 
-COMFYUI_PATH names the host whose nodes the drawings are checked against.
+COMFYUI_PATH names the host, whose nodes check the drawings.
 """
 import asyncio
 import json
@@ -15,7 +15,7 @@ MAIN, MAPS = "Rewrite a word, keep the rest", "Attention maps to a mask"  # whic
 
 
 def host_nodes():
-    """Register the host's nodes and the pack's in this process; returns its server object, which serves nobody."""
+    """Register the host's nodes and the pack's in this process. Returns a server object that serves nobody."""
     import palimpsest
 
     import nodes
@@ -36,7 +36,7 @@ def host_nodes():
 
 
 def object_info() -> dict:
-    """What the host's /object_info says of a node's inputs and outputs, for every registered node."""
+    """The host's /object_info for every registered node: its inputs and outputs."""
     import nodes
     titles = nodes.NODE_DISPLAY_NAME_MAPPINGS
     return {name: _info(node, titles.get(name, name)) for name, node in nodes.NODE_CLASS_MAPPINGS.items()}

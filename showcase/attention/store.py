@@ -12,7 +12,7 @@ The mask fits any node that takes one: *Latent Blend (Inversion)*, *ImageComposi
 
 
 def draw(c):
-    """Where a model sees each word of a picture's prompt, and a mask from that."""
+    """Where a model sees each word of a picture's prompt, and a mask made from it."""
     with c.group("1  Picture and words", BLUE):
         p = picture_and_words(c, ABOUT, 480, SCENE, target=False)
         loader, words = p.loader, p.words

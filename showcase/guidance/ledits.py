@@ -24,7 +24,7 @@ WORKFLOW = Workflow(
 
 
 def edit(scenes, model, inversion):
-    """The node takes one text; here every picture has its own."""
+    """LEDITS++ without its node, which takes one text. Here every picture has its own."""
     concept = Grounded(scenes.target, 5.0, 0.0, 1.0, 0.9, tokens=tuple(pair.target for pair in scenes.edit.pairs))
     return attach(model, LEDITS((concept,), resolution=nearest_resolution(model, 0.25)))
 

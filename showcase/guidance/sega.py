@@ -37,7 +37,7 @@ def edit(scenes, model, inversion):
 
 
 def concepts(count):
-    """A CostRow's edit: as many concepts."""
+    """A CostRow's edit: `count` concepts."""
     def edit(b):
         model = b.model
         for _ in range(count):

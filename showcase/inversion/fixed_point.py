@@ -7,7 +7,7 @@ from ..rows import InversionRow
 
 
 def reported(c, p):
-    """An inversion that is looked at and saved."""
+    """An inversion with its report and its file."""
     inversion = inverted(c, p, "PalimpsestFixedPointInvert")
     c.node("PalimpsestSaveInversion", None, 160, inversion=inversion["inversion"])
     c.column(760)
