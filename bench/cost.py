@@ -225,17 +225,21 @@ def about() -> dict:
 
 
 def report(table) -> str:
-    lines = [f"{'':58s}{'time':>7s}{'range':>14s}{'processor':>11s}{'promise':>9s}{'memory':>9s}{'promise':>9s}{'tensors':>9s}"]
+    def line(name, *cells):
+        return f"  {name:56s}" + "".join(f"{cell:>{width}s}" for cell, width in zip(cells, (7, 14, 11, 9, 9, 9, 9)))
+
+    lines = [line("", "time", "range", "processor", "promise", "memory", "promise", "tensors")]
     for name, r in table.items():
         low, high = r["time, range"]
-        lines.append("  "
-                     f"{name:56s}{r['time']:>7.3f}{f'{low:.2f} - {high:.2f}':>14s}{r['processor time']:>11.3f}{r['time promised'] or math.nan:>9.3f}{r['memory']:>9.3f}{r['memory promised']:>9.2f}{r['memory without weights']:>9.3f}")
+        lines.append(line(name, f"{r['time']:.3f}", f"{low:.2f} - {high:.2f}", f"{r['processor time']:.3f}",
+                          f"{r['time promised'] or math.nan:.3f}", f"{r['memory']:.3f}", f"{r['memory promised']:.2f}",
+                          f"{r['memory without weights']:.3f}"))
     return "\n".join(lines)
 
 
 def table(results) -> str:
-    """The rows of docs/benchmarks.md: processor time over plain sampling's (time on a graphics card, which the processor waits for),
-    with what is promised, and the most memory on any model."""
+    """The rows of docs/benchmarks.md: processor time over plain sampling's, with the promised one, and the most memory
+    on any model. On a graphics card it is time, because the processor waits for the card."""
     clock = "time" if torch.cuda.is_available() else "processor time"
     models = [name for name in MODELS if name in results]
     lines = [f"| | {' | '.join(models)} | peak memory |", "|---|" + "---|" * (len(models) + 1)]

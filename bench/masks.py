@@ -35,8 +35,9 @@ def named(edit, which="all"):
     """(names of the words of the edited object, each by its own occurrence; the object)."""
     objects = edit.source.objs
     one = next((o for o in objects if o not in edit.target.objs), objects[0])
-    before = edit.source_text.split(one.phrase())[0] if one == objects[0] else edit.source_text.rsplit(one.phrase(), 1)[0]
-    words, seen, names = one.phrase().split()[1:], before.split() + ["a"], []
+    text, phrase = edit.source_text, one.phrase()
+    before = text.split(phrase)[0] if one == objects[0] else text.rsplit(phrase, 1)[0]
+    words, seen, names = phrase.split()[1:], before.split() + ["a"], []
     for word in words if which == "all" else words[-1:]:
         names.append(f"{word}#{(seen + words[:words.index(word)]).count(word) + 1}")
     return ", ".join(names), one
@@ -88,7 +89,8 @@ def main():
                 for key, made in found.items():
                     rows.setdefault(key, {})[kind] = iou(made, true), made.mean((1, 2)) > WIDE
             for (refine, threshold), kinds in rows.items():
-                name = f"{'refined' if refine else 'as they are'}{'' if which == 'all' else ', the shape alone'} | {threshold:g}"
+                maps = ("refined" if refine else "as they are") + ("" if which == "all" else ", the shape alone")
+                name = f"{maps} | {threshold:g}"
                 every, wide = (torch.cat([numbers[i].float() for numbers in kinds.values()]) for i in (0, 1))
                 measured[name] = {**{kind: numbers[0].mean().item() for kind, numbers in kinds.items()},
                                   "all": every.mean().item(), "least": every.min().item(), "wide": wide.mean().item()}

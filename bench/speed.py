@@ -31,7 +31,7 @@ import comfy.model_management
 import comfy.utils
 import diffusers
 import torch
-from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite.pipeline_stable_diffusion_attend_and_excite import (
+from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite.pipeline_stable_diffusion_attend_and_excite import (  # noqa: E501
     StableDiffusionAttendAndExcitePipeline,
 )
 from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_diffusion_pix2pix_zero import (
@@ -277,7 +277,8 @@ NARROW = {
 TRAINED = {
     "Null-text, from the source prompt (default)": partial(null_text, start="source prompt"),
     "Null-text, from the null prompt": partial(null_text, start="negative"),
-    "Null-text, from the source prompt, at most 2 updates, theirs 10": partial(null_text, start="source prompt", iterations=2),
+    "Null-text, from the source prompt, at most 2 updates, theirs 10": partial(null_text, start="source prompt",
+                                                                              iterations=2),
 }
 
 

@@ -45,12 +45,12 @@ class InversionRow:
 
     method: its METHOD.
     order: its number among the rows.
-    settings: beside the method's defaults; a function of the number of steps where they depend on it.
+    settings: changes to the method's defaults, or a function of the number of steps that returns them.
     guided: whether what it records belongs to the CFG.
-    source: "re-read" or "drifting", where the row is about that.
-    edits: whether its Replay is made for other prompts than the source's.
-    faithful: settings for the replay of the source, where they differ.
-    over: the row that its reconstruction is compared with.
+    source: "re-read" or "drifting", if the row is about the source branch.
+    edits: whether its Replay is made for prompts other than the source's.
+    faithful: settings for the replay of the source, if they differ.
+    over: the row with which its reconstruction is compared.
     """
     name: str
     method: Method

@@ -22,8 +22,8 @@ from ..pictures import before_and_after
 from ..rows import CostRow, InversionRow, SceneRow, inject
 
 TITLE = "Rewrite a word, keep the rest"
-ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The target is the same sentence with a word \
-changed, added or removed.
+ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The target is the same sentence with a \
+word changed, added or removed.
 3. *Words that may change* are words of the source that the edit may replace. The mask follows them.
 4. Replace the miniature's values by the papers': CFG 7.5 in *Sample the edit*, `self_end` 0.4 and `self_resolution` \
 0.5 in *Attention Inject*.
