@@ -85,8 +85,8 @@ class MutualSelfAttention(SelfAttentionEdit):
 
 
 def _only(keys: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """The tokens of tensors [rows, tokens, channels] that a boolean [tokens] on the CPU chooses; all of them if it
-    chooses none."""
+    """The tokens of tensors [rows, tokens, channels] that a boolean [tokens] on the CPU chooses,
+    or all if it chooses none."""
     if not keys.any():
         return list(tensors)
     index = keys.nonzero()[:, 0].to(tensors[0].device)

@@ -69,8 +69,8 @@ class Attention:
         return word_mask(maps, size, threshold, refined)
 
     def masks(self, words: list[list[Word]], size, threshold, refined: bool, grow=True) -> SourceMask:
-        """The SourceMask of some words of each picture: the refined one at every level, or at each the one of the maps
-        so far."""
+        """The SourceMask of some words of each picture: the refined mask at every level, or each level's
+        mask of the maps so far."""
         if refined:
             return SourceMask((math.inf,), self.mask(words, size, threshold, True)[None])
         so_far = self.steps.cumsum(0) / torch.arange(1, len(self.steps) + 1).view(-1, 1, 1, 1, 1)

@@ -1,2 +1,2 @@
-"""The engine: the run and its editors, the reference branch, sites, masks, word maps, replay, and inverting as plain
-calls."""
+"""The engine: the run and its editors, reference branch, sites, masks, word maps, replay, and
+inverting as plain calls."""

@@ -42,8 +42,8 @@ def check_finite(latent: Tensor):
 
 
 def check_hooks(run: "Run", editor: Editor):
-    """ValueError on hooks that the host passes over in silence, because it registers those of the guider's prompts
-    alone."""
+    """ValueError on hooks that the host would skip silently, because it registers only the hooks
+    of the guider's prompts."""
     known = getattr(run.guider.model_options.get("registered_hooks"), "hooks", ())
     own = (hook for prompt in editor.prompts for _, extras in prompt
            for hook in getattr(extras.get("hooks"), "hooks", ()))

@@ -219,8 +219,8 @@ def learn(method: Method | str, model, inversion: Inversion, cfg: float | None =
 
 
 def _learned(learning, asks, network: Network, cfg) -> tuple[Found, list[int]]:
-    """What learning(network, path, sigmas) gives in a run that answers what it asks, and the rows that the network
-    saw."""
+    """(the result of learning(network, path, sigmas) in a run that answers its calls, the
+    rows that the network saw)."""
     model, inversion = network.model, network.inversion
     if not asks:
         return learning(network, inversion.path, inversion.sigmas), []
@@ -280,8 +280,10 @@ def check_guidance(node, cfg, negative):
 
 
 def _noted(method: Method, settings, cfg, negative) -> tuple[dict, dict]:
-    """What an INVERSION keeps of a method's settings, and what it notes of them. negative: the prompt that its guidance
-    had."""
+    """What an INVERSION stores of a method's settings, and what it notes about them.
+
+    negative: the negative prompt of its guidance.
+    """
     all_of_them = {**settings, **({} if cfg is None else {"guidance": cfg})}
     if negative is not None and "uncond" not in method.theta:
         all_of_them["negative"] = digest(embedding for embedding, _ in negative)

@@ -115,8 +115,8 @@ def asked_by(editor: "Editor", entry: dict) -> Hashable | None:
 
 
 def controls(entries, sigma) -> list:
-    """The ControlNets that processed cond entries have for the whole picture at σ, each once, with None where one has
-    none."""
+    """The ControlNets of processed cond entries for the whole picture at σ, each once. None stands
+    for entries without one."""
     acting = (e for e in entries if "area" not in e
               and e.get("timestep_start", math.inf) >= sigma >= e.get("timestep_end", 0.0))
     return list(dict.fromkeys(e.get("control") for e in acting)) or [None]

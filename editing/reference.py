@@ -33,8 +33,7 @@ ROWS, CELLS = 3, 8192  # of one forward that several σ share: rows, and latent 
 
 
 def levels_together(rows, size, most=ROWS, cells=CELLS) -> int:
-    """How many σ may share a forward of at most so many rows and cells, with `rows` latents of size (height, width) at
-    each."""
+    """How many σ, each with `rows` latents of size (height, width), may share a forward of limited rows and cells."""
     return max(1, min(most, cells // (size[0] * size[1])) // rows)
 
 
@@ -123,8 +122,8 @@ class Reference:
         self.levels.clear()
 
     def read_alone(self):
-        """From now on every call of the network is read for anew, as where a solver asks it for two latents at one
-        σ."""
+        """From now on reads again at every call of the network, as for a solver that calls it
+        with two latents at one σ."""
         self.clear()
         self.mixed = [False] * len(self.mixed)
 
@@ -170,8 +169,8 @@ class Reference:
         self.levels |= {(id(inversion), prompt): levels for prompt in prompts}
 
     def _ahead(self, sigma, together) -> list:
-        """σ and the steps after it, as many as share a forward. Where a solver goes between the steps, every level is
-        read alone."""
+        """σ and the steps after it, as many as share a forward. If a solver goes between the steps,
+        each level is read alone."""
         if sigma not in self.steps:
             self.mixed = [False] * len(self.mixed)
             return [sigma]

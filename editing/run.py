@@ -191,8 +191,8 @@ def alone(model, editor: Editor):
 
 
 def _prepare_sampling(executor, model, noise_shape, conds, *args, **kwargs):
-    """Lets the host count the sources and the editors' prompts in what it loads and makes room for, then takes them out
-    again."""
+    """Lets the host count the sources and the editors' prompts when it loads and makes room.
+    Then removes them again."""
     sources = [inversion.conditioning for inversion in inversions_read(editors(model))]
     own = {f"{KEY}.{i}": convert_cond(prompt)
            for i, prompt in enumerate([*sources, *(p for e in editors(model) for p in e.prompts)])}

@@ -253,8 +253,8 @@ def in_tiles(editor: Editor, rows: Rows, site: Site, q: Tensor) -> bool:
 
 
 def mask_at(mask: Tensor, rows: Rows, site: Site) -> Tensor:
-    """[masks, tokens] of masks [masks, h, w] at the latent's size: the mean over each token's cells, in the entry's own
-    window."""
+    """[masks, tokens]: the mean over each token's cells of masks [masks, h, w] at the latent's
+    size, in the entry's window."""
     require_all_rows(rows, len(mask), "masks")
     if "area" in rows.entry:
         mask = cut(mask, rows.entry["area"])

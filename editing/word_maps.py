@@ -47,10 +47,11 @@ def looked_up(attention: Attend, site: Site, q: Tensor, k: Tensor, values: Tenso
 
 
 def word_maps(attention: Attend, site: Site, q: Tensor, k: Tensor, groups: list, length: int) -> Tensor:
-    """[rows, groups, h, w]: the mean over heads of the probability each cell gives to a group of token positions.
+    """[rows, groups, h, w]: the mean over heads of the probability that each cell gives to a group of token positions.
 
-    groups: for each row a list of tuples of positions below `length`, the text's own length. The host may repeat its
-    columns in k."""
+    groups: for each row, a list of tuples of positions below `length`.
+    length: the text's own length. The host may repeat the text's columns in k.
+    """
     return looked_up(attention, site, q, k, one_hot(groups, length, q).repeat(1, k.shape[1] // length, 1))
 
 
@@ -171,8 +172,8 @@ class WordMaps(AttentionObserver):
         return run.state(self).refined.value
 
     def mask(self, run, threshold, grow=True) -> Tensor | None:
-        """[rows, h, w] of `word_mask`, of all words together; in the first step, which has no refined maps yet, of
-        those it has."""
+        """[rows, h, w] of `word_mask`, of all words together. The first step has no refined maps yet
+        and uses the plain ones."""
         maps, refined = self.mean(run), self.refined(run)
         if maps is None:
             return None

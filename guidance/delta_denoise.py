@@ -25,8 +25,7 @@ WEIGHT = 2000 / 64 ** 2
 
 
 class PairGuider(Guider):
-    """Predicts x0 with the "source" or the "target" of its prompts, as `prompted` asks, guided away from the
-    "negative"."""
+    """Predicts x0 with the "source" or "target" prompt, as `prompted` chooses, guided away from the "negative"."""
 
     def __init__(self, model, source, target, negative, cfg):
         super().__init__(model, {"source": source, "target": target, "negative": negative}, cfg)

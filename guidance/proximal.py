@@ -93,8 +93,8 @@ class Proximal(Editor):
         return x
 
     def combine(self, args) -> list:
-        """The host's pre-CFG hook: [cond, uncond] x0 predictions, the cond moved so that their difference is prox of
-        what it was."""
+        """The host's pre-CFG hook on x0 predictions [cond, uncond]. Moves cond so that the
+        difference becomes prox of itself."""
         cond, uncond, *rest = args["conds_out"]
         run = running(args["model_options"])
         if run is None or args["conds"][1] is None:

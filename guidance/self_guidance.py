@@ -279,8 +279,10 @@ class SelfGuidance(SourceMaps):
         return [F.interpolate(A[:, None], size, mode="bilinear")[:, 0] for A in found]
 
     def layout_energy(self, ours: list, theirs: list) -> Tensor:
-        """g [B] without appearance at one site, of the maps [B,h,w] of the object and of each other in the target and
-        the source."""
+        """g [B] at one site without appearance.
+
+        The maps [B,h,w] are those of the object and of each other object, in the target and in the source.
+        """
         A, known = ours[0], theirs[0]
         g = A.new_zeros(len(A))
         if self.shape:

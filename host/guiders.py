@@ -36,8 +36,7 @@ def with_embedding(entry: dict, embedding: Tensor) -> dict:
 
 
 class Guider(CFGGuider):
-    """Predicts with prompts of its own, {name: CONDITIONING}. A subclass says in `predict_noise` how it combines
-    them."""
+    """Predicts with its own prompts, {name: CONDITIONING}. A subclass combines them in `predict_noise`."""
 
     def __init__(self, model, prompts: dict, cfg=1.0):
         super().__init__(model)

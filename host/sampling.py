@@ -142,8 +142,7 @@ def handed_on(latent: Tensor) -> Tensor:
 
 
 def rows_counted(model) -> list:
-    """The rows that the network of this MODEL, a clone, is going to see: each forward's, and twice as many for a
-    backward."""
+    """The rows that the network of this MODEL, a clone, will see: each forward's, and twice as many for a backward."""
     rows = []
 
     def count(executor, x, *args, **kwargs):
@@ -240,8 +239,8 @@ def patches(model) -> tuple:
 
 
 def rows_may_mix(model, conditioning) -> bool:
-    """Whether rows of different σ may share a forward: nothing on the conditioning or the model reads one σ for the
-    batch."""
+    """Whether rows of different σ may share a forward. Neither conditioning nor model may then
+    read one σ for the batch."""
     options = model.model_options
     foreign = {k for k in options if k != "transformer_options"} | {k
                                                                     for k in options["transformer_options"] if k != KEY}

@@ -46,8 +46,8 @@ class Tokens:
         object.__setattr__(self, "named", self.named or self.words)
 
     def find(self, name: str) -> Word:
-        """All occurrences of the word called `name` ("cat") as one, or its n-th alone ("cat#2"). ValueError lists the
-        words."""
+        """The word called `name`: all its occurrences as one ("cat"), or only the n-th ("cat#2").
+        ValueError lists the words."""
         numbered = re.fullmatch(r"(.+)#(\d+)", name.strip())
         text, number = (numbered[1], int(numbered[2])) if numbered else (name, None)
         found = [word for word in self.named if word.name == _name(text)]
@@ -210,8 +210,8 @@ def _host_tokens(clip, text, length=0):
 
 
 def _sequence(clip, text, length):
-    """(encoder, its (token, weight, word id) at every position), once all encoders are seen to agree on the
-    positions."""
+    """(encoder, its (token, weight, word id) at every position). ValueError unless all
+    encoders agree on the positions."""
     encoders = {name: sum(chunks, []) for name, chunks in _host_tokens(clip, text, length).items()}
     if not encoders.keys() <= CLIP_ENCODERS:
         raise ValueError(f"this CLIP has the text encoders {', '.join(encoders)}, and words are found in l, g and h "

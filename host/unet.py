@@ -1,5 +1,4 @@
-"""The door to the host's U-Nets (SD1.x, SD2.x, SDXL): where their attention is, what computes it, and where their
-features are."""
+"""The door to the host's U-Nets (SD1.x, SD2.x, SDXL): where attention and features are, and what computes attention."""
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 

@@ -44,8 +44,8 @@ def with_value_inputs(model_options: dict, change: Callable[[Tensor, dict], Tens
 
 
 def with_widths_measured(model_options: dict, widths: dict) -> dict:
-    """model_options under which a forward writes {address: (tokens, width)} of what each self-attention reads to
-    `widths`."""
+    """model_options under which a forward writes what each self-attention reads to `widths`,
+    {address: (tokens, width)}."""
     def own(n, context, held, options):
         widths[address_of(options)] = tuple(context.shape[1:])
         return n, context, held
@@ -54,8 +54,7 @@ def with_widths_measured(model_options: dict, widths: dict) -> dict:
 
 
 def _added(x, learned, options, takes, scale=None) -> Tensor:
-    """x [rows,tokens,C], scaled or not, with what was learned [B,tokens,C] added. The host may repeat a text's
-    tokens."""
+    """x [rows,tokens,C], optionally scaled, plus what was learned [B,tokens,C]. The host may repeat a text's tokens."""
     if x.shape[1] % learned.shape[1] or x.shape[2] != learned.shape[2]:
         raise ValueError(f"What was learned is {list(learned.shape[1:])} (tokens, width), attention reads "
                          f"{list(x.shape[1:])}: remove what cuts the picture into tiles, and sample at the size of the "

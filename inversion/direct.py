@@ -20,8 +20,8 @@ from .method import OFFSETS, Found, Method, Setting
 
 
 def record(model, path, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, scale=1.0) -> list:
-    """The S offsets that lead sampling from path[0] along the path: S+1 latents in the order of sigmas [S+1], which
-    descend to 0."""
+    """The S offsets with which sampling from path[0] follows the path: S+1 latents in the order of
+    sigmas [S+1], descending."""
     x, offsets = path[0], []
     for i in trange(len(sigmas) - 1, disable=disable):
         y = _step(model, x, i, sigmas, extra_args, callback)

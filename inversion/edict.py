@@ -84,8 +84,8 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
 
 def source(inversion, n: Tensor, c: Tensor, goes: int, second: bool, p: float) -> tuple:
-    """A CoupledState's source, of a step from n to c in which pair[goes] goes now. Where a method has no y, its latents
-    are both."""
+    """A CoupledState's source in a step from n to c, where pair[goes] goes now. If a method has no
+    y, both are its latents."""
     ends = unmixed(_pair_at(inversion, c), p)
     return (ends if second else _pair_at(inversion, n))[1 - goes], ends[goes]
 

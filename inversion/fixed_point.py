@@ -41,9 +41,11 @@ def anderson(residuals: list, images: list) -> Tensor:
 
 
 def iterate(f, x: Tensor, iterations: int, tolerance: float, memory: int):
-    """(x, errors): up to `iterations` of x <- f(x) from a guess x [B,C,…], and at each the largest residual ‖f(x) - x‖
-    of the pictures, as a share of the guess's norm. A picture whose residual is at most `tolerance` takes its image and
-    rests."""
+    """(x, errors): at most `iterations` of x <- f(x) from a guess x [B,C,…].
+
+    errors: at each iteration the pictures' largest residual ‖f(x) - x‖, as a share of the guess's norm.
+    A picture whose residual is at most `tolerance` takes f(x) and stops there.
+    """
     residuals, images, errors = [], [], []
     scale = x.flatten(1).norm(dim=1)
     resting = x.new_zeros(x.shape[0], dtype=torch.bool)

@@ -83,8 +83,8 @@ class CoupledState:
 
 
 def first_step(inversion, sigmas: Tensor) -> int:
-    """The index in the inversion's schedule where a run over sigmas starts; ValueError where it leaves that
-    schedule."""
+    """The index in the inversion's schedule where a run over sigmas starts. ValueError if the
+    run leaves that schedule."""
     first = inversion.step(float(sigmas[0]))
     own = inversion.sigmas[first:first + len(sigmas)]
     if len(own) != len(sigmas) or not torch.allclose(own, sigmas.to(own), rtol=1e-4, atol=0):
@@ -121,8 +121,8 @@ def seen_as(fingerprint) -> dict:
 
 
 def independent_path(x: Tensor, sigmas: Tensor, seed: int) -> list:
-    """S+1 latents in the order of sigmas, the clean x [B,C,…] last: each level is noised independently, with draws of
-    the seed alone."""
+    """S+1 latents in the order of sigmas, the clean x [B,C,…] last. Each level is noised
+    independently, drawn from the seed."""
     generator = torch.Generator().manual_seed(seed)
     return [*(x + s * torch.randn(x.shape, generator=generator).to(x) for s in sigmas[:-1]), x]
 

@@ -41,8 +41,10 @@ def towards(D: Tensor, before: Tensor | None, sigmas: Tensor, i: int) -> Tensor:
 
 
 def mean_scale(x: Tensor, D: Tensor, n: Tensor, c: Tensor) -> tuple:
-    """The mean of the step from level σ = n to c towards D, and what multiplies its map: 1 for the residual of the last
-    step."""
+    """(mean, factor) of the step from level σ = n to c towards D.
+
+    factor: multiplies the step's map. It is 1 for the residual of the last step.
+    """
     r = c / n
     return D + r ** 2 * (x - D), c * (1 - r ** 2).sqrt() if c > 0 else 1
 

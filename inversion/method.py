@@ -141,8 +141,8 @@ class Method:
         return {name: setting.default for name, setting in self.settings.items()} | dict(given)
 
     def landing(self, inversion: Inversion, sigma: float) -> Tensor:
-        """The x0 [B,C,…] with which a step from σ keeps to the source: the clean latent, less what the last step
-        adds."""
+        """The x0 [B,C,…] with which a step from σ keeps to the source: the clean latent, minus
+        what the last step adds."""
         if not self.residual or inversion.level(sigma) != len(inversion.sigmas) - 2:
             return inversion.path[-1]
         return inversion.path[-1] - inversion.theta[self.residual].tensor[-1]
@@ -179,8 +179,7 @@ def method_of(inversion: Inversion) -> Method:
 
 
 def check(inversion: Inversion):
-    """ValueError where an INVERSION does not hold what its method writes: settings and θ_F, of these names and
-    shapes."""
+    """ValueError unless an INVERSION holds what its method writes: settings and θ_F of these names and shapes."""
     method, steps = method_of(inversion), len(inversion.sigmas) - 1
     told = {**inversion.provenance, **inversion.settings}
     optional = [n for n in ("guidance", "evaluations", "seconds") if n in told]

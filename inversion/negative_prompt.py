@@ -38,8 +38,8 @@ def repeated(a: Tensor, b: Tensor) -> tuple:
 
 
 def learned(source: list, null: list | None = None, weight=0.0) -> dict:
-    """θ_F of a source CONDITIONING: "uncond" [1,B,tokens,C] and, where it has one, "uncond_pooled" [1,B,P], for the
-    whole run."""
+    """θ_F of a source CONDITIONING for the whole run: "uncond" [1,B,tokens,C], and
+    "uncond_pooled" [1,B,P] if it has one."""
     def between(a, b):
         if weight == 0:
             return a

@@ -143,8 +143,8 @@ class Inversion:
         return torch.lerp(path[clean], path[clean - 1], weight)
 
     def step(self, sigma: float) -> int:
-        """The index of the step that starts at σ; ValueError off the inversion's own levels, where nothing was
-        learned."""
+        """The index of the step that starts at σ. ValueError off the inversion's own levels,
+        where nothing was learned."""
         level = self.level(sigma)
         if level is None:
             raise ValueError(f"The sampler asks for sigma {sigma:.4g}, where the {self.method} INVERSION learned "

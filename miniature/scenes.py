@@ -324,8 +324,8 @@ def _stylise(image: np.ndarray, style: str) -> np.ndarray:
 
 
 def visible(scene: Scene) -> dict[str, str]:
-    """What a picture of the scene shows: attribute -> name. "colour#2" is the second object's. A sketch shows no
-    colour."""
+    """What a picture of the scene shows: attribute -> name. "colour#2" is the second
+    object's. A sketch has no colour."""
     shown = dict(ground=scene.ground, style=scene.style, count=str(len(scene.objs)))
     for o, suffix in zip(scene.objs, ("", "#2")):
         values = dict(shape=o.shape, colour=o.colour, material=o.material, pose=POSES[o.tilted])

@@ -98,8 +98,8 @@ def draw(given: dict[str, Tensor], numbers: dict[str, Tensor]) -> Tensor:
 
 
 def difference(edited: Tensor, source: Tensor) -> tuple[Tensor, float]:
-    """The channels' mean of |edited - source| for two pictures [H, W, C]: at the size of a tile [h, w], and its highest
-    value."""
+    """(the channels' mean of |edited - source| at a tile's size [h, w], its highest value),
+    for two pictures [H, W, C]."""
     rows = [(e.float() - s.float()).abs().mean(-1, keepdim=True) for e, s in zip(edited.split(1), source.split(1))]
     found = torch.cat(rows)
     return reduced(found)[..., 0], found.max().item()

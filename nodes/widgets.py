@@ -106,8 +106,7 @@ def sigmas_input():
 
 
 def inversion_outputs(own_reverse=False):
-    """INVERSION, noise and SIGMAS. With `own_reverse` no sampler of the host returns the picture, only the method's own
-    one."""
+    """INVERSION, noise and SIGMAS. With `own_reverse` only the method's own sampler returns the picture."""
     use = ("Only Replay Inversion returns the picture from it." if own_reverse else
            "In KSampler Advanced: add_noise off, same scheduler and steps, CFG 1 to reconstruct. On flow models use "
            "Replay.")

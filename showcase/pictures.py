@@ -88,8 +88,7 @@ def both(kind, steps, at, start, **settings):
 
 
 def invert(c, p, kind, steps, own_negative=False, **settings):
-    """An inversion, or one that learns along DDIM's. If it is guided, its negative is the null prompt, unless it has
-    its own."""
+    """An inversion, or one that learns along DDIM's. A guided one has its own negative, or else the null prompt."""
     if "cfg" in settings and not own_negative:
         settings["negative"] = p.null["CONDITIONING"]
     if "inversion" in c.info[kind]["input"]["required"]:

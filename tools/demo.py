@@ -42,8 +42,7 @@ def titled(graph: dict, title: str) -> str:
 
 
 def prepare(graph: dict, edit, seed: int, kind: str, steps: int, cfg: float) -> dict:
-    """The main workflow's prompt for one edit of one scene, with a node for each picture to keep, named as the
-    picture."""
+    """The main workflow's prompt for one edit of one scene. Each picture to keep has a node, named as the picture."""
     values = {"Miniature Scene": {"seed": seed, "kind": kind}, "DDIM Invert": {"steps": steps},
               "Sample the edit": {"cfg": cfg},
               "Words that may change": {"value": changed_words(edit)},

@@ -97,8 +97,7 @@ def host_version(host: Path) -> str:
 
 
 def own_python(host: Path, modules: "tuple[str, ...]") -> "Path | None":
-    """The Python that runs a user's own ComfyUI and has all `modules`: this one, or that of an environment beside
-    it."""
+    """The Python that runs a user's own ComfyUI and has all `modules`: this one, or one in an environment beside it."""
     program = "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
     inside = Path("Scripts/python.exe" if WINDOWS else "bin/python")
     for python in (Path(sys.executable), host / "venv" / inside, host / ".venv" / inside,

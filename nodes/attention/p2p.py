@@ -13,8 +13,8 @@ from ..widgets import InversionType, PromptEditType
 
 
 def per_token(values: dict, edit: PromptEdit, default: float) -> tuple:
-    """One tensor [target tokens] a pair, from {word: value}; "default" sets the rest. A word may be in some targets
-    only."""
+    """One tensor [target tokens] per pair, from {word: value}. "default" sets the other words.
+    A target may lack a word."""
     tensors = [torch.full((len(pair.target.ids),), float(values.get("default", default))) for pair in edit.pairs]
     for name, value in values.items():
         if name == "default":

@@ -28,8 +28,7 @@ def inside(path, folder) -> str:
 
 
 def find(file) -> str:
-    """The path of a name such as "palimpsest/cat_00001_.inversion.safetensors [output]". The other folder is
-    [input]."""
+    """The path of a name such as "palimpsest/cat_00001_.inversion.safetensors [output]" or "… [input]"."""
     folders = {" [output]": folder_paths.get_output_directory(), " [input]": folder_paths.get_input_directory()}
     mark = next((m for m in folders if file.endswith(m)), None)
     if mark is None or not file.endswith(SUFFIX + mark) or "\0" in file:
