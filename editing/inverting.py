@@ -27,8 +27,8 @@ from ..host.sampling import (
     prediction_type,
     rows_counted,
     rows_may_mix,
-    run,
     sample,
+    sample_with,
     schedule,
     split_at,
 )
@@ -241,7 +241,7 @@ def _learned(learning, asks, network: Network, cfg) -> tuple[Found, list[int]]:
     with differentiable(model) as m:  # the only clone: of two that go at once the host forgets which MODEL they are of
         rows = rows_counted(m)
         conds = {name: _own(conditioning) for name, conditioning in network.prompts.items()}
-        run(PromptGuider(m, conds), _clean(m, inversion), inversion.sigmas.clone(), Solver(solver))
+        sample_with(PromptGuider(m, conds), _clean(m, inversion), inversion.sigmas.clone(), Solver(solver))
     return found[0], rows
 
 

@@ -115,10 +115,10 @@ def sample(model, conditioning, latent: Tensor, sigmas: Tensor, solver, cfg=1.0,
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": conditioning, **({} if negative is None else {"negative": negative})})
     guider.set_cfg(cfg)
-    return run(guider, latent, sigmas, solver, callback, seed)
+    return sample_with(guider, latent, sigmas, solver, callback, seed)
 
 
-def run(guider, latent: Tensor, sigmas: Tensor, solver, callback=None, seed=0) -> Tensor:
+def sample_with(guider, latent: Tensor, sigmas: Tensor, solver, callback=None, seed=0) -> Tensor:
     """The same on a guider of one's own."""
     preview = latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1)
 

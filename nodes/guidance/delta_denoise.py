@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ...editing.editor import require_plain
 from ...editing.inverting import source_latent
 from ...guidance.delta_denoise import PairGuider, descend, levels
-from ...host.sampling import Solver, prediction_type, run
+from ...host.sampling import Solver, prediction_type, sample_with
 
 
 class PalimpsestDeltaDenoise(io.ComfyNode):
@@ -61,5 +61,5 @@ class PalimpsestDeltaDenoise(io.ComfyNode):
         def solve(*args, **kwargs):
             return descend(*args, rate=lr, generator=generator, flow=flow, mask=mask, **kwargs)
 
-        edited = run(PairGuider(model, source, target, negative, cfg), x, sigmas, Solver(solve), seed=seed)
+        edited = sample_with(PairGuider(model, source, target, negative, cfg), x, sigmas, Solver(solve), seed=seed)
         return io.NodeOutput({**latent, "samples": edited.to(comfy.model_management.intermediate_device())})

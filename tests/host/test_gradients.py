@@ -8,7 +8,7 @@ import torch
 from palimpsest.host import gradients
 from palimpsest.host.gradients import differentiable
 from palimpsest.host.guiders import PromptGuider, prompted
-from palimpsest.host.sampling import Solver, run, schedule
+from palimpsest.host.sampling import Solver, sample_with, schedule
 
 import tiny
 
@@ -44,7 +44,7 @@ def scalar(model):
         prompts = [[prompt[0][0].clone(), {k: v.clone() if isinstance(v, torch.Tensor) else v
                                            for k, v in prompt[0][1].items()}]]
         sigmas = schedule(model, "ddim_uniform", 4)[1:].clone()
-        run(PromptGuider(m, {"source": prompts}), latent.clone(), sigmas, Solver(solve))
+        sample_with(PromptGuider(m, {"source": prompts}), latent.clone(), sigmas, Solver(solve))
     return found
 
 
