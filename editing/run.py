@@ -55,7 +55,6 @@ class Run:
     _levels: dict[float, float] = field(default_factory=dict)
     _stand_ins: dict = field(default_factory=dict)
     _warned: set = field(default_factory=set)
-    memories: dict = field(default_factory=dict)
 
     def __deepcopy__(self, memo):
         return self
@@ -74,7 +73,6 @@ class Run:
         """Drops what was gathered."""
         self.reference.clear()
         self._states.clear()
-        self.memories.clear()
         self._stand_ins.clear()
         self.coupled = self.x = None
 
@@ -83,9 +81,6 @@ class Run:
         if id(editor) not in self._states:
             self._states[id(editor)] = editor.State()
         return self._states[id(editor)]
-
-    def memory(self, editor) -> dict:
-        return self.memories.setdefault(id(editor), {})
 
     def prompts(self, editor: Editor) -> list:
         """The cond lists of an editor's own prompts. They exchange neither areas nor control with the guider's."""

@@ -48,9 +48,6 @@ class Run:
     def state(self, editor):
         return self.states.setdefault(id(editor), editor.State())
 
-    def memory(self, editor):
-        return self.__dict__.setdefault("memories", {})
-
     def state(self, editor):
         return self.__dict__.setdefault("states", {}).setdefault(id(editor), editor.State())
 

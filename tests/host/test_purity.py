@@ -114,7 +114,7 @@ class Trail:
         encoded = [c for entries in run.reference.entries for e in entries for c in e["model_conds"].values()]
         for value in (run, run.reference, *encoded):
             self.objects[id(value)] = weakref.ref(value)
-        for t in tensors_of([shown.features for shown in run.reference.kept.values()], run._states, run.memories):
+        for t in tensors_of([shown.features for shown in run.reference.kept.values()], run._states):
             self.tensors[id(t)] = weakref.ref(t)
         return x0
 
@@ -227,7 +227,7 @@ def test_a_cancelled_or_failed_run_leaves_nothing(editor, family, end, unchanged
         ENDS[end](c, trail.model)
     runs = [r for r in trail.alive() if isinstance(r, Run)]
     # even while the traceback holds the run
-    assert all(not r._states and not r.memories and not r.reference.kept for r in runs)
+    assert all(not r._states and not r.reference.kept for r in runs)
     assert trail.objects
     del caught, runs
     gc.collect()
