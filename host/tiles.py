@@ -6,16 +6,13 @@ of which a noisy latent has once. Areas are (height, width, y, x) in latent cell
 edge goes on at the opposite one.
 """
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .batch import TILES, chunks
 from .options import WrappersMP, with_wrapper
-
-if TYPE_CHECKING:
-    from ..editing.call import Call
 
 
 def cut(x: Tensor, area: tuple) -> Tensor:
@@ -32,9 +29,9 @@ def area_of(part: Tensor, whole: Tensor) -> tuple | None:
     return next((area for area in areas if torch.equal(cut(whole, area), part)), None)
 
 
-def with_tiles_located(model_options: dict, call: "Call") -> dict:
+def with_tiles_located(model_options: dict, call: Any) -> dict:
     """model_options whose forwards of parts of the latent name the area of each part in the option TILES. They give
-    None there if some part is nowhere in the latent."""
+    None there if some part is nowhere in the latent. call: the call of the network, an editing/call.py's."""
     return with_wrapper(model_options, WrappersMP.APPLY_MODEL, TILES, partial(_locate, call))
 
 

@@ -31,13 +31,6 @@ SHARED = {".attention.alignment", ".inversion.grid", ".inversion.method", ".inve
 PARENTS = {".guidance.ledits": ".guidance.sega", ".inversion.cycle_diffusion": ".inversion.ddpm",
            ".inversion.regularized": ".inversion.ddim"}
 
-# These imports still break the table.
-KNOWN = {(f".editing.{name}", other) for name, others in {
-    "attention_loss": "comfy", "checks": "comfy", "masks": "comfy",
-    "reference": "comfy", "run": "comfy", "sites": "comfy", "word_maps": "comfy",
-}.items() for other in others.split()} | {
-    (".blending.blended_latent", ".metrics.masks"), (".guidance.magic_remover", ".blending.local_blend")}
-
 
 def module(path: Path) -> str:
     """`.inversion.edict`, or `.inversion` for its `__init__.py`."""
@@ -74,8 +67,7 @@ def allowed(name: str) -> set:
 
 def test_imports_point_down_the_table_of_rooms():
     wrong = [f"{name or 'the pack'} imports {other}" for name in FILES for other in sorted(imported(name))
-             if not any(f"{other}.".startswith(f"{one}.") for one in allowed(name))
-             and not any(name == known and f"{other}.".startswith(f"{gone}.") for known, gone in KNOWN)]
+             if not any(f"{other}.".startswith(f"{one}.") for one in allowed(name))]
     assert not wrong, "\n".join(wrong)
 
 
