@@ -116,9 +116,14 @@ class Anchored(Editor):
 
 def blend(x, source, m):
     """m · x + (1 - m) · source, with masks m [masks, h, w] and as many rows as x [B, C, …, h, w] has."""
-    m = repeat_to_batch_size(m, x.shape[0]).to(x)
-    m = m.view(m.shape[0], *[1] * (x.ndim - 3), *m.shape[1:])
+    m = mask_for(m, x)
     return m * x + (1 - m) * repeat_to_batch_size(source, x.shape[0]).to(x)
+
+
+def mask_for(m: Tensor, x: Tensor) -> Tensor:
+    """Masks [masks, h, w] in a shape that broadcasts with x [B, C, …, h, w], row i mod their number for row i."""
+    m = repeat_to_batch_size(m, x.shape[0]).to(x)
+    return m.view(m.shape[0], *[1] * (x.ndim - 3), *m.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)

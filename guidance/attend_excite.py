@@ -24,6 +24,7 @@ from ..editing.latent_move import Mover
 from ..editing.masks import smoothed
 from ..editing.word_maps import sampled_tokens
 from ..host.tokens import parse_words
+from ..inversion.grid import append_dims
 
 THRESHOLDS = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}  # share of the schedule: what every word's max A_s is to reach there
 
@@ -91,7 +92,7 @@ class AttendExcite(Mover):
         for _ in range(self.refinements):  # Algorithm 1, line 10
             if not refined.any():
                 break
-            x = torch.where(refined.view(-1, *[1] * (x.ndim - 1)), x - alpha * gradient, x)
+            x = torch.where(append_dims(refined, x), x - alpha * gradient, x)
             refined = refined & (loss > target)
             loss, gradient = self._loss_gradient(run, x, sigma)
         return x - alpha * gradient  # line 9

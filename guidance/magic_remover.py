@@ -33,7 +33,7 @@ from torch import Tensor
 from ..editing.attention_loss import cross_attention_maps, loss_gradient, of_text
 from ..editing.checks import require_rows
 from ..editing.latent_move import Mover
-from ..editing.masks import Anchored
+from ..editing.masks import Anchored, mask_for
 from ..editing.sites import AttentionEdit, in_tiles, mask_at
 from ..editing.word_maps import sampled_tokens
 from ..host.batch import repeat_to_batch_size
@@ -147,15 +147,11 @@ class MagicRemover(Mover, AttentionEdit):
 
     def move(self, run, x, sigma):
         if self.scale and any(run.state(self).named.values()) and self.reads(run, sigma):
-            m, amount = self._place(x), self.scale * sigma / (1 + sigma ** 2) ** 0.5
+            m, amount = mask_for(self.place, x), self.scale * sigma / (1 + sigma ** 2) ** 0.5
             for _ in range(2 if run.within(sigma, self.start, TWICE) else 1):
                 x = x - amount * m * loss_gradient(run, x, sigma, lambda site: site.resolution == self.resolution,
                                                    *self._activation(run))[1]
         return x
-
-    def _place(self, x):
-        m = repeat_to_batch_size(self.place, len(x)).to(x)
-        return m.view(len(m), *[1] * (x.ndim - 3), *m.shape[1:])
 
     def _activation(self, run):
         """(record, loss) of L; of several target entries the mean."""

@@ -29,6 +29,7 @@ from ..host.batch import repeat_to_batch_size
 from ..host.gradients import without_control_weights
 from ..host.guiders import predictions
 from ..host.sampling import prediction_type
+from ..inversion.grid import append_dims
 from ..inversion.trajectory import Inversion
 
 VALUES = 4 * 64 * 64  # of the authors' latent
@@ -78,7 +79,7 @@ class NoiseMap(Mover):
         scale, flow = self.scale * VALUES / x[0].numel(), prediction_type(run.guider.model_patcher) == "flow"
         c, c_next = (1.0, 1.0) if flow else ((1 + sigma ** 2) ** 0.5, (1 + clean ** 2) ** 0.5)
         moved = c / c_next * (x + (clean - sigma) * (eps + scale * sigma / c_next * gradient))  # x^N, with ε̃
-        return torch.where(run.state(self).guided.to(x.device).view(-1, *[1] * (x.ndim - 1)), moved, x)
+        return torch.where(append_dims(run.state(self).guided.to(x.device), x), moved, x)
 
     def _energy_gradient(self, run, x, sigma, clean):
         """(ε(x, ∅), ∇_x Σ |x' - x*'|) of the step from σ to σ' = clean."""

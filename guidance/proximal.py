@@ -29,6 +29,7 @@ from ..editing.latent_move import next_level
 from ..editing.masks import grown
 from ..host.batch import repeat_to_batch_size
 from ..host.keys import running
+from ..inversion.grid import append_dims
 from ..inversion.trajectory import Inversion
 
 NORMS = "l0", "l1"
@@ -38,7 +39,7 @@ def threshold(difference: Tensor, quantile: float) -> Tensor:
     """λ of each row of [B,…], in a shape that broadcasts with it: the quantile of its magnitudes and as many zeros."""
     size = difference.abs().flatten(1).float()
     limit = F.pad(size, (size.shape[1], 0)).quantile(quantile, dim=1)
-    return limit.view(-1, *[1] * (difference.ndim - 1)).to(difference)
+    return append_dims(limit, difference).to(difference)
 
 
 def prox(difference: Tensor, limit: Tensor, norm: str) -> Tensor:

@@ -27,6 +27,7 @@ from ..editing.predictions import Asked
 from ..editing.run import alone
 from ..host.keys import running
 from ..host.sampling import Solver, prediction_type, sample
+from ..inversion.grid import append_dims
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ def largest(psi: Tensor, threshold: float) -> Tensor:
     """1 where |ψ| [B,C,…] reaches the quantile `threshold` of its row and channel, else 0."""
     size = psi.abs().float()
     limit = size.flatten(2).quantile(threshold, dim=2)
-    return (size >= limit.view(*limit.shape, *[1] * (psi.ndim - 2))).to(psi)
+    return (size >= append_dims(limit, psi)).to(psi)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .grid import scale
+from .grid import append_dims, scale
 from .method import Found, Method, Setting
 
 MEMORY = 2  # m: how many earlier iterations Anderson acceleration mixes in
@@ -56,16 +56,12 @@ def iterate(f, x: Tensor, iterations: int, tolerance: float, memory: int):
         error = residual.flatten(1).norm(dim=1) / scale
         errors.append(float(error[~resting].max()))
         arrived = error <= tolerance
-        following = torch.where(_rows(arrived, x), image, anderson(residuals, images))
-        x = torch.where(_rows(resting, x), x, following)
+        following = torch.where(append_dims(arrived, x), image, anderson(residuals, images))
+        x = torch.where(append_dims(resting, x), x, following)
         resting = resting | arrived
         if resting.all():
             break
     return x, errors
-
-
-def _rows(flags, x):
-    return flags.view(-1, *[1] * (x.ndim - 1))
 
 
 def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, flow=False, data=1.0,

@@ -110,6 +110,11 @@ def recorded(inversion, name: str, index: int, x: Tensor) -> Tensor:
     return of_rows(inversion.theta[name].tensor[index], x)
 
 
+def append_dims(values: Tensor, x: Tensor) -> Tensor:
+    """Values of the first dimensions of x, in a shape that broadcasts with it."""
+    return values.view(*values.shape, *[1] * (x.ndim - values.ndim))
+
+
 def of_rows(value: Tensor, x: Tensor) -> Tensor:
     """What is known of B pictures, for the rows of x."""
     return value.to(x).repeat(len(x) // len(value), *[1] * (x.ndim - 1))

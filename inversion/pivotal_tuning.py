@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
+from .grid import append_dims
 from .method import Setting
 from .trajectory import Theta
 
@@ -159,4 +160,4 @@ def follow(predict, path: list, sigmas: Tensor, start: Tensor, *, iterations=10,
 
 def _choose(rows, a, b):
     """a where the row is chosen, else b."""
-    return torch.where(rows.view(-1, *[1] * (a.ndim - 1)), a, b)
+    return torch.where(append_dims(rows, a), a, b)

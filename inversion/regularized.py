@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ddim
+from .grid import append_dims
 from .method import SEED, Found, Method, Setting
 
 SMALLEST = 8  # cells a side of the pyramid's last map
@@ -89,7 +90,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
     def regularized(x, sigma, **kwargs):
         denoised = model(x, sigma, **kwargs)
-        level = sigma.view(-1, *[1] * (x.ndim - 1))
+        level = append_dims(sigma, x)
         eps = (x - denoised) / level
         moved = regularize(eps, generator, **weights)
         before, after = (e.flatten(1).std(1) for e in (eps, moved))
