@@ -36,13 +36,14 @@ from comfy.patcher_extension import WrappersMP
 
 from .. import showcase
 from ..attention.alignment import PromptEdit, align
+from ..editing.inverting import invert, learn
+from ..editing.replay import replay
 from ..host.tokens import encode, tokenize_rows
+from ..inversion.method import method_named
 from ..miniature.model import load_miniature
 from ..miniature.networks import CLIP
 from ..nodes.attention.p2p import PalimpsestAttentionInject
 from ..nodes.attention.store import PalimpsestAttentionStore
-from ..nodes.inversion.ddim import PalimpsestDDIMInvert
-from ..nodes.inversion.replay import PalimpsestReplay
 from ..showcase.rows import inputs_of, output
 from .gradients import SHAPES
 
@@ -67,13 +68,22 @@ class Bench:
         noise = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(0))
         self.whole = torch.ones(1, 8, 8)  # a mask of all
         self.picture = {"samples": noise if picture is None else picture}
-        self.inversion = PalimpsestDDIMInvert.execute(model, self.source, self.picture, steps, "ddim_uniform").result[0]
-        _, *self.start = PalimpsestReplay.execute(model, self.inversion, 0.0).result
+        self.inversion = self.inverted("DDIM")
+        _, *self.start = replay(model, self.inversion)
         self.maps = PalimpsestAttentionStore.execute(model, self.inversion, self.edit, 0.25).result[0]
 
     def injected(self, **changed):
         """Attention Inject at its defaults, except what is changed."""
         return PalimpsestAttentionInject.execute(self.model, self.inversion, self.edit, **DEFAULTS | changed).result[0]
+
+    def inverted(self, name, **given):
+        """The picture inverted by a method at its defaults but what is given; one that learns does so along DDIM's."""
+        method = method_named(name)
+        if method.invert or method.along:
+            held = {"source": self.source, "latent": self.picture, "steps": self.steps}
+            return invert(method, self.model, **held | given).inversion
+        held = {} if "uncond" in method.theta else {"negative": self.null}
+        return learn(method, self.model, self.inversion, **held | given)
 
     def other(self, node, **settings):
         """A node's output. Inputs without a default get what the bench holds."""

@@ -19,6 +19,8 @@ from pathlib import Path
 import comfy.samplers
 import torch
 
+from ..editing.inverting import invert
+from ..editing.replay import replay
 from ..metrics.edits import edit_scores, ideal_edit
 from ..metrics.masks import background_mask
 from ..metrics.pixels import psnr
@@ -27,8 +29,6 @@ from ..miniature.reader import read
 from ..miniature.scenes import held_out_edit, visible
 from ..nodes.attention.p2p import PalimpsestAttentionInject
 from ..nodes.blending.local_blend import PalimpsestLatentBlend
-from ..nodes.inversion.ddim import PalimpsestDDIMInvert
-from ..nodes.inversion.replay import PalimpsestReplay
 from ..nodes.prompt import PalimpsestPromptEdit
 from .stats import paired_bootstrap
 
@@ -58,8 +58,8 @@ def edit_all(edits, parts, steps, cfg):
     _, same, unchanged = PalimpsestPromptEdit.execute(clip, texts[0], texts[0], "auto").result
     null = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     latent = {"samples": vae.encode(pictures)}
-    inversion = PalimpsestDDIMInvert.execute(model, source, latent, steps, "ddim_uniform").result[0]
-    replayed, *start = PalimpsestReplay.execute(model, inversion, 0.0).result
+    inversion = invert("DDIM", model, source, latent, steps).inversion
+    replayed, *start = replay(model, inversion)
     whole = {**INJECT, "cross_end": 1.0, "self_end": 1.0, "self_resolution": 1.0}
     injected = PalimpsestAttentionInject.execute(replayed, inversion, edit, **INJECT).result[0]
     mirror = PalimpsestAttentionInject.execute(replayed, inversion, unchanged, **whole).result[0]

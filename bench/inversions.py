@@ -25,6 +25,7 @@ import torch
 
 from .. import showcase
 from ..editing.inverting import invert, learn
+from ..editing.replay import replay, retrace
 from ..metrics.edits import edit_scores
 from ..metrics.masks import background_mask
 from ..metrics.pixels import psnr
@@ -32,8 +33,6 @@ from ..miniature.model import load_miniature
 from ..miniature.reader import read
 from ..miniature.scenes import held_out_edit, visible
 from ..nodes.attention.p2p import PalimpsestAttentionInject
-from ..nodes.inversion.replay import PalimpsestReplay
-from ..nodes.inversion.report import replay
 from ..nodes.prompt import PalimpsestPromptEdit
 from ..showcase.rows import InversionRow
 from .edits import INJECT, KINDS, sample
@@ -77,7 +76,7 @@ class Scenes:
 
         inject: inputs of Attention Inject, which then reads `read_by`.
         """
-        model, *start = PalimpsestReplay.execute(self.parts[0], inversion, 0.0).result
+        model, *start = replay(self.parts[0], inversion)
         model = edit(model)
         if inject:
             model = PalimpsestAttentionInject.execute(model, read_by or inversion, **inject).result[0]
@@ -85,7 +84,7 @@ class Scenes:
 
     def drifting(self, inversion, cfg):
         """The INVERSION with the latents of a source branch that is sampled along at this CFG, in place of its own."""
-        path, _ = replay(PalimpsestReplay.execute(self.parts[0], inversion, 0.0).result, inversion, cfg, self.null)
+        path, _ = retrace(replay(self.parts[0], inversion), inversion, cfg, self.null)
         return dataclasses.replace(inversion, latents=path)
 
 

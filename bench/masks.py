@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
+from ..editing.inverting import invert
 from ..editing.masks import WIDE
 from ..miniature.model import load_miniature
 from ..miniature.scenes import EDIT_KINDS, covered, held_out_edit
 from ..nodes.attention.store import PalimpsestAttentionMask, PalimpsestAttentionStore
-from ..nodes.inversion.ddim import PalimpsestDDIMInvert
 from ..nodes.prompt import PalimpsestPromptEdit
 
 THRESHOLDS = 0.0, 0.3, 0.5, 0.7
@@ -52,8 +52,7 @@ def masks(edits, parts, steps, which):
         words, one = named(edit, which)
         true.append(torch.from_numpy(covered(one)))
         source, _, aligned = PalimpsestPromptEdit.execute(clip, edit.source_text, edit.target_text, "auto").result
-        inversion = PalimpsestDDIMInvert.execute(model, source, {"samples": vae.encode(picture[None])}, steps,
-                                                 "ddim_uniform").result[0]
+        inversion = invert("DDIM", model, source, {"samples": vae.encode(picture[None])}, steps).inversion
         attention = PalimpsestAttentionStore.execute(model, inversion, aligned, 0.25).result[0]
         for refine in (False, True):
             for threshold in THRESHOLDS:

@@ -40,7 +40,7 @@ from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_di
 from diffusers.pipelines.ledits_pp import LEditsPPPipelineStableDiffusion
 from tqdm import tqdm
 
-from ..editing.inverting import invert, learn
+from ..editing import replay as replaying
 from ..host.tokens import tokenize
 from ..inversion.trajectory import Theta
 from ..miniature.model import load_miniature
@@ -51,10 +51,6 @@ from ..nodes.guidance.attend_excite import PalimpsestAttendExcite
 from ..nodes.guidance.delta_denoise import PalimpsestDeltaDenoise
 from ..nodes.guidance.ledits import PalimpsestLEDITS
 from ..nodes.guidance.pix2pix_zero import PalimpsestCrossAttentionGuidance
-from ..nodes.inversion.ddim import PalimpsestDDIMInvert
-from ..nodes.inversion.ledits import PalimpsestLEDITSInvert
-from ..nodes.inversion.null_text import PalimpsestNullTextOptimize
-from ..nodes.inversion.replay import PalimpsestReplay
 from ..showcase.guidance.sega import concepts
 from ..showcase.rows import output
 from . import twin
@@ -155,17 +151,17 @@ def ledits_invert(b):
     theirs.encode_image = lambda *args, **kwargs: (b.path[-1], None)
     blank = torch.zeros(1, 3, 8, 8)
     theirs.vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=1.0), decode=lambda *args, **kwargs: (blank,))
-    return (lambda: b.other(PalimpsestLEDITSInvert, source=b.null).theta["z"].tensor,
+    return (lambda: b.inverted("LEDITS++", source=b.null).theta["z"].tensor,
             lambda: theirs.invert(None, num_inversion_steps=b.steps, skip=0.0) and theirs.zs, None)
 
 
 def ledits(b, count):
     theirs = ledits_pipeline(b)
-    inversion = b.other(PalimpsestLEDITSInvert, source=b.null, sigmas=theirs.scheduler.sigmas)
+    inversion = b.inverted("LEDITS++", source=b.null, sigmas=theirs.scheduler.sigmas)
     maps = inversion.theta["z"].tensor.clone()
     maps[-1] = 0  # diffusers drops it
     inversion = replace(inversion, theta={**inversion.theta, "z": Theta(maps, "step", "step")})
-    model, *start = PalimpsestReplay.execute(b.model, inversion, 0.0).result
+    model, *start = replaying.replay(b.model, inversion)
     for _ in range(count):
         model = output(PalimpsestLEDITS, model=model, clip=b.clip, concept=CONCEPT)
     theirs.eta, theirs.batch_size, theirs.inversion_steps = 1.0, 1, theirs.scheduler.timesteps
@@ -191,7 +187,7 @@ def ddim_invert(b):
     theirs = diffedit(b)
 
     def ours():
-        inversion = b.other(PalimpsestDDIMInvert)
+        inversion = b.inverted("DDIM")
         return twin.z_of(inversion.latents[0], inversion.sigmas[0])
 
     return ours, lambda: theirs.invert(b.texts[0], b.path[-1], inpaint_strength=1.0, num_inference_steps=b.steps,
@@ -229,8 +225,8 @@ def cross_attention_guidance(b):
 
 def null_text(b, start, iterations=10):
     def ours():
-        return b.other(PalimpsestNullTextOptimize, start=start, negative=b.null if start == "negative" else None,
-                       iterations=iterations)
+        return b.inverted("Null-Text", start=start, negative=b.null if start == "negative" else None,
+                          iterations=iterations)
 
     if b.community is None:
         return ours, lambda: authors(b.model, b.inversion, b.null, CFG,
@@ -331,20 +327,13 @@ def measured(b, rows, args) -> dict:
 PLAIN = "plain"
 
 
-def inverted(b, method):
-    """The picture inverted by a method at its defaults. A method that learns does so along the picture's INVERSION."""
-    if method.invert or method.along:
-        return invert(method, b.model, b.source, b.picture, b.steps)
-    return learn(method, b.model, b.inversion, negative=None if "uncond" in method.theta else b.null)
-
-
 def nodes(args) -> dict:
     model, clip, _ = load_miniature()
     b = Bench(model, clip, 16, args.steps)
     runs = {PLAIN: partial(b.run, model)} | {name: partial(b.run, row.edit(b))
                                              for name, row in EDITORS.items() if row.rows == 1}
     runs["Delta Denoise, as many iterations"] = partial(b.other, PalimpsestDeltaDenoise, iterations=args.steps)
-    runs |= {f"{name}, the inversion": partial(inverted, b, row.method)
+    runs |= {f"{name}, the inversion": partial(b.inverted, row.method.name)
              for name, row in METHODS.items() if not row.source}
     return beside(runs, PLAIN, args.rounds)
 
@@ -362,7 +351,7 @@ def growth(args) -> dict:
             pictures = {"samples": b.picture["samples"].repeat(at["rows"], 1, 1, 1)}
             edited = {PLAIN: b.model, "SEGA": concepts(at["concepts"])(b), "Attention Inject": b.injected()}
             runs = {name: partial(b.run, model, at["rows"]) for name, model in edited.items()}
-            runs["DDIM Invert"] = partial(b.other, PalimpsestDDIMInvert, latent=pictures)
+            runs["DDIM Invert"] = partial(b.inverted, "DDIM", latent=pictures)
             found.setdefault(axis, {})[value] = beside(runs, PLAIN, args.rounds)
     return found
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..host.batch import repeat_to_batch_size
 from ..host.guiders import encode_model_conds
-from ..host.sampling import Solver, check_family, digest, split_at
+from ..host.sampling import Solver, check_family, digest, sample, split_at
 from ..host.unet_inputs import with_added
 from ..inversion.method import method_of
 from ..inversion.trajectory import Inversion
@@ -44,6 +44,19 @@ def replay(model, inversion: Inversion, start=0.0, sampler=None) -> Replay:
         solver = Solver(inversion=inversion) if sampler is None else Solver.of(sampler)
     latent = model.get_model_object("latent_format").process_out(inversion.at(float(sigmas[0])))
     return Replay(attach(model, Replayed(inversion, method.guided)), solver, sigmas, {"samples": latent})
+
+
+def retrace(start: Replay, inversion: Inversion, cfg=1.0, negative=None) -> tuple[list[Tensor], Tensor]:
+    """(path, latents) of a replay of the source.
+
+    path: the latents in sampler space at each level, S+1 on the CPU.
+    latents: the last of them in model space.
+    """
+    model, solver, sigmas, latent = start
+    path = []
+    found = sample(model, inversion.conditioning, latent["samples"], sigmas, solver, cfg, negative,
+                   callback=lambda i, x0, x, steps: path.append(x.float().cpu()))
+    return [*path, model.get_model_object("latent_format").process_in(found).float().cpu()], found
 
 
 @dataclass

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from ...editing.editor import require_plain
 from ...editing.inverting import check_guidance
-from ...host.sampling import sample
+from ...editing.replay import replay, retrace
 from ...metrics.drawing import INK, PALE, PAPER, RULE, SMALLEST, colours, sheet, tile
 from ...metrics.pixels import psnr
 from ...metrics.whiteness import white_range, whiteness
 from ..widgets import InversionType
-from .replay import PalimpsestReplay
 
 OTHER = 0.5  # a picture further than this share of the norm from the inversion's clean latent is another picture
 EXACT = 1e-8  # the curve's floor
@@ -57,11 +56,11 @@ class PalimpsestInversionReport(io.ComfyNode):
     def execute(cls, model, inversion, vae, image, cfg, negative=None) -> io.NodeOutput:
         require_plain(model, "Inversion Report")
         check_guidance("Inversion Report", cfg, negative)
-        start = PalimpsestReplay.execute(model, inversion, 0.0).result
+        start = replay(model, inversion)
         image = vae.vae_encode_crop_pixels(image[..., :3])
         encoded = vae.encode(image)
         check_picture(model.get_model_object("latent_format").process_in(encoded), inversion)
-        path, found = replay(start, inversion, cfg, negative)
+        path, found = retrace(start, inversion, cfg, negative)
         pictures = {name: decode(vae, latent) for name, latent in (("round trip", encoded), ("reconstruction", found))}
         image, noise, errors = image.float().cpu(), unit_noise(inversion), path_errors(path, inversion)
         numbers = {
@@ -87,20 +86,6 @@ def check_picture(latents: Tensor, inversion):
         raise ValueError(f"The image's latents differ from the INVERSION's by {apart:.0%} of their norm, but encoding "
                          f"explains at most {OTHER:.0%}: connect the picture that was inverted, and the VAE that "
                          "encoded it.")
-
-
-def replay(start, inversion, cfg, negative) -> tuple:
-    """(path, latents) of a replay of the source.
-
-    path: the latents in sampler space at each level, S+1 on the CPU.
-    latents: the last of them in model space.
-    start: Replay's outputs.
-    """
-    model, solver, sigmas, latent = start
-    path = []
-    found = sample(model, inversion.conditioning, latent["samples"], sigmas, solver, cfg, negative,
-                   callback=lambda i, x0, x, steps: path.append(x.float().cpu()))
-    return [*path, model.get_model_object("latent_format").process_in(found).float().cpu()], found
 
 
 def path_errors(path, inversion) -> Tensor:

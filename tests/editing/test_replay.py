@@ -205,7 +205,7 @@ def test_replay_marks_the_model_and_refuses_a_method_it_does_not_know(model):
     m = PalimpsestReplay.execute(model, inversion, 0.0).result[0]
     (mark,) = editors(m)
     assert type(mark) is Replayed and mark.inversion is inversion and mark.replays
-    with pytest.raises(ValueError, match="made by Telepathy.*knows DDIM"):
+    with pytest.raises(ValueError, match="made by Telepathy.*knows BDIA.*DDIM"):
         PalimpsestReplay.execute(model, dataclasses.replace(inversion, method="Telepathy"), 0.0)
 
 

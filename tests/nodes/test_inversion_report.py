@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
+from palimpsest.editing.replay import retrace
 from palimpsest.metrics.pixels import psnr
 from palimpsest.metrics.whiteness import whiteness
 from palimpsest.miniature.model import load_miniature
@@ -15,7 +16,7 @@ from palimpsest.nodes.inversion.ddpm import PalimpsestDDPMInvert
 from palimpsest.nodes.inversion.edict import PalimpsestEDICTInvert
 from palimpsest.nodes.inversion.negative_prompt import PalimpsestNegativePromptInvert
 from palimpsest.nodes.inversion.replay import PalimpsestReplay
-from palimpsest.nodes.inversion.report import NUMBERS, PalimpsestInversionReport, curve, path_errors, replay
+from palimpsest.nodes.inversion.report import NUMBERS, PalimpsestInversionReport, curve, path_errors
 from palimpsest.nodes.prompt import PalimpsestPromptEdit
 from PIL import Image
 
@@ -112,7 +113,7 @@ def test_the_curve_is_the_distance_at_each_level(node, cfg):
     """Against runs that stop at that level."""
     inversion = inverted(node)
     start = PalimpsestReplay.execute(parts()[0], inversion, 0.0).result
-    errors = path_errors(replay(start, inversion, cfg, scenes()[4])[0], inversion)
+    errors = path_errors(retrace(start, inversion, cfg, scenes()[4])[0], inversion)
     assert errors.shape == (len(inversion.sigmas), 1) and errors[0] < 1e-6
     for level in range(1, len(inversion.sigmas)):
         x, own = parts()[0].model.process_latent_in(sampled(inversion, cfg, level)), inversion.latents[level]
