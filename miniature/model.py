@@ -58,14 +58,14 @@ def _reload_model(disable_dynamic: bool = False):
 
 
 class _ClipL(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
         super().__init__(device=device, dtype=dtype, textmodel_json_config=dict(CLIP), return_projected_pooled=False,
-                         model_options=model_options)
+                         model_options=model_options or {})
 
 
 class _Clip(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}):
-        super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=_ClipL)
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=_ClipL)
 
 
 def _clip(state: dict, vocab: torch.Tensor):
