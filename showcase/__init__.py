@@ -16,7 +16,7 @@ class Example:
     """What one file shows and measures.
 
     name: the technique's, as a table says it.
-    workflows: its canvas workflows (drawing.Workflow).
+    workflows: its canvas workflows (drawing.Workflow, or drawing.Drawing).
     pages: node id -> draw(canvas, label), which draws the picture of the node's help page (pictures.py).
     scenes: its editors in SceneBench (rows.SceneRow).
     costs: its editors in the benchmark of costs (rows.CostRow).
