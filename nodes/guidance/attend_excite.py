@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ...editing.run import attach
-from ...editing.word_maps import nearest_resolution as nearest
+from ...editing.word_maps import nearest_resolution
 from ...guidance.attend_excite import THRESHOLDS, AttendExcite
 from ...host.tokens import parse_word_values
 from ...host.unet import require_unet
@@ -52,5 +52,5 @@ class PalimpsestAttendExcite(io.ComfyNode):
         if not all(0 <= n <= 1 for pair in levels for n in pair):
             raise ValueError("Thresholds are shares of the schedule with levels, both 0 to 1, but these are "
                              f"{thresholds!r}: write them as in '0: 0.05, 0.2: 0.5, 0.4: 0.8'.")
-        return io.NodeOutput(attach(model, AttendExcite(words, nearest(model, resolution), scale, end, levels,
-                                                        refinements)))
+        editor = AttendExcite(words, nearest_resolution(model, resolution), scale, end, levels, refinements)
+        return io.NodeOutput(attach(model, editor))

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ...editing.editor import editor_of, editors
 from ...editing.masks import latent_mask, warn_if_wide, word_mask
 from ...editing.run import attach
-from ...editing.word_maps import nearest_resolution as nearest
+from ...editing.word_maps import nearest_resolution
 from ...guidance.magic_remover import MagicRemover, Surroundings, object_map, union
 from ...host.tokens import parse_words
 from ...host.unet import require_unet
@@ -62,17 +62,17 @@ class PalimpsestMagicRemover(io.ComfyNode):
                              "one picture: connect the same INVERSION to both.")
         size = tuple(inversion.shape[-2:])
         if mask is not None:
-            place, share = latent_mask(mask, size), nearest(model, 0.25)
+            place, resolution = latent_mask(mask, size), nearest_resolution(model, 0.25)
         else:
             check_attention(attention, inversion)
             found = parse_words(words, attention.tokens)
             columns = [[attention.columns(i, [word]) for word in found[i % len(found)]] for i in range(inversion.batch)]
             maps = object_map(attention.chosen(refine).movedim(1, -1), columns)
-            place, share = word_mask(maps, size, threshold, refine, grow=False), attention.resolution
+            place, resolution = word_mask(maps, size, threshold, refine, grow=False), attention.resolution
             warn_if_wide("MagicRemover", place)
         if inversion.tokens:
             parse_words(words, inversion.tokens)  # an unknown word is an error
         names = tuple(filter(str.strip, re.split(r"[,\n]", words)))
-        removers = [*before, MagicRemover(inversion, names, place, scale, share, start, end)]
+        removers = [*before, MagicRemover(inversion, names, place, scale, resolution, start, end)]
         around = Surroundings(inversion, union([e.place for e in removers]), min(e.start for e in removers))
         return io.NodeOutput(attach(attach(model, removers[-1]), around, replacing=editor_of(model, Surroundings)))

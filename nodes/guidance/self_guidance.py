@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ...editing.run import attach
-from ...editing.word_maps import nearest_resolution as nearest
+from ...editing.word_maps import nearest_resolution
 from ...guidance.self_guidance import SelfGuidance, SourceFeatures, SourceMaps, map_sites
 from ...host.sampling import check_family
 from ...host.unet import require_unet, resolutions
@@ -60,8 +60,7 @@ class PalimpsestSelfGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, inversion, words, move_x, move_y, resize, others, scale, appearance, start, end,
-                resolution, shape=1.0,
-                position=0.0, size=0.0, looks=None, looks_words="") -> io.NodeOutput:
+                resolution, shape=1.0, position=0.0, size=0.0, looks=None, looks_words="") -> io.NodeOutput:
         require_unet(model, "Self-Guidance")
         check_family(model, inversion)
         if looks is not None:
@@ -78,7 +77,7 @@ class PalimpsestSelfGuidance(io.ComfyNode):
         if start >= end:
             raise ValueError(f"Self-Guidance starts at {start:g} and ends at {end:g}, so no step is left: lower start "
                              "or raise end (0 and 0.8 work well).")
-        sites = map_sites(resolutions(model.model.diffusion_model), nearest(model, resolution))
+        sites = map_sites(resolutions(model.model.diffusion_model), nearest_resolution(model, resolution))
         features, donor, donor_features = SourceFeatures(inversion, start, end), None, None
         if looks is not None:
             donor = SourceMaps(looks, sites, start, end, lends=True)
