@@ -131,11 +131,11 @@ def _around(edits, call, site, inner):
     """What computes attention at a site, around the function that did so before."""
     def attention(q, k, v, options):
         _, grid, heads = shape_of(options)
-        here = Site(site.kind, site.address, grid, site.resolution, heads, inner is not host_attention)
+        seen = Site(site.kind, site.address, grid, site.resolution, heads, inner is not host_attention)
         if call.reads:
-            keep_features(edits, call, here, options, q=q, k=k, v=v)
+            keep_features(edits, call, seen, options, q=q, k=k, v=v)
             return inner(q, k, v, options)
-        return _edited(edits, call, here, inner, q, k, v, options)
+        return _edited(edits, call, seen, inner, q, k, v, options)
     return attention
 
 
