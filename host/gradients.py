@@ -1,11 +1,12 @@
 """Gradients through the host's model, inside its inference mode.
 
-Four things stand in the way of a backward pass. Weights that a loader node made are inference tensors, which autograd
-refuses to
-save: computing in another dtype casts them to fresh tensors, and where the dtype is the same, others on the same memory
-take their place while a forward lasts, or copies of those that the host's dynamic memory brings and may take away. Some
-blocks write into tensors that autograd saved; those are copied first. Some fused kernels have no derivative; the host
-leaves them out while `in_training` is set. Some attention backends return no graph; PyTorch's own does.
+Four things stand in the way of a backward pass.
+- Weights that a loader node made are inference tensors, which autograd refuses to save. Computing in another dtype
+  casts them to fresh tensors. Where the dtype is the same, other tensors on the same memory replace them while a forward
+  lasts. Of weights that the host's dynamic memory brings and may take away, copies replace them.
+- Some blocks write into tensors that autograd saved. Those are copied first.
+- Some fused kernels have no derivative. The host leaves them out while `in_training` is set.
+- Some attention backends return no graph. PyTorch's own does.
 """
 from collections import defaultdict
 from collections.abc import Iterator
@@ -81,9 +82,11 @@ class _Held:
 
 
 class _CopyBeforeWrite(TorchFunctionMode):
-    """Copies what autograd saved before a function writes into its storage. PyTorch's allow_mutation_on_saved_tensors
-    does so too, but knows a tensor by addresses that the next one may be given: a gradient in fifty came out wrong; and
-    it looks at every operation, those of the backward pass too, which takes as long as a small model."""
+    """Copies what autograd saved before a function writes into its storage.
+
+    PyTorch's allow_mutation_on_saved_tensors does so too. But it knows a tensor by an address that the next one may be
+    given, so that a gradient in fifty came out wrong. It also looks at every operation, those of the backward pass too,
+    which takes as long as a small model."""
 
     def __init__(self):
         super().__init__()

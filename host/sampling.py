@@ -215,7 +215,7 @@ def digest(embeddings) -> str:
 
 
 def check_family(model, inversion):
-    """ValueError where MODEL and INVERSION are of different families; another checkpoint of one family is said."""
+    """ValueError where MODEL and INVERSION are of different families; a warning where they are of two checkpoints."""
     retract_warnings()
     mine, theirs = fingerprint(model), inversion.fingerprint
     for name in ("model", "latent_format", "channels", "prediction", "sigma_data", "context_width", "pooled_width"):

@@ -32,10 +32,13 @@ class Word:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A prompt as the text encoder reads it. `ids` and `weights` cover every position: each chunk (77 tokens) has its
-    own BOS, EOS and padding; all other positions belong to `words`, the alignment's. An embedding's vectors have
-    negative ids, equal for equal vectors. named: the words that can be named, without punctuation (files of older
-    versions have none)."""
+    """A prompt as the text encoder reads it.
+
+    ids, weights: of every position. Each chunk (77 tokens) has its own BOS, EOS and padding. An embedding's vectors
+    have negative ids, equal for equal vectors.
+    words: the alignment's, to which all other positions belong.
+    named: the words that can be named, without punctuation; files of older versions have none.
+    """
     text: str
     ids: tuple[int, ...]
     weights: tuple[float, ...]
@@ -93,7 +96,7 @@ def tokenize_rows(clip, texts: Sequence[str]) -> tuple[Tokens, ...]:
 
 
 def encode(clip, tokens: tuple[Tokens, ...]) -> list:
-    """A CONDITIONING with one row a prompt, each encoded by itself; it carries `tokens` as "palimpsest_tokens"."""
+    """A CONDITIONING with one row a prompt, each encoded alone. It carries `tokens` as "palimpsest_tokens"."""
     rows = []
     for t in tokens:
         pairs = {name: [[(token, weight) for token, weight, _ in chunk] for chunk in chunks]
