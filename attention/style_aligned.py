@@ -41,7 +41,7 @@ def biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int, attention:
     """Attention with bias[key] added to the scores, through any function that divides scores by the root of a head's
     width.
 
-    Each head is given eight more channels, as kernels like them, of which one carries the bias."""
+    Each head gets eight more channels, which suits the kernels, and one of them carries the bias."""
     dim = q.shape[-1] // heads
     wide = dim + 8
     q, k, v = (F.pad(x.unflatten(-1, (heads, dim)), (0, 8)) for x in (q * (wide / dim) ** 0.5, k, v))

@@ -7,8 +7,7 @@ Peers: diffusers' pipelines with equal weights, steps and device, from the same 
     examples/community, which its package does not contain. Without it Prompt-to-Prompt is left out. "difference" is the
     relative distance of the two results, where they should be equal.
 Learned: null-text on the miniature, which is trained. Without FOLDER its peer is the published loop on this host. Each
-    side learns its own embeddings, so the last column shows how far from the picture
-    they lead, ours first.
+    side learns its own embeddings, so the last column shows how far from the picture they lead, ours first.
 Nodes: every editor and every inversion at its defaults, against plain sampling with CFG and as many steps, on the
     miniature.
 Growth: some of them over steps, rows of a batch, sides of the latent and numbers of concepts, against plain sampling of

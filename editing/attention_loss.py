@@ -38,7 +38,7 @@ def with_maps_recorded(model_options: dict, addresses: Iterable[tuple], found: l
 
 @dataclass(frozen=True, eq=False)
 class _Shown(AttentionObserver):
-    """Shows the target's rows at the cross-attentions of which at(site) says so to look(rows, site, q, k)."""
+    """Calls look(rows, site, q, k) with the target's rows at each cross-attention where at(site) is true."""
     at: Callable[[Site], bool]
     look: Callable[[Rows, Site, Tensor, Tensor], None]
 

@@ -60,7 +60,7 @@ class Editor:
         """Before the first model call: raise ValueError on what cannot work."""
 
     def before(self, run: "Run", x: Tensor, sigma: float) -> Tensor:
-        """The x that the model is to see."""
+        """The x that the model will see."""
         return x
 
     def asks(self, run: "Run", sigma: float) -> dict[Hashable, Asked]:
@@ -91,7 +91,7 @@ class Editor:
         """After every time it was asked, whatever it asked for: `x0.target`, `x0.null` and `x0[name]`."""
 
     def after(self, run: "Run", x0: Tensor, sigma: float) -> Tensor:
-        """The x0 that the sampler is to see."""
+        """The x0 that the sampler will see."""
         return x0
 
 

@@ -99,14 +99,14 @@ def _cpu(value):
 
 
 def schedule_of(name, model, scheduler, steps):
-    """SIGMAS of the host's scheduler; says so where they are not what `steps` lets expect."""
+    """SIGMAS of the host's scheduler. Warns if they are not what `steps` suggests."""
     sigmas = schedule(model, scheduler, steps)
     if len(sigmas) - 1 != steps:
-        log.warning("%s is set to %d steps, %s gives %d on this MODEL: sample with its own SIGMAS, or with the same "
+        log.warning("%s is set to %d steps, but %s gives %d on this MODEL: sample with its SIGMAS, or with the same "
                     "scheduler and steps.", name, steps, scheduler, len(sigmas) - 1)
     if not split_at(model, sigmas, 0.5):
-        log.warning("%s reaches sigma %.3g only, this MODEL's noise begins at %.3g, so an edit changes little: take "
-                    "more steps than %d, or another scheduler than %s.", name, sigmas[0], _most(model), steps,
+        log.warning("%s reaches only sigma %.3g, but this MODEL's noise begins at %.3g, so an edit changes little: "
+                    "take more steps than %d, or another scheduler than %s.", name, sigmas[0], _most(model), steps,
                     scheduler)
     return sigmas
 

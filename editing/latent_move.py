@@ -12,7 +12,7 @@ from .editor import Editor
 
 
 class Mover(Editor):
-    """`move` gives the x from which the step is to be taken."""
+    """`move` gives the x from which the step is taken."""
 
     @dataclass
     class State:

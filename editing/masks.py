@@ -64,12 +64,13 @@ def otsu(maps):
 
 
 def word_mask(maps, size, threshold=0.0, refined=False, grow=True):
-    """[B, h, w] in {0, 1}: where the summed map [B, h', w'] of some words is over `threshold` of its maximum, or at 0
-    over Otsu's.
+    """[B, h, w] in {0, 1}: where the summed map [B, h', w'] of some words is over `threshold` of its maximum.
 
-    As P2P's LocalBlend has it the map is spread by a 3×3 maximum, unless not to `grow`, and resized to the nearest
-    value. A refined
-    one is clear of that: its least value counts as 0, and it is resized smoothly."""
+    threshold: 0 takes Otsu's.
+    refined: the map's least value counts as 0, and the map is resized smoothly, without growing. Other maps are resized
+        to the nearest value, as in P2P's LocalBlend.
+    grow: spread the map by a 3×3 maximum first, as in P2P's LocalBlend.
+    """
     maps = maps[:, None].float()
     if refined:
         maps = maps - maps.amin((2, 3), keepdim=True)
@@ -80,10 +81,10 @@ def word_mask(maps, size, threshold=0.0, refined=False, grow=True):
 
 
 def warn_if_wide(name, mask):
-    """Say that a mask [B, h, w] of words covers most of a picture; whether it does."""
+    """Warns if a mask [B, h, w] of words covers most of a picture. Returns whether it does."""
     share = float(mask.mean((1, 2)).max())
     if share > WIDE:
-        log.warning("%s: the words' mask covers %.0f %% of the picture, which leaves little to be held: name the "
+        log.warning("%s: the words' mask covers %.0f %% of the picture, so little is held: name the "
                     "object's own words, raise the threshold (0 finds one), or turn refine on.", name, 100 * share)
     return share > WIDE
 

@@ -26,7 +26,7 @@ from ..editing.word_maps import sampled_tokens
 from ..host.tokens import parse_words
 from ..inversion.grid import append_dims
 
-THRESHOLDS = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}  # share of the schedule: what every word's max A_s is to reach there
+THRESHOLDS = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}  # share of the schedule: what every word's max A_s must reach there
 
 
 def neglect(maps: Tensor, text: list, named: list) -> Tensor:
@@ -51,7 +51,7 @@ class AttendExcite(Mover):
     resolution: of the grid whose maps are read, its side over the latent's.
     scale: α at the first step.
     end: the percent of the schedule at which it ends.
-    thresholds: ((percent, what max A_s is to reach there), …).
+    thresholds: ((percent, what max A_s must reach there), …).
     refinements: the most moves at one of them.
     """
     words: str
@@ -98,7 +98,7 @@ class AttendExcite(Mover):
         return x - alpha * gradient  # line 9
 
     def _threshold(self, run, sigma):
-        """What max A_s is to reach at this step: the last threshold that no step reached before, else 0."""
+        """What max A_s must reach at this step: the last threshold that no step reached before, else 0."""
         due = run.state(self).due
         return [0.0, *(due.pop(percent) for percent in sorted(due) if run.within(sigma, percent, 1.0))][-1]
 

@@ -55,7 +55,7 @@ def activation(A: Tensor, least: Tensor, first: Tensor, m: Tensor) -> Tensor:
 
 
 def union(places: list) -> Tensor:
-    """[masks, h, w] of several places, of which row i has mask i mod their number, as it has of each."""
+    """[masks, h, w] of several places. Row i has mask i mod their number, as it has of each place."""
     count = math.lcm(*map(len, places))
     return torch.stack([repeat_to_batch_size(m, count) for m in places]).amax(0)
 

@@ -58,15 +58,18 @@ def retract_warnings():
 
 
 def watch_queue():
-    """From now on, warns of editors whose MODEL nobody samples in every prompt that the server is asked for."""
+    """From now on, warns in every prompt of the server about editors whose MODEL nobody samples."""
     server = _server()
     if server is not None and _queued not in server.on_prompt_handlers:
         server.add_on_prompt_handler(_queued)
 
 
 def survey(prompt: dict) -> tuple:
-    """(silent, reached) of a prompt: the pack's editors whose MODEL is sampled by no node that the host is to execute,
-    and the nodes that an editor's MODEL reaches."""
+    """(silent, reached) of a prompt.
+
+    silent: the pack's editors whose MODEL no node samples that the host will execute.
+    reached: the nodes that an editor's MODEL reaches.
+    """
     import nodes  # the host's
 
     links, kinds = _links(prompt), {name: nodes.NODE_CLASS_MAPPINGS.get(_class(prompt, name)) for name in prompt}

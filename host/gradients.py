@@ -2,8 +2,8 @@
 
 Four things stand in the way of a backward pass.
 - Weights that a loader node made are inference tensors, which autograd refuses to save. Computing in another dtype
-  casts them to fresh tensors. Where the dtype is the same, other tensors on the same memory replace them while a forward
-  lasts. Of weights that the host's dynamic memory brings and may take away, copies replace them.
+  casts them to fresh tensors. Where the dtype is the same, other tensors on the same memory replace them during a
+  forward. Of weights that the host's dynamic memory brings and may take away, copies replace them.
 - Some blocks write into tensors that autograd saved. Those are copied first.
 - Some fused kernels have no derivative. The host leaves them out while `in_training` is set.
 - Some attention backends return no graph. PyTorch's own does.

@@ -1,9 +1,9 @@
 """Where in the latent the rows of a forward lie.
 
-The host shows the network the latent whole, or the area of a cond entry. Other packs cut further: a window that slides
-over the latent, or tiles of it that share a forward. Nothing names their areas, so they are found by their values, each
-of which a noisy latent has once. Areas are (height, width, y, x) in latent cells, as the host's. One that ends past an
-edge goes on at the opposite one.
+The host shows the network the whole latent, or the area of a cond entry. Other packs cut it further: into a window that
+slides over the latent, or into tiles that share a forward. Nothing names their areas. They are found by their values,
+because a noisy latent has each value once. Areas are (height, width, y, x) in latent cells, as in the host. An area
+that ends past an edge continues at the opposite edge.
 """
 from functools import partial
 from typing import Any

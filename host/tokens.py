@@ -60,8 +60,8 @@ class Tokens:
             return found[number - 1]
         listed = ", ".join(word.name for word in self.named) or "none"
         raise ValueError(f'"{name.strip()}" names no word of "{self.text}", which has "{_name(text)}" {len(found)} '
-                         f'times: choose among its words, which spaces and punctuation part ({listed}); "cat" is '
-                         'every "cat", "cat#2" the second')
+                         f'times: choose from its words ({listed}). Spaces and punctuation separate words. "cat" is '
+                         'every "cat", "cat#2" the second.')
 
 
 def tokenize(clip, text: str, length: int = 0) -> Tokens:

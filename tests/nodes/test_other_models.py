@@ -76,9 +76,9 @@ def test_sigmas_that_a_scheduler_rounds_pass():
 
 
 @pytest.mark.parametrize("steps, scheduler, said", [
-    (12, "ddim_uniform", "set to 12 steps, ddim_uniform gives 13 on this MODEL"), (10, "ddim_uniform", ""),
+    (12, "ddim_uniform", "set to 12 steps, but ddim_uniform gives 13 on this MODEL"), (10, "ddim_uniform", ""),
     (2, "ddim_uniform", ""),
-    (1, "ddim_uniform", "reaches sigma 0.0413 only, this MODEL's noise begins at 14.6"), (1, "sgm_uniform", "")])
+    (1, "ddim_uniform", "reaches only sigma 0.0413, but this MODEL's noise begins at 14.6"), (1, "sgm_uniform", "")])
 def test_a_schedule_that_is_not_what_its_steps_let_expect_is_said(steps, scheduler, said, caplog):
     model = tiny.sd15()
     inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": tiny.latent(model)}, steps,
