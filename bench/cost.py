@@ -77,7 +77,7 @@ class Bench:
         return PalimpsestAttentionInject.execute(self.model, self.inversion, self.edit, **DEFAULTS | changed).result[0]
 
     def inverted(self, name, **given):
-        """The picture inverted by a method at its defaults except what is given. One that learns does so along DDIM's."""
+        """The picture inverted by a method, at its defaults except what is given. One that learns follows DDIM's."""
         method = method_named(name)
         if method.invert or method.along:
             held = {"source": self.source, "latent": self.picture, "steps": self.steps}

@@ -1,4 +1,5 @@
-"""Edits of modules other than attention: the source's feature reaches the rows of an edit's prompts, and no others."""
+"""Edits of modules other than attention: the source's feature reaches the rows of an edit's
+prompts and no other rows."""
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from watching import assert_close, case, differ, each_family, of, predictions
 
 
 class Middle(FeatureEdit):
-    """Of the network's middle block."""
+    """The network's middle block."""
 
     def modules(self, unet):
         return {("middle", 0): unet.middle_block[-1]}
@@ -21,7 +22,7 @@ class Middle(FeatureEdit):
 
 @dataclass(frozen=True, eq=False)
 class Copied(Middle):
-    """What the source shows, in the target's place."""
+    """The source's feature in place of the target's."""
     inversion: object
 
     def reads(self, run, sigma):
@@ -49,7 +50,7 @@ def x0s(c, model, role, **kwargs):
 
 @each_family
 def test_a_feature_of_the_source_takes_its_place_in_the_targets_rows(family):
-    """At its own latent and prompt the source has it already."""
+    """At its own latent and prompt the source has this feature already."""
     c = case(family)
     copied = attach(c.model, Copied(c.inversion))
     for a, b in zip(x0s(c, copied, "positive", positive=c.source), x0s(c, c.model, "positive", positive=c.source),

@@ -1,4 +1,5 @@
-"""Predictions that editors ask for beside the host's: of what, under which ControlNets, and how often."""
+"""Predictions that editors ask for in addition to the host's: of which prompt, under which
+ControlNets, and how often."""
 from dataclasses import dataclass, field
 
 import pytest
@@ -17,11 +18,11 @@ from runs import relative
 
 @dataclass(frozen=True, eq=False)
 class Asking(Editor):
-    """Asks for a prompt of its own, the null prompt's or the target's prediction, and notes what it gets.
+    """Asks for the prediction of its own prompt, the null prompt or the target, and records the answers.
 
     of: "own", "null" or "target".
-    weight: how much of it is mixed into the target's prediction.
-    answers: (σ, the run's x0 of the target, of what it asked for) of every time it was answered.
+    weight: how much of the answer is mixed into the target's prediction.
+    answers: (σ, the run's x0 of the target, the x0 that it asked for) of every answer.
     """
     of: str
     beside: str = "target"
@@ -87,7 +88,7 @@ def test_what_is_asked_is_one_list_more_and_changes_nothing():
 
 
 def test_an_answer_is_that_prompts_prediction():
-    """At the latents of one run the target's own is what the host predicts, and another prompt's is not."""
+    """At the latents of one run the target's own prediction equals the host's, and another prompt's does not."""
     c = case_of()
     again, null, hat = Asking("target"), Asking("null"), own(c)
     run_of(c, again, null, hat)
@@ -103,7 +104,7 @@ def test_an_answer_is_that_prompts_prediction():
 
 @pytest.mark.parametrize("beside, controlled", [("target", True), ("null", False)])
 def test_what_is_asked_is_under_the_control_nets_of_the_list_beside_it(beside, controlled):
-    """Conditioned on the target alone: the null prompt's prediction is asked once more only beside the target."""
+    """Conditioned on the target alone: the null prompt is predicted once more only beside the target."""
     c = case_of()
     positive, negative = advanced(c)
     for of, lists in (("own", 3), ("null", 3 if controlled else 2)):
@@ -116,7 +117,7 @@ def test_what_is_asked_is_under_the_control_nets_of_the_list_beside_it(beside, c
 
 
 def advanced(c):
-    """(positive, negative) of which the positive alone has a ControlNet."""
+    """(positive, negative). Only the positive has a ControlNet."""
     (embedding, extras), = plainly(c)[0]
     return [[embedding, {**extras, "control_apply_to_uncond": False}]], c.null
 
@@ -131,7 +132,7 @@ def test_of_equal_control_nets_the_null_prompt_is_not_evaluated_again():
 
 @pytest.mark.parametrize("of, beside, lists", [("own", "target", 2), ("own", "null", 3), ("null", "target", 2)])
 def test_at_cfg_1_the_null_prompt_is_evaluated_where_it_is_wanted(of, beside, lists):
-    """Once for all editors, and its prediction is that of a guided run."""
+    """Once for all editors, and equal to the prediction in a guided run."""
     c = case_of()
     editors = [own(c, beside=beside) if of == "own" else Asking("null", beside) for _ in range(2)]
     found, calls = run_of(c, *editors, cfg=1.0)
@@ -164,7 +165,7 @@ def test_editors_are_asked_once_an_evaluation_and_those_that_mix_in_every_call()
 
 
 def test_what_an_editor_mixes_is_the_targets_prediction():
-    """All of another prompt's is a run of that prompt."""
+    """With all of another prompt's prediction, a run equals a run of that prompt."""
     c = case_of()
     editor = own(c, weight=1.0)
     wanted = c.sample(c.model, editor.prompt)
