@@ -16,6 +16,9 @@ import torch  # noqa: E402  after the host has read its options
 torch.set_num_threads(1)
 
 
+FAST = 3  # tests of a file: two minutes on two cores
+
+
 class RootIsNoTestPackage:
     """The pack's `__init__.py` belongs to `palimpsest`. pytest would import it again under the folder's name."""
 
@@ -24,8 +27,24 @@ class RootIsNoTestPackage:
         return pytest.Dir.from_parent(parent, path=path) if path.resolve() == ROOT else None
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help=f"the first {FAST} tests of every file, one case of each")
+
+
 def pytest_configure(config):
     config.pluginmanager.register(RootIsNoTestPackage())
+
+
+def pytest_collection_modifyitems(config, items):
+    """Every technique has a file of its own, whose first tests are the ones that matter most."""
+    if not config.getoption("--fast"):
+        return
+    first_cases = {}
+    for item in items:
+        first_cases.setdefault(item.path, {}).setdefault(item.originalname, item)
+    kept = [item for cases in first_cases.values() for item in list(cases.values())[:FAST]]
+    config.hook.pytest_deselected(items=[*set(items).difference(kept)])
+    items[:] = kept
 
 
 @pytest.fixture

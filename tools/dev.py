@@ -3,6 +3,8 @@
 
     python tools/dev.py demo                  edit a picture on a real ComfyUI; the result is in output/demo
     python tools/dev.py test [...]            run the tests; further arguments go to pytest
+    python tools/dev.py test --fast           run the first three tests of every file, one case of each: two minutes on
+                                              two cores, and something of every technique
     python tools/dev.py check                 check the code with ruff and pyright, as pyproject.toml sets them
     python tools/dev.py serve [--port N] [...]  run ComfyUI with this pack; further arguments go to ComfyUI
     python tools/dev.py train [...]           train the miniature model
