@@ -141,7 +141,7 @@ def test_the_best_choice_of_a_kind_succeeds_and_is_nearest_to_the_target():
 
 
 def test_speed_times_runs_of_equal_results_and_prints_the_rows_of_the_document(tmp_path, monkeypatch, capsys):
-    same, editor = ("SEGA, one concept", "DDIM inversion", "DiffEdit's mask"), "Proximal Guidance"
+    same, editor = ("SEGA, one concept", "DDIM inversion"), "Proximal Guidance"
     monkeypatch.setattr(speed, "NARROW", {name: speed.NARROW[name] for name in same})
     monkeypatch.setattr(speed, "EDITORS", {editor: speed.EDITORS[editor]})
     monkeypatch.setattr(speed, "METHODS", {"DDIM": speed.METHODS["DDIM"]})

@@ -140,9 +140,9 @@ def test_counts_a_forward_once_and_a_backward_twice():
 
 
 def test_guided_sampling_and_its_losses_equal_diffusers():
-    """Fifty steps of diffusers' DDIM with the learned embeddings as unconditional ones reach Replay's result. The
+    """The steps of diffusers' DDIM with the learned embeddings as unconditional ones reach Replay's result. The
     losses of guidance with the unlearned embedding are those of diffusers' steps."""
-    model, steps = tiny.sd15(), 50
+    model, steps = tiny.sd15(), 20
     inversion = inverted(model, steps)
     learned = optimise(model, inversion, 1, tolerance=1e-7)
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
