@@ -268,8 +268,8 @@ def main():
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="of the miniature")
-    parser.add_argument("--large-steps", type=int, default=2, help="of the U-Nets of random weights")
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"], help="of the same")
+    parser.add_argument("--large-steps", type=int, default=2, help="of the U-Nets with random weights")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"], help="of these")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "only")} | {

@@ -85,7 +85,7 @@ def score(edits, pictures, truth, masks, made):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=25, help="edits of each kind")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=4.0)

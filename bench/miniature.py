@@ -67,7 +67,8 @@ def measure(captions: int, scales: list[float]) -> dict:
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(prog="bench miniature", description=__doc__)
+    parser = argparse.ArgumentParser(prog="bench miniature", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=int, default=200)
     parser.add_argument("--cfg", type=float, nargs="+", default=[2, 3, 5, 7.5])
     args = parser.parse_args(argv)

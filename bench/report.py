@@ -27,7 +27,7 @@ def pictures(side: int) -> dict:
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="bench report")
+    parser = argparse.ArgumentParser(prog="bench report", description=__doc__.splitlines()[0])
     parser.add_argument("--sides", type=int, nargs="+", default=[1024, 2048, 4096])
     sides, table = parser.parse_args().sides, {}
     torch.set_num_threads(1)

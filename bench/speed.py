@@ -392,7 +392,7 @@ def main():
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="of peers and nodes")
-    parser.add_argument("--channels", type=int, default=64, help="at the top of SD1.5's U-Net of random weights")
+    parser.add_argument("--channels", type=int, default=64, help="at the top of SD1.5's U-Net with random weights")
     parser.add_argument("--size", type=int, default=32, help="side of its latent, a multiple of 8")
     parser.add_argument("--community", type=Path, help="diffusers' examples/community")
     parser.add_argument("--out", type=Path, default=RESULTS)
