@@ -12,7 +12,7 @@ def proximal(case, model=None):
 
 
 def inverted(method):
-    """A method at its defaults, but in few rounds. One that learns follows DDIM's trajectory."""
+    """A method at its defaults, with few of the rounds that it repeats. One that learns follows DDIM's trajectory."""
     few = {name: min(setting.default, 1 if method.asks == "gradients" else 2)
            for name, setting in method.settings.items() if type(setting.default) is int and name != "seed"}
 
