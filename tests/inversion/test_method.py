@@ -5,23 +5,8 @@ import pytest
 import torch
 from palimpsest import inversion as room
 from palimpsest.editing.inverting import invert, learn
-from palimpsest.inversion.method import methods
-from palimpsest.nodes.inversion import (
-    bdia,
-    cycle_diffusion,
-    ddpm,
-    direct,
-    edict,
-    fixed_point,
-    kv,
-    ledits,
-    negative_prompt,
-    null_text,
-    prompt_tuning,
-    regularized,
-    renoise,
-    style_diffusion,
-)
+from palimpsest.inversion.method import Method, methods
+from palimpsest.nodes import found as nodes
 from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
 
 import tiny
@@ -33,32 +18,33 @@ from saving import (
     saved,
 )
 
-NULL, TUNED = tiny.cond(seed=9), (tiny.cond(seed=9), 7.5, 1, 0.0)
-MADE = {
-    "DDIM": (PalimpsestDDIMInvert, ()), "Fixed Point": (fixed_point.PalimpsestFixedPointInvert, (2, 1e-5, "none")),
-    "ReNoise": (renoise.PalimpsestReNoiseInvert, (2, 1, 1, 0.0, 0)),
-    "ReNoise Ancestral": (renoise.PalimpsestReNoiseInvert, (2, 1, 1, 1.0, 0)),
-    "Negative Prompt": (negative_prompt.PalimpsestNegativePromptInvert, (0.5, NULL)),
-    "Regularized": (regularized.PalimpsestRegularizedInvert, (20.0, 20.0, 1, 1, 0)),
-    "EDICT": (edict.PalimpsestEDICTInvert, (0.93, 1.0)), "BDIA": (bdia.PalimpsestBDIAInvert, (1.0, 1.0)),
-    "Direct": (direct.PalimpsestDirectInvert, (1.0, 7.5, NULL)), "DDPM": (ddpm.PalimpsestDDPMInvert, (1.0, 0, 1.0)),
-    "CycleDiffusion": (cycle_diffusion.PalimpsestCycleDiffusionInvert, (0.1, 0)),
-    "LEDITS++": (ledits.PalimpsestLEDITSInvert, (0, 1.0)),
-    "Null-Text": (null_text.PalimpsestNullTextOptimize, (7.5, 1, 0.0, "source prompt")),
-    "Prompt Tuning": (prompt_tuning.PalimpsestPromptTuningInvert, (*TUNED, 0.8)),
-    "StyleDiffusion": (style_diffusion.PalimpsestStyleDiffusionInvert, (*TUNED, 1.0, 0.5)),
-    "KV": (kv.PalimpsestKVInvert, (*TUNED, ""))}
+NULL = tiny.cond(seed=9)
+# The node of each method: the one whose file names the method's METHOD.
+NODES = {method.name: node for node in nodes() for method in vars(sys.modules[node.__module__]).values()
+         if isinstance(method, Method)}
+TUNED = {"negative": NULL, "cfg": 7.5, "iterations": 1, "tolerance": 0.0}
+RENOISED = {"iterations": 2, "average": 1, "early_iterations": 1}
+# Settings with few rounds, and those with which a method writes all that it can. Other settings have their defaults.
+CHANGED = {
+    "Fixed Point": {"iterations": 2, "acceleration": "none"}, "ReNoise": RENOISED,
+    "ReNoise Ancestral": {**RENOISED, "eta": 1.0}, "Negative Prompt": {"interpolation": 0.5, "negative": NULL},
+    "Regularized": {"reg_steps": 1, "ac_rolls": 1}, "Direct": {"cfg": 7.5, "negative": NULL},
+    "Null-Text": {"iterations": 1, "tolerance": 0.0}, "Prompt Tuning": TUNED, "StyleDiffusion": TUNED, "KV": TUNED}
+
+
+def defaults(node):
+    return {i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None}
 
 
 @pytest.mark.parametrize("method", methods())
 def test_what_every_method_writes_comes_back(folders, method):
     """So the table of what each method writes is true of its node."""
-    model, (node, settings) = tiny.sdxl(), MADE[method]
+    model, node = tiny.sdxl(), NODES[method]
     latent = {"samples": model.model.process_latent_out(tiny.latent(model, 2))}
     learns = "inversion" in node.GET_NODE_INFO_V1()["input"]["required"]
-    given = tiny.cond(), latent, 2, "ddim_uniform"
-    given = [PalimpsestDDIMInvert.execute(model, *given).result[0]] if learns else given
-    made = node.execute(model, *given, *settings).result[0]
+    given = {"source": tiny.cond(), "latent": latent, "steps": 2, "scheduler": "ddim_uniform"}
+    given = {"inversion": PalimpsestDDIMInvert.execute(model, **given).result[0]} if learns else given
+    made = node.execute(model, **defaults(node) | given | CHANGED.get(method, {})).result[0]
     assert made.method == method
     found = loaded(saved(made))
     assert all(same(getattr(found, name), getattr(made, name)) for name in ("theta", "settings", "provenance"))
@@ -67,11 +53,10 @@ def test_what_every_method_writes_comes_back(folders, method):
 @pytest.mark.parametrize("method", methods())
 def test_a_plain_call_gives_what_the_node_gives(method):
     """Inputs that the call is not given have the node's defaults."""
-    model, (node, _), declared = tiny.sdxl(), MADE[method], methods()[method]
+    model, node, declared = tiny.sdxl(), NODES[method], methods()[method]
     latent, sigmas = {"samples": model.model.process_latent_out(tiny.latent(model))}, torch.tensor([14.0, 2.0, 0.0])
     negative = {"negative": NULL} if "negative" in node.GET_NODE_INFO_V1()["input"]["required"] else {}
-    inputs = {i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None}
-    inputs |= {"eta": declared.settings["eta"].default} if method == "ReNoise Ancestral" else {}
+    inputs = defaults(node) | ({"eta": declared.settings["eta"].default} if method == "ReNoise Ancestral" else {})
     if declared.learn and not declared.along:
         source = invert("DDIM", model, tiny.cond(), latent, 2).inversion
         ours = learn(method, model, source, **negative)
