@@ -39,7 +39,8 @@ def module(path: Path) -> str:
 
 FILES = {module(path): path for path in sorted(ROOT.rglob("*.py"))
          if path.relative_to(ROOT).parts[0] not in OUTSIDE and "/." not in path.relative_to(ROOT).as_posix()}
-TECHNIQUES = [name for name in FILES if name.startswith(PAPERS) and name.count(".") == 2 and name not in SHARED]
+TECHNIQUES = [name for name, path in FILES.items()
+              if name.startswith(PAPERS) and path.stem != "__init__" and name not in SHARED]
 
 
 def imported(name: str) -> set:
