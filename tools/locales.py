@@ -88,6 +88,7 @@ def main() -> int:
     logging.disable(logging.WARNING)
     load_pack()
     old, new = read("en"), english()
+    new = {node: new[node] for node in dict.fromkeys([*old, *new]) if node in new}  # nodes keep their places
     write("en", new)
     for language in sorted({folder.name for folder in FOLDER.iterdir()} - {"en"}):
         words = read(language)
