@@ -9,6 +9,7 @@
     python tools/dev.py serve [--port N] [...]  run ComfyUI with this pack; further arguments go to ComfyUI
     python tools/dev.py train [...]           train the miniature model
     python tools/dev.py bench NAME [...]      run one benchmark
+    python tools/dev.py tool NAME [...]       run one script of tools/, such as locales
 
 --comfyui PATH or COMFYUI_PATH names your own ComfyUI (0.3.64 or later). Without it, a checkout in a ComfyUI's
 custom_nodes uses that ComfyUI. Otherwise a private ComfyUI is set up in your cache folder, or in PALIMPSEST_CACHE.
@@ -85,12 +86,24 @@ def train(arguments):
     return run(prepare(), "pack.py", "palimpsest.miniature.train", *arguments)
 
 
-def bench(arguments):
-    names = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if "def main(" in p.read_text(encoding="utf-8"))
+def named(arguments, kind):
+    """The first argument, a script of the folder that its command names. SetupError lists them."""
+    folder = {"bench": ROOT / "bench", "tool": TOOLS}[kind]
+    names = sorted(p.stem for p in folder.glob("*.py") if p.stem != "dev" and "def main(" in p.read_text("utf-8"))
     if not arguments or arguments[0] not in names:
-        raise SetupError("bench needs a name, one of: " + ", ".join(names))
-    modules = ("diffusers",) if arguments[0] == "speed" else ()
-    return run(prepare(modules), "pack.py", "palimpsest.bench." + arguments[0], *arguments[1:])
+        raise SetupError(kind + " needs a name, one of: " + ", ".join(names))
+    return arguments[0]
+
+
+def bench(arguments):
+    name = named(arguments, "bench")
+    return run(prepare(("diffusers",) if name == "speed" else ()), "pack.py", "palimpsest.bench." + name,
+               *arguments[1:])
+
+
+def tool(arguments):
+    name = named(arguments, "tool")
+    return run(prepare(), name + ".py", *arguments[1:])
 
 
 def serve(arguments):
@@ -108,7 +121,8 @@ def serve(arguments):
             return 0
 
 
-COMMANDS = {"demo": demo, "test": test, "check": check, "serve": serve, "train": train, "bench": bench}
+COMMANDS = {"demo": demo, "test": test, "check": check, "serve": serve, "train": train, "bench": bench,
+            "tool": tool}
 
 
 def main(arguments):

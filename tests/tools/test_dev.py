@@ -275,6 +275,12 @@ def test_only_the_tools_own_options_are_taken():
         dev.take(["demo", "--comfyui"], "--comfyui")
 
 
+@pytest.mark.parametrize("command, known", [("bench", "cost"), ("tool", "locales")])
+def test_a_name_that_is_not_there_is_answered_with_those_that_are(command, known, capsys):
+    assert dev.main([command, "telepathy"]) == 1
+    assert f"{command} needs a name, one of: " in (said := capsys.readouterr().err) and known in said
+
+
 def test_options_of_the_hosts_own_reach_it(tmp_path, monkeypatch):
     monkeypatch.setitem(dev.COMMANDS, "bench", lambda arguments: arguments != ["cost", "--rounds", "1"])
     monkeypatch.setenv("PALIMPSEST_HOST_OPTIONS", "")
