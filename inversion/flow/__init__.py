@@ -1,0 +1,1 @@
+"""Inversions made for flow models."""

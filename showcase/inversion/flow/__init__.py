@@ -1,0 +1,1 @@
+"""How each technique of inversion/flow/ is shown and measured."""

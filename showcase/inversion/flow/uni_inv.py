@@ -1,0 +1,11 @@
+"""Uni-Inv, shown and measured."""
+from ....inversion.flow.uni_inv import METHOD
+from ... import Example
+from ...pictures import returns
+from ...rows import InversionRow
+
+EXAMPLE = Example(
+    "Uni-Inv",
+    pages={"PalimpsestUniInvert": returns("PalimpsestUniInvert", 10, schedule={"scheduler": "simple"})},
+    inversions=(InversionRow("Uni-Inv", METHOD, 45),),
+    elsewhere="It is made for flow models, and the pack ships none. On the canvas it stands where DDIM Invert does.")
