@@ -136,6 +136,8 @@ def main():
             args.out.write_text(json.dumps(result) + "\n")
             print(name, means(result["pictures"][name]), flush=True)
     print(table(result))
+    for pair, (mean, low, high) in result["differences"].items():
+        print(f"{pair}, back at CFG {args.cfg:g}: {mean:+.2f} ({low:+.2f} to {high:+.2f}) dB")
 
 
 def stored(args) -> dict:
@@ -171,7 +173,7 @@ def differences(measured) -> dict:
 
 
 def table(result) -> str:
-    """The table of docs/benchmarks.md: means over the scenes, in the order of METHODS."""
+    """The means over the scenes, in the order of METHODS. tools/tables.py writes it into docs/benchmarks.md."""
     cfg = f"{result['settings']['cfg']:g}"
     lines = [f"| inversion | back at CFG 1 | back at CFG {cfg} | Inject: success | background | plain: success | "
              "background | row passes | seconds |", "|---|---|---|---|---|---|---|---|---|"]
@@ -184,6 +186,4 @@ def table(result) -> str:
         lines.append("| " + " | ".join([name, *cells, f"{row['evaluations']:.0f}", f"{row['seconds']:.1f}"]) + " |")
     ceiling = next(iter(measured.values()))["ceiling"]
     lines.append(f"| *autoencoder alone* | {ceiling:.1f} dB | {ceiling:.1f} dB | | | | | | |")
-    lines += [f"{pair}, back at CFG {cfg}: {mean:+.2f} ({low:+.2f} to {high:+.2f}) dB"
-              for pair, (mean, low, high) in result["differences"].items()]
     return "\n".join(lines)

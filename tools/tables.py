@@ -4,8 +4,10 @@ Run as a script it writes them again in every document that has their marks. COM
 `<!-- techniques -->` to `<!-- /techniques -->`: every technique with its paper, file, nodes and workflow, and what it
     was checked against.
 `<!-- tasks -->` to `<!-- /tasks -->`: every workflow, by what it does.
+`<!-- inversions -->` to `<!-- /inversions -->`: what `dev.py bench inversions` measured.
 """
 import ast
+import json
 import logging
 import re
 import sys
@@ -113,7 +115,12 @@ def tasks(up: str) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"techniques": techniques, "tasks": tasks}
+def inversions(up: str) -> str:
+    from palimpsest.bench.inversions import RESULTS, table
+    return table(json.loads(RESULTS.read_text(encoding="utf-8")))
+
+
+TABLES = {"techniques": techniques, "tasks": tasks, "inversions": inversions}
 
 
 def documents() -> dict:
