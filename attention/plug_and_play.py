@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from ..editing.features import FeatureEdit
 from ..editing.layers import SelfAttentionEdit, self_attention_layers
 from ..editing.sites import source_of
-from ..host.unet import residual_branch
+from ..host.network import residual_branch
 from ..inversion.trajectory import Inversion
 
 NAME = "Plug-and-Play Features"

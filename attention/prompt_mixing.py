@@ -33,7 +33,7 @@ from ..editing.layers import SelfAttentionEdit
 from ..editing.sites import in_tiles, mask_of_rows
 from ..editing.word_maps import sampled_tokens
 from ..host.batch import repeat_to_batch_size
-from ..host.unet_inputs import with_value_inputs
+from ..host.network import with_value_inputs
 
 NAME = "Prompt Mixing"
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..editing.features import FeatureEdit
 from ..editing.layers import SelfAttentionEdit
 from ..editing.sites import Attend, AttentionEdit, Source, in_rows_of, source_of
-from ..host.unet import group_norms
+from ..host.network import group_norms
 from ..inversion.trajectory import Inversion
 
 NAME = "Style Aligned"

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..host.gradients import derivative, without_control_weights
 from ..host.guiders import predictions
+from ..host.network import Attention, with_attention
 from ..host.progress import raise_if_cancelled
 from ..host.sampling import prediction_type
-from ..host.unet import Attention, with_attention
 from .call import Call
 from .editor import Editor
 from .sites import AttentionObserver, Rows, Site

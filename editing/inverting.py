@@ -16,6 +16,7 @@ from torch import Tensor
 from ..host.canvas import log, retract_warnings
 from ..host.gradients import differentiable
 from ..host.guiders import PromptGuider
+from ..host.network import require_unet
 from ..host.sampling import (
     Solver,
     check_family,
@@ -32,7 +33,6 @@ from ..host.sampling import (
     schedule,
     split_at,
 )
-from ..host.unet import require_unet
 from ..inversion.grid import seen_as
 from ..inversion.method import Found, Method, method_named
 from ..inversion.trajectory import Inversion, check_schedule

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from ..host.unet import resolutions
+from ..host.network import resolutions
 from ..inversion.trajectory import Inversion
 from .checks import require_rows
 from .sites import AttentionEdit

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from ..host.batch import repeat_to_batch_size
 from ..host.guiders import prompted
-from ..host.unet import resolutions
-from ..host.unet_inputs import with_added, with_widths_measured
+from ..host.network import resolutions, with_added, with_widths_measured
 from ..inversion.trajectory import Inversion, Theta
 from .attention_loss import with_maps_recorded
 from .layers import parse_layers, self_attention_layers

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..host.batch import repeat_to_batch_size
 from ..host.guiders import encode_model_conds
+from ..host.network import with_added
 from ..host.sampling import Solver, check_family, digest, sample, split_at
-from ..host.unet_inputs import with_added
 from ..inversion.method import method_of
 from ..inversion.trajectory import Inversion
 from .editor import Editor

@@ -16,8 +16,8 @@ from ..host import gradients
 from ..host.canvas import concerning, executing_node, log, retract_warnings
 from ..host.guiders import CFGGuider, calc_cond_batch, convert_cond, encoded
 from ..host.keys import KEY, RUN, running
+from ..host.network import Attention, attentions
 from ..host.options import WrappersMP, add_wrappers, with_transformer
-from ..host.unet import Attention, attentions
 from ..inversion.grid import CoupledState
 from ..inversion.method import method_of
 from ..inversion.trajectory import Inversion

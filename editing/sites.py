@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..host.batch import options_of, repeat_to_batch_size
+from ..host.network import host_attention, shape_of, with_attention
 from ..host.tiles import cut
-from ..host.unet import host_attention, shape_of, with_attention
 from .editor import Editor
 
 if TYPE_CHECKING:

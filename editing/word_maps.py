@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..host.batch import repeat_to_batch_size
+from ..host.network import resolutions
 from ..host.tokens import Tokens, Word, require_columns
-from ..host.unet import resolutions
 from .masks import word_mask
 from .sites import Attend, AttentionObserver, Rows, Site, in_tiles, window
 

@@ -24,7 +24,7 @@ from ..editing.predictions import asked_by
 from ..editing.sites import Rows, Site
 from ..editing.word_maps import on_whole_grid, word_maps
 from ..host.batch import options_of
-from ..host.unet import host_attention, shape_of, with_attention
+from ..host.network import host_attention, shape_of, with_attention
 from .sega import SEGA, Concept, largest
 
 ATTENTION_ALONE = 1 - 800.5 / 999  # percent of the schedule: t > 800

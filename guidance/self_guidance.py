@@ -33,8 +33,8 @@ from ..editing.attention_loss import cross_attention_maps, loss_gradient, of_tex
 from ..editing.features import FeatureEdit
 from ..editing.sites import AttentionEdit, Rows, Site, source_of
 from ..editing.word_maps import sampled_tokens
+from ..host.network import head
 from ..host.tokens import parse_words, require_columns
-from ..host.unet import head
 from ..inversion.trajectory import Inversion
 
 NOISE = 1e-3  # features of equal latents differ by less, between a forward with gradients and one without

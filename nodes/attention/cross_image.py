@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ...attention.cross_image import CrossImage, two_finest
 from ...editing.masks import latent_mask
 from ...editing.run import attach
-from ...host.unet import require_unet, resolutions
+from ...host.network import require_unet, resolutions
 from ..checks import check_span, check_trajectory
 from ..widgets import InversionType, layers_input, layers_of, share_input
 

@@ -4,8 +4,8 @@ from comfy_api.latest import io
 from ...attention.free_prompt import SelfAttentionMaps
 from ...editing.layers import coarse
 from ...editing.run import attach
+from ...host.network import require_unet
 from ...host.sampling import check_family
-from ...host.unet import require_unet
 from ..checks import check_span
 from ..widgets import COARSE, InversionType, layers_input, layers_of, share_input
 

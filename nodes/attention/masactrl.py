@@ -7,9 +7,9 @@ from ...editing.layers import decoder, roles
 from ...editing.masks import latent_mask, warn_if_wide
 from ...editing.run import attach
 from ...editing.word_maps import WordMaps, nearest_resolution, refining_resolution
+from ...host.network import require_unet
 from ...host.sampling import check_family
 from ...host.tokens import parse_words
-from ...host.unet import require_unet
 from ..checks import check_attention, check_some, check_span, check_words
 from ..widgets import (
     AttentionType,

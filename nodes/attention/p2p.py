@@ -5,9 +5,9 @@ from comfy_api.latest import io
 from ...attention.alignment import PromptEdit
 from ...attention.p2p import PromptToPrompt
 from ...editing.run import attach
+from ...host.network import require_unet, resolutions
 from ...host.sampling import check_family
 from ...host.tokens import find_in_some, parse_word_values
-from ...host.unet import require_unet, resolutions
 from ..checks import check_source
 from ..widgets import InversionType, PromptEditType
 

@@ -4,8 +4,8 @@ from comfy_api.latest import io
 from ...attention.plug_and_play import ResidualFeatures, SelfAttentionMaps, after_first, second_block
 from ...editing.layers import listed, parse_layers, roles
 from ...editing.run import attach
+from ...host.network import require_unet
 from ...host.sampling import check_family
-from ...host.unet import require_unet
 from ..widgets import InversionType, layers_input, layers_of, null_input, share_input
 
 

@@ -9,9 +9,9 @@ from ...attention.prompt_mixing import MixedValues, PreservedShapes
 from ...editing.layers import coarse
 from ...editing.masks import latent_mask
 from ...editing.run import attach
+from ...host.network import require_unet
 from ...host.sampling import check_family
 from ...host.tokens import parse_words
-from ...host.unet import require_unet
 from ..checks import check_attention, check_prompt_alone, check_some, check_span, check_words
 from ..widgets import (
     COARSE,

@@ -4,8 +4,8 @@ from comfy_api.latest import io
 from ...attention.reweight import Reweight
 from ...editing.run import attach
 from ...editing.word_maps import WordMaps, nearest_resolution
+from ...host.network import require_unet
 from ...host.tokens import parse_word_values, parse_words
-from ...host.unet import require_unet
 from ..checks import check_span
 from ..widgets import share_input
 

@@ -4,9 +4,9 @@ from torchvision.transforms.functional import gaussian_blur
 
 from ...attention.store import read_maps
 from ...editing.masks import covered, picture_mask, warn_if_wide
+from ...host.network import require_unet
 from ...host.sampling import check_family
 from ...host.tokens import parse_words
-from ...host.unet import require_unet
 from ...metrics.drawing import heat_rows, sheet
 from ...metrics.masks import grow as grow_mask
 from ..checks import check_source

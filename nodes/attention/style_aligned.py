@@ -4,8 +4,8 @@ from comfy_api.latest import io
 from ...attention.style_aligned import ReferencePicture, ReferenceRow, SharedNorms, Sharing
 from ...editing.layers import roles, self_attention_layers
 from ...editing.run import attach
+from ...host.network import require_unet
 from ...host.sampling import check_family
-from ...host.unet import require_unet
 from ..checks import check_span
 from ..widgets import InversionType, layers_input, layers_of, null_input, share_input
 

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ...attention.tf_icon import Composite, Donor
 from ...editing.masks import latent_mask
 from ...editing.run import attach
-from ...host.unet import require_unet
+from ...host.network import require_unet
 from ...metrics.masks import grow as grown
 from ..checks import check_trajectory
 from ..widgets import InversionType

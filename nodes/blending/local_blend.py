@@ -7,8 +7,8 @@ from ...blending.local_blend import LocalBlend
 from ...editing.masks import latent_mask
 from ...editing.run import attach
 from ...editing.word_maps import WordMaps
+from ...host.network import require_unet
 from ...host.tokens import parse_words, present_words
-from ...host.unet import require_unet
 from ..checks import check_attention, check_trajectory
 from ..widgets import AttentionType, InversionType, refine_input, threshold_input
 

@@ -4,8 +4,8 @@ from comfy_api.latest import io
 from ...editing.run import attach
 from ...editing.word_maps import nearest_resolution
 from ...guidance.attend_excite import THRESHOLDS, AttendExcite
+from ...host.network import require_unet
 from ...host.tokens import parse_word_values
-from ...host.unet import require_unet
 
 
 class PalimpsestAttendExcite(io.ComfyNode):

@@ -5,8 +5,8 @@ from ...editing.editor import editor_of
 from ...editing.run import attach
 from ...editing.word_maps import nearest_resolution
 from ...guidance.ledits import LEDITS, Grounded
+from ...host.network import require_unet
 from ...host.tokens import encode, tokenize_rows
-from ...host.unet import require_unet
 from ..checks import check_concept
 from ..widgets import concept_inputs
 

@@ -8,8 +8,8 @@ from ...editing.masks import latent_mask, warn_if_wide, word_mask
 from ...editing.run import attach
 from ...editing.word_maps import nearest_resolution
 from ...guidance.magic_remover import MagicRemover, Surroundings, object_map, union
+from ...host.network import require_unet
 from ...host.tokens import parse_words
-from ...host.unet import require_unet
 from ..checks import check_attention, check_trajectory
 from ..widgets import AttentionType, InversionType, refine_input
 

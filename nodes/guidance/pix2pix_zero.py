@@ -4,9 +4,9 @@ from comfy_api.latest import io
 
 from ...editing.run import attach
 from ...guidance.pix2pix_zero import CrossAttentionGuidance, edit_direction
+from ...host.network import require_unet
 from ...host.sampling import check_family
 from ...host.tokens import encode, tokenize_rows
-from ...host.unet import require_unet
 from ..widgets import InversionType
 
 

@@ -4,8 +4,8 @@ from comfy_api.latest import io
 from ...editing.run import attach
 from ...editing.word_maps import nearest_resolution
 from ...guidance.self_guidance import SelfGuidance, SourceFeatures, SourceMaps, map_sites
+from ...host.network import require_unet, resolutions
 from ...host.sampling import check_family
-from ...host.unet import require_unet, resolutions
 from ..widgets import InversionType
 
 
