@@ -1,14 +1,8 @@
-"""Every inversion by its method's name, and the editor that works with guidance alone."""
+"""Every inversion by its method's name."""
 from palimpsest.editing.inverting import invert, learn
 from palimpsest.inversion.method import methods
-from palimpsest.nodes.guidance.proximal import PalimpsestProximalGuidance
 
 from editors import STEPS
-
-
-def proximal(case, model=None):
-    """This editor needs guidance. Many tests of every editor sample at CFG 1, so it is not among them."""
-    return PalimpsestProximalGuidance.execute(model or case.model, case.inversion, "l0", 0.7, 0.1, 0.5, 1).result[0]
 
 
 def inverted(method):

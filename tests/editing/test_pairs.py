@@ -12,12 +12,12 @@ from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
 from palimpsest.nodes.guidance.magic_remover import PalimpsestMagicRemover
 from palimpsest.nodes.inversion.replay import PalimpsestReplay
 
-from editors import EDITORS, FAMILIES, STEPS
-from every import INVERSIONS, proximal
+from editors import EDITORS, FAMILIES, GUIDED, STEPS
+from every import INVERSIONS
 from explicit import HEADS, SIDE, Call, Run, apply_maps, attention, features, relative, softmax_maps
 from runs import Case, kept
 
-EVERY = {**EDITORS, "proximal": proximal}
+EVERY = {**EDITORS, **GUIDED}
 SINGLE = [n for n in EVERY if "," not in n and n not in ("refine", "mutual by words")]
 QUARTER = {"blend", "shrinking", "objects", "remove"}  # their masks leave the upper right corner to the source
 AS_ONE = set(map(frozenset, (  # one of the two leaves the other nothing to do

@@ -4,7 +4,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 import tiny
-from editors import inject, mutual, mutual_words
+from editors.attention.masactrl import mutual, mutual_words
+from editors.attention.p2p import inject
 from runs import Case, kept, relative
 
 

@@ -2,19 +2,29 @@
 import re
 
 import pytest
+from comfy_api.latest import io
 from palimpsest import showcase
+from palimpsest.nodes import found
 
+import editors
 import tables
 from pack import ROOT
 
 PAPERS, NODES, SHOWN = tables.papers(), tables.nodes(), showcase.found()
 TITLES = {workflow.title for workflow in showcase.collected("workflows")}
+GIVE_A_MODEL = {schema.node_id for schema in (node.GET_SCHEMA() for node in found())
+                if any(isinstance(output, io.Model.Output) for output in schema.outputs)}
 
 
 def is_part(paper):
     """Whether it holds a part of a paper whose node is in another file, like Prompt-to-Prompt's alignment."""
     others = {number for other in PAPERS if other.path in NODES for _, number in other.papers}
     return paper.path not in NODES and {number for _, number in paper.papers} <= others
+
+
+def is_editor(paper):
+    """Whether its node puts an editor on a MODEL. A mask or a pass over a picture gives none."""
+    return not paper.path.startswith("inversion/") and not GIVE_A_MODEL.isdisjoint(NODES.get(paper.path, ()))
 
 
 def lacking(paper):
@@ -31,6 +41,8 @@ def lacking(paper):
     for node in NODES.get(paper.path, ()):
         if not (ROOT / "web" / "docs" / f"{node}.md").is_file():
             yield f"its help page, web/docs/{node}.md"
+    if is_editor(paper) and not editors.found().get(paper.path):
+        yield f"its case for the tests of all editors, tests/editors/{paper.path}.py"
     example = SHOWN.get(paper.path)
     if example is None:
         yield f"its example, showcase/{paper.path}.py"

@@ -13,11 +13,11 @@ from palimpsest.nodes.guidance.delta_denoise import PalimpsestDeltaDenoise
 from palimpsest.nodes.guidance.nmg import PalimpsestNoiseMapGuidance
 from palimpsest.nodes.guidance.sega import PalimpsestSEGARegions
 
-import editors
 import runs
 import tiny
-from editors import EDITORS, FAMILIES, STEPS
-from every import INVERSIONS, proximal
+from editors import EDITORS, FAMILIES, GUIDED, STEPS
+from editors.case import store
+from every import INVERSIONS
 from runs import Case, kept
 
 
@@ -34,7 +34,7 @@ NODES = {
                                                       0.1, 7.5, 0.05,
                                                       0.95, 0)}
 SAMPLED = {name: lambda c, edit=edit: c.sample(edit(c))
-           for name, edit in {**EDITORS, "proximal": proximal, "noise map": noise_map}.items()}
+           for name, edit in {**EDITORS, **GUIDED, "noise map": noise_map}.items()}
 ONCE = {"DDPM", "CycleDiffusion", "LEDITS++", "store", "difference"}  # one forward
 each = pytest.mark.parametrize("name, family", [
     (name, FAMILIES[i % len(FAMILIES)]) for i, name in enumerate([*SAMPLED, *INVERSIONS, *NODES])])
@@ -85,7 +85,7 @@ def test_a_model_goes_without_the_garbage_collector(name, family, cancelled):
         else:
             run(c, name)
         del c
-        editors.store.cache_clear()  # the cache of the tests' own editors
+        store.cache_clear()  # the cache of the tests' own editors
         runs._last.clear()
         assert network() is None
     finally:

@@ -11,7 +11,8 @@ from palimpsest.nodes.prompt import PalimpsestPromptEdit
 
 import nodes as host
 import tiny
-from editors import excite, guide
+from editors.guidance.attend_excite import excite
+from editors.guidance.self_guidance import guide
 from node_execution import executor  # noqa: F401
 from refusals import WINDOW, blend, counting, inject, maps, plain, refused, store
 from runs import clip, prompts

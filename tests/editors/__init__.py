@@ -1,0 +1,45 @@
+"""Every editor by name, one file a technique, under its name and in its folder of the other rooms.
+
+A file ends in `CASES = (EditorCase(...), ...)`. An editor with a case gets every test of composition and purity.
+"""
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import tiny
+from editors.case import CROSS_END, SELF_END, STEPS  # noqa: F401  for the tests
+
+
+def found() -> dict:
+    """{"attention/masactrl": its cases} of every file, in the order of the files."""
+    here, cases = Path(__file__).parent, {}
+    for path in sorted(here.glob("*/**/*.py")):
+        parts = path.relative_to(here).with_suffix("").parts
+        cases["/".join(parts)] = import_module(".".join((__name__, *parts))).CASES
+    return cases
+
+
+EVERY = sorted((case for cases in found().values() for case in cases), key=lambda case: case.order)
+assert len({case.name for case in EVERY}) == len(EVERY), "two cases have one name"
+EDITORS = {case.name: case.put for case in EVERY if not case.guided}
+GUIDED = {case.name: case.put for case in EVERY if case.guided}
+CONCEPTS = {case.name: case.concepts for case in EVERY if case.concepts}
+
+
+def those(field):
+    return {case.name for case in EVERY if getattr(case, field)}
+
+
+# case.py says what each of them means.
+FEATURES = those("features")
+READS, ACTS = those("reads") | FEATURES, those("acts") | FEATURES
+NULL_TOO, MOVES, BARE, WORDS = (those(field) for field in ("null_too", "moves", "bare", "words"))
+FAMILIES = list(tiny.UNETS)
+each = pytest.mark.parametrize("editor, family", [(e, f) for e in EDITORS for f in FAMILIES])
+
+
+def each_with(name, variants):
+    """Every editor with every variant, each pair on one family in turn. All pairs of the three occur in a test."""
+    return pytest.mark.parametrize(f"editor, {name}, family", [
+        (e, v, FAMILIES[(i + j) % len(FAMILIES)]) for i, e in enumerate(EDITORS) for j, v in enumerate(variants)])
