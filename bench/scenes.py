@@ -7,7 +7,7 @@ A case is one held-out edit of a miniature scene: source picture, two prompts, e
 are eight kinds of edit, and 30 cases of each kind are 240 cases. Use the public split to choose settings and the
 held-out split for claims.
 Inversions are the rows of bench/inversions.py. Editors are those of the showcase. Both have their nodes' defaults
-unless a row says otherwise.
+unless a row says otherwise. Floors and ceilings (bench/floors.py) are rows too.
 
 Each case gives one JSON line in output/scenes/:
 success: the scene reader sees what was asked for.
@@ -16,6 +16,7 @@ background PSNR and SSIM: outside the mask grown by two latent cells, and the id
 PSNR to the exact target: in the whole picture and inside the mask.
 reconstruction: at this CFG, next to the autoencoder's.
 cost: network row-passes, seconds, and on a GPU peak memory.
+"Of the way" is a share of the dB to the exact target, from fresh noise (0 %) to what a perfect sampler reaches (100 %).
 
 A line that exists is not measured again, so an interrupted run continues where it stopped. Prints a table and writes it
 to bench/results/scenes.json, next to other rows with the same settings, with paired bootstrap intervals against the
@@ -39,6 +40,7 @@ from ..miniature.model import load_miniature
 from ..miniature.reader import read
 from ..miniature.scenes import EDIT_KINDS, held_out_edit, visible
 from ..showcase.rows import SceneRow
+from .floors import references
 from .inversions import METHODS, Scenes, rounded
 from .stats import paired_bootstrap
 
@@ -54,6 +56,8 @@ def as_it_is(scenes, model, inversion):
 
 EDITORS = {row.name: row for row in (SceneRow("plain", as_it_is), *showcase.collected("scenes"))}
 COMPARED = "success", "background_psnr", "target_psnr"
+NOBODY = "no editor"  # of the rows that are floors and ceilings
+REFERENCES = "fresh noise", "another picture", "identifiable", "ideal edit"
 
 
 def edited(scenes, inversion, name, cfg):
@@ -102,28 +106,40 @@ def asked(edits, seen) -> tuple:
 
 def measure(scenes, inversion, spent, editors, args) -> dict:
     """{editor: (numbers {name: [B]}, pictures)} of the cases in one INVERSION."""
-    truth = torch.stack([torch.from_numpy(e.target_image) for e in scenes.edits])
-    before, wanted = asked(scenes.edits, read(scenes.round_trip))
-    vae = scenes.parts[2]
-    replayed = scenes.replay(inversion, scenes.source, args.cfg)
-    ideal = edit_numbers(scenes.pictures, ideal_edit(scenes.pictures, truth, scenes.masks, vae.encode, vae.decode),
-                         target=truth,
-                         mask=scenes.masks)
-    shared = {"ceiling_psnr": psnr(scenes.round_trip, scenes.pictures),
-              **{f"ideal_{n}": ideal[n] for n in ("background_psnr", "target_psnr")}}
-    found = {}
+    replayed, found = scenes.replay(inversion, scenes.source, args.cfg), {}
     for name in editors:
         with Counter(scenes.parts[0]) as counted:
             made = edited(scenes, inversion, name, args.cfg)
-        success, kept = edit_scores(read(made), before, wanted)
-        numbers = edit_numbers(scenes.pictures, made, replayed, truth, scenes.masks)
-        wanted_numbers = "background_psnr", "background_ssim", "target_psnr", "target_mask_psnr", "reconstruction_psnr"
-        cost = {"rows": (counted.rows + spent.rows) / len(wanted),
-                "seconds": (counted.seconds + spent.seconds) / len(wanted),
-                "peak_mb": counted.peak}
-        found[name] = {"success": success, "kept": kept, **{n: numbers[n] for n in wanted_numbers}, **shared,
-                       **{n: torch.full((len(wanted),), float(v)) for n, v in cost.items()}}, made
+        found[name] = {**score(scenes, made, replayed), **cost(len(scenes.edits), counted, spent)}, made
     return found
+
+
+def measure_references(scenes, first, args) -> dict:
+    """The same of floors and ceilings; first: the number of the first case."""
+    made = references(scenes, args.cfg, args.steps, first)
+    return {name: (score(scenes, pictures), pictures) for name, pictures in made.items()}
+
+
+def score(scenes, made, replayed=None) -> dict:
+    """{number: [B]} of pictures."""
+    truth = torch.stack([torch.from_numpy(e.target_image) for e in scenes.edits])
+    before, wanted = asked(scenes.edits, read(scenes.round_trip))
+    vae = scenes.parts[2]
+    ideal = edit_numbers(scenes.pictures, ideal_edit(scenes.pictures, truth, scenes.masks, vae.encode, vae.decode),
+                         target=truth, mask=scenes.masks)
+    success, kept = edit_scores(read(made), before, wanted)
+    numbers = edit_numbers(scenes.pictures, made, replayed, truth, scenes.masks)
+    names = "background_psnr", "background_ssim", "target_psnr", "target_mask_psnr", "reconstruction_psnr"
+    return {"success": success, "kept": kept, **{n: numbers[n] for n in names if n in numbers},
+            "ceiling_psnr": psnr(scenes.round_trip, scenes.pictures),
+            **{f"ideal_{n}": ideal[n] for n in ("background_psnr", "target_psnr")}}
+
+
+def cost(cases, *counters) -> dict:
+    """{number: [cases]}: what some counters saw, a case."""
+    numbers = {"rows": sum(c.rows for c in counters) / cases, "seconds": sum(c.seconds for c in counters) / cases,
+               "peak_mb": counters[0].peak}
+    return {n: torch.full((cases,), float(v)) for n, v in numbers.items()}
 
 
 def run(args, lines: Path):
@@ -135,25 +151,34 @@ def run(args, lines: Path):
             numbers = range(first + start, first + min(start + args.batch, args.cases))
             names = [f"{kind}-{n}" for n in numbers]
             missing = {i: [e for e in args.editor if not {(n, i, e) for n in names} <= held] for i in args.inversion}
-            if not any(missing.values()):
+            known = {(n, NOBODY, r) for n in names for r in REFERENCES} <= held
+            if known and not any(missing.values()):
                 continue
             scenes = Scenes(parts, [held_out_edit(n, kind) for n in numbers])
+            if not known:
+                made = measure_references(scenes, numbers[0], args)
+                write(lines, held, kind, names, NOBODY, made, start == 0)
             for inversion_name, editors in missing.items():
                 if not editors:
                     continue
                 with Counter(parts[0]) as spent:
                     inversion = scenes.invert(METHODS[inversion_name], args.cfg, args.steps)
-                for editor, (found, pictures) in measure(scenes, inversion, spent, editors, args).items():
-                    columns = {n: rounded(v.double()) for n, v in found.items()}
-                    with lines.open("a", encoding="utf-8") as file:
-                        for i, name in enumerate(names):
-                            if (name, inversion_name, editor) not in held:
-                                file.write(json.dumps({"case": name, "kind": kind, "inversion": inversion_name,
-                                                       "editor": editor,
-                                                       **{n: v[i] for n, v in columns.items()}}) + "\n")
-                    if start == 0:
-                        keep(pictures[0], lines.with_suffix("") / f"{kind} {inversion_name} {editor}.png")
-                    print(kind, names[0], inversion_name, editor, flush=True)
+                made = measure(scenes, inversion, spent, editors, args)
+                write(lines, held, kind, names, inversion_name, made, start == 0)
+
+
+def write(lines: Path, held, kind, names, inversion, made, show):
+    """Append the lines of some cases that are not held; show: whether their first pictures are kept."""
+    for editor, (numbers, pictures) in made.items():
+        columns = {n: rounded(v.double()) for n, v in numbers.items()}
+        with lines.open("a", encoding="utf-8") as file:
+            for i, name in enumerate(names):
+                if (name, inversion, editor) not in held:
+                    file.write(json.dumps({"case": name, "kind": kind, "inversion": inversion, "editor": editor,
+                                           **{n: v[i] for n, v in columns.items()}}) + "\n")
+        if show:
+            keep(pictures[0], lines.with_suffix("") / f"{kind} {inversion} {editor}.png")
+        print(kind, names[0], inversion, editor, flush=True)
 
 
 def keep(picture, path):
@@ -168,7 +193,7 @@ def stored(lines: Path) -> dict:
 
 
 def mean(rows, name):
-    values = [r[name] for r in rows if r[name] is not None]
+    values = [r[name] for r in rows if r.get(name) is not None]
     return sum(values) / len(values) if values else None
 
 
@@ -176,15 +201,15 @@ def summary(rows, args) -> dict:
     """{inversion + editor: means over all cases and per kind, and paired differences from the first editor on the
     same inversion}."""
     found = {}
-    names = [n for n in rows[0] if n not in ("case", "kind", "inversion", "editor")]
-    for inversion in args.inversion:
-        first = {r["case"]: r for r in rows if (r["inversion"], r["editor"]) == (inversion, args.editor[0])}
-        for editor in args.editor:
+    names = [n for n in rows[-1] if n not in ("case", "kind", "inversion", "editor")]
+    for inversion, editors in [(NOBODY, REFERENCES), *((i, args.editor) for i in args.inversion)]:
+        first = {r["case"]: r for r in rows if (r["inversion"], r["editor"]) == (inversion, editors[0])}
+        for editor in editors:
             mine = [r for r in rows if (r["inversion"], r["editor"]) == (inversion, editor)]
             entry = {"cases": len(mine), **{n: mean(mine, n) for n in names},
                      "kinds": {k: {n: mean([r for r in mine if r["kind"] == k], n) for n in COMPARED}
                                for k in args.kind}}
-            for n in COMPARED if editor != args.editor[0] else ():
+            for n in COMPARED if editor != editors[0] and inversion != NOBODY else ():
                 pairs = [(r[n], first[r["case"]][n]) for r in mine if None not in (r[n], first[r["case"]][n])]
                 entry[f"{n}, over {args.editor[0]}"] = paired_bootstrap(*torch.tensor(pairs).double().T,
                                                                         torch.Generator().manual_seed(0))
@@ -199,13 +224,28 @@ def measured(path, settings) -> dict:
 
 
 def table(found, args) -> str:
-    lines = ["| | success | kept | background | to the target | row passes | " + " | ".join(args.kind) + " |",
-             "|---|" + "---|" * (5 + len(args.kind))]
+    lines = ["| | success | kept | background | to the target | of the way | row passes | "
+             + " | ".join(args.kind) + " |", "|---|" + "---|" * (6 + len(args.kind))]
     for name, r in found.items():
         kinds = " | ".join(f"{r['kinds'][k]['success']:.0%}" for k in args.kind)
+        rows = "" if r["rows"] is None else f"{r['rows']:.0f}"
         lines.append(f"| {name} | {r['success']:.0%} | {r['kept']:.1%} | {r['background_psnr']:.1f} dB | "
-                     f"{r['target_psnr']:.1f} dB | {r['rows']:.0f} | {kinds} |")
-    return "\n".join(lines)
+                     f"{r['target_psnr']:.1f} dB | {of_the_way(found, name, args.kind):.0%} | {rows} | {kinds} |")
+    return "\n".join([*lines, "", *bounds(found, args.kind)])
+
+
+def of_the_way(found, name, kinds) -> float:
+    """The share of the way from fresh noise to the perfect sampler, of the mean dB to the exact target."""
+    low, high, row = (sum(found[n]["kinds"][k]["target_psnr"] for k in kinds)
+                      for n in (f"{NOBODY}, fresh noise", f"{NOBODY}, identifiable", name))
+    return (row - low) / (high - low)
+
+
+def bounds(found, kinds) -> list:
+    """The floors and ceilings of each kind of edit, dB to the exact target."""
+    rows = [f"| {end} | " + " | ".join(f"{found[f'{NOBODY}, {end}']['kinds'][k]['target_psnr']:.1f} dB" for k in kinds)
+            + " |" for end in REFERENCES]
+    return ["| to the target | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds), *rows]
 
 
 def best(found, kinds) -> str:
@@ -218,7 +258,8 @@ def best(found, kinds) -> str:
              "|---|" + "---|" * 6]
     for kind in kinds:
         cells = []
-        for rows in (found, [name for name in found if "true mask" not in name]):
+        made = [name for name in found if not name.startswith(NOBODY)]
+        for rows in (made, [name for name in made if "true mask" not in name]):
             each = {name: found[name]["kinds"][kind] for name in rows}
             good = {name: r for name, r in each.items() if r["success"] >= SUCCEEDS}
             name = max(good, key=lambda n: good[n]["target_psnr"], default=None)
@@ -233,13 +274,12 @@ def draw(args, pictures: Path):
     for kind in args.kind:
         edit = held_out_edit(SPLITS[args.split], kind)
         made = [tile(torch.from_numpy(getattr(edit, f"{n}_image")), f"{kind}: {n}") for n in ("source", "target")]
-        for inversion in args.inversion:
-            for editor in args.editor:
+        for inversion, editors in [(NOBODY, REFERENCES[:1]), *((i, args.editor) for i in args.inversion)]:
+            for editor in editors:
                 with Image.open(pictures / f"{kind} {inversion} {editor}.png") as image:
                     pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
                     made.append(tile(pixels.view(image.height, image.width, 3) / 255,
-                                     editor if len(args.inversion) == 1 else
-                                     f"{inversion}, {editor}"))
+                                     editor if len(args.inversion) == 1 else f"{inversion}, {editor}"))
         rows.append(made)
     keep(sheet(rows)[0], LINES / "sheet.png")
 
@@ -262,9 +302,10 @@ def main():
         run(args, lines)
     cases = {f"{k}-{SPLITS[args.split] + n}" for k in args.kind for n in range(args.cases)}
     rows = [r for (case, inversion, editor), r in stored(lines).items()
-            if case in cases and inversion in args.inversion and editor in args.editor]
+            if case in cases and (inversion == NOBODY or inversion in args.inversion and editor in args.editor)]
     settings = {n: v for n, v in vars(args).items() if n not in ("out", "inversion", "editor", "batch")}
-    found = {**measured(args.out, settings), **summary(rows, args)}
+    now = summary(rows, args)
+    found = {**{name: r for name, r in now.items() if name.startswith(NOBODY)}, **measured(args.out, settings), **now}
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     result = {"settings": settings, "machine": machine, "measured": found}
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

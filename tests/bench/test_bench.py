@@ -75,11 +75,14 @@ def test_scene_bench_goes_on_where_it_was_and_gives_the_same_lines(tmp_path, mon
         return [{k: v for k, v in json.loads(line).items() if k != "seconds"}
                 for line in lines.read_text().splitlines()]
 
+    def edits():
+        return [r for r in rows() if r["inversion"] != scenes.NOBODY]
+
     run(scenes, monkeypatch, *common, "--cases", 1, "--editor", "plain")
     first, whole = rows(), lines.read_text()
     run(scenes, monkeypatch, *common, "--cases", 2, "--editor", "plain", "Attention Inject")
-    assert lines.read_text().startswith(whole) and len(rows()) == 8
-    assert len({(r["case"], r["editor"]) for r in rows()}) == 8
+    assert lines.read_text().startswith(whole) and len(edits()) == 8
+    assert len({(r["case"], r["editor"]) for r in rows()}) == len(rows()) == 8 + 4 * len(scenes.REFERENCES)
     found = json.loads((tmp_path / "table.json").read_text())["measured"]
     assert found["DDIM, plain"]["cases"] == 4 and len(found["DDIM, Attention Inject"]["success, over plain"]) == 3
     assert Image.open(tmp_path / "sheet.png").width > 500

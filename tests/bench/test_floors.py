@@ -1,0 +1,70 @@
+"""Floors and ceilings of SceneBench: what a perfect sampler may know, and where a row stands between them."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from palimpsest.bench import floors, scenes
+from palimpsest.miniature.scenes import EDIT_KINDS, covered, held_out_edit, render, visible
+
+SEVERAL = range(6)
+
+
+def apart(a, b):
+    return float(np.abs(a - b).max())
+
+
+@pytest.mark.parametrize("kind", EDIT_KINDS)
+def test_another_picture_has_the_targets_words_and_none_of_its_facts(kind):
+    for n in SEVERAL:
+        edit = held_out_edit(n, kind)
+        made = floors.another_picture(edit, n)
+        assert made.shape == edit.target_image.shape and apart(made, edit.target_image) > 0.1
+        assert np.array_equal(made, floors.another_picture(edit, n))
+        assert not np.array_equal(made, floors.another_picture(edit, n + 1))
+
+
+def test_an_object_that_is_drawn_anew_keeps_its_words():
+    rng = np.random.default_rng(0)
+    for n in SEVERAL:
+        o = held_out_edit(n, "colour").target.objs[0]
+        new = floors.anew(o, 0.5, 0.5, True, rng)
+        assert new.phrase() == o.phrase() and new != o
+
+
+@pytest.mark.parametrize("kind", EDIT_KINDS)
+def test_a_perfect_sampler_keeps_what_the_source_shows(kind):
+    """Outside the true mask the picture is the source's, to the bit."""
+    for n in SEVERAL:
+        edit = held_out_edit(n, kind)
+        made, same = floors.identifiable(edit, n), edit.mask == 0
+        if kind == "add":  # the new object may lie elsewhere in its half
+            same = np.zeros_like(same)
+            same[covered(edit.source.objs[0]) > 0] = True
+        elif kind == "material":  # the new pattern may have another phase
+            same = (render(replace(edit.source, objs=())) == edit.source_image).all(-1)
+            assert 0.5 < same.mean() < 1
+        assert np.array_equal(made[same], edit.source_image[same])
+
+
+@pytest.mark.parametrize("kind, hides", [("colour", False), ("style", False), ("add", True), ("background", True),
+                                         ("delete", True), ("object", True), ("pose", True)])
+def test_a_perfect_sampler_draws_anew_what_the_source_hides_and_no_more(kind, hides):
+    for n in SEVERAL:
+        edit = held_out_edit(n, kind)
+        assert (apart(floors.identifiable(edit, n), edit.target_image) > 1e-3) == hides, n
+
+
+def test_behind_an_object_that_goes_lies_ground_of_its_kind():
+    """And the rest of the picture is the exact target's."""
+    edit = held_out_edit(0, "delete")
+    gone = covered(next(o for o in edit.source.objs if o not in edit.target.objs)) > 0
+    made = floors.identifiable(edit, 0)
+    assert np.array_equal(made[~gone], edit.target_image[~gone]) and apart(made[gone], edit.target_image[gone]) > 1e-3
+    assert visible(edit.target)["ground"] == edit.source.ground
+
+
+def test_a_row_stands_between_fresh_noise_and_the_perfect_sampler():
+    rows = {"fresh noise": 10.0, "identifiable": 30.0, "another picture": 15.0}
+    found = {f"{scenes.NOBODY}, {name}": {"kinds": {"add": {"target_psnr": low}, "pose": {"target_psnr": low + 4}}}
+             for name, low in rows.items()}
+    assert [scenes.of_the_way(found, name, ("add", "pose")) for name in found] == [0.0, 1.0, 0.25]
