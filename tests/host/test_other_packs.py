@@ -266,6 +266,7 @@ def test_a_control_net_is_no_part_of_what_the_noise_mask_compares(against, apply
     assert len(of(chunks, "added 2")) == needed * len(of(chunks, "positive"))
 
 
+@torch.inference_mode()
 def test_the_noise_mask_compares_with_the_learned_null_prompt_in_either_order():
     """Only the target has a ControlNet, so the null prompt is predicted once more under it."""
     c = case("sd15")
