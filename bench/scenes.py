@@ -223,15 +223,15 @@ def measured(path, settings) -> dict:
     return before["measured"] if before.get("settings") == settings else {}
 
 
-def table(found, args) -> str:
+def table(found, kinds) -> str:
     lines = ["| | success | kept | background | to the target | of the way | row passes | "
-             + " | ".join(args.kind) + " |", "|---|" + "---|" * (6 + len(args.kind))]
+             + " | ".join(kinds) + " |", "|---|" + "---|" * (6 + len(kinds))]
     for name, r in found.items():
-        kinds = " | ".join(f"{r['kinds'][k]['success']:.0%}" for k in args.kind)
+        each = " | ".join(f"{r['kinds'][k]['success']:.0%}" for k in kinds)
         rows = "" if r["rows"] is None else f"{r['rows']:.0f}"
         lines.append(f"| {name} | {r['success']:.0%} | {r['kept']:.1%} | {r['background_psnr']:.1f} dB | "
-                     f"{r['target_psnr']:.1f} dB | {of_the_way(found, name, args.kind):.0%} | {rows} | {kinds} |")
-    return "\n".join([*lines, "", *bounds(found, args.kind)])
+                     f"{r['target_psnr']:.1f} dB | {of_the_way(found, name, kinds):.0%} | {rows} | {each} |")
+    return "\n".join([*lines, "", *bounds(found, kinds)])
 
 
 def of_the_way(found, name, kinds) -> float:
@@ -310,4 +310,4 @@ def main():
     result = {"settings": settings, "machine": machine, "measured": found}
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(args, lines.with_suffix(""))
-    print(table(found, args), best(found, args.kind), sep="\n\n")
+    print(table(found, args.kind), best(found, args.kind), sep="\n\n")

@@ -5,6 +5,7 @@ Run as a script it writes them again in every document that has their marks. COM
     was checked against.
 `<!-- tasks -->` to `<!-- /tasks -->`: every workflow, by what it does.
 `<!-- inversions -->` to `<!-- /inversions -->`: what `dev.py bench inversions` measured.
+`<!-- scenes -->` to `<!-- /scenes -->`: what `dev.py bench scenes` measured.
 """
 import ast
 import json
@@ -120,7 +121,13 @@ def inversions(up: str) -> str:
     return table(json.loads(RESULTS.read_text(encoding="utf-8")))
 
 
-TABLES = {"techniques": techniques, "tasks": tasks, "inversions": inversions}
+def scenes(up: str) -> str:
+    from palimpsest.bench.scenes import RESULTS, table
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return table(found["measured"], found["settings"]["kind"])
+
+
+TABLES = {"techniques": techniques, "tasks": tasks, "inversions": inversions, "scenes": scenes}
 
 
 def documents() -> dict:
