@@ -1,5 +1,6 @@
 """The pack and the real host, loaded once for the whole run."""
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ try:
 except RuntimeError as error:
     pytest.exit(str(error), returncode=4)
 
+PATHS = sys.path[:]
 import comfy_extras.nodes_custom_sampler  # noqa: E402  after the host has read its options
 import comfy_extras.nodes_freelunch  # noqa: E402
+
+sys.path[:] = PATHS  # an older host puts a folder of its own first
 import torch  # noqa: E402
 from comfy_api.latest import io  # noqa: E402
 
