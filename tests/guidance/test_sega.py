@@ -246,6 +246,7 @@ def test_every_family_is_guided_without_an_inversion(family):
     assert ours.isfinite().all() and relative(ours, plain) > 1e-3
 
 
+@torch.inference_mode()
 def test_regions_show_where_each_concept_acts():
     """A region's mean is the share of the latent that the threshold keeps. A concept that never acts has none."""
     c = case(size=16)

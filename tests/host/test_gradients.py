@@ -103,6 +103,7 @@ def test_weights_that_the_host_moved_are_differentiated():
     assert difference == pytest.approx(gradient, rel=1e-2)
 
 
+@pytest.mark.skipif(not hasattr(comfy.ops, "resolve_cast_module_with_vbar"), reason="an older host has no such memory")
 def test_weights_that_dynamic_memory_holds_are_copied_while_a_forward_lasts(monkeypatch):
     """The host's own code for resident weights, which it leaves as they were made, in inference mode."""
     def resident(s, input=None, dtype=None, device=None, bias_dtype=None, offloadable=False, compute_dtype=None,
