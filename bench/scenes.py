@@ -27,10 +27,12 @@ import argparse
 import json
 import platform
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from .. import showcase
 from ..metrics.drawing import sheet, tile
@@ -106,33 +108,52 @@ def asked(edits, seen) -> tuple:
 
 def measure(scenes, inversion, spent, editors, args) -> dict:
     """{editor: (numbers {name: [B]}, pictures)} of the cases in one INVERSION."""
-    replayed, found = scenes.replay(inversion, scenes.source, args.cfg), {}
+    replayed, known, found = scenes.replay(inversion, scenes.source, args.cfg), Known.of(scenes), {}
     for name in editors:
         with Counter(scenes.parts[0]) as counted:
             made = edited(scenes, inversion, name, args.cfg)
-        found[name] = {**score(scenes, made, replayed), **cost(len(scenes.edits), counted, spent)}, made
+        found[name] = {**score(scenes, known, made, replayed), **cost(len(scenes.edits), counted, spent)}, made
     return found
 
 
 def measure_references(scenes, first, args) -> dict:
     """The same of floors and ceilings; first: the number of the first case."""
-    made = references(scenes, args.cfg, args.steps, first)
-    return {name: (score(scenes, pictures), pictures) for name, pictures in made.items()}
+    known = Known.of(scenes)
+    made = {**references(scenes, args.cfg, args.steps, first), "ideal edit": known.ideal}
+    return {name: (score(scenes, known, pictures), pictures) for name, pictures in made.items()}
 
 
-def score(scenes, made, replayed=None) -> dict:
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What every row of some cases is measured against.
+
+    truth: the exact targets [B,H,W,3].
+    ideal: the ideal edits [B,H,W,3].
+    before, wanted: what `asked` gives.
+    shared: {number: [B]} that are the same in all rows.
+    """
+    truth: Tensor
+    ideal: Tensor
+    before: list
+    wanted: list
+    shared: dict
+
+    @classmethod
+    def of(cls, scenes):
+        truth, vae = torch.stack([torch.from_numpy(e.target_image) for e in scenes.edits]), scenes.parts[2]
+        ideal = ideal_edit(scenes.pictures, truth, scenes.masks, vae.encode, vae.decode)
+        numbers = edit_numbers(scenes.pictures, ideal, target=truth, mask=scenes.masks)
+        shared = {"ceiling_psnr": psnr(scenes.round_trip, scenes.pictures),
+                  **{f"ideal_{n}": numbers[n] for n in ("background_psnr", "target_psnr")}}
+        return cls(truth, ideal, *asked(scenes.edits, read(scenes.round_trip)), shared)
+
+
+def score(scenes, known, made, replayed=None) -> dict:
     """{number: [B]} of pictures."""
-    truth = torch.stack([torch.from_numpy(e.target_image) for e in scenes.edits])
-    before, wanted = asked(scenes.edits, read(scenes.round_trip))
-    vae = scenes.parts[2]
-    ideal = edit_numbers(scenes.pictures, ideal_edit(scenes.pictures, truth, scenes.masks, vae.encode, vae.decode),
-                         target=truth, mask=scenes.masks)
-    success, kept = edit_scores(read(made), before, wanted)
-    numbers = edit_numbers(scenes.pictures, made, replayed, truth, scenes.masks)
+    success, kept = edit_scores(read(made), known.before, known.wanted)
+    numbers = edit_numbers(scenes.pictures, made, replayed, known.truth, scenes.masks)
     names = "background_psnr", "background_ssim", "target_psnr", "target_mask_psnr", "reconstruction_psnr"
-    return {"success": success, "kept": kept, **{n: numbers[n] for n in names if n in numbers},
-            "ceiling_psnr": psnr(scenes.round_trip, scenes.pictures),
-            **{f"ideal_{n}": ideal[n] for n in ("background_psnr", "target_psnr")}}
+    return {"success": success, "kept": kept, **{n: numbers[n] for n in names if n in numbers}, **known.shared}
 
 
 def cost(cases, *counters) -> dict:
