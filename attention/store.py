@@ -22,6 +22,7 @@ from ..editing.word_maps import WordMaps, nearest_resolution, refining_resolutio
 from ..host.keys import running
 from ..host.sampling import Solver, sample
 from ..host.tokens import Tokens, Word
+from ..inversion.grid import report_step
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +111,7 @@ def read_maps(model, inversion, resolution=0.25) -> Attention:
                 continue
             steps.append(found)
             refined.extend([] if finer is None else [finer.cpu()])
-            callback({"x": latents, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": x0})
+            report_step(callback, i, latents, sigmas[i], x0)
         return x
 
     sample(attach(model, editor), inversion.conditioning, noise, inversion.sigmas, Solver(solver))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..host.gradients import derivative, without_control_weights
 from ..host.guiders import predictions
-from ..host.network import Attention, with_attention
+from ..host.network import Attention, shape_of, with_attention
 from ..host.progress import raise_if_cancelled
 from ..host.sampling import prediction_type
 from .call import Call
@@ -29,7 +29,7 @@ def with_maps_recorded(model_options: dict, addresses: Iterable[tuple], found: l
     order in which they run. What is computed stays the same."""
     def recorded(inner):
         def attention(q, k, v, options):
-            found.append(cross_attention_maps(q, k, options["n_heads"]))
+            found.append(cross_attention_maps(q, k, shape_of(options).heads))
             return inner(q, k, v, options)
         return attention
 

@@ -142,9 +142,9 @@ class WordMaps(AttentionObserver):
             self.words(prompts)
 
     def before(self, run, x, sigma):
-        state = run.state(self)
-        if self.fine and state.maps.value is not None:
-            state.known = state.maps.value
+        known = self.mean(run) if self.fine else None
+        if known is not None:
+            run.state(self).known = known
         return x
 
     def acts(self, run, site, sigma):

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from ..host.guiders import Guider, prompt_asked, prompted
+from ..inversion.grid import report_step
 
 WEIGHT = 2000 / 64 ** 2
 
@@ -62,6 +63,5 @@ def descend(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, di
             return (noised - a * prompted(model, extra_args, name, noised, sigma * rows)) / sigma
 
         x = x - step * (eps(x, "target") - eps(source, "source"))  # Eq. 3
-        if callback is not None:
-            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x})
+        report_step(callback, i, x, sigma, x)
     return x

@@ -27,7 +27,7 @@ from ..editing.predictions import Asked
 from ..editing.run import alone
 from ..host.keys import running
 from ..host.sampling import Solver, prediction_type, sample
-from ..inversion.grid import append_dims
+from ..inversion.grid import append_dims, report_step
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ def read_regions(model, editor, inversion, negative) -> Tensor:
             for n, region in run.state(editor).regions.items():
                 if run.within(float(sigma), editor.concepts[n].start, 1.0):
                     found.setdefault(n, []).append(region.flatten(1, -3).mean(1))
-            callback({"x": at, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
+            report_step(callback, i, at, sigma, x0)
         return x
 
     noise = inversion.at(float(inversion.sigmas[0]))  # an error where no trajectory was kept

@@ -190,8 +190,7 @@ def fingerprint(model) -> Fingerprint:
     context, pooled = (next((config[key] for key in keys if isinstance(config.get(key), int)), None) for keys in WIDTHS)
     data = float(getattr(model.get_model_object("model_sampling"), "sigma_data", 1.0))
     return Fingerprint(type(model.model).__name__, type(latents).__name__, latents.latent_channels,
-                       prediction_type(model),
-                       _hash_weights(model), data, context, pooled)
+                       prediction_type(model), _hash_weights(model), data, context, pooled)
 
 
 def _hash_weights(model) -> str:
@@ -242,8 +241,7 @@ def rows_may_mix(model, conditioning) -> bool:
     """Whether rows of different σ may share a forward. Neither conditioning nor model may then
     read one σ for the batch."""
     options = model.model_options
-    foreign = {k for k in options if k != "transformer_options"} | {k
-                                                                    for k in options["transformer_options"] if k != KEY}
+    foreign = {*options, *options["transformer_options"]} - {"transformer_options", KEY}
     wrapped = {key for kinds in (model.wrappers, model.callbacks) for keys in kinds.values()
                for key, found in keys.items() if found}
     bound = {"start_percent", "end_percent", "timestep_start", "timestep_end", "control", "gligen", "hooks"}

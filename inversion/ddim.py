@@ -16,7 +16,7 @@ Checked against: diffusers 0.42.1, DDIMInverseScheduler at every level.
 from torch import Tensor
 from tqdm.auto import trange
 
-from .grid import scale
+from .grid import report_step, scale
 from .method import Found, Method
 
 
@@ -36,8 +36,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
         guess = x * scale(clean, noisy, flow, data)
         denoised = model(guess, noisy * rows, **extra_args)
         eps = (guess - denoised) / noisy
-        if callback is not None:
-            callback({"x": guess, "i": i, "sigma": noisy, "sigma_hat": noisy, "denoised": denoised})
+        report_step(callback, i, guess, noisy, denoised)
         x = x + (noisy - clean) * eps  # Eq. 13, reversed
         path.append(x)
     return path[::-1]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .grid import append_dims, scale
+from .grid import append_dims, report_step, scale
 from .method import Found, Method, Setting
 
 MEMORY = 2  # m: how many earlier iterations Anderson acceleration mixes in
@@ -82,8 +82,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
         def f(x):
             denoised = model(x, noisy * rows, **extra_args)
-            if callback is not None:
-                callback({"x": x, "i": i, "sigma": noisy, "sigma_hat": noisy, "denoised": denoised})
+            report_step(callback, i, x, noisy, denoised)
             return start + (noisy - clean) * ((x - denoised) / noisy)  # f(x)
 
         guess = x * scale(clean, noisy, flow, data)

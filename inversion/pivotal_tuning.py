@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .grid import append_dims
+from .grid import append_dims, report_step
 from .method import Setting
 from .trajectory import Theta
 
@@ -153,8 +153,7 @@ def follow(predict, path: list, sigmas: Tensor, start: Tensor, *, iterations=10,
         x, theta = best[1], best[3]
         learned.append(theta.cpu())
         history.append([losses[0], losses[-1], update])
-        if callback is not None:
-            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": best[2]})
+        report_step(callback, i, x, sigma, best[2])
     return torch.stack(learned), history
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .grid import first_step, recorded, recorded_theta, scale
+from .grid import first_step, recorded, recorded_theta, report_step, scale
 from .method import SEED, Found, Kept, Method, Setting
 
 EARLY = 1 - 250 / 999  # percent of the schedule: t < 250
@@ -56,8 +56,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
 
         def eps(z):
             denoised = model(z, noisy * rows, **extra_args)
-            if callback is not None:
-                callback({"x": z, "i": i, "sigma": noisy, "sigma_hat": noisy, "denoised": denoised})
+            report_step(callback, i, z, noisy, denoised)
             return (z - denoised) / noisy
 
         down, up = ancestral_step(noisy, clean, eta)
@@ -89,8 +88,7 @@ def reverse(inversion):
         for i in trange(len(sigmas) - 1, disable=disable):
             noisy = sigmas[i]
             denoised = model(x, noisy * rows, **(extra_args or {}))
-            if callback is not None:
-                callback({"x": x, "i": i, "sigma": noisy, "sigma_hat": noisy, "denoised": denoised})
+            report_step(callback, i, x, noisy, denoised)
             down, up = ancestral_step(noisy, sigmas[i + 1], eta)
             x = x + (down - noisy) * (x - denoised) / noisy + up * recorded(inversion, "noise", first + i, x)
         return x

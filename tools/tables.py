@@ -98,7 +98,7 @@ def techniques(up: str) -> str:
                           for who, number in paper.papers)
         checked = re.sub(r"\b([\w.-]+/[\w.-]+)@([0-9a-f]{7,40})\b", r"[\1@\2](https://github.com/\1/tree/\2)",
                          paper.checked)
-        lines.append(line(example.name if example else paper.path.split("/")[1], cited, code(paper.path, up),
+        lines.append(line(example.name if example else paper.path.rsplit("/", 1)[1], cited, code(paper.path, up),
                           ", ".join(known.get(paper.path, {}).values()),
                           ", ".join(workflow(t, up) for t in own if t in titles), checked))
     return "\n".join(lines)

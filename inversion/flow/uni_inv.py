@@ -17,7 +17,7 @@ Checked against: DSL-Lab/UniEdit-Flow@69f7e81 (its zero start; numbers in tests/
 from torch import Tensor
 from tqdm.auto import trange
 
-from ..grid import scale
+from ..grid import report_step, scale
 from ..method import Found, Method
 
 
@@ -35,8 +35,7 @@ def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, dis
         clean, noisy = levels[i], levels[i + 1]
         guess = x * scale(clean, noisy, flow, data) if v is None else x + (noisy - clean) * v  # Z̄_{t_i}
         denoised = model(guess, noisy * rows, **(extra_args or {}))
-        if callback is not None:
-            callback({"x": guess, "i": i, "sigma": noisy, "sigma_hat": noisy, "denoised": denoised})
+        report_step(callback, i, guess, noisy, denoised)
         v = (guess - denoised) / noisy  # v_i
         x = x + (noisy - clean) * v  # Z_{t_i}
         path.append(x)
