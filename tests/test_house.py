@@ -17,7 +17,7 @@ ROOMS = {
     "attention": EDITOR,
     "guidance": EDITOR,
     "blending": EDITOR,
-    "editing": {".editing", ".host", ".inversion", ".metrics", "torch"},
+    "editing": {".editing", ".host", ".inversion.grid", ".inversion.method", ".inversion.trajectory", ".metrics", "torch"},
     "inversion": {"torch", "tqdm", "safetensors"},
     "miniature": {".miniature", ".host", "torch", "numpy", "PIL", "safetensors", "comfy"},
     "host": {".host", "torch", *COMFYUI},
