@@ -6,7 +6,8 @@ from pathlib import Path
 from pack import ROOT
 
 PAPERS = (".attention.", ".guidance.", ".blending.", ".inversion.")
-EDITOR = {".host", ".editing", ".inversion.trajectory", ".inversion.grid", "torch", "tqdm"}
+VALUES = ".inversion.trajectory", ".inversion.grid"
+EDITOR = {".host", ".editing", *VALUES, "torch", "tqdm"}
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes"}
 BELOW = {".attention", ".guidance", ".blending", ".editing", ".inversion", ".miniature", ".host", ".metrics"}  # nodes
 # What the files of a room may import in addition to Python's own modules. A dot marks the pack's modules.
@@ -17,7 +18,7 @@ ROOMS = {
     "attention": EDITOR,
     "guidance": EDITOR,
     "blending": EDITOR,
-    "editing": {".editing", ".host", ".inversion.grid", ".inversion.method", ".inversion.trajectory", ".metrics", "torch"},
+    "editing": {".editing", ".host", *VALUES, ".inversion.method", ".metrics", "torch"},
     "inversion": {"torch", "tqdm", "safetensors"},
     "miniature": {".miniature", ".host", "torch", "numpy", "PIL", "safetensors", "comfy"},
     "host": {".host", "torch", *COMFYUI},
