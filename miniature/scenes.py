@@ -1,8 +1,8 @@
 """Scenes: a caption, its picture, and the exact picture of every edit of the caption.
 
 A scene is data. `Scene.caption()` states part of it ("a photo of a red striped star on a grass background"). It does
-not state position, size, phase of the pattern and seed of the ground, and an edit keeps them. Pictures and edits use
-numpy alone, so equal seeds give equal pictures on every machine.
+not state position, size, phase of the pattern, seed of the ground and looks (looks.py), and an edit keeps them.
+Pictures and edits use numpy alone, so equal seeds give equal pictures on every machine.
 """
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import re
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+from . import looks as drawing
+from .looks import Looks
 
 SIZE = 128
 COLOURS = dict(red=(.86, .12, .14), cyan=(.10, .75, .80), yellow=(.97, .87, .15), green=(.13, .62, .25),
@@ -39,6 +42,7 @@ class Obj:
     x, y, r: centre and radius, in picture widths
     rot: rotation in radians
     phase: phase of the pattern
+    looks: what else no caption states
     """
     shape: str
     colour: str
@@ -49,6 +53,7 @@ class Obj:
     r: float
     rot: float
     phase: float
+    looks: Looks = Looks()
 
     def phrase(self) -> str:
         words = ["tilted"] * self.tilted + [self.colour] + [self.material] * (self.material != "plain") + [self.shape]
@@ -57,11 +62,18 @@ class Obj:
 
 @dataclass(frozen=True)
 class Scene:
-    """Up to two objects (the left or upper one first), a ground and a style. `seed` draws the ground."""
+    """Up to two objects (the left or upper one first), a ground and a style. `seed` draws the ground.
+
+    light: the side that light comes from, one of LIGHTS; "" casts no shadow
+    spot, corner: the colour of a spot on the ground, and which of CORNERS it stands in
+    """
     objs: tuple[Obj, ...]
     ground: str
     style: str
     seed: int
+    light: str = ""
+    spot: str = ""
+    corner: int = 0
 
     def caption(self) -> str:
         body = " and ".join(o.phrase() for o in self.objs)
@@ -219,8 +231,14 @@ def held_out_edit(seed: int, kind: str) -> Edit:
 def render(scene: Scene) -> np.ndarray:
     """The scene's picture, float32 (SIZE, SIZE, 3) in 0..1."""
     image = _ground(scene.ground, scene.seed)
+    if scene.spot:
+        u, v = (.5 + .4 * side for side in drawing.CORNERS[scene.corner])
+        alpha = _cover(np.hypot(_x - np.float32(u), _y - np.float32(v)) - np.float32(.065), SIZE)
+        image = image * (1 - alpha) + np.array(COLOURS[scene.spot], np.float32) * alpha
+    for o in scene.objs if scene.light else ():
+        image = image * (1 - np.float32(.5) * _shadow(o, scene.light))
     for o in scene.objs:
-        paint, alpha = _paint(o)
+        paint, alpha = _paint(o, scene.light)
         image = image * (1 - alpha) + paint * alpha
     return np.ascontiguousarray(_stylise(np.clip(image, 0, 1), scene.style), np.float32)
 
@@ -245,17 +263,57 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.maximum(np.hypot(x, y) - .9, .8 - np.hypot(x - .5, y + .1))    # moon
 
 
-def _paint(o: Obj) -> tuple[np.ndarray, np.ndarray]:
-    """Colour (SIZE, SIZE, 3) and coverage (SIZE, SIZE, 1) of an object."""
+def _frame(o: Obj, dx: float = 0, dy: float = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (SIZE, SIZE) in radii in the object's frame, shifted by (dx, dy) picture widths."""
     angle = o.rot + TILT * o.tilted
-    c, s, dx, dy = np.float32(np.cos(angle)), np.float32(np.sin(angle)), _x - np.float32(o.x), _y - np.float32(o.y)
-    x, y = (dx * c + dy * s) / np.float32(o.r), (dy * c - dx * s) / np.float32(o.r)
-    alpha = np.clip(.5 - _distance(o.shape, x, y) * o.r * SIZE, 0, 1)[..., None]
-    light = o.colour in ("white", "yellow", "pink", "cyan")
-    second = np.array((.25, .25, .28) if light else (.95, .95, .95), np.float32)
-    share = _pattern(o.material, x, y, o.phase)[..., None]
+    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    dx, dy = _x - np.float32(o.x + dx), _y - np.float32(o.y + dy)
+    return (dx * c + dy * s) / np.float32(o.r), (dy * c - dx * s) / np.float32(o.r)
+
+
+def _cover(distance: np.ndarray, pixels: float) -> np.ndarray:
+    """Coverage (SIZE, SIZE, 1) at a distance to the edge, whose unit has this many pixels."""
+    return np.clip(.5 - distance * pixels, 0, 1)[..., None]
+
+
+def _paint(o: Obj, light: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Colour (SIZE, SIZE, 3) and coverage (SIZE, SIZE, 1) of an object."""
+    x, y = _frame(o)
+    alpha = _cover(_distance(o.shape, x, y), o.r * SIZE)
+    bright = o.colour in ("white", "yellow", "pink", "cyan")
+    usual = (.25, .25, .28) if bright else (.95, .95, .95)
+    second = np.array(COLOURS.get(o.looks.second, usual), np.float32)
+    share = _pattern(o.material, x / np.float32(o.looks.period), y / np.float32(o.looks.period), o.phase)[..., None]
     shade = (1 - .18 * np.clip((x + y) * .5, -1, 1))[..., None]
-    return (np.array(COLOURS[o.colour], np.float32) * (1 - share) + second * share) * shade, alpha
+    paint = (np.array(COLOURS[o.colour], np.float32) * (1 - share) + second * share) * shade
+    if o.looks != Looks():
+        paint, alpha = _detailed(o, x, y, paint, alpha, bright)
+    if light:
+        side = (_x - np.float32(o.x)) / np.float32(o.r) * (1 if light == "right" else -1)
+        paint = np.clip(paint * (1 + np.float32(.4) * np.clip(side, -1, 1))[..., None], 0, 1)
+    return paint, alpha
+
+
+def _detailed(o: Obj, x, y, paint, alpha, bright: bool):
+    """An object's paint and coverage with its looks."""
+    if o.looks.grain:
+        paint = paint * (1 + np.float32(.1) * _smooth(np.random.default_rng(o.looks.grain), 40))[..., None]
+    if o.looks.arms:
+        arms = _cover(drawing.arms(o.looks, x, y), o.r * SIZE) * (1 - alpha)
+        colour = np.array(COLOURS[o.colour], np.float32) * np.float32(.85)
+        paint, alpha = np.where(arms > alpha, colour, paint), alpha + arms
+    for colour, distance in drawing.over(o.looks, not bright, COLOURS, x, y):
+        top = _cover(distance, o.r * SIZE)
+        both = top + alpha * (1 - top)
+        paint = (np.array(colour, np.float32) * top + paint * alpha * (1 - top)) / np.maximum(both, np.float32(1e-6))
+        alpha = both
+    return paint, alpha
+
+
+def _shadow(o: Obj, light: str) -> np.ndarray:
+    """Share (SIZE, SIZE, 1) of the light that an object keeps from the ground."""
+    x, y = _frame(o, .09 * (-1 if light == "right" else 1), .06)
+    return _cover(np.minimum(_distance(o.shape, x, y), drawing.arms(o.looks, x, y)), o.r * SIZE / 7)
 
 
 def covered(o: Obj) -> np.ndarray:

@@ -1,0 +1,115 @@
+"""Hard edits: held-out edits of scenes that show much that no caption states. An edit has to keep it (details.py)."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from .looks import ARMS, FACED, FACES, LIGHTS, PERIODS, Looks
+from .scenes import (CLASHES, COLOURS, EDIT_KINDS, GROUNDS, MATERIALS, PAIRS, ROUND, SHAPES, Edit, Obj, Scene,
+                     edit_scene, render)
+
+HARD_SEED = 2 ** 42
+TWINS = .3
+"""Share of the edits of one object that have two equal ones."""
+
+
+def hard_edit(number: int, kind: str) -> Edit:
+    """Hard edit `number` of one kind. Every number and kind is possible, and numbers share nothing.
+
+    The scene is a photo with light from one side, a spot on its ground, and objects with looks of their own. Captions
+    stay in the grammar. Object, colour, material and pose edits change one of two equal objects in some of the scenes;
+    add and delete have two objects that differ. The edit's target keeps all looks of what stays, and what an add brings
+    has none.
+    """
+    if kind not in EDIT_KINDS:
+        raise ValueError(f"{kind!r} is no kind of edit; choose one of {', '.join(EDIT_KINDS)}")
+    rng = np.random.default_rng([HARD_SEED + number, EDIT_KINDS.index(kind)])
+    ground = _pick(rng, GROUNDS)
+    twins = kind in ("object", "colour", "material", "pose") and rng.random() < TWINS
+    if kind in ("add", "delete"):
+        objs = _pair(rng, ground, kind)
+    elif twins:
+        objs = _twins(rng, ground, kind)
+    else:
+        place = rng.uniform(.4, .6), rng.uniform(.42, .58), rng.uniform(.25, .29)
+        objs = (_object(rng, ground, kind, *place, arms=True),)
+    spot = _pick(rng, [c for c in _free(ground) if c not in {o.colour for o in objs}])
+    source = Scene(objs, ground, "photo", int(rng.integers(2 ** 31)), _pick(rng, LIGHTS), spot, int(rng.integers(4)))
+    source, target = _edited(source, kind, rng)
+    a, b = render(source), render(target)
+    return Edit(source, target, kind, source.caption(), target.caption(), a, b, (a != b).any(-1).astype(np.float32))
+
+
+def _edited(scene: Scene, kind: str, rng) -> tuple[Scene, Scene]:
+    """The scenes before and after."""
+    if kind == "add":
+        i = int(rng.integers(2))
+        new = replace(scene.objs[i], looks=Looks())
+        whole = replace(scene, objs=scene.objs[:i] + (new,) + scene.objs[i + 1:])
+        return replace(whole, objs=scene.objs[1 - i:2 - i]), whole
+    if kind == "background":
+        used = {o.colour for o in scene.objs} | {scene.spot}
+        free = [g for g in GROUNDS if g != scene.ground and not any((c, g) in CLASHES for c in used)]
+        return scene, replace(scene, ground=_pick(rng, free))
+    if kind in ("delete", "style"):
+        return scene, edit_scene(scene, kind, rng)
+    i = int(rng.integers(len(scene.objs)))
+    return scene, replace(scene, objs=scene.objs[:i] + (_changed(scene.objs[i], kind, scene, rng),)
+                          + scene.objs[i + 1:])
+
+
+def _changed(o: Obj, kind: str, scene: Scene, rng) -> Obj:
+    if kind == "object":
+        shapes = FACED if o.looks.face else [s for s in SHAPES if not (o.tilted and s in ROUND)]
+        return replace(o, shape=_pick(rng, [s for s in shapes if s != o.shape and not (o.tilted and s in ROUND)]))
+    if kind == "colour":
+        taken = {o.colour, o.looks.second, o.looks.mark, scene.spot}
+        return replace(o, colour=_pick(rng, [c for c in _free(scene.ground) if c not in taken]))
+    if kind == "material":
+        return replace(o, material=_pick(rng, [m for m in MATERIALS[1:] if m != o.material]))
+    return replace(o, tilted=not o.tilted)
+
+
+def _object(rng, ground: str, kind: str, x: float, y: float, r: float, arms: bool) -> Obj:
+    """An object whose looks fit the kind of edit."""
+    material = _pick(rng, MATERIALS[1:]) if kind == "material" or rng.random() < .5 else "plain"
+    face = material == "plain" and rng.random() < .75
+    shape = _pick(rng, [s for s in (FACED if face else SHAPES) if not (kind == "pose" and s in ROUND)])
+    colour, mark, second = rng.choice([c for c in COLOURS if c in _free(ground)], 3, replace=False).tolist()
+    tilted = bool(rng.random() < .2) and shape not in ROUND
+    looks = Looks(second if material != "plain" else "", float(rng.choice(PERIODS)) if material != "plain" else 1.,
+                  mark, int(rng.integers(4)), _pick(rng, FACES) if face else "", _pick(rng, ARMS) if arms else "",
+                  int(rng.integers(1, 2 ** 31)))
+    return Obj(shape, colour, material, tilted, x, y, r, rng.uniform(-.12, .12), rng.uniform(0, 1), looks)
+
+
+def _pair(rng, ground: str, kind: str) -> tuple[Obj, Obj]:
+    first, second = (_object(rng, ground, kind, *at, arms=False) for at in _places(rng))
+    while second.colour == first.colour:
+        second = replace(second, colour=_pick(rng, [c for c in _free(ground) if c not in
+                                                    (second.looks.mark, second.looks.second)]))
+    return first, second
+
+
+def _twins(rng, ground: str, kind: str) -> tuple[Obj, Obj]:
+    """Two objects of equal words. Their marks differ."""
+    at, other = _places(rng)
+    o = _object(rng, ground, kind, *at, arms=False)
+    corner = (o.looks.corner + int(rng.integers(1, 4))) % 4
+    mark = _pick(rng, [c for c in _free(ground) if c not in (o.colour, o.looks.mark, o.looks.second)])
+    twin = replace(o, x=other[0], y=other[1], r=other[2], phase=rng.uniform(0, 1))
+    return o, replace(twin, looks=replace(o.looks, mark=mark, corner=corner))
+
+
+def _places(rng) -> list[tuple[float, float, float]]:
+    return [(x + rng.uniform(-.02, .02), y + rng.uniform(-.02, .02), rng.uniform(.19, .21))
+            for x, y in PAIRS[int(rng.integers(2))]]
+
+
+def _free(ground: str) -> list[str]:
+    return [c for c in COLOURS if (c, ground) not in CLASHES]
+
+
+def _pick(rng, values) -> str:
+    return str(rng.choice(list(values)))
