@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from .looks import ARMS, FACED, FACES, LIGHTS, PERIODS, Looks
-from .scenes import (CLASHES, COLOURS, EDIT_KINDS, GROUNDS, MATERIALS, PAIRS, ROUND, SHAPES, Edit, Obj, Scene,
-                     edit_scene, render)
+from . import scenes
+from .looks import ARMS, FACED, FACES, HUES, LIGHTS, PERIODS, Looks
+from .scenes import Edit, Obj, Scene
 
 HARD_SEED = 2 ** 42
 TWINS = .3
@@ -22,10 +22,10 @@ def hard_edit(number: int, kind: str) -> Edit:
     add and delete have two objects that differ. The edit's target keeps all looks of what stays, and what an add brings
     has none.
     """
-    if kind not in EDIT_KINDS:
-        raise ValueError(f"{kind!r} is no kind of edit; choose one of {', '.join(EDIT_KINDS)}")
-    rng = np.random.default_rng([HARD_SEED + number, EDIT_KINDS.index(kind)])
-    ground = _pick(rng, GROUNDS)
+    if kind not in scenes.EDIT_KINDS:
+        raise ValueError(f"{kind!r} is no kind of edit; choose one of {', '.join(scenes.EDIT_KINDS)}")
+    rng = np.random.default_rng([HARD_SEED + number, scenes.EDIT_KINDS.index(kind)])
+    ground = _pick(rng, scenes.GROUNDS)
     twins = kind in ("object", "colour", "material", "pose") and rng.random() < TWINS
     if kind in ("add", "delete"):
         objs = _pair(rng, ground, kind)
@@ -34,10 +34,10 @@ def hard_edit(number: int, kind: str) -> Edit:
     else:
         place = rng.uniform(.4, .6), rng.uniform(.42, .58), rng.uniform(.25, .29)
         objs = (_object(rng, ground, kind, *place, arms=True),)
-    spot = _pick(rng, [c for c in _free(ground) if c not in {o.colour for o in objs}])
+    spot = _pick(rng, [c for c in _free(ground, HUES) if c not in {o.colour for o in objs}])
     source = Scene(objs, ground, "photo", int(rng.integers(2 ** 31)), _pick(rng, LIGHTS), spot, int(rng.integers(4)))
     source, target = _edited(source, kind, rng)
-    a, b = render(source), render(target)
+    a, b = scenes.render(source), scenes.render(target)
     return Edit(source, target, kind, source.caption(), target.caption(), a, b, (a != b).any(-1).astype(np.float32))
 
 
@@ -50,10 +50,10 @@ def _edited(scene: Scene, kind: str, rng) -> tuple[Scene, Scene]:
         return replace(whole, objs=scene.objs[1 - i:2 - i]), whole
     if kind == "background":
         used = {o.colour for o in scene.objs} | {scene.spot}
-        free = [g for g in GROUNDS if g != scene.ground and not any((c, g) in CLASHES for c in used)]
+        free = [g for g in scenes.GROUNDS if g != scene.ground and not any((c, g) in scenes.CLASHES for c in used)]
         return scene, replace(scene, ground=_pick(rng, free))
     if kind in ("delete", "style"):
-        return scene, edit_scene(scene, kind, rng)
+        return scene, scenes.edit_scene(scene, kind, rng)
     i = int(rng.integers(len(scene.objs)))
     return scene, replace(scene, objs=scene.objs[:i] + (_changed(scene.objs[i], kind, scene, rng),)
                           + scene.objs[i + 1:])
@@ -61,23 +61,24 @@ def _edited(scene: Scene, kind: str, rng) -> tuple[Scene, Scene]:
 
 def _changed(o: Obj, kind: str, scene: Scene, rng) -> Obj:
     if kind == "object":
-        shapes = FACED if o.looks.face else [s for s in SHAPES if not (o.tilted and s in ROUND)]
-        return replace(o, shape=_pick(rng, [s for s in shapes if s != o.shape and not (o.tilted and s in ROUND)]))
+        shapes = FACED if o.looks.face else [s for s in scenes.SHAPES if not (o.tilted and s in scenes.ROUND)]
+        return replace(o, shape=_pick(rng, [s for s in shapes if s != o.shape and not (o.tilted and s in scenes.ROUND)]))
     if kind == "colour":
         taken = {o.colour, o.looks.second, o.looks.mark, scene.spot}
         return replace(o, colour=_pick(rng, [c for c in _free(scene.ground) if c not in taken]))
     if kind == "material":
-        return replace(o, material=_pick(rng, [m for m in MATERIALS[1:] if m != o.material]))
+        return replace(o, material=_pick(rng, [m for m in scenes.MATERIALS[1:] if m != o.material]))
     return replace(o, tilted=not o.tilted)
 
 
 def _object(rng, ground: str, kind: str, x: float, y: float, r: float, arms: bool) -> Obj:
     """An object whose looks fit the kind of edit."""
-    material = _pick(rng, MATERIALS[1:]) if kind == "material" or rng.random() < .5 else "plain"
+    material = _pick(rng, scenes.MATERIALS[1:]) if kind == "material" or rng.random() < .5 else "plain"
     face = material == "plain" and rng.random() < .75
-    shape = _pick(rng, [s for s in (FACED if face else SHAPES) if not (kind == "pose" and s in ROUND)])
-    colour, mark, second = rng.choice([c for c in COLOURS if c in _free(ground)], 3, replace=False).tolist()
-    tilted = bool(rng.random() < .2) and shape not in ROUND
+    shape = _pick(rng, [s for s in (FACED if face else scenes.SHAPES) if not (kind == "pose" and s in scenes.ROUND)])
+    mark, second = rng.choice(_free(ground, HUES), 2, replace=False).tolist()
+    colour = _pick(rng, [c for c in _free(ground) if c not in (mark, second)])
+    tilted = bool(rng.random() < .2) and shape not in scenes.ROUND
     looks = Looks(second if material != "plain" else "", float(rng.choice(PERIODS)) if material != "plain" else 1.,
                   mark, int(rng.integers(4)), _pick(rng, FACES) if face else "", _pick(rng, ARMS) if arms else "",
                   int(rng.integers(1, 2 ** 31)))
@@ -97,18 +98,18 @@ def _twins(rng, ground: str, kind: str) -> tuple[Obj, Obj]:
     at, other = _places(rng)
     o = _object(rng, ground, kind, *at, arms=False)
     corner = (o.looks.corner + int(rng.integers(1, 4))) % 4
-    mark = _pick(rng, [c for c in _free(ground) if c not in (o.colour, o.looks.mark, o.looks.second)])
+    mark = _pick(rng, [c for c in _free(ground, HUES) if c not in (o.colour, o.looks.mark, o.looks.second)])
     twin = replace(o, x=other[0], y=other[1], r=other[2], phase=rng.uniform(0, 1))
     return o, replace(twin, looks=replace(o.looks, mark=mark, corner=corner))
 
 
 def _places(rng) -> list[tuple[float, float, float]]:
     return [(x + rng.uniform(-.02, .02), y + rng.uniform(-.02, .02), rng.uniform(.19, .21))
-            for x, y in PAIRS[int(rng.integers(2))]]
+            for x, y in scenes.PAIRS[int(rng.integers(2))]]
 
 
-def _free(ground: str) -> list[str]:
-    return [c for c in COLOURS if (c, ground) not in CLASHES]
+def _free(ground: str, colours=scenes.COLOURS) -> list[str]:
+    return [c for c in colours if (c, ground) not in scenes.CLASHES]
 
 
 def _pick(rng, values) -> str:

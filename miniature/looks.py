@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PERIODS = (.7, 1., 1.5)
+HUES = ("red", "yellow", "blue", "white", "black")
+"""Colours of marks, spots and patterns that stay apart at any size."""
+PERIODS = (.8, 1.3, 2.)
 FACES = ("smiling", "frowning", "open")
 ARMS = ("raised", "lowered", "left", "right")
 """Both arms up, both down, or only the one that stands on this side up."""
