@@ -8,6 +8,7 @@ from torch import Tensor
 from ..metrics.drawing import colours, reduced, sheet, tile
 from ..metrics.edits import CHANGED, edit_numbers
 from ..metrics.masks import TWO_CELLS, grow
+from .search import aliases
 
 NUMBERS = {  # number: (its tile, its label, its format)
     "reconstruction_psnr": ("reconstruction", "PSNR to source", "{:.2f} dB"),
@@ -49,6 +50,8 @@ class PalimpsestEditReport(io.ComfyNode):
             display_name="Edit Report",
             category="palimpsest/report",
             description="Shows pictures side by side and measures what was kept and what changed.",
+            **aliases("compare images", "before and after", "side by side", "PSNR", "SSIM", "image difference",
+                      "measure edit", "background preservation"),
             inputs=[
                 io.Image.Input("source", tooltip="The picture before the edit. One is enough for a whole batch."),
                 io.Image.Input("edited", tooltip="The edited picture. A batch gives one row each."),

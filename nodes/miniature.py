@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..miniature.model import load_miniature
 from ..miniature.scenes import EDIT_KINDS, held_out_edit
+from .search import aliases
 
 
 class PalimpsestLoadMiniature(io.ComfyNode):
@@ -15,6 +16,8 @@ class PalimpsestLoadMiniature(io.ComfyNode):
             category="palimpsest/miniature",
             description="A small text-to-image model included in the pack. 128 px pictures of simple scenes: 'a "
                         "photo of a red striped star on a grass background'. ComfyUI treats it as an SD model.",
+            **aliases("tiny model", "test model", "demo model", "try without checkpoint", "small checkpoint",
+                      "no download"),
             inputs=[],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
@@ -33,6 +36,7 @@ class PalimpsestMiniatureScene(io.ComfyNode):
             category="palimpsest/miniature",
             description="A scene that the miniature never saw in training, an edit of it in words, and the exact "
                         "result of that edit.",
+            **aliases("example picture", "test picture", "demo image", "sample scene"),
             inputs=[
                 io.Int.Input("seed", default=0, min=0, max=2 ** 32 - 1, control_after_generate=True,
                              tooltip="Chooses the scene and its edit. Equal seeds give equal pictures everywhere."),

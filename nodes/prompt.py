@@ -4,6 +4,7 @@ from comfy_api.latest import io
 from ..attention.alignment import PromptEdit, align
 from ..host.canvas import log, retract_warnings
 from ..host.tokens import encode, tokenize_rows
+from .search import aliases
 
 MODES = {"auto": "auto", "word swap": "replace", "refinement": "refine"}
 
@@ -16,6 +17,8 @@ class PalimpsestPromptEdit(io.ComfyNode):
             display_name="Prompt Edit",
             category="palimpsest/prompt",
             description="Encodes the source prompt and the target prompts, and aligns their words.",
+            **aliases("change a word", "replace a word", "word swap", "rewrite prompt", "edit image with text",
+                      "edit photo with words", "image editing", "source and target prompt", "before and after prompt"),
             inputs=[
                 io.Clip.Input("clip"),
                 io.String.Input("source", multiline=True, tooltip=(

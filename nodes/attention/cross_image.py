@@ -7,6 +7,7 @@ from ...editing.masks import latent_mask
 from ...editing.run import attach
 from ...host.network import require_unet, resolutions
 from ..checks import check_span, check_trajectory
+from ..search import aliases
 from ..widgets import InversionType, layers_input, layers_of, share_input
 
 
@@ -18,6 +19,8 @@ class PalimpsestCrossImageAttention(io.ComfyNode):
             category="palimpsest/attention",
             description="Transfers the appearance of one inverted picture to the structure of another, part to "
                         "matching part. Both show the same kind of object (Alaluf et al. 2024).",
+            **aliases("swap appearance", "appearance transfer", "texture transfer", "mix two images",
+                      "zebra to giraffe", "structure and appearance"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("appearance", tooltip="The picture that gives colours and textures. The structure "

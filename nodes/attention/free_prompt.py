@@ -7,6 +7,7 @@ from ...editing.run import attach
 from ...host.network import require_unet
 from ...host.sampling import check_family
 from ..checks import check_span
+from ..search import aliases
 from ..widgets import COARSE, InversionType, layers_input, layers_of, share_input
 
 
@@ -17,6 +18,8 @@ class PalimpsestFreePromptEdit(io.ComfyNode):
             node_id="PalimpsestFreePromptEdit", display_name="Free-Prompt Edit", category="palimpsest/attention",
             description="FPE keeps the source's geometry with its self-attention maps alone. The source prompt may be "
                         "empty.",
+            **aliases("FPE", "keep geometry", "keep structure", "edit without source prompt",
+                      "replace self attention maps", "controlnet without model", "change texture or material"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),

@@ -11,6 +11,7 @@ from ...host.network import require_unet
 from ...host.sampling import check_family
 from ...host.tokens import parse_words
 from ..checks import check_attention, check_some, check_span, check_words
+from ..search import aliases
 from ..widgets import (
     AttentionType,
     InversionType,
@@ -31,6 +32,8 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
             category="palimpsest/attention",
             description="MasaCtrl: the target attends to the source's keys and values. The pose may change, the "
                         "appearance stays.",
+            **aliases("masactrl", "change pose", "change action", "same person other pose", "same character",
+                      "consistent character", "keep identity", "keep the face", "non rigid edit"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),

@@ -9,6 +9,7 @@ from ...host.network import require_unet, resolutions
 from ...host.sampling import check_family
 from ...host.tokens import find_in_some, parse_word_values
 from ..checks import check_source
+from ..search import aliases
 from ..widgets import InversionType, PromptEditType
 
 
@@ -33,6 +34,9 @@ class PalimpsestAttentionInject(io.ComfyNode):
             display_name="Attention Inject",
             category="palimpsest/attention",
             description="Prompt-to-Prompt: the source's attention maps keep the layout, the target's words fill it.",
+            **aliases("prompt to prompt", "p2p", "cross attention control", "change a word", "swap a word",
+                      "replace object by words", "keep composition", "keep layout", "edit image with text",
+                      "edit photo with words", "cross attention replace", "attention refine"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),

@@ -6,6 +6,7 @@ from ...editing.layers import listed, parse_layers, roles
 from ...editing.run import attach
 from ...host.network import require_unet
 from ...host.sampling import check_family
+from ..search import aliases
 from ..widgets import InversionType, layers_input, layers_of, null_input, share_input
 
 
@@ -16,6 +17,9 @@ class PalimpsestPlugAndPlay(io.ComfyNode):
             node_id="PalimpsestPlugAndPlay", display_name="Plug-and-Play Features", category="palimpsest/attention",
             description="PnP keeps the layout with the source's residual features and self-attention. The target "
                         "prompt repaints it.",
+            **aliases("PnP", "plug and play diffusion features", "restyle photo", "change style", "keep layout",
+                      "repaint photo", "photo to painting", "photo to cartoon", "controlnet without model",
+                      "feature injection"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),

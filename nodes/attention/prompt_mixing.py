@@ -13,6 +13,7 @@ from ...host.network import require_unet
 from ...host.sampling import check_family
 from ...host.tokens import parse_words
 from ..checks import check_attention, check_prompt_alone, check_some, check_span, check_words
+from ..search import aliases
 from ..widgets import (
     COARSE,
     AttentionType,
@@ -32,6 +33,8 @@ class PalimpsestPromptMixing(io.ComfyNode):
             node_id="PalimpsestPromptMixing", display_name="Prompt Mixing", category="palimpsest/attention",
             description="Varies an object's shape. Another prompt's attention values shape it in the middle of the "
                         "schedule.",
+            **aliases("object shape variations", "change shape of object",
+                      "prompt to prompt variations"),
             inputs=[
                 io.Model.Input("model"),
                 io.Conditioning.Input("mix", tooltip="Prompt Edit's target: the picture's prompt with another word for "

@@ -7,6 +7,7 @@ from ...editing.word_maps import WordMaps, nearest_resolution
 from ...host.network import require_unet
 from ...host.tokens import parse_word_values, parse_words
 from ..checks import check_span
+from ..search import aliases
 from ..widgets import share_input
 
 
@@ -17,6 +18,8 @@ class PalimpsestAttentionReweight(io.ComfyNode):
             node_id="PalimpsestAttentionReweight", display_name="Attention Re-weight", category="palimpsest/attention",
             description="Strengthens or weakens words of the sampled prompt, or confines them to a region. Works in "
                         "any generation (Hertz et al. 2022; Guo & Lin 2024).",
+            **aliases("word weight", "stronger word", "weaker word", "emphasize word", "prompt weighting",
+                      "regional prompt", "word in region", "focus text", "attention equalizer"),
             inputs=[
                 io.Model.Input("model"),
                 io.String.Input("word_weights", default="", tooltip=(

@@ -10,6 +10,7 @@ from ...host.tokens import parse_words
 from ...metrics.drawing import heat_rows, sheet
 from ...metrics.masks import grow as grow_mask
 from ..checks import check_source
+from ..search import aliases
 from ..widgets import AttentionType, InversionType, PromptEditType, refine_input, threshold_input
 
 
@@ -22,6 +23,8 @@ class PalimpsestAttentionStore(io.ComfyNode):
             category="palimpsest/attention",
             description="Reads where the model sees each source word: cross-attention maps along the inversion's "
                         "trajectory.",
+            **aliases("cross attention maps", "save attention", "attention controller", "where the model looks",
+                      "DAAM"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
@@ -50,6 +53,8 @@ class PalimpsestAttentionHeatmap(io.ComfyNode):
             display_name="Attention Heatmap",
             category="palimpsest/attention",
             description="Shows each word's attention over the picture, labelled.",
+            **aliases("show attention", "heat map", "word heat map", "where the model looks", "visualize attention",
+                      "DAAM", "saliency"),
             inputs=[
                 AttentionType.Input("attention"),
                 io.Image.Input("image", tooltip="The picture that was inverted."),
@@ -87,6 +92,9 @@ class PalimpsestAttentionMask(io.ComfyNode):
             display_name="Attention Mask",
             category="palimpsest/attention",
             description="Makes a mask of what the words name in the picture.",
+            **aliases("mask from text", "mask by words", "text to mask", "word mask", "segment by text",
+                      "select object by name", "clipseg", "auto mask", "segmentation without model",
+                      "mask of background"),
             inputs=[
                 AttentionType.Input("attention"),
                 io.String.Input("words", default="",

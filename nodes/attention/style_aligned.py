@@ -7,6 +7,7 @@ from ...editing.run import attach
 from ...host.network import require_unet
 from ...host.sampling import check_family
 from ..checks import check_span
+from ..search import aliases
 from ..widgets import InversionType, layers_input, layers_of, null_input, share_input
 
 
@@ -21,6 +22,8 @@ class PalimpsestStyleAligned(io.ComfyNode):
             node_id="PalimpsestStyleAligned", display_name="Style Aligned", category="palimpsest/attention",
             description="Samples in the style of an inverted picture, or of the batch's first row, by sharing "
                         "self-attention with it (Hertz et al. 2024).",
+            **aliases("style aligned reference", "style transfer", "same style", "copy style of image",
+                      "style reference", "shared attention", "ip adapter without model", "consistent style batch"),
             inputs=[
                 io.Model.Input("model"),
                 share_input("start", 0.0, "Share of the schedule where sharing begins. Paper: 0."),

@@ -7,6 +7,7 @@ from ...editing.run import attach
 from ...host.network import require_unet
 from ...metrics.masks import grow as grown
 from ..checks import check_trajectory
+from ..search import aliases
 from ..widgets import InversionType
 
 
@@ -17,6 +18,8 @@ class PalimpsestInjectComposite(io.ComfyNode):
             node_id="PalimpsestInjectComposite", display_name="Inject Composite", category="palimpsest/blending",
             description="Places an object from one inverted picture into another (TF-ICON, Lu et al. 2023). The start "
                         "is composed of both noises, and both pictures share one self-attention.",
+            **aliases("TF-ICON", "paste object", "insert object", "place object into photo", "combine two images",
+                      "compositing", "harmonize", "photomontage", "collage"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion", tooltip="Inversion of the main picture. Connect it to Replay too."),

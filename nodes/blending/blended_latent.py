@@ -6,6 +6,7 @@ from ...blending.blended_latent import ShrinkingBlend, needs_mask, shrinking
 from ...editing.masks import grown, latent_mask
 from ...editing.run import attach
 from ..checks import check_trajectory
+from ..search import aliases
 from ..widgets import InversionType
 
 
@@ -18,6 +19,8 @@ class PalimpsestBlendedLatent(io.ComfyNode):
                         "true size, so that small masks give an edit room to begin. With INVERSION and MASK the source "
                         "stays exact outside. Without them it shrinks the LATENT's own noise mask (Set Latent Noise "
                         "Mask).",
+            **aliases("inpaint without model", "inpaint with any model", "blended diffusion", "small mask inpaint",
+                      "shrinking mask", "differential mask", "generative fill"),
             inputs=[
                 io.Model.Input("model"),
                 io.Int.Input("grow", default=3, min=1, max=64,

@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 from ...blending.diffedit import difference_map, scaled
 from ...editing.editor import require_plain
 from ...editing.inverting import source_latent
+from ..search import aliases
 
 
 class PalimpsestDiffEditMask(io.ComfyNode):
@@ -13,6 +14,8 @@ class PalimpsestDiffEditMask(io.ComfyNode):
             node_id="PalimpsestDiffEditMask", display_name="DiffEdit Mask", category="palimpsest/blending",
             description="Makes a mask from two prompts alone. It marks where their noise predictions on the noised "
                         "picture differ (DiffEdit, Couairon et al. 2023). Needs no inversion and no words.",
+            **aliases("diffedit", "mask from two prompts", "auto mask", "automatic mask", "mask from text",
+                      "mask of what changes", "difference mask"),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL without Palimpsest editors. LoRA is allowed."),
                 io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is. An empty one "

@@ -10,6 +10,7 @@ from ...editing.word_maps import WordMaps
 from ...host.network import require_unet
 from ...host.tokens import parse_words, present_words
 from ..checks import check_attention, check_trajectory
+from ..search import aliases
 from ..widgets import AttentionType, InversionType, refine_input, threshold_input
 
 
@@ -22,6 +23,8 @@ class PalimpsestLatentBlend(io.ComfyNode):
             category="palimpsest/blending",
             description="Restores the source exactly outside the mask, by its own latent and prediction at every model "
                         "call.",
+            **aliases("keep background", "change background", "keep the face", "protect area", "keep outside of mask",
+                      "edit only mask", "local blend", "restore original outside mask", "inpaint without model"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),

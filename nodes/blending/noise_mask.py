@@ -4,6 +4,7 @@ from comfy_api.latest import io
 from ...blending.noise_mask import AGAINST, NoiseMask
 from ...editing.run import attach
 from ..checks import check_trajectory
+from ..search import aliases
 from ..widgets import InversionType
 
 
@@ -14,6 +15,8 @@ class PalimpsestNoiseMask(io.ComfyNode):
             node_id="PalimpsestNoiseMask", display_name="Noise Mask", category="palimpsest/blending",
             description="Finds where the target's prediction differs from the source's at each step. Keeps the source "
                         "exactly elsewhere (Watch Your Steps, Mirzaei et al. 2024). Needs no mask and no words.",
+            **aliases("watch your steps", "auto mask", "edit without mask", "relevance map",
+                      "keep what does not change"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),

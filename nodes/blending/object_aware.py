@@ -5,6 +5,7 @@ from ...blending.object_aware import ObjectAware
 from ...editing.masks import latent_mask
 from ...editing.run import attach
 from ..checks import check_trajectory
+from ..search import aliases
 from ..widgets import InversionType
 
 
@@ -15,6 +16,7 @@ class PalimpsestObjectAwareBlend(io.ComfyNode):
             node_id="PalimpsestObjectAwareBlend", display_name="Object-Aware Blend", category="palimpsest/blending",
             description="Edits one object from its own step on (OIR, Yang et al. 2024). Before that step its area "
                         "keeps the source. Outside all areas the source stays exact. Chain one node per object.",
+            **aliases("OIR", "edit several objects", "multi object edit", "object by object", "change two objects"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),

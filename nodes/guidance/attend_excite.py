@@ -6,6 +6,7 @@ from ...editing.word_maps import nearest_resolution
 from ...guidance.attend_excite import THRESHOLDS, AttendExcite
 from ...host.network import require_unet
 from ...host.tokens import parse_word_values
+from ..search import aliases
 
 
 class PalimpsestAttendExcite(io.ComfyNode):
@@ -16,6 +17,8 @@ class PalimpsestAttendExcite(io.ComfyNode):
             description="Moves the latent until every named word gets attention somewhere, so that no object of the "
                         "prompt is missing (Chefer et al. 2023). Works on noise or an inversion. Sample Prompt Edit's "
                         "target with Euler.",
+            **aliases("attend and excite", "missing object", "both objects", "subject neglect", "prompt not followed",
+                      "prompt adherence", "forgotten word", "attribute binding"),
             inputs=[
                 io.Model.Input("model"),
                 io.String.Input("words", default="", tooltip="Words of the sampled prompt that must appear, as in "

@@ -8,6 +8,7 @@ from ...editing.editor import require_plain
 from ...editing.inverting import source_latent
 from ...guidance.delta_denoise import PairGuider, descend, levels
 from ...host.sampling import Solver, prediction_type, sample_with
+from ..search import aliases
 
 
 class PalimpsestDeltaDenoise(io.ComfyNode):
@@ -18,6 +19,8 @@ class PalimpsestDeltaDenoise(io.ComfyNode):
             description="Optimises a picture along the difference of two predictions: the target prompt's on the "
                         "picture, the source prompt's on the original (Hertz et al. 2023). Needs no sampler and no "
                         "inversion.",
+            **aliases("DDS", "delta denoising score", "score distillation", "SDS", "optimize image",
+                      "edit without inversion"),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL without Palimpsest editors. LoRA is allowed."),
                 io.Conditioning.Input("source", tooltip="The prompt that describes the picture as it is."),

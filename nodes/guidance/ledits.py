@@ -8,6 +8,7 @@ from ...guidance.ledits import LEDITS, Grounded
 from ...host.network import require_unet
 from ...host.tokens import encode, tokenize_rows
 from ..checks import check_concept
+from ..search import aliases
 from ..widgets import concept_inputs
 
 
@@ -19,6 +20,8 @@ class PalimpsestLEDITS(io.ComfyNode):
             description="Adds a concept to a picture, or removes it, where its words' attention and its guidance agree "
                         "(Brack et al. 2024). Made for LEDITS++ Invert. Sample with the prompt and CFG of the "
                         "inversion. Chain one node per concept.",
+            **aliases("ledits", "edit real photo", "add glasses", "add smile", "remove concept", "add object to photo",
+                      "concept slider", "semantic guidance of a photo"),
             inputs=concept_inputs(
                 io.Clip.Input("clip"),
                 io.String.Input("concept", default="", tooltip="What to add or remove: \"glasses\", \"a red hat\"."),

@@ -11,6 +11,7 @@ from ...guidance.magic_remover import MagicRemover, Surroundings, object_map, un
 from ...host.network import require_unet
 from ...host.tokens import parse_words
 from ..checks import check_attention, check_trajectory
+from ..search import aliases
 from ..widgets import AttentionType, InversionType, refine_input
 
 
@@ -21,6 +22,9 @@ class PalimpsestMagicRemover(io.ComfyNode):
             node_id="PalimpsestMagicRemover", display_name="MagicRemover", category="palimpsest/guidance",
             description="Removes the object that the words name (Yang et al. 2023). Fills its area from the "
                         "surroundings and changes nothing else. Sample a prompt of what should be seen there.",
+            **aliases("remove object", "erase object", "delete object", "remove person", "erase person",
+                      "remove people", "object eraser", "clean up photo", "lama remove",
+                      "inpaint without mask"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),

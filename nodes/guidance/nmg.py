@@ -4,6 +4,7 @@ from comfy_api.latest import io
 from ...editing.run import attach
 from ...guidance.nmg import ROWS, NoiseMap
 from ...host.sampling import check_family
+from ..search import aliases
 from ..widgets import InversionType
 
 
@@ -14,6 +15,7 @@ class PalimpsestNoiseMapGuidance(io.ComfyNode):
             node_id="PalimpsestNoiseMapGuidance", display_name="Noise Map Guidance", category="palimpsest/guidance",
             description="Pulls each step back to the inverted latent, cell by cell, against the drift of CFG (NMG, Cho "
                         "et al. 2024). Replaces a learned null embedding. Needs Euler steps.",
+            **aliases("NMG", "keep composition", "stay close to photo", "follow the inversion", "guided inversion"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),

@@ -7,6 +7,7 @@ from ...guidance.pix2pix_zero import CrossAttentionGuidance, edit_direction
 from ...host.network import require_unet
 from ...host.sampling import check_family
 from ...host.tokens import encode, tokenize_rows
+from ..search import aliases
 from ..widgets import InversionType
 
 
@@ -19,6 +20,7 @@ class PalimpsestCrossAttentionGuidance(io.ComfyNode):
             description="Moves each step's latent to bring the target's cross-attention near the source's, which keeps "
                         "the structure (pix2pix-zero, Parmar et al. 2023). For Edit Direction or any edited prompt. "
                         "Needs Euler steps.",
+            **aliases("pix2pix zero", "keep structure", "keep layout", "cat to dog", "cross attention loss"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
@@ -49,6 +51,8 @@ class PalimpsestEditDirection(io.ComfyNode):
             node_id="PalimpsestEditDirection", display_name="Edit Direction", category="palimpsest/prompt",
             description="Turns the source prompt into the target. Adds the difference between the mean embeddings of "
                         "two lists of sentences (pix2pix-zero, Parmar et al. 2023).",
+            **aliases("pix2pix zero", "cat to dog", "prompt difference", "embedding arithmetic", "mean embedding",
+                      "edit vector", "horse to zebra"),
             inputs=[
                 io.Clip.Input("clip"),
                 io.String.Input("source_sentences", multiline=True, tooltip=(

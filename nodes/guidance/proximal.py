@@ -4,6 +4,7 @@ from comfy_api.latest import io
 from ...editing.run import attach
 from ...guidance.proximal import NORMS, Proximal, guide
 from ...host.sampling import check_family
+from ..search import aliases
 from ..widgets import InversionType
 
 
@@ -14,6 +15,7 @@ class PalimpsestProximalGuidance(io.ComfyNode):
             node_id="PalimpsestProximalGuidance", display_name="Proximal Guidance", category="palimpsest/guidance",
             description="Keeps guidance only where source and target clearly differ (ProxEdit, Han et al. 2024). Made "
                         "for Negative-Prompt Invert. Sample at CFG over 1.",
+            **aliases("proxedit", "proxnpi", "limit guidance"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),

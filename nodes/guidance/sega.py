@@ -10,6 +10,7 @@ from ...guidance.sega import SEGA, Concept, read_regions
 from ...host.sampling import check_family
 from ...metrics.drawing import heat_rows, sheet
 from ..checks import check_concept, check_prompt_alone
+from ..search import aliases
 from ..widgets import InversionType, concept_inputs
 
 
@@ -20,6 +21,8 @@ class PalimpsestSEGAGuidance(io.ComfyNode):
             node_id="PalimpsestSEGAGuidance", display_name="SEGA Guidance", category="palimpsest/guidance",
             description="Adds a concept to the sampled picture, or removes it, where the model sees it (Brack et al. "
                         "2023). Works on any MODEL, with or without an inversion. Chain one node per concept.",
+            **aliases("semantic guidance", "SEGA", "add glasses", "add smile", "add beard", "add concept",
+                      "remove concept", "slider", "change age", "concept slider", "attribute edit"),
             inputs=[
                 *concept_inputs(io.Conditioning.Input("concept", tooltip=(
                     "What to add or remove, as its own prompt: \"glasses\", "
@@ -57,6 +60,7 @@ class PalimpsestSEGARegions(io.ComfyNode):
             node_id="PalimpsestSEGARegions", display_name="SEGA Regions", category="palimpsest/guidance",
             description="Shows where each concept on the MODEL acts in an inverted picture. One mask per concept, in "
                         "the chain's order.",
+            **aliases("semantic guidance mask", "mask of concept", "where a concept acts"),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL from SEGA Guidance or LEDITS++. Other editors on it are "
                                                 "ignored."),

@@ -6,6 +6,7 @@ from ...editing.word_maps import nearest_resolution
 from ...guidance.self_guidance import SelfGuidance, SourceFeatures, SourceMaps, map_sites
 from ...host.network import require_unet, resolutions
 from ...host.sampling import check_family
+from ..search import aliases
 from ..widgets import InversionType
 
 
@@ -17,6 +18,8 @@ class PalimpsestSelfGuidance(io.ComfyNode):
             description="Moves and resizes the object that the words name, guided by cross-attention maps (Epstein et "
                         "al. 2023). Keeps its appearance and the other objects. Sample with Prompt Edit's target and "
                         "Replay.",
+            **aliases("move object", "resize object", "bigger object", "smaller object", "drag object",
+                      "shift position", "rearrange", "object size", "drag diffusion"),
             inputs=[
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),

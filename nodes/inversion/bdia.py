@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import invert
 from ...inversion.bdia import METHOD
+from ..search import aliases
 from ..widgets import guidance_inputs, inversion_inputs, inversion_outputs, setting_input, sigmas_input
 
 
@@ -13,6 +14,7 @@ class PalimpsestBDIAInvert(io.ComfyNode):
             node_id="PalimpsestBDIAInvert", display_name="BDIA Invert", category="palimpsest/inversion",
             description="Exact inversion that integrates every step in both directions (Zhang et al. 2023). Replay "
                         "with the same CFG and prompts returns the picture. One model evaluation per step, plus one.",
+            **aliases("exact inversion", "lossless inversion", "bidirectional integration", "perfect reconstruction"),
             inputs=[
                 *inversion_inputs(METHOD),
                 setting_input(METHOD, "gamma", step=0.01, tooltip=(

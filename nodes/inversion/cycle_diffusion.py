@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import invert
 from ...inversion.cycle_diffusion import METHOD
+from ..search import aliases
 from ..widgets import inversion_inputs, inversion_outputs, seeded_inputs, sigmas_input
 
 
@@ -16,6 +17,7 @@ class PalimpsestCycleDiffusionInvert(io.ComfyNode):
                         "leads sampling through them (Wu & De la Torre 2023). No guidance, as in the paper. Replay "
                         "returns the picture. With the target prompt at CFG 1 to 5 it is CycleDiffusion. Eps and v "
                         "models.",
+            **aliases("cycle diffusion", "DPM encoder", "stochastic inversion", "unpaired translation"),
             inputs=[*inversion_inputs(METHOD), *seeded_inputs(METHOD), sigmas_input()],
             outputs=inversion_outputs(own_reverse=True))
 

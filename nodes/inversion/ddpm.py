@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import invert
 from ...inversion.ddpm import METHOD
+from ..search import aliases
 from ..widgets import (
     guidance_inputs,
     inversion_inputs,
@@ -22,6 +23,8 @@ class PalimpsestDDPMInvert(io.ComfyNode):
                         "sampling through them (Huberman-Spiegelglas et al. 2024). Replay returns the picture (see "
                         "last_residual). Another prompt edits it. The paper's skip is Replay's start: 36 of 100 "
                         "steps is 0.36. Eps and v models.",
+            **aliases("edit friendly noise", "noise maps of photo", "edit real photo", "DDPM inversion",
+                      "stochastic inversion"),
             inputs=[*inversion_inputs(METHOD), *seeded_inputs(METHOD),
                     *guidance_inputs("Guidance of the inversion. Paper: 3.5 with an empty negative prompt, 15 to "
                                      "sample the target."),

@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import invert
 from ...inversion.direct import METHOD
+from ..search import aliases
 from ..widgets import guidance_inputs, inversion_inputs, inversion_outputs, setting_input, sigmas_input
 
 
@@ -16,6 +17,8 @@ class PalimpsestDirectInvert(io.ComfyNode):
                         "returns the picture (Ju et al. 2024). The offsets act in a replay of the source prompt "
                         "with the same CFG and negative prompt. With an editor it equals DDIM Invert, whose source "
                         "branch never drifts.",
+            **aliases("direct inversion", "pnp inversion", "faithful inversion", "PIE bench",
+                      "inversion with guidance"),
             inputs=[
                 *inversion_inputs(METHOD),
                 setting_input(METHOD, "scale", step=0.05, tooltip=(

@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import invert
 from ...inversion.edict import METHOD, P
+from ..search import aliases
 from ..widgets import guidance_inputs, inversion_inputs, inversion_outputs, setting_input, sigmas_input
 
 
@@ -13,6 +14,7 @@ class PalimpsestEDICTInvert(io.ComfyNode):
             node_id="PalimpsestEDICTInvert", display_name="EDICT Invert", category="palimpsest/inversion",
             description="Exact inversion with two coupled latents (Wallace et al. 2023). Replay with the same CFG "
                         "and prompts returns the picture. Two model evaluations per step, also in Replay.",
+            **aliases("exact inversion", "lossless inversion", "perfect reconstruction", "coupled latents"),
             inputs=[
                 *inversion_inputs(METHOD),
                 setting_input(METHOD, "p", step=0.01, tooltip=(

@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import invert
 from ...inversion.fixed_point import METHOD
+from ..search import aliases
 from ..widgets import inversion_inputs, inversion_outputs, setting_input, sigmas_input
 
 
@@ -13,6 +14,7 @@ class PalimpsestFixedPointInvert(io.ComfyNode):
             node_id="PalimpsestFixedPointInvert", display_name="Fixed-Point Invert", category="palimpsest/inversion",
             description="DDIM inversion that iterates each step until the sampler reverses it (AIDI, Pan et al. "
                         "2023). One model evaluation per iteration. No guidance (CFG 1).",
+            **aliases("AIDI", "accurate inversion", "better inversion", "iterative inversion"),
             inputs=[
                 *inversion_inputs(METHOD, (
                     "Number of steps. Few are enough, because each is iterated. Not the paper's value.")),

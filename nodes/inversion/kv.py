@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import learn
 from ...inversion.kv import METHOD
+from ..search import aliases
 from ..widgets import InversionType, learning_inputs, setting_input
 
 
@@ -14,6 +15,7 @@ class PalimpsestKVInvert(io.ComfyNode):
             description="Learns for each step what to add to self-attention's keys and values, so that guidance "
                         "returns the picture's contents (Huang et al. 2023). For prompts that change an action. "
                         "Replay Inversion adds it to the target's.",
+            **aliases("change action", "learn keys and values"),
             inputs=[
                 *learning_inputs(METHOD, "Not the paper's value."),
                 setting_input(METHOD, "layers", tooltip=(

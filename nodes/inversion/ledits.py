@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import invert
 from ...inversion.ledits import METHOD
+from ..search import aliases
 from ..widgets import (
     guidance_inputs,
     inversion_inputs,
@@ -21,6 +22,7 @@ class PalimpsestLEDITSInvert(io.ComfyNode):
             description="Edit-friendly noise maps for a fast solver, second-order DPM-Solver++ (Brack et al. 2024). "
                         "Replay returns the picture (see last_residual). LEDITS++ on its MODEL edits it. The "
                         "paper's skip is Replay's start. Eps and v models.",
+            **aliases("ledits inversion", "DPM solver inversion", "edit real photo", "fast inversion"),
             inputs=[
                 *inversion_inputs(METHOD),
                 setting_input(METHOD, "seed", control_after_generate=True, tooltip=(

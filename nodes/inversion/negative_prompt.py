@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import invert
 from ...inversion.negative_prompt import METHOD
+from ..search import aliases
 from ..widgets import inversion_inputs, inversion_outputs, setting_input, sigmas_input
 
 
@@ -15,6 +16,7 @@ class PalimpsestNegativePromptInvert(io.ComfyNode):
             description="DDIM inversion that uses the source prompt as the negative prompt (Miyake et al. 2023). "
                         "The source returns at any CFG, without optimisation. Replay Inversion replaces the "
                         "negative prompt.",
+            **aliases("NPI", "negative prompt inversion", "fast null text", "inversion with guidance"),
             inputs=[
                 *inversion_inputs(METHOD),
                 setting_input(METHOD, "interpolation", step=0.01, tooltip=(

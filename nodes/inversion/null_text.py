@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import learn
 from ...inversion.null_text import METHOD
+from ..search import aliases
 from ..widgets import InversionType, setting_input
 
 
@@ -14,6 +15,8 @@ class PalimpsestNullTextOptimize(io.ComfyNode):
             description="Optimises an unconditional embedding for each step, so that sampling with guidance follows "
                         "the inversion (Mokady et al. 2023). At this CFG the source returns, and edits stay close "
                         "to it. Replay Inversion uses the embeddings as the negative prompt.",
+            **aliases("null text inversion", "NTI", "learn negative prompt", "unconditional embedding",
+                      "inversion with guidance"),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of the inversion, without editors."),
                 InversionType.Input("inversion", tooltip="The trajectory to follow, from DDIM Invert (paper), "

@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import learn
 from ...inversion.prompt_tuning import METHOD
+from ..search import aliases
 from ..widgets import InversionType, learning_inputs, setting_input
 
 
@@ -15,6 +16,7 @@ class PalimpsestPromptTuningInvert(io.ComfyNode):
             description="Tunes the prompt's embedding for each step, so that sampling with guidance follows the "
                         "inversion (Dong et al. 2023). Replay Inversion mixes it with the target's. More target "
                         "gives more edit.",
+            **aliases("PTI", "prompt tuning inversion", "learn prompt", "optimize prompt embedding"),
             inputs=[
                 *learning_inputs(METHOD, "Paper: 5, with another optimiser."),
                 setting_input(METHOD, "mix", step=0.01, tooltip=(

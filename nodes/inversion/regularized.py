@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import invert
 from ...inversion.regularized import METHOD
+from ..search import aliases
 from ..widgets import inversion_inputs, inversion_outputs, setting_input, sigmas_input
 
 
@@ -15,6 +16,7 @@ class PalimpsestRegularizedInvert(io.ComfyNode):
             description="DDIM inversion that pushes the predicted noise towards white noise (Parmar et al. 2023). "
                         "For edits that plain inversion holds back. No guidance (CFG 1), one evaluation per step. "
                         "Eps and v models.",
+            **aliases("pix2pix zero inversion", "gaussian noise inversion", "whiten noise", "noise regularization"),
             inputs=[
                 *inversion_inputs(METHOD),
                 setting_input(METHOD, "lambda_ac", step=1.0, tooltip=(

@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import invert
 from ...inversion.renoise import ANCESTRAL, DETERMINISTIC
+from ..search import aliases
 from ..widgets import inversion_inputs, inversion_outputs, setting_input, sigmas_input
 
 
@@ -13,6 +14,8 @@ class PalimpsestReNoiseInvert(io.ComfyNode):
             node_id="PalimpsestReNoiseInvert", display_name="ReNoise Invert", category="palimpsest/inversion",
             description="Renoises each step from its own estimate and averages the last predictions (Garibi et al. "
                         "2024). Made for few-step models such as SDXL Turbo. No guidance (CFG 1).",
+            **aliases("SDXL turbo inversion", "turbo inversion", "few step inversion", "LCM inversion",
+                      "lightning inversion"),
             inputs=[
                 *inversion_inputs(DETERMINISTIC, which=(
                     "Paper, on SDXL Turbo: simple (timesteps 999, 749, 499 and 249).")),

@@ -2,6 +2,7 @@
 from comfy_api.latest import io
 
 from ...editing.replay import replay
+from ..search import aliases
 from ..widgets import InversionType
 
 
@@ -12,6 +13,8 @@ class PalimpsestReplay(io.ComfyNode):
             node_id="PalimpsestReplay", display_name="Replay Inversion", category="palimpsest/inversion",
             description="Samples from an inversion. The MODEL applies what the inversion learned. The SAMPLER adds "
                         "no noise. Connect all four outputs to SamplerCustom or SamplerCustomAdvanced.",
+            **aliases("sample from inversion", "resampler", "sample from noise", "reconstruct image",
+                      "continue inversion", "edit strength", "denoise strength"),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of the inversion, with or without editors."),
                 InversionType.Input("inversion"),

@@ -13,6 +13,7 @@ from ...editing.replay import replay, retrace
 from ...metrics.drawing import INK, PALE, PAPER, RULE, SMALLEST, colours, sheet, tile
 from ...metrics.pixels import psnr
 from ...metrics.whiteness import white_range, whiteness
+from ..search import aliases
 from ..widgets import InversionType
 
 OTHER = 0.5  # a picture further than this share of the norm from the inversion's clean latent is another picture
@@ -37,6 +38,7 @@ class PalimpsestInversionReport(io.ComfyNode):
             node_id="PalimpsestInversionReport", display_name="Inversion Report", category="palimpsest/report",
             description="Replays an inversion with its source prompt. Shows the result beside the VAE's round trip, "
                         "the error of the replay at each level, how white the noise is, and what the inversion cost.",
+            **aliases("inversion quality", "reconstruction error", "check inversion", "is noise white", "PSNR"),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of the inversion."),
                 InversionType.Input("inversion"),

@@ -12,6 +12,7 @@ from ...host.canvas import log
 from ...host.sampling import Fingerprint
 from ...host.tokens import Tokens, Word
 from ...inversion.storage import load, save
+from ..search import aliases
 from ..widgets import InversionType
 
 SUFFIX = ".inversion.safetensors"
@@ -79,6 +80,7 @@ class PalimpsestSaveInversion(io.ComfyNode):
             node_id="PalimpsestSaveInversion", display_name="Save Inversion", category="palimpsest/inversion",
             description="Saves an inversion to the output folder, for Load Inversion. The safetensors file holds "
                         "the trajectory, the source prompt and what was learned, exact to the bit.",
+            **aliases("export inversion", "store noise", "keep trajectory", "save inverted latents"),
             inputs=[
                 InversionType.Input("inversion"),
                 io.String.Input("filename_prefix", default="palimpsest/inversion",
@@ -108,6 +110,7 @@ class PalimpsestLoadInversion(io.ComfyNode):
             node_id="PalimpsestLoadInversion", display_name="Load Inversion", category="palimpsest/inversion",
             description="Loads an inversion from Save Inversion. Its latents are read from the file when they are "
                         "needed.",
+            **aliases("import inversion", "open inversion", "load inverted latents", "reuse inversion"),
             inputs=[io.Combo.Input("file", options=listed(), tooltip=(
                 f"Files named …{SUFFIX} in the output and input folders, newest first. Press R to refresh."))],
             outputs=[InversionType.Output(display_name="inversion")])

@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.inverting import learn
 from ...inversion.style_diffusion import METHOD
+from ..search import aliases
 from ..widgets import InversionType, learning_inputs, setting_input
 
 
@@ -15,6 +16,7 @@ class PalimpsestStyleDiffusionInvert(io.ComfyNode):
             description="Learns for each step a scale and a shift of the cross-attention values, so that guidance "
                         "returns the picture (Li et al. 2023). The maps, and so the layout, stay. Replay Inversion "
                         "applies both to the target.",
+            **aliases("style diffusion", "learned values", "attention value inversion"),
             inputs=[
                 *learning_inputs(METHOD, "It falls to a twentieth in the last step, as in the authors' code. Authors: "
                                      "100, for a network."),

@@ -3,11 +3,13 @@ shows its help and its errors."""
 import asyncio
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from palimpsest.nodes import search
 from PIL import Image
 
 import workflow
@@ -17,6 +19,7 @@ from comfy_server import Server, free_port
 from demo import execute
 from environment import SetupError
 from pack import NAME, ROOT, find_host
+from searches import BEHIND, FIRST, SEARCHES
 
 # What Nodes 2.0 draws of each node, in the canvas's units: its title, texts that are cut off, whether a note scrolls.
 DRAWN = """() => [...document.querySelectorAll('[data-node-id]')].map(node => ({
@@ -41,6 +44,17 @@ THUMBNAILS = """async names => {
     return widths
 }"""
 
+
+# The ids of the nodes that the node search finds for each text, once the frontend knows which nodes are popular.
+FOUND = """async texts => {
+    const stores = document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s
+    while (!stores.get('nodeFrequency')?.isLoaded) await new Promise(requestAnimationFrame)
+    const search = text => stores.get('nodeDef').nodeSearchService.searchNode(text, [], {limit: 64})
+    return Object.fromEntries(texts.map(text => [text, search(text).map(node => node.name)]))
+}"""
+TYPED = ("change word", "remove object", "prompt to prompt", "photo to cartoon", "change background", "keep the face",
+         "inpaint without model", "rf inversion", "mask from text", "move object")
+aliased = pytest.mark.skipif(not search.KNOWN, reason="this host knows no aliases")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
@@ -207,3 +221,24 @@ def test_a_nodes_help_page_opens_in_the_users_language(locale, words, view):
             break
     page.get_by_text(words).wait_for()
     page.get_by_text("2010.02502").wait_for()
+
+
+@aliased
+def test_everyday_words_find_a_node_among_the_first(view):
+    found = view.page.evaluate(FOUND, [*SEARCHES, *BEHIND])
+    for searches, limit in (SEARCHES, FIRST), (BEHIND, None):
+        assert not {text: found[text] for text, nodes in searches.items()
+                    if not {f"Palimpsest{node}" for node in nodes.split()} & {*found[text][:limit]}}
+
+
+@aliased
+def test_a_double_click_and_everyday_words_show_the_node(view, server):
+    info = json.loads(server.get("/object_info"))
+    view.page.evaluate("app.graph.clear()")
+    view.page.mouse.dblclick(700, 600)
+    for text in TYPED:
+        view.page.get_by_role("combobox").last.fill(text)
+        wanted = re.compile("|".join(re.escape(info[f"Palimpsest{node}"]["display_name"])
+                                     for node in SEARCHES[text].split()))
+        view.page.get_by_test_id("result-item").filter(has_text=wanted).first.wait_for()
+    view.page.keyboard.press("Escape")
