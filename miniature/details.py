@@ -1,7 +1,9 @@
-"""The reader of details: whether a picture keeps what no caption states. It needs no training.
+"""The reader of hard edits, by analysis through synthesis. It needs no training.
 
-For each detail the edit's exact target is rendered with every value that the detail could have, and without it, all
-else exact. The picture has kept a detail if, of these variants, the exact target is the nearest where they differ.
+For each detail that no caption states, the edit's exact target is rendered with every value that the detail could have,
+and without it, all else exact. The picture keeps the detail if of these variants it is nearest to the exact target,
+where they differ. What the edit asks for is read in the same way. Where the source hides a fact, each variant is
+rendered with several values of it, and its nearest picture counts.
 """
 from __future__ import annotations
 
@@ -11,19 +13,28 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from .looks import ARMS, FACES, LIGHTS, PERIODS
-from .scenes import COLOURS, Edit, Scene, render
+from . import scenes
+from .looks import ARMS, FACES, HUES, LIGHTS, PERIODS
+from .scenes import Edit, Obj, Scene
 
-VISIBLE = .02
-"""Mean difference, over the whole picture, below which variants cannot be told apart."""
-GROUNDS_ANEW = 3
+VISIBLE = .0015
+"""Variants whose pictures differ less, in the mean over all pixels, cannot be told apart and are not asked."""
+ANEW = 3
+"""Other seeds of a ground that are tried."""
+SHIFTS = (0, 0), (-.02, -.02), (.02, -.02), (-.02, .02), (.02, .02)
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """where: the pixels that tell, indices (N); values: their colours (K, N, 3), the exact target's first."""
+    """where: the cells that tell, indices (N); values: their colours in the variants (K, N, 3), the right ones first.
+    """
     where: np.ndarray
     values: np.ndarray
+    right: int
+
+    def answer(self, cells: np.ndarray) -> bool:
+        """Whether a picture's cells (M, 3) are nearest to a right variant."""
+        return bool(np.square(cells[self.where] - self.values).sum((1, 2)).argmin() < self.right)
 
 
 def read_details(images: torch.Tensor, edits: list[Edit]) -> list[dict[str, bool]]:
@@ -31,78 +42,114 @@ def read_details(images: torch.Tensor, edits: list[Edit]) -> list[dict[str, bool
 
     The details are "second", "period", "mark", "face" and "arms" of the objects ("mark#2" is the second object's),
     "twin" (the other of two equal objects stays as it was), and the scene's "ground", "light" and "spot". An edit has
-    those that its target shows.
+    those that its target shows and its source does not hide.
     """
-    found = []
-    for image, edit in zip(images.float().cpu().numpy(), edits, strict=True):
-        pixels = image.reshape(-1, 3)
-        found.append({name: bool(np.square(pixels[q.where] - q.values).sum((1, 2)).argmin() == 0)
-                      for name, q in questions(edit.source, edit.target, edit.kind).items()})
+    return [{name: right for name, right in row.items() if name != "asked"} for row in _read(images, edits)]
+
+
+def read_asked(images: torch.Tensor, edits: list[Edit]) -> list[bool]:
+    """Whether each picture (B, H, W, 3) in 0..1 shows what its edit asks for."""
+    return [row["asked"] for row in _read(images, edits)]
+
+
+def _read(images, edits) -> list[dict[str, bool]]:
+    pictures = images.float().cpu().numpy()
+    return [{name: question.answer(_cells(p)) for name, question in questions(e.source, e.target, e.kind).items()}
+            for p, e in zip(pictures, edits, strict=True)]
+
+
+def _cells(picture: np.ndarray) -> np.ndarray:
+    """The means (M, 3) of two by two pixels."""
+    return picture.reshape(scenes.SIZE // 2, 2, scenes.SIZE // 2, 2, 3).mean((1, 3)).reshape(-1, 3)
+
+
+@lru_cache(maxsize=64)
+def questions(source: Scene, target: Scene, kind: str) -> dict[str, Question]:
+    """What is read of an edit's picture: its details, and "asked"."""
+    i = next((i for i, o in enumerate(target.objs) if o not in source.objs), -1)
+    found, truth = {}, _drawn(target)
+    for name, others in {**_details(source, target, kind, i), "asked": _asked(source, target, kind, i)}.items():
+        hides = name == "asked" or kind == "material" and name.endswith("#2") == bool(i)
+        right, *wrong = ([_drawn(v) for v in _hidden(s, kind, i)] if hides else [_drawn(s)] for s in (target, *others))
+        wrong = [drawn for drawn in wrong if abs(drawn[0] - truth).mean() > VISIBLE]
+        if wrong:
+            values = np.stack([*right, *sum(wrong, [])])
+            where = np.flatnonzero((values != truth).any((0, 2)))
+            found[name] = Question(where, values[:, where], len(right))
     return found
 
 
-def details_kept(images: torch.Tensor, edits: list[Edit]) -> list[float]:
-    """The share of details that each picture keeps."""
-    return [sum(row.values()) / len(row) for row in read_details(images, edits)]
+def _drawn(scene: Scene) -> np.ndarray:
+    return _cells(scenes.render(scene))
 
 
-@lru_cache(maxsize=128)
-def questions(source: Scene, target: Scene, kind: str) -> dict[str, Question]:
-    """The details that an edit's exact target shows."""
-    truth, asked = render(target), {}
-    for name, others in variants(source, target, kind).items():
-        drawn = [render(s) for s in others]
-        drawn = [d for d in drawn if abs(d - truth).mean() * 100 > VISIBLE]
-        if drawn:
-            values = np.stack([truth, *drawn]).reshape(1 + len(drawn), -1, 3)
-            where = np.flatnonzero((values != values[:1]).any((0, 2)))
-            asked[name] = Question(where, values[:, where])
-    return asked
+def _hidden(scene: Scene, kind: str, i: int) -> list[Scene]:
+    """The scene, and others with another value of what an edit's source hides, object `i` being new or changed."""
+    if kind == "background":
+        return [replace(scene, seed=scene.seed + k) for k in range(ANEW)]
+    if kind == "material":
+        return [_with(scene, i, phase=scene.objs[i].phase + k / 4) for k in range(4)]
+    if kind == "add" and i < len(scene.objs) == 2:
+        o = scene.objs[i]
+        return [_with(scene, i, x=o.x + dx, y=o.y + dy) for dx, dy in SHIFTS]
+    return [scene]
 
 
-def variants(source: Scene, target: Scene, kind: str) -> dict[str, list[Scene]]:
+def _asked(source: Scene, target: Scene, kind: str, i: int) -> list[Scene]:
+    """Scenes that do not show what the edit asks for."""
+    if kind == "style":
+        return [replace(target, style=s) for s in scenes.STYLES if s != target.style]
+    if kind == "background":
+        return [replace(target, ground=g) for g in scenes.GROUNDS if g != target.ground]
+    if kind == "delete":
+        return [source]
+    made = {"object": ["shape"], "add": ["shape", "colour", "material"], "pose": ["tilted"]}.get(kind, [kind])
+    values = dict(shape=scenes.SHAPES, colour=scenes.COLOURS, material=scenes.MATERIALS, tilted=(False, True))
+    o = target.objs[i]
+    return [source] * (kind == "add") + [_with(target, i, **{n: v}) for n in made for v in values[n]
+                                         if v != getattr(o, n)]
+
+
+def _details(source: Scene, target: Scene, kind: str, i: int) -> dict[str, list[Scene]]:
     """The scenes that differ from the target in one detail, by detail."""
     found = {}
-    for i, o in enumerate(target.objs):
-        if kind == "add" and o not in source.objs:
-            continue
-        made = _of_object(o.looks, o.colour, o.material)
-        found |= {name + "#2" * i: [_with(target, i, replace(o, looks=k)) for k in looks]
-                  for name, looks in made.items()}
-        before = source.objs[i] if len(source.objs) == len(target.objs) == 2 else o
-        if before == o and len(source.objs) == len(target.objs) == 2 and kind not in ("style", "background"):
-            new, old = target.objs[1 - i], source.objs[1 - i]
-            changed = {n: getattr(new, n) for n in ("shape", "colour", "material", "tilted")
-                       if getattr(new, n) != getattr(old, n)}
-            found["twin"] = [_with(target, i, replace(o, **changed))]
+    for k, o in enumerate(target.objs):
+        if not (kind == "add" and k == i):
+            found |= {name + "#2" * k: [_with(target, k, looks=replace(o.looks, **change)) for change in changes]
+                      for name, changes in _changes(o).items()}
+    if i >= 0 and len(source.objs) == 2:
+        new, old = target.objs[i], source.objs[i]
+        change = {n: getattr(new, n) for n in ("shape", "colour", "material", "tilted")
+                  if getattr(new, n) != getattr(old, n)}
+        found["twin"] = [_with(target, 1 - i, **change)]
     if kind != "background":
-        found["ground"] = [replace(target, seed=target.seed + 1 + k) for k in range(GROUNDS_ANEW)]
-    found["light"] = [replace(target, light=v) for v in ("", *LIGHTS) if v != target.light] if target.light else []
+        found["ground"] = [replace(target, seed=target.seed + 1 + k) for k in range(ANEW)]
+    if target.light:
+        found["light"] = [replace(target, light=v) for v in ("", *LIGHTS) if v != target.light]
     if target.spot:
-        found["spot"] = [replace(target, spot=c) for c in ("", *_others(target.spot, ()))] + \
-            [replace(target, corner=k) for k in range(4) if k != target.corner]
+        found["spot"] = [replace(target, **change) for change in _places("spot", target.spot, target.corner)]
     return found
 
 
-def _of_object(looks, colour: str, material: str) -> dict:
-    found = {}
+def _changes(o: Obj) -> dict[str, list[dict]]:
+    """What could be otherwise in an object's looks, by detail."""
+    looks, found = o.looks, {}
     if looks.second:
-        found["second"] = [replace(looks, second=c) for c in ("", *_others(looks.second, (colour,)))]
-    if material != "plain":
-        found["period"] = [replace(looks, period=p) for p in PERIODS if p != looks.period]
+        found["second"] = [dict(second=c) for c in ("", *HUES) if c not in (looks.second, o.colour)]
+    if o.material != "plain":
+        found["period"] = [dict(period=p) for p in PERIODS if p != looks.period]
     if looks.mark:
-        found["mark"] = [replace(looks, mark=c) for c in ("", *_others(looks.mark, (colour,)))] + \
-            [replace(looks, corner=k) for k in range(4) if k != looks.corner]
+        found["mark"] = _places("mark", looks.mark, looks.corner)
     if looks.face:
-        found["face"] = [replace(looks, face=f) for f in ("", *FACES) if f != looks.face]
+        found["face"] = [dict(face=f) for f in ("", *FACES) if f != looks.face]
     if looks.arms:
-        found["arms"] = [replace(looks, arms=a) for a in ("", *ARMS) if a != looks.arms]
+        found["arms"] = [dict(arms=a) for a in ("", *ARMS) if a != looks.arms]
     return found
 
 
-def _others(value: str, besides: tuple) -> list[str]:
-    return [c for c in COLOURS if c != value and c not in besides]
+def _places(name: str, colour: str, corner: int) -> list[dict]:
+    return [{name: c} for c in ("", *HUES) if c != colour] + [dict(corner=k) for k in range(4) if k != corner]
 
 
-def _with(scene: Scene, i: int, o) -> Scene:
-    return replace(scene, objs=scene.objs[:i] + (o,) + scene.objs[i + 1:])
+def _with(scene: Scene, i: int, **changed) -> Scene:
+    return replace(scene, objs=scene.objs[:i] + (replace(scene.objs[i], **changed),) + scene.objs[i + 1:])

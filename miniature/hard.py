@@ -19,8 +19,8 @@ def hard_edit(number: int, kind: str) -> Edit:
 
     The scene is a photo with light from one side, a spot on its ground, and objects with looks of their own. Captions
     stay in the grammar. Object, colour, material and pose edits change one of two equal objects in some of the scenes;
-    add and delete have two objects that differ. The edit's target keeps all looks of what stays, and what an add brings
-    has none.
+    add and delete have two objects that differ. The edit's target keeps all looks of what stays. What an add brings is
+    plain and has none.
     """
     if kind not in scenes.EDIT_KINDS:
         raise ValueError(f"{kind!r} is no kind of edit; choose one of {', '.join(scenes.EDIT_KINDS)}")
@@ -45,11 +45,11 @@ def _edited(scene: Scene, kind: str, rng) -> tuple[Scene, Scene]:
     """The scenes before and after."""
     if kind == "add":
         i = int(rng.integers(2))
-        new = replace(scene.objs[i], looks=Looks())
+        new = replace(scene.objs[i], material="plain", looks=Looks())
         whole = replace(scene, objs=scene.objs[:i] + (new,) + scene.objs[i + 1:])
         return replace(whole, objs=scene.objs[1 - i:2 - i]), whole
     if kind == "background":
-        used = {o.colour for o in scene.objs} | {scene.spot}
+        used = {scene.spot, *(c for o in scene.objs for c in (o.colour, o.looks.mark))}
         free = [g for g in scenes.GROUNDS if g != scene.ground and not any((c, g) in scenes.CLASHES for c in used)]
         return scene, replace(scene, ground=_pick(rng, free))
     if kind in ("delete", "style"):
@@ -61,8 +61,8 @@ def _edited(scene: Scene, kind: str, rng) -> tuple[Scene, Scene]:
 
 def _changed(o: Obj, kind: str, scene: Scene, rng) -> Obj:
     if kind == "object":
-        shapes = FACED if o.looks.face else [s for s in scenes.SHAPES if not (o.tilted and s in scenes.ROUND)]
-        return replace(o, shape=_pick(rng, [s for s in shapes if s != o.shape and not (o.tilted and s in scenes.ROUND)]))
+        taken = {o.shape, *(scenes.ROUND if o.tilted else ())}
+        return replace(o, shape=_pick(rng, [s for s in (FACED if o.looks.face else scenes.SHAPES) if s not in taken]))
     if kind == "colour":
         taken = {o.colour, o.looks.second, o.looks.mark, scene.spot}
         return replace(o, colour=_pick(rng, [c for c in _free(scene.ground) if c not in taken]))
