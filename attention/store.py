@@ -23,6 +23,7 @@ from ..host.keys import running
 from ..host.sampling import Solver, sample
 from ..host.tokens import Tokens, Word
 from ..inversion.grid import report_step
+from .alignment import PromptEdit
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,7 @@ class Attention:
     resolution: h / height.
     fine: the resolution of the refined maps.
     refined: [B, words, h', w'], their mean over steps. None where another node cuts self-attention into tiles.
+    edit: the PROMPT_EDIT whose source they show.
     """
     tokens: tuple[Tokens, ...]
     steps: Tensor
@@ -45,6 +47,7 @@ class Attention:
     resolution: float
     fine: float
     refined: Tensor | None
+    edit: PromptEdit | None = None
 
     @cached_property
     def maps(self) -> Tensor:
@@ -52,8 +55,9 @@ class Attention:
         return self.steps.mean(0)
 
     def map(self, picture: int, words: list[Word], refined=False) -> Tensor:
-        """[h, w]: the summed map of some words of this picture's Tokens."""
-        return self.chosen(refined)[picture, self.columns(picture, words)].sum(0)
+        """[h, w]: the summed map of some words of this picture's Tokens. More rows than pictures take turns."""
+        maps = self.chosen(refined)
+        return maps[picture % len(maps), self.columns(picture, words)].sum(0)
 
     def chosen(self, refined: bool) -> Tensor:
         """The maps, refined or as they are."""
@@ -75,7 +79,8 @@ class Attention:
         if refined:
             return SourceMask((math.inf,), self.mask(words, size, threshold, True)[None])
         so_far = self.steps.cumsum(0) / torch.arange(1, len(self.steps) + 1).view(-1, 1, 1, 1, 1)
-        maps = torch.stack([so_far[:, i, self.columns(i, found)].sum(1) for i, found in enumerate(words)], 1)
+        maps = torch.stack([so_far[:, i % so_far.shape[1], self.columns(i, found)].sum(1)
+                            for i, found in enumerate(words)], 1)
         return SourceMask(self.levels, word_mask(maps.flatten(0, 1), size, threshold,
                                                  grow=grow).unflatten(0, maps.shape[:2]))
 
@@ -86,7 +91,7 @@ class Attention:
                 if wanted.issuperset(word.positions)]
 
 
-def read_maps(model, inversion, resolution=0.25) -> Attention:
+def read_maps(model, inversion, resolution=0.25, edit: PromptEdit | None = None) -> Attention:
     """The maps of every word of the source, along the inversion's trajectory. One step a forward, since each refines
     the maps of those before."""
     require_plain(model, "Attention Store")
@@ -117,4 +122,4 @@ def read_maps(model, inversion, resolution=0.25) -> Attention:
     sample(attach(model, editor), inversion.conditioning, noise, inversion.sigmas, Solver(solver))
     return Attention(tuple(inversion.tokens[i % len(inversion.tokens)] for i in range(batch)),
                      torch.stack(steps).cpu(), tuple(inversion.sigmas[:-1].tolist()), tuple(inversion.shape[-2:]),
-                     resolution, fine, torch.stack(refined).mean(0) if refined else None)
+                     resolution, fine, torch.stack(refined).mean(0) if refined else None, edit)

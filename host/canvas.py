@@ -1,8 +1,9 @@
-"""Warnings on the canvas: while a graph runs, each warning of the log appears on the node that it concerns.
+"""Warnings and notes on the canvas: while a graph runs, each warning of the log appears on the node that it concerns,
+and each note on the node that executes.
 
 The host's `send_progress_text` shows one text on a node, which stays until the next. So the warnings of a node are kept
-by the node that executed when they were logged, their speaker. When the speaker executes or samples again, warnings
-that no longer hold go.
+by the node that executed when they were logged, their speaker. When the speaker executes or samples again, those that
+no longer hold go. Notes are kept with them.
 
 A node is (id, class), which tells it from a node of another graph that has its id.
 """
@@ -43,6 +44,12 @@ def concerning(node: tuple[str, str] | None):
         yield
     finally:
         _concerned.reset(token)
+
+
+def note(message: str, *args):
+    """Logs what a node chose, and shows it on the node that executes."""
+    log.info(message, *args)
+    _say(message % args)
 
 
 def retract_warnings():
@@ -158,17 +165,22 @@ def _holds(prompt, node):
 class _Canvas(logging.Handler):
     def emit(self, record):
         try:
-            speaker, node = executing_node(), _concerned.get()
-            if speaker is not None:
-                prompt = _prompt_id()
-                node = node if node and _holds(_graph(), node) else speaker
-                spoken = _warnings.setdefault(node, {})
-                if spoken.get(speaker, (None,))[0] != prompt:
-                    spoken[speaker] = prompt, []
-                spoken[speaker][1].append(record.getMessage())
-                _show(node)
+            _say(record.getMessage())
         except Exception:
             self.handleError(record)
+
+
+def _say(text):
+    """Shows a text on the node that is concerned, or else on the one that executes."""
+    speaker, node = executing_node(), _concerned.get()
+    if speaker is not None:
+        prompt = _prompt_id()
+        node = node if node and _holds(_graph(), node) else speaker
+        spoken = _warnings.setdefault(node, {})
+        if spoken.get(speaker, (None,))[0] != prompt:
+            spoken[speaker] = prompt, []
+        spoken[speaker][1].append(text)
+        _show(node)
 
 
 def _show(node, client=None):

@@ -22,6 +22,10 @@ def refine_input():
         "off."))
 
 
+def auto_input(name, tooltip):
+    return io.Combo.Input(name, options=["as set", "auto"], default="as set", optional=True, tooltip=tooltip)
+
+
 def guidance_inputs(paper, default=1.0):
     """The CFG of the inversion and its negative prompt."""
     return [

@@ -5,12 +5,15 @@ from comfy_api.latest import io
 from ...attention.alignment import PromptEdit
 from ...attention.p2p import PromptToPrompt
 from ...editing.run import attach
+from ...host.canvas import retract_warnings
 from ...host.network import require_unet, resolutions
 from ...host.sampling import check_family
 from ...host.tokens import find_in_some, parse_word_values
+from ..auto import Auto
+from ..auto import self_resolution as self_resolution_for
 from ..checks import check_source
 from ..search import aliases
-from ..widgets import InversionType, PromptEditType
+from ..widgets import InversionType, PromptEditType, auto_input
 
 
 def per_token(values: dict, edit: PromptEdit, default: float) -> tuple:
@@ -63,22 +66,32 @@ class PalimpsestAttentionInject(io.ComfyNode):
                 io.String.Input("word_ends", default="", tooltip=(
                     "A separate cross-attention end for single target words, as in 'lion: 0.4'. The others end at "
                     "cross_end.")),
+                auto_input("schedule", "auto sets cross_end, self_end and self_resolution by what the two prompts "
+                                       "change: an object, a colour, a pose, ... The node says what it chose. Add "
+                                       "Latent Blend with auto too: it finds the mask. Not the paper's."),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def execute(cls, model, inversion, prompt_edit, cross_start, cross_end, self_start, self_end, cross_resolution,
-                self_resolution, word_weights, word_ends) -> io.NodeOutput:
+                self_resolution, word_weights, word_ends, schedule="as set") -> io.NodeOutput:
         require_unet(model, "Attention Inject")
         check_family(model, inversion)
         check_source(inversion, prompt_edit, "Attention Inject")
+        auto = Auto.of(prompt_edit) if schedule == "auto" else None
+        if auto:
+            retract_warnings()
+            (cross_end, self_end), self_resolution = auto.schedule, self_resolution_for(inversion.shape[-2:])
+            auto.say(f"cross_end {cross_end:g}, self_end {self_end:g}")
         ends = per_token(parse_word_values(word_ends), prompt_edit, cross_end)
         given = parse_word_values(word_weights)
         weights = per_token(given, prompt_edit, 1.0)
         coarsest = min(resolutions(model.model.diffusion_model).values())
         cross = cross_resolution >= coarsest and any((e > cross_start).any() for e in ends)
         self_ = self_resolution >= coarsest and self_end > self_start
+        if auto and not (cross or self_ or word_weights.strip()):
+            return io.NodeOutput(model)  # the prompts alone, under Latent Blend's mask
         if not (cross or self_):
             raise ValueError(
                 f"Attention Inject would change nothing. Cross-attention is replaced from {cross_start} to {cross_end} "

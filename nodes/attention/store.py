@@ -4,14 +4,16 @@ from torchvision.transforms.functional import gaussian_blur
 
 from ...attention.store import read_maps
 from ...editing.masks import covered, picture_mask, warn_if_wide
+from ...host.canvas import retract_warnings
 from ...host.network import require_unet
 from ...host.sampling import check_family
 from ...host.tokens import parse_words
 from ...metrics.drawing import heat_rows, sheet
 from ...metrics.masks import grow as grow_mask
+from ..auto import Auto
 from ..checks import check_source
 from ..search import aliases
-from ..widgets import AttentionType, InversionType, PromptEditType, refine_input, threshold_input
+from ..widgets import AttentionType, InversionType, PromptEditType, auto_input, refine_input, threshold_input
 
 
 class PalimpsestAttentionStore(io.ComfyNode):
@@ -42,7 +44,7 @@ class PalimpsestAttentionStore(io.ComfyNode):
         require_unet(model, "Attention Store")
         check_family(model, inversion)
         check_source(inversion, prompt_edit, "Attention Store")
-        return io.NodeOutput(read_maps(model, inversion, resolution))
+        return io.NodeOutput(read_maps(model, inversion, resolution, prompt_edit))
 
 
 class PalimpsestAttentionHeatmap(io.ComfyNode):
@@ -107,26 +109,38 @@ class PalimpsestAttentionMask(io.ComfyNode):
                 io.Image.Input("image", optional=True, tooltip=(
                     "The mask takes this picture's size. Not connected: the latent's.")),
                 refine_input(),
+                auto_input("choose_words", "auto takes the words of the source that Prompt Edit changes, in place of "
+                                           "words. The mask is white for what may change the whole picture, as a style "
+                                           "or a thing that is added."),
             ],
             outputs=[io.Mask.Output()],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, attention, words, threshold, grow, blur, image=None, refine=True) -> io.NodeOutput:
+    def execute(cls, attention, words, threshold, grow, blur, image=None, refine=True,
+                choose_words="as set") -> io.NodeOutput:
         size = attention.latent
         if image is not None:
             size = tuple(s.stop - s.start for s in covered(image.shape[1:3], size))
         cell = size[0] / attention.latent[0]
-        chosen = parse_words(words, attention.tokens)
-        if not words.strip():
+        if choose_words == "auto":
+            retract_warnings()
+            auto = Auto.of_attention("Attention Mask", attention, words)
+            auto.say(sides=("source",))
+            chosen = auto.source_words(max(len(auto.pairs), len(attention.maps)))
+        elif words.strip():
+            chosen = parse_words(words, attention.tokens)
+        else:
             raise ValueError("Attention Mask has no words to find: write some of the source's words, which are "
                              f"{', '.join(w.text for w in attention.tokens[0].named)}.")
         mask = attention.mask(chosen, size, threshold, refine)
+        mask[[not found for found in chosen]] = 1  # what is new may be anywhere
         if not mask.flatten(1).any(1).all():
             raise ValueError(f"The mask of {words!r} at threshold {threshold} is empty: lower the threshold (0 finds "
                              "one), or name other words.")
-        warn_if_wide("Attention Mask", mask)
+        if choose_words != "auto":
+            warn_if_wide("Attention Mask", mask)
         mask = grow_mask(mask, round(grow * cell))
         if blur:
             sigma = blur * cell

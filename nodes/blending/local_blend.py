@@ -1,17 +1,20 @@
 """Latent Blend (Inversion)."""
 from functools import partial
 
+import torch
 from comfy_api.latest import io
 
 from ...blending.local_blend import LocalBlend
 from ...editing.masks import latent_mask
 from ...editing.run import attach
 from ...editing.word_maps import WordMaps
+from ...host.canvas import retract_warnings
 from ...host.network import require_unet
 from ...host.tokens import parse_words, present_words
+from ..auto import Auto
 from ..checks import check_attention, check_trajectory
 from ..search import aliases
-from ..widgets import AttentionType, InversionType, refine_input, threshold_input
+from ..widgets import AttentionType, InversionType, auto_input, refine_input, threshold_input
 
 
 class PalimpsestLatentBlend(io.ComfyNode):
@@ -46,15 +49,23 @@ class PalimpsestLatentBlend(io.ComfyNode):
                                  tooltip="Off: each mask of a batch is for one row of the latent. On: the masks take "
                                          "turns from start to the end, for equal shares of the schedule."),
                 refine_input(),
+                auto_input("choose_words", "With ATTENTION: auto takes the words that Prompt Edit changes, in place of "
+                                           "source_words and target_words. A change of style or background blends "
+                                           "nothing."),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def execute(cls, model, inversion, start, source_words, target_words, threshold, mask=None, attention=None,
-                subtract_words="", masks_in_time=False, refine=True) -> io.NodeOutput:
+                subtract_words="", masks_in_time=False, refine=True, choose_words="as set") -> io.NodeOutput:
         check_trajectory(model, inversion, "Latent Blend")
-        wanted = source_words.strip() or target_words.strip()
+        wanted, auto = source_words.strip() or target_words.strip(), None
+        if choose_words == "auto":
+            retract_warnings()
+            auto = Auto.of_attention("Latent Blend", attention, wanted)
+            auto.say()
+            wanted = "auto"
         words = bool(wanted or subtract_words.strip())
         if words != (attention is not None):
             has, lacks = ("words", "ATTENTION") if words else ("ATTENTION", "source_words or target_words")
@@ -70,6 +81,7 @@ class PalimpsestLatentBlend(io.ComfyNode):
             raise ValueError(f"Latent Blend needs masks to use in time, but has {0 if mask is None else len(mask)}: "
                              "connect a batch of two or more, or turn masks_in_time off.")
         size, named, removed, gathered = tuple(inversion.shape[-2:]), None, None, {}
+        painted = None if mask is None else latent_mask(mask, size)
 
         def maps_of(words, needed=True):
             return WordMaps(words, attention.resolution, attention.fine if refine else None, needed)
@@ -80,6 +92,17 @@ class PalimpsestLatentBlend(io.ComfyNode):
             if threshold >= 1:
                 raise ValueError(f"The mask of {wanted or subtract_words!r} at threshold {threshold} is empty: lower "
                                  "the threshold (0 finds one).")
+        if auto:
+            rows = max(len(auto.pairs), len(attention.maps))
+            whole = torch.tensor(auto.whole(rows))
+            if painted is None and whole.all() and not subtract_words.strip():
+                return io.NodeOutput(model)
+            if painted is None and whole.any():
+                painted = whole.float()[:, None, None].expand(-1, *size)
+            if any(auto.source_words(rows)):
+                named = attention.masks(auto.source_words(rows), size, threshold, refine)
+            if any(auto.target_words(rows)):
+                gathered["gathered"] = maps_of(lambda prompts: auto.target_words(len(prompts)))
         if source_words.strip():
             named = attention.masks(parse_words(source_words, attention.tokens), size, threshold, refine)
         if target_words.strip():
@@ -97,7 +120,6 @@ class PalimpsestLatentBlend(io.ComfyNode):
             gathered["removing"] = maps_of(subtracted, needed=bool(lost))
         for gather in gathered.values():
             model = attach(model, gather)
-        painted = None if mask is None else latent_mask(mask, size)
         known = [m for m in (named and named.masks[-1], painted) if m is not None]
         if removed and "gathered" not in gathered and not any((m * (1 - r)).any() for m in known
                                                               for r in removed.masks[-1]):

@@ -1,0 +1,107 @@
+"""What "auto" chooses on several nodes: schedules and masks by the kind of the edit, read off PROMPT_EDIT."""
+from dataclasses import dataclass
+
+from ..attention.alignment import Pair, PromptEdit
+from ..attention.store import Attention
+from ..editing.edit_kind import KINDS, Edit, read_edit
+from ..host.canvas import log, note
+from ..host.tokens import Word, present_words
+
+SCHEDULES = {  # kind: (cross_end, self_end)
+    "delete": (0.0, 0.0), "add": (0.0, 0.0), "pose": (0.2, 0.0), "object": (0.4, 0.3), "background": (0.4, 0.8),
+    "style": (0.4, 0.8), "material": (0.4, 0.8), "colour": (0.8, 0.8), "": (0.8, 0.4)}
+"""Chosen on public scenes of the miniature, as bench/scenes.py measures them. Without a kind: Attention Inject's
+defaults."""
+WHOLE = {"background", "style", ""}
+"""Kinds that may change the whole picture."""
+SHAPED = {"add", "object", "pose"}
+"""Kinds whose mask follows the words of the target too."""
+FINEST, TOKENS = 0.5, 16
+"""Self-attention is replaced up to this share of the latent's side, and on grids of up to so many tokens a side: 32² of
+SD's 64² latent, all of the miniature's 16²."""
+NAMES = {"delete": "removal", "add": "addition", "pose": "change of pose", "object": "swap of an object",
+         "background": "change of background", "style": "change of style", "material": "change of material",
+         "colour": "change of colour"}
+
+
+@dataclass(frozen=True)
+class Auto:
+    """What the edits of a batch's rows ask for.
+
+    pairs: the prompts of each row.
+    edits: what changes from one to the other.
+    """
+    pairs: tuple[Pair, ...]
+    edits: tuple[Edit, ...]
+
+    @classmethod
+    def of(cls, prompt_edit: PromptEdit):
+        texts = [[" ".join(word.text for word in tokens.words) for tokens in (pair.source, pair.target)]
+                 for pair in prompt_edit.pairs]
+        return cls(prompt_edit.pairs, tuple(read_edit(*both) for both in texts))
+
+    @classmethod
+    def of_attention(cls, node, attention: Attention, typed: str):
+        """For a node that finds words in an ATTENTION. ValueError where some were typed."""
+        if typed.strip():
+            raise ValueError(f"{node} has the words {typed!r}, but auto chooses them: clear the words, or set "
+                             "choose_words to 'as set'.")
+        if attention is None or attention.edit is None:
+            raise ValueError(f"{node} cannot choose words without the two prompts: connect Attention Store's "
+                             "ATTENTION, or set choose_words to 'as set'.")
+        return cls.of(attention.edit)
+
+    @property
+    def schedule(self) -> tuple[float, float]:
+        """cross_end and self_end of the loosest row that can be read."""
+        kinds = [edit.kind for edit in self.edits if edit.kind]
+        return SCHEDULES[min(kinds, key=KINDS.index, default="")]
+
+    def source_words(self, rows: int) -> list[list[Word]]:
+        """The words of the source where each of some rows may change; none where that is the whole picture."""
+        return self._words("source", rows, KINDS)
+
+    def target_words(self, rows: int) -> list[list[Word]]:
+        """The same of the target: words of what is added or takes another shape."""
+        return self._words("target", rows, SHAPED)
+
+    def whole(self, rows: int) -> list[bool]:
+        """Whether each of some rows may change in the whole picture."""
+        return [whole(self.edits[i % len(self.edits)]) for i in range(rows)]
+
+    def _words(self, side, rows, kinds):
+        found = [present_words(", ".join(_named(edit, side, kinds)), [getattr(pair, side)])[0][0]
+                 for edit, pair in zip(self.edits, self.pairs)]
+        return [found[i % len(found)] for i in range(rows)]
+
+    def say(self, *chosen: str, sides=("source", "target")):
+        """Shows on the node what the rows change, and what was chosen for it."""
+        for edit in dict.fromkeys(self.edits):
+            words = [word for side in sides for word in _named(edit, side, KINDS if side == "source" else SHAPED)]
+            rest = "; ".join((*chosen, f"mask: {', '.join(dict.fromkeys(words)) or 'the whole picture'}"))
+            if edit.kind:
+                note("auto: %s; %s", "; ".join(map(_said, edit.changes)), rest)
+            else:
+                log.warning("auto cannot read what changes between the two prompts, since it knows English alone: %s",
+                            rest)
+
+
+def self_resolution(latent) -> float:
+    """The finest grid of self-attention that is replaced, as a share of the side of a latent (height, width)."""
+    return min(1.0, max(FINEST, TOKENS / min(latent)))
+
+
+def whole(edit: Edit) -> bool:
+    """Whether an edit may change the whole picture."""
+    return any(change.kind in WHOLE for change in edit.changes) or not edit.changes
+
+
+def _named(edit, side, kinds) -> list[str]:
+    """The words of an edit's mask."""
+    return [] if whole(edit) else [*dict.fromkeys(word for change in edit.changes if change.kind in kinds
+                                                  for word in getattr(change, side))]
+
+
+def _said(change):
+    before, after = " ".join(change.removed), " ".join(change.added)
+    return f"{NAMES[change.kind]}: " + (f"{before} -> {after}" if before and after else before or after or "position")

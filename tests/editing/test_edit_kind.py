@@ -1,0 +1,97 @@
+"""Reading the kind of an edit off two prompts."""
+import pytest
+from palimpsest.editing.edit_kind import read_edit
+from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit
+
+PAIRS = """
+object | a cat sitting next to a mirror | a tiger sitting next to a mirror
+object | a round cake with orange frosting on a wooden plate | a square cake with orange frosting on a wooden plate
+object | a cat on a chair | a cat on a sofa
+object | a man wearing glasses | a man wearing sunglasses
+object | a photo of a house on a mountain | a photo of a castle on a mountain
+object | a bowl of strawberries | a bowl of lemons
+object | a red rose in a vase | a sunflower in a vase
+object | a cat statue in a garden | a dog statue in a garden
+object | a bicycle leaning against a wall | a motorcycle leaning against a wall
+object | two birds on a branch | two squirrels on a branch
+object | a slice of lemon pie on a plate | a slice of chocolate cake on a plate
+object | a dog in a basket | a dog in a box
+object | cat | dog
+object | 1girl, red hair, solo, smiling | 1boy, red hair, solo, smiling
+object | a goat and a cat standing on a rock near the ocean | a horse and a cat standing on a rock near the ocean
+add | a woman | a woman with a hat
+add | a cat on a sofa | a cat with a red collar on a sofa
+add | a table | a table with a bowl of fruit
+add | a man in the park | a man wearing a black suit in the park
+add | a dog on the grass | a dog and a ball on the grass
+add | a wooden table | a vase of flowers on a wooden table
+add | a girl standing in the rain | a girl holding an umbrella standing in the rain
+add | a photo of a beach | a photo of a beach with palm trees
+add | portrait of a man | portrait of a man, beard, glasses
+add | a cup of coffee on a desk | a cup of coffee and a laptop on a desk
+add | a cat | a cat in a hat
+delete | a woman with a hat | a woman
+delete | a dog and a ball on the grass | a dog on the grass
+delete | a man wearing a black suit in the park | a man in the park
+delete | a cup of coffee next to a laptop on a desk | a cup of coffee on a desk
+delete | a street with cars and people | a street with people
+delete | a lighthouse by the sea with a boat | a lighthouse by the sea
+delete | two dogs and a cat on a sofa | two dogs on a sofa
+delete | portrait of a woman, necklace, long hair | portrait of a woman, long hair
+colour | a red car | a blue car
+colour | a woman with blonde hair | a woman with black hair
+colour | a car parked on a street | a red car parked on a street
+colour | a yellow bird with a red beak | a yellow bird with a green beak
+colour | a photo of a white cat and a black dog | a photo of a ginger cat and a black dog
+colour | a red apple | an apple
+colour | a bedroom with blue walls | a bedroom with dark green walls
+material | a wooden chair | a metal chair
+material | a statue of a lion | a golden marble statue of a lion
+material | a striped shirt on a hanger | a checkered shirt on a hanger
+material | a dog in the park | a fluffy dog in the park
+material | a bear made of wood | a bear made of glass
+material | a leather sofa in a room | a velvet sofa in a room
+material | a rusty car | a shiny car
+material | a cake with fruit | a cake with frozen fruit
+pose | a cat sitting on a sofa | a cat sleeping on a sofa
+pose | a dog standing on the grass | a dog jumping on the grass
+pose | a man | a man smiling
+pose | a woman with closed eyes | a woman with open eyes
+pose | a horse running in a field | a horse standing in a field
+pose | a bird | a bird flying
+pose | a happy man in a suit | a sad man in a suit
+pose | a cat on a table | a cat under a table
+pose | a photo of a person with arms crossed | a photo of a person with arms raised
+pose | a young woman | an old woman
+background | a dog in a garden | a dog on a beach
+background | a cat sitting in a garden | a cat sitting in a snowy forest
+background | a woman standing on a street | a woman standing in a field of flowers
+background | a car on a road | a car on a road at night
+background | a photo of a dog | a photo of a dog on the moon
+background | a bottle on a white background | a bottle on a blue background
+background | a castle in summer | a castle in winter
+background | a house at day | a house at sunset
+background | a bear in the forest | a bear in the desert
+background | a man, city street, neon lights | a man, city street at night, neon lights
+style | a photo of a car on a road | a watercolor painting of a car on a road
+style | a photo of a mountain | a mountain in the style of Van Gogh
+style | a cat sitting on a fence | an oil painting of a cat sitting on a fence
+style | a cat | a cat, anime style
+style | a painting of a woman | a photograph of a woman
+style | a pencil sketch of a house | a house
+style | a woman in a red dress | a woman in a red dress, pixel art
+style | a landscape with a river | a landscape with a river by Monet
+style | a realistic portrait of a king | a cartoon portrait of a king
+"""
+CASES = [tuple(part.strip() for part in line.split("|")) for line in PAIRS.strip().splitlines()]
+
+
+@pytest.mark.parametrize("kind, source, target", CASES)
+def test_everyday_prompts(kind, source, target):
+    assert read_edit(source, target).kind == kind
+
+
+@pytest.mark.parametrize("kind", EDIT_KINDS)
+def test_every_kind_of_the_miniature(kind):
+    edits = [held_out_edit(n, kind) for n in range(40)]
+    assert {read_edit(e.source_text, e.target_text).kind for e in edits} == {kind}
