@@ -103,5 +103,5 @@ def _named(edit, side, kinds) -> list[str]:
 
 
 def _said(change):
-    before, after = " ".join(change.removed), " ".join(change.added)
+    before, after = (" ".join(word.partition("#")[0] for word in words) for words in (change.removed, change.added))
     return f"{NAMES[change.kind]}: " + (f"{before} -> {after}" if before and after else before or after or "position")
