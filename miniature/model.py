@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from .networks import CLIP, HEADS, UNET, Autoencoder
+from .scenes import SIZE
 
 WEIGHTS = Path(__file__).with_name("miniature.safetensors")
 PATCHER = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
@@ -41,6 +42,7 @@ def _model(state: dict, disable_dynamic: bool = False):
     config = comfy.supported_models.SD15({**UNET, "use_checkpoint": False, "adm_in_channels": None,
                                           "use_temporal_attention": False, "use_temporal_resblock": False})
     config.unet_config.update(HEADS)
+    config.side = SIZE
     device = management.get_torch_device()
     count = sum(v.numel() for v in state.values())
     dtype = management.unet_dtype(model_params=count, supported_dtypes=config.supported_inference_dtypes)

@@ -17,6 +17,7 @@ class Example:
 
     name: the technique's, as a table says it.
     workflows: its canvas workflows (drawing.Workflow, or drawing.Drawing).
+    blueprints: its workflows folded into one node (folds.Blueprint).
     pages: node id -> draw(canvas, label), which draws the picture of the node's help page (pictures.py).
     scenes: its editors in SceneBench (rows.SceneRow).
     costs: its editors in the benchmark of costs (rows.CostRow).
@@ -26,6 +27,7 @@ class Example:
     """
     name: str
     workflows: tuple = ()
+    blueprints: tuple = ()
     pages: Mapping[str, Callable] = field(default_factory=dict)
     scenes: tuple = ()
     costs: tuple = ()
@@ -46,7 +48,7 @@ def found() -> dict:
 
 
 def collected(kind: str) -> list:
-    """All files' workflows, scenes, costs or inversions, sorted by `order`.
+    """All files' workflows, blueprints, scenes, costs or inversions, sorted by `order`.
 
     A table goes from plain to strong and groups what is related. File names do not give that order.
     """

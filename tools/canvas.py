@@ -7,6 +7,7 @@ CONTROLLED = {"seed", "noise_seed"}  # the frontend adds "control after generate
 NEVER, BYPASS = 2, 4  # modes of a node that does not run
 TITLE, FRAME, SLOT, WIDGET, TEXT = 30, 40, 28, 33, 110  # heights on the canvas, px
 GAP, MARGIN, HEADING = 40, 20, 54
+ENTRANCE, EXIT, AISLE = -10, -20, 200  # a subgraph's own numbers for its inputs and outputs, and the room before them
 
 
 def declared(schema: dict):
@@ -55,6 +56,7 @@ class Canvas:
 
     def __init__(self, info: dict, name: str):
         self.info, self.name, self.nodes, self.links, self.groups = info, name, [], [], []
+        self.folds, self.extra, self.before = [], {}, 0
         self.x = self.y = self.top = self.width = 0
 
     def column(self, width: int = 300):
@@ -62,6 +64,11 @@ class Canvas:
         if self.nodes and self.y > self.top:
             self.x += self.width + GAP
         self.y, self.width = self.top, width
+
+    def row(self):
+        """Begin the next row of groups, below all the others."""
+        bottom = max(y + height for _, y, _, height in (group["bounding"] for group in self.groups))
+        self.x, self.width, self.top = -GAP - 2 * MARGIN, 0, bottom + GAP + MARGIN + HEADING
 
     @contextmanager
     def group(self, title: str, colour: str):
@@ -83,14 +90,15 @@ class Canvas:
         inputs: a widget's value or another node's output, by input name.
         """
         schema = self.info[kind]
-        number, slots, linked, values = len(self.nodes) + 1, [], [], []
+        number, slots, linked, values = self._number(), [], [], []
         high = tall
         for name, type_, options, optional in declared(schema):
             given, widget = inputs.pop(name, None), is_widget(type_, options)
             if widget:
                 listed = schema["input"]["optional" if optional else "required"][name][0]
-                unset = given is None or isinstance(given, tuple)
-                values.append(first_value(type_, options, listed) if unset else given)
+                new = first_value(type_, options, listed)
+                values.append(self._asked(given, type_, new) if isinstance(given, tuple) else new if given is None
+                              else given)
                 values += ["fixed"] * is_controlled(name, type_, options)
                 high += (TEXT if options.get("multiline") else WIDGET) * (1 + is_controlled(name, type_, options))
             if not widget or isinstance(given, tuple):
@@ -112,9 +120,34 @@ class Canvas:
 
     def note(self, title: str, text: str, height: int):
         """Place a text in Markdown at the column's end."""
-        self._place({"id": len(self.nodes) + 1, "type": "MarkdownNote", "pos": [], "size": [], "flags": {},
+        self._place({"id": self._number(), "type": "MarkdownNote", "pos": [], "size": [], "flags": {},
                      "order": len(self.nodes), "mode": 0, "inputs": [], "outputs": [], "title": title, "properties": {},
                      "widgets_values": [text], "color": "#222", "bgcolor": "#000"}, height)
+
+    def folded(self, blueprint, title: "str | None" = None, tall: int = 0, inputs: "dict | None" = None) -> Node:
+        """Place a blueprint at the column's end, as one node.
+
+        blueprint: showcase.drawing.Blueprint.
+        inputs: a widget's value or another node's output, by input name.
+        """
+        given = dict(inputs or {})
+        inside = Fold(self, blueprint, {name: value for name, value in given.items() if not isinstance(value, tuple)})
+        node = Node(inside.outside(title or blueprint.title, self._number(), len(self.nodes)))
+        for place, slot in enumerate(node.data["inputs"]):
+            if isinstance(given.get(slot["name"]), tuple):
+                slot["link"] = self._link(*given[slot["name"]], node, place)
+        if given.keys() - {slot["name"] for slot in node.data["inputs"]}:
+            raise KeyError(f"{blueprint.title} has the inputs {[slot['name'] for slot in node.data['inputs']]}")
+        self.folds.append(inside)
+        self._place(node.data, inside.height + tall)
+        return node
+
+    def _number(self) -> int:
+        return self.before + len(self.nodes) + 1
+
+    def _asked(self, given: tuple, kind: str, new):
+        """The value of a widget that takes another node's output. new: its value on a new node."""
+        return new
 
     def _place(self, data: dict, height: int):
         data["pos"], data["size"] = [self.x, self.y], [self.width, height]
@@ -129,31 +162,140 @@ class Canvas:
 
     def json(self) -> dict:
         """The workflow as the frontend saves it."""
-        return {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, self.name)), "revision": 0, "last_node_id": len(self.nodes),
+        inside = {"definitions": {"subgraphs": [fold.json() for fold in self.folds]}} if self.folds else {}
+        return {"id": made_id(self.name), "revision": 0,
+                "last_node_id": max([len(self.nodes), *(fold.before + len(fold.nodes) for fold in self.folds)]),
                 "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links, "groups": self.groups,
-                "config": {}, "extra": {"ds": {"scale": .5, "offset": [60, 140]}}, "version": .4}
+                **inside, "config": {}, "extra": {"ds": {"scale": .5, "offset": [60, 140]}} | self.extra, "version": .4}
+
+
+class Fold(Canvas):
+    """The canvas inside a blueprint. `takes` and `asks` give its inputs, `gives` names its outputs.
+
+    around: the canvas on which it is one node.
+    values: of its widgets, instead of the blueprint's own.
+    """
+
+    def __init__(self, around: Canvas, blueprint, values: dict):
+        super().__init__(around.info, f"{around.name}/{blueprint.title}")
+        self.blueprint, self.values, self.outputs = blueprint, values, []
+        self.before = 100 * (len(around.folds) + 1)  # no two nodes of a workflow have one number
+        self.entrance = Node({"id": ENTRANCE, "type": blueprint.title, "outputs": []})
+        blueprint.draw(self)
+
+    @property
+    def height(self) -> int:
+        """Of its node, px."""
+        asked = [entry for entry in self.entrance.data["outputs"] if "value" in entry]
+        sockets = max(len(self.entrance.data["outputs"]) - len(asked), len(self.outputs))
+        return FRAME + SLOT * sockets + sum(TEXT if entry["multiline"] else WIDGET for entry in asked)
+
+    def takes(self, name: str, kind: str) -> tuple:
+        """An input for another node's output."""
+        self.entrance.data["outputs"].append({"name": name, "type": kind, "links": []})
+        return self.entrance, len(self.entrance.data["outputs"]) - 1
+
+    def asks(self, name: str, value=None, multiline: bool = False) -> tuple:
+        """A widget of the blueprint, for widgets inside. value: its own, or None for that of the first one inside."""
+        taken = self.takes(name, "")
+        self.entrance.data["outputs"][-1] |= {"value": self.values.get(name, value), "multiline": multiline}
+        return taken
+
+    def gives(self, name: str, output: tuple):
+        node, slot = output
+        number, end = len(self.links) + 1, node.data["outputs"][slot]
+        self.links.append([number, node.data["id"], slot, EXIT, len(self.outputs), end["type"]])
+        end["links"] = [*(end["links"] or ()), number]
+        self.outputs.append({"name": name, "type": end["type"], "linkIds": [number]})
+
+    def _asked(self, given, kind, new):
+        entry = given[0].data["outputs"][given[1]]
+        if "value" not in entry:
+            return new
+        entry |= {"type": kind, "value": new if entry["value"] is None else entry["value"]}
+        return entry["value"]
+
+    def outside(self, title: str, number: int, order: int) -> dict:
+        """Its node on the canvas around it. Frontends before 1.28 find the values inside alone, later ones here too."""
+        taken = [{"name": entry["name"], "type": entry["type"], "link": None}
+                 | ({"widget": {"name": entry["name"]}} if "value" in entry else {})
+                 for entry in self.entrance.data["outputs"]]
+        asked = [entry["value"] for entry in self.entrance.data["outputs"] if "value" in entry]
+        given = [{"name": entry["name"], "type": entry["type"], "links": None} for entry in self.outputs]
+        return {"id": number, "type": made_id(self.name), "pos": [], "size": [], "flags": {}, "order": order, "mode": 0,
+                "inputs": taken, "outputs": given, "properties": {}, "widgets_values": asked, "title": title}
+
+    def json(self) -> dict:
+        """Its definition among the subgraphs of the workflow around it."""
+        left, right = min(n["pos"][0] for n in self.nodes), max(n["pos"][0] + n["size"][0] for n in self.nodes)
+        ends = {"inputs": (left - AISLE, self.entrance.data["outputs"], "links"),
+                "outputs": (right + AISLE, self.outputs, "linkIds")}
+        slots = {kind: [{"id": made_id(f"{self.name}/{kind}/{entry['name']}"), "name": entry["name"],
+                         "type": entry["type"], "linkIds": entry[links], "pos": [x, SLOT * place]}
+                        for place, entry in enumerate(entries)] for kind, (x, entries, links) in ends.items()}
+        links = [dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link))
+                 for link in self.links]
+        counts = {"lastGroupId": len(self.groups), "lastNodeId": self.before + len(self.nodes),
+                  "lastLinkId": len(links), "lastRerouteId": 0}
+        return {"id": made_id(self.name), "version": 1, "state": counts, "revision": 0, "config": {},
+                "name": self.blueprint.title, "category": self.blueprint.category,
+                "description": self.blueprint.description, **slots, "widgets": [], "nodes": self.nodes,
+                "inputNode": _end(ENTRANCE, left - AISLE - 200, slots["inputs"]),
+                "outputNode": _end(EXIT, right + AISLE, slots["outputs"]),
+                "groups": self.groups, "links": links, "extra": {}}
+
+
+def _end(number: int, x: float, slots: list) -> dict:
+    return {"id": number, "bounding": [x, -SLOT, 200, SLOT * (len(slots) + 1)]}
+
+
+def made_id(name: str) -> str:
+    """An id that is the same whenever the file is drawn."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
 
 
 def to_api(ui: dict, info: dict) -> dict:
     """The prompt of a workflow: {node id: {class_type, inputs, _meta.title}}. ValueError on a node the host lacks.
 
-    Notes are left out, and muted and bypassed nodes with the links from them.
+    Notes are left out, and muted and bypassed nodes with the links from them. Blueprints are unfolded.
     ui: the canvas's JSON.
     info: the host's /object_info.
     """
-    running = [n for n in ui["nodes"] if n["mode"] not in (NEVER, BYPASS) and n["type"] not in ("Note", "MarkdownNote")]
-    unknown = sorted({n["type"] for n in running} - info.keys())
+    found = [*_unfolded(ui)]
+    unknown = sorted({node["type"] for _, node, _ in found} - info.keys())
     if unknown:
         raise ValueError(f"the host has {len(info)} nodes, but not {', '.join(unknown)}: update it, or install the "
                          "pack that brings them")
+    return {number: _entry(node, info[node["type"]], links) for number, node, links in found}
+
+
+def _unfolded(ui: dict):
+    """(number, node, {input: the number of the node that gives it, and which output}) of every node that runs."""
+    folds = {fold["id"]: fold for fold in ui.get("definitions", {}).get("subgraphs", ())}
+    running = [n for n in ui["nodes"] if n["mode"] not in (NEVER, BYPASS) and n["type"] not in ("Note", "MarkdownNote")]
+    ends = {(n["id"], link["target_slot"]): [f"{n['id']}:{link['origin_id']}", link["origin_slot"]]
+            for n in running if n["type"] in folds for link in folds[n["type"]]["links"] if link["target_id"] == EXIT}
     ids = {n["id"] for n in running}
-    sources = {number: [str(node), slot] for number, node, slot, *_ in ui["links"] if node in ids}
-    return {str(n["id"]): _entry(n, info[n["type"]], sources) for n in running}
+    sources = {number: ends.get((node, slot), [str(node), slot]) for number, node, slot, *_ in ui["links"]
+               if node in ids}
+    for n in running:
+        if n["type"] not in folds:
+            yield str(n["id"]), n, _linked(n, sources)
+            continue
+        given, fold = _linked(n, sources), folds[n["type"]]
+        entered = [given.get(slot["name"]) for slot in n["inputs"]]
+        inner = {link["id"]: entered[link["origin_slot"]] if link["origin_id"] == ENTRANCE else
+                 [f"{n['id']}:{link['origin_id']}", link["origin_slot"]] for link in fold["links"]}
+        for inside in fold["nodes"]:
+            yield f"{n['id']}:{inside['id']}", inside, _linked(inside, inner)
 
 
-def _entry(node: dict, schema: dict, sources: dict) -> dict:
+def _linked(node: dict, sources: dict) -> dict:
+    return {i["name"]: sources[i["link"]] for i in node["inputs"] if sources.get(i.get("link"))}
+
+
+def _entry(node: dict, schema: dict, links: dict) -> dict:
     values, inputs = iter(node["widgets_values"]), {}
-    links = {i["name"]: sources[i["link"]] for i in node["inputs"] if i.get("link") in sources}
     for name, kind, options, _ in declared(schema):
         if is_widget(kind, options):
             inputs[name] = next(values)

@@ -10,7 +10,7 @@ import sys
 from canvas import Canvas
 from pack import ROOT, find_host, load_pack
 
-FOLDER = ROOT / "workflows"
+FOLDER, FOLDED = ROOT / "workflows", ROOT / "subgraphs"
 MAIN, MAPS = "Rewrite a word, keep the rest", "Attention maps to a mask"  # which other tools open
 
 
@@ -60,6 +60,24 @@ def drawn(workflow, info: dict) -> str:
     """A workflow's file."""
     c = Canvas(info, workflow.title)
     workflow.draw(c)
+    return written(c)
+
+
+def blueprints() -> dict:
+    """{title: the example's blueprint}."""
+    from palimpsest.showcase import collected
+    return {blueprint.title: blueprint for blueprint in collected("blueprints")}
+
+
+def folded(blueprint, info: dict) -> str:
+    """A blueprint's file: a workflow of it alone."""
+    c = Canvas(info, blueprint.title)
+    c.column(400)
+    c.folded(blueprint)
+    return written(c)
+
+
+def written(c: Canvas) -> str:
     return json.dumps(c.json(), indent=1, ensure_ascii=False) + "\n"
 
 
@@ -68,10 +86,11 @@ def main() -> int:
     load_pack()
     host_nodes()
     info = object_info()
-    FOLDER.mkdir(exist_ok=True)
-    for title, workflow in drawings().items():
-        (FOLDER / f"{title}.json").write_text(drawn(workflow, info), encoding="utf-8")
-        print(FOLDER / f"{title}.json")
+    for folder, examples, draw in (FOLDER, drawings(), drawn), (FOLDED, blueprints(), folded):
+        folder.mkdir(exist_ok=True)
+        for title, example in examples.items():
+            (folder / f"{title}.json").write_text(draw(example, info), encoding="utf-8")
+            print(folder / f"{title}.json")
     return 0
 
 

@@ -1,12 +1,13 @@
 """Prompt-to-Prompt, shown and measured."""
 from ...inversion import ddim
-from .. import Example
+from .. import Example, folds
 from ..drawing import (
     BLUE,
     BROWN,
     CFG,
     GREEN,
     KEEPS,
+    LOOSE,
     SCENE,
     SEEN,
     VIOLET,
@@ -18,6 +19,7 @@ from ..drawing import (
     picture_and_words,
     replay,
 )
+from ..folds import Blueprint
 from ..pictures import before_and_after
 from ..rows import CostRow, InversionRow, SceneRow, inject
 
@@ -76,10 +78,54 @@ def draw(c):
                    mask=p.mask)
 
 
+def by_words(c):
+    """The words that may change are found, their area is repainted, and the layout is kept."""
+    p, words = folds.picture_and_words(c), c.asks("words that may change", "")
+    with c.group("2  Invert, and find the words", GREEN):
+        folds.inverted(c, p, p.words["source"])
+        folds.found(c, p, words)
+    c.row()
+    with c.group("3  Edit", BROWN):
+        c.column(320)
+        held = c.node("PalimpsestAttentionInject", model=p.model, inversion=p.inversion,
+                      prompt_edit=p.words["prompt edit"], cross_end=c.asks("keep the layout"),
+                      self_end=c.asks("keep outlines"))
+        blended = c.node("PalimpsestLatentBlend", model=held["MODEL"], inversion=p.inversion, source_words=words,
+                         attention=p.attention)
+        folds.sampled(c, p, blended["MODEL"], p.words["target"])
+    folds.given_back(c, p, p.mask)
+
+
+def background(c):
+    """What the words name stays as it is, everything else is repainted."""
+    p, words = folds.picture_and_words(c), c.asks("words that stay as they are", "")
+    with c.group("2  Invert, and find what stays", GREEN):
+        folds.inverted(c, p, p.words["source"])
+        folds.found(c, p, words)
+        around = c.node("InvertMask", "All but these words", mask=p.mask)["MASK"]
+    c.row()
+    with c.group("3  Edit", BROWN):
+        c.column(320)
+        held = c.node("PalimpsestAttentionInject", model=p.model, inversion=p.inversion,
+                      prompt_edit=p.words["prompt edit"], cross_end=c.asks("keep the layout", LOOSE["cross_end"]),
+                      self_end=c.asks("keep outlines", LOOSE["self_end"]))
+        blended = c.node("PalimpsestLatentBlend", model=held["MODEL"], inversion=p.inversion, mask=around)
+        folds.sampled(c, p, blended["MODEL"], p.words["target"])
+    folds.given_back(c, p, around)
+
+
+BLUEPRINTS = (
+    Blueprint("Image Edit by Words (SD1.5, SD2, SDXL)",
+              "Change a word of what a picture shows, and keep the rest of it pixel by pixel. For any SD1.x, SD2.x or "
+              "SDXL checkpoint.", by_words, order=10),
+    Blueprint("Image Edit (Change the Background)",
+              "Keep the thing that you name, and put it before another background. For any SD1.x, SD2.x or SDXL "
+              "checkpoint.", background, order=40))
 WHOLE = {"cross_end": 1.0, "self_end": 1.0}  # of the schedule
 EXAMPLE = Example(
     "Prompt-to-Prompt",
     workflows=(Drawing(TITLE, draw, 10),),
+    blueprints=BLUEPRINTS,
     pages={"PalimpsestAttentionInject": before_and_after(Workflow(TITLE, ABOUT, injected))},
     scenes=(SceneRow("Attention Inject", inject, 10),),
     costs=(CostRow("Attention Inject, whole schedule", lambda b: b.injected(**WHOLE), 10, large=True),

@@ -1,7 +1,8 @@
 """Plug-and-Play, shown and measured."""
 from ...nodes.attention.plug_and_play import PalimpsestPlugAndPlay
-from .. import Example
-from ..drawing import Workflow, on_model
+from .. import Example, folds
+from ..drawing import BROWN, GREEN, Workflow, on_model
+from ..folds import Blueprint
 from ..pictures import before_and_after
 from ..rows import CostRow, SceneRow, alone, on_inversion
 
@@ -10,9 +11,29 @@ WORKFLOW = Workflow(
     "2. On SD: CFG 7.5.\n\nThe source's residual features and self-attention keep the layout. The target prompt "
     "repaints it.",
     on_model("PalimpsestPlugAndPlay"), 80, kind="background", seed=0)
+
+def repaint(c):
+    """The picture's features keep its layout, the prompt repaints it all."""
+    p = folds.picture_and_words(c, source=False)
+    with c.group("2  Invert", GREEN):
+        folds.inverted(c, p, p.null)
+    c.row()
+    with c.group("3  Edit", BROWN):
+        c.column(320)
+        held = c.node("PalimpsestPlugAndPlay", model=p.model, inversion=p.inversion,
+                      feature_end=c.asks("keep the layout"), attention_end=c.asks("keep outlines"))
+        folds.sampled(c, p, held["MODEL"], p.target)
+    folds.given_back(c, p)
+
+
+BLUEPRINT = Blueprint(
+    "Image Edit (Keep the Layout, Repaint)",
+    "Restyle a picture: another style or material for all of it, every thing in its place. For any SD1.x, SD2.x or "
+    "SDXL checkpoint.", repaint, order=30)
 EXAMPLE = Example(
     "Plug-and-Play",
     workflows=(WORKFLOW,),
+    blueprints=(BLUEPRINT,),
     pages={"PalimpsestPlugAndPlay": before_and_after(WORKFLOW, seed=3)},
     scenes=(SceneRow("Plug-and-Play", on_inversion(PalimpsestPlugAndPlay), 60),),
     costs=(CostRow("Plug-and-Play", alone(PalimpsestPlugAndPlay), 60),))

@@ -1,6 +1,7 @@
 """Attention maps of words, shown."""
-from .. import Example
+from .. import Example, folds
 from ..drawing import BLUE, GREEN, SCENE, SEEN, VIOLET, WORDS, Drawing, picture_and_words
+from ..folds import Blueprint
 from ..pictures import scene, show_mask, stored
 
 ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The target is not used.
@@ -50,7 +51,28 @@ def masked(c, label):
     show_mask(c, f"mask of “{WORDS}”", mask["MASK"])
 
 
+def mask_from_words(c):
+    """Where the model sees the words, as a mask of the original's size and as heat maps."""
+    p, words = folds.picture_and_words(c, target=False), c.asks("words to find", "")
+    with c.group("2  Invert, and find the words", GREEN):
+        folds.inverted(c, p, p.words["source"])
+        folds.found(c, p, words, threshold=c.asks("threshold, 0 is automatic"), grow=c.asks("grow", folds.EDGE["grow"]),
+                    blur=c.asks("blur", folds.EDGE["blur"]))
+        c.column(400)
+        maps = c.node("PalimpsestAttentionHeatmap", None, 240, attention=p.attention, image=p.picture, words=words)
+    with c.group("3  Mask at full size", VIOLET):
+        c.column(290)
+        c.gives("mask", folds.full_mask(c, p.mask, c.node("GetImageSize", image=p.image)))
+    c.gives("heat maps", maps["IMAGE"])
+
+
+BLUEPRINT = Blueprint(
+    "Mask from Words",
+    "A mask of the things in a picture that you name, for inpainting or compositing. It is the sight of the checkpoint "
+    "itself, SD1.x, SD2.x or SDXL: no other model is needed.", mask_from_words,
+    "Conditioning & Preprocessors/Segmentation & Mask", 50)
 EXAMPLE = Example(
     "Attention maps of words",
     workflows=(Drawing("Attention maps to a mask", draw, 20),),
+    blueprints=(BLUEPRINT,),
     pages={"PalimpsestAttentionStore": store, "PalimpsestAttentionHeatmap": heatmap, "PalimpsestAttentionMask": masked})

@@ -1,7 +1,8 @@
 """MagicRemover, shown and measured."""
 from ...nodes.guidance.magic_remover import PalimpsestMagicRemover
-from .. import Example
-from ..drawing import Workflow
+from .. import Example, folds
+from ..drawing import BROWN, GREEN, Workflow
+from ..folds import Blueprint
 from ..pictures import before_and_after
 from ..rows import CostRow
 
@@ -15,9 +16,29 @@ WORKFLOW = Workflow(
     "2. Draw a MASK of the object, or name it in *words* with Attention Store. *What lies there* is a prompt of what "
     "should be seen there and nothing else. On SD: CFG 7.5.\n\nThe object's area is filled from its surroundings.",
     removed, 240, kind="delete", seed=1, prompt="a photo of a sky background", masked=True)
+
+def remove(c):
+    """The words are found, and their area is filled from around it."""
+    p, words = folds.picture_and_words(c), c.asks("words to remove", "")
+    with c.group("2  Invert, and find the object", GREEN):
+        folds.inverted(c, p, p.words["source"])
+        folds.found(c, p, words)
+    c.row()
+    with c.group("3  Edit", BROWN):
+        c.column(320)
+        remover = c.node("PalimpsestMagicRemover", model=p.model, inversion=p.inversion, mask=p.mask)
+        folds.sampled(c, p, remover["MODEL"], p.words["target"])
+    folds.given_back(c, p, p.mask)
+
+
+BLUEPRINT = Blueprint(
+    "Image Edit (Remove an Object)",
+    "Erase the thing that you name, and fill its place from its surroundings. For any SD1.x, SD2.x or SDXL checkpoint.",
+    remove, order=20)
 EXAMPLE = Example(
     "MagicRemover",
     workflows=(WORKFLOW,),
+    blueprints=(BLUEPRINT,),
     pages={"PalimpsestMagicRemover": before_and_after(WORKFLOW, "the prompt alone")},
     costs=(CostRow("MagicRemover", lambda b: b.other(PalimpsestMagicRemover, words="star", attention=b.maps), 240,
                    gradient=True),))

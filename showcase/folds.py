@@ -1,0 +1,111 @@
+"""What the blueprints share: workflows for one's own picture, folded into one node.
+
+Inside stand the technique's nodes as in any workflow. A picture of any size is scaled to the model's, edited, and set
+back into the untouched original. They draw on a canvas (tools/canvas.py) and run no node.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from . import LAST
+from .drawing import BLUE, YELLOW
+
+SHOWS, WANTED = "what the picture shows", "what it should show"
+STEPS, GUIDANCE, HIGH = "steps", "guidance", 7.5  # the papers' CFG, on SD
+EDGE = {"grow": 1, "blur": 0.5}  # of a mask of words, in latent cells
+CATEGORY = "Image generation and editing/Edit image"  # the host's own
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A workflow that is one node.
+
+    title: what it does, in words that people search for. It is also the file's name.
+    description: shown beside it in the node search.
+    draw(canvas): places every node inside, and names what goes in and out.
+    category: where the node library lists it.
+    order: its number among the blueprints.
+    """
+    title: str
+    description: str
+    draw: Callable
+    category: str = CATEGORY
+    order: int = LAST
+
+
+def picture_and_words(c, source=True, target=True):
+    """The first group: what every blueprint takes, the picture at the model's size, and the prompts.
+
+    source, target: whether the blueprint asks what the picture shows, and what it should show.
+    """
+    with c.group("1  Picture and words", BLUE):
+        p = SimpleNamespace(**{name: c.takes(name, name.upper()) for name in ("model", "clip", "vae", "image")})
+        c.column(320)
+        p.picture = c.node("PalimpsestModelSize", model=p.model, image=p.image)["IMAGE"]
+        p.latent = c.node("VAEEncode", pixels=p.picture, vae=p.vae)["LATENT"]
+        c.column(320)
+        if source:
+            shows = c.asks(SHOWS, "", multiline=True)
+            p.words = c.node("PalimpsestPromptEdit", clip=p.clip, source=shows,
+                             target=c.asks(WANTED, "", multiline=True) if target else shows)
+        else:
+            p.target = c.node("CLIPTextEncode", "What it should show", clip=p.clip,
+                              text=c.asks(WANTED, "", multiline=True))["CONDITIONING"]
+        p.null = c.node("CLIPTextEncode", "Null prompt", clip=p.clip, text="")["CONDITIONING"]
+    return p
+
+
+def inverted(c, p, source):
+    c.column(290)
+    p.inversion = c.node("PalimpsestDDIMInvert", model=p.model, source=source, latent=p.latent,
+                         steps=c.asks(STEPS))["inversion"]
+
+
+def found(c, p, words, **settings):
+    """The mask of some words of the source."""
+    p.attention = c.node("PalimpsestAttentionStore", model=p.model, inversion=p.inversion,
+                         prompt_edit=p.words["prompt edit"])["ATTENTION"]
+    c.column(290)
+    p.mask = c.node("PalimpsestAttentionMask", None, 240, attention=p.attention, words=words, image=p.picture,
+                    **{**EDGE, **settings})["MASK"]
+
+
+def sampled(c, p, model, prompt):
+    c.column(290)
+    r = c.node("PalimpsestReplay", model=model, inversion=p.inversion)
+    latent = c.node("SamplerCustom", "Sample the edit", 180, model=r["model"], positive=prompt, negative=p.null,
+                    sampler=r["sampler"], sigmas=r["sigmas"], latent_image=r["latent"], add_noise=False, noise_seed=0,
+                    cfg=c.asks(GUIDANCE, HIGH))["output"]
+    p.edited = c.node("VAEDecode", "Edited", samples=latent, vae=p.vae)["IMAGE"]
+
+
+def given_back(c, p, mask=None):
+    """The last group: the edit at the size of the original, outside the mask the original itself, and its report.
+
+    mask: of what was edited. None for the whole picture.
+    """
+    with c.group("4  Back at full size", YELLOW):
+        c.column(290)
+        size = c.node("GetImageSize", image=p.image)
+        if mask is None:
+            image, kept = scaled(c, "Edited, at full size", p.edited, size, "bicubic"), {}
+        else:
+            kept = {"mask": full_mask(c, mask, size)}
+            image = c.node("ImageCompositeMasked", "Keep pixels outside the mask", destination=p.image, source=p.edited,
+                           resize_source=True, **kept)["IMAGE"]
+        c.column(290)
+        report = c.node("PalimpsestEditReport", None, 230, source=p.image, edited=image, **kept)["sheet"]
+    for name, output in {"image": image, **kept, "report": report}.items():
+        c.gives(name, output)
+
+
+def scaled(c, title, image, size, method):
+    return c.node("ImageScale", title, image=image, upscale_method=method, width=size["width"],
+                  height=size["height"], crop="disabled")["IMAGE"]
+
+
+def full_mask(c, mask, size):
+    """A mask at the size of the original."""
+    picture = c.node("MaskToImage", mask=mask)["IMAGE"]
+    return c.node("ImageToMask", "Mask at full size", image=scaled(c, "Mask, scaled", picture, size, "bilinear"),
+                  channel="red")["MASK"]
