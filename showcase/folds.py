@@ -11,6 +11,7 @@ from . import LAST
 from .drawing import BLUE, YELLOW
 
 SHOWS, WANTED = "what the picture shows", "what it should show"
+SETTINGS, AUTO = "settings", "auto"  # read off the two prompts
 STEPS, GUIDANCE, HIGH = "steps", "guidance", 7.5  # the papers' CFG, on SD
 EDGE = {"grow": 1, "blur": 0.5}  # of a mask of words, in latent cells
 CATEGORY = "Image generation and editing/Edit image"  # the host's own
@@ -33,10 +34,10 @@ class Blueprint:
     order: int = LAST
 
 
-def picture_and_words(c, source=True, target=True):
+def picture_and_words(c, shows: "str | None" = SHOWS, wanted: "str | None" = WANTED):
     """The first group: what every blueprint takes, the picture at the model's size, and the prompts.
 
-    source, target: whether the blueprint asks what the picture shows, and what it should show.
+    shows, wanted: how the source and the target prompt are asked for, or None for no such prompt.
     """
     with c.group("1  Picture and words", BLUE):
         p = SimpleNamespace(**{name: c.takes(name, name.upper()) for name in ("model", "clip", "vae", "image")})
@@ -44,13 +45,11 @@ def picture_and_words(c, source=True, target=True):
         p.picture = c.node("PalimpsestModelSize", model=p.model, image=p.image)["IMAGE"]
         p.latent = c.node("VAEEncode", pixels=p.picture, vae=p.vae)["LATENT"]
         c.column(320)
+        source, target = (c.asks(name, "", multiline=True) if name else None for name in (shows, wanted))
         if source:
-            shows = c.asks(SHOWS, "", multiline=True)
-            p.words = c.node("PalimpsestPromptEdit", clip=p.clip, source=shows,
-                             target=c.asks(WANTED, "", multiline=True) if target else shows)
+            p.words = c.node("PalimpsestPromptEdit", clip=p.clip, source=source, target=target or source)
         else:
-            p.target = c.node("CLIPTextEncode", "What it should show", clip=p.clip,
-                              text=c.asks(WANTED, "", multiline=True))["CONDITIONING"]
+            p.target = c.node("CLIPTextEncode", "Target prompt", clip=p.clip, text=target)["CONDITIONING"]
         p.null = c.node("CLIPTextEncode", "Null prompt", clip=p.clip, text="")["CONDITIONING"]
     return p
 

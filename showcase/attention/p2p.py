@@ -79,19 +79,20 @@ def draw(c):
 
 
 def by_words(c):
-    """The words that may change are found, their area is repainted, and the layout is kept."""
-    p, words = folds.picture_and_words(c), c.asks("words that may change", "")
+    """The words that change are found, their area is repainted, and the layout is kept."""
+    p, settings = folds.picture_and_words(c), c.asks(folds.SETTINGS, folds.AUTO)
+    words = c.asks("words that may change", "")
     with c.group("2  Invert, and find the words", GREEN):
         folds.inverted(c, p, p.words["source"])
-        folds.found(c, p, words)
+        folds.found(c, p, words, choose_words=settings)
     c.row()
     with c.group("3  Edit", BROWN):
         c.column(320)
         held = c.node("PalimpsestAttentionInject", model=p.model, inversion=p.inversion,
                       prompt_edit=p.words["prompt edit"], cross_end=c.asks("keep the layout"),
-                      self_end=c.asks("keep outlines"))
+                      self_end=c.asks("keep outlines"), schedule=settings)
         blended = c.node("PalimpsestLatentBlend", model=held["MODEL"], inversion=p.inversion, source_words=words,
-                         attention=p.attention)
+                         attention=p.attention, choose_words=settings)
         folds.sampled(c, p, blended["MODEL"], p.words["target"])
     folds.given_back(c, p, p.mask)
 
@@ -99,6 +100,7 @@ def by_words(c):
 def background(c):
     """What the words name stays as it is, everything else is repainted."""
     p, words = folds.picture_and_words(c), c.asks("words that stay as they are", "")
+    settings = c.asks(folds.SETTINGS, folds.AUTO)
     with c.group("2  Invert, and find what stays", GREEN):
         folds.inverted(c, p, p.words["source"])
         folds.found(c, p, words)
@@ -108,7 +110,7 @@ def background(c):
         c.column(320)
         held = c.node("PalimpsestAttentionInject", model=p.model, inversion=p.inversion,
                       prompt_edit=p.words["prompt edit"], cross_end=c.asks("keep the layout", LOOSE["cross_end"]),
-                      self_end=c.asks("keep outlines", LOOSE["self_end"]))
+                      self_end=c.asks("keep outlines", LOOSE["self_end"]), schedule=settings)
         blended = c.node("PalimpsestLatentBlend", model=held["MODEL"], inversion=p.inversion, mask=around)
         folds.sampled(c, p, blended["MODEL"], p.words["target"])
     folds.given_back(c, p, around)

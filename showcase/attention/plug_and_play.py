@@ -14,7 +14,7 @@ WORKFLOW = Workflow(
 
 def repaint(c):
     """The picture's features keep its layout, the prompt repaints it all."""
-    p = folds.picture_and_words(c, source=False)
+    p = folds.picture_and_words(c, shows=None)
     with c.group("2  Invert", GREEN):
         folds.inverted(c, p, p.null)
     c.row()

@@ -19,7 +19,7 @@ WORKFLOW = Workflow(
 
 def remove(c):
     """The words are found, and their area is filled from around it."""
-    p, words = folds.picture_and_words(c), c.asks("words to remove", "")
+    p, words = folds.picture_and_words(c, wanted="what lies behind it"), c.asks("words to remove", "")
     with c.group("2  Invert, and find the object", GREEN):
         folds.inverted(c, p, p.words["source"])
         folds.found(c, p, words)

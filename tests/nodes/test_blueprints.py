@@ -22,8 +22,8 @@ BLUEPRINTS = workflow.blueprints()
 named = pytest.mark.parametrize("name", BLUEPRINTS)
 EDIT = held_out_edit(**SCENE)
 ASKED = {"what the picture shows": EDIT.source_text, "what it should show": EDIT.target_text, "steps": 2,
-         "words that may change": WORDS, "words that stay as they are": WORDS, "words to remove": WORDS,
-         "words to find": WORDS}
+         "what lies behind it": "a photo of a sky background", "words that stay as they are": WORDS,
+         "words that may change": "", "words to remove": WORDS, "words to find": WORDS}
 
 
 @pytest.fixture(scope="module")
