@@ -6,6 +6,7 @@ another picture: a scene with the target's caption, of which everything that the
 identifiable: a perfect sampler. It keeps all that the source shows and draws anew what the source hides: the looks of a
     thing that is new, and the ground behind what was there.
 ideal edit: the exact target's latent inside the true mask, the source's outside.
+ghosts: source and exact target mixed. Nobody wants one, so what a reader takes for a success here is its own error.
 All but the first pass through the autoencoder, so none is better than that.
 
 The hidden, by kind of edit: add, the new object's place within its half, size, rotation and phase; background, the new
@@ -19,24 +20,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..miniature.looks import Looks
 from ..miniature.scenes import PAIRS, SIZE, Edit, Obj, Scene, covered, render
 
+GHOSTS = {f"ghost of {share:.0%}": share for share in (0.3, 0.5, 0.7)}  # shares of the exact target
 SEED = 2 ** 41  # of what is drawn anew, apart from the seeds of training and of held-out scenes
+
+
+def ghosts(scenes, truth: Tensor) -> dict[str, Tensor]:
+    """{name: pictures [B,H,W,3]}; truth: the exact targets."""
+    _, _, vae = scenes.parts
+    return {name: vae.decode(vae.encode(torch.lerp(scenes.pictures, truth, share))) for name, share in GHOSTS.items()}
 
 
 def anew(o: Obj, x: float, y: float, lone: bool, rng: np.random.Generator) -> Obj:
     """An object of the same words near (x, y), its other facts drawn as the training's scenes have them."""
     spread, sizes = (0.14, (0.22, 0.32)) if lone else (0.04, (0.17, 0.21))
     return replace(o, x=x + rng.uniform(-spread, spread), y=y + rng.uniform(-spread, spread), r=rng.uniform(*sizes),
-                   rot=rng.uniform(-0.12, 0.12), phase=rng.uniform(0, 1))
+                   rot=rng.uniform(-0.12, 0.12), phase=rng.uniform(0, 1), looks=Looks())
 
 
 def another_scene(edit: Edit, number: int) -> Scene:
-    """Another scene with the target's caption."""
+    """Another scene with the target's caption. It has no looks that the caption does not state."""
     rng, objs = np.random.default_rng([SEED, number]), edit.target.objs
     places = [(0.5, 0.5)] if len(objs) == 1 else PAIRS[int(rng.integers(len(PAIRS)))]
     objs = tuple(anew(o, *place, len(objs) == 1, rng) for o, place in zip(objs, places))
-    return replace(edit.target, objs=objs, seed=int(rng.integers(2 ** 31)))
+    return replace(edit.target, objs=objs, seed=int(rng.integers(2 ** 31)), light="", spot="")
+
+
+def alone(edit: Edit) -> Scene:
+    """What the target has and the source lacks, in its place on other ground."""
+    objs = tuple(o for o in edit.target.objs if o not in edit.source.objs)
+    return replace(edit.target, objs=objs, seed=edit.target.seed + 1)
 
 
 def identifiable(edit: Edit, number: int) -> np.ndarray:

@@ -19,6 +19,7 @@ import dataclasses
 import json
 import platform
 import statistics
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -26,17 +27,20 @@ import torch
 from .. import showcase
 from ..editing.inverting import invert, learn
 from ..editing.replay import replay, retrace
+from ..host.tokens import encode, tokenize_rows
 from ..metrics.edits import edit_scores
 from ..metrics.masks import background_mask
 from ..metrics.pixels import psnr
 from ..miniature.model import load_miniature
 from ..miniature.reader import read
-from ..miniature.scenes import held_out_edit, visible
+from ..miniature.scenes import held_out_edit, render, visible
 from ..nodes.attention.p2p import PalimpsestAttentionInject
 from ..nodes.prompt import PalimpsestPromptEdit
 from ..showcase.rows import InversionRow
 from .edits import INJECT, KINDS, sample
+from .floors import alone, another_scene
 from .stats import paired_bootstrap
+from .words import changed
 
 WHOLE = {**INJECT, "cross_end": 1.0, "self_end": 1.0, "self_resolution": 1.0}
 RESULTS = Path(__file__).parent / "results" / "inversions.json"
@@ -46,7 +50,10 @@ METHODS = {row.name: row for row in showcase.collected("inversions")}
 
 
 class Scenes:
-    """Several edits as one batch: pictures, masks, conditionings, and the sources' round trips."""
+    """Several edits as one batch: pictures, masks, conditionings, and the sources' round trips.
+
+    changed: what each edit's words change (words.Changed).
+    """
 
     def __init__(self, parts, edits):
         self.parts, self.edits = parts, edits
@@ -59,6 +66,33 @@ class Scenes:
         self.null = clip.encode_from_tokens_scheduled(clip.tokenize(""))
         self.latent = {"samples": vae.encode(self.pictures)}
         self.round_trip = vae.decode(self.latent["samples"])
+        self.changed = [changed(e.source_text, e.target_text) for e in edits]
+
+    @cached_property
+    def singles(self) -> list:
+        """Each edit as a batch of its own."""
+        return [Scenes(self.parts, [edit]) for edit in self.edits]
+
+    def encoded(self, texts):
+        """A CONDITIONING of one text a picture."""
+        return encode(self.parts[1], tokenize_rows(self.parts[1], texts))
+
+    @property
+    def others(self) -> list:
+        """Another scene with each target's caption."""
+        return [another_scene(edit, edit.target.seed) for edit in self.edits]
+
+    @property
+    def objects(self) -> list:
+        """What each target has and its source lacks, alone on another ground."""
+        return [alone(edit) for edit in self.edits]
+
+    def other(self, drawn, inversion):
+        """The INVERSION of other scenes, one a picture, in as many steps by DDIM."""
+        model, _, vae = self.parts
+        pictures = torch.stack([torch.from_numpy(render(scene)) for scene in drawn])
+        return invert("DDIM", model, self.encoded([scene.caption() for scene in drawn]),
+                      {"samples": vae.encode(pictures)}, len(inversion.sigmas) - 1).inversion
 
     def invert(self, row: InversionRow, cfg, steps, **changed):
         """The INVERSION of the sources by a row's method, at its defaults except what the row or the caller sets."""

@@ -11,7 +11,10 @@ picture, and dB are averaged. Ours, over the background's area alone, are measur
 CLIP similarities to the target prompt, of the whole picture and of the edited region, need a CLIP vision model and a
 CLIP text model with its projection (the paper's tables use ViT-L/14). LPIPS and structure distance need more networks
 and are left out.
-Writes one JSON line per picture to output/pie.jsonl. A picture that is in it is not edited again.
+Two rows are no editors: the picture through the autoencoder, a ceiling of what can be kept, and the target prompt
+sampled from fresh noise, a floor.
+Writes one JSON line per picture to output/pie.jsonl. A picture that is in it is not edited again. Prints the means with
+95 % intervals, all together and by PIE-Bench's type of edit, as SceneBench does.
 """
 import argparse
 import json
@@ -25,9 +28,16 @@ from PIL import Image
 
 from ..metrics.pixels import pie_mse, pie_psnr, pie_ssim, psnr, ssim
 from ..miniature.model import load_miniature
+from .floors import fresh_noise
 from .inversions import METHODS, Scenes
-from .scenes import EDITORS, edited
+from .scenes import EDITORS, edited, stored
+from .summary import NOBODY, Column, summary, table, table_by_kind
 
+COLUMNS = (Column("cases", "cases"), Column("pie_mse", "MSE"), Column("pie_psnr", "PSNR", " dB"),
+           Column("pie_ssim", "SSIM", "%"), Column("background_psnr", "background", " dB"),
+           Column("background_ssim", "its SSIM", "%"), Column("clip_whole", "CLIP", " "),
+           Column("clip_edited", "CLIP, edited", " "))
+BY_KIND = Column("pie_psnr", "", " dB"), Column("clip_edited", "", " ")
 LINES = Path(__file__).parents[1] / "output" / "pie.jsonl"
 
 
@@ -85,12 +95,18 @@ def measure(case, scenes, made, clip=None) -> dict:
     return {n: None if not v.isfinite().all() else round(float(v), 6) for n, v in numbers.items()}
 
 
+# {name: pictures of Scenes, by the settings}
+REFERENCES = {"autoencoder": lambda scenes, args: scenes.round_trip,
+              "fresh noise": lambda scenes, args: fresh_noise(scenes, args.cfg, args.steps, 0)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--checkpoint")
     parser.add_argument("--inversion", choices=METHODS, default="DDIM")
-    parser.add_argument("--editor", nargs="+", choices=[n for n in EDITORS if "true mask" not in n],
+    parser.add_argument("--editor", nargs="+", choices=[n for n, row in EDITORS.items()
+                                                          if not row.told and not row.kinds and row.on == "DDIM"],
                         default=["plain", "Attention Inject"])
     parser.add_argument("--count", type=int, default=700)
     parser.add_argument("--steps", type=int, default=50)
@@ -104,27 +120,32 @@ def main():
     parts = comfy.sd.load_checkpoint_guess_config(args.checkpoint)[:3] if args.checkpoint else load_miniature()
     clip = Clip(args.clip_vision, args.clip_text) if args.clip_vision else None
     about = {"folder": str(args.folder), "clip": args.clip_vision, "checkpoint": args.checkpoint,
-             "inversion": args.inversion, "steps": args.steps, "cfg": args.cfg}
-    rows = [json.loads(line) for line in args.out.read_text(encoding="utf-8").splitlines()] if args.out.exists() else []
-    rows = [r for r in rows if about.items() <= r.items()]
-    held = {(r["case"], r["editor"]) for r in rows}
+             "steps": args.steps, "cfg": args.cfg}
+    rows = {key: r for key, r in stored(args.out).items() if about.items() <= r.items()}
     args.out.parent.mkdir(exist_ok=True)
     chosen = cases(args.folder, args.count)
     with torch.inference_mode():
         for case in chosen:
-            missing = [e for e in args.editor if (case.number, e) not in held]
-            if not missing:
-                continue
-            scenes = Scenes(parts, [case])
-            inversion = scenes.invert(METHODS[args.inversion], args.cfg, args.steps)
-            for editor in missing:
-                made = edited(scenes, inversion, editor, args.cfg)
-                rows.append({"case": case.number, "kind": case.kind, "editor": editor, **about,
-                             **measure(case, scenes, made, clip)})
+            wanted = [(NOBODY, r) for r in REFERENCES] + [(args.inversion, e) for e in args.editor]
+            missing = [pair for pair in wanted if (case.number, *pair) not in rows]
+            if missing:
+                scenes = Scenes(parts, [case])
+                inversion = scenes.invert(METHODS[args.inversion], args.cfg, args.steps)
+            for by, editor in missing:
+                if by == NOBODY:
+                    made = REFERENCES[editor](scenes, args)
+                else:
+                    made = edited(scenes, inversion, editor, args.cfg)
+                line = {"case": case.number, "kind": case.kind, "inversion": by, "editor": editor, **about,
+                        **measure(case, scenes, made, clip)}
+                rows[case.number, by, editor] = line
                 with args.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-    for editor in args.editor:
-        mine = [r for r in rows if r["editor"] == editor and r["case"] in {c.number for c in chosen}]
-        numbers = "pie_mse", "pie_psnr", "pie_ssim", "background_psnr", "background_ssim", "clip_whole", "clip_edited"
-        means = {n: [r[n] for r in mine if r.get(n) is not None] for n in numbers}
-        print(editor, len(mine), ", ".join(f"{n} {sum(v) / len(v):.4g}" for n, v in means.items() if v))
+                    file.write(json.dumps(line) + "\n")
+    print(report([{n: v for n, v in r.items() if n not in about} for (number, _, _), r in rows.items()
+                  if number in {c.number for c in chosen}]))
+
+
+def report(lines) -> str:
+    kinds = sorted({line["kind"] for line in lines})
+    found = summary(lines, kinds, [c.number for c in COLUMNS if c.number != "cases"])
+    return f"{table(found, COLUMNS)}\n\n{table_by_kind(found, kinds, BY_KIND)}"

@@ -1,16 +1,20 @@
 """SceneBench: edits whose exact answer is known, by any inversion and any editor.
 
-    python tools/dev.py bench scenes [--split public] [--cases 30] [--steps 50] [--cfg 4] [--inversion NAME ...]
-        [--editor NAME ...]
+    python tools/dev.py bench scenes [--split public] [--cases 60] [--steps 50] [--cfg 4] [--inversion NAME ...]
+        [--editor NAME ...] [--kind KIND ...]
 
-A case is one held-out edit of a miniature scene: source picture, two prompts, edit mask and exact target picture. There
-are eight kinds of edit, and 30 cases of each kind are 240 cases. Use the public split to choose settings and the
-held-out split for claims.
-Inversions are the rows of bench/inversions.py. Editors are those of the showcase. Both have their nodes' defaults
-unless a row says otherwise. Floors and ceilings (bench/floors.py) are rows too.
+A case is one edit of a miniature scene: source picture, two prompts, edit mask and exact target picture. There are
+eight kinds of edit, and 60 cases of each kind are 480 cases. There are four splits (splits.py). Choose settings on
+public and hard-public, and show what was chosen on held-out and hard-held-out. The hard scenes show much that no
+caption states.
+Editors are those of the showcase, inversions the rows of bench/inversions.py. Both have their nodes' defaults unless a
+row says otherwise. An editor is measured on its own inversion, which is DDIM for most, and a few on those of CROSSED
+too. Some are for certain kinds of edit only. Floors, ceilings and ghosts (bench/floors.py) are rows too.
 
 Each case gives one JSON line in output/scenes/:
-success: the scene reader sees what was asked for.
+success: the scene reader sees what was asked for. On the hard splits the reader of details (miniature/details.py) does,
+    and sees all details too.
+asked, details: what was asked for alone, and the share of details (hard splits).
 kept: the other attributes that the exact target shows read as before.
 background PSNR and SSIM: outside the mask grown by two latent cells, and the ideal edit's.
 PSNR to the exact target: in the whole picture and inside the mask.
@@ -18,18 +22,21 @@ reconstruction: at this CFG, next to the autoencoder's.
 cost: network row-passes, seconds, and on a GPU peak memory.
 "Of the way" is a share of the dB to the exact target, from fresh noise (0 %) to what a perfect sampler reaches (100 %).
 
-A line that exists is not measured again, so an interrupted run continues where it stopped. Prints a table and writes it
-to bench/results/scenes.json, next to other rows with the same settings, with paired bootstrap intervals against the
-first editor. Also prints the best choice for each kind of edit, and draws a sheet with one case per kind,
-output/scenes/sheet.png.
+A line that exists is not measured again. So an interrupted run continues where it stopped, and rows, kinds and cases
+can be measured in any order, over several sittings. The lines' file is named after the weights and the pictures. Prints
+the tables and writes bench/results/scenes/SPLIT.json, next to other rows of the same settings, with 95 % intervals and
+paired differences from plain sampling. Of a held-out split it also prints the best choice for each kind of edit, chosen
+on the public one. Draws one case per kind, output/scenes/sheet.png.
 """
 import argparse
+import hashlib
 import json
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import comfy.utils
 import torch
 from PIL import Image
 from torch import Tensor
@@ -38,35 +45,58 @@ from .. import showcase
 from ..metrics.drawing import sheet, tile
 from ..metrics.edits import edit_numbers, edit_scores, ideal_edit
 from ..metrics.pixels import psnr
+from ..miniature.details import read_asked, read_details
 from ..miniature.model import load_miniature
 from ..miniature.reader import read
-from ..miniature.scenes import EDIT_KINDS, held_out_edit, visible
-from ..showcase.rows import SceneRow
-from .floors import references
+from ..miniature.scenes import EDIT_KINDS, visible
+from ..showcase.rows import NO_INVERSION, SceneRow
+from .floors import GHOSTS, ghosts, references
 from .inversions import METHODS, Scenes, rounded
-from .stats import paired_bootstrap
+from .splits import SPLITS
+from .summary import NOBODY, Column, best, line, of_the_way, summary, table, table_by_kind
 
-SPLITS = {"public": 0, "held-out": 10_000}  # number of the first held-out edit
 ROOT = Path(__file__).parents[1]
-SUCCEEDS = 0.8  # a method needs this share of successes to be the choice for a kind of edit
-RESULTS, LINES = ROOT / "bench" / "results" / "scenes.json", ROOT / "output" / "scenes"
+RESULTS, LINES = ROOT / "bench" / "results" / "scenes", ROOT / "output" / "scenes"
+WEIGHTS = ROOT / "miniature" / "miniature.safetensors", ROOT / "miniature" / "reader.safetensors"
 
 
 def as_it_is(scenes, model, inversion):
     return model
 
 
-EDITORS = {row.name: row for row in (SceneRow("plain", as_it_is), *showcase.collected("scenes"))}
-COMPARED = "success", "background_psnr", "target_psnr"
-NOBODY = "no editor"  # of the rows that are floors and ceilings
-REFERENCES = "fresh noise", "another picture", "identifiable", "ideal edit"
+EDITORS = {row.name: row for row in (SceneRow("plain", as_it_is, crossed=True), *showcase.collected("scenes"))}
+OWN = list(dict.fromkeys(row.on for row in EDITORS.values()))  # inversions that some editors stand on
+CROSSED = "Negative-prompt", "Null-text", "Edit-friendly DDPM"
+REFERENCES = "fresh noise", "another picture", *GHOSTS, "identifiable", "ideal edit"
+COMPARED = "success", "asked", "details", "kept", "background_psnr", "target_psnr"
+COLUMNS = (Column("cases", "cases"), Column("success", "success", "%"), Column("asked", "asked", "%"),
+           Column("details", "details", "%"), Column("kept", "kept", "%"),
+           Column("background_psnr", "background", " dB"), Column("target_psnr", "to the target", " dB"))
+PASSES = Column("rows", "row passes")
+BY_KIND = Column("success", "", "%"), Column("target_psnr", "", " dB")
 
 
 def edited(scenes, inversion, name, cfg):
-    """Pictures [B,H,W,3] of one editor on an INVERSION."""
+    """Pictures [B,H,W,3] of one editor on an INVERSION, or on None where it takes none."""
     row = EDITORS[name]
-    return scenes.replay(inversion, getattr(scenes, row.samples), cfg,
-                         edit=lambda model: row.edit(scenes, model, inversion))
+    if row.singly and len(scenes.edits) > 1:
+        return torch.cat([edited(one, single(inversion, one, i), name, cfg) for i, one in enumerate(scenes.singles)])
+    if inversion is None:
+        return scenes.parts[2].decode(row.edit(scenes, scenes.parts[0], None)["samples"])
+    prompt = row.samples(scenes) if callable(row.samples) else getattr(scenes, row.samples)
+    return scenes.replay(inversion, prompt, row.cfg or cfg, edit=lambda model: row.edit(scenes, model, inversion))
+
+
+def single(inversion, one, i):
+    """The INVERSION of the i-th picture of a batch. one: its Scenes."""
+    assert not inversion.theta
+    return replace(inversion, latents=[x[i:i + 1] for x in inversion.path], conditioning=one.source)
+
+
+def editors_on(inversion, kind, chosen) -> list:
+    """Those of the chosen editors that are measured on an inversion, for a kind of edit."""
+    return [name for name in chosen if kind in (EDITORS[name].kinds or EDIT_KINDS)
+            and (EDITORS[name].on == inversion or EDITORS[name].crossed and inversion not in OWN)]
 
 
 class Counter:
@@ -106,23 +136,6 @@ def asked(edits, seen) -> tuple:
     return before, [{n: v for n, v in visible(e.target).items() if visible(e.source).get(n) != v} for e in edits]
 
 
-def measure(scenes, inversion, spent, editors, args) -> dict:
-    """{editor: (numbers {name: [B]}, pictures)} of the cases in one INVERSION."""
-    replayed, known, found = scenes.replay(inversion, scenes.source, args.cfg), Known.of(scenes), {}
-    for name in editors:
-        with Counter(scenes.parts[0]) as counted:
-            made = edited(scenes, inversion, name, args.cfg)
-        found[name] = {**score(scenes, known, made, replayed), **cost(len(scenes.edits), counted, spent)}, made
-    return found
-
-
-def measure_references(scenes, first, args) -> dict:
-    """The same of floors and ceilings; first: the number of the first case."""
-    known = Known.of(scenes)
-    made = {**references(scenes, args.cfg, args.steps, first), "ideal edit": known.ideal}
-    return {name: (score(scenes, known, pictures), pictures) for name, pictures in made.items()}
-
-
 @dataclass(frozen=True, eq=False)
 class Known:
     """What every row of some cases is measured against.
@@ -131,29 +144,58 @@ class Known:
     ideal: the ideal edits [B,H,W,3].
     before, wanted: what `asked` gives.
     shared: {number: [B]} that are the same in all rows.
+    details: whether success needs the details.
     """
     truth: Tensor
     ideal: Tensor
     before: list
     wanted: list
     shared: dict
+    details: bool
 
     @classmethod
-    def of(cls, scenes):
+    def of(cls, scenes, details=False):
         truth, vae = torch.stack([torch.from_numpy(e.target_image) for e in scenes.edits]), scenes.parts[2]
         ideal = ideal_edit(scenes.pictures, truth, scenes.masks, vae.encode, vae.decode)
         numbers = edit_numbers(scenes.pictures, ideal, target=truth, mask=scenes.masks)
         shared = {"ceiling_psnr": psnr(scenes.round_trip, scenes.pictures),
                   **{f"ideal_{n}": numbers[n] for n in ("background_psnr", "target_psnr")}}
-        return cls(truth, ideal, *asked(scenes.edits, read(scenes.round_trip)), shared)
+        return cls(truth, ideal, *asked(scenes.edits, read(scenes.round_trip)), shared, details)
 
 
 def score(scenes, known, made, replayed=None) -> dict:
     """{number: [B]} of pictures."""
     success, kept = edit_scores(read(made), known.before, known.wanted)
+    found = {"success": success, "kept": kept}
+    if known.details:
+        each = [list(row.values()) for row in read_details(made, scenes.edits)]
+        asked = torch.tensor(read_asked(made, scenes.edits)).double()
+        found |= {"success": asked * torch.tensor([float(all(row)) for row in each]), "asked": asked,
+                  "details": torch.tensor([sum(row) / len(row) for row in each])}
     numbers = edit_numbers(scenes.pictures, made, replayed, known.truth, scenes.masks)
     names = "background_psnr", "background_ssim", "target_psnr", "target_mask_psnr", "reconstruction_psnr"
-    return {"success": success, "kept": kept, **{n: numbers[n] for n in names if n in numbers}, **known.shared}
+    return {**found, **{n: numbers[n] for n in names if n in numbers}, **known.shared}
+
+
+def measure(scenes, known, inversion_name, editors, args):
+    """(editor, numbers {name: [B]}, pictures) of each editor on one inversion."""
+    inversion, replayed, spent = None, None, ()
+    if inversion_name != NO_INVERSION:
+        with Counter(scenes.parts[0]) as counted:
+            inversion = scenes.invert(METHODS[inversion_name], args.cfg, args.steps)
+        replayed, spent = scenes.replay(inversion, scenes.source, args.cfg), (counted,)
+    for name in editors:
+        with Counter(scenes.parts[0]) as counted:
+            made = edited(scenes, inversion, name, args.cfg)
+        yield name, {**score(scenes, known, made, replayed), **cost(len(scenes.edits), counted, *spent)}, made
+
+
+def measure_references(scenes, known, first, args):
+    """The same of floors, ceilings and ghosts; first: the number of the first case."""
+    made = {**references(scenes, args.cfg, args.steps, first), **ghosts(scenes, known.truth),
+            "ideal edit": known.ideal}
+    for name, pictures in made.items():
+        yield name, score(scenes, known, pictures), pictures
 
 
 def cost(cases, *counters) -> dict:
@@ -165,32 +207,30 @@ def cost(cases, *counters) -> dict:
 
 def run(args, lines: Path):
     """Measure the missing cases and append their lines."""
-    held, first = set(stored(lines)), SPLITS[args.split]
-    parts = load_miniature()
-    for kind in args.kind:
-        for start in range(0, args.cases, args.batch):
-            numbers = range(first + start, first + min(start + args.batch, args.cases))
+    held, split, parts = set(stored(lines)), SPLITS[args.split], load_miniature()
+    for start in range(0, args.cases, args.batch):
+        for kind in args.kind:
+            numbers = range(split.first + start, split.first + min(start + args.batch, args.cases))
             names = [f"{kind}-{n}" for n in numbers]
-            missing = {i: [e for e in args.editor if not {(n, i, e) for n in names} <= held] for i in args.inversion}
-            known = {(n, NOBODY, r) for n in names for r in REFERENCES} <= held
-            if known and not any(missing.values()):
+            missing = {i: [e for e in editors_on(i, kind, args.editor) if not {(n, i, e) for n in names} <= held]
+                       for i in args.inversion}
+            measured = {(n, NOBODY, r) for n in names for r in REFERENCES} <= held
+            if measured and not any(missing.values()):
                 continue
-            scenes = Scenes(parts, [held_out_edit(n, kind) for n in numbers])
-            if not known:
-                made = measure_references(scenes, numbers[0], args)
+            scenes = Scenes(parts, split.edits(kind, numbers))
+            known = Known.of(scenes, split.details)
+            if not measured:
+                made = measure_references(scenes, known, numbers[0], args)
                 write(lines, held, kind, names, NOBODY, made, start == 0)
-            for inversion_name, editors in missing.items():
-                if not editors:
-                    continue
-                with Counter(parts[0]) as spent:
-                    inversion = scenes.invert(METHODS[inversion_name], args.cfg, args.steps)
-                made = measure(scenes, inversion, spent, editors, args)
-                write(lines, held, kind, names, inversion_name, made, start == 0)
+            for inversion, editors in missing.items():
+                if editors:
+                    made = measure(scenes, known, inversion, editors, args)
+                    write(lines, held, kind, names, inversion, made, start == 0)
 
 
 def write(lines: Path, held, kind, names, inversion, made, show):
-    """Append the lines of some cases that are not held; show: whether their first pictures are kept."""
-    for editor, (numbers, pictures) in made.items():
+    """Append the lines of some cases that are not held, row by row; show: whether their first pictures are kept."""
+    for editor, numbers, pictures in made:
         columns = {n: rounded(v.double()) for n, v in numbers.items()}
         with lines.open("a", encoding="utf-8") as file:
             for i, name in enumerate(names):
@@ -213,94 +253,67 @@ def stored(lines: Path) -> dict:
     return {(r["case"], r["inversion"], r["editor"]): r for r in rows}
 
 
-def mean(rows, name):
-    values = [r[name] for r in rows if r.get(name) is not None]
-    return sum(values) / len(values) if values else None
+def version(split) -> str:
+    """A short name of the miniature's and its reader's weights, and of a split's pictures."""
+    pictures = [edit.target_image.tobytes() for kind in EDIT_KINDS for edit in SPLITS[split].edits(kind, range(2))]
+    return hashlib.sha256(b"".join([*(path.read_bytes() for path in WEIGHTS), *pictures])).hexdigest()[:8]
 
 
-def summary(rows, args) -> dict:
-    """{inversion + editor: means over all cases and per kind, and paired differences from the first editor on the
-    same inversion}."""
-    found = {}
-    names = [n for n in rows[-1] if n not in ("case", "kind", "inversion", "editor")]
-    for inversion, editors in [(NOBODY, REFERENCES), *((i, args.editor) for i in args.inversion)]:
-        first = {r["case"]: r for r in rows if (r["inversion"], r["editor"]) == (inversion, editors[0])}
-        for editor in editors:
-            mine = [r for r in rows if (r["inversion"], r["editor"]) == (inversion, editor)]
-            entry = {"cases": len(mine), **{n: mean(mine, n) for n in names},
-                     "kinds": {k: {n: mean([r for r in mine if r["kind"] == k], n) for n in COMPARED}
-                               for k in args.kind}}
-            for n in COMPARED if editor != editors[0] and inversion != NOBODY else ():
-                pairs = [(r[n], first[r["case"]][n]) for r in mine if None not in (r[n], first[r["case"]][n])]
-                entry[f"{n}, over {args.editor[0]}"] = paired_bootstrap(*torch.tensor(pairs).double().T,
-                                                                        torch.Generator().manual_seed(0))
-            found[f"{inversion}, {editor}"] = entry
-    return found
+def results(split, folder=None) -> dict:
+    path = (folder or RESULTS) / f"{split}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def measured(path, settings) -> dict:
-    """The stored rows, if they have these settings."""
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return before["measured"] if before.get("settings") == settings else {}
+def ordered(found) -> dict:
+    """Rows in the order of inversions and editors."""
+    inversions = [NOBODY, "DDIM", *CROSSED, *METHODS, NO_INVERSION]
+    order = {f"{i}, {e}": None for i in dict.fromkeys(inversions) for e in (REFERENCES if i == NOBODY else EDITORS)}
+    return {name: found[name] for name in order if name in found}
 
 
-def table(found, kinds) -> str:
-    lines = ["| | success | kept | background | to the target | of the way | row passes | "
-             + " | ".join(kinds) + " |", "|---|" + "---|" * (6 + len(kinds))]
-    for name, r in found.items():
-        each = " | ".join(f"{r['kinds'][k]['success']:.0%}" for k in kinds)
-        rows = "" if r["rows"] is None else f"{r['rows']:.0f}"
-        lines.append(f"| {name} | {r['success']:.0%} | {r['kept']:.1%} | {r['background_psnr']:.1f} dB | "
-                     f"{r['target_psnr']:.1f} dB | {of_the_way(found, name, kinds):.0%} | {rows} | {each} |")
-    return "\n".join([*lines, "", *bounds(found, kinds)])
+def tables(result) -> str:
+    """Of one split's results. tools/tables.py writes them into docs/benchmarks.md."""
+    found = result["measured"]
+    far = ("of the way", lambda name: of_the_way(found, name)), ("row passes", lambda name: PASSES.cell(found[name]))
+    return f"{table(found, COLUMNS, far)}\n\n{table_by_kind(found, EDIT_KINDS, BY_KIND)}"
 
 
-def of_the_way(found, name, kinds) -> float:
-    """The share of the way from fresh noise to the perfect sampler, of the mean dB to the exact target."""
-    low, high, row = (sum(found[n]["kinds"][k]["target_psnr"] for k in kinds)
-                      for n in (f"{NOBODY}, fresh noise", f"{NOBODY}, identifiable", name))
-    return (row - low) / (high - low)
+def told(name: str) -> bool:
+    row = EDITORS.get(name.partition(", ")[2])
+    return row is not None and row.told
 
 
-def bounds(found, kinds) -> list:
-    """The floors and ceilings of each kind of edit, dB to the exact target."""
-    rows = [f"| {end} | " + " | ".join(f"{found[f'{NOBODY}, {end}']['kinds'][k]['target_psnr']:.1f} dB" for k in kinds)
-            + " |" for end in REFERENCES]
-    return ["| to the target | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds), *rows]
+def best_table(public, held_out, linked=str) -> str:
+    """The best choice for each kind of edit, and plain sampling beside it. Chosen on the public split.
 
-
-def best(found, kinds) -> str:
-    """For each kind of edit, the row nearest to the exact target among those that succeed in SUCCEEDS of the cases.
-
-    The same once more without the rows that get the true mask.
+    linked(row): its name in the table.
     """
-    lines = ["| kind | nearest to the exact target | success | to the target | without a mask given | success | to the "
-             "target |",
-             "|---|" + "---|" * 6]
-    for kind in kinds:
-        cells = []
-        made = [name for name in found if not name.startswith(NOBODY)]
-        for rows in (made, [name for name in made if "true mask" not in name]):
-            each = {name: found[name]["kinds"][kind] for name in rows}
-            good = {name: r for name, r in each.items() if r["success"] >= SUCCEEDS}
-            name = max(good, key=lambda n: good[n]["target_psnr"], default=None)
-            cells += [name, f"{good[name]['success']:.0%}", f"{good[name]['target_psnr']:.1f} dB"] if good else [""] * 3
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    found = best(public, held_out, EDIT_KINDS, told)
+    lines = [line("kind", "nearest to the exact target", "success", "to the target", "without being told where",
+                  "success", "to the target", "plain sampling: success", "to the target"), "|---" * 9 + "|"]
+    for i in range(0, len(found), 2):
+        kind, plain = found[i][0], held_out["DDIM, plain"]["kinds"].get(found[i][0], {})
+        cells = [cell for _, name, row in found[i:i + 2]
+                 for cell in (linked(name) if name else "", *(c.cell(row) for c in BY_KIND))]
+        lines.append(line(kind, *cells, *(c.cell(plain) for c in BY_KIND)))
     return "\n".join(lines)
 
 
 def draw(args, pictures: Path):
     """Draw one case per kind: source, exact target, and every method's result."""
-    rows = []
+    split, rows = SPLITS[args.split], []
     for kind in args.kind:
-        edit = held_out_edit(SPLITS[args.split], kind)
+        edit = split.edit(split.first, kind)
         made = [tile(torch.from_numpy(getattr(edit, f"{n}_image")), f"{kind}: {n}") for n in ("source", "target")]
-        for inversion, editors in [(NOBODY, REFERENCES[:1]), *((i, args.editor) for i in args.inversion)]:
-            for editor in editors:
-                with Image.open(pictures / f"{kind} {inversion} {editor}.png") as image:
+        for inversion in (NOBODY, *args.inversion):
+            for editor in REFERENCES[:1] if inversion == NOBODY else editors_on(inversion, kind, args.editor):
+                path = pictures / f"{kind} {inversion} {editor}.png"
+                if not path.exists():  # measured on another machine
+                    continue
+                with Image.open(path) as image:
                     pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
                     made.append(tile(pixels.view(image.height, image.width, 3) / 255,
-                                     editor if len(args.inversion) == 1 else f"{inversion}, {editor}"))
+                                     editor if inversion in ("DDIM", NOBODY) else f"{inversion}, {editor}"))
         rows.append(made)
     keep(sheet(rows)[0], LINES / "sheet.png")
 
@@ -308,27 +321,32 @@ def draw(args, pictures: Path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=SPLITS, default="public")
-    parser.add_argument("--cases", type=int, default=30, help="of each kind")
+    parser.add_argument("--cases", type=int, default=60, help="of each kind")
     parser.add_argument("--kind", nargs="+", choices=EDIT_KINDS, default=list(EDIT_KINDS))
-    parser.add_argument("--inversion", nargs="+", choices=METHODS, default=["DDIM"])
+    parser.add_argument("--inversion", nargs="+", choices=[*METHODS, NO_INVERSION], default=[*OWN, *CROSSED])
     parser.add_argument("--editor", nargs="+", choices=EDITORS, default=list(EDITORS))
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=4.0)
-    parser.add_argument("--batch", type=int, default=15, help="cases that are edited together")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--batch", type=int, default=4, help="cases that are edited together")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
-    lines = LINES / f"{args.split} {args.steps} steps CFG {args.cfg:g}.jsonl"
+    lines = LINES / f"{args.split} {args.steps} steps CFG {args.cfg:g} {version(args.split)}.jsonl"
     lines.parent.mkdir(parents=True, exist_ok=True)
+    comfy.utils.set_progress_bar_enabled(False)
     with torch.inference_mode():
         run(args, lines)
-    cases = {f"{k}-{SPLITS[args.split] + n}" for k in args.kind for n in range(args.cases)}
-    rows = [r for (case, inversion, editor), r in stored(lines).items()
-            if case in cases and (inversion == NOBODY or inversion in args.inversion and editor in args.editor)]
-    settings = {n: v for n, v in vars(args).items() if n not in ("out", "inversion", "editor", "batch")}
-    now = summary(rows, args)
-    found = {**{name: r for name, r in now.items() if name.startswith(NOBODY)}, **measured(args.out, settings), **now}
+    settings = {"split": args.split, "steps": args.steps, "cfg": args.cfg, "version": version(args.split)}
+    last = SPLITS[args.split].first + args.cases
+    rows = [r for r in stored(lines).values() if int(r["case"].rpartition("-")[2]) < last]
+    before = results(args.split, args.out)
+    found = before["measured"] if before.get("settings") == settings else {}
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    result = {"settings": settings, "machine": machine, "measured": found}
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result = {"settings": settings, "machine": machine,
+              "measured": ordered({**found, **summary(rows, EDIT_KINDS, COMPARED)})}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"{args.split}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(args, lines.with_suffix(""))
-    print(table(found, args.kind), best(found, args.kind), sep="\n\n")
+    print(tables(result))
+    public = results(args.split.replace("held-out", "public"), args.out)
+    if public and "held-out" in args.split:
+        print("", best_table(public["measured"], result["measured"]), sep="\n")

@@ -1,4 +1,6 @@
 """Statistics for benchmarks in which every method edits the same pictures."""
+from statistics import NormalDist
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,20 @@ def paired_bootstrap(a: Tensor, b: Tensor, generator: torch.Generator, resamples
     tail = (1 - level) / 2
     low, high = difference[draws].mean(1).quantile(torch.tensor([tail, 1 - tail], dtype=torch.double)).tolist()
     return difference.mean().item(), low, high
+
+
+def bootstrap(values: Tensor, generator: torch.Generator, resamples: int = 2000,
+              level: float = .95) -> tuple[float, float]:
+    """The percentile interval of the mean of [N] finite values."""
+    draws = torch.randint(len(values), (resamples, len(values)), generator=generator)
+    tail = (1 - level) / 2
+    low, high = values.double()[draws].mean(1).quantile(torch.tensor([tail, 1 - tail], dtype=torch.double)).tolist()
+    return low, high
+
+
+def wilson(share: float, count: int, level: float = .95) -> tuple[float, float]:
+    """Wilson's interval (1927) of a share of `count` trials. It has a width even where all of them succeed."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle, scale = share + z * z / (2 * count), 1 + z * z / count
+    reach = z * (share * (1 - share) / count + z * z / (4 * count ** 2)) ** .5
+    return (middle - reach) / scale, (middle + reach) / scale

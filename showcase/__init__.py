@@ -24,6 +24,7 @@ class Example:
     inversions: its rows in the benchmark of inversions (rows.InversionRow).
     elsewhere: for a technique without a workflow, the title of another workflow that shows it or can use it, or the
         reason why there is none.
+    unmeasured: for an editor without a row in SceneBench, why it has none.
     """
     name: str
     workflows: tuple = ()
@@ -33,6 +34,7 @@ class Example:
     costs: tuple = ()
     inversions: tuple = ()
     elsewhere: str = ""
+    unmeasured: str = ""
 
 
 def found() -> dict:

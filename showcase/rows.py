@@ -1,24 +1,44 @@
 """The rows of the showcase in the benchmarks, and what they share."""
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..inversion.method import Method
 from ..nodes.attention.p2p import PalimpsestAttentionInject
 from . import LAST
+
+NO_INVERSION = "no inversion"
 
 
 @dataclass(frozen=True)
 class SceneRow:
     """An editor in SceneBench (bench/scenes.py) and PIE-Bench (bench/pie.py).
 
-    edit(scenes, model, inversion): the edited MODEL. Inputs have their nodes' defaults unless the name says otherwise.
+    edit(scenes, model, inversion): the edited MODEL, or a LATENT where `on` is NO_INVERSION. Inputs have their nodes'
+        defaults unless the row says otherwise. What a name gives in brackets with "true" or "another" is known of no
+        picture of one's own.
     order: its number among the rows.
-    samples: the prompt that is sampled, "target" or "source".
+    samples: the prompt that is sampled, "target", "source" or a function of the scenes that returns a CONDITIONING.
+    kinds: the kinds of edit that it is for. Empty: all.
+    on: the row of the inversions that it stands on.
+    crossed: whether it is measured on other inversions too.
+    cfg: its guidance, if it has its own.
+    singly: whether it names words, so that each picture is edited alone.
     """
     name: str
     edit: Callable
     order: int = LAST
-    samples: str = "target"
+    samples: str | Callable = "target"
+    kinds: tuple[str, ...] = ()
+    on: str = "DDIM"
+    crossed: bool = False
+    cfg: float | None = None
+    singly: bool = False
+
+    @property
+    def told(self) -> bool:
+        """Whether it is given what is not known of a picture of one's own."""
+        return "(true" in self.name or "(another" in self.name
 
 
 @dataclass(frozen=True)
@@ -74,9 +94,12 @@ def output(node, **given):
     return node.execute(**defaults | given).result[0]
 
 
-def inject(scenes, model, inversion):
+def inject(scenes, model, inversion, **settings):
     """A SceneRow's edit: Attention Inject."""
-    return output(PalimpsestAttentionInject, model=model, inversion=inversion, prompt_edit=scenes.edit)
+    return output(PalimpsestAttentionInject, model=model, inversion=inversion, prompt_edit=scenes.edit, **settings)
+
+
+inject_auto = partial(inject, schedule="auto")
 
 
 def on_inversion(node, before=None, masked=False, **settings):
@@ -91,3 +114,25 @@ def on_inversion(node, before=None, masked=False, **settings):
 def alone(node, **settings):
     """A CostRow's edit: one node."""
     return lambda bench: bench.other(node, **settings)
+
+
+def concept(scenes) -> tuple[list[str], str]:
+    """(the phrase that each edit brings, "add"), or where an edit only takes away (what it takes, "remove")."""
+    brought = [" and ".join(p.text for p in c.new) for c in scenes.changed]
+    if all(brought):
+        return brought, "add"
+    return [" and ".join(p.text for p in c.old) for c in scenes.changed], "remove"
+
+
+def names(*phrases) -> str:
+    """Phrases' words as a widget takes them."""
+    return ", ".join(name for phrase in phrases for name in phrase.names)
+
+
+def fresh(scenes, part: str) -> tuple[str, ...]:
+    """The words of one picture's "new" or "old" phrases that the others of the two lack."""
+    change = scenes.changed[0]
+    other = change.old if part == "new" else change.new
+    known = {name.partition("#")[0] for phrase in other for name in phrase.names}
+    return tuple(name for phrase in getattr(change, part) for name in phrase.names
+                 if name.partition("#")[0] not in known)

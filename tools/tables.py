@@ -5,7 +5,8 @@ Run as a script it writes them again in every document that has their marks. COM
     was checked against.
 `<!-- tasks -->` to `<!-- /tasks -->`: every workflow, by what it does.
 `<!-- inversions -->` to `<!-- /inversions -->`: what `dev.py bench inversions` measured.
-`<!-- scenes -->` to `<!-- /scenes -->`: what `dev.py bench scenes` measured.
+`<!-- scenes -->` and `<!-- hard scenes -->`: what `dev.py bench scenes` measured on the held-out splits.
+`<!-- best -->` and `<!-- best, hard -->`: the best choice for each kind of edit, chosen on the public splits.
 """
 import ast
 import json
@@ -13,6 +14,7 @@ import logging
 import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import quote
 
 from pack import ROOT, load_pack
@@ -121,13 +123,28 @@ def inversions(up: str) -> str:
     return table(json.loads(RESULTS.read_text(encoding="utf-8")))
 
 
-def scenes(up: str) -> str:
-    from palimpsest.bench.scenes import RESULTS, table
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return table(found["measured"], found["settings"]["kind"])
+def scenes(up: str, split: str) -> str:
+    from palimpsest.bench.scenes import results, tables
+    return tables(results(split))
 
 
-TABLES = {"techniques": techniques, "tasks": tasks, "inversions": inversions, "scenes": scenes}
+def best(up: str, splits: tuple) -> str:
+    from palimpsest import showcase
+    from palimpsest.bench.scenes import best_table, results
+    shown = {row.name: [w.title for w in example.workflows] or [example.elsewhere]
+             for example in showcase.found().values() for row in example.scenes}
+
+    def linked(name):
+        titles = shown.get(name.partition(", ")[2], ())
+        return f"{name} ({workflow(titles[0], up)})" if titles else name
+
+    return best_table(*(results(split)["measured"] for split in splits), linked)
+
+
+TABLES = {"techniques": techniques, "tasks": tasks, "inversions": inversions,
+          "scenes": partial(scenes, split="held-out"), "hard scenes": partial(scenes, split="hard-held-out"),
+          "best": partial(best, splits=("public", "held-out")),
+          "best, hard": partial(best, splits=("hard-public", "hard-held-out"))}
 
 
 def documents() -> dict:

@@ -3,7 +3,7 @@ from ...nodes.attention.cross_image import PalimpsestCrossImageAttention
 from .. import Example
 from ..drawing import Workflow, other_picture
 from ..pictures import sample, scene, second_picture, show
-from ..rows import CostRow
+from ..rows import CostRow, SceneRow, output
 
 STRUCTURE, APPEARANCE = (9, "style"), (12, "colour")
 
@@ -32,9 +32,14 @@ def page(c, label):
     sample(c, label, p, inversion, words["source"], 1.0, model=editor["MODEL"])
 
 
+def edit(scenes, model, inversion):
+    return output(PalimpsestCrossImageAttention, model=model, appearance=scenes.other(scenes.others, inversion))
+
+
 EXAMPLE = Example(
     "Cross-image attention",
     workflows=(WORKFLOW,),
     pages={"PalimpsestCrossImageAttention": page},
+    scenes=(SceneRow("Cross-Image Attention (another picture)", edit, 85, kinds=("colour", "material"), cfg=1.0),),
     costs=(CostRow("Cross-Image Attention",
                    lambda b: b.other(PalimpsestCrossImageAttention, appearance=b.inversion), 100),))

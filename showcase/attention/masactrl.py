@@ -14,5 +14,5 @@ EXAMPLE = Example(
     "MasaCtrl, TIC",
     workflows=(WORKFLOW,),
     pages={"PalimpsestMutualSelfAttention": before_and_after(WORKFLOW)},
-    scenes=(SceneRow("MasaCtrl", on_inversion(PalimpsestMutualSelfAttention), 50),),
+    scenes=(SceneRow("MasaCtrl", on_inversion(PalimpsestMutualSelfAttention), 50, crossed=True),),
     costs=(CostRow("MasaCtrl", alone(PalimpsestMutualSelfAttention), 50, large=True),))

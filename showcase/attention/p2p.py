@@ -21,7 +21,7 @@ from ..drawing import (
 )
 from ..folds import Blueprint
 from ..pictures import before_and_after
-from ..rows import CostRow, InversionRow, SceneRow, inject
+from ..rows import CostRow, InversionRow, SceneRow, inject, inject_auto
 
 TITLE = "Rewrite a word, keep the rest"
 ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The target is the same sentence with a \
@@ -129,7 +129,8 @@ EXAMPLE = Example(
     workflows=(Drawing(TITLE, draw, 10),),
     blueprints=BLUEPRINTS,
     pages={"PalimpsestAttentionInject": before_and_after(Workflow(TITLE, ABOUT, injected))},
-    scenes=(SceneRow("Attention Inject", inject, 10),),
+    scenes=(SceneRow("Attention Inject", inject, 10, crossed=True),
+            SceneRow("Attention Inject (auto)", inject_auto, 12)),
     costs=(CostRow("Attention Inject, whole schedule", lambda b: b.injected(**WHOLE), 10, large=True),
            CostRow("Attention Inject", lambda b: b.injected(), 20),
            CostRow("Attention Inject, whole schedule, 4 rows of one picture", lambda b: b.injected(**WHOLE), 900,

@@ -35,5 +35,5 @@ EXAMPLE = Example(
     workflows=(WORKFLOW,),
     blueprints=(BLUEPRINT,),
     pages={"PalimpsestPlugAndPlay": before_and_after(WORKFLOW, seed=3)},
-    scenes=(SceneRow("Plug-and-Play", on_inversion(PalimpsestPlugAndPlay), 60),),
+    scenes=(SceneRow("Plug-and-Play", on_inversion(PalimpsestPlugAndPlay), 60, crossed=True),),
     costs=(CostRow("Plug-and-Play", alone(PalimpsestPlugAndPlay), 60),))

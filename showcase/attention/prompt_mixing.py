@@ -3,7 +3,7 @@ from ...nodes.attention.prompt_mixing import PalimpsestPromptMixing
 from .. import Example
 from ..drawing import Workflow
 from ..pictures import before_and_after
-from ..rows import CostRow
+from ..rows import CostRow, SceneRow, output
 
 
 def mixed(c, p, inversion):
@@ -15,8 +15,15 @@ WORKFLOW = Workflow(
     "2. On SD: CFG 7.5.\n\nIn the middle of the schedule, the other word's values shape the object. Before and after, "
     "the source prompt keeps layout and appearance.",
     mixed, 100, kind="object", seed=3, target="source")
+
+
+def edit(scenes, model, inversion):
+    return output(PalimpsestPromptMixing, model=model, mix=scenes.target)
+
+
 EXAMPLE = Example(
     "Prompt mixing",
     workflows=(WORKFLOW,),
     pages={"PalimpsestPromptMixing": before_and_after(WORKFLOW, "source prompt alone")},
+    scenes=(SceneRow("Prompt Mixing", edit, 75, samples="source", kinds=("object",)),),
     costs=(CostRow("Prompt Mixing", lambda b: b.other(PalimpsestPromptMixing, mix=b.source), 80),))

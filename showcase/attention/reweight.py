@@ -3,7 +3,7 @@ from ...nodes.attention.reweight import PalimpsestAttentionReweight
 from .. import Example
 from ..drawing import CFG, Workflow, inverted
 from ..pictures import sample, scene
-from ..rows import CostRow, alone
+from ..rows import CostRow, SceneRow, alone, fresh, inject, output
 
 
 def weighed(c, p, inversion, weights="dotted: 4"):
@@ -25,8 +25,15 @@ def page(c, label):
         sample(c, weights, p, inversion, cfg=CFG, model=weighed(c, p, inversion, weights)["MODEL"])
 
 
+def emphasised(scenes, model, inversion):
+    return output(PalimpsestAttentionReweight, model=inject(scenes, model, inversion),
+                  word_weights=", ".join(f"{name}: 3" for name in fresh(scenes, "new")))
+
+
 EXAMPLE = Example(
     "Attention re-weighting",
     workflows=(WORKFLOW,),
     pages={"PalimpsestAttentionReweight": page},
+    scenes=(SceneRow("Inject + Re-weight (new words 3)", emphasised, 45, singly=True,
+                     kinds=("object", "add", "colour", "material", "background", "style")),),
     costs=(CostRow("Attention Re-weight", alone(PalimpsestAttentionReweight, word_weights="star: 3"), 40),))

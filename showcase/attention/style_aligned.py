@@ -3,7 +3,7 @@ from ...nodes.attention.style_aligned import PalimpsestStyleAligned
 from .. import Example
 from ..drawing import Workflow, inverted, other_picture
 from ..pictures import sample, scene, second_picture, show
-from ..rows import CostRow
+from ..rows import CostRow, SceneRow, output
 
 
 def styled(c, p, inversion):
@@ -26,8 +26,13 @@ def page(c, label):
     sample(c, label, p, inverted(c, p), WORKFLOW.target, WORKFLOW.cfg, model=editor["MODEL"])
 
 
+def edit(scenes, model, inversion):
+    return output(PalimpsestStyleAligned, model=model, inversion=scenes.other(scenes.others, inversion))
+
+
 EXAMPLE = Example(
     "Style Aligned",
     workflows=(WORKFLOW,),
     pages={"PalimpsestStyleAligned": page},
+    scenes=(SceneRow("Style Aligned (another picture)", edit, 84, kinds=("style",)),),
     costs=(CostRow("Style Aligned", lambda b: b.other(PalimpsestStyleAligned, inversion=b.inversion), 90),))

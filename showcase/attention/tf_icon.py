@@ -3,7 +3,7 @@ from ...nodes.attention.tf_icon import PalimpsestInjectComposite
 from .. import Example
 from ..drawing import Workflow, encoded, inverted, other_picture
 from ..pictures import sample, scene, second_picture, show
-from ..rows import CostRow, alone
+from ..rows import CostRow, SceneRow, alone, output
 
 
 def composed(c, p, inversion):
@@ -30,8 +30,14 @@ def page(c, label):
     sample(c, label, p, inversion, whole["CONDITIONING"], WORKFLOW.cfg, model=editor["MODEL"])
 
 
+def edit(scenes, model, inversion):
+    return output(PalimpsestInjectComposite, model=model, inversion=inversion, mask=scenes.masks,
+                  reference=scenes.other(scenes.objects, inversion))
+
+
 EXAMPLE = Example(
     "TF-ICON",
     workflows=(WORKFLOW,),
     pages={"PalimpsestInjectComposite": page},
+    scenes=(SceneRow("Inject Composite (true mask, true object)", edit, 115, kinds=("add",), cfg=WORKFLOW.cfg),),
     costs=(CostRow("Inject Composite", alone(PalimpsestInjectComposite), 110),))

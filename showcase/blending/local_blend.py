@@ -1,9 +1,11 @@
 """Blending on an inversion, shown and measured."""
+from ...nodes.attention.store import PalimpsestAttentionStore
+from ...nodes.blending.diffedit import PalimpsestDiffEditMask
 from ...nodes.blending.local_blend import PalimpsestLatentBlend
 from .. import Example
 from ..drawing import CFG, WORDS, inverted
 from ..pictures import ALONE, sample, scene, stored
-from ..rows import CostRow, SceneRow, inject, on_inversion, output
+from ..rows import CostRow, SceneRow, inject, inject_auto, names, on_inversion, output
 
 
 def page(c, label):
@@ -20,10 +22,38 @@ def by_words(b):
                   source_words="star", target_words="star", threshold=0.0)
 
 
+def maps(scenes, inversion):
+    return output(PalimpsestAttentionStore, model=scenes.parts[0], inversion=inversion, prompt_edit=scenes.edit)
+
+
+def of_words(scenes, model, inversion):
+    """The words that an edit removes and those that it brings give the mask."""
+    change = scenes.changed[0]
+    return output(PalimpsestLatentBlend, model=inject(scenes, model, inversion), inversion=inversion,
+                  attention=maps(scenes, inversion), source_words=names(*change.old), target_words=names(*change.new))
+
+
+def auto(scenes, model, inversion):
+    return output(PalimpsestLatentBlend, model=inject_auto(scenes, model, inversion), inversion=inversion,
+                  attention=maps(scenes, inversion), choose_words="auto")
+
+
+def of_differences(scenes, model, inversion):
+    mask = output(PalimpsestDiffEditMask, model=scenes.parts[0], source=scenes.source, target=scenes.target,
+                  latent=scenes.latent)
+    return output(PalimpsestLatentBlend, model=inject(scenes, model, inversion), inversion=inversion, mask=mask)
+
+
+LOCAL = "object", "add", "delete", "colour", "material", "pose", "background"
 EXAMPLE = Example(
     "Blending on an inversion",
     pages={"PalimpsestLatentBlend": page},
-    scenes=(SceneRow("Inject + Latent Blend (true mask)", on_inversion(PalimpsestLatentBlend, inject, masked=True),
-                     20),),
+    scenes=(SceneRow("Inject + Latent Blend (true mask)", on_inversion(PalimpsestLatentBlend, inject, masked=True), 20,
+                     crossed=True),
+            SceneRow("Inject + Latent Blend (both auto)", auto, 14),
+            SceneRow("Inject (auto) + Latent Blend (true mask)",
+                     on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 16),
+            SceneRow("Inject + Latent Blend (words)", of_words, 22, kinds=LOCAL, singly=True),
+            SceneRow("Inject + Latent Blend (DiffEdit's mask)", of_differences, 24)),
     costs=(CostRow("Attention Inject, Latent Blend by words", by_words, 30, large=True),),
     elsewhere="Rewrite a word, keep the rest")

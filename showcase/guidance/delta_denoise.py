@@ -1,7 +1,9 @@
-"""Delta denoising score, shown."""
+"""Delta denoising score, shown and measured."""
+from ...nodes.guidance.delta_denoise import PalimpsestDeltaDenoise
 from .. import Example
 from ..drawing import Workflow
 from ..pictures import decoded, scene
+from ..rows import NO_INVERSION, SceneRow, output
 
 
 def optimised(c, p, inversion):
@@ -21,4 +23,10 @@ def page(c, label):
     decoded(c, label, p, optimised(c, p, None)["LATENT"])
 
 
-EXAMPLE = Example("Delta denoising score", workflows=(WORKFLOW,), pages={"PalimpsestDeltaDenoise": page})
+def edit(scenes, model, inversion):
+    return output(PalimpsestDeltaDenoise, model=model, source=scenes.source, target=scenes.target,
+                  negative=scenes.null, latent=scenes.latent)
+
+
+EXAMPLE = Example("Delta denoising score", workflows=(WORKFLOW,), pages={"PalimpsestDeltaDenoise": page},
+                  scenes=(SceneRow("Delta Denoise", edit, 160, on=NO_INVERSION),))

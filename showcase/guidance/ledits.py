@@ -4,11 +4,13 @@ from functools import partial
 from ...editing.run import attach
 from ...editing.word_maps import nearest_resolution
 from ...guidance.ledits import LEDITS, Grounded
+from ...host.tokens import encode, tokenize_rows
 from ...nodes.guidance.ledits import PalimpsestLEDITS
 from .. import Example
 from ..drawing import Workflow, inverted
 from ..pictures import before_and_after
 from ..rows import CostRow, SceneRow, alone
+from ..rows import concept as brought
 
 
 def concept(c, p, inversion):
@@ -25,13 +27,16 @@ WORKFLOW = Workflow(
 
 def edit(scenes, model, inversion):
     """LEDITS++ without its node, which takes one text. Here every picture has its own."""
-    concept = Grounded(scenes.target, 5.0, 0.0, 1.0, 0.9, tokens=tuple(pair.target for pair in scenes.edit.pairs))
-    return attach(model, LEDITS((concept,), resolution=nearest_resolution(model, 0.25)))
+    texts, direction = brought(scenes)
+    tokens = tokenize_rows(scenes.parts[1], texts)
+    words = Grounded(encode(scenes.parts[1], tokens), -5.0 if direction == "remove" else 5.0, 0.0, 1.0, 0.75,
+                     tokens=tokens)  # the threshold for the miniature's scenes
+    return attach(model, LEDITS((words,), resolution=nearest_resolution(model, 0.25)))
 
 
 EXAMPLE = Example(
     "LEDITS++",
     workflows=(WORKFLOW,),
     pages={"PalimpsestLEDITS": before_and_after(WORKFLOW, "source prompt alone")},
-    scenes=(SceneRow("LEDITS++ (target as concept)", edit, 150, samples="source"),),
+    scenes=(SceneRow("LEDITS++", edit, 150, samples="source", on="LEDITS++", cfg=1.0),),
     costs=(CostRow("LEDITS++", alone(PalimpsestLEDITS, concept="a blue star"), 180),))

@@ -4,7 +4,7 @@ from .. import Example, folds
 from ..drawing import BROWN, GREEN, Workflow
 from ..folds import Blueprint
 from ..pictures import before_and_after
-from ..rows import CostRow
+from ..rows import CostRow, SceneRow, on_inversion
 
 
 def removed(c, p, inversion):
@@ -35,10 +35,18 @@ BLUEPRINT = Blueprint(
     "Image Edit (Remove an Object)",
     "Erase the thing that you name, and fill its place from its surroundings. For any SD1.x, SD2.x or SDXL checkpoint.",
     remove, order=20)
+
+def ground(scenes):
+    """What lies behind an object: the target's prompt without what stays."""
+    return scenes.encoded([" of ".join(phrase.text for phrase in change.ends) for change in scenes.changed])
+
+
 EXAMPLE = Example(
     "MagicRemover",
     workflows=(WORKFLOW,),
     blueprints=(BLUEPRINT,),
     pages={"PalimpsestMagicRemover": before_and_after(WORKFLOW, "the prompt alone")},
+    scenes=(SceneRow("MagicRemover (true mask)", on_inversion(PalimpsestMagicRemover, masked=True), 117,
+                     samples=ground, kinds=("delete",)),),
     costs=(CostRow("MagicRemover", lambda b: b.other(PalimpsestMagicRemover, words="star", attention=b.maps), 240,
                    gradient=True),))

@@ -1,9 +1,10 @@
 """pix2pix-zero, shown and measured."""
-from ...nodes.guidance.pix2pix_zero import PalimpsestCrossAttentionGuidance
+from ...miniature.scenes import GROUNDS
+from ...nodes.guidance.pix2pix_zero import PalimpsestCrossAttentionGuidance, PalimpsestEditDirection
 from .. import Example
 from ..drawing import CFG, Workflow, inverted, on_model
 from ..pictures import before_and_after, sample, scene
-from ..rows import CostRow, SceneRow, alone, on_inversion
+from ..rows import CostRow, SceneRow, alone, on_inversion, output
 
 WORKFLOW = Workflow(
     "Held by its attention maps (pix2pix-zero)",
@@ -24,9 +25,20 @@ def direction(c, label):
     sample(c, "with the direction", p, inversion, moved["CONDITIONING"], CFG)
 
 
+def moved(scenes):
+    """The source prompt and the direction from the old phrase to the new one."""
+    change = scenes.changed[0]
+    lists = ["\n".join(f"a photo of {phrase.text} on a {ground} background" for ground in GROUNDS)
+             for phrase in (change.old[0], change.new[0])]
+    return output(PalimpsestEditDirection, clip=scenes.parts[1], source_sentences=lists[0], target_sentences=lists[1],
+                  conditioning=scenes.source)
+
+
 EXAMPLE = Example(
     "pix2pix-zero",
     workflows=(WORKFLOW,),
     pages={"PalimpsestCrossAttentionGuidance": before_and_after(WORKFLOW), "PalimpsestEditDirection": direction},
-    scenes=(SceneRow("Cross-Attention Guidance", on_inversion(PalimpsestCrossAttentionGuidance), 120),),
+    scenes=(SceneRow("Cross-Attention Guidance", on_inversion(PalimpsestCrossAttentionGuidance), 120),
+            SceneRow("Cross-Attention Guidance (edit direction)", on_inversion(PalimpsestCrossAttentionGuidance), 121,
+                     samples=moved, kinds=("object", "colour", "material", "pose"), singly=True)),
     costs=(CostRow("Cross-Attention Guidance", alone(PalimpsestCrossAttentionGuidance), 210, gradient=True),))

@@ -4,6 +4,7 @@ from .. import Example
 from ..drawing import Workflow, encoded, inverted
 from ..pictures import before_and_after, scene
 from ..rows import CostRow, SceneRow, output
+from ..rows import concept as brought
 
 
 def concept(c, p, inversion=None, **settings):
@@ -33,7 +34,9 @@ def regions(c, label):
 
 
 def edit(scenes, model, inversion):
-    return output(PalimpsestSEGAGuidance, model=model, concept=scenes.target)
+    texts, direction = brought(scenes)
+    return output(PalimpsestSEGAGuidance, model=model, concept=scenes.encoded(texts), direction=direction,
+                  threshold=0.75)  # for the miniature's scenes
 
 
 def concepts(count):
@@ -52,6 +55,6 @@ EXAMPLE = Example(
     pages={"PalimpsestSEGAGuidance": before_and_after(WORKFLOW, "source prompt alone",
                                                       edit=lambda *given: concept(*given, scale=3)),
            "PalimpsestSEGARegions": regions},
-    scenes=(SceneRow("SEGA (target as concept)", edit, 140, samples="source"),),
+    scenes=(SceneRow("SEGA", edit, 140, samples="source"),),
     costs=(CostRow("SEGA, one concept", concepts(1), 160, large=True),
            CostRow("SEGA, three concepts", concepts(3), 170)))

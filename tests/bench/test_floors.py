@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from palimpsest.bench import floors, scenes
+from palimpsest.bench import floors, scenes, summary
 from palimpsest.miniature.scenes import EDIT_KINDS, covered, held_out_edit, render, visible
 
 SEVERAL = range(6)
@@ -63,4 +63,6 @@ def test_a_row_stands_between_fresh_noise_and_the_perfect_sampler():
     rows = {"fresh noise": 10.0, "identifiable": 30.0, "another picture": 15.0}
     found = {f"{scenes.NOBODY}, {name}": {"kinds": {"add": {"target_psnr": low}, "pose": {"target_psnr": low + 4}}}
              for name, low in rows.items()}
-    assert [scenes.of_the_way(found, name, ("add", "pose")) for name in found] == [0.0, 1.0, 0.25]
+    assert [summary.of_the_way(found, name) for name in found] == ["0%", "100%", "25%"]
+    del found[f"{scenes.NOBODY}, another picture"]["kinds"]["add"]  # a row that is not for additions
+    assert summary.of_the_way(found, f"{scenes.NOBODY}, another picture") == "25%"

@@ -46,8 +46,11 @@ def lacking(paper):
     example = SHOWN.get(paper.path)
     if example is None:
         yield f"its example, showcase/{paper.path}.py"
-    elif not example.workflows and not example.elsewhere:
+        return
+    if not example.workflows and not example.elsewhere:
         yield "a workflow in its example, or in `elsewhere` the title of one that shows it or why there is none"
+    if (is_editor(paper) or room == "guidance") and not example.scenes and not example.unmeasured:
+        yield "a row of SceneBench in its example, or in `unmeasured` why there is none"
 
 
 @pytest.mark.parametrize("paper", PAPERS, ids=[paper.path for paper in PAPERS])
