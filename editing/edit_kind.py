@@ -27,6 +27,7 @@ from .edit_words import (
     COLOURS,
     DETERMINERS,
     ENGLISH,
+    FIGURES,
     FOREIGN,
     FUNCTION,
     GROUND_PREPOSITIONS,
@@ -66,11 +67,9 @@ class Edit:
 
     kind: of its loosest change, or "" where it cannot be read.
     changes: all of them.
-    things: words of the source prompt that name what it shows and what stays, without place and style.
     """
     kind: str
     changes: tuple[Change, ...] = ()
-    things: tuple[str, ...] = ()
 
 
 def read_edit(source: str, target: str) -> Edit:
@@ -82,7 +81,7 @@ def read_edit(source: str, target: str) -> Edit:
     if not changes and _moved(a.words, b.words):
         changes = [Change("pose", (), (), a.names(a.content()), b.names(b.content()))]
     kind = min((change.kind for change in changes), key=KINDS.index, default="")
-    return Edit(kind, tuple(changes), a.names(_things(a, changes)))
+    return Edit(kind, tuple(changes))
 
 
 @dataclass(frozen=True)
@@ -197,12 +196,15 @@ class _Side:
         return (any(word in STYLES | ARTISTS for word in self.content)
                 or any(word in MEDIA for word in self.content) and ("of" in self.words or self.after == "of" or tag
                                                                     or opens and self.after == ",")
-                or "style of" in text or self.after in ("style", "styled") or self.before == "by" and opens)
+                or "style of" in text or self.after in ("style", "styled") or self.before == "by" and opens
+                or self.after in MEDIA - FIGURES and opens)
 
     def in_place(self):
         if self.after in ("background", "backdrop") or set(self.content) & (TIMES | {"background", "backdrop"}):
             return True
-        return bool(self.content) and _one_of(self.content[-1], PLACES) and self.preposition in GROUND_PREPOSITIONS
+        tag = self.start > 0 and self.before == self.after == ","
+        return bool(self.content) and _one_of(self.content[-1], PLACES) and (tag or self.preposition
+                                                                             in GROUND_PREPOSITIONS)
 
 
 def _kind(old: _Side, new: _Side) -> str:
@@ -213,7 +215,7 @@ def _kind(old: _Side, new: _Side) -> str:
         return "background"
     if len(sides) == 1:
         side, nothing = sides[0], "add" if new.content else "delete"
-        if words[-1] in STANCES or side.words[0] not in LEADS and any(map(_verb, words)):
+        if words[-1] in STANCES if side.words[0] in LEADS else _verb(words[0]):
             return "pose"
         if side.words[0] in LEADS | {","} and not side.modifies:
             return nothing
@@ -260,16 +262,9 @@ def _one_of(word, known):
     return word in known or word.endswith("s") and word[:-1] in known
 
 
-def _things(prompt, changes) -> list[int]:
-    """The places of words that name what the source shows and what stays of it."""
-    gone = {name for change in changes for name in change.removed}
-    words = [_Side(prompt, i, i + 1) for i in prompt.content() if prompt.names([i])[0] not in gone]
-    return [word.start for word in words if not (word.in_place() or word.in_style() or _pose(word.words[0]))]
-
-
 def _moved(a, b):
     """Whether the prompts differ in a position alone, as "on" and "under"."""
-    return a != b and bool(set(a) ^ set(b) & POSITIONS)
+    return a != b and bool((set(a) ^ set(b)) & POSITIONS)
 
 
 def _english(words: Sequence[str]) -> bool:

@@ -39,14 +39,15 @@ STYLES = _set("""
     8-bit 16-bit 3d low-poly lowpoly cyberpunk steampunk vaporwave baroque rococo renaissance gothic art-deco pop-art
     ukiyo-e ghibli pixar disney photorealistic realistic hyperrealistic cgi claymation pointillism pointillist
     vintage retro noir cinematic abstract charcoal pastel-drawing ink pencil crayon gouache acrylic oil-painting
-    stylized stylised style styled styles""")
+    stylized stylised style styled styles 35mm dslr polaroid bokeh hdr grainy""")
 ARTISTS = _set("""
     van-gogh gogh monet picasso rembrandt dali hokusai klimt munch vermeer matisse kandinsky warhol mucha rutkowski
     banksy miyazaki hopper cezanne renoir degas caravaggio titian basquiat""")
-MEDIA = _set("""
+FIGURES = _set("sculpture statue statuette figurine")
+MEDIA = FIGURES | _set("""
     photo photograph photography picture image painting drawing sketch portrait illustration artwork art render
-    rendering engraving etching woodcut print poster snapshot screenshot sculpture statue statuette figurine fresco
-    mural tapestry graffiti collage doodle oil stained""")
+    rendering engraving etching woodcut print poster snapshot screenshot fresco mural tapestry graffiti collage
+    doodle oil stained""")
 """They say the style before "of" or between commas. Elsewhere they are things: "a painting on the wall"."""
 STANCES = _set("""
     standing sitting lying jumping running walking flying sleeping swimming dancing smiling laughing crying
@@ -85,7 +86,7 @@ NO_ADJECTIVES = _set("""
 
 ENGLISH = (FUNCTION - _set("as so an to me on")) | _set("the photo picture of with")
 FOREIGN = _set("""
-    ein eine einer einem einen der das dem den und auf mit vor unter neben im um une des les du au aux et avec sur
-    dans sous el los las una unos con sin del y il lo gli dello della di e o uma os com sem em na no het een de van
-    met op jeg og pa ett och pod ma je""")
+    un la le en ein eine einer einem einen der das dem den und auf mit vor unter neben im um une des les du au aux
+    et avec sur dans sous el los las una unos con sin del y il lo gli dello della di e o uma os com sem em na no het
+    een de van met op jeg og pa ett och pod ma je""")
 """Function words of other languages in Latin letters."""

@@ -1,6 +1,6 @@
 """Reading the kind of an edit off two prompts."""
 import pytest
-from palimpsest.editing.edit_kind import read_edit
+from palimpsest.editing.edit_kind import KINDS, Edit, read_edit
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit
 
 PAIRS = """
@@ -82,6 +82,22 @@ style | a pencil sketch of a house | a house
 style | a woman in a red dress | a woman in a red dress, pixel art
 style | a landscape with a river | a landscape with a river by Monet
 style | a realistic portrait of a king | a cartoon portrait of a king
+object | a slanted rusty mountain bicycle on the road | a slanted rusty mountain motorcycle on the road
+add | an aerial view of a beach | an aerial view of a beach with a boat
+add | a sofa in a living room | a cat lying on a sofa in a living room
+add | masterpiece, best quality, 1girl | masterpiece, best quality, 1girl, hat
+delete | a man with a beard and glasses | a man with a beard
+delete | the boat on the lake at sunset | the lake at sunset
+colour | masterpiece, best quality, 1girl, blue eyes | masterpiece, best quality, 1girl, green eyes
+material | a photo of a bronze horse in a museum | a photo of a glass horse in a museum
+pose | a cup to the left of a book | a cup to the right of a book
+pose | a cat | a cat with its mouth open
+background | a house under a blue sky | a house under a stormy sky
+background | masterpiece, 1girl, standing, beach | masterpiece, 1girl, standing, forest
+style | a photo of a dog, 35mm | an oil painting of a dog, 35mm
+style | masterpiece, best quality, 1girl, blue eyes | masterpiece, best quality, 1girl, blue eyes, watercolor
+style | portrait photo of a man | watercolor portrait of a man
+style | a black and white photo of a car | a color photo of a car
 """
 CASES = [tuple(part.strip() for part in line.split("|")) for line in PAIRS.strip().splitlines()]
 
@@ -95,3 +111,43 @@ def test_everyday_prompts(kind, source, target):
 def test_every_kind_of_the_miniature(kind):
     edits = [held_out_edit(n, kind) for n in range(40)]
     assert {read_edit(e.source_text, e.target_text).kind for e in edits} == {kind}
+
+
+SEVERAL = """
+object | a cat on a beach | a red dog on a beach
+add | a red car on a road | a blue car with a driver on a road
+delete | a photo of a dog and a cat | a watercolor painting of a dog
+background | a red car in a garden | a blue car on a beach
+pose | a wooden chair standing in a room | a metal chair lying in a room
+style | a photo of a red rose | a watercolor painting of a blue rose
+"""
+
+
+@pytest.mark.parametrize("kind, source, target", [line.split(" | ") for line in SEVERAL.strip().splitlines()])
+def test_of_several_changes_the_loosest_decides(kind, source, target):
+    edit = read_edit(source, target)
+    assert edit.kind == kind == min((change.kind for change in edit.changes), key=KINDS.index)
+
+
+@pytest.mark.parametrize("source, target", [
+    ("eine Katze auf einem Stuhl", "ein Hund auf einem Stuhl"), ("un gato en la playa", "un perro en la playa"),
+    ("un chat sur une chaise", "un chien sur une chaise"), ("一只猫坐在椅子上", "一只狗坐在椅子上"),
+    ("кошка на стуле", "собака на стуле"), ("a cat", "a cat"), ("a cat", "the cat"), ("", "")])
+def test_what_cannot_be_read_has_no_kind(source, target):
+    assert read_edit(source, target) == Edit("")
+
+
+@pytest.mark.parametrize("source, target, named, wanted", [
+    ("a red star and a red heart", "a red star and a blue heart", ("red#2", "heart"), ("blue", "heart")),
+    ("a cat sitting on a sofa", "a cat sleeping on a sofa", ("cat",), ("cat",)),
+    ("a man", "a man smiling", ("man",), ("man",)),
+    ("a man is standing", "a man is sitting", ("man",), ("man",)),
+    ("a cat", "a tilted cat", ("cat",), ("cat",)),
+    ("a cat on a sofa", "a cat with a red collar on a sofa", (), ("red", "collar")),
+    ("a dog and a red ball on the grass", "a dog on the grass", ("red", "ball"), ()),
+    ("a red heart and a red star on a hill", "a red star on a hill", ("red#1", "heart"), ()),
+    ("a photo of a red sports car, 4k", "a photo of a blue sports car, 4k", ("red", "sports", "car"),
+     ("blue", "sports", "car"))])
+def test_the_things_that_a_change_concerns(source, target, named, wanted):
+    change, = read_edit(source, target).changes
+    assert (change.source, change.target) == (named, wanted)
