@@ -4,9 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from palimpsest.bench import floors, scenes, summary
+from palimpsest.miniature.hard import hard_edit
+from palimpsest.miniature.looks import Looks
 from palimpsest.miniature.scenes import EDIT_KINDS, covered, held_out_edit, render, visible
 
 SEVERAL = range(6)
+SETS = pytest.mark.parametrize("draw", [held_out_edit, hard_edit])
 
 
 def apart(a, b):
@@ -16,22 +19,25 @@ def apart(a, b):
 FACTS = "x", "y", "r", "rot", "phase"
 
 
+@SETS
 @pytest.mark.parametrize("kind", EDIT_KINDS)
-def test_another_picture_has_the_targets_words_and_none_of_its_facts(kind):
+def test_another_picture_has_the_targets_words_and_none_of_its_facts(kind, draw):
     for n in SEVERAL:
-        edit = held_out_edit(n, kind)
+        edit = draw(n, kind)
         scene, target = floors.another_scene(edit, n), edit.target
         assert scene.caption() == edit.target_text and visible(scene) == visible(target)
         assert scene.seed != target.seed and len(scene.objs) == len(target.objs)
         assert all(getattr(a, fact) != getattr(b, fact) for a, b in zip(scene.objs, target.objs) for fact in FACTS)
         assert scene == floors.another_scene(edit, n) != floors.another_scene(edit, n + 1)
+        assert not scene.light and not scene.spot and all(o.looks == Looks() for o in scene.objs)
 
 
+@SETS
 @pytest.mark.parametrize("kind", EDIT_KINDS)
-def test_a_perfect_sampler_keeps_what_the_source_shows(kind):
+def test_a_perfect_sampler_keeps_what_the_source_shows(kind, draw):
     """Outside the true mask the picture is the source's, to the bit."""
     for n in SEVERAL:
-        edit = held_out_edit(n, kind)
+        edit = draw(n, kind)
         made, same = floors.identifiable(edit, n), edit.mask == 0
         if kind == "add":  # the new object may lie elsewhere in its half
             same = np.zeros_like(same)
@@ -57,6 +63,13 @@ def test_behind_an_object_that_goes_lies_ground_of_its_kind():
     made = floors.identifiable(edit, 0)
     assert np.array_equal(made[~gone], edit.target_image[~gone]) and apart(made[gone], edit.target_image[gone]) > 1e-3
     assert visible(edit.target)["ground"] == edit.source.ground
+
+
+def test_a_new_object_alone_is_the_targets_on_other_ground():
+    edit = hard_edit(0, "add")
+    scene, place = floors.alone(edit), covered(*[o for o in edit.target.objs if o not in edit.source.objs]) > 0
+    inside, outside = (np.abs(render(scene) - edit.target_image)[p].mean() for p in (place, ~place))
+    assert len(scene.objs) == 1 and inside < 0.01 < 0.03 < outside  # edges show some ground
 
 
 def test_a_row_stands_between_fresh_noise_and_the_perfect_sampler():
