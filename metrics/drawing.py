@@ -84,6 +84,22 @@ def sheet(rows: Sequence[Sequence[Image.Image]]) -> Tensor:
     return torch.from_numpy(np.asarray(page).astype(np.float32) / 255)[None]
 
 
+def grid(cells: Sequence[Tensor], columns: Sequence[str], rows: Sequence[str]) -> Tensor:
+    """A page [B, H, W, 3] of pictures [B, h, w, C], row by row, under the columns' labels and right of the rows'.
+    A single empty label of the rows takes no room."""
+    pages = []
+    for picture in range(max(len(cell) for cell in cells)):
+        tiles = [tile(cell[picture % len(cell)], "") for cell in cells]
+        width = max(t.width for t in tiles)
+        heads = [_label(text, width, width) for text in columns]
+        lines = [heads, *(tiles[i:i + len(columns)] for i in range(0, len(tiles), len(columns)))]
+        if any(rows):
+            side = min(math.ceil(max(map(_font(width).getlength, rows))), width * 3 // 4)
+            lines = [[_label(text, side, width), *line] for text, line in zip(["", *rows], lines)]
+        pages.append(sheet(lines))
+    return torch.cat(pages)
+
+
 def heatmaps(image: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
     """The sheet [1, H', W', 3] of one picture's heat maps, see `heat_rows`."""
     return sheet(heat_rows(image, maps))
@@ -114,6 +130,25 @@ def _fit(picture: Image.Image) -> Image.Image:
     if times > 1 and times * max(picture.size) <= 2 * LARGEST:
         return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
     return picture
+
+
+def _label(text: str, width: int, of: int) -> Image.Image:
+    """A text in lines of a width, beside tiles that are `of` wide."""
+    font, line = _font(of), round(24 * of / SMALLEST)
+    first, *others = text.split() or [""]
+    lines = [first]
+    for word in others:
+        longer = f"{lines[-1]} {word}"
+        lines[-1:] = [longer] if font.getlength(longer) <= width else [lines[-1], word]
+    page = Image.new("RGB", (width, line * len(lines)), PAPER)
+    for i, words in enumerate(lines):
+        ImageDraw.Draw(page).text((0, line * (i + 1) - line // 4), words, INK, font, "ls")
+    return page
+
+
+def _font(width: int):
+    """The font of labels beside tiles of a width."""
+    return ImageFont.load_default(round(18 * width / SMALLEST))
 
 
 def _scale(page, draw, y: int, scale: tuple[float, float], font, unit: float):

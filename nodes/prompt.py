@@ -10,6 +10,8 @@ MODES = {"auto": "auto", "word swap": "replace", "refinement": "refine"}
 
 
 class PalimpsestPromptEdit(io.ComfyNode):
+    UNREAD = {0: ("target", "mode")}  # inputs that an output does not read, for Settings Sheet
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

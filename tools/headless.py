@@ -28,8 +28,10 @@ class Executor:
 
     def pictures(self, graph):
         """{title of a node: the pixels that it showed or saved}."""
-        return {graph[node]["_meta"]["title"]: [np.asarray(Image.open(place(image))) for image in shown["images"]]
-                for node, shown in self.host.history_result["outputs"].items() if "images" in shown}
+        shown, meta = self.host.history_result["outputs"], self.host.history_result["meta"]
+        return {graph[meta[node]["display_node"]]["_meta"]["title"]:
+                [np.asarray(Image.open(place(image))) for image in shown[node]["images"]]
+                for node in shown if "images" in shown[node]}
 
 
 def place(image):

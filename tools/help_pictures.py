@@ -22,7 +22,7 @@ def sketch(node, draw, info) -> Canvas:
 
 
 def page(run, node, draw, info):
-    """The picture of a node's page: the sketch's titled pictures as tiles, or else its only picture."""
+    """The picture of a node's page: the sketch's titled pictures as tiles, or else its last picture."""
     import numpy as np
     import torch
     from palimpsest.metrics.drawing import sheet, tile
@@ -41,7 +41,7 @@ def page(run, node, draw, info):
     if tiles:
         whole = (sheet([tiles])[0].numpy() * 255).round().astype(np.uint8)
     else:
-        (whole, *_), = images.values()
+        *_, (whole, *_) = images.values()  # the last node's
     share = min(REDUCED, WIDE / whole.shape[1])
     return Image.fromarray(whole).resize([round(share * s) for s in whole.shape[1::-1]], Image.Resampling.LANCZOS)
 

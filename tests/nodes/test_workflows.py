@@ -28,7 +28,7 @@ from pack import find_host
 from serving import server  # noqa: F401
 
 NOTES = {"MarkdownNote", "Note"}
-STEPS = 2
+STEPS, SHEET = 2, "Two settings side by side (Settings Sheet)"
 DRAWN = workflow.drawings()
 named = pytest.mark.parametrize("name", DRAWN)
 
@@ -116,7 +116,8 @@ def test_it_runs_as_it_is_and_ends_in_pictures(name, server, info, done):
     assert run(graph), run.host.status_messages[-1]
     shown = run.pictures(graph)
     words = "Attention Heatmap", "Attention Mask"
-    ends = {workflow.MAIN: (*words, "Save Image", *demo.REPORTS.values()), workflow.MAPS: (*words, "The mask")}
+    ends = {workflow.MAIN: (*words, "Save Image", *demo.REPORTS.values()), workflow.MAPS: (*words, "The mask"),
+            SHEET: ("Settings Sheet",)}
     for title in ends.get(name, ("Save Image", "Edit Report")):
         assert shown[title] and all(picture.std() > 1 for picture in shown[title])
 
