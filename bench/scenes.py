@@ -283,19 +283,22 @@ def told(name: str) -> bool:
     return row is not None and row.told
 
 
-def best_table(public, held_out, linked=str) -> str:
-    """The best choice for each kind of edit, and plain sampling beside it. Chosen on the public split.
+def best_table(public, held_out, linked=str, numbers=True) -> str:
+    """The best choice for each kind of edit, chosen on the public split, and plain sampling beside it.
 
-    linked(row): its name in the table.
+    linked(row): its name in the table. numbers: whether the held-out split's stand beside it.
     """
+    def cells(name, row):
+        return [linked(name) if name else "", *(c.cell(row) for c in columns)]
+
+    columns, named = (BY_KIND, ["success", "to the target"]) if numbers else ((), [])
+    lines = [line("kind of edit", "with whatever helps", *named, "without a MASK or another picture", *named,
+                  *(f"plain sampling: {title}" for title in named))]
+    lines.append("|---" * (lines[0].count("|") - 1) + "|")
     found = best(public, held_out, EDIT_KINDS, told)
-    lines = [line("kind", "nearest to the exact target", "success", "to the target", "without being told where",
-                  "success", "to the target", "plain sampling: success", "to the target"), "|---" * 9 + "|"]
-    for i in range(0, len(found), 2):
-        kind, plain = found[i][0], held_out["DDIM, plain"]["kinds"].get(found[i][0], {})
-        cells = [cell for _, name, row in found[i:i + 2]
-                 for cell in (linked(name) if name else "", *(c.cell(row) for c in BY_KIND))]
-        lines.append(line(kind, *cells, *(c.cell(plain) for c in BY_KIND)))
+    for (kind, *first), (_, *second) in zip(found[::2], found[1::2]):
+        plain = held_out.get("DDIM, plain", {"kinds": {}})["kinds"].get(kind, {})
+        lines.append(line(kind, *cells(*first), *cells(*second), *(c.cell(plain) for c in columns)))
     return "\n".join(lines)
 
 

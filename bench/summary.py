@@ -40,7 +40,7 @@ class Column:
 def entry(lines, numbers, intervals=()) -> dict:
     """intervals: the numbers that get one."""
     values = {n: [r[n] for r in lines if r.get(n) is not None] for n in numbers}
-    found = {"cases": len(lines), **{n: statistics.fmean(v) if v else None for n, v in values.items()}}
+    found = {"cases": len(lines), **{n: round(statistics.fmean(v), 4) if v else None for n, v in values.items()}}
     return {**found, "intervals": {n: interval(n, values[n]) for n in intervals if values.get(n)}}
 
 
@@ -71,8 +71,8 @@ def summary(lines, kinds, compared, base="plain") -> dict:
             pairs = [(r[n], other[case][n]) for case, r in mine.items()
                      if case in other and None not in (r.get(n), other[case].get(n))]
             if len(pairs) > 1:
-                made[f"{n}, over {base}"] = paired_bootstrap(*torch.tensor(pairs).double().T,
-                                                             torch.Generator().manual_seed(0))
+                difference = paired_bootstrap(*torch.tensor(pairs).double().T, torch.Generator().manual_seed(0))
+                made[f"{n}, over {base}"] = [round(v, 4) for v in difference]
         found[f"{inversion}, {editor}"] = made
     return found
 

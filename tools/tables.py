@@ -6,7 +6,8 @@ Run as a script it writes them again in every document that has their marks. COM
 `<!-- tasks -->` to `<!-- /tasks -->`: every workflow, by what it does.
 `<!-- inversions -->` to `<!-- /inversions -->`: what `dev.py bench inversions` measured.
 `<!-- scenes -->` and `<!-- hard scenes -->`: what `dev.py bench scenes` measured on the held-out splits.
-`<!-- best -->` and `<!-- best, hard -->`: the best choice for each kind of edit, chosen on the public splits.
+`<!-- best -->` and `<!-- best, hard -->`: the best choice for each kind of edit, chosen on the public split where that
+    is measured. `<!-- best, in short -->`: the same without numbers.
 """
 import ast
 import json
@@ -128,7 +129,7 @@ def scenes(up: str, split: str) -> str:
     return tables(results(split))
 
 
-def best(up: str, splits: tuple) -> str:
+def best(up: str, splits: tuple, numbers: bool = True) -> str:
     from palimpsest import showcase
     from palimpsest.bench.scenes import best_table, results
     shown = {row.name: [w.title for w in example.workflows] or [example.elsewhere]
@@ -136,14 +137,16 @@ def best(up: str, splits: tuple) -> str:
 
     def linked(name):
         titles = shown.get(name.partition(", ")[2], ())
-        return f"{name} ({workflow(titles[0], up)})" if titles else name
+        return workflow(titles[0], up).replace(f"[{titles[0]}]", f"[{name}]") if titles else name
 
-    return best_table(*(results(split)["measured"] for split in splits), linked)
+    public, held_out = map(results, splits)
+    return best_table((public or held_out)["measured"], held_out["measured"], linked, numbers)
 
 
 TABLES = {"techniques": techniques, "tasks": tasks, "inversions": inversions,
           "scenes": partial(scenes, split="held-out"), "hard scenes": partial(scenes, split="hard-held-out"),
           "best": partial(best, splits=("public", "held-out")),
+          "best, in short": partial(best, splits=("public", "held-out"), numbers=False),
           "best, hard": partial(best, splits=("hard-public", "hard-held-out"))}
 
 
