@@ -7,6 +7,7 @@ from comfy_execution.graph_utils import GraphBuilder
 
 from ..host.variants import find, varied
 from ..metrics.drawing import grid
+from .search import aliases
 
 MOST = 64  # cells
 HOW = "A node's title, a point and its input: Attention Inject.cross_end. A name that is not there lists all that are."
@@ -23,6 +24,7 @@ class PalimpsestSettingsSheet(io.ComfyNode):
             node_id="PalimpsestSettingsSheet",
             display_name="Settings Sheet",
             category="palimpsest/report",
+            **aliases("XY plot", "grid", "compare values", "parameter sweep", "contact sheet"),
             description="Tries the values of one or two settings and shows the pictures on a labelled sheet. Nodes "
                         "that no setting reaches, such as an inversion, run once for all cells.",
             inputs=[
