@@ -83,10 +83,10 @@ def test_it_ends_with_the_hosts_words_where_a_run_fails_or_is_refused(run, serve
 
 
 def test_with_a_checkpoint_all_is_known_but_the_file(server):
-    graph = json.loads(api.PATH.read_text(encoding="utf-8"))
-    exec(BLOCKS["checkpoint"], {"graph": graph})
-    server_input = server.log.parent / "input" / "photo.png"
-    Image.new("RGB", (8, 8)).save(server_input)
+    script = f"import json, sys\ngraph = json.load(sys.stdin)\n{BLOCKS['checkpoint']}print(json.dumps(graph))"
+    graph = json.loads(subprocess.run([sys.executable, "-c", script], input=api.PATH.read_text(encoding="utf-8"),
+                                      capture_output=True, text=True, check=True).stdout)
+    Image.new("RGB", (8, 8)).save(server.log.parent / "input" / "photo.png")
     refused = server.post("/prompt", {"prompt": graph})["node_errors"]
     assert refused.keys() == {"model"} and [e["type"] for e in refused["model"]["errors"]] == ["value_not_in_list"]
 
