@@ -54,6 +54,8 @@ SEARCHES = {
     "edit without inversion": "DeltaDenoise",
     "compare images": "EditReport",
     "before and after": "EditReport",
+    "xy plot": "SettingsSheet",
+    "compare settings": "SettingsSheet",
     "psnr": "EditReport InversionReport",
     "save inversion": "SaveInversion",
     "test model": "LoadMiniature",
