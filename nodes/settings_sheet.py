@@ -24,10 +24,9 @@ class PalimpsestSettingsSheet(io.ComfyNode):
             node_id="PalimpsestSettingsSheet",
             display_name="Settings Sheet",
             category="palimpsest/report",
-            **aliases("XY plot", "grid", "compare values", "parameter sweep", "contact sheet"),
             description="Tries the values of one or two settings and shows the pictures on a labelled sheet. Nodes "
                         "that no setting reaches, such as an inversion, run once for all cells.",
-            **aliases("XY plot", "XYZ grid", "compare settings", "try values", "parameter grid", "contact sheet"),
+            **aliases("XY plot", "XYZ grid", "compare settings", "try values", "parameter sweep", "contact sheet"),
             inputs=[
                 io.Image.Input("image", lazy=True, tooltip="The edited picture, from VAE Decode or after it."),
                 io.String.Input("x", default="", tooltip=f"The setting of the columns. {HOW}"),
