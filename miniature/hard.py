@@ -10,6 +10,8 @@ from .looks import ARMS, FACED, FACES, HUES, LIGHTS, PERIODS, Looks
 from .scenes import Edit, Obj, Scene
 
 HARD_SEED = 2 ** 42
+UNSEEN = dict(zip(scenes.SHAPES, scenes.COLOURS))
+"""A colour for each shape. The training of a model by `rich_scene` never shows the two together."""
 TWINS = .3
 """Share of the edits of one object that have two equal ones."""
 
@@ -20,7 +22,7 @@ def hard_edit(number: int, kind: str) -> Edit:
     The scene is a photo with light from one side, a spot on its ground, and objects with looks of their own. Captions
     stay in the grammar. Object, colour, material and pose edits change one of two equal objects in some of the scenes;
     add and delete have two objects that differ. The edit's target keeps all looks of what stays. What an add brings is
-    plain and has none.
+    plain and has none. No style becomes a mosaic, whose squares the autoencoder smears.
     """
     if kind not in scenes.EDIT_KINDS:
         raise ValueError(f"{kind!r} is no kind of edit; choose one of {', '.join(scenes.EDIT_KINDS)}")
@@ -33,7 +35,7 @@ def hard_edit(number: int, kind: str) -> Edit:
         objs = _twins(rng, ground, kind)
     else:
         place = rng.uniform(.4, .6), rng.uniform(.42, .58), rng.uniform(.25, .29)
-        objs = (_object(rng, ground, kind, *place, arms=True),)
+        objs = (_object(rng, ground, kind, *place),)
     spot = _pick(rng, [c for c in _free(ground, HUES) if c not in {o.colour for o in objs}])
     source = Scene(objs, ground, "photo", int(rng.integers(2 ** 31)), _pick(rng, LIGHTS), spot, int(rng.integers(4)))
     source, target = _edited(source, kind, rng)
@@ -52,7 +54,9 @@ def _edited(scene: Scene, kind: str, rng) -> tuple[Scene, Scene]:
         used = {scene.spot, *(c for o in scene.objs for c in (o.colour, o.looks.mark))}
         free = [g for g in scenes.GROUNDS if g != scene.ground and not any((c, g) in scenes.CLASHES for c in used)]
         return scene, replace(scene, ground=_pick(rng, free))
-    if kind in ("delete", "style"):
+    if kind == "style":
+        return scene, replace(scene, style=_pick(rng, ("sketch", "sepia")))
+    if kind == "delete":
         return scene, scenes.edit_scene(scene, kind, rng)
     i = int(rng.integers(len(scene.objs)))
     return scene, replace(scene, objs=scene.objs[:i] + (_changed(scene.objs[i], kind, scene, rng),)
@@ -71,22 +75,51 @@ def _changed(o: Obj, kind: str, scene: Scene, rng) -> Obj:
     return replace(o, tilted=not o.tilted)
 
 
-def _object(rng, ground: str, kind: str, x: float, y: float, r: float, arms: bool) -> Obj:
-    """An object whose looks fit the kind of edit."""
+def _object(rng, ground: str, kind: str, x: float, y: float, r: float) -> Obj:
+    """An object with all looks, which fit the kind of edit."""
     material = _pick(rng, scenes.MATERIALS[1:]) if kind == "material" or rng.random() < .5 else "plain"
-    face = material == "plain" and rng.random() < .75
-    shape = _pick(rng, [s for s in (FACED if face else scenes.SHAPES) if not (kind == "pose" and s in scenes.ROUND)])
-    mark, second = rng.choice(_free(ground, HUES), 2, replace=False).tolist()
-    colour = _pick(rng, [c for c in _free(ground) if c not in (mark, second)])
+    faced = material == "plain" and rng.random() < .75
+    shape = _pick(rng, [s for s in (FACED if faced else scenes.SHAPES) if not (kind == "pose" and s in scenes.ROUND)])
+    new = UNSEEN[shape] in _free(ground) and rng.random() < .25
+    colour = UNSEEN[shape] if new else _pick(rng, _free(ground))
     tilted = bool(rng.random() < .2) and shape not in scenes.ROUND
-    looks = Looks(second if material != "plain" else "", float(rng.choice(PERIODS)) if material != "plain" else 1.,
-                  mark, int(rng.integers(4)), _pick(rng, FACES) if face else "", _pick(rng, ARMS) if arms else "",
-                  int(rng.integers(1, 2 ** 31)))
-    return Obj(shape, colour, material, tilted, x, y, r, rng.uniform(-.12, .12), rng.uniform(0, 1), looks)
+    o = Obj(shape, colour, material, tilted, x, y, r, rng.uniform(-.12, .12), rng.uniform(0, 1))
+    return replace(o, looks=_looks(rng, o, ground, 1, faced))
+
+
+def _looks(rng, o: Obj, ground: str, share: float, faced: bool) -> Looks:
+    """Looks for an object. Each is drawn with a probability of `share`."""
+    def maybe(possible, values, otherwise):
+        value = values[int(rng.integers(len(values)))]
+        return value if possible and rng.random() < share else otherwise
+
+    mark, second = rng.choice([c for c in _free(ground, HUES) if c != o.colour], 2, replace=False).tolist()
+    patterned = o.material != "plain"
+    return Looks(maybe(patterned, [second], ""), maybe(patterned, PERIODS, 1.), maybe(True, [mark], ""),
+                 int(rng.integers(4)), maybe(faced, FACES, ""), maybe(o.r > .21, ARMS, ""),
+                 maybe(True, [int(rng.integers(1, 2 ** 31))], 0))
+
+
+def rich_scene(rng: np.random.Generator) -> Scene:
+    """A scene for the training of a model that knows light, looks and spots. It has no pair of UNSEEN."""
+    scene, dressed = scenes.sample_scene(rng), []
+    for o in scene.objs:
+        if UNSEEN[o.shape] == o.colour:
+            o = replace(o, colour=_pick(rng, [c for c in _free(scene.ground) if c != o.colour]))
+        faced = o.shape in FACED and o.material == "plain"
+        dressed.append(replace(o, looks=_looks(rng, o, scene.ground, .5, faced)) if rng.random() < .6 else o)
+    if len(dressed) == 2 and rng.random() < .15:
+        first, second = dressed
+        words = dict(shape=first.shape, colour=first.colour, material=first.material, tilted=first.tilted)
+        looks = second.looks if second.looks == Looks() else first.looks
+        dressed[1] = replace(second, **words, looks=looks)
+    spot = _pick(rng, [c for c in _free(scene.ground, HUES)]) if rng.random() < .3 else ""
+    light = _pick(rng, LIGHTS) if rng.random() < .75 else ""
+    return replace(scene, objs=tuple(dressed), light=light, spot=spot, corner=int(rng.integers(4)))
 
 
 def _pair(rng, ground: str, kind: str) -> tuple[Obj, Obj]:
-    first, second = (_object(rng, ground, kind, *at, arms=False) for at in _places(rng))
+    first, second = (_object(rng, ground, kind, *at) for at in _places(rng))
     while second.colour == first.colour:
         second = replace(second, colour=_pick(rng, [c for c in _free(ground) if c not in
                                                     (second.looks.mark, second.looks.second)]))
@@ -96,7 +129,7 @@ def _pair(rng, ground: str, kind: str) -> tuple[Obj, Obj]:
 def _twins(rng, ground: str, kind: str) -> tuple[Obj, Obj]:
     """Two objects of equal words. Their marks differ."""
     at, other = _places(rng)
-    o = _object(rng, ground, kind, *at, arms=False)
+    o = _object(rng, ground, kind, *at)
     corner = (o.looks.corner + int(rng.integers(1, 4))) % 4
     mark = _pick(rng, [c for c in _free(ground, HUES) if c not in (o.colour, o.looks.mark, o.looks.second)])
     twin = replace(o, x=other[0], y=other[1], r=other[2], phase=rng.uniform(0, 1))

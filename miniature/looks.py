@@ -11,7 +11,7 @@ import numpy as np
 
 HUES = ("red", "yellow", "blue", "white", "black")
 """Colours of marks, spots and patterns that stay apart at any size."""
-PERIODS = (.8, 1.3, 2.)
+PERIODS = (1., 1.5, 2.2)
 FACES = ("smiling", "frowning", "open")
 ARMS = ("raised", "lowered", "left", "right")
 """Both arms up, both down, or only the one that stands on this side up."""
