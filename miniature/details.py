@@ -69,7 +69,8 @@ def questions(source: Scene, target: Scene, kind: str) -> dict[str, Question]:
     i = next((i for i, o in enumerate(target.objs) if o not in source.objs), -1)
     found, truth = {}, _drawn(target)
     for name, others in {**_details(source, target, kind, i), "asked": _asked(source, target, kind, i)}.items():
-        hides = name == "asked" or kind == "material" and name.endswith("#2") == bool(i)
+        pattern = name in (f"second{'#2' * i}", f"period{'#2' * i}")
+        hides = name == "asked" or kind == "material" and pattern
         right, *wrong = ([_drawn(v) for v in _hidden(s, kind, i)] if hides else [_drawn(s)] for s in (target, *others))
         wrong = [drawn for drawn in wrong if abs(drawn[0] - truth).mean() > VISIBLE]
         if wrong:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import comfy.clip_model
+import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
@@ -15,7 +16,7 @@ import comfy.taesd.taesd
 import torch
 from safetensors.torch import load_file
 
-from .networks import CLIP, HEADS, UNET, Autoencoder
+from .networks import CLIP, HEADS, SCALE, UNET, Autoencoder
 from .scenes import SIZE
 
 WEIGHTS = Path(__file__).with_name("miniature.safetensors")
@@ -24,25 +25,44 @@ CLIP_NAMES = {"token.": "embeddings.token_embedding.", "pos.": "embeddings.posit
               "layers.": "encoder.layers.", "final.": "final_layer_norm."}
 
 
-def load_miniature() -> tuple:
+def load_miniature(weights: Path = WEIGHTS) -> tuple:
     """The miniature as the host's (MODEL, CLIP, VAE). The host chooses devices and precisions.
 
     Each call builds new objects, so that workflows do not share a model.
     """
-    state = load_file(WEIGHTS)
-    return _model(_part(state, "unet.")), _clip(_part(state, "text."), state["vocab"]), _vae(_part(state, "ae."))
+    state = load_file(weights)
+    return _model(weights), _clip(_part(state, "text."), state["vocab"]), _vae(_part(state, "ae."))
 
 
 def _part(state: dict, prefix: str) -> dict:
     return {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
 
 
-def _model(state: dict, disable_dynamic: bool = False):
-    management = comfy.model_management
-    config = comfy.supported_models.SD15({**UNET, "use_checkpoint": False, "adm_in_channels": None,
-                                          "use_temporal_attention": False, "use_temporal_resblock": False})
-    config.unet_config.update(HEADS)
+class Latents(comfy.latent_formats.LatentFormat):
+    """Latents of any number of channels. preview (z + 1, 3): the colours of each channel, and the grey."""
+    scale_factor = SCALE
+
+    def __init__(self, preview: torch.Tensor):
+        self.latent_channels = len(preview) - 1
+        self.latent_rgb_factors, self.latent_rgb_factors_bias = preview[:-1].tolist(), preview[-1].tolist()
+
+
+class _Config(comfy.supported_models.SD15):
+    def inpaint_model(self):
+        """No. The host takes an SD1.x model with more than 4 channels for one."""
+        return False
+
+
+def _model(weights: Path, disable_dynamic: bool = False):
+    management, whole = comfy.model_management, load_file(weights)
+    state = _part(whole, "unet.")
+    config = _Config({**UNET, "use_checkpoint": False, "adm_in_channels": None, "use_temporal_attention": False,
+                      "use_temporal_resblock": False})
+    channels = state["input_blocks.0.0.weight"].shape[1]
+    config.unet_config.update(HEADS, in_channels=channels, out_channels=channels)
     config.side = SIZE
+    if "preview" in whole:
+        config.latent_format = Latents(whole["preview"])
     device = management.get_torch_device()
     count = sum(v.numel() for v in state.values())
     dtype = management.unet_dtype(model_params=count, supported_dtypes=config.supported_inference_dtypes)
@@ -51,12 +71,8 @@ def _model(state: dict, disable_dynamic: bool = False):
     model.diffusion_model.load_state_dict(state)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else PATCHER
     patcher = kind(model.eval(), load_device=device, offload_device=management.unet_offload_device())
-    patcher.cached_patcher_init = (_reload_model, ())    # lets the host rebuild the model for another device
+    patcher.cached_patcher_init = (_model, (weights,))    # lets the host rebuild the model for another device
     return patcher
-
-
-def _reload_model(disable_dynamic: bool = False):
-    return _model(_part(load_file(WEIGHTS), "unet."), disable_dynamic)
 
 
 class _ClipL(comfy.sd1_clip.SDClipModel):
@@ -83,8 +99,9 @@ def _clip(state: dict, vocab: torch.Tensor):
 
 def _vae(state: dict):
     """The host's VAE, set up as for its tiny autoencoder, but with our network in it."""
-    vae = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD().state_dict(), dtype=torch.float32)
-    net = Autoencoder(comfy.ops.manual_cast)
+    channels = state["mean"].shape[1]
+    vae = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=channels).state_dict(), dtype=torch.float32)
+    net = Autoencoder(comfy.ops.manual_cast, z=channels)
     net.load_state_dict(state)
     vae.first_stage_model, offload = net.eval().requires_grad_(False), vae.patcher.offload_device
     getattr(comfy.model_management, "archive_model_dtypes", lambda net: None)(net)    # ComfyUI 0.3.64 does not have it

@@ -1,7 +1,7 @@
 """The miniature's networks as they are trained. `model.py` puts them into the host's classes.
 
-There are four: an 8x autoencoder of 4 channels, a CLIP-shaped text encoder over the words of the captions, the scene
-reader, and the host's U-Net with small settings. Together they take under 24 MB in fp16.
+There are four: an 8x autoencoder, a CLIP-shaped text encoder over the words of the captions, the scene reader, and the
+host's U-Net with small settings. Together they take under 24 MB in fp16.
 """
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import nn
 
 from .scenes import COLOURS, GROUNDS, MATERIALS, POSES, SHAPES, STYLES
 
-UNET = dict(image_size=32, in_channels=4, out_channels=4, model_channels=64, num_res_blocks=[1, 1],
+CHANNELS = 4
+"""Of the latent, in the shipped weights. The weights tell their own."""
+UNET = dict(image_size=32, model_channels=64, num_res_blocks=[1, 1],
             channel_mult=[1, 2], transformer_depth=[1, 1], transformer_depth_middle=1,
             transformer_depth_output=[1, 1, 1, 1], context_dim=128,
             use_spatial_transformer=True, use_linear_in_transformer=False, legacy=False)
@@ -48,11 +50,11 @@ class Coder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Pictures (B, 3, H, W) in -1..1, with sides that are multiples of 8, to latents (B, 4, H/8, W/8) and back.
+    """Pictures (B, 3, H, W) in -1..1, with sides that are multiples of 8, to latents (B, z, H/8, W/8) and back.
 
-    `encode` and `decode` use the host's SD1.x latents. They have unit variance after the host's scaling by 0.18215.
+    `encode` and `decode` use the host's latents. They have unit variance after the host's scaling by 0.18215.
     """
-    def __init__(self, ops=nn, a: int = 64, b: int = 128, z: int = 4):
+    def __init__(self, ops=nn, a: int = 64, b: int = 128, z: int = CHANNELS):
         super().__init__()
         conv, norm = ops.Conv2d, ops.GroupNorm
         wide, narrow = (lambda: Residual(a, ops)), (lambda: Residual(b, ops))
@@ -145,11 +147,12 @@ class ReaderNet(nn.Module):
         return dict(zip(READER_HEADS, logits.split([len(v) for v in READER_HEADS.values()], -1)))
 
 
-def new_unet(device="cpu"):
-    """The host's U-Net with fresh weights (the host's own layers skip initialisation)."""
+def new_unet(device="cpu", z: int = CHANNELS):
+    """The host's U-Net for latents of z channels, with fresh weights (the host's own layers skip initialisation)."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-    net = UNetModel(**UNET, **HEADS, dtype=torch.float32, device=device, operations=comfy.ops.disable_weight_init)
+    net = UNetModel(**UNET, **HEADS, in_channels=z, out_channels=z, dtype=torch.float32, device=device,
+                    operations=comfy.ops.disable_weight_init)
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)):
             nn.Conv2d.reset_parameters(m) if isinstance(m, nn.Conv2d) else nn.Linear.reset_parameters(m)

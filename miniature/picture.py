@@ -36,7 +36,8 @@ def sample(model, clip, vae, captions: list[str], steps: int = 50, cfg: float = 
     rows = [encode(clip.tokenize(c))[0] for c in captions]
     pooled = torch.cat([r[1]["pooled_output"] for r in rows])
     positive = [[torch.cat([r[0] for r in rows]), {**rows[0][1], "pooled_output": pooled}]]
-    latent = torch.zeros(len(captions), 4, scenes.SIZE // 8, scenes.SIZE // 8)
+    channels = model.model.latent_format.latent_channels
+    latent = torch.zeros(len(captions), channels, scenes.SIZE // 8, scenes.SIZE // 8)
     noise = comfy.sample.prepare_noise(latent, seed)
     out = comfy.sample.sample(model, noise, steps, cfg, "ddim", "ddim_uniform", positive, encode(clip.tokenize("")),
                               latent, seed=seed, disable_pbar=True)
@@ -49,11 +50,11 @@ def sheet(pictures: torch.Tensor, columns: int) -> Image.Image:
     return Image.fromarray((torch.cat(rows).clamp(0, 1) * 255).round().byte().cpu().numpy())
 
 
-def sample_grid(path: Path, columns: int = 8, rows: int = 4):
+def sample_grid(path: Path, weights: Path, columns: int = 8, rows: int = 4):
     """Saves samples of held-out captions. Under each row stand the rendered scenes of the same captions."""
     from .model import load_miniature
     drawn = [scenes.held_out_scene(i) for i in range(columns * rows)]
-    made = sample(*load_miniature(), [s.caption() for s in drawn])
+    made = sample(*load_miniature(weights), [s.caption() for s in drawn])
     truth = torch.stack([torch.from_numpy(scenes.render(s)) for s in drawn])
     both = [part for i in range(0, len(drawn), columns) for part in (made[i:i + columns], truth[i:i + columns])]
     sheet(torch.cat(both), columns).save(path, quality=90)

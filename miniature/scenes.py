@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -297,7 +298,7 @@ def _paint(o: Obj, light: str = "") -> tuple[np.ndarray, np.ndarray]:
 def _detailed(o: Obj, x, y, paint, alpha, bright: bool):
     """An object's paint and coverage with its looks."""
     if o.looks.grain:
-        paint = paint * (1 + np.float32(.1) * _smooth(np.random.default_rng(o.looks.grain), 40))[..., None]
+        paint = paint * _grain(o.looks.grain)
     if o.looks.arms:
         arms = _cover(drawing.arms(o.looks, x, y), o.r * SIZE) * (1 - alpha)
         colour = np.array(COLOURS[o.colour], np.float32) * np.float32(.85)
@@ -343,6 +344,13 @@ def _smooth(g, n: int) -> np.ndarray:
     return rows[:, low] * (1 - f) + rows[:, low + 1] * f
 
 
+@lru_cache(maxsize=16)
+def _grain(seed: int) -> np.ndarray:
+    """A texture (SIZE, SIZE, 1) around 1."""
+    return (1 + np.float32(.1) * _smooth(np.random.default_rng(seed), 40))[..., None]
+
+
+@lru_cache(maxsize=16)
 def _ground(kind: str, seed: int) -> np.ndarray:
     g = np.random.default_rng(seed)
     if kind == "wall":

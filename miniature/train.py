@@ -1,10 +1,10 @@
 """Trains the miniature: autoencoder, reader, then U-Net with text encoder. Draws the loss curve and a sample grid.
 
-    python tools/dev.py train [--minutes 150] [--start]
+    python tools/dev.py train [--minutes 150] [--start] [--channels 4] [--rich] [--work FOLDER] [--out FOLDER]
 
 On a CPU, two workers of one thread each share a batch, in bfloat16. On a GPU there is one worker. Unfinished work is
 kept in `training/work/`, and a second call continues it. `--start` begins from the shipped weights instead of from
-nothing.
+nothing, where their shapes fit. `--channels` sets those of the latent. `--rich` trains on scenes with light and looks.
 """
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from comfy.model_management import get_torch_device
 from safetensors.torch import load_file, save_file
 
 from . import scenes
-from .networks import READER_HEADS, Autoencoder, ReaderNet, TextEncoder, new_unet
+from .hard import rich_scene
+from .networks import CHANNELS, READER_HEADS, Autoencoder, ReaderNet, TextEncoder, new_unet
 
 log = logging.getLogger("palimpsest")
 HERE = Path(__file__).parent
@@ -48,15 +49,16 @@ def token_rows(captions: list[str], vocab: list[int]) -> torch.Tensor:
     return torch.tensor([known[c] for c in captions])
 
 
-def make_scenes(n: int, work: Path) -> tuple[torch.Tensor, list[scenes.Scene]]:
+def make_scenes(n: int, work: Path, draw=scenes.sample_scene) -> tuple[torch.Tensor, list[scenes.Scene]]:
     """`n` training scenes with their pictures, uint8 (n, 128, 128, 3). They are rendered once and kept in `work`."""
-    drawn = [scenes.sample_scene(np.random.default_rng(i)) for i in range(n)]
+    drawn = [draw(np.random.default_rng(i)) for i in range(n)]
     path = work / f"scenes{n}.npy"
     if not path.exists():
-        shape = (n, scenes.SIZE, scenes.SIZE, 3)
-        pictures = np.lib.format.open_memmap(path.with_suffix(".part"), "w+", np.uint8, shape)
+        shape, part = (n, scenes.SIZE, scenes.SIZE, 3), path.with_suffix(".part")
+        pictures = np.lib.format.open_memmap(part, "r+" if part.exists() else "w+", np.uint8, shape)
         for i, scene in enumerate(drawn):
-            pictures[i] = np.rint(scenes.render(scene) * 255)
+            if not pictures[i].any():  # an interrupted call has drawn the first ones
+                pictures[i] = np.rint(scenes.render(scene) * 255)
         del pictures  # writes the file and closes it, because Windows renames no mapped file
         path.with_suffix(".part").rename(path)
     return torch.from_numpy(np.load(path, mmap_mode="c")), drawn
@@ -85,7 +87,8 @@ def _tensors(net) -> list[torch.Tensor]:
 class Fit:
     """Trains one network for a share of the time.
 
-    It uses AdamW, a cosine rate by the clock and averaged weights, and can be resumed.
+    It uses AdamW, a cosine rate by the time and averaged weights, and can be resumed. On a CPU the time is what each
+    worker computes, so that other programs on the machine do not shorten a training.
     """
 
     def __init__(self, name: str, net, loss, minutes: float, rate: float, work: Path):
@@ -132,25 +135,26 @@ class Fit:
                              1 - min(.9985, (self.step + 1) / (self.step + 10)))
 
     def run(self, every: float = 300):
-        """Trains until the time is spent and saves at intervals of `every` seconds. Returns the averaged network."""
+        """Trains until the time is spent and saves every `every` seconds. Returns the averaged network."""
         count = 1 if self.device.type == "cuda" else 2
+        now = time.monotonic if count == 1 else lambda: time.process_time() / count
         nets = [_replica(self.net) for _ in range(count)]
-        saved, shown, running = self.spent, self.spent - 60, None
+        saved, shown, running = time.monotonic(), time.monotonic() - 60, None
         with ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1)) as pool:
             while self.spent < self.seconds:
-                began = time.monotonic()
+                began = now()
                 loss = sum(pool.map(self._gradients, [(n, i) for i, n in enumerate(nets)])) / count
                 self._update(nets)
                 self.step += 1
                 running = loss if running is None else .99 * running + .01 * loss
-                self.spent += time.monotonic() - began
-                if self.spent - shown > 60:
-                    shown = self.spent
+                self.spent += now() - began
+                if time.monotonic() - shown > 60:
+                    shown = time.monotonic()
                     self.curve.append((self.step, running))
                     log.info("%s step %d: loss %.4f, %.1f of %.1f minutes", self.name, self.step, running,
                              self.spent / 60, self.seconds / 60)
-                if self.spent - saved > every:
-                    saved = self.spent
+                if time.monotonic() - saved > every:
+                    saved = time.monotonic()
                     self.save()
         self.save()
         return self.average
@@ -232,14 +236,36 @@ def _through(fn, rows: torch.Tensor, device, batch: int = 64) -> torch.Tensor:
         return torch.cat([fn(part.to(device)).cpu() for part in rows.split(batch)])
 
 
-def encode(ae, pictures) -> torch.Tensor:
-    """The autoencoder's latents before scaling. Also sets its mean and deviation of each channel, so that scaled
-    latents have variance 1."""
+def kept(path: Path, make) -> torch.Tensor:
+    """What `make` returns. It is made once and kept."""
+    if not path.exists():
+        torch.save(make(), path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    return torch.load(path)
+
+
+def encode(ae, pictures, path: Path) -> torch.Tensor:
+    """The autoencoder's latents before scaling, kept at `path`. Also sets its mean and deviation of each channel, so
+    that scaled latents have variance 1."""
     device = next(ae.parameters()).device
-    z = _through(lambda x: ae.enc(to_input(x, device)).float(), pictures, device)
+    z = kept(path, lambda: _through(lambda x: ae.enc(to_input(x, device)).float(), pictures, device).half()).float()
     ae.mean.copy_(z.mean((0, 2, 3), keepdim=True))
     ae.std.copy_(z.std((0, 2, 3), keepdim=True))
     return z
+
+
+def preview(pictures: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """(z + 1, 3): the colours in -1..1 of each channel of the host's latents, and the grey, by least squares."""
+    small = to_input(pictures).unflatten(2, (-1, 8)).unflatten(4, (-1, 8)).mean((3, 5)).movedim(1, -1).flatten(0, 2)
+    z = latents.movedim(1, -1).flatten(0, 2)
+    return torch.linalg.lstsq(torch.cat([z, torch.ones_like(z[:, :1])], 1), small).solution.contiguous()
+
+
+def fitting(net, state: dict):
+    """Loads the weights whose shapes fit."""
+    mine = net.state_dict()
+    net.load_state_dict({k: v if v.shape == mine[k].shape else mine[k] for k, v in state.items()})
+    return net
 
 
 def shipped(vocab: list[int]) -> dict[str, dict[str, torch.Tensor]]:
@@ -255,43 +281,47 @@ def _half(net) -> dict[str, torch.Tensor]:
     return {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in net.state_dict().items()}
 
 
-def pack(path: Path, vocab: list[int], ae, net):
-    """Saves fp16 weights: `ae.*`, `unet.*`, `text.*`, and the token ids of the text encoder's rows."""
+def pack(path: Path, vocab: list[int], ae, net, **others: torch.Tensor):
+    """Saves fp16 weights: `ae.*`, `unet.*`, `text.*`, the token ids of the text encoder's rows, and others."""
     parts = {"ae": ae, "unet": net["unet"], "text": net["text"]}
     state = {f"{p}.{k}": v for p, m in parts.items() for k, v in _half(m).items()}
-    save_file({**state, "ae.mean": ae.mean.cpu(), "ae.std": ae.std.cpu(), "vocab": torch.tensor(vocab)}, path)
+    save_file({**state, "ae.mean": ae.mean.cpu(), "ae.std": ae.std.cpu(), "vocab": torch.tensor(vocab),
+               **others}, path)
 
 
-def train(minutes: float, work: Path, out: Path = HERE, start: bool = False, count: int = SCENES):
+def train(minutes: float, work: Path, out: Path = HERE, start: bool = False, count: int = SCENES,
+          channels: int = CHANNELS, rich: bool = False):
     """Trains on `count` scenes for `minutes` of computing, saves the weights in `out`, returns the U-Net's curve."""
     device = get_torch_device()
     batch, vocab = (128 if device.type == "cuda" else 32), vocabulary()
     work.mkdir(parents=True, exist_ok=True)
     given = shipped(vocab) if start else None
     log.info("rendering %d scenes", count)
-    pictures, drawn = make_scenes(count, work)
+    pictures, drawn = make_scenes(count, work, rich_scene if rich else scenes.sample_scene)
 
-    ae = Autoencoder().to(device)
+    ae = Autoencoder(z=channels).to(device)
     if given:
-        ae.load_state_dict(given["ae"])
+        fitting(ae, given["ae"])
     ae = Fit("autoencoder", ae, autoencoder_loss(pictures, batch // 2), minutes * SHARES["autoencoder"], 8e-4,
              work).run()
 
     log.info("encoding %d scenes", count)
-    z = encode(ae, pictures)
-    smeared = _through(lambda z: to_bytes(ae.dec(z)), z[:20_000], device)
+    z = encode(ae, pictures, work / "latents.pt")
+    smeared = kept(work / "smeared.pt", lambda: _through(lambda z: to_bytes(ae.dec(z)), z[:20_000], device))
     reader = Fit("reader", ReaderNet().to(device), reader_loss(pictures, smeared, labels(drawn), batch),
                  minutes * SHARES["reader"], 3e-3, work).run()
     save_file(_half(reader), out / READER)
 
-    net = torch.nn.ModuleDict(dict(unet=new_unet(), text=TextEncoder(len(vocab)))).to(device)
+    net = torch.nn.ModuleDict(dict(unet=new_unet(z=channels), text=TextEncoder(len(vocab)))).to(device)
     if given:
-        net["unet"].load_state_dict(given["unet"])
+        fitting(net["unet"], given["unet"])
         net["text"].load_state_dict(given["text"])
     rows = token_rows([s.caption() for s in drawn], vocab)
-    loss = denoising_loss((z - ae.mean.cpu()) / ae.std.cpu(), rows, token_rows([""], vocab), batch)
+    z = (z - ae.mean.cpu()) / ae.std.cpu()
+    loss = denoising_loss(z, rows, token_rows([""], vocab), batch)
     fit = Fit("unet", net, loss, minutes * SHARES["unet"], 7e-4, work)
-    pack(out / WEIGHTS, vocab, ae, fit.run())
+    format = {} if channels == 4 else {"preview": preview(pictures[:500], z[:500])}  # of 4, the host has SD1.x's
+    pack(out / WEIGHTS, vocab, ae, fit.run(), **format)
     return fit.curve
 
 
@@ -300,12 +330,16 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--minutes", type=float, default=20 if get_torch_device().type == "cuda" else 150)
     parser.add_argument("--work", type=Path, default=HERE / "training" / "work")
     parser.add_argument("--start", action="store_true", help="start from the shipped weights")
+    parser.add_argument("--channels", type=int, default=CHANNELS, help="of the latent")
+    parser.add_argument("--rich", action="store_true", help="train on scenes with light and looks")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the weights")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    curve = train(args.minutes, args.work, start=args.start)
+    curve = train(args.minutes, args.work, args.out, args.start, SCENES, args.channels, args.rich)
     from .picture import loss_curve, sample_grid
-    loss_curve(curve, HERE / "training" / "loss.svg")
-    sample_grid(HERE / "training" / "samples.jpg")
+    (args.out / "training").mkdir(exist_ok=True)
+    loss_curve(curve, args.out / "training" / "loss.svg")
+    sample_grid(args.out / "training" / "samples.jpg", args.out / WEIGHTS)
 
 
 if __name__ == "__main__":

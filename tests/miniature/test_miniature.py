@@ -4,12 +4,13 @@ import comfy.lora
 import comfy.model_base
 import comfy.model_patcher
 import comfy.sd
+import latent_preview
 import numpy as np
 import pytest
 import torch
 from palimpsest.miniature import reader, scenes, train
 from palimpsest.miniature.model import WEIGHTS, _part, load_miniature
-from palimpsest.miniature.networks import CLIP, TextEncoder
+from palimpsest.miniature.networks import CLIP, Autoencoder, TextEncoder, new_unet
 from palimpsest.miniature.picture import sample
 from safetensors.torch import load_file
 
@@ -186,3 +187,19 @@ def test_training_runs_from_nothing_to_weights_that_load(tmp_path):
     assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in shipped.items()}
     assert curve == again, "a finished training is not trained again"
     assert load_file(tmp_path / "reader.safetensors").keys() == load_file(reader.WEIGHTS).keys()
+
+
+def test_latents_of_16_channels_load_and_sample(tmp_path):
+    vocab, pictures = train.vocabulary(), torch.randint(0, 256, (4, 128, 128, 3), dtype=torch.uint8)
+    ae, net = Autoencoder(z=16), torch.nn.ModuleDict(dict(unet=new_unet(z=16), text=TextEncoder(len(vocab))))
+    z = train.encode(ae, pictures, tmp_path / "latents.pt")
+    colours = train.preview(pictures, z)
+    train.pack(tmp_path / WEIGHTS.name, vocab, ae, net, preview=colours)
+    model, clip, vae = load_miniature(tmp_path / WEIGHTS.name)
+    assert vae.encode(pictures / 255).shape == (4, 16, 16, 16)
+    assert sample(model, clip, vae, ["a photo of a red star on a sand background"], steps=2).shape == (1, 128, 128, 3)
+    previewer = latent_preview.Latent2RGBPreviewer(model.model.latent_format.latent_rgb_factors,
+                                                   model.model.latent_format.latent_rgb_factors_bias)
+    shown = np.array(previewer.decode_latent_to_preview(z[:1]), np.float32) / 127.5 - 1
+    fitted = z[0].movedim(0, -1) @ colours[:-1] + colours[-1]
+    assert np.abs(shown - fitted.clamp(-1, 1).numpy()).max() < .02
