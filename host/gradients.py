@@ -9,7 +9,7 @@ Four things stand in the way of a backward pass.
 - Some attention backends return no graph. PyTorch's own does.
 """
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -29,10 +29,18 @@ KEY = "palimpsest.gradients"
 FP32 = 4 * 2 ** 30
 
 
+Deltas = Callable[[], Mapping[str, Tensor]] | None  # {weight: what is added to it}, asked in each forward
+
+
 @contextmanager
-def differentiable(model):
-    """A clone of the MODEL that autograd differentiates for x and for a prompt's embedding. Forward and backward belong
-    inside; tensors that enter the graph must be made or cloned inside. Nothing stays in the model."""
+def differentiable(model, deltas: Deltas = None):
+    """A clone of the MODEL that autograd differentiates for x, for a prompt's embedding and for changes of weights.
+
+    Forward and backward belong inside; tensors that enter the graph must be made or cloned inside. Nothing stays in the
+    model.
+
+    deltas: asked in each forward for changes of the network's weights in fp32, by their names in it.
+    """
     dynamic = getattr(model, "is_dynamic", bool)()
     if dynamic and getattr(model, "cached_patcher_init", None) is None:
         raise ValueError("A gradient over all steps needs weights that stay in place, the node that loaded this MODEL "
@@ -44,9 +52,9 @@ def differentiable(model):
         dtype = m.model_dtype()
         compute = torch.float32 if dtype == torch.float32 or m.model_size() <= FP32 else torch.bfloat16
         m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _require_graph)
-        if dtype == compute:
-            m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, partial(_on_stand_ins, {}))
-        else:
+        if dtype == compute or deltas:
+            m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, partial(_on_stand_ins, {}, deltas))
+        if dtype != compute:
             m.set_model_compute_dtype(compute)
         m.model_options["transformer_options"]["optimized_attention_override"] = pytorch_attention
         yield m
@@ -119,7 +127,8 @@ def graph(guider, sigmas: Tensor, stand_ins: dict) -> Iterator[dict]:
     options = with_transformer(guider.model_options, sample_sigmas=sigmas,
                                optimized_attention_override=pytorch_attention)
     with _recording():
-        yield with_wrapper(options, WrappersMP.APPLY_MODEL, KEY, _require_graph, partial(_on_stand_ins, stand_ins))
+        yield with_wrapper(options, WrappersMP.APPLY_MODEL, KEY, _require_graph,
+                           partial(_on_stand_ins, stand_ins, None))
 
 
 def without_control_weights(entries) -> list:
@@ -159,8 +168,15 @@ def _require_graph(executor, *args, **kwargs):
     return executor(*args, **kwargs)
 
 
-def _on_stand_ins(stand_ins, executor, *args, **kwargs):
-    call = _Call(executor.class_obj.diffusion_model)
+def _on_stand_ins(stand_ins, deltas: Deltas, executor, *args, **kwargs):
+    return called(executor.class_obj.diffusion_model, stand_ins, deltas, executor, *args, **kwargs)
+
+
+def called(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
+    """function(…) while autograd may save the network's weights, with something added to some of them.
+
+    stand_ins: where the tensors in their places stay, for the next call."""
+    call = _Call(network)
     brought = [m for m in call.modules() if hasattr(m, "_v")]  # by the host's dynamic memory, past any stand-in
     if not stand_ins:
         theirs = {id(t) for m in brought for t in m.parameters(recurse=False)}
@@ -169,7 +185,19 @@ def _on_stand_ins(stand_ins, executor, *args, **kwargs):
         # all of them: one moved between devices is no inference tensor by name, but has no version either
         stand_ins.update({name: _alias(t) for name, t in tensors if type(t) is torch.Tensor})
     with _copied(brought):
-        return torch.func.functional_call(call, stand_ins, (executor, *args), kwargs)
+        return torch.func.functional_call(call, {**stand_ins, **_changed(stand_ins, deltas)}, (function, *args), kwargs)
+
+
+def _changed(stand_ins, deltas: Deltas) -> dict:
+    """The weights that something is added to. Larger models keep their 16 bits, smaller ones are computed in fp32."""
+    added = deltas() if deltas else {}
+    weights = {f"network.{name}": delta for name, delta in added.items()}
+    if not weights.keys() <= stand_ins.keys():
+        raise ValueError(f"{len(weights.keys() - stand_ins.keys())} weights are to be learned that the host's dynamic "
+                         "memory may take away: start ComfyUI with --disable-dynamic-vram.")
+    large = sum(t.nbytes for t in stand_ins.values()) > FP32
+    return {name: (stand_ins[name].float() + delta).to(stand_ins[name].dtype if large else torch.float32)
+            for name, delta in weights.items()}
 
 
 @contextmanager

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from pack import ROOT
 
-PAPERS = (".attention.", ".guidance.", ".blending.", ".inversion.")
+PAPERS = (".attention.", ".guidance.", ".blending.", ".inversion.", ".concept.")
 VALUES = ".inversion.trajectory", ".inversion.grid"
 EDITOR = {".host", ".editing", *VALUES, "torch", "tqdm"}
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes"}
-BELOW = {".attention", ".guidance", ".blending", ".editing", ".inversion", ".miniature", ".host", ".metrics"}  # nodes
+BELOW = {".attention", ".guidance", ".blending", ".concept", ".editing", ".inversion", ".miniature", ".host", ".metrics"}  # nodes
 # What the files of a room may import in addition to Python's own modules. A dot marks the pack's modules.
 ROOMS = {
     "": {".nodes", ".host", "comfy_api"},
@@ -18,10 +18,11 @@ ROOMS = {
     "attention": EDITOR,
     "guidance": EDITOR,
     "blending": EDITOR,
+    "concept": EDITOR,
     "editing": {".editing", ".host", *VALUES, ".inversion.method", ".metrics", "torch"},
     "inversion": {"torch", "tqdm", "safetensors"},
     "miniature": {".miniature", ".host", "torch", "numpy", "PIL", "safetensors", "comfy"},
-    "host": {".host", "torch", *COMFYUI},
+    "host": {".host", "torch", "safetensors", *COMFYUI},
     "metrics": {".metrics", "torch", "numpy", "PIL"},
 }
 OUTSIDE = {"tests", "bench", "tools"}  # these may import anything

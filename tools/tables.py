@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from pack import ROOT, load_pack
 
-ROOMS = ("inversion", "attention", "blending", "guidance")
+ROOMS = ("inversion", "attention", "blending", "guidance", "concept")
 
 
 @dataclass(frozen=True)

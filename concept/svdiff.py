@@ -1,0 +1,37 @@
+"""SVDiff: Compact Parameter Space for Diffusion Fine-Tuning. Han, Li, Zhang, Milanfar, Metaxas, Yang, ICCV 2023.
+arXiv:2303.11305
+
+Every weight is taken as a matrix W = U diag(σ) Vᵀ. Its singular vectors stay, its singular values shift by δ (Eq. 2):
+
+    W_δ = U diag(relu(σ + δ)) Vᵀ.
+
+Few numbers can say so little that it hardly overfits, at a learning rate a thousand times that of fine-tuning.
+
+Differs from the paper: the file holds ΔW = W_δ - W, which every loader knows, and not δ alone (1.7 MB on SD1.5).
+Weights of one dimension do not learn. Cut-Mix-Unmix, for several subjects, is not built.
+Checked against: the paper's equations."""
+from dataclasses import dataclass
+
+import torch
+
+from ..editing.concepts import WeightBasis
+
+
+@dataclass(frozen=True)
+class SpectralShifts(WeightBasis):
+    """δ of every matrix and convolution."""
+    lr: float
+
+    def takes(self, name, weight):
+        return weight.ndim >= 2
+
+    def start(self, weight, generator):
+        u, sigma, v = torch.linalg.svd(weight.float().flatten(1), full_matrices=False)
+        return {"U": u, "σ": sigma, "Vᵀ": v, "δ": torch.zeros_like(sigma, requires_grad=True)}
+
+    def delta(self, theta, weight):
+        shifted = torch.relu(theta["σ"] + theta["δ"]) - theta["σ"]  # Eq. 2, less W
+        return (theta["U"] * shifted @ theta["Vᵀ"]).view(weight.shape)
+
+    def saved(self, theta, weight):
+        return {"diff": self.delta(theta, weight)}

@@ -1,0 +1,119 @@
+"""What a concept is learned from, what is trained, and what was learned.
+
+A paper's file derives from `WeightBasis` or makes a `NewWord` (concept/); `learning.py` trains them.
+"""
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..host.sampling import Fingerprint
+
+Theta = dict[str, Tensor]
+NAME = re.compile(r"[A-Za-z0-9_-]+")  # the host ends an embedding's name at other signs
+SLOT = "{}"
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A picture to learn from.
+
+    latent: [C,…], as VAE Encode gives it, on the CPU.
+    caption: its text, in which {} stands for what is learned.
+    """
+    latent: Tensor
+    caption: str
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptImages:
+    """Pictures of a concept, or of its class.
+
+    examples: of any sizes.
+    identifier: what {} reads as where no new word is learned.
+    """
+    examples: tuple[Example, ...]
+    identifier: str = ""
+
+
+class WeightBasis:
+    """How weights may change: ΔW as a function of θ. A subclass is a frozen dataclass.
+
+    lr: of AdamW.
+    text_encoder: whether the text encoder's weights change too.
+    """
+    lr: float
+    text_encoder: bool = False
+
+    def takes(self, name: str, weight: Tensor) -> bool:
+        """Whether a weight of the network changes, by its name there. Of the text encoder's all take part."""
+        raise NotImplementedError
+
+    def start(self, weight: Tensor, generator: torch.Generator) -> Theta:
+        """θ at ΔW = 0, on the CPU in fp32. What requires a gradient is trained."""
+        raise NotImplementedError
+
+    def delta(self, theta: Theta, weight: Tensor) -> Tensor:
+        """ΔW in fp32, of the weight's shape."""
+        raise NotImplementedError
+
+    def saved(self, theta: Theta, weight: Tensor) -> Theta:
+        """What a LoRA file of the host holds for the weight, by the ends of its names, such as "lora_up.weight"."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class NewWord:
+    """A word that the text encoder does not know, as vectors of its token table. Base of the papers' ways to learn one.
+
+    name: embedding:NAME in a prompt.
+    like: the words whose vectors it starts from.
+    vectors: how many.
+    lr: of AdamW.
+    """
+    name: str
+    like: str
+    vectors: int
+    lr: float
+
+    def __post_init__(self):
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"The new word is called {self.name!r}, and ComfyUI reads the name of an embedding up to "
+                             "the first sign that is no letter, digit, _ or -: use these alone.")
+
+    def start(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{encoder: [n,D]} to begin with, from the vectors of the words that it is like."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Class-prior preservation: what the loss of the class's pictures counts beside the concept's.
+
+    images: of the class, made by the model before it learns.
+    weight: λ.
+    """
+    images: ConceptImages
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """What was learned, in the forms of the host's own files.
+
+    words: {name: {encoder: [n,D]}}, what an embedding's file holds.
+    weights: what a LoRA's file holds.
+    fingerprint: of the MODEL that learned.
+    losses: of every step.
+    notes: for people.
+    state: what going on needs, None where nothing may go on.
+    """
+    words: Mapping[str, Mapping[str, Tensor]]
+    weights: Mapping[str, Tensor]
+    fingerprint: Fingerprint
+    losses: tuple[float, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Any] | None = None

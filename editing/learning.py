@@ -1,0 +1,331 @@
+"""Learning a concept from pictures, as a plain call.
+
+    concept = learn_concept(model, clip, images, [LoRA(lr=1e-4)], steps=500)
+    model, clip = applied(model, clip, concept)
+
+What is trained is a paper's (concept/); the loop is the same for all. A row is a picture with noise of a level σ. Its
+loss is what the model was trained with, ‖c(σ)·(x̂0 - x0)‖² as a mean over places and channels: c = 1/σ turns an error
+of x0 into one of ε, and into one of the velocity on flow models; c = √(1+σ²)/σ into one of v. Rows of a prior are
+averaged apart and count λ.
+"""
+import copy
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..host.concept_files import encoder_lora_names, lora_names, vectors_of, with_weights, with_words, word_exists
+from ..host.gradients import called, differentiable
+from ..host.guiders import PromptGuider, calc_cond_batch, encoded
+from ..host.progress import raise_if_cancelled
+from ..host.sampling import Solver, check_family, fingerprint, prediction_type, sample_with
+from ..inversion.grid import append_dims, report_step
+from .concepts import SLOT, Concept, ConceptImages, NewWord, Prior, WeightBasis
+from .editor import require_plain
+
+NODE = "Learn Concept"
+TOGETHER = 2 ** 30  # bytes of weights up to which the rows of a step share a forward
+UNGUIDED = {"guidance": 1.0}  # the strength that guidance-distilled models are told, as they are trained further
+CLIPPED = 1.0  # the most that a step's gradient may measure
+
+
+def applied(model, clip, concept: Concept, strength_model: float = 1.0, strength_clip: float = 1.0) -> tuple:
+    """(MODEL, CLIP) that know a concept. At strength 0 the weights stay as they are; words do not have strengths."""
+    check_family(model, concept)
+    model, clip = with_weights(model, clip, concept.weights, strength_model, strength_clip)
+    return model, with_words(clip, concept.words)
+
+
+def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBasis | NewWord],
+                  prior: Prior | None = None, steps: int = 500, batch: int = 1, seed: int = 0,
+                  concept: Concept | None = None) -> Concept:
+    """Train on pictures for some steps, on `batch` rows of them a step and as many of the prior.
+
+    concept: one that the same call learned, to go on from: n and n steps learn what 2n do, bit for bit.
+    """
+    require_plain(model, NODE)
+    _check(model, clip, images, trained, prior, concept)
+    learner = Learner(model, clip, images, trained, prior, batch, seed)
+    if concept:
+        check_family(model, concept)
+    began, losses = time.perf_counter(), []
+    with differentiable(model, learner.deltas) as m:
+        guider = PromptGuider(m, {"any": learner.conditioning(images.examples[0].caption, images.identifier)})
+
+        def solver(denoise, x, sigmas, extra_args, callback, disable):
+            learner.begin(guider, extra_args["model_options"], concept.state if concept else None)
+            for step in range(steps):
+                raise_if_cancelled()
+                loss, noisy, clean, sigma = learner.step()
+                losses.append(loss)
+                if loss != loss:
+                    raise ValueError(f"The loss is no number in step {step + 1} of {steps}, at sigma {sigma:.3g} with "
+                                     f"weights in {m.model_dtype()}: lower the learning rate, or start ComfyUI with "
+                                     "--force-fp32.")
+                report_step(callback, step, noisy, sigmas[step], clean)
+            return x
+
+        sample_with(guider, images.examples[0].latent[None].float().clone(), torch.linspace(1, 0, steps + 1),
+                    Solver(solver), seed=seed)
+        words, weights, state = learner.learned()
+    before = concept.losses if concept else ()
+    notes = {"seconds": time.perf_counter() - began, "steps": len(before) + steps, "batch": batch, "seed": seed,
+             "trained": [repr(one) for one in trained], "captions": [e.caption for e in images.examples],
+             "prior": prior.weight if prior else 0.0}
+    return Concept(words, weights, fingerprint(model), (*before, *losses), notes, state)
+
+
+def _check(model, clip, images, trained, prior, concept):
+    """ValueError on what cannot be learned, before anything is computed."""
+    prediction_type(model)
+    if not trained:
+        raise ValueError(f"{NODE} has {len(images.examples)} pictures and nothing to train: connect a TRAINABLE, such "
+                         "as LoRA Weights.")
+    if not images.examples:
+        raise ValueError(f"{NODE} has {len(trained)} things to train and no picture: connect Concept Images with "
+                         "three to five of them.")
+    words = [one for one in trained if isinstance(one, NewWord)]
+    for one in trained:
+        if one.lr <= 0:
+            raise ValueError(f"The learning rate of {type(one).__name__} is {one.lr:g}, with which it stays as it is: "
+                             "set it above 0.")
+    lacking = [e.caption for e in images.examples if SLOT not in e.caption]
+    if words and lacking:
+        raise ValueError(f"{len(lacking)} of {len(images.examples)} captions have no {{}}, which stands for the new "
+                         f"word {words[0].name}; the first is {lacking[0]!r}: write it there.")
+    for word in words:
+        if word_exists(clip, word.name):
+            raise ValueError(f"An embedding called {word.name} is in your embeddings folder, and the new word has this "
+                             "name too: choose another name.")
+    if len(words) > 1:
+        raise ValueError(f"{NODE} has {len(words)} new words ({', '.join(word.name for word in words)}), and a caption "
+                         "one {}: learn them one after the other, or give one word more vectors.")
+    kept = concept.notes.get("trained") if concept else None
+    if concept and (concept.state is None or kept != [repr(one) for one in trained]):
+        raise ValueError(f"The CONCEPT was learned by {kept}, this node trains {[repr(one) for one in trained]}: go on "
+                         "with the same, or learn anew.")
+    names = lora_names(model)
+    weights = dict(model.model.diffusion_model.named_parameters())
+    for basis in (one for one in trained if isinstance(one, WeightBasis)):
+        taken = [n for n, w in weights.items() if n in names and basis.takes(n, w)]
+        if not taken:
+            raise ValueError(f"{type(basis).__name__} finds none of its weights among the {len(names)} of this "
+                             f"{type(model.model).__name__} MODEL: train LoRA Weights, which every family has.")
+        wrong = next((n for n in taken if not weights[n].is_floating_point() or weights[n].dtype.itemsize < 2), None)
+        if wrong:
+            raise ValueError(f"The MODEL's weight {wrong} is {weights[wrong].dtype}, quantised, and learning adds to "
+                             "weights of 16 bits or more: load the checkpoint in fp16, bf16 or fp32.")
+        if basis.text_encoder and not encoder_lora_names(clip):
+            raise ValueError(f"{type(basis).__name__} trains the text encoder, and this CLIP has no weights that a "
+                             "LoRA file could hold: turn text_encoder off.")
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A picture with noise.
+
+    x, clean: [1,C,…] in sampler space.
+    sigma: [1].
+    entry: its caption's processed cond entry.
+    share: of its loss in the step's.
+    """
+    x: Tensor
+    clean: Tensor
+    sigma: Tensor
+    entry: dict
+    share: float
+
+
+class Weights:
+    """The θ of a basis in a run, for the network or for the text encoder."""
+
+    def __init__(self, basis: WeightBasis, weights: Mapping[str, Tensor], names: Mapping[str, str], generator):
+        self.basis, self.names, self.weights = basis, names, weights
+        self.theta = {name: {part: t.to(weight.device, torch.float32).requires_grad_(t.requires_grad)
+                             for part, t in basis.start(weight, generator).items()}
+                      for name, weight in weights.items()}
+
+    def leaves(self) -> list[Tensor]:
+        return [t for parts in self.theta.values() for t in parts.values() if t.requires_grad]
+
+    def deltas(self) -> dict[str, Tensor]:
+        return {name: self.basis.delta(parts, self.weights[name]) for name, parts in self.theta.items()}
+
+    def saved(self) -> dict[str, Tensor]:
+        return {f"{self.names[name]}.{part}": value.detach().cpu().clone() for name, parts in self.theta.items()
+                for part, value in self.basis.saved(parts, self.weights[name]).items()}
+
+
+class Learner:
+    """One run of learning. `begin` is called once the host has loaded the network."""
+
+    def __init__(self, model, clip, images, trained, prior, batch, seed):
+        self.model, self.images, self.trained, self.prior, self.batch = model, images, trained, prior, batch
+        self.prediction = prediction_type(model)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.word = next((one for one in trained if isinstance(one, NewWord)), None)
+        self.start = self.word.start(vectors_of(clip, self.word.like)) if self.word else {}
+        self.clip = with_words(clip, {self.word.name: self.start}) if self.word else clip
+        self.changes_text = self.word is not None or any(getattr(one, "text_encoder", False) for one in trained)
+        self.network, self.encoder = [], []
+        self.vectors: dict[str, Tensor] = {}
+        self.kept: dict = {}
+        self.stand_ins: dict = {}
+
+    def begin(self, guider, options, state):
+        self.guider, self.options = guider, options
+        network = dict(guider.inner_model.diffusion_model.named_parameters())
+        names = lora_names(self.model)
+        leaves = []
+        for one in self.trained:
+            if isinstance(one, NewWord):
+                device = guider.model_patcher.load_device
+                self.vectors = {key: v.clone().to(device).requires_grad_() for key, v in self.start.items()}
+                leaves.append(list(self.vectors.values()))
+                continue
+            taken = {n: w.detach() for n, w in network.items() if n in names and one.takes(n, w)}
+            self.network.append(Weights(one, taken, names, self.generator))
+            leaves.append(self.network[-1].leaves())
+            if one.text_encoder:
+                called_as = encoder_lora_names(self.clip)
+                inside = dict(self.clip.cond_stage_model.named_parameters())
+                self.encoder.append(Weights(one, {n: inside[n].detach() for n in called_as}, called_as, self.generator))
+                leaves[-1] += self.encoder[-1].leaves()
+        self.leaves = [t for group in leaves for t in group]
+        self.clipped = [t for part in (*self.network, *self.encoder) for t in part.leaves()]
+        groups = [{"params": group, "lr": one.lr} for group, one in zip(leaves, self.trained)]
+        self.optimiser = torch.optim.AdamW(groups)
+        if state is not None:
+            with torch.no_grad():
+                for leaf, value in zip(self.leaves, state["theta"], strict=True):
+                    leaf.copy_(value)
+            self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
+            self.generator.set_state(state["generator"].clone())
+
+    def deltas(self) -> dict[str, Tensor]:
+        """What is added to the network's weights now. Where two bases change a weight, both are."""
+        return _summed(part.deltas() for part in self.network)
+
+    def step(self) -> tuple:
+        """One update. Returns (the loss, one row's noisy x, its clean prediction, its σ)."""
+        rows = self._rows(self.images, 1.0)
+        if self.prior:
+            rows += self._rows(self.prior.images, self.prior.weight)
+        self.optimiser.zero_grad(set_to_none=True)
+        total, shown = 0.0, ()
+        for group in _groups(rows, len(rows) if self.model.model_size() <= TOGETHER else 1):
+            loss, shown = self._loss(group)
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(self.clipped, CLIPPED)
+        self.optimiser.step()
+        return total, *shown
+
+    def _rows(self, images, share) -> list["Row"]:
+        """A step's rows of some pictures, at levels drawn as the model's family was trained."""
+        model, device = self.guider.inner_model, self.guider.model_patcher.load_device
+        rows = []
+        for i in torch.randint(len(images.examples), (self.batch,), generator=self.generator).tolist():
+            example = images.examples[i]
+            clean = model.process_latent_in(example.latent[None].float().clone())
+            if self.prediction == "flow":  # logit-normal, through the model's own shift (SD3, 2403.03206)
+                percent = torch.randn((), generator=self.generator).sigmoid()
+                sigma = float(model.model_sampling.percent_to_sigma(float(percent)))
+            else:
+                levels = model.model_sampling.sigmas
+                sigma = float(levels[int(torch.randint(len(levels), (), generator=self.generator))])
+            noise = torch.randn(clean.shape, generator=self.generator).to(device)
+            at, clean = torch.tensor([sigma], device=device), clean.to(device)
+            x = model.model_sampling.noise_scaling(at, noise, clean)
+            rows.append(Row(x, clean, at, self._entry(example.caption, images.identifier, x), share / self.batch))
+        return rows
+
+    def _loss(self, rows) -> tuple:
+        x, clean, sigma = (torch.cat([getattr(row, n) for row in rows]) for n in ("x", "clean", "sigma"))
+        conds = [[_joined([row.entry for row in rows])]]
+        found = calc_cond_batch(self.guider.inner_model, conds, x, sigma, self.options)[0].float()
+        data = float(getattr(self.guider.inner_model.model_sampling, "sigma_data", 1.0))
+        errors = append_dims(weight(self.prediction, sigma, data), x) * (found - clean).square()
+        shares = torch.tensor([row.share for row in rows], device=x.device)
+        return (errors.flatten(1).mean(1) * shares).sum(), (x[:1], found[:1].detach(), float(sigma[0]))
+
+    def _entry(self, caption, identifier, x) -> dict:
+        """The processed cond entry of a caption. While the text changes it serves one row."""
+        key = caption, identifier, x.shape
+        if self.changes_text or key not in self.kept:
+            like = torch.zeros_like(x)
+            self.kept[key] = encoded(self.guider, self.conditioning(caption, identifier), like, like)[0]
+        return self.kept[key]
+
+    def conditioning(self, caption, identifier) -> list:
+        """The CONDITIONING of a caption, with what is trained in place of {}."""
+        word = f"embedding:{self.word.name}" if self.word else identifier
+        tokens = self.clip.tokenize(" ".join(caption.replace(SLOT, f" {word} ").split()))
+        if self.vectors:
+            tokens = {key: [_live(row, self._of(key)) for row in rows] for key, rows in tokens.items()}
+        self.clip.load_model()
+        found = called(self.clip.cond_stage_model, self.stand_ins, lambda: _summed(w.deltas() for w in self.encoder),
+                       self.clip.encode_from_tokens, tokens, return_pooled=True, return_dict=True)
+        embedding = found.pop("cond")
+        return [[embedding, {**UNGUIDED, **found}]]
+
+    def _of(self, key) -> tuple:
+        """(vectors in a prompt's tokens, trained ones) of a text encoder, by the key of its tokens."""
+        return next(((self.start[name], self.vectors[name]) for name in self.vectors if name.endswith(key)), ((), ()))
+
+    def learned(self) -> tuple:
+        vectors = {key: v.detach().cpu().clone() for key, v in self.vectors.items()}
+        words = {self.word.name: vectors} if self.word else {}
+        weights = {name: value for part in (*self.network, *self.encoder) for name, value in part.saved().items()}
+        state = {"theta": [leaf.detach().cpu().clone() for leaf in self.leaves],
+                 "optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state()}
+        return words, weights, state
+
+
+def weight(prediction: str, sigma: Tensor, sigma_data: float = 1.0) -> Tensor:
+    """c(σ)² of a family's loss, which the model was trained with."""
+    if prediction in ("v", "edm"):
+        return (sigma ** 2 + sigma_data ** 2) / (sigma * sigma_data) ** 2
+    return 1 / sigma ** 2
+
+
+def _live(row: list, vectors: tuple) -> list:
+    """A row of the host's tokens with trained vectors in place of those that the embedding's file held."""
+    held, trained = vectors
+    found, at = [], 0
+    for token, *rest in row:
+        if torch.is_tensor(token) and len(held) and torch.equal(token.float().cpu(), held[at % len(held)]):
+            token, at = trained[at % len(held)], at + 1
+        found.append((token, *rest))
+    return found
+
+
+def _summed(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total[name] + value if name in total else value
+    return total
+
+
+def _groups(rows: list["Row"], most: int) -> list[list["Row"]]:
+    """The rows of a step in groups that fit one forward, of up to so many."""
+    groups: list[list[Row]] = []
+    for row in rows:
+        group = next((g for g in groups if len(g) < most and g[0].x.shape == row.x.shape
+                      and all(cond.can_concat(row.entry["model_conds"][name])
+                              for name, cond in g[0].entry["model_conds"].items())), None)
+        if group is None:
+            groups.append(group := [])
+        group.append(row)
+    return groups
+
+
+def _joined(entries: list[dict]) -> dict:
+    """One processed cond entry for a batch of rows, made as the host joins its conds."""
+    first, *others = entries
+    conds = {name: type(cond)(cond.concat([entry["model_conds"][name] for entry in others]))
+             for name, cond in first["model_conds"].items()} if others else first["model_conds"]
+    return {**first, "model_conds": conds}

@@ -1,0 +1,100 @@
+"""Learned weights and words in the host's own forms: LoRA files, embedding files, a CLIP that knows a new word."""
+import copy
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import comfy.lora
+import comfy.sd
+import folder_paths
+import torch
+from comfy.sd1_clip import load_embed
+from safetensors.torch import save
+from torch import Tensor
+
+WORDS = "palimpsest-words"  # the folder of learned words among the host's temporary files
+
+
+def lora_names(model) -> dict[str, str]:
+    """{weight: its name in a LoRA file} of a MODEL's network, the weights by their names in it."""
+    names = _shortest(comfy.lora.model_lora_keys_unet(model.model, {}), "lora_unet_")
+    return {key.removeprefix("diffusion_model."): name for key, name in names.items()}
+
+
+def encoder_lora_names(clip) -> dict[str, str]:
+    """The same of a CLIP's text encoders."""
+    keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    alone = len({key.split(".")[0] for key in keys.values()}) == 1
+    return _shortest(keys, "lora_te_" if alone else ("lora_te1_", "lora_te2_"))
+
+
+def _shortest(keys: Mapping[str, str], start) -> dict[str, str]:
+    """{weight: name}. Of several names the last, which other programs know too."""
+    return {key: name for name, key in keys.items()
+            if isinstance(key, str) and name.startswith(start) and key.endswith(".weight")}
+
+
+def with_weights(model, clip, weights: Mapping[str, Tensor], strength_model: float, strength_clip: float):
+    """(MODEL, CLIP) under a LoRA file's weights."""
+    return comfy.sd.load_lora_for_models(model, clip, dict(weights), strength_model, strength_clip)
+
+
+def tables(clip) -> dict[str, tuple]:
+    """{encoder: (its tokenizer, its part of the model)} of the text encoders that take an embedding's file."""
+    return {part.embedding_key: (part, getattr(clip.cond_stage_model, name))
+            for name, part in _tokenizers(clip.tokenizer).items() if hasattr(clip.cond_stage_model, name)}
+
+
+def _tokenizers(tokenizer) -> dict:
+    return {name: part for name, part in vars(tokenizer).items() if hasattr(part, "embedding_directory")}
+
+
+def vectors_of(clip, words: str) -> dict[str, Tensor]:
+    """{encoder: [n,D]}: the vectors of some words in each text encoder's table of tokens."""
+    found = {}
+    for key, (tokenizer, encoder) in tables(clip).items():
+        first = int(tokenizer.start_token is not None)
+        last = None if tokenizer.end_token is None else -1
+        ids = tokenizer.tokenizer(words)["input_ids"][first:last]
+        table = encoder.transformer.get_input_embeddings().weight
+        found[key] = table[torch.tensor(ids, dtype=torch.long, device=table.device)].detach().float().cpu().clone()
+    return found
+
+
+def word_exists(clip, name: str) -> bool:
+    """Whether the CLIP's folders hold an embedding of this name."""
+    return any(load_embed(name, part.embedding_directory, part.embedding_size, part.embedding_key) is not None
+               for part, _ in tables(clip).values() if part.embedding_directory)
+
+
+def with_words(clip, words: Mapping[str, Mapping[str, Tensor]]):
+    """A CLIP in whose prompts embedding:NAME is each of {NAME: {encoder: [n,D]}}."""
+    if not words:
+        return clip
+    files = {name: embedding_file(vectors) for name, vectors in words.items()}
+    content = hashlib.sha256(b"".join(name.encode() + data for name, data in sorted(files.items()))).hexdigest()[:16]
+    folder = Path(folder_paths.get_temp_directory(), WORDS, content)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        part = folder / f"{name}.{os.getpid()}.part"
+        part.write_bytes(data)
+        part.replace(folder / f"{name}.safetensors")
+    m = clip.clone()
+    m.tokenizer = copy.copy(clip.tokenizer)
+    for attribute, tokenizer in _tokenizers(clip.tokenizer).items():
+        held = tokenizer.embedding_directory or []
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.embedding_directory = [str(folder), *([held] if isinstance(held, str) else held)]
+        setattr(m.tokenizer, attribute, tokenizer)
+    return m
+
+
+def lora_file(weights: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
+    """The bytes of a LoRA's file. about: its metadata."""
+    return save({name: value.contiguous() for name, value in weights.items()}, dict(about))
+
+
+def embedding_file(vectors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of an embedding's file. With one text encoder its vectors are called as other programs expect."""
+    return save({"emb_params" if len(vectors) == 1 else key: v.contiguous() for key, v in vectors.items()})

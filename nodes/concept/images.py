@@ -1,0 +1,101 @@
+"""Concept Images and Class Images."""
+import comfy.samplers
+import torch
+from comfy_api.latest import io, ui
+
+import nodes
+
+from ...concept.dreambooth import RARE
+from ...editing.concepts import SLOT, ConceptImages, Example
+from ...host.sampling import latent_of
+from .widgets import ConceptImagesType
+
+AT_ONCE = 4  # pictures of the class that are sampled together
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in map(str.strip, text.splitlines()) if line]
+
+
+class PalimpsestConceptImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestConceptImages", display_name="Concept Images", category="palimpsest/concept",
+            description="Pictures to learn a concept from, with a caption for each. Three to five are usual.",
+            inputs=[
+                io.Image.Input("images", tooltip="Pictures of one size. Others join through 'more'."),
+                io.Vae.Input("vae"),
+                io.String.Input("captions", multiline=True, default="a photo of {}", tooltip=(
+                    "What the pictures show, one line for all or one line a picture. {} stands for what is learned: 'a "
+                    "photo of a {} dog on the beach'. Say what is not part of it, such as the place.")),
+                io.String.Input("identifier", default=RARE, tooltip=(
+                    "What {} reads as in the captions, where no new word is learned. Use it in prompts later. A rare "
+                    f"token. diffusers: {RARE}.")),
+                ConceptImagesType.Input("more", optional=True, tooltip="More pictures of the same concept."),
+            ],
+            outputs=[ConceptImagesType.Output(display_name="concept images")])
+
+    @classmethod
+    def execute(cls, images, vae, captions, identifier, more=None) -> io.NodeOutput:
+        texts = lines(captions)
+        if len(texts) not in (1, len(images)):
+            raise ValueError(f"Concept Images has {len(images)} pictures and {len(texts)} captions: write one line for "
+                             "all, or one line for each.")
+        if more is not None and more.identifier != identifier:
+            raise ValueError(f"The pictures of 'more' call the concept {more.identifier!r}, these {identifier!r}: give "
+                             "both one identifier.")
+        latents = torch.cat([vae.encode(image[None, ..., :3]) for image in images]).cpu()
+        pairs = zip(latents, texts if len(texts) == len(images) else texts * len(images))
+        examples = tuple(Example(latent, text) for latent, text in pairs)
+        return io.NodeOutput(ConceptImages((*(more.examples if more else ()), *examples), identifier))
+
+
+class PalimpsestClassImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestClassImages", display_name="Class Images", category="palimpsest/concept",
+            description="Pictures of a concept's class, made by the model before it learns. For Prior Preservation.",
+            inputs=[
+                io.Model.Input("model"), io.Clip.Input("clip"), io.Vae.Input("vae"),
+                io.String.Input("noun", default="", tooltip="The class: 'dog' for your dog, 'star' for your star."),
+                io.String.Input("templates", multiline=True, default="a photo of a {}", tooltip=(
+                    "Prompts, one a line, used in turn. {} stands for the noun. Paper: 'a {}'. Many different lines "
+                    "keep more of the class, among them one with the noun alone.")),
+                io.Int.Input("count", default=100, min=1, max=10_000, tooltip=(
+                    "How many pictures. Paper: 200 for each of the concept's. diffusers: 100.")),
+                io.Int.Input("width", default=512, min=16, max=16_384, step=8),
+                io.Int.Input("height", default=512, min=16, max=16_384, step=8),
+                io.Int.Input("steps", default=20, min=1, max=10_000),
+                io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="diffusers: 7.5. The "
+                                                                                         "miniature: 3."),
+                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="ddim"),
+                io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="ddim_uniform"),
+                io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True),
+            ],
+            outputs=[ConceptImagesType.Output(display_name="class images"), io.Image.Output()])
+
+    @classmethod
+    def execute(cls, model, clip, vae, noun, templates, count, width, height, steps, cfg, sampler_name, scheduler,
+                seed) -> io.NodeOutput:
+        texts = lines(templates)
+        if not noun.strip() or not texts or not all(SLOT in text for text in texts):
+            raise ValueError(f"Class Images has the noun {noun!r} and the templates {texts}: give a noun, and write "
+                             f"{SLOT} in each template, where it stands.")
+        prompts = [texts[i % len(texts)].replace(SLOT, noun.strip()) for i in range(count)]
+        conditionings = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in {"", *prompts}}
+        ratio = vae.spacial_compression_encode()
+        empty = torch.zeros(1, 4, height // ratio, width // ratio)
+        latents = []
+        # one prompt a call of the sampler; equal ones share it
+        for text in dict.fromkeys(prompts):
+            for start in range(0, prompts.count(text), AT_ONCE):
+                many = min(AT_ONCE, prompts.count(text) - start)
+                latent = {"samples": latent_of(model, empty.repeat(many, 1, 1, 1))}
+                made, = nodes.common_ksampler(model, seed + len(latents), steps, cfg, sampler_name, scheduler,
+                                              conditionings[text], conditionings[""], latent)
+                latents += [(z, text) for z in made["samples"].cpu()]
+        pictures = torch.cat([vae.decode(z[None]) for z, _ in latents])
+        examples = tuple(Example(z, text) for z, text in latents)
+        return io.NodeOutput(ConceptImages(examples), pictures, ui=ui.PreviewImage(pictures[:16], cls=cls))

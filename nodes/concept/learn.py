@@ -1,0 +1,107 @@
+"""Learn, Apply and Save Concept."""
+import json
+import os
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ...editing.learning import applied, learn_concept
+from ...host.concept_files import embedding_file, lora_file
+from .widgets import ConceptImagesType, ConceptType, ObjectiveType, TrainableType
+
+LossMapType = io.Custom("LOSS_MAP")
+
+
+class PalimpsestLearnConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestLearnConcept", display_name="Learn Concept", category="palimpsest/concept",
+            description="Learns a concept from pictures. The MODEL and CLIP that come out know it at once; Save "
+                        "Concept writes LoRA and embedding files that work without this pack.",
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL without Palimpsest editors. It is not changed."),
+                io.Clip.Input("clip"),
+                ConceptImagesType.Input("images", tooltip="From Concept Images."),
+                TrainableType.Input("trainable", tooltip="What learns: LoRA Weights, New Word, DreamBooth, Custom "
+                                                         "Diffusion or SVDiff. They chain."),
+                io.Int.Input("steps", default=500, min=1, max=1_000_000, tooltip=(
+                    "Number of updates. DreamBooth: 400, with the prior 800. LoRA: 500. A new word: 3000. The "
+                    "miniature: 100.")),
+                io.Int.Input("batch", default=1, min=1, max=256, tooltip=(
+                    "Pictures an update. The prior adds as many. Large models take them one after the other, so more "
+                    "cost time and no memory. diffusers: 1.")),
+                io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True,
+                             tooltip="Of pictures, levels and noise. Equal seeds learn equal weights."),
+                ObjectiveType.Input("objective", optional=True, tooltip="From Prior Preservation."),
+                ConceptType.Input("concept", optional=True, tooltip="A concept to go on from, learned by the same "
+                                                                    "trainables."),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output(), ConceptType.Output(display_name="concept"),
+                     LossMapType.Output(display_name="loss map", tooltip="For ComfyUI's Plot Loss Graph.")])
+
+    @classmethod
+    def execute(cls, model, clip, images, trainable, steps, batch, seed, objective=None, concept=None) -> io.NodeOutput:
+        prior, = objective or (None,)
+        learned = learn_concept(model, clip, images, trainable, prior, steps, batch, seed, concept)
+        return io.NodeOutput(*applied(model, clip, learned), learned, {"loss": list(learned.losses)})
+
+
+class PalimpsestApplyConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestApplyConcept", display_name="Apply Concept", category="palimpsest/concept",
+            description="Puts a learned concept on a MODEL and CLIP, stronger or weaker. Concepts chain.",
+            inputs=[
+                io.Model.Input("model"), io.Clip.Input("clip"), ConceptType.Input("concept"),
+                io.Float.Input("strength_model", default=1.0, min=-100.0, max=100.0, step=0.01,
+                               tooltip="Of what the network learned. 0 leaves it as it is."),
+                io.Float.Input("strength_clip", default=1.0, min=-100.0, max=100.0, step=0.01,
+                               tooltip="Of what the text encoder's weights learned. A new word has no strength."),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output()])
+
+    @classmethod
+    def execute(cls, model, clip, concept, strength_model, strength_clip) -> io.NodeOutput:
+        return io.NodeOutput(*applied(model, clip, concept, strength_model, strength_clip))
+
+
+class PalimpsestSaveConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestSaveConcept", display_name="Save Concept", category="palimpsest/concept",
+            description="Writes a concept as ComfyUI's own files: a LoRA in output/loras, an embedding a word in "
+                        "output/embeddings. A number is added. Nothing is overwritten.",
+            inputs=[
+                ConceptType.Input("concept"),
+                io.String.Input("name", default="my-concept", tooltip="The LoRA's name. An embedding has its word's."),
+                io.Combo.Input("precision", options=["fp16", "fp32"], default="fp16",
+                               tooltip="Of the LoRA. fp16 is half as large."),
+            ],
+            outputs=[io.String.Output(display_name="files", tooltip="Their paths in the output folder, one a line.")],
+            is_output_node=True)
+
+    @classmethod
+    def execute(cls, concept, name, precision) -> io.NodeOutput:
+        about = {"modelspec.title": name, "palimpsest": json.dumps(dict(concept.notes))}
+        saved = []
+        if concept.weights:
+            path = _path(f"loras/{name}")
+            weights = {key: value.half() if precision == "fp16" else value for key, value in concept.weights.items()}
+            path.write_bytes(lora_file(weights, about))
+            saved.append(path)
+        for word, vectors in concept.words.items():
+            path = _path(f"embeddings/{word}")
+            path.write_bytes(embedding_file(vectors))
+            saved.append(path)
+        output = folder_paths.get_output_directory()
+        text = "\n".join(path.relative_to(output).as_posix() for path in saved)
+        return io.NodeOutput(text, ui=ui.PreviewText(text))
+
+
+def _path(prefix) -> Path:
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    return Path(os.path.realpath(folder), f"{name}_{counter:05}_.safetensors")

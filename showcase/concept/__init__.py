@@ -1,0 +1,1 @@
+"""How each technique of concept/ is shown and measured."""
