@@ -154,7 +154,7 @@ class Weights:
         return {name: self.basis.delta(parts, self.weights[name]) for name, parts in self.theta.items()}
 
     def saved(self) -> dict[str, Tensor]:
-        return {f"{self.names[name]}.{part}": value.detach().cpu().clone() for name, parts in self.theta.items()
+        return {f"{self.names[name]}.{part}{'_b' * name.endswith('.bias')}": value.detach().cpu().clone() for name, parts in self.theta.items()
                 for part, value in self.basis.saved(parts, self.weights[name]).items()}
 
 
@@ -217,7 +217,8 @@ class Learner:
         total, shown = 0.0, ()
         for group in _groups(rows, len(rows) if self.model.model_size() <= TOGETHER else 1):
             loss, shown = self._loss(group)
-            loss.backward()
+            if loss.requires_grad:  # not where only a word learns and the captions do not have it
+                loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.clipped, CLIPPED)
         self.optimiser.step()

@@ -18,7 +18,7 @@ WORDS = "palimpsest-words"  # the folder of learned words among the host's tempo
 
 def lora_names(model) -> dict[str, str]:
     """{weight: its name in a LoRA file} of a MODEL's network, the weights by their names in it."""
-    names = _shortest(comfy.lora.model_lora_keys_unet(model.model, {}), "lora_unet_")
+    names = _named(comfy.lora.model_lora_keys_unet(model.model, {}), "lora_unet_")
     return {key.removeprefix("diffusion_model."): name for key, name in names.items()}
 
 
@@ -26,13 +26,14 @@ def encoder_lora_names(clip) -> dict[str, str]:
     """The same of a CLIP's text encoders."""
     keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     alone = len({key.split(".")[0] for key in keys.values()}) == 1
-    return _shortest(keys, "lora_te_" if alone else ("lora_te1_", "lora_te2_"))
+    return _named(keys, "lora_te_" if alone else ("lora_te1_", "lora_te2_"))
 
 
-def _shortest(keys: Mapping[str, str], start) -> dict[str, str]:
-    """{weight: name}. Of several names the last, which other programs know too."""
-    return {key: name for name, key in keys.items()
-            if isinstance(key, str) and name.startswith(start) and key.endswith(".weight")}
+def _named(keys: Mapping[str, str], start) -> dict[str, str]:
+    """{weight or bias: name}. Of several names the last, which other programs know too."""
+    found = {key.removesuffix(".weight"): name for name, key in keys.items()
+             if isinstance(key, str) and name.startswith(start) and key.endswith(".weight")}
+    return {f"{stem}.{part}": name for stem, name in found.items() for part in ("weight", "bias")}
 
 
 def with_weights(model, clip, weights: Mapping[str, Tensor], strength_model: float, strength_clip: float):

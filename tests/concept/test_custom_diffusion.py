@@ -1,0 +1,39 @@
+"""Custom Diffusion: the keys and values of cross-attention learn, and nothing else."""
+import pytest
+import torch
+from palimpsest.concept.custom_diffusion import KeysAndValues
+from palimpsest.concept.dreambooth import AllWeights
+from palimpsest.concept.textual_inversion import TextualInversion
+from palimpsest.editing.learning import learn_concept
+
+import tiny
+from concepts import Texts, images
+from node_execution import executor  # noqa: F401  runs every test as the host does
+
+
+def test_its_step_is_that_of_all_weights_on_keys_and_values():
+    """The same gradients: AdamW's first mean is a tenth of them, up to what each run's clipping scales it by."""
+    model, clip = tiny.sd15(), tiny.clip()
+    runs = [learn_concept(model, clip, images(model), [basis], steps=1)
+            for basis in (KeysAndValues(1e-3), AllWeights(1e-3))]
+    few, all_of_them = ({name: mean for name, mean in zip(
+        run.weights, (state["exp_avg"] for state in run.state["optimiser"]["state"].values()))} for run in runs)
+    assert few and all(name.endswith(("attn2_to_k.diff", "attn2_to_v.diff")) for name in few)
+    assert len(few) == sum("attn2_to_k" in name or "attn2_to_v" in name for name in all_of_them)
+    scales = torch.stack([(few[name] * all_of_them[name]).sum() / all_of_them[name].square().sum() for name in few])
+    assert scales.max() / scales.min() < 1 + 1e-3
+    assert all(torch.allclose(few[name], scales[0] * all_of_them[name], rtol=1e-3, atol=1e-7) for name in few)
+
+
+def test_a_word_learns_with_them():
+    model, clip = tiny.sd15(), tiny.clip()
+    trained = [KeysAndValues(1e-3), TextualInversion("thing", "cat", 1, 1e-3)]
+    learned = learn_concept(model, clip, images(model), trained, steps=1)
+    start = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight[clip.tokenize("cat")["l"][0][1][0]]
+    assert learned.weights and not torch.equal(learned.words["thing"]["clip_l"][0], start.float())
+
+
+def test_a_model_without_cross_attention_is_refused():
+    model = tiny.flux()
+    with pytest.raises(ValueError, match="train LoRA Weights"):
+        learn_concept(model, Texts(), images(model), [KeysAndValues(1e-3)])

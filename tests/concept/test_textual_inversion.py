@@ -1,0 +1,86 @@
+"""Textual Inversion: the gradient of a word through the host's text encoder, and the file that holds the word."""
+import pytest
+import torch
+from palimpsest.bench import twin
+from palimpsest.concept.textual_inversion import TextualInversion
+from palimpsest.editing.learning import applied, learn_concept
+from palimpsest.host.concept_files import embedding_file
+from safetensors.torch import load
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import tiny
+from concepts import drawn, images
+from node_execution import executor  # noqa: F401  runs every test as the host does
+from runs import relative
+
+RATE, SEED = 1e-3, 4
+
+
+def test_a_step_equals_transformers_and_diffusers():
+    """One AdamW step of the vector, through transformers' text encoder and diffusers' U-Net of equal weights."""
+    model, clip = tiny.sd15(), tiny.clip()
+    given = images(model, ("a photo of {} dog",))
+    learned = learn_concept(model, clip, given, [TextualInversion("thing", "cat", 1, RATE)], steps=1, seed=SEED)
+    (_, level, noise), = drawn(model, 1, 1, torch.Generator().manual_seed(SEED))
+    with torch.inference_mode(False):
+        config = {name: value for name, value in tiny.CLIP_CONFIG.items() if name != "projection_dim"}
+        encoder = CLIPTextModel(CLIPTextConfig(**config, bos_token_id=49406, pad_token_id=49407)).eval()
+        weights = clip.cond_stage_model.clip_l.transformer.state_dict()
+        # an older transformers has one module more
+        named = {n if n in encoder.state_dict() else n.removeprefix("text_model."): v.float().clone()
+                 for n, v in weights.items()}
+        left = encoder.load_state_dict(named, strict=False)
+        assert not [n for n in left.missing_keys if "position_ids" not in n]
+        ids = [token for token, _ in clip.tokenize("a photo of cat dog")["l"][0]]
+        place = [token for token, _ in clip.tokenize("cat")["l"][0]][1]
+        table = encoder.get_input_embeddings()
+        vector = table.weight[place].detach().clone().requires_grad_()
+        found = {}
+        table.register_forward_hook(lambda module, args, out: torch.cat(
+            [out[:, :ids.index(place)], vector[None, None], out[:, ids.index(place) + 1:]], 1))
+        clean = model.model.process_latent_in(given.examples[0].latent.clone())[None]
+        sigma = model.model.model_sampling.sigmas[level].clone()
+        noisy = (clean + sigma * noise.clone()) / (1 + sigma ** 2) ** 0.5
+        text = encoder(torch.tensor([ids])).last_hidden_state
+        loss = (twin.unet(model)(noisy, level, text).sample - noise).square().mean()
+        found, = torch.autograd.grad(loss, vector)
+        optimiser = torch.optim.AdamW([vector], lr=RATE)
+        vector.grad = found
+        optimiser.step()
+        after = vector.detach()
+    assert learned.losses[0] == pytest.approx(float(loss), rel=1e-4)
+    assert relative(learned.words["thing"]["clip_l"][0], after) < 1e-5
+    moved = learned.state["optimiser"]["state"][0]["exp_avg"] / 0.1  # AdamW's first mean is a tenth of the gradient
+    assert relative(moved[0], found) < 1e-4
+
+
+@pytest.mark.parametrize("family, vectors", [("sd15", 1), ("sd15", 2), ("sdxl", 1)])
+def test_the_word_serves_as_it_learned(family, vectors):
+    """`embedding:NAME` encodes as in training, SDXL's with a vector for each encoder; other prompts stay as they are."""
+    model = {"sd15": tiny.sd15, "sdxl": tiny.sdxl}[family]()
+    clip = {"sd15": tiny.clip, "sdxl": tiny.sdxl_clip}[family]()
+    learned = learn_concept(model, clip, images(model), [TextualInversion("thing", "cat", vectors, 1e-2)], steps=2)
+    m, told = applied(model, clip, learned)
+    assert set(learned.words["thing"]) == ({"clip_l"} if family == "sd15" else {"clip_l", "clip_g"})
+    assert not learned.weights and all(len(v) == vectors for v in learned.words["thing"].values())
+    tokens = told.tokenize("a photo of embedding:thing")
+    for key, rows in tokens.items():
+        held = [token for token, *_ in rows[0] if torch.is_tensor(token)]
+        assert torch.equal(torch.stack(held).cpu(), learned.words["thing"][f"clip_{key}"])
+    same, word, like = (tiny.encode(c, text)[0][0] for c, text in (
+        (told, "a dog"), (told, "a photo of embedding:thing"), (clip, "a photo of cat")))
+    assert torch.equal(same, tiny.encode(clip, "a dog")[0][0])
+    assert vectors > 1 or relative(word, like) > 1e-4
+
+
+def test_the_file_is_what_other_programs_read():
+    vectors = {"clip_l": torch.randn(2, 8)}
+    assert load(embedding_file(vectors)).keys() == {"emb_params"}
+    assert load(embedding_file({**vectors, "clip_g": torch.randn(2, 8)})).keys() == {"clip_l", "clip_g"}
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path):
+    (tmp_path / "thing.safetensors").write_bytes(embedding_file({"clip_l": torch.randn(1, tiny.DIM)}))
+    model, clip = tiny.sd15(), tiny.clip(str(tmp_path))
+    with pytest.raises(ValueError, match="choose another name"):
+        learn_concept(model, clip, images(model), [TextualInversion("thing", "cat", 1, 1e-2)])

@@ -1,0 +1,50 @@
+"""Small cases of learning, with a text encoder for every family, and a plain account of what a step draws."""
+from types import SimpleNamespace
+
+import torch
+from palimpsest.editing.concepts import ConceptImages, Example
+
+import tiny
+
+EVERY = {**tiny.UNETS, **tiny.FLOWS}
+
+
+class Texts:
+    """A CLIP of any family: a random embedding for each text."""
+
+    def __init__(self):
+        self.cond_stage_model, self.tokenizer = torch.nn.Module(), SimpleNamespace()
+
+    def tokenize(self, text):
+        return text
+
+    def load_model(self):
+        pass
+
+    def clone(self):
+        return self
+
+    def add_patches(self, *args):
+        return []
+
+    def encode_from_tokens(self, text, return_pooled=True, return_dict=True):
+        (embedding, extra), = tiny.cond(seed=sum(text.encode()))
+        return {"cond": embedding, **extra}
+
+
+def clip_of(family):
+    return {"sd15": tiny.clip, "sd2": tiny.clip, "sdxl": tiny.sdxl_clip}.get(family, Texts)()
+
+
+def images(model, captions=("a photo of {}",), identifier="sks", seed=3, size=8):
+    """Pictures of random latents."""
+    latents = model.model.process_latent_out(tiny.latent(model, len(captions), size, seed))
+    return ConceptImages(tuple(Example(z, text) for z, text in zip(latents.clone(), captions)), identifier)
+
+
+def drawn(model, count, batch, generator):
+    """(number of the picture, level, noise) of a step's rows, in the order in which they are drawn."""
+    shape = tiny.latent(model).shape
+    numbers = torch.randint(count, (batch,), generator=generator).tolist()
+    return [(n, int(torch.randint(1000, (), generator=generator)), torch.randn(shape, generator=generator))
+            for n in numbers]

@@ -1,0 +1,198 @@
+"""Learning a concept: the loop, its draws, and what it leaves behind."""
+import dataclasses
+
+import pytest
+import torch
+from comfy.model_management import InterruptProcessingException
+from palimpsest.concept.dreambooth import AllWeights
+from palimpsest.concept.lora import LoRA
+from palimpsest.concept.textual_inversion import TextualInversion
+from palimpsest.editing import learning
+from palimpsest.editing.concepts import ConceptImages, Prior
+from palimpsest.editing.learning import applied, learn_concept
+from palimpsest.host.gradients import differentiable
+from palimpsest.host.guiders import PromptGuider, prompted
+from palimpsest.host.sampling import Solver, sample_with
+
+import tiny
+from concepts import EVERY, Texts, clip_of, images
+from node_execution import executor  # noqa: F401  runs every test as the host does
+from runs import relative
+
+# the last block's text, which these networks do not read
+UNREAD = {"sd3": "joint_blocks_1_context_block", "qwen": "transformer_blocks_1_"}
+CAPTIONS = "a photo of {} on grass", "a {} at night"
+
+
+def prediction(model, sigma=1.0, seed=5):
+    """x0 of one latent, by the host's guider."""
+    found = []
+
+    def solve(denoise, x, sigmas, extra_args=None, **kwargs):
+        found.append(prompted(denoise, extra_args, "any", x, sigmas[:1].to(x)))
+        return x
+
+    level = min(sigma, float(model.get_model_object("model_sampling").sigma_max))
+    sample_with(PromptGuider(model, {"any": tiny.cond()}), tiny.latent(model, seed=seed), torch.tensor([level, 0.0]),
+                Solver(solve))
+    return found[0]
+
+
+def weights(model, clip):
+    return {name: value.clone() for part in (model.model, clip.cond_stage_model)
+            for name, value in part.state_dict().items()}
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_the_loss_falls_and_every_weight_learns(family):
+    """What is learned lowers the loss of the very rows that it was learned from, on every family."""
+    model, clip = EVERY[family](), clip_of(family)
+    given = images(model)
+    learned = learn_concept(model, clip, given, [AllWeights(3e-3)], steps=6)
+    again, _ = applied(model, clip, learned)
+    after = learn_concept(again, clip, given, [AllWeights(1e-12)], steps=6)
+    assert sum(after.losses) < 0.97 * sum(learned.losses)
+    still = [name for name, value in learned.weights.items() if not value.count_nonzero()]
+    assert all(UNREAD.get(family, "-") in name for name in still)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_learn(dtype):
+    model, clip = tiny.sdxl(dtype=dtype), tiny.sdxl_clip()
+    learned = learn_concept(model, clip, images(model), [AllWeights(1e-3)], steps=2)
+    assert all(value.dtype == torch.float32 and value.count_nonzero() for value in learned.weights.values())
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_what_was_learned_predicts_as_in_training(family):
+    """A forward with changes beside the weights equals one of the MODEL that the file is loaded on."""
+    model, clip = EVERY[family](), clip_of(family)
+    basis = LoRA(1e-2, layers="all")
+    learned = learn_concept(model, clip, images(model), [basis], steps=3)
+    inside = dict(model.model.diffusion_model.named_parameters())
+    names = learning.lora_names(model)
+    deltas = {}
+    for name, called in names.items():
+        if name.endswith("weight") and f"{called}.lora_up.weight" in learned.weights:
+            down, up = (learned.weights[f"{called}.lora_{end}.weight"].flatten(1) for end in ("down", "up"))
+            deltas[name] = (up @ down).view(inside[name].shape)
+    with differentiable(model, lambda: deltas) as m, torch.no_grad():
+        training = prediction(m)
+    served = prediction(applied(model, clip, learned)[0])
+    assert len(deltas) > 4 and relative(training, served) < 1e-5
+    assert relative(prediction(model), served) > 1e-3
+
+
+def test_nothing_changes_at_strength_0():
+    model, clip = tiny.sd15(), tiny.clip()
+    learned = learn_concept(model, clip, images(model), [LoRA(1e-2, text_encoder=True)], steps=2)
+    none, words = applied(model, clip, learned, 0.0, 0.0)
+    assert torch.equal(prediction(none), prediction(model))
+    assert torch.equal(tiny.encode(words, "a photo of a dog")[0][0], tiny.encode(clip, "a photo of a dog")[0][0])
+    told, heard = applied(model, clip, learned)
+    assert not torch.equal(prediction(told), prediction(model))
+    assert not torch.equal(tiny.encode(heard, "a photo of a dog")[0][0], tiny.encode(clip, "a photo of a dog")[0][0])
+
+
+@pytest.mark.parametrize("end", ["done", "cancelled", "failed"])
+def test_a_run_leaves_model_and_clip_as_they_were(end, monkeypatch):
+    model, clip = tiny.sd15(), tiny.clip()
+    before, first = weights(model, clip), prediction(model)
+    step = learning.Learner.step
+
+    def interrupted(self):
+        found = step(self)
+        if end == "cancelled":
+            raise InterruptProcessingException
+        return (float("nan"), *found[1:]) if end == "failed" else found
+
+    monkeypatch.setattr(learning.Learner, "step", interrupted)
+    trained = [AllWeights(1e-2, text_encoder=True), TextualInversion("thing", "dog", 1, 1e-2)]
+    if end == "done":
+        learn_concept(model, clip, images(model), trained, steps=2)
+    else:
+        with pytest.raises(InterruptProcessingException if end == "cancelled" else ValueError):
+            learn_concept(model, clip, images(model), trained, steps=2)
+    after = weights(model, clip)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(prediction(model), first)
+    assert not any(getattr(m, "weight_function", None) for m in model.model.modules())
+
+
+def test_equal_seeds_learn_equal_bytes_and_half_the_steps_twice_are_all_of_them():
+    model, clip = tiny.sd15(), tiny.clip()
+    given, trained = images(model, CAPTIONS), [LoRA(1e-2), TextualInversion("thing", "dog", 1, 1e-2)]
+    whole, same = (learn_concept(model, clip, given, trained, steps=4, batch=2, seed=7) for _ in range(2))
+    half = learn_concept(model, clip, given, trained, steps=2, batch=2, seed=7)
+    kept = [t.clone() for t in half.state["theta"]]
+    on = learn_concept(model, clip, given, trained, steps=2, batch=2, seed=7, concept=half)
+    other = learn_concept(model, clip, given, trained, steps=4, batch=2, seed=8)
+    for found in (same, on):
+        assert found.losses == whole.losses and found.weights.keys() == whole.weights.keys()
+        assert all(torch.equal(found.weights[name], whole.weights[name]) for name in whole.weights)
+        assert torch.equal(found.words["thing"]["clip_l"], whole.words["thing"]["clip_l"])
+    assert other.losses != whole.losses
+    assert all(torch.equal(a, b) for a, b in zip(kept, half.state["theta"]))
+    assert learn_concept(model, clip, given, trained, steps=2, batch=2, seed=7, concept=half).losses == whole.losses
+
+
+@pytest.mark.parametrize("trained", [[LoRA(1e-2)], [TextualInversion("thing", "dog", 1, 1e-2)]], ids=["weights", "word"])
+def test_rows_one_after_the_other_learn_what_they_learn_together(trained, monkeypatch):
+    """Large models take a step's rows one by one. Pictures of two sizes are never in one forward."""
+    model, clip = tiny.sdxl(), tiny.sdxl_clip()
+    sizes = [images(model, CAPTIONS, size=size) for size in (8, 16)]
+    given = ConceptImages((*sizes[0].examples, *sizes[1].examples), "sks")
+    prior = Prior(images(model, ("a dog",), seed=9), 0.5)
+    together = learn_concept(model, clip, given, trained, prior, steps=2, batch=4)
+    monkeypatch.setattr(learning, "TOGETHER", 0)
+    alone = learn_concept(model, clip, given, trained, prior, steps=2, batch=4)
+    assert alone.losses == pytest.approx(together.losses, rel=1e-5)
+    pairs = [(alone.weights[name], together.weights[name]) for name in together.weights]
+    pairs += [(alone.words[w][e], together.words[w][e]) for w in together.words for e in together.words[w]]
+    assert pairs and all(relative(a, b) < 1e-3 for a, b in pairs if b.count_nonzero())
+
+
+def test_a_prior_of_weight_0_adds_nothing_to_the_loss():
+    model, clip = tiny.sd15(), tiny.clip()
+    prior = images(model, ("a dog",), seed=9)
+    alone = learn_concept(model, clip, images(model), [LoRA(1e-2)], steps=1)
+    none = learn_concept(model, clip, images(model), [LoRA(1e-2)], Prior(prior, 0.0), steps=1)
+    full = learn_concept(model, clip, images(model), [LoRA(1e-2)], Prior(prior, 1.0), steps=1)
+    assert none.losses == pytest.approx(alone.losses, rel=1e-6) and full.losses[0] > 1.01 * alone.losses[0]
+
+
+WORD, THIN = TextualInversion("thing", "dog", 1, 1e-3), LoRA(1e-3)
+
+
+@pytest.mark.parametrize("given, said", [
+    (dict(trained=[]), "nothing to train"),
+    (dict(images=ConceptImages((), "sks")), "no picture"),
+    (dict(trained=[LoRA(0.0)]), "learning rate of LoRA is 0"),
+    (dict(trained=[WORD], captions=("a dog",)), "have no {}"),
+    (dict(trained=[WORD, TextualInversion("other", "cat", 1, 1e-3)]), "2 new words"),
+    (dict(trained=[TextualInversion("thing", "dog", 3, 1e-3)], like="two dogs"), "is 2 tokens"),
+    (dict(trained=[LoRA(1e-3, text_encoder=True)], clip=Texts), "turn text_encoder off"),
+])
+def test_bad_input_is_refused_before_anything_is_computed(given, said, monkeypatch):
+    monkeypatch.setattr(learning, "differentiable", None)  # would be an error of another kind
+    model, clip = tiny.sd15(), given.get("clip", tiny.clip)()
+    trained = given.get("trained", [THIN])
+    if "like" in given:
+        trained = [dataclasses.replace(trained[0], like=given["like"])]
+    pictures = given.get("images") or images(model, given.get("captions", ("a photo of {}",)))
+    with pytest.raises(ValueError, match=said):
+        learn_concept(model, clip, pictures, trained)
+
+
+def test_a_concept_goes_on_with_what_it_began_with_only():
+    model, clip = tiny.sd15(), tiny.clip()
+    learned = learn_concept(model, clip, images(model), [THIN], steps=1)
+    with pytest.raises(ValueError, match="go on with the same"):
+        learn_concept(model, clip, images(model), [AllWeights(1e-3)], concept=learned)
+    with pytest.raises(ValueError, match="another family"):
+        applied(tiny.sd2(), clip, learned)
+
+
+def test_a_word_has_a_name_that_the_host_reads_whole():
+    with pytest.raises(ValueError, match="letter"):
+        TextualInversion("my thing", "dog", 1, 1e-3)
