@@ -2,6 +2,7 @@
 from comfy_api.latest import ComfyExtension
 
 from .host.canvas import watch_queue
+from .host.concept_files import register_folders
 from .nodes import found
 
 WEB_DIRECTORY = "./web"
@@ -14,4 +15,5 @@ class Palimpsest(ComfyExtension):
 
 async def comfy_entrypoint():
     watch_queue()
+    register_folders()
     return Palimpsest()

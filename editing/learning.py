@@ -154,7 +154,8 @@ class Weights:
         return {name: self.basis.delta(parts, self.weights[name]) for name, parts in self.theta.items()}
 
     def saved(self) -> dict[str, Tensor]:
-        return {f"{self.names[name]}.{part}{'_b' * name.endswith('.bias')}": value.detach().cpu().clone() for name, parts in self.theta.items()
+        return {f"{self.names[name]}.{part}{'_b' * name.endswith('.bias')}": value.detach().cpu().clone()
+                for name, parts in self.theta.items()
                 for part, value in self.basis.saved(parts, self.weights[name]).items()}
 
 

@@ -16,6 +16,11 @@ from torch import Tensor
 WORDS = "palimpsest-words"  # the folder of learned words among the host's temporary files
 
 
+def register_folders():
+    """Lets ComfyUI find the embeddings that Save Concept writes, as it finds LoRAs in output/loras."""
+    folder_paths.add_model_folder_path("embeddings", str(Path(folder_paths.get_output_directory(), "embeddings")))
+
+
 def lora_names(model) -> dict[str, str]:
     """{weight: its name in a LoRA file} of a MODEL's network, the weights by their names in it."""
     names = _named(comfy.lora.model_lora_keys_unet(model.model, {}), "lora_unet_")

@@ -3,7 +3,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..miniature.model import load_miniature
-from ..miniature.scenes import EDIT_KINDS, held_out_edit
+from ..miniature.scenes import EDIT_KINDS, held_out_edit, render
+from ..miniature.subjects import SEEN, UNSEEN, subject, subject_scenes
 from .search import aliases
 
 
@@ -59,3 +60,36 @@ class PalimpsestMiniatureScene(io.ComfyNode):
         source, target, mask = (torch.from_numpy(a)[None] for a in (edit.source_image, edit.target_image, edit.mask))
         return io.NodeOutput(source, edit.source_text, edit.target_text, target, mask,
                              ui=ui.PreviewImage(torch.cat([source, target]), cls=cls))
+
+
+class PalimpsestMiniatureSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestMiniatureSubject",
+            display_name="Miniature Subject",
+            category="palimpsest/miniature",
+            **aliases("training images", "example photos", "demo subject"),
+            description="Pictures of one object with looks that the miniature has no words for, to learn as a concept.",
+            inputs=[
+                io.Int.Input("seed", default=0, min=0, max=2 ** 32 - 1, control_after_generate=True,
+                             tooltip="Chooses the subject. Equal seeds give equal pictures everywhere."),
+                io.Int.Input("count", default=4, min=1, max=64,
+                             tooltip="How many pictures, each in a scene of its own."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images"),
+                io.String.Output(display_name="captions", tooltip="One a picture, with {} where the subject stands."),
+                io.String.Output(display_name="noun", tooltip="Its class."),
+                io.String.Output(display_name="new caption", tooltip="A caption with a ground that the pictures do not "
+                                                                     "have."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, seed, count) -> io.NodeOutput:
+        one, scenes = subject(seed), subject_scenes(seed, count)
+        pictures = torch.stack([torch.from_numpy(render(scene)) for scene in scenes])
+        captions = "\n".join(one.caption(SEEN[i % len(SEEN)]) for i in range(count))
+        return io.NodeOutput(pictures, captions, one.noun, one.caption(UNSEEN[-1]),
+                             ui=ui.PreviewImage(pictures, cls=cls))

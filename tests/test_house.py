@@ -9,7 +9,8 @@ PAPERS = (".attention.", ".guidance.", ".blending.", ".inversion.", ".concept.")
 VALUES = ".inversion.trajectory", ".inversion.grid"
 EDITOR = {".host", ".editing", *VALUES, "torch", "tqdm"}
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes"}
-BELOW = {".attention", ".guidance", ".blending", ".concept", ".editing", ".inversion", ".miniature", ".host", ".metrics"}  # nodes
+PARTS = {".attention", ".guidance", ".blending", ".concept", ".inversion"}
+BELOW = {*PARTS, ".editing", ".miniature", ".host", ".metrics"}  # nodes
 # What the files of a room may import in addition to Python's own modules. A dot marks the pack's modules.
 ROOMS = {
     "": {".nodes", ".host", "comfy_api"},

@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...concept.dreambooth import AllWeights
 from ...editing.concepts import Prior
+from ..search import aliases
 from .widgets import (
     ConceptImagesType,
     ObjectiveType,
@@ -19,6 +20,7 @@ class PalimpsestLearnAll(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestLearnAll", display_name="DreamBooth (All Weights)", category="palimpsest/concept",
+            **aliases("dreambooth", "fine-tune all", "train checkpoint", "my face", "my dog"),
             description="Lets a concept be learned in all weights of the network (Ruiz et al. 2022). The most faithful "
                         "way, with the largest file and the most memory. Add Prior Preservation.",
             inputs=[rate_input(5e-6, "diffusers: 5e-6, with the text encoder 2e-6. The miniature: 2e-4."),
@@ -35,6 +37,7 @@ class PalimpsestPriorPreservation(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestPriorPreservation", display_name="Prior Preservation", category="palimpsest/concept",
+            **aliases("regularization images", "regularisation", "class images", "language drift", "forgetting"),
             description="Pictures of the class are learned along with the concept, so that 'a dog' still means any dog "
                         "(DreamBooth, Ruiz et al. 2022).",
             inputs=[

@@ -8,6 +8,7 @@ import nodes
 from ...concept.dreambooth import RARE
 from ...editing.concepts import SLOT, ConceptImages, Example
 from ...host.sampling import latent_of
+from ..search import aliases
 from .widgets import ConceptImagesType
 
 AT_ONCE = 4  # pictures of the class that are sampled together
@@ -22,6 +23,7 @@ class PalimpsestConceptImages(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestConceptImages", display_name="Concept Images", category="palimpsest/concept",
+            **aliases("training images", "dataset", "my photos", "captions"),
             description="Pictures to learn a concept from, with a caption for each. Three to five are usual.",
             inputs=[
                 io.Image.Input("images", tooltip="Pictures of one size. Others join through 'more'."),
@@ -56,6 +58,7 @@ class PalimpsestClassImages(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestClassImages", display_name="Class Images", category="palimpsest/concept",
+            **aliases("regularization images", "regularisation images", "class pictures", "prior"),
             description="Pictures of a concept's class, made by the model before it learns. For Prior Preservation.",
             inputs=[
                 io.Model.Input("model"), io.Clip.Input("clip"), io.Vae.Input("vae"),

@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ...editing.learning import applied, learn_concept
 from ...host.concept_files import embedding_file, lora_file
+from ..search import aliases
 from .widgets import ConceptImagesType, ConceptType, ObjectiveType, TrainableType
 
 LossMapType = io.Custom("LOSS_MAP")
@@ -18,6 +19,7 @@ class PalimpsestLearnConcept(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestLearnConcept", display_name="Learn Concept", category="palimpsest/concept",
+            **aliases("train", "training", "dreambooth", "learn my subject", "train LoRA", "personalize", "few photos"),
             description="Learns a concept from pictures. The MODEL and CLIP that come out know it at once; Save "
                         "Concept writes LoRA and embedding files that work without this pack.",
             inputs=[
@@ -53,6 +55,7 @@ class PalimpsestApplyConcept(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestApplyConcept", display_name="Apply Concept", category="palimpsest/concept",
+            **aliases("load LoRA", "use concept", "LoRA strength"),
             description="Puts a learned concept on a MODEL and CLIP, stronger or weaker. Concepts chain.",
             inputs=[
                 io.Model.Input("model"), io.Clip.Input("clip"), ConceptType.Input("concept"),
@@ -73,6 +76,7 @@ class PalimpsestSaveConcept(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestSaveConcept", display_name="Save Concept", category="palimpsest/concept",
+            **aliases("save LoRA", "save embedding", "export LoRA"),
             description="Writes a concept as ComfyUI's own files: a LoRA in output/loras, an embedding a word in "
                         "output/embeddings. A number is added. Nothing is overwritten.",
             inputs=[

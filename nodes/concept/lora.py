@@ -2,6 +2,7 @@
 from comfy_api.latest import io
 
 from ...concept.lora import PARTS, LoRA
+from ..search import aliases
 from .widgets import TrainableType, added, more_input, rate_input, text_encoder_input
 
 
@@ -10,6 +11,7 @@ class PalimpsestLearnLoRA(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestLearnLoRA", display_name="LoRA Weights", category="palimpsest/concept",
+            **aliases("train LoRA", "fine-tune", "low rank", "my own dog", "teach the model"),
             description="Lets a concept be learned as LoRA: two thin matrices beside each weight (Hu et al. 2021). The "
                         "file is small and works in every LoRA loader.",
             inputs=[

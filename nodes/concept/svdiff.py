@@ -2,6 +2,7 @@
 from comfy_api.latest import io
 
 from ...concept.svdiff import SpectralShifts
+from ..search import aliases
 from .widgets import TrainableType, added, more_input, rate_input
 
 
@@ -10,6 +11,7 @@ class PalimpsestLearnSpectral(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestLearnSpectral", display_name="SVDiff (Spectral Shifts)", category="palimpsest/concept",
+            **aliases("singular values", "compact fine-tuning", "small file"),
             description="Lets a concept be learned as shifts of the weights' singular values (Han et al. 2023). So few "
                         "numbers learn slowly and hardly overfit.",
             inputs=[rate_input(1e-3, "Paper: a thousand times that of fine-tuning, about 1e-3. The miniature: 3e-2."),

@@ -2,6 +2,7 @@
 from comfy_api.latest import io
 
 from ...concept.textual_inversion import TextualInversion
+from ..search import aliases
 from .widgets import TrainableType, added, more_input, rate_input
 
 
@@ -10,8 +11,9 @@ class PalimpsestNewWord(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestNewWord", display_name="New Word (Textual Inversion)", category="palimpsest/concept",
-            description="Lets a concept be learned as a new word of the text encoder (Gal et al. 2022). The model stays "
-                        "as it is. Write embedding:NAME in any prompt.",
+            **aliases("train embedding", "textual inversion", "learn a word", "token", "concept"),
+            description="Lets a concept be learned as a new word of the text encoder (Gal et al. 2022). The model "
+                        "stays as it is. Write embedding:NAME in any prompt.",
             inputs=[
                 io.String.Input("name", default="my-thing", tooltip=(
                     "The word's name. Letters, digits, _ and -. In prompts: embedding:NAME.")),

@@ -56,7 +56,7 @@ def test_a_step_equals_transformers_and_diffusers():
 
 @pytest.mark.parametrize("family, vectors", [("sd15", 1), ("sd15", 2), ("sdxl", 1)])
 def test_the_word_serves_as_it_learned(family, vectors):
-    """`embedding:NAME` encodes as in training, SDXL's with a vector for each encoder; other prompts stay as they are."""
+    """`embedding:NAME` reads the learned vectors, SDXL's one for each encoder. Other prompts stay as they are."""
     model = {"sd15": tiny.sd15, "sdxl": tiny.sdxl}[family]()
     clip = {"sd15": tiny.clip, "sdxl": tiny.sdxl_clip}[family]()
     learned = learn_concept(model, clip, images(model), [TextualInversion("thing", "cat", vectors, 1e-2)], steps=2)

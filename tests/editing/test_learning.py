@@ -136,7 +136,8 @@ def test_equal_seeds_learn_equal_bytes_and_half_the_steps_twice_are_all_of_them(
     assert learn_concept(model, clip, given, trained, steps=2, batch=2, seed=7, concept=half).losses == whole.losses
 
 
-@pytest.mark.parametrize("trained", [[LoRA(1e-2)], [TextualInversion("thing", "dog", 1, 1e-2)]], ids=["weights", "word"])
+@pytest.mark.parametrize("trained", [[LoRA(1e-2)], [TextualInversion("thing", "dog", 1, 1e-2)]],
+                         ids=["weights", "word"])
 def test_rows_one_after_the_other_learn_what_they_learn_together(trained, monkeypatch):
     """Large models take a step's rows one by one. Pictures of two sizes are never in one forward."""
     model, clip = tiny.sdxl(), tiny.sdxl_clip()

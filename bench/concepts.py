@@ -1,0 +1,166 @@
+"""Learned concepts whose exact look is known: is it the subject, and is the class still the class?
+
+    python tools/dev.py bench concepts [--subjects 8] [--seeds 1] [--only NAME ...] [--steps 100]
+
+A subject (miniature/subjects.py) is an object with two colours, a pattern and a mark that no caption states. Each
+method learns it from four pictures, with and without class-prior preservation, at the settings below.
+match: dB to exact renders inside the object, on seen and unseen grounds. Another subject has 8, the subject's own
+pictures through the autoencoder 17 to 26.
+class: the share of pictures of other objects of the class, and of other classes, whose colour, shape and ground read
+as their captions say.
+drift: dB between those pictures and the ones that the frozen model makes of the same noise. Higher is less drift.
+noun: match of pictures of the bare noun. High means that every one of its class has become the subject.
+
+Each learned concept gives one JSON line in output/concepts.jsonl. A line that exists is not measured again. Prints a
+table and writes it to bench/results/concepts.json, with 95 % intervals.
+"""
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import comfy.sample
+import torch
+
+from ..concept.custom_diffusion import KeysAndValues
+from ..concept.dreambooth import RARE, AllWeights
+from ..concept.lora import LoRA
+from ..concept.svdiff import SpectralShifts
+from ..concept.textual_inversion import TextualInversion
+from ..editing.concepts import ConceptImages, Example, Prior
+from ..editing.learning import applied, learn_concept
+from ..metrics.pixels import psnr
+from ..miniature import scenes
+from ..miniature.model import load_miniature
+from ..miniature.reader import read
+from ..miniature.subjects import SEEN, UNSEEN, match, subject, subject_scenes
+from .stats import paired_bootstrap
+
+ROOT = Path(__file__).parents[1]
+LINES, RESULTS = ROOT / "output" / "concepts.jsonl", ROOT / "bench" / "results" / "concepts.json"
+METHODS = {
+    "DreamBooth, all weights": lambda noun: [AllWeights(2e-4)],
+    "DreamBooth, LoRA on all layers": lambda noun: [LoRA(2e-3, layers="all")],
+    "DreamBooth, LoRA on attention": lambda noun: [LoRA(3e-3)],
+    "Custom Diffusion": lambda noun: [KeysAndValues(2e-3)],
+    "SVDiff": lambda noun: [SpectralShifts(3e-2)],
+    "Textual Inversion": lambda noun: [TextualInversion("subject", noun, 1, 5e-2)],
+}
+BATCH, PICTURES, SAMPLED, CFG = 4, 4, 20, 3.0
+NUMBERS = "seen", "unseen", "class", "drift", "noun", "seconds"
+
+
+class Lab:
+    """The miniature, and what the frozen one makes."""
+
+    def __init__(self):
+        self.model, self.clip, self.vae = load_miniature()
+        self.made: dict = {}
+
+    def sample(self, model, clip, texts, seed):
+        """Pictures [B,H,W,3] of some texts."""
+        rows = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in texts]
+        prompt = [[torch.cat([row[0] for row in rows]), {}]]
+        null = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+        empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(len(texts), 4, 16, 16))
+        noise = comfy.sample.prepare_noise(empty, seed)
+        made = comfy.sample.sample(model, noise, SAMPLED, CFG, "ddim", "ddim_uniform", prompt, null, empty, seed=seed,
+                                   disable_pbar=True)
+        return self.vae.decode(made)
+
+    def frozen(self, texts, seed):
+        key = *texts, seed
+        if key not in self.made:
+            self.made[key] = self.sample(self.model, self.clip, texts, seed)
+        return self.made[key]
+
+    def prior(self, noun) -> ConceptImages:
+        """Pictures of the class: of every colour, and of the bare noun, on every ground."""
+        grounds = scenes.GROUNDS * 3
+        colours = [*scenes.COLOURS, "", "", ""]
+        texts = [f"a photo of a {c} {noun} on a {g} background".replace("  ", " ")
+                 for i, c in enumerate(colours) for g in grounds[i:i + 2] if (c, g) not in scenes.CLASHES]
+        latents = self.vae.encode(self.frozen(tuple(texts), 99))
+        return ConceptImages(tuple(Example(z, text) for z, text in zip(latents, texts)))
+
+
+def class_texts(noun) -> tuple:
+    others = [s for s in scenes.SHAPES if s != noun]
+    pairs = [(c, g) for c, g in zip(list(scenes.COLOURS) * 2, scenes.GROUNDS * 3) if (c, g) not in scenes.CLASHES]
+    own = [f"a photo of a {c} {noun} on a {g} background" for c, g in pairs[:8]]
+    return (*own, *(f"a photo of a {c} {s} on a {g} background" for s, (c, g) in zip(others, pairs[8:12])))
+
+
+def measure(lab, number, method, with_prior, seed, steps) -> dict:
+    one = subject(number)
+    pictures = torch.stack([torch.from_numpy(scenes.render(s)) for s in subject_scenes(number, PICTURES)])
+    given = ConceptImages(tuple(Example(z, one.caption(SEEN[i % len(SEEN)]))
+                                for i, z in enumerate(lab.vae.encode(pictures))), RARE)
+    prior = Prior(lab.prior(one.noun), 1.0) if with_prior else None
+    began = time.perf_counter()
+    learned = learn_concept(lab.model, lab.clip, given, METHODS[method](one.noun), prior, steps, BATCH, seed)
+    seconds = time.perf_counter() - began
+    model, clip = applied(lab.model, lab.clip, learned)
+    word = "embedding:subject" if learned.words else RARE
+    shown = lab.sample(model, clip, [one.caption(g).format(word) for g in (*SEEN, *UNSEEN)], 11)
+    found, texts = match(shown, one), class_texts(one.noun)
+    others, before = lab.sample(model, clip, texts, 12), lab.frozen(texts, 12)
+    wanted = [scenes.parse_caption(text) for text in texts]
+    right = [all(seen.get(n) == want["objects"][0][n] for n in ("shape", "colour")) and seen["ground"] == want["ground"]
+             for seen, want in zip(read(others), wanted)]
+    noun = lab.sample(model, clip, [one.caption(g).replace("{} ", "") for g in SEEN], 13)
+    return {"seen": float(found[:len(SEEN)].mean()), "unseen": float(found[len(SEEN):].mean()),
+            "class": sum(right) / len(right), "drift": float(psnr(others, before).mean()),
+            "noun": float(match(noun, one).mean()), "seconds": seconds}
+
+
+def interval(values) -> tuple:
+    """(mean, low, high), 95 %."""
+    found = torch.tensor(values).double()
+    return paired_bootstrap(found, torch.zeros_like(found), torch.Generator().manual_seed(0))
+
+
+def table(measured) -> str:
+    lines = ["| | match, seen | unseen | class right | drift | bare noun | seconds |", "|---|" + "---|" * 6]
+    for name, row in measured.items():
+        cells = [f"{row[n][0]:.1f} ± {(row[n][2] - row[n][1]) / 2:.1f} dB" for n in ("seen", "unseen")]
+        cells += [f"{row['class'][0]:.0%}", *(f"{row[n][0]:.1f} dB" for n in ("drift", "noun"))]
+        cells.append(f"{row['seconds'][0]:.0f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subjects", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    LINES.parent.mkdir(exist_ok=True)
+    kept = [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()] if LINES.exists() else []
+    rows, keys = {}, ("subject", "method", "prior", "seed", "steps")
+    for row in kept:
+        rows[tuple(row[key] for key in keys)] = row
+    with torch.inference_mode():
+        lab = Lab()
+        asked = [(n, m, p, s, args.steps) for n in range(args.subjects) for s in range(args.seeds) for m in args.only
+                 for p in (False, True) if not (p and m == "Textual Inversion")]
+        for key in asked:
+            if key not in rows:
+                rows[key] = dict(zip(keys, key)) | measure(lab, *key)
+                with LINES.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(rows[key]) + "\n")
+                print(rows[key], flush=True)
+    measured = {}
+    for method in args.only:
+        for prior in (False, True):
+            mine = [rows[key] for key in asked if key[1:3] == (method, prior)]
+            if mine:
+                measured[f"{method}{', prior' * prior}"] = {n: interval([r[n] for r in mine]) for n in NUMBERS}
+    print(table(measured))
+    result = {"settings": {"subjects": args.subjects, "seeds": args.seeds, "steps": args.steps, "batch": BATCH},
+              "machine": f"{platform.processor() or platform.machine()}, 1 thread", "measured": measured}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

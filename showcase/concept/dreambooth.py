@@ -1,0 +1,4 @@
+"""DreamBooth, shown."""
+from .. import Example
+
+EXAMPLE = Example("DreamBooth", elsewhere="Learning takes minutes.")

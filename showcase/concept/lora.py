@@ -1,0 +1,4 @@
+"""LoRA, shown."""
+from .. import Example
+
+EXAMPLE = Example("LoRA", elsewhere="Learning takes minutes.")

@@ -1,0 +1,4 @@
+"""SVDiff, shown."""
+from .. import Example
+
+EXAMPLE = Example("SVDiff", elsewhere="Learning takes minutes.")

@@ -1,0 +1,112 @@
+"""The nodes of concepts, from pictures to the host's own files, on the miniature."""
+import json
+from pathlib import Path
+
+import folder_paths
+import pytest
+import torch
+from palimpsest.miniature.model import load_miniature
+from palimpsest.nodes.concept.custom_diffusion import PalimpsestLearnKV
+from palimpsest.nodes.concept.dreambooth import PalimpsestLearnAll, PalimpsestPriorPreservation
+from palimpsest.nodes.concept.images import PalimpsestClassImages, PalimpsestConceptImages
+from palimpsest.nodes.concept.learn import PalimpsestApplyConcept, PalimpsestLearnConcept, PalimpsestSaveConcept
+from palimpsest.nodes.concept.lora import PalimpsestLearnLoRA
+from palimpsest.nodes.concept.svdiff import PalimpsestLearnSpectral
+from palimpsest.nodes.concept.textual_inversion import PalimpsestNewWord
+from palimpsest.nodes.miniature import PalimpsestMiniatureSubject
+from safetensors import safe_open
+
+import nodes
+from node_execution import executor  # noqa: F401  runs every test as the host does
+from runs import kept, relative
+
+
+@kept
+def parts():
+    return load_miniature()
+
+
+@kept
+def concept_images(identifier="sks", count=2):
+    pictures, captions, *_ = PalimpsestMiniatureSubject.execute(0, count).result
+    return PalimpsestConceptImages.execute(pictures, parts()[2], captions, identifier).result[0]
+
+
+def sampled(model, clip, text="a photo of a sks star on a grass background"):
+    prompt, null = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in (text, ""))
+    empty = {"samples": torch.zeros(1, 4, 16, 16)}
+    return nodes.common_ksampler(model, 0, 3, 3.0, "ddim", "ddim_uniform", prompt, null, empty)[0]["samples"]
+
+
+def test_from_pictures_to_files_that_the_hosts_loaders_read(tmp_path, monkeypatch):
+    """A word and a LoRA, learned together with pictures of the class, saved, and loaded without this pack."""
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    model, clip, vae = parts()
+    trained = PalimpsestNewWord.execute("my-star", "star", 1, 1e-2).result[0]
+    trained = PalimpsestLearnLoRA.execute(1e-2, 4, 0.0, "all", False, trained).result[0]
+    others, pictures = PalimpsestClassImages.execute(
+        model, clip, vae, "star", "a photo of a {}\na sketch of a {}", 3, 128, 128, 2, 3.0, "ddim", "ddim_uniform",
+        0).result
+    assert pictures.shape == (3, 128, 128, 3)
+    assert sorted(e.caption for e in others.examples) == [
+        "a photo of a star", "a photo of a star", "a sketch of a star"]
+    objective, = PalimpsestPriorPreservation.execute(others, 1.0).result
+    m, c, concept, losses = PalimpsestLearnConcept.execute(
+        model, clip, concept_images(), trained, 2, 1, 0, objective).result
+    assert len(losses["loss"]) == 2 and torch.isfinite(torch.tensor(losses["loss"])).all()
+    files = PalimpsestSaveConcept.execute(concept, "my-concept", "fp32").result[0].split("\n")
+    assert files == ["loras/my-concept_00001_.safetensors", "embeddings/my-star_00001_.safetensors"]
+    assert PalimpsestSaveConcept.execute(concept, "my-concept", "fp32").result[0].startswith("loras/my-concept_00002_")
+    with safe_open(tmp_path / files[0], "pt") as file:
+        about = json.loads(file.metadata()["palimpsest"])
+    assert about["steps"] == 2 and about["captions"] == [e.caption for e in concept_images().examples]
+    monkeypatch.setattr(folder_paths, "get_full_path_or_raise", lambda kind, name: str(tmp_path / name))
+    theirs, _ = nodes.LoraLoader().load_lora(model, clip, files[0], 1.0, 0.0)
+    knows = clip.clone()
+    knows.tokenizer = type(clip.tokenizer)(embedding_directory=str(tmp_path / "embeddings"))
+    ours = sampled(m, c, "a photo of a embedding:my-star star")
+    assert relative(sampled(theirs, knows, "a photo of a embedding:my-star_00001_ star"), ours) < 1e-5
+    assert relative(sampled(model, clip, "a photo of a star star"), ours) > 1e-3
+
+
+@pytest.mark.parametrize("node, settings", [
+    (PalimpsestLearnAll, (1e-3, False)), (PalimpsestLearnKV, (1e-2,)), (PalimpsestLearnSpectral, (1e-1,)),
+    (PalimpsestLearnLoRA, (1e-2, 4, 0.0, "attention", True))], ids=lambda node: getattr(node, "__name__", ""))
+def test_every_trainable_learns_and_can_be_weakened(node, settings):
+    model, clip, _ = parts()
+    trained = node.execute(*settings).result[0]
+    m, c, concept, _ = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 2, 1, 0).result
+    before, full = sampled(model, clip), sampled(m, c)
+    half = sampled(*PalimpsestApplyConcept.execute(model, clip, concept, 0.5, 0.5).result)
+    none = sampled(*PalimpsestApplyConcept.execute(model, clip, concept, 0.0, 0.0).result)
+    assert torch.equal(none, before)
+    assert 0 < relative(half, before) < relative(full, before)
+
+
+def test_pictures_of_other_sizes_join():
+    _, _, vae = parts()
+    wide = PalimpsestConceptImages.execute(torch.rand(1, 64, 128, 3), vae, "a {}", "sks", concept_images()).result[0]
+    assert len(wide.examples) == 3 and wide.examples[-1].latent.shape == (4, 8, 16)
+    model, clip, _ = parts()
+    trained = PalimpsestLearnLoRA.execute(1e-3, 4, 0.0, "attention", False).result[0]
+    assert PalimpsestLearnConcept.execute(model, clip, wide, trained, 2, 3, 0).result[2].weights
+
+
+def test_captions_are_one_for_all_or_one_each():
+    with pytest.raises(ValueError, match="3 pictures and 2 captions"):
+        PalimpsestConceptImages.execute(torch.rand(3, 64, 64, 3), parts()[2], "a {}\nthe {}", "sks")
+    with pytest.raises(ValueError, match="one identifier"):
+        PalimpsestConceptImages.execute(torch.rand(1, 64, 64, 3), parts()[2], "a {}", "other", concept_images())
+
+
+def test_class_images_need_a_noun_and_its_place():
+    for noun, templates in (("", "a {}"), ("star", "a star")):
+        with pytest.raises(ValueError, match="give a noun"):
+            PalimpsestClassImages.execute(*parts(), noun, templates, 1, 128, 128, 1, 1.0, "ddim", "simple", 0)
+
+
+def test_embeddings_in_the_output_folder_are_found():
+    folder = Path(folder_paths.get_output_directory(), "embeddings")
+    from palimpsest.host.concept_files import register_folders
+    register_folders()
+    assert str(folder) in folder_paths.get_folder_paths("embeddings")
