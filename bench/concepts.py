@@ -28,7 +28,7 @@ from ..concept.dreambooth import RARE, AllWeights
 from ..concept.lora import LoRA
 from ..concept.svdiff import SpectralShifts
 from ..concept.textual_inversion import TextualInversion
-from ..editing.concepts import ConceptImages, Example, Prior
+from ..editing.concepts import SLOT, ConceptImages, Example, Prior
 from ..editing.learning import applied, learn_concept
 from ..metrics.pixels import psnr
 from ..miniature import scenes
@@ -103,13 +103,13 @@ def measure(lab, number, method, with_prior, seed, steps) -> dict:
     seconds = time.perf_counter() - began
     model, clip = applied(lab.model, lab.clip, learned)
     word = "embedding:subject" if learned.words else RARE
-    shown = lab.sample(model, clip, [one.caption(g).format(word) for g in (*SEEN, *UNSEEN)], 11)
+    shown = lab.sample(model, clip, [one.caption(g).replace(SLOT, word) for g in (*SEEN, *UNSEEN)], 11)
     found, texts = match(shown, one), class_texts(one.noun)
     others, before = lab.sample(model, clip, texts, 12), lab.frozen(texts, 12)
     wanted = [scenes.parse_caption(text) for text in texts]
     right = [all(seen.get(n) == want["objects"][0][n] for n in ("shape", "colour")) and seen["ground"] == want["ground"]
              for seen, want in zip(read(others), wanted)]
-    noun = lab.sample(model, clip, [one.caption(g).replace("{} ", "") for g in SEEN], 13)
+    noun = lab.sample(model, clip, [one.caption(g).replace(f"{SLOT} ", "") for g in SEEN], 13)
     return {"seen": float(found[:len(SEEN)].mean()), "unseen": float(found[len(SEEN):].mean()),
             "class": sum(right) / len(right), "drift": float(psnr(others, before).mean()),
             "noun": float(match(noun, one).mean()), "seconds": seconds}

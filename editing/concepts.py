@@ -14,7 +14,7 @@ from ..host.sampling import Fingerprint
 
 Theta = dict[str, Tensor]
 NAME = re.compile(r"[A-Za-z0-9_-]+")  # the host ends an embedding's name at other signs
-SLOT = "{}"
+SLOT = "*"
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Example:
     """A picture to learn from.
 
     latent: [C,…], as VAE Encode gives it, on the CPU.
-    caption: its text, in which {} stands for what is learned.
+    caption: its text, in which * stands for what is learned.
     """
     latent: Tensor
     caption: str
@@ -33,7 +33,7 @@ class ConceptImages:
     """Pictures of a concept, or of its class.
 
     examples: of any sizes.
-    identifier: what {} reads as where no new word is learned.
+    identifier: what * reads as where no new word is learned.
     """
     examples: tuple[Example, ...]
     identifier: str = ""

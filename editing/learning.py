@@ -93,7 +93,7 @@ def _check(model, clip, images, trained, prior, concept):
                              "set it above 0.")
     lacking = [e.caption for e in images.examples if SLOT not in e.caption]
     if words and lacking:
-        raise ValueError(f"{len(lacking)} of {len(images.examples)} captions have no {{}}, which stands for the new "
+        raise ValueError(f"{len(lacking)} of {len(images.examples)} captions have no *, which stands for the new "
                          f"word {words[0].name}; the first is {lacking[0]!r}: write it there.")
     for word in words:
         if word_exists(clip, word.name):
@@ -101,7 +101,7 @@ def _check(model, clip, images, trained, prior, concept):
                              "name too: choose another name.")
     if len(words) > 1:
         raise ValueError(f"{NODE} has {len(words)} new words ({', '.join(word.name for word in words)}), and a caption "
-                         "one {}: learn them one after the other, or give one word more vectors.")
+                         "one * each: learn them one after the other, or give one word more vectors.")
     kept = concept.notes.get("trained") if concept else None
     if concept and (concept.state is None or kept != [repr(one) for one in trained]):
         raise ValueError(f"The CONCEPT was learned by {kept}, this node trains {[repr(one) for one in trained]}: go on "
@@ -262,7 +262,7 @@ class Learner:
         return self.kept[key]
 
     def conditioning(self, caption, identifier) -> list:
-        """The CONDITIONING of a caption, with what is trained in place of {}."""
+        """The CONDITIONING of a caption, with what is trained in place of *."""
         word = f"embedding:{self.word.name}" if self.word else identifier
         tokens = self.clip.tokenize(" ".join(caption.replace(SLOT, f" {word} ").split()))
         if self.vectors:

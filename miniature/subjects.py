@@ -1,7 +1,7 @@
 """Subjects to learn: objects with looks that no caption states, in many scenes, and how well a picture shows one.
 
 A subject keeps its shape, colours, pattern and mark. Scenes change its ground, place and size. The caption names the
-class, which is the shape, and the ground: "a photo of a {} star on a grass background".
+class, which is the shape, and the ground: "a photo of a * star on a grass background".
 """
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Subject:
         return self.obj.shape
 
     def caption(self, ground: str, style: str = "photo") -> str:
-        return f"a {style} of a {{}} {self.noun} on a {ground} background"
+        return f"a {style} of a * {self.noun} on a {ground} background"
 
 
 def subject(number: int) -> Subject:

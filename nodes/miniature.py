@@ -79,7 +79,7 @@ class PalimpsestMiniatureSubject(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="images"),
-                io.String.Output(display_name="captions", tooltip="One a picture, with {} where the subject stands."),
+                io.String.Output(display_name="captions", tooltip="One a picture, with * where the subject stands."),
                 io.String.Output(display_name="noun", tooltip="Its class."),
                 io.String.Output(display_name="new caption", tooltip="A caption with a ground that the pictures do not "
                                                                      "have."),

@@ -36,7 +36,7 @@ def clip_of(family):
     return {"sd15": tiny.clip, "sd2": tiny.clip, "sdxl": tiny.sdxl_clip}.get(family, Texts)()
 
 
-def images(model, captions=("a photo of {}",), identifier="sks", seed=3, size=8):
+def images(model, captions=("a photo of *",), identifier="sks", seed=3, size=8):
     """Pictures of random latents."""
     latents = model.model.process_latent_out(tiny.latent(model, len(captions), size, seed))
     return ConceptImages(tuple(Example(z, text) for z, text in zip(latents.clone(), captions)), identifier)

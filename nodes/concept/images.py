@@ -28,11 +28,11 @@ class PalimpsestConceptImages(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="Pictures of one size. Others join through 'more'."),
                 io.Vae.Input("vae"),
-                io.String.Input("captions", multiline=True, default="a photo of {}", tooltip=(
-                    "What the pictures show, one line for all or one line a picture. {} stands for what is learned: 'a "
-                    "photo of a {} dog on the beach'. Say what is not part of it, such as the place.")),
+                io.String.Input("captions", multiline=True, default="a photo of *", tooltip=(
+                    "What the pictures show, one line for all or one line a picture. * stands for what is learned: 'a "
+                    "photo of a * dog on the beach'. Say what is not part of it, such as the place.")),
                 io.String.Input("identifier", default=RARE, tooltip=(
-                    "What {} reads as in the captions, where no new word is learned. Use it in prompts later. A rare "
+                    "What * reads as in the captions, where no new word is learned. Use it in prompts later. A rare "
                     f"token. diffusers: {RARE}.")),
                 ConceptImagesType.Input("more", optional=True, tooltip="More pictures of the same concept."),
             ],
@@ -63,8 +63,8 @@ class PalimpsestClassImages(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"), io.Clip.Input("clip"), io.Vae.Input("vae"),
                 io.String.Input("noun", default="", tooltip="The class: 'dog' for your dog, 'star' for your star."),
-                io.String.Input("templates", multiline=True, default="a photo of a {}", tooltip=(
-                    "Prompts, one a line, used in turn. {} stands for the noun. Paper: 'a {}'. Many different lines "
+                io.String.Input("templates", multiline=True, default="a photo of a *", tooltip=(
+                    "Prompts, one a line, used in turn. * stands for the noun. Paper: 'a *'. Many different lines "
                     "keep more of the class, among them one with the noun alone.")),
                 io.Int.Input("count", default=100, min=1, max=10_000, tooltip=(
                     "How many pictures. Paper: 200 for each of the concept's. diffusers: 100.")),

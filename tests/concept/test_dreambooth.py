@@ -14,7 +14,7 @@ from node_execution import executor  # noqa: F401  runs every test as the host d
 from runs import relative
 
 RATE, BATCH, SEED = 1e-3, 3, 5
-CAPTIONS = "a photo of {} star", "a {} star at night"
+CAPTIONS = "a photo of * star", "a * star at night"
 
 
 def embedded(clip, text):
@@ -35,7 +35,7 @@ def their_step(model, clip, given, prior, weight):
         scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         clean = torch.stack([model.model.process_latent_in(e.latent.clone()) for e, *_ in shown])
         noise, levels = torch.cat([n for *_, n in shown]).clone(), torch.tensor([level for *_, level, _ in shown])
-        texts = torch.cat([embedded(clip, e.caption.replace("{}", name)) for e, name, *_ in shown]).clone()
+        texts = torch.cat([embedded(clip, e.caption.replace("*", name)) for e, name, *_ in shown]).clone()
         noisy = scheduler.add_noise(clean.clone(), noise, levels)
         predicted = unet(noisy, levels, texts).sample
         mse = torch.nn.functional.mse_loss

@@ -45,7 +45,7 @@ def test_from_pictures_to_files_that_the_hosts_loaders_read(tmp_path, monkeypatc
     trained = PalimpsestNewWord.execute("my-star", "star", 1, 1e-2).result[0]
     trained = PalimpsestLearnLoRA.execute(1e-2, 4, 0.0, "all", False, trained).result[0]
     others, pictures = PalimpsestClassImages.execute(
-        model, clip, vae, "star", "a photo of a {}\na sketch of a {}", 3, 128, 128, 2, 3.0, "ddim", "ddim_uniform",
+        model, clip, vae, "star", "a photo of a *\na sketch of a *", 3, 128, 128, 2, 3.0, "ddim", "ddim_uniform",
         0).result
     assert pictures.shape == (3, 128, 128, 3)
     assert sorted(e.caption for e in others.examples) == [
@@ -85,7 +85,7 @@ def test_every_trainable_learns_and_can_be_weakened(node, settings):
 
 def test_pictures_of_other_sizes_join():
     _, _, vae = parts()
-    wide = PalimpsestConceptImages.execute(torch.rand(1, 64, 128, 3), vae, "a {}", "sks", concept_images()).result[0]
+    wide = PalimpsestConceptImages.execute(torch.rand(1, 64, 128, 3), vae, "a *", "sks", concept_images()).result[0]
     assert len(wide.examples) == 3 and wide.examples[-1].latent.shape == (4, 8, 16)
     model, clip, _ = parts()
     trained = PalimpsestLearnLoRA.execute(1e-3, 4, 0.0, "attention", False).result[0]
@@ -94,13 +94,13 @@ def test_pictures_of_other_sizes_join():
 
 def test_captions_are_one_for_all_or_one_each():
     with pytest.raises(ValueError, match="3 pictures and 2 captions"):
-        PalimpsestConceptImages.execute(torch.rand(3, 64, 64, 3), parts()[2], "a {}\nthe {}", "sks")
+        PalimpsestConceptImages.execute(torch.rand(3, 64, 64, 3), parts()[2], "a *\nthe *", "sks")
     with pytest.raises(ValueError, match="one identifier"):
-        PalimpsestConceptImages.execute(torch.rand(1, 64, 64, 3), parts()[2], "a {}", "other", concept_images())
+        PalimpsestConceptImages.execute(torch.rand(1, 64, 64, 3), parts()[2], "a *", "other", concept_images())
 
 
 def test_class_images_need_a_noun_and_its_place():
-    for noun, templates in (("", "a {}"), ("star", "a star")):
+    for noun, templates in (("", "a *"), ("star", "a star")):
         with pytest.raises(ValueError, match="give a noun"):
             PalimpsestClassImages.execute(*parts(), noun, templates, 1, 128, 128, 1, 1.0, "ddim", "simple", 0)
 
