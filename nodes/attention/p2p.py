@@ -79,9 +79,9 @@ class PalimpsestAttentionInject(io.ComfyNode):
         require_unet(model, "Attention Inject")
         check_family(model, inversion)
         check_source(inversion, prompt_edit, "Attention Inject")
-        auto = Auto.of(prompt_edit) if schedule == "auto" else None
-        if auto:
+        if schedule == "auto":
             retract_warnings()
+            auto = Auto.of(prompt_edit)
             (cross_end, self_end), self_resolution = auto.schedule, self_resolution_for(inversion.shape[-2:])
             auto.say(f"cross_end {cross_end:g}, self_end {self_end:g}")
         ends = per_token(parse_word_values(word_ends), prompt_edit, cross_end)
@@ -90,8 +90,6 @@ class PalimpsestAttentionInject(io.ComfyNode):
         coarsest = min(resolutions(model.model.diffusion_model).values())
         cross = cross_resolution >= coarsest and any((e > cross_start).any() for e in ends)
         self_ = self_resolution >= coarsest and self_end > self_start
-        if auto and not (cross or self_ or word_weights.strip()):
-            return io.NodeOutput(model)  # the prompts alone, under Latent Blend's mask
         if not (cross or self_):
             raise ValueError(
                 f"Attention Inject would change nothing. Cross-attention is replaced from {cross_start} to {cross_end} "

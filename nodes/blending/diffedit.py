@@ -1,9 +1,11 @@
 """Mask nodes: where an edit is to happen, from what the MODEL predicts for two prompts."""
 from comfy_api.latest import io, ui
 
-from ...blending.diffedit import difference_map, scaled
+from ...blending.diffedit import EVEN, RULES, difference_map, spread
+from ...blending.diffedit import mask as binary_mask
 from ...editing.editor import require_plain
 from ...editing.inverting import source_latent
+from ...host.canvas import note, retract_warnings
 from ..search import aliases
 
 
@@ -35,18 +37,28 @@ class PalimpsestDiffEditMask(io.ComfyNode):
                                        "Higher is tighter. Diffusers: 3."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
                              tooltip="Seed of the noises."),
+                io.Combo.Input("rule", options=list(RULES), default="paper", optional=True, tooltip=(
+                    "paper: threshold and clamp always, so at most two thirds of the picture can pass. auto: where the "
+                    "difference is nearly even, as for a new style or background, nearly all of the picture passes. "
+                    "Else as the paper.")),
             ],
             outputs=[io.Mask.Output(tooltip="At the latent's size. 1 where the picture may change.")],
             is_output_node=True)
 
     @classmethod
-    def execute(cls, model, source, target, latent, maps, strength, threshold, clamp, seed) -> io.NodeOutput:
+    def execute(cls, model, source, target, latent, maps, strength, threshold, clamp, seed,
+                rule="paper") -> io.NodeOutput:
         require_plain(model, "DiffEdit Mask")
         if _equal(source, target):
             raise ValueError("Source and target are the same prompt, so their predictions do not differ anywhere: "
                              "connect the picture's prompt to source, and the wanted picture's to target.")
         found = difference_map(model, source, target, source_latent(model, latent), maps, strength, seed)
-        mask = (scaled(found, clamp) > threshold).float()
+        mask = binary_mask(found, threshold, clamp, rule)
+        if rule == "auto":
+            retract_warnings()
+            for s in spread(found).tolist():
+                note("auto: the two prompts differ on %s (spread %.2f, limit %g)",
+                     "the whole picture" if s > EVEN else f"a part of the picture, threshold {threshold:g}", s, EVEN)
         if not mask.flatten(1).any(1).all():
             raise ValueError(f"The mask at threshold {threshold:g} and clamp {clamp:g} is empty: lower one of them "
                              "(paper: 0.5 and 3).")

@@ -112,6 +112,15 @@ def test_what_a_cached_node_said_stays_and_goes_where_it_executes_again(graph):
     assert graph() == {}
 
 
+def test_a_note_stands_on_its_node_as_long_as_it_holds(graph):
+    graph.set("inject", schedule="auto")
+    assert "auto: change of colour: " in graph()["inject"]
+    graph.set("sample", cfg=2.0)
+    assert "auto: change of colour: " in graph()["inject"] and "inject" in graph.run.cached()
+    graph.set("inject", schedule="as set")
+    assert graph() == {}
+
+
 def test_two_texts_of_a_node_stand_together(graph):
     graph.add("black", "SolidMask", value=0.0, width=128, height=128)
     graph.add("blend", "PalimpsestLatentBlend", model=["load", 0], inversion=["invert", 0], start=0.2, source_words="",

@@ -1,0 +1,115 @@
+"""What "auto" chooses on nodes, by the kind of the edit."""
+import pytest
+import torch
+from palimpsest.editing.edit_kind import KINDS
+from palimpsest.editing.editor import editors
+from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
+from palimpsest.nodes.attention.store import PalimpsestAttentionMask, PalimpsestAttentionStore
+from palimpsest.nodes.auto import SCHEDULES, Auto, self_resolution
+from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
+from palimpsest.showcase.rows import output
+
+from runs import Case
+
+SOURCE = "a red cat on a mat"
+TARGETS = {"colour": "a blue cat on a mat", "object": "a red dog on a mat",
+           "add": "a red cat on a mat and a ball", "style": "a sketch of a red cat on a mat"}
+
+
+def inject(case, **inputs):
+    return output(PalimpsestAttentionInject, model=case.model, inversion=case.inversion, prompt_edit=case.edit,
+                  **inputs)
+
+
+def stored(case):
+    return output(PalimpsestAttentionStore, model=case.model, inversion=case.inversion, prompt_edit=case.edit,
+                  resolution=0.5)
+
+
+def blend(case, attention, **inputs):
+    return output(PalimpsestLatentBlend, model=case.model, inversion=case.inversion, attention=attention, **inputs)
+
+
+def masked(attention, **inputs):
+    return output(PalimpsestAttentionMask, attention=attention, **inputs)
+
+
+def test_every_kind_has_a_schedule_that_injects_something():
+    assert SCHEDULES.keys() == {*KINDS, ""} and all(any(ends) for ends in SCHEDULES.values())
+
+
+@pytest.mark.parametrize("targets, kind", [([TARGETS["colour"]], "colour"), ([TARGETS["object"]], "object"),
+                                           ([TARGETS["colour"], TARGETS["add"]], "add")])
+def test_inject_takes_the_schedule_of_the_loosest_row(targets, kind):
+    case = Case(targets=targets, batch=len(targets), size=16)
+    cross_end, self_end = SCHEDULES[kind]
+    given = {"cross_end": cross_end, "self_end": self_end, "self_resolution": 1.0}
+    auto = case.sample(inject(case, schedule="auto", cross_end=1.0, self_end=1.0, self_resolution=0.25))
+    assert torch.equal(auto, case.sample(inject(case, **given)))
+    assert not torch.equal(auto, case.sample(inject(case, **{**given, "self_end": 1.0, "cross_end": 1.0})))
+
+
+@pytest.mark.parametrize("latent, share", [((64, 64), 0.5), ((128, 96), 0.5), ((16, 16), 1.0), ((8, 8), 1.0),
+                                           ((24, 32), 16 / 24)])
+def test_self_attention_is_replaced_up_to_half_the_side_and_on_sixteen_tokens_at_least(latent, share):
+    assert self_resolution(latent) == share
+
+
+def test_a_prompt_in_another_language_gets_the_defaults_and_says_so(caplog):
+    case = Case(source="ein Hund auf der Wiese", targets=("eine Katze auf der Wiese",))
+    assert torch.equal(case.sample(inject(case, schedule="auto")), case.sample(inject(case, self_resolution=1.0)))
+    assert "cannot read" in caplog.text and "cross_end 0.8, self_end 0.4; mask: the whole picture" in caplog.text
+
+
+@pytest.mark.parametrize("kind, typed", [("colour", {"source_words": "red, cat"}),
+                                         ("object", {"source_words": "red, cat", "target_words": "red, dog"}),
+                                         ("add", {"target_words": "ball"})])
+@pytest.mark.parametrize("refine", [True, False])
+def test_a_blend_finds_the_words_that_change(kind, typed, refine):
+    case = Case(targets=(TARGETS[kind],), size=16)
+    attention = stored(case)
+    auto = case.sample(blend(case, attention, choose_words="auto", refine=refine))
+    assert torch.equal(auto, case.sample(blend(case, attention, refine=refine, **typed)))
+    assert not torch.equal(auto, case.sample())
+
+
+def test_rows_of_different_edits_have_masks_of_their_own():
+    case = Case(targets=(TARGETS["style"], TARGETS["colour"]), batch=2, size=16)
+    attention = stored(case)
+    blended, = (e for e in editors(blend(case, attention, choose_words="auto")) if e.name == "Latent Blend")
+    assert blended.painted.flatten(1).float().mean(1).tolist() == [1, 0]
+    row = blended.named.masks[-1]
+    assert not row[0].any() and torch.equal(row[1], masked(attention, words="red, cat")[1])
+
+
+def test_an_edit_of_the_whole_picture_is_not_blended_unless_a_mask_is_given():
+    case = Case(targets=(TARGETS["style"],), size=16)
+    attention, half = stored(case), torch.zeros(1, 16, 16)
+    half[..., 8:] = 1
+    assert blend(case, attention, choose_words="auto") is case.model
+    painted = case.sample(blend(case, attention, choose_words="auto", mask=half))
+    alone = output(PalimpsestLatentBlend, model=case.model, inversion=case.inversion, mask=half)
+    assert torch.equal(painted, case.sample(alone))
+
+
+@pytest.mark.parametrize("kind, words", [("colour", "red, cat"), ("object", "red, cat"), ("add", ""), ("style", "")])
+def test_attention_mask_finds_them_in_the_source(kind, words):
+    attention = stored(Case(targets=(TARGETS[kind],), size=16))
+    found = masked(attention, choose_words="auto")
+    assert torch.equal(found, masked(attention, words=words) if words else torch.ones(1, 16, 16))
+
+
+def test_words_that_were_typed_are_not_lost_in_silence():
+    case = Case(size=16)
+    with pytest.raises(ValueError, match="'cat', but auto chooses them: clear the words"):
+        masked(stored(case), words="cat", choose_words="auto")
+    with pytest.raises(ValueError, match="'cat', but auto chooses them: clear the words"):
+        blend(case, stored(case), target_words="cat", choose_words="auto")
+    with pytest.raises(ValueError, match="without the two prompts: connect Attention Store"):
+        blend(case, None, choose_words="auto")
+
+
+def test_a_note_says_what_changes_and_what_was_chosen(caplog):
+    caplog.set_level("INFO")
+    Auto.of(Case(targets=(TARGETS["object"],)).edit).say("cross_end 0")
+    assert caplog.messages[-1] == "auto: swap of an object: cat -> dog; cross_end 0; mask: red, cat, dog"
