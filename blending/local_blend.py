@@ -15,6 +15,7 @@ with the maps as they are: its masks, and whole runs with explicit maps.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +24,6 @@ from ..editing.checks import require_rows
 from ..editing.masks import Anchored, SourceMask, warn_if_wide
 from ..editing.run import Run
 from ..host.batch import repeat_to_batch_size
-from ..host.canvas import concerning
 from ..inversion.trajectory import Inversion
 
 
@@ -49,11 +49,6 @@ class LocalBlend(Anchored):
     in_time: bool = False
     name = "Latent Blend"
 
-    @dataclass
-    class State:
-        """warned: whether a wide mask was warned of."""
-        warned: bool = False
-
     def begin(self, run):
         if self.painted is not None and not self.in_time:
             require_rows(run, len(self.painted), self.name)
@@ -66,9 +61,7 @@ class LocalBlend(Anchored):
         found = self._word_places(run, x, sigma, before, self.named, self.gathered)
         removed = self._word_places(run, x, sigma, before, self.removed, self.removing)
         if found is not None:
-            state = run.state(self)
-            with concerning(self.node):
-                state.warned = state.warned or warn_if_wide(self.name, found)
+            warn_if_wide(self.name, found, partial(run.warn_once, self))
             m = torch.maximum(m.to(found), found)
         return m if removed is None else m.to(removed) * (1 - removed)
 

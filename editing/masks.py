@@ -80,13 +80,12 @@ def word_mask(maps, size, threshold=0.0, refined=False, grow=True):
     return (resized > (threshold * resized.amax((2, 3), keepdim=True) if threshold else otsu(maps)))[:, 0].float()
 
 
-def warn_if_wide(name, mask):
-    """Warns if a mask [B, h, w] of words covers most of a picture. Returns whether it does."""
+def warn_if_wide(name, mask, warn=log.warning):
+    """Warns if a mask [B, h, w] of words covers most of a picture."""
     share = float(mask.mean((1, 2)).max())
     if share > WIDE:
-        log.warning("%s: the words' mask covers %.0f %% of the picture, so little is held: name the "
-                    "object's own words, raise the threshold (0 finds one), or turn refine on.", name, 100 * share)
-    return share > WIDE
+        warn("%s: the words' mask covers %.0f %% of the picture, so little is held: name the object's own words, raise "
+             "the threshold (0 finds one), or turn refine on.", name, 100 * share)
 
 
 class Anchored(Editor):
