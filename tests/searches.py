@@ -58,6 +58,10 @@ SEARCHES = {
     "compare settings": "SettingsSheet",
     "psnr": "EditReport InversionReport",
     "save inversion": "SaveInversion",
+    "train lora": "LearnConcept LearnLoRA",
+    "dreambooth": "LearnAll LearnConcept",
+    "textual inversion": "NewWord",
+    "use concept": "ApplyConcept",
     "test model": "LoadMiniature",
 }
 
