@@ -10,26 +10,13 @@ KEEPS = {"self_end": 0.8, "self_resolution": 1.0}  # the miniature's 16² latent
 LOOSE = {"cross_end": 0.4, "self_end": 0.2}  # where a mask holds the rest
 SCENE = {"seed": 12, "kind": "colour"}
 WORDS, SEEN = "star", "green, dotted, star, sky, background"  # of that scene's source
-SIDE = 128  # the miniature's pictures
 BLUE, GREEN, VIOLET, BROWN, YELLOW = "#3f789e", "#8A8", "#a1309b", "#b06634", "#b58b2a"
 
+TOO_SMALL = "The miniature is too small to show it."  # in place of a workflow
 OWN_MODEL = """### With your own model and picture
 1. Put **Load Checkpoint** (SD 1.x, 2.x or SDXL) in place of *Load Miniature*, and **Load Image** in place \
-of *Miniature Scene*. *Size for the model* crops and scales any picture{mask} first. Set your model's size there, \
-in multiples of 8 (512 on SD 1.x, 1024 on SDXL).
+of *Miniature Scene*. *Size for the Model* scales any picture{mask} to what your model likes.
 """
-
-
-def sized(c, title: str, picture, mask=None):
-    """(picture, mask), both cropped and scaled to the model's size."""
-    if mask:
-        picture = c.node("JoinImageWithAlpha", "Picture and mask", image=picture, alpha=mask)["IMAGE"]
-    scaled = c.node("ImageScale", title, image=picture, upscale_method="area", width=SIDE, height=SIDE,
-                    crop="center")["IMAGE"]
-    if not mask:
-        return scaled, None
-    parted = c.node("SplitImageWithAlpha", "Picture, mask", image=scaled)
-    return parted["IMAGE"], parted["MASK"]
 
 
 def picture_and_words(c, note: str, tall: int, picture: dict, target: bool = True, masked: bool = False):
@@ -47,10 +34,12 @@ def picture_and_words(c, note: str, tall: int, picture: dict, target: bool = Tru
     c.column(320)
     words = c.node("PalimpsestPromptEdit", clip=loader["CLIP"], source=scene["source text"],
                    target=scene["target text" if target else "source text"])
-    image, mask = sized(c, "Size for the model", scene["source"], scene["edit mask"] if masked else None)
-    encoded = c.node("VAEEncode", pixels=image, vae=loader["VAE"])
-    return SimpleNamespace(loader=loader, scene=scene, words=words, encoded=encoded, picture=image,
-                           mask=mask or scene["edit mask"])
+    sized = c.node("PalimpsestModelSize", model=loader["MODEL"], image=scene["source"],
+                   **({"mask": scene["edit mask"]} if masked else {}))
+    c.column(300)
+    encoded = c.node("VAEEncode", pixels=sized["IMAGE"], vae=loader["VAE"])
+    return SimpleNamespace(loader=loader, scene=scene, words=words, encoded=encoded, picture=sized["IMAGE"],
+                           mask=sized["MASK"] if masked else scene["edit mask"])
 
 
 def replay(c, title: str, model, inversion, positive, negative, cfg: float, start: float = 0.0):
@@ -96,8 +85,11 @@ def other_picture(c, p, shown="source", text="source text", **picture):
     """The inversion of a second picture, its scene's source or exact target."""
     scene = c.node("PalimpsestMiniatureScene", "The other picture", 220, **picture)
     words = c.node("PalimpsestPromptEdit", "Its prompt", clip=p.loader["CLIP"], source=scene[text], target=scene[text])
-    image, _ = sized(c, "Its size", scene[shown])
-    latent = c.node("VAEEncode", "Its latent", pixels=image, vae=p.loader["VAE"])
+    c.column(320)
+    size = c.node("GetImageSize", "The first picture's size", image=p.picture)
+    image = c.node("ImageScale", "Its size", image=scene[shown], upscale_method="area", width=size["width"],
+                   height=size["height"], crop="center")
+    latent = c.node("VAEEncode", "Its latent", pixels=image["IMAGE"], vae=p.loader["VAE"])
     made = c.node("PalimpsestDDIMInvert", "Invert the other picture", model=p.loader["MODEL"], source=words["source"],
                   latent=latent["LATENT"])
     c.column(320)
@@ -156,6 +148,7 @@ class Workflow:
             with c.group("2  Invert", GREEN):
                 c.column(300)
                 inversion = self.invert(c, p)
+        c.row()
         with c.group("3  Edit", BROWN):
             c.column(320)
             editor = self.edit(c, p, inversion)
@@ -170,4 +163,5 @@ class Workflow:
             c.column(760)
             c.node("PalimpsestEditReport", None, 230, source=p.picture, edited=edited["IMAGE"],
                    target=p.scene["exact target"], mask=p.mask)
+            c.column(400)
             c.node("SaveImage", None, 300, images=edited["IMAGE"], filename_prefix="palimpsest/edited")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from . import LAST
-from .drawing import BLUE, YELLOW
+from .drawing import BLUE, GREEN, YELLOW
 
 SHOWS, WANTED = "what the picture shows", "what it should show"
 SETTINGS, AUTO = "settings", "auto"  # read off the two prompts
@@ -96,6 +96,63 @@ def given_back(c, p, mask=None):
         report = c.node("PalimpsestEditReport", None, 230, source=p.image, edited=image, **kept)["sheet"]
     for name, output in {"image": image, **kept, "report": report}.items():
         c.gives(name, output)
+
+
+EDITED = "Edited"
+PHOTO = "palimpsest_example.jpg"  # web/example.js puts it among the host's inputs
+CHECKPOINT = {"name": "v1-5-pruned-emaonly-fp16.safetensors", "directory": "checkpoints",
+              "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
+                     "v1-5-pruned-emaonly-fp16.safetensors"}  # as in the host's own first template
+OWN = """1. Choose **your checkpoint** (SD1.x, SD2.x or SDXL) and **your picture**, of any size.
+2. {ask} Press **Run**. To see how it works, open the node by the arrow at its corner."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A template that is one blueprint between a picture and a preview.
+
+    title: what it does. It is also the file's name.
+    about: what to do.
+    asked: what is typed in.
+    scene: the miniature's picture and edit on which its thumbnail shows it.
+    tried: what is typed in there.
+    small: whether the template itself takes the miniature and the scene, not a checkpoint and a photo.
+    order: its number among the workflows.
+    """
+    title: str
+    blueprint: Blueprint
+    about: str
+    scene: dict
+    tried: dict
+    asked: dict
+    order: int = LAST
+    small: bool = False
+
+    def draw(self, c):
+        with c.group("1  Model and picture", BLUE):
+            c.column(400)
+            c.note("How to use it", self.about if self.small else OWN.format(ask=self.about), 180)
+            if self.small:
+                loader = c.node("PalimpsestLoadMiniature")
+                image = c.node("PalimpsestMiniatureScene", None, 260, **self.scene)["source"]
+            else:
+                loader = c.node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"])
+                loader.data["properties"]["models"] = [CHECKPOINT]
+                image = (photo := c.node("LoadImage", None, 300, image=PHOTO))["IMAGE"]
+        with c.group("2  In words", GREEN):
+            c.column(420)
+            asked = self.tried if self.small else self.asked
+            node = c.folded(self.blueprint, inputs=asked | {
+                "model": loader["MODEL"], "clip": loader["CLIP"], "vae": loader["VAE"], "image": image})
+        with c.group("3  Edited", YELLOW):
+            c.column(560)
+            shown = c.node("PreviewImage", EDITED, 480, images=node["image"])
+            c.column(560)
+            c.node("PreviewImage", "Report", 300, images=node["report"])
+        if not self.small:  # what App mode shows
+            given = [(loader, "ckpt_name"), (photo, "image"), *((node, name) for name in asked)]
+            c.extra["linearData"] = {"inputs": [[str(of.data["id"]), name] for of, name in given],
+                                     "outputs": [str(shown.data["id"])]}
 
 
 def scaled(c, title, image, size, method):

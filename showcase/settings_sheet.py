@@ -39,6 +39,7 @@ def draw(c):
     with c.group("2  Invert", GREEN):
         c.column(300)
         inversion = inverted(c, p, steps=20)
+    c.row()
     with c.group("3  Edit", BROWN):
         c.column(320)
         picture = edit(c, p, inversion)

@@ -101,7 +101,7 @@ def main() -> int:
         view.page.wait_for_timeout(5000)  # the last pictures load, the notification goes
         frames = view.page.evaluate("app.graph.groups.map(group => [...group._bounding])")
         strips = []
-        for part in frames[:3], frames[3:]:
+        for part in frames[:2], frames[2:]:
             x, y = part[0][0] - GAP, part[0][1] - GAP
             size = part[-1][0] + part[-1][2] + GAP - x, max(h for *_, h in part) + 2 * GAP
             view.page.evaluate(SHOW, [x, y, *size])

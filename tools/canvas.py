@@ -7,6 +7,7 @@ CONTROLLED = {"seed", "noise_seed"}  # the frontend adds "control after generate
 NEVER, BYPASS = 2, 4  # modes of a node that does not run
 TITLE, FRAME, SLOT, WIDGET, TEXT = 30, 40, 28, 33, 110  # heights on the canvas, px
 GAP, MARGIN, HEADING = 40, 20, 54
+CORNER, WINDOW = (80, 80), (1500, 800)  # where a workflow opens, px
 ENTRANCE, EXIT, AISLE = -10, -20, 200  # a subgraph's own numbers for its inputs and outputs, and the room before them
 
 
@@ -96,9 +97,11 @@ class Canvas:
             given, widget = inputs.pop(name, None), is_widget(type_, options)
             if widget:
                 listed = schema["input"]["optional" if optional else "required"][name][0]
-                new = first_value(type_, options, listed)
-                values.append(self._asked(given, type_, new) if isinstance(given, tuple) else new if given is None
-                              else given)
+                if given is None or isinstance(given, tuple):
+                    new = first_value(type_, options, listed)
+                    values.append(self._asked(given, type_, new) if given else new)
+                else:
+                    values.append(given)
                 values += ["fixed"] * is_controlled(name, type_, options)
                 high += (TEXT if options.get("multiline") else WIDGET) * (1 + is_controlled(name, type_, options))
             if not widget or isinstance(given, tuple):
@@ -166,7 +169,16 @@ class Canvas:
         return {"id": made_id(self.name), "revision": 0,
                 "last_node_id": max([len(self.nodes), *(fold.before + len(fold.nodes) for fold in self.folds)]),
                 "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links, "groups": self.groups,
-                **inside, "config": {}, "extra": {"ds": {"scale": .5, "offset": [60, 140]}} | self.extra, "version": .4}
+                **inside, "config": {}, "extra": {"ds": self._view()} | self.extra, "version": .4}
+
+    def _view(self) -> dict:
+        """The zoom and the corner with which a frontend opens it that does not choose them itself."""
+        frames = [group["bounding"] for group in self.groups] or [[0, 0, 400, 400]]
+        left, top = min(x for x, *_ in frames), min(y for _, y, *_ in frames)
+        wide = max(x + width for x, _, width, _ in frames) - left
+        high = max(y + height for _, y, _, height in frames) - top
+        scale = round(min(WINDOW[0] / wide, WINDOW[1] / high, 1), 2)
+        return {"scale": scale, "offset": [round(CORNER[0] / scale - left), round(CORNER[1] / scale - top)]}
 
 
 class Fold(Canvas):

@@ -11,7 +11,8 @@ from canvas import Canvas
 from pack import ROOT, find_host, load_pack
 
 FOLDER, FOLDED = ROOT / "workflows", ROOT / "subgraphs"
-MAIN, MAPS = "Rewrite a word, keep the rest", "Attention maps to a mask"  # which other tools open
+MAIN = "Change a word, step by step (Prompt-to-Prompt)"  # which other tools open, as the next
+MAPS = "Mask from words (Attention Maps)"
 
 
 def host_nodes():

@@ -1,24 +1,11 @@
 """Cross-image attention, shown and measured."""
 from ...nodes.attention.cross_image import PalimpsestCrossImageAttention
 from .. import Example
-from ..drawing import Workflow, other_picture
+from ..drawing import TOO_SMALL
 from ..pictures import sample, scene, second_picture, show
 from ..rows import CostRow, SceneRow, output
 
 STRUCTURE, APPEARANCE = (9, "style"), (12, "colour")
-
-
-def dressed(c, p, inversion):
-    other = other_picture(c, p, seed=0, kind="colour")
-    return c.node("PalimpsestCrossImageAttention", model=p.loader["MODEL"], appearance=other["inversion"])
-
-
-WORKFLOW = Workflow(
-    "The looks of another picture (Cross-Image Attention)",
-    "2. Load your second picture in place of *The other picture*, and set *Its size* to the same size. On SD: CFG 1, "
-    "and one prompt that names what both pictures show, for both inversions and for sampling.\n\nThis picture's "
-    "structure takes the other's appearance.",
-    dressed, 180, seed=1, target="source")
 
 
 def page(c, label):
@@ -38,7 +25,7 @@ def edit(scenes, model, inversion):
 
 EXAMPLE = Example(
     "Cross-image attention",
-    workflows=(WORKFLOW,),
+    elsewhere=TOO_SMALL,
     pages={"PalimpsestCrossImageAttention": page},
     scenes=(SceneRow("Cross-Image Attention (another picture)", edit, 85, kinds=("colour", "material"), cfg=1.0),),
     costs=(CostRow("Cross-Image Attention",

@@ -6,7 +6,7 @@ from ..pictures import before_and_after
 from ..rows import CostRow, SceneRow, alone, on_inversion
 
 WORKFLOW = Workflow(
-    "Keep the geometry, no source prompt (Free-Prompt Edit)",
+    "Change colours without a source prompt (Free-Prompt Edit)",
     "2. On SD: CFG 7.5. The source prompt may be empty.\n\nOnly the source's self-attention maps are kept.",
     on_model("PalimpsestFreePromptEdit"), 90, seed=2)
 EXAMPLE = Example(

@@ -6,7 +6,7 @@ from ..pictures import before_and_after
 from ..rows import CostRow, SceneRow, alone, on_inversion
 
 WORKFLOW = Workflow(
-    "Another pose, the same looks (MasaCtrl)",
+    "Change a pose, keep the looks (MasaCtrl)",
     "2. On SD: CFG 7.5.\n\nThe new prompt lays out the pose. The target attends to the source's keys and values, which "
     "fill it.",
     on_model("PalimpsestMutualSelfAttention"), 70, kind="pose", seed=0)

@@ -1,5 +1,6 @@
 """Prompt-to-Prompt, shown and measured."""
 from ...inversion import ddim
+from ...miniature.scenes import held_out_edit
 from .. import Example, folds
 from ..drawing import (
     BLUE,
@@ -19,11 +20,11 @@ from ..drawing import (
     picture_and_words,
     replay,
 )
-from ..folds import Blueprint
+from ..folds import Blueprint, Start
 from ..pictures import before_and_after
 from ..rows import CostRow, InversionRow, SceneRow, inject, inject_auto
 
-TITLE = "Rewrite a word, keep the rest"
+TITLE = "Change a word, step by step (Prompt-to-Prompt)"
 ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The target is the same sentence with a \
 word changed, added or removed.
 3. *Words that may change* are words of the source that the edit may replace. The mask follows them.
@@ -48,6 +49,7 @@ def draw(c):
         again = replay(c, "Sample the source again", loader["MODEL"], inversion, words["source"],
                        null["CONDITIONING"], 1.0)
         replayed = c.node("VAEDecode", "Reconstruction", samples=again["output"], vae=loader["VAE"])
+    c.row()
     with c.group("3  See where words lie", VIOLET):
         c.column(290)
         attention = c.node("PalimpsestAttentionStore", model=loader["MODEL"], inversion=inversion["inversion"],
@@ -116,18 +118,31 @@ def background(c):
     folds.given_back(c, p, around)
 
 
-BLUEPRINTS = (
-    Blueprint("Image Edit by Words (SD1.5, SD2, SDXL)",
-              "Change a word of what a picture shows, and keep the rest of it pixel by pixel. For any SD1.x, SD2.x or "
-              "SDXL checkpoint.", by_words, order=10),
-    Blueprint("Image Edit (Change the Background)",
-              "Keep the thing that you name, and put it before another background. For any SD1.x, SD2.x or SDXL "
-              "checkpoint.", background, order=40))
+BY_WORDS = Blueprint(
+    "Image Edit by Words (SD1.5, SD2, SDXL)",
+    "Change a word of what a picture shows, and keep the rest of it pixel by pixel. For any SD1.x, SD2.x or SDXL "
+    "checkpoint.", by_words, order=10)
+BACKGROUND = Blueprint(
+    "Image Edit (Change the Background)",
+    "Keep the thing that you name, and put it before another background. For any SD1.x, SD2.x or SDXL checkpoint.",
+    background, order=40)
+EDIT = held_out_edit(**SCENE)
+
+
+TRIED = """Press **Run**: it takes seconds, on a processor too. Then change words of the second sentence.
+The small model knows simple scenes: other shapes, colours and grounds. For your own photo open *Start here*."""
+TRY = Start("Try without a model", BY_WORDS, TRIED, SCENE, {
+    folds.SHOWS: EDIT.source_text, folds.WANTED: EDIT.target_text, folds.GUIDANCE: CFG}, {}, 4, small=True)
+START = Start(
+    "Start here - Change a word", BY_WORDS, "Say what it shows. Copy that sentence and **change a word** of it.",
+    SCENE, TRY.tried, {
+        folds.SHOWS: "a photo of a red apple and a white cup on a wooden table",
+        folds.WANTED: "a photo of a red apple and a blue cup on a wooden table"}, 1)
 WHOLE = {"cross_end": 1.0, "self_end": 1.0}  # of the schedule
 EXAMPLE = Example(
     "Prompt-to-Prompt",
-    workflows=(Drawing(TITLE, draw, 10),),
-    blueprints=BLUEPRINTS,
+    workflows=(Drawing(TITLE, draw, 10), START, TRY),
+    blueprints=(BY_WORDS, BACKGROUND),
     pages={"PalimpsestAttentionInject": before_and_after(Workflow(TITLE, ABOUT, injected))},
     scenes=(SceneRow("Attention Inject", inject, 10, crossed=True),
             SceneRow("Attention Inject (auto)", inject_auto, 12)),

@@ -1,13 +1,14 @@
 """Plug-and-Play, shown and measured."""
+from ...miniature.scenes import held_out_edit
 from ...nodes.attention.plug_and_play import PalimpsestPlugAndPlay
 from .. import Example, folds
-from ..drawing import BROWN, GREEN, Workflow, on_model
-from ..folds import Blueprint
+from ..drawing import BROWN, CFG, GREEN, Workflow, on_model
+from ..folds import Blueprint, Start
 from ..pictures import before_and_after
 from ..rows import CostRow, SceneRow, alone, on_inversion
 
 WORKFLOW = Workflow(
-    "The same layout, repainted (Plug-and-Play)",
+    "Repaint in the same layout (Plug-and-Play)",
     "2. On SD: CFG 7.5.\n\nThe source's residual features and self-attention keep the layout. The target prompt "
     "repaints it.",
     on_model("PalimpsestPlugAndPlay"), 80, kind="background", seed=0)
@@ -30,9 +31,14 @@ BLUEPRINT = Blueprint(
     "Image Edit (Keep the Layout, Repaint)",
     "Restyle a picture: another style or material for all of it, every thing in its place. For any SD1.x, SD2.x or "
     "SDXL checkpoint.", repaint, order=30)
+SCENE = {"seed": 14, "kind": "style"}
+START = Start(
+    "Start here - Restyle", BLUEPRINT, "Say **how it should look**.", SCENE,
+    {folds.WANTED: held_out_edit(**SCENE).target_text, folds.GUIDANCE: CFG},
+    {folds.WANTED: "a watercolour painting of an apple and a cup on a table"}, 3)
 EXAMPLE = Example(
     "Plug-and-Play",
-    workflows=(WORKFLOW,),
+    workflows=(WORKFLOW, START),
     blueprints=(BLUEPRINT,),
     pages={"PalimpsestPlugAndPlay": before_and_after(WORKFLOW, seed=3)},
     scenes=(SceneRow("Plug-and-Play", on_inversion(PalimpsestPlugAndPlay), 60, crossed=True),),

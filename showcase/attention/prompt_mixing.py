@@ -11,7 +11,7 @@ def mixed(c, p, inversion):
 
 
 WORKFLOW = Workflow(
-    "Variations of an object's shape (Prompt Mixing)",
+    "Vary an object's shape (Prompt Mixing)",
     "2. On SD: CFG 7.5.\n\nIn the middle of the schedule, the other word's values shape the object. Before and after, "
     "the source prompt keeps layout and appearance.",
     mixed, 100, kind="object", seed=3, target="source")

@@ -23,6 +23,7 @@ def draw(c):
                            latent=p.encoded["LATENT"])
         attention = c.node("PalimpsestAttentionStore", model=loader["MODEL"], inversion=inversion["inversion"],
                            prompt_edit=words["prompt edit"])
+    c.row()
     with c.group("3  See, and mask", VIOLET):
         c.column(720)
         c.node("PalimpsestAttentionHeatmap", None, 280, attention=attention["ATTENTION"], image=p.picture,
@@ -73,6 +74,6 @@ BLUEPRINT = Blueprint(
     "Conditioning & Preprocessors/Segmentation & Mask", 50)
 EXAMPLE = Example(
     "Attention maps of words",
-    workflows=(Drawing("Attention maps to a mask", draw, 20),),
+    workflows=(Drawing("Mask from words (Attention Maps)", draw, 20),),
     blueprints=(BLUEPRINT,),
     pages={"PalimpsestAttentionStore": store, "PalimpsestAttentionHeatmap": heatmap, "PalimpsestAttentionMask": masked})

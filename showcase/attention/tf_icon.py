@@ -13,9 +13,9 @@ def composed(c, p, inversion):
 
 
 WORKFLOW = Workflow(
-    "Set another picture's object in (Inject Composite)",
-    "2. Load your second picture in place of *The other picture*, and set *Its size* to the same size. Draw a MASK of "
-    "the object. On SD: CFG 2.5 to 5.\n\nBoth inversions share one self-attention (TF-ICON).",
+    "Insert another picture's object (TF-ICON)",
+    "2. Load your second picture in place of *The other picture*. Draw a MASK of the object. On SD: CFG 2.5 to "
+    "5.\n\nBoth inversions share one self-attention (TF-ICON).",
     composed, 200, kind="add", seed=0, cfg=2.5, masked=True)
 
 

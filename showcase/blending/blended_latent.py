@@ -6,7 +6,7 @@ from ..pictures import before_and_after
 from ..rows import CostRow, SceneRow, on_inversion
 
 WORKFLOW = Workflow(
-    "A mask that shrinks (Blended Latent)",
+    "Add an object where you paint (Blended Latent)",
     "2. Draw your own MASK in place of the scene's. On SD: CFG 7.5.\n\nThe mask starts enlarged, so that a small area "
     "gives an edit room to begin.",
     on_injected("PalimpsestBlendedLatent", masked=True), 130, kind="add", seed=2, masked=True)

@@ -15,7 +15,7 @@ def masked(c, p, inversion):
 
 
 WORKFLOW = Workflow(
-    "A mask from two prompts (DiffEdit)",
+    "Remove an object by two prompts (DiffEdit)",
     "2. On SD: CFG 7.5.\n\nThe picture may change where the noise predictions of the two prompts differ. Everywhere "
     "else the source comes back exactly. Best for removing something.",
     masked, 110, kind="delete", seed=3)

@@ -56,4 +56,4 @@ EXAMPLE = Example(
             SceneRow("Inject + Latent Blend (words)", of_words, 22, kinds=LOCAL, singly=True),
             SceneRow("Inject + Latent Blend (DiffEdit's mask)", of_differences, 24)),
     costs=(CostRow("Attention Inject, Latent Blend by words", by_words, 30, large=True),),
-    elsewhere="Rewrite a word, keep the rest")
+    elsewhere="Change a word, step by step (Prompt-to-Prompt)")

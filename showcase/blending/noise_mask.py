@@ -6,7 +6,7 @@ from ..pictures import before_and_after
 from ..rows import CostRow, SceneRow, alone, inject, on_inversion
 
 WORKFLOW = Workflow(
-    "A mask found on the way (Noise Mask)",
+    "Change a colour, with a mask found on the way (Noise Mask)",
     "2. On SD: CFG 7.5. Set *Attention Inject* to `self_end` 0.4 and `self_resolution` 0.5.\n\nAt every step the "
     "target's prediction is compared with the source's. Where they agree, the source stays. With *Attention Inject* "
     "this is best for colours.",

@@ -12,7 +12,7 @@ def blended(c, p, inversion):
 
 
 WORKFLOW = Workflow(
-    "An object with its own step (Object-Aware Blend)",
+    "Change only what you paint (Object-Aware Blend)",
     "2. Draw your own MASK in place of the scene's. Chain one node per object. On SD: CFG 7.5.\n\nEach object is "
     "edited from its own step on. Use a late step for a colour, an early one for a shape.",
     blended, 140, kind="pose", seed=1, masked=True)

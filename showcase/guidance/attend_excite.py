@@ -11,7 +11,7 @@ def excited(c, p, inversion):
 
 
 WORKFLOW = Workflow(
-    "Nothing left out (Attend-and-Excite)",
+    "Leave nothing of the prompt out (Attend-and-Excite)",
     "2. *words* are what the prompt names but the picture lacks. On SD: CFG 7.5.\n\nEach step moves the latent until "
     "every word gets attention somewhere.",
     excited, 210, kind="add", seed=0)

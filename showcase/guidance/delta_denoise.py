@@ -12,7 +12,7 @@ def optimised(c, p, inversion):
 
 
 WORKFLOW = Workflow(
-    "No inversion at all (Delta Denoising Score)",
+    "Edit without an inversion (Delta Denoising Score)",
     "2. On SD: CFG 7.5.\n\nThe latent itself is optimised. It moves along what the target prompt predicts beyond the "
     "source prompt.",
     optimised, 270, invert=None, seed=10)

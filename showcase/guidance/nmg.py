@@ -1,7 +1,7 @@
 """Noise map guidance, shown and measured."""
 from ...nodes.guidance.nmg import PalimpsestNoiseMapGuidance
 from .. import Example
-from ..drawing import Workflow, on_model
+from ..drawing import TOO_SMALL, Workflow, on_model
 from ..pictures import before_and_after
 from ..rows import CostRow, SceneRow, alone, on_inversion
 
@@ -11,7 +11,7 @@ WORKFLOW = Workflow(
     on_model("PalimpsestNoiseMapGuidance", scale=0.19), 260, seed=9)
 EXAMPLE = Example(
     "Noise map guidance",
-    workflows=(WORKFLOW,),
+    elsewhere=TOO_SMALL,
     pages={"PalimpsestNoiseMapGuidance": before_and_after(WORKFLOW)},
     scenes=(SceneRow("Noise Map Guidance", on_inversion(PalimpsestNoiseMapGuidance, scale=0.05),
                      130),),  # its default, for the miniature's latents

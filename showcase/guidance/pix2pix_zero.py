@@ -7,7 +7,7 @@ from ..pictures import before_and_after, sample, scene
 from ..rows import CostRow, SceneRow, alone, on_inversion, output
 
 WORKFLOW = Workflow(
-    "Held by its attention maps (pix2pix-zero)",
+    "Change a word, held by attention maps (pix2pix-zero)",
     "2. On SD: CFG 5, and *Edit Direction* with lists of sentences instead of one target.\n\nAt every step a gradient "
     "pulls the target's attention maps to the source's.",
     on_model("PalimpsestCrossAttentionGuidance"), 220, seed=8)

@@ -20,4 +20,4 @@ EXAMPLE = Example(
     pages={"PalimpsestProximalGuidance": page},
     scenes=(SceneRow("Inject + Proximal Guidance", on_inversion(PalimpsestProximalGuidance, inject), 40),),
     costs=(CostRow("Proximal Guidance", alone(PalimpsestProximalGuidance), 150),),
-    elsewhere="Edit at high guidance, nothing learned (negative prompt)")
+    elsewhere="Change a word at high guidance, nothing learned (Negative Prompt)")

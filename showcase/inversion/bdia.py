@@ -13,4 +13,4 @@ EXAMPLE = Example(
     "BDIA",
     pages={"PalimpsestBDIAInvert": returns("PalimpsestBDIAInvert", 10, gamma=0.5)},
     inversions=(InversionRow("BDIA", METHOD, 130, settings=settings, guided=True),),
-    elsewhere="An exact inversion, with its own sampler (EDICT)")
+    elsewhere="Change a word from an exact inversion (EDICT)")

@@ -9,4 +9,4 @@ EXAMPLE = Example(
     "CycleDiffusion",
     pages={"PalimpsestCycleDiffusionInvert": both("PalimpsestCycleDiffusionInvert", 50, CFG, 0.15)},
     inversions=(InversionRow("CycleDiffusion", METHOD, 170),),
-    elsewhere="Edit-friendly noise (DDPM)")
+    elsewhere="Change an object (Edit-Friendly DDPM)")

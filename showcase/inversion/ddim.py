@@ -17,4 +17,4 @@ EXAMPLE = Example(
     "DDIM inversion",
     pages={"PalimpsestDDIMInvert": page},
     inversions=(InversionRow("DDIM", METHOD, 10),),
-    elsewhere="Rewrite a word, keep the rest")
+    elsewhere="Change a word, step by step (Prompt-to-Prompt)")

@@ -8,7 +8,7 @@ from ..pictures import HIGH, both
 from ..rows import InversionRow
 
 WORKFLOW = Workflow(
-    "Edit-friendly noise (DDPM)",
+    "Change an object (Edit-Friendly DDPM)",
     "2. Draw your own MASK in place of the scene's. On SD: 100 steps, `cfg` 3.5 in the inversion with an empty "
     "negative prompt, 15 in the sampler.\n\nEvery level gets its own noise and keeps its noise map. *Replay Inversion* "
     "starts at 0.36. A later start keeps more of the picture. With Inject and a blend, this comes nearest when one "

@@ -9,4 +9,4 @@ EXAMPLE = Example(
     pages={"PalimpsestDirectInvert": returns("PalimpsestDirectInvert", 20, HIGH, cfg=HIGH)},
     inversions=(InversionRow("DDIM + reference (= Direct inversion)", ddim.METHOD, 20, source="re-read"),
                 InversionRow("Direct (offsets)", direct.METHOD, 140, guided=True, edits=False)),
-    elsewhere="An exact inversion, with its own sampler (EDICT)")
+    elsewhere="Change a word from an exact inversion (EDICT)")

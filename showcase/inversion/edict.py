@@ -11,7 +11,7 @@ def coupled(c, p):
 
 
 WORKFLOW = Workflow(
-    "An exact inversion, with its own sampler (EDICT)",
+    "Change a word from an exact inversion (EDICT)",
     "2. On SD use 50 steps. Set *Attention Inject* to `self_end` 0.4 and `self_resolution` 0.5. Use the CFG of the "
     "sampler in the inversion too (paper: 3).\n\nTwo coupled latents return the picture exactly. *Replay Inversion* "
     "brings the method's own SAMPLER, so leave its sampler input open. BDIA Invert and Direct Invert are drawn the "

@@ -17,7 +17,7 @@ def reported(c, p):
 
 
 WORKFLOW = Workflow(
-    "How well was it inverted, and keep it",
+    "Measure and save an inversion (Fixed-Point)",
     "2. On SD: 50 steps.\n\n*Fixed-Point Invert* returns the picture more exactly than DDIM. *Inversion Report* shows "
     "what comes back. *Save Inversion* keeps it for *Load Inversion* later.",
     injected, 170, invert=reported, seed=7)

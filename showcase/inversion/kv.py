@@ -8,4 +8,4 @@ EXAMPLE = Example(
     "KV inversion",
     pages={"PalimpsestKVInvert": edits("PalimpsestKVInvert", edit="pose", seed=0, cfg=HIGH)},
     inversions=(InversionRow("KV inversion", METHOD, 110),),
-    elsewhere="Edit at high guidance (null-text)")
+    elsewhere="Change a word at high guidance (Null-Text)")

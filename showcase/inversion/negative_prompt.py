@@ -8,7 +8,7 @@ from ..pictures import HIGH, returns
 from ..rows import InversionRow
 
 WORKFLOW = Workflow(
-    "Edit at high guidance, nothing learned (negative prompt)",
+    "Change a word at high guidance, nothing learned (Negative Prompt)",
     "2. On SD set *Attention Inject* to `self_end` 0.4 and `self_resolution` 0.5.\n\nThe source prompt is the negative "
     "prompt. Guidance cancels where the target says the same. *Proximal Guidance* keeps the rest only where it clearly "
     "differs.",

@@ -17,7 +17,7 @@ def learned(c, p):
 
 
 WORKFLOW = Workflow(
-    "Edit at high guidance (null-text)",
+    "Change a word at high guidance (Null-Text)",
     "2. *Null-Text Optimize* learns once per picture. Then queue as many targets as you like.\n3. On SD set *Attention "
     "Inject* to `self_end` 0.4 and `self_resolution` 0.5.\n\nCFG 7.5 loses the picture that DDIM inversion found. With "
     "an embedding learned for each step it comes back, and the edit keeps it. The report shows the replay of the "

@@ -8,4 +8,4 @@ EXAMPLE = Example(
     "Prompt tuning inversion",
     pages={"PalimpsestPromptTuningInvert": edits("PalimpsestPromptTuningInvert", cfg=HIGH)},
     inversions=(InversionRow("Prompt tuning", METHOD, 90, faithful={"mix": 0.0}),),
-    elsewhere="Edit at high guidance (null-text)")
+    elsewhere="Change a word at high guidance (Null-Text)")

@@ -11,4 +11,4 @@ def page(c, label):
 
 
 EXAMPLE = Example("Inversion Report", pages={"PalimpsestInversionReport": page},
-                  elsewhere="How well was it inverted, and keep it")
+                  elsewhere="Measure and save an inversion (Fixed-Point)")

@@ -10,4 +10,4 @@ def page(c, label):
 
 
 EXAMPLE = Example("Inversions on disk", pages={"PalimpsestSaveInversion": page},
-                  elsewhere="How well was it inverted, and keep it")
+                  elsewhere="Measure and save an inversion (Fixed-Point)")

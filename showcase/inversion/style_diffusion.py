@@ -8,4 +8,4 @@ EXAMPLE = Example(
     "StyleDiffusion",
     pages={"PalimpsestStyleDiffusionInvert": edits("PalimpsestStyleDiffusionInvert", cfg=HIGH)},
     inversions=(InversionRow("StyleDiffusion", METHOD, 100),),
-    elsewhere="Edit at high guidance (null-text)")
+    elsewhere="Change a word at high guidance (Null-Text)")

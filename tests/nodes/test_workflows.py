@@ -136,7 +136,7 @@ def test_nothing_takes_a_picture_that_was_not_brought_to_the_models_size(name, i
     assert taken & sized and taken <= sized | truth
 
 
-@pytest.mark.parametrize("name", [workflow.MAIN, "An object with its own step (Object-Aware Blend)",
+@pytest.mark.parametrize("name", [workflow.MAIN, "Change only what you paint (Object-Aware Blend)",
                                   "The looks of another picture (Cross-Image Attention)"])
 def test_it_takes_photos_of_any_size(name, server, info, tmp_path, monkeypatch):
     """No side is a multiple of 8, and no two photos have the same shape."""
