@@ -1,5 +1,6 @@
 """The shipped workflows on the host's own executor, and the names on which saved workflows depend."""
 import json
+import shutil
 from itertools import combinations
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import palimpsest
 import pytest
 from comfy.utils import common_upscale
 from comfy_execution.utils import get_executing_context
+from palimpsest.host.sizes import fitted
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, parse_caption
 from palimpsest.showcase.drawing import CFG, SCENE, SEEN, WORDS
+from palimpsest.showcase.folds import PHOTO, Start
 from PIL import Image
 
 import demo
@@ -24,7 +27,7 @@ from environment import host_version
 from headless import Executor
 from locales import infos
 from nodes import LoadImage
-from pack import find_host
+from pack import ROOT, find_host
 from serving import server  # noqa: F401
 
 NOTES = {"MarkdownNote", "Note"}
@@ -49,8 +52,11 @@ def drawn(name):
 
 
 def prompt(name, info, steps=STEPS, cfg=CFG):
+    """The prompt of a workflow, with few steps, and with the miniature in the place of a checkpoint."""
     graph = to_api(drawn(name), info)
     for node in graph.values():
+        if node["class_type"] == "CheckpointLoaderSimple":
+            node |= {"class_type": "PalimpsestLoadMiniature", "inputs": {}}
         node["inputs"].update({"steps": steps} if "steps" in node["inputs"] else {})
         node["inputs"].update({"iterations": 1} if "iterations" in node["inputs"] else {})
     if name == workflow.MAIN:
@@ -101,28 +107,41 @@ def test_nothing_overlaps_on_the_canvas_and_every_node_stands_in_one_group(name)
 def test_it_opens_with_every_node_known_and_every_wire_where_the_host_expects_it(name, info):
     ui = drawn(name)
     nodes = {n["id"]: n for n in ui["nodes"]}
-    assert {n["type"] for n in ui["nodes"]} - NOTES <= info.keys()
+    outputs = {name: node["output_name"] for name, node in info.items()}
+    inputs = {name: [entry for entry, *_ in declared(node)] for name, node in info.items()}
+    for fold in ui.get("definitions", {}).get("subgraphs", ()):
+        for ends, end in (outputs, "outputs"), (inputs, "inputs"):
+            ends[fold["id"]] = [entry["name"] for entry in fold[end]]
+    assert {n["type"] for n in ui["nodes"]} - NOTES <= outputs.keys()
     for number, source, slot, target, place, kind in ui["links"]:
         output, entry = nodes[source]["outputs"][slot], nodes[target]["inputs"][place]
         assert number in output["links"] and entry["link"] == number and output["type"] == kind
-        assert output["name"] == info[nodes[source]["type"]]["output_name"][slot]
+        assert output["name"] == outputs[nodes[source]["type"]][slot]
         assert kind == entry["type"] or {kind, entry["type"]} & {"*"}
-        assert entry["name"] in [n for n, *_ in declared(info[nodes[target]["type"]])]
+        assert entry["name"] in inputs[nodes[target]["type"]]
+
+
+@pytest.fixture
+def photo(tmp_path, monkeypatch):
+    """The example picture among the host's inputs, where web/example.js puts it."""
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
+    shutil.copy(ROOT / "web" / "example.jpg", tmp_path / PHOTO)
 
 
 @named
-def test_it_runs_as_it_is_and_ends_in_pictures(name, server, info, done):
+def test_it_runs_as_it_is_and_ends_in_pictures(name, server, info, done, photo):
     run, graph = done[:2] if name == workflow.MAIN else (Executor(server), prompt(name, info))
     assert run(graph), run.host.status_messages[-1]
     shown = run.pictures(graph)
     words = "Attention Heatmap", "Attention Mask"
     ends = {workflow.MAIN: (*words, "Save Image", *demo.REPORTS.values()), workflow.MAPS: (*words, "The mask"),
             SHEET: ("Settings Sheet",)}
-    for title in ends.get(name, ("Save Image", "Edit Report")):
+    usual = ("Edited", "Report") if isinstance(DRAWN[name], Start) else ("Save Image", "Edit Report")
+    for title in ends.get(name, usual):
         assert shown[title] and all(picture.std() > 1 for picture in shown[title])
 
 
-@named
+@pytest.mark.parametrize("name", [name for name, drawing in DRAWN.items() if not isinstance(drawing, Start)])
 def test_nothing_takes_a_picture_that_was_not_brought_to_the_models_size(name, info):
     """VAE Encode would crop the picture, and it would no longer match what it is compared with or pasted into."""
     graph = to_api(drawn(name), info)
@@ -130,14 +149,14 @@ def test_nothing_takes_a_picture_that_was_not_brought_to_the_models_size(name, i
     taken = {(node["class_type"], entry) for node in graph.values() for entry, value in node["inputs"].items()
              if isinstance(value, list) and value[0] in scenes
              and info["PalimpsestMiniatureScene"]["output"][value[1]] in ("IMAGE", "MASK")}
-    sized = {("ImageScale", "image"), ("JoinImageWithAlpha", "image"), ("JoinImageWithAlpha", "alpha")}
+    sized = {("PalimpsestModelSize", "image"), ("PalimpsestModelSize", "mask"), ("ImageScale", "image")}
     # only the miniature's pictures have these
     truth = {("PalimpsestEditReport", "target"), ("PalimpsestEditReport", "mask")}
     assert taken & sized and taken <= sized | truth
 
 
 @pytest.mark.parametrize("name", [workflow.MAIN, "Change only what you paint (Object-Aware Blend)",
-                                  "The looks of another picture (Cross-Image Attention)"])
+                                  "Insert another picture's object (TF-ICON)"])
 def test_it_takes_photos_of_any_size(name, server, info, tmp_path, monkeypatch):
     """No side is a multiple of 8, and no two photos have the same shape."""
     monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
@@ -166,16 +185,17 @@ def test_it_takes_photos_of_any_size(name, server, info, tmp_path, monkeypatch):
     assert run(graph), run.host.status_messages[-1]
     shown = run.pictures(graph)
     photo, drawing = LoadImage().load_image(f"{next(iter(texts))}.png")
-    wanted = (common_upscale(photo.movedim(-1, 1), 128, 128, "area", "center")[0].movedim(0, -1) * 255).numpy()
+    high, wide = fitted(150, 203, 128)
+    wanted = (common_upscale(photo.movedim(-1, 1), wide, high, "area", "disabled")[0].movedim(0, -1) * 255).numpy()
     if name == workflow.MAIN:
         outside = shown["Attention Mask"][0][..., 0] == 0
         assert 0.05 < outside.mean() < 1 and np.abs(shown["Save Image"][0] - wanted)[outside].max() < 1.01
     report = next(n for n, node in graph.items() if node["class_type"] == "PalimpsestEditReport")
     numbers = dict(line.split(": ") for line in run.host.history_result["outputs"][report]["text"][0].splitlines())
     if "edit_share" in numbers:
-        share = common_upscale(drawing[:, None], 128, 128, "area", "center").gt(0).float().mean()
+        share = common_upscale(drawing[:, None], wide, high, "area", "disabled").gt(0).float().mean()
         assert float(numbers["edit_share"].split()[0]) == pytest.approx(100 * share.item(), abs=0.06)
-    assert ("edit_share" in numbers) == ("Object-Aware" in name)
+    assert ("edit_share" in numbers) == (name != workflow.MAIN)
 
 
 def test_a_prompt_has_the_values_that_the_canvas_shows(info):
