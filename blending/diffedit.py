@@ -8,13 +8,11 @@ Extremes are removed, M is scaled to 0..1 and binarised. The authors' settings a
 0.5. At one σ every model's ε is (x - x0)/σ, or as near a multiple of x0, and scaling M takes the factor out again. So M
 is read from the host's x0, on eps, v and flow models alike. The guidance scale drops out in the same way.
 
-A scaled map passes where it is over 1.5 times its mean, so at most two thirds of a picture can. Where an edit changes
-the whole picture, M is nearly even: its tenth part from below over that from above is high (`spread`). There the rule
-"auto" takes all cells but those far below the median.
-
-Differs from the paper: extremes are clamped at 3 times the mean of M, as diffusers' pipeline has it. Differs from that
-pipeline: each picture's map has its own mean, and r is a share of the whole schedule, not of some steps of it (there
-0.5 of 50 steps is timestep 481 of 1000, here 499.5).
+Differs from the paper: extremes are clamped at 3 times the mean of M, as diffusers' pipeline has it. So what passes is
+over 1.5 times the mean, which at most two thirds of a picture can be. An edit of the whole picture gives an even map,
+which the rule "auto" tells by its spread: there all but the least values pass. Differs from that pipeline: each
+picture's map has its own mean, and r is a share of the whole schedule, not of some steps of it (there 0.5 of 50 steps
+is timestep 481 of 1000, here 499.5).
 Checked against: diffusers 0.42.1, maps and masks.
 """
 import torch
@@ -25,7 +23,7 @@ from ..host.progress import ProgressBar
 from ..host.sampling import Solver
 
 RULES = "paper", "auto"
-EVEN, FEW = 0.17, 0.6  # chosen on the miniature's public scenes (bench/masks.py)
+EVEN, FEW = 0.17, 0.6  # chosen on public scenes of the miniature (bench/differences.py)
 ROWS = 8  # latents of one forward, which has both prompts for each
 
 
@@ -70,7 +68,7 @@ def scaled(difference: Tensor, clamp=3.0) -> Tensor:
 
 def spread(difference: Tensor) -> Tensor:
     """[B]: the 10 % quantile of each map over its 90 % quantile, 1 for an even map."""
-    low, high = difference.flatten(1).quantile(torch.tensor([0.1, 0.9]), dim=1)
+    low, high = difference.flatten(1).quantile(difference.new_tensor([0.1, 0.9]), dim=1)
     return low / high
 
 

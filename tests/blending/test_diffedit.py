@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionDiffEditPipeline
 from palimpsest.bench import twin
-from palimpsest.blending.diffedit import difference_map, scaled
+from palimpsest.blending.diffedit import EVEN, difference_map, mask, scaled, spread
 from palimpsest.host.sampling import Solver
 from palimpsest.miniature.model import load_miniature
 from palimpsest.miniature.scenes import held_out_edit
@@ -26,11 +26,11 @@ def model_of(family):
 
 
 def diffedit(model, source=None, target=None, latent=None, maps=10, strength=0.5, threshold=0.5, clamp=3.0, seed=0,
-             batch=1):
+             batch=1, rule="paper"):
     latent = {"samples": tiny.latent(model, batch) if latent is None else latent}
     return PalimpsestDiffEditMask.execute(model, source or tiny.cond(), target or tiny.cond(seed=4), latent, maps,
                                           strength,
-                                          threshold, clamp, seed).result[0]
+                                          threshold, clamp, seed, rule).result[0]
 
 
 def diffusers_map(model, latent, prompts, monkeypatch, **settings):
@@ -124,6 +124,27 @@ def test_every_widget_of_diffedit_acts_and_pictures_are_apart():
     assert torch.equal(diffedit(model, **base), first)
     assert first.shape == (1, 8, 8) and set(first.unique().tolist()) == {0.0, 1.0}
     assert diffedit(model, batch=11, maps=2, **base).shape == (11, 8, 8)  # more pictures than one forward holds
+
+
+@pytest.mark.parametrize("threshold, clamp", [(0.5, 3.0), (0.3, 2.0)])
+def test_an_even_map_passes_but_for_its_least_values_and_others_as_in_the_paper(threshold, clamp):
+    """Each picture by its own map. The paper's rule lets at most two thirds of an even one pass."""
+    part, even = 0.01 * torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0)) + torch.tensor(
+        [0.001, 0.2]).view(-1, 1, 1)
+    part[3:9, 3:9] = 1
+    even[4:9, 4:9] = 0.04
+    found = mask(torch.stack([part, even]), threshold, clamp, "auto")
+    by_paper = mask(torch.stack([part, even]), threshold, clamp)
+    assert torch.equal(by_paper, (scaled(torch.stack([part, even]), clamp) > threshold).float())
+    assert torch.equal(found[0], by_paper[0]) and torch.equal(found[1], (even > 0.04).float())
+    assert spread(part[None]) < EVEN < spread(even[None]) and spread(torch.ones(1, 8, 8)) == 1
+
+
+def test_the_rule_of_whole_pictures_says_what_it_found(caplog):
+    caplog.set_level("INFO")
+    model = model_of("sd15")
+    assert diffedit(model, rule="auto").mean() > diffedit(model).mean()
+    assert "the two prompts differ on the whole picture (spread" in caplog.text
 
 
 def test_diffedit_refuses_what_has_no_mask():
