@@ -68,14 +68,17 @@ class PalimpsestClassImages(io.ComfyNode):
                     "keep more of the class, among them one with the noun alone.")),
                 io.Int.Input("count", default=100, min=1, max=10_000, tooltip=(
                     "How many pictures. Paper: 200 for each of the concept's. diffusers: 100.")),
-                io.Int.Input("width", default=512, min=16, max=16_384, step=8),
-                io.Int.Input("height", default=512, min=16, max=16_384, step=8),
-                io.Int.Input("steps", default=20, min=1, max=10_000),
+                io.Int.Input("width", default=512, min=16, max=16_384, step=8, tooltip="In pixels, the model's size."),
+                io.Int.Input("height", default=512, min=16, max=16_384, step=8, tooltip="In pixels, the model's size."),
+                io.Int.Input("steps", default=20, min=1, max=10_000, tooltip="Of sampling. diffusers: 50."),
                 io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="diffusers: 7.5. The "
                                                                                          "miniature: 3."),
-                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="ddim"),
-                io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="ddim_uniform"),
-                io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True),
+                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="ddim",
+                               tooltip="ComfyUI's sampler."),
+                io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="ddim_uniform",
+                               tooltip="ComfyUI's schedule."),
+                io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True,
+                             tooltip="Of the first pictures' noise. Each call of the sampler has its own."),
             ],
             outputs=[ConceptImagesType.Output(display_name="class images"), io.Image.Output()])
 
