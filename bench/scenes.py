@@ -330,7 +330,7 @@ def main():
     parser.add_argument("--editor", nargs="+", choices=EDITORS, default=list(EDITORS))
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=4.0)
-    parser.add_argument("--batch", type=int, default=4, help="cases that are edited together")
+    parser.add_argument("--batch", type=int, default=15, help="cases that are edited together")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
     lines = LINES / f"{args.split} {args.steps} steps CFG {args.cfg:g} {version(args.split)}.jsonl"

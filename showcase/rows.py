@@ -117,11 +117,17 @@ def alone(node, **settings):
 
 
 def concept(scenes) -> tuple[list[str], str]:
-    """(the phrase that each edit brings, "add"), or where an edit only takes away (what it takes, "remove")."""
-    brought = [" and ".join(p.text for p in c.new) for c in scenes.changed]
-    if all(brought):
-        return brought, "add"
-    return [" and ".join(p.text for p in c.old) for c in scenes.changed], "remove"
+    """(the phrase that each edit brings, "add"), or where an edit only takes away (what it takes, "remove").
+
+    A phrase begins as the target does, "a photo of", where that has such a beginning.
+    """
+    part = "new" if all(change.new for change in scenes.changed) else "old"
+    texts = []
+    for edit, change in zip(scenes.edits, scenes.changed):
+        start, phrases = f"{change.ends[0].text} of ", getattr(change, part)
+        begins = edit.target_text.startswith(start) and change.ends[0] not in phrases
+        texts.append(start * begins + " and ".join(phrase.text for phrase in phrases))
+    return texts, "add" if part == "new" else "remove"
 
 
 def names(*phrases) -> str:

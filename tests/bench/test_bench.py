@@ -2,6 +2,7 @@
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from palimpsest.bench.words import changed
 from palimpsest.metrics.edits import edit_scores
 from palimpsest.miniature.looks import Looks
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, render, visible
+from palimpsest.showcase.rows import concept
 from PIL import Image
 
 
@@ -259,3 +261,16 @@ def test_cost_promises_by_the_rows_that_are_read_and_prints_the_rows_of_the_docu
     assert found[kept]["memory"] < 1.3 < found[moved]["memory"]  # the latter keeps a graph
     *_, line = (row for row in capsys.readouterr().out.splitlines() if row.startswith(f"| {moved} |"))
     assert line == f"| {moved} | {found[moved]['processor time']:.2f} | {found[moved]['memory']:.2f} |"
+
+
+def test_a_concept_is_what_an_edit_brings_or_else_what_it_takes():
+    class Known:
+        def __init__(self, source, target):
+            self.edits = [SimpleNamespace(source_text=source, target_text=target)]
+            self.changed = [changed(source, target)]
+
+    one, two = "a photo of a red star on a sky background", "a photo of a red star and a blue ring on a sky background"
+    assert concept(Known(one, two)) == (["a photo of a blue ring"], "add")
+    assert concept(Known(two, one)) == (["a photo of a blue ring"], "remove")
+    assert concept(Known(one, one.replace("photo", "sketch"))) == (["a sketch"], "add")
+    assert concept(Known("a cat on a mat", "a dog on a mat")) == (["a dog"], "add")
