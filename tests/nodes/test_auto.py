@@ -1,4 +1,6 @@
 """What "auto" chooses on nodes, by the kind of the edit."""
+import re
+
 import pytest
 import torch
 from palimpsest.editing.edit_kind import KINDS
@@ -9,6 +11,7 @@ from palimpsest.nodes.auto import SCHEDULES, Auto, self_resolution
 from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
 from palimpsest.showcase.rows import output
 
+from pack import ROOT
 from runs import Case
 
 SOURCE = "a red cat on a mat"
@@ -36,6 +39,13 @@ def masked(attention, **inputs):
 
 def test_every_kind_has_a_schedule_that_injects_something():
     assert SCHEDULES.keys() == {*KINDS, ""} and all(any(ends) for ends in SCHEDULES.values())
+
+
+@pytest.mark.parametrize("page", ["PalimpsestAttentionInject.md", "PalimpsestAttentionInject/zh.md"])
+def test_the_help_page_states_the_schedules_loosest_first(page):
+    text = (ROOT / "web" / "docs" / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+)[:：].*? \| ([\d.]+) \| ([\d.]+) \|", text, re.MULTILINE)
+    assert [(kind, float(cross), float(own)) for kind, cross, own in rows] == [(k, *SCHEDULES[k]) for k in KINDS]
 
 
 @pytest.mark.parametrize("targets, kind", [([TARGETS["colour"]], "colour"), ([TARGETS["object"]], "object"),
