@@ -1,10 +1,12 @@
 """DiffEdit, shown and measured."""
+from functools import partial
+
 from ...nodes.blending.diffedit import PalimpsestDiffEditMask
 from ...nodes.blending.local_blend import PalimpsestLatentBlend
 from .. import Example
 from ..drawing import CFG, Workflow, inverted
 from ..pictures import sample, scene, show_mask
-from ..rows import SceneRow, output
+from ..rows import SceneRow, inject, inject_auto, output
 
 
 def masked(c, p, inversion):
@@ -32,9 +34,11 @@ def page(c, label):
     sample(c, "edit within the mask", p, inversion, "target", CFG, model=blended["MODEL"])
 
 
-def edit(scenes, model, inversion):
+def edit(scenes, model, inversion, before=None, **settings):
+    """A SceneRow's edit: a blend under the mask, after the edit `before`. settings: inputs of DiffEdit Mask."""
     mask = output(PalimpsestDiffEditMask, model=scenes.parts[0], source=scenes.source, target=scenes.target,
-                  latent=scenes.latent)
+                  latent=scenes.latent, **settings)
+    model = before(scenes, model, inversion) if before else model
     return output(PalimpsestLatentBlend, model=model, inversion=inversion, mask=mask)
 
 
@@ -42,4 +46,7 @@ EXAMPLE = Example(
     "DiffEdit's mask",
     workflows=(WORKFLOW,),
     pages={"PalimpsestDiffEditMask": page},
-    scenes=(SceneRow("DiffEdit", edit, 80),))
+    scenes=(SceneRow("DiffEdit", edit, 80), SceneRow("DiffEdit (auto)", partial(edit, rule="auto"), 81),
+            SceneRow("Inject + Latent Blend (DiffEdit's mask)", partial(edit, before=inject), 24),
+            SceneRow("Inject + Latent Blend (DiffEdit's mask, both auto)",
+                     partial(edit, before=inject_auto, rule="auto"), 26)))

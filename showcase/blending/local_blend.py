@@ -1,6 +1,5 @@
 """Blending on an inversion, shown and measured."""
 from ...nodes.attention.store import PalimpsestAttentionStore
-from ...nodes.blending.diffedit import PalimpsestDiffEditMask
 from ...nodes.blending.local_blend import PalimpsestLatentBlend
 from .. import Example
 from ..drawing import CFG, WORDS, inverted
@@ -38,12 +37,6 @@ def auto(scenes, model, inversion):
                   attention=maps(scenes, inversion), choose_words="auto")
 
 
-def of_differences(scenes, model, inversion):
-    mask = output(PalimpsestDiffEditMask, model=scenes.parts[0], source=scenes.source, target=scenes.target,
-                  latent=scenes.latent)
-    return output(PalimpsestLatentBlend, model=inject(scenes, model, inversion), inversion=inversion, mask=mask)
-
-
 LOCAL = "object", "add", "delete", "colour", "material", "pose", "background"
 EXAMPLE = Example(
     "Blending on an inversion",
@@ -53,7 +46,6 @@ EXAMPLE = Example(
             SceneRow("Inject + Latent Blend (both auto)", auto, 14),
             SceneRow("Inject (auto) + Latent Blend (true mask)",
                      on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 16),
-            SceneRow("Inject + Latent Blend (words)", of_words, 22, kinds=LOCAL, singly=True),
-            SceneRow("Inject + Latent Blend (DiffEdit's mask)", of_differences, 24)),
+            SceneRow("Inject + Latent Blend (words)", of_words, 22, kinds=LOCAL, singly=True)),
     costs=(CostRow("Attention Inject, Latent Blend by words", by_words, 30, large=True),),
     elsewhere="Change a word, step by step (Prompt-to-Prompt)")

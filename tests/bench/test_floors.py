@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from palimpsest.bench import floors, scenes, summary
 from palimpsest.miniature.hard import hard_edit
 from palimpsest.miniature.looks import Looks
@@ -79,3 +80,12 @@ def test_a_row_stands_between_fresh_noise_and_the_perfect_sampler():
     assert [summary.of_the_way(found, name) for name in found] == ["0%", "100%", "25%"]
     del found[f"{scenes.NOBODY}, another picture"]["kinds"]["add"]  # a row that is not for additions
     assert summary.of_the_way(found, f"{scenes.NOBODY}, another picture") == "25%"
+
+
+def test_a_ghost_nears_the_target_with_its_share():
+    made = scenes.Scenes(scenes.load_miniature(), scenes.SPLITS["hard-public"].edits("colour", range(2)))
+    with torch.inference_mode():
+        known = scenes.Known.of(made)
+        drawn = floors.ghosts(made, known.truth)
+    far = [float((ghost - known.truth).square().mean()) for ghost in drawn.values()]
+    assert far == sorted(far, reverse=True) and far[0] > 3 * far[-1] and list(drawn) == list(floors.GHOSTS)
