@@ -13,7 +13,7 @@ change is split at its prepositions and commas, and each part is
     object      all else: a thing becomes another
 
 by lists of words (editing/edit_words.py) and by where it stands in the sentence. Of several changes the loosest
-decides: the one that needs most freedom from the source (KINDS, loosest first).
+names the edit: the one that needs most freedom from the source (KINDS, loosest first).
 """
 import re
 from collections.abc import Callable, Sequence

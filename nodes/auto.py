@@ -8,17 +8,19 @@ from ..host.canvas import log, note
 from ..host.tokens import Word, present_words
 
 SCHEDULES = {  # kind: (cross_end, self_end)
-    "delete": (0.3, 0.0), "add": (0.0, 0.3), "pose": (0.2, 0.0), "object": (0.0, 0.4), "background": (0.0, 0.8),
-    "style": (0.0, 0.8), "material": (0.0, 0.8), "colour": (0.4, 0.8), "": (0.8, 0.4)}
+    "delete": (0.3, 0.0), "add": (0.0, 0.3), "pose": (0.2, 0.0), "object": (0.8, 0.2), "background": (0.0, 0.8),
+    "style": (0.0, 0.8), "material": (0.8, 0.8), "colour": (0.4, 0.8), "": (0.8, 0.4)}
 """Chosen on public scenes of the miniature, as bench/scenes.py measures them. Without a kind: Attention Inject's
 defaults."""
 WHOLE = {"background", "style", ""}
 """Kinds that may change the whole picture."""
 SHAPED = {"add", "object", "pose"}
 """Kinds whose mask follows the words of the target too."""
-FINEST, TOKENS = 0.5, 16
-"""Self-attention is replaced up to this share of the latent's side, and on grids of up to so many tokens a side: 32² of
-SD's 64² latent, all of the miniature's 16²."""
+FINEST = 0.5
+"""Self-attention is replaced up to this share of the latent's side, as in the authors' code for real pictures."""
+LAYOUT, TOKENS = {"background", "style", "colour"}, 16
+"""Kinds that keep the whole layout. They replace it on grids of so many tokens a side too, which a share of 0.5 holds
+on SD's 64² latent and not on the miniature's 16²."""
 NAMES = {"delete": "removal", "add": "addition", "pose": "change of pose", "object": "swap of an object",
          "background": "change of background", "style": "change of style", "material": "change of material",
          "colour": "change of colour"}
@@ -51,11 +53,11 @@ class Auto:
                              "ATTENTION, or set choose_words to 'as set'.")
         return cls.of(attention.edit)
 
-    @property
-    def schedule(self) -> tuple[float, float]:
-        """cross_end and self_end of the loosest row that can be read."""
-        kinds = [edit.kind for edit in self.edits if edit.kind]
-        return SCHEDULES[min(kinds, key=KINDS.index, default="")]
+    def schedule(self, latent) -> tuple[float, float, float]:
+        """cross_end, self_end and self_resolution on a latent (height, width): the least that a change asks for."""
+        kinds = {change.kind for edit in self.edits for change in edit.changes} or {""}
+        cross_end, self_end = map(min, zip(*(SCHEDULES[kind] for kind in kinds)))
+        return cross_end, self_end, min(1.0, max(FINEST, TOKENS / min(latent) if kinds <= LAYOUT else 0.0))
 
     def source_words(self, rows: int) -> list[list[Word]]:
         """The words of the source where each of some rows may change; none where that is the whole picture."""
@@ -84,11 +86,6 @@ class Auto:
             else:
                 log.warning("auto cannot read what changes between the two prompts, since it knows English alone: %s",
                             rest)
-
-
-def self_resolution(latent) -> float:
-    """The finest grid of self-attention that is replaced, as a share of the side of a latent (height, width)."""
-    return min(1.0, max(FINEST, TOKENS / min(latent)))
 
 
 def whole(edit: Edit) -> bool:

@@ -10,7 +10,6 @@ from ...host.network import require_unet, resolutions
 from ...host.sampling import check_family
 from ...host.tokens import find_in_some, parse_word_values
 from ..auto import Auto
-from ..auto import self_resolution as self_resolution_for
 from ..checks import check_source
 from ..search import aliases
 from ..widgets import InversionType, PromptEditType, auto_input
@@ -82,8 +81,8 @@ class PalimpsestAttentionInject(io.ComfyNode):
         if schedule == "auto":
             retract_warnings()
             auto = Auto.of(prompt_edit)
-            (cross_end, self_end), self_resolution = auto.schedule, self_resolution_for(inversion.shape[-2:])
-            auto.say(f"cross_end {cross_end:g}, self_end {self_end:g}")
+            cross_end, self_end, self_resolution = auto.schedule(inversion.shape[-2:])
+            auto.say(f"cross_end {cross_end:g}, self_end {self_end:g}, self_resolution {self_resolution:g}")
         ends = per_token(parse_word_values(word_ends), prompt_edit, cross_end)
         given = parse_word_values(word_weights)
         weights = per_token(given, prompt_edit, 1.0)

@@ -124,7 +124,7 @@ style | a photo of a red rose | a watercolor painting of a blue rose
 
 
 @pytest.mark.parametrize("kind, source, target", [line.split(" | ") for line in SEVERAL.strip().splitlines()])
-def test_of_several_changes_the_loosest_decides(kind, source, target):
+def test_of_several_changes_the_loosest_names_the_edit(kind, source, target):
     edit = read_edit(source, target)
     assert edit.kind == kind == min((change.kind for change in edit.changes), key=KINDS.index)
 

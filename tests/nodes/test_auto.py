@@ -7,7 +7,7 @@ from palimpsest.editing.edit_kind import KINDS
 from palimpsest.editing.editor import editors
 from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
 from palimpsest.nodes.attention.store import PalimpsestAttentionMask, PalimpsestAttentionStore
-from palimpsest.nodes.auto import SCHEDULES, Auto, self_resolution
+from palimpsest.nodes.auto import LAYOUT, SCHEDULES, Auto
 from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
 from palimpsest.showcase.rows import output
 
@@ -48,27 +48,32 @@ def test_the_help_page_states_the_schedules_loosest_first(page):
     assert [(kind, float(cross), float(own)) for kind, cross, own in rows] == [(k, *SCHEDULES[k]) for k in KINDS]
 
 
-@pytest.mark.parametrize("targets, kind", [([TARGETS["colour"]], "colour"), ([TARGETS["object"]], "object"),
-                                           ([TARGETS["colour"], TARGETS["add"]], "add")])
-def test_inject_takes_the_schedule_of_the_loosest_row(targets, kind):
+@pytest.mark.parametrize("targets, kinds", [
+    ([TARGETS["colour"]], ["colour"]), ([TARGETS["object"]], ["object"]), (["a blue dog on a mat"], ["object"]),
+    ([TARGETS["object"], TARGETS["style"]], ["object", "style"]),
+    (["a sketch of a red dog on a mat"], ["object", "style"])])
+def test_inject_takes_the_least_that_the_changes_of_all_rows_ask_for(targets, kinds):
     case = Case(targets=targets, batch=len(targets), size=16)
-    cross_end, self_end = SCHEDULES[kind]
-    given = {"cross_end": cross_end, "self_end": self_end, "self_resolution": 1.0}
+    cross_end, self_end = (min(SCHEDULES[kind][i] for kind in kinds) for i in (0, 1))
+    given = {"cross_end": cross_end, "self_end": self_end, "self_resolution": 1.0 if {*kinds} <= LAYOUT else 0.5}
     auto = case.sample(inject(case, schedule="auto", cross_end=1.0, self_end=1.0, self_resolution=0.25))
     assert torch.equal(auto, case.sample(inject(case, **given)))
     assert not torch.equal(auto, case.sample(inject(case, **{**given, "self_end": 1.0, "cross_end": 1.0})))
 
 
-@pytest.mark.parametrize("latent, share", [((64, 64), 0.5), ((128, 96), 0.5), ((16, 16), 1.0), ((8, 8), 1.0),
-                                           ((24, 32), 16 / 24)])
-def test_self_attention_is_replaced_up_to_half_the_side_and_on_sixteen_tokens_at_least(latent, share):
-    assert self_resolution(latent) == share
+@pytest.mark.parametrize("latent, shares", [((64, 64), (0.5, 0.5)), ((128, 96), (0.5, 0.5)), ((16, 16), (1.0, 0.5)),
+                                            ((8, 8), (1.0, 0.5)), ((24, 32), (16 / 24, 0.5))])
+def test_a_small_latent_keeps_its_layout_on_sixteen_tokens_a_side(latent, shares):
+    """Where the layout is to be kept."""
+    found = [Auto.of(Case(targets=(TARGETS[kind],)).edit).schedule(latent)[2] for kind in ("colour", "object")]
+    assert tuple(found) == shares
 
 
 def test_a_prompt_in_another_language_gets_the_defaults_and_says_so(caplog):
     case = Case(source="ein Hund auf der Wiese", targets=("eine Katze auf der Wiese",))
-    assert torch.equal(case.sample(inject(case, schedule="auto")), case.sample(inject(case, self_resolution=1.0)))
-    assert "cannot read" in caplog.text and "cross_end 0.8, self_end 0.4; mask: the whole picture" in caplog.text
+    assert torch.equal(case.sample(inject(case, schedule="auto")), case.sample(inject(case)))
+    assert "cannot read" in caplog.text
+    assert "cross_end 0.8, self_end 0.4, self_resolution 0.5; mask: the whole picture" in caplog.text
 
 
 @pytest.mark.parametrize("kind, typed", [("colour", {"source_words": "red, cat"}),
