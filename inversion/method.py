@@ -96,6 +96,7 @@ class Method:
     coupled: whether that solver holds two latents. The network then sees, and a blend moves, what its CoupledState
     (grid.py) says. Of other methods the network sees the trajectory's latent of each level.
     residual: the θ_F whose last entry the last step adds to x0 as it is.
+    every: whether each step so adds its own.
     """
     name: str
     node: str
@@ -120,6 +121,7 @@ class Method:
     reverse: Callable[[Inversion], Callable] | None = None
     coupled: bool = False
     residual: str = ""
+    every: bool = False
 
     @property
     def needed(self) -> list[str]:
@@ -141,11 +143,11 @@ class Method:
         return {name: setting.default for name, setting in self.settings.items()} | dict(given)
 
     def landing(self, inversion: Inversion, sigma: float) -> Tensor:
-        """The x0 [B,C,…] with which a step from σ keeps to the source: the clean latent, minus
-        what the last step adds."""
-        if not self.residual or inversion.level(sigma) != len(inversion.sigmas) - 2:
+        """The x0 [B,C,…] with which a step from σ keeps to the source: the clean latent, minus what the step adds."""
+        level = inversion.level(sigma)
+        if not self.residual or level is None or not (self.every or level == len(inversion.sigmas) - 2):
             return inversion.path[-1]
-        return inversion.path[-1] - inversion.theta[self.residual].tensor[-1]
+        return inversion.path[-1] - inversion.theta[self.residual].tensor[level]
 
 
 UNCOND_POOLED = {"uncond_pooled": Kept("run", "prediction", 3, optional=True)}

@@ -2,6 +2,7 @@
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from palimpsest.nodes.inversion.bdia import PalimpsestBDIAInvert
 from palimpsest.nodes.inversion.cycle_diffusion import PalimpsestCycleDiffusionInvert
+from palimpsest.nodes.inversion.ddcm import PalimpsestDDCMInvert
 from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
 from palimpsest.nodes.inversion.ddpm import PalimpsestDDPMInvert
 from palimpsest.nodes.inversion.direct import PalimpsestDirectInvert
@@ -27,7 +28,8 @@ def arguments(name, cfg=1.0, **changed):
 
 
 NODES = {"EDICT": PalimpsestEDICTInvert, "BDIA": PalimpsestBDIAInvert, "Direct": PalimpsestDirectInvert,
-         "DDPM": PalimpsestDDPMInvert, "CycleDiffusion": PalimpsestCycleDiffusionInvert, "DDIM": PalimpsestDDIMInvert}
+         "DDPM": PalimpsestDDPMInvert, "CycleDiffusion": PalimpsestCycleDiffusionInvert,
+         "DDCM": PalimpsestDDCMInvert, "DDIM": PalimpsestDDIMInvert}
 
 
 def invert(name, model, latent=None, cfg=1.0, source=None, **changed):

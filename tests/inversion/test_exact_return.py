@@ -1,4 +1,4 @@
-"""Inversions that return the picture: EDICT, BDIA, Direct, DDPM and CycleDiffusion, through the host's own nodes."""
+"""Inversions that return the picture (EDICT, BDIA, Direct, DDPM, CycleDiffusion, DDCM), through the host's nodes."""
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
@@ -17,7 +17,7 @@ def mse(a, b):
 OWN = [n for n in NODES if n != "DDIM"]
 GUIDED = ["EDICT", "BDIA", "Direct", "DDPM"]
 
-IDENTITIES = [(n, cfg) for n in ("Direct", "DDPM") for cfg in (1.0, 7.5)] + [("CycleDiffusion", 1.0)]
+IDENTITIES = [(n, cfg) for n in ("Direct", "DDPM") for cfg in (1.0, 7.5)] + [("CycleDiffusion", 1.0), ("DDCM", 1.0)]
 
 
 @pytest.mark.parametrize("name, cfg", IDENTITIES)
@@ -122,7 +122,7 @@ def test_guidance_without_a_negative_is_refused(name):
         invert(name, tiny.sd15(), cfg=3.0, negative=None)
 
 
-@pytest.mark.parametrize("name", ["EDICT", "BDIA", "Direct", "DDPM", "CycleDiffusion"])
+@pytest.mark.parametrize("name", OWN)
 def test_another_sampler_than_replays_is_refused(name):
     model = tiny.sd15()
     inversion = invert(name, model)

@@ -1,4 +1,4 @@
-"""Methods that draw their levels and record noise maps: DDPM, CycleDiffusion and LEDITS++."""
+"""Methods that draw their levels and record what each step takes: DDPM, CycleDiffusion, LEDITS++ and DDCM."""
 import pytest
 import torch
 from palimpsest.inversion import cycle_diffusion, ddpm
@@ -11,6 +11,9 @@ from closed_form import denoiser, levels, noisy
 from exact_inversions import STEPS, invert, picture, replay
 from node_execution import executor  # noqa: F401
 from runs import relative
+
+KEPT = {"DDPM": "z", "CycleDiffusion": "z", "DDCM": "missed"}
+drawn = pytest.mark.parametrize("name", KEPT)
 
 
 @pytest.mark.parametrize("node", [PalimpsestDDPMInvert, PalimpsestLEDITSInvert])
@@ -44,13 +47,13 @@ def test_a_path_of_noise_maps_is_walked_again(eta, together):
             assert relative(found, x) < 1e-10
 
 
-@pytest.mark.parametrize("name", ["DDPM", "CycleDiffusion"])
+@drawn
 def test_stochastic_methods_refuse_flow_models(name):
     with pytest.raises(ValueError, match=f"{name} Invert.*SD3 MODEL predicts by flow.*DDIM Invert"):
         invert(name, tiny.sd3())
 
 
-@pytest.mark.parametrize("name", ["DDPM", "CycleDiffusion"])
+@drawn
 def test_levels_share_a_forward_only_where_nothing_reads_one_sigma_for_the_batch(name):
     model = tiny.sd15()
     rows = []
@@ -61,10 +64,10 @@ def test_levels_share_a_forward_only_where_nothing_reads_one_sigma_for_the_batch
     alone, shared = (invert(name, m, latent, source=source) for m in (watched, model))
     assert rows == [2] * STEPS
     assert alone.provenance["evaluations"] == shared.provenance["evaluations"] == 2 * STEPS
-    assert relative(alone.theta["z"].tensor, shared.theta["z"].tensor) < 1e-5
+    assert relative(alone.theta[KEPT[name]].tensor, shared.theta[KEPT[name]].tensor) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["DDPM", "CycleDiffusion"])
+@drawn
 def test_the_seed_alone_draws_the_levels(name):
     model = tiny.sd15()
     torch.manual_seed(0)
@@ -72,6 +75,6 @@ def test_the_seed_alone_draws_the_levels(name):
     torch.manual_seed(1)
     again, other = invert(name, model, seed=7), invert(name, model, seed=8)
     assert all(torch.equal(a, b) for a, b in zip(first.latents, again.latents))
-    assert torch.equal(first.theta["z"].tensor, again.theta["z"].tensor)
+    assert torch.equal(first.theta[KEPT[name]].tensor, again.theta[KEPT[name]].tensor)
     assert not torch.equal(first.latents[0], other.latents[0])
     assert first.trajectory == "independent" and not first.covers(float(first.sigmas[:2].mean()))

@@ -8,6 +8,7 @@ from palimpsest.host.sampling import fingerprint, prediction_type
 from palimpsest.inversion import bdia, ddim, edict, fixed_point, renoise
 from palimpsest.nodes.inversion.bdia import PalimpsestBDIAInvert
 from palimpsest.nodes.inversion.cycle_diffusion import PalimpsestCycleDiffusionInvert
+from palimpsest.nodes.inversion.ddcm import PalimpsestDDCMInvert
 from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
 from palimpsest.nodes.inversion.ddpm import PalimpsestDDPMInvert
 from palimpsest.nodes.inversion.direct import PalimpsestDirectInvert
@@ -64,7 +65,7 @@ def test_are_told_apart(kind, family):
 @pytest.mark.parametrize("node, settings", [
     (PalimpsestEDICTInvert, (0.93, 1.0)), (PalimpsestBDIAInvert, (1.0, 1.0)), (PalimpsestDirectInvert, (1.0, 1.0)),
     (PalimpsestDDPMInvert, (1.0, 3, 1.0)), (PalimpsestCycleDiffusionInvert, (0.1, 3)),
-    (PalimpsestLEDITSInvert, (3, 1.0))])
+    (PalimpsestDDCMInvert, (1.0, 3)), (PalimpsestLEDITSInvert, (3, 1.0))])
 def test_exact_inversions_return_the_picture(kind, family, node, settings):
     """Within float32 rounding. On these networks the noise is 100 to 1000 times the picture."""
     model = made(kind, family)
