@@ -11,7 +11,7 @@ from ..rows import SceneRow, inject, inject_auto, output
 
 def masked(c, p, inversion):
     mask = c.node("PalimpsestDiffEditMask", None, 260, model=p.loader["MODEL"], source=p.words["source"],
-                  target=p.words["target"], latent=p.encoded["LATENT"])
+                  target=p.words["target"], latent=p.encoded["LATENT"], rule="auto")
     c.column(320)
     return c.node("PalimpsestLatentBlend", model=p.loader["MODEL"], inversion=inversion["inversion"], mask=mask["MASK"])
 
