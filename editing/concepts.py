@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..host.sampling import Fingerprint
+from .watching import Look
 
 Theta = dict[str, Tensor]
 NAME = re.compile(r"[A-Za-z0-9_-]+")  # the host ends an embedding's name at other signs
@@ -110,6 +111,7 @@ class Concept:
     losses: of every step.
     notes: for people.
     state: what going on needs, None where nothing may go on.
+    looks: what a watch saw up to what is kept (watching.py).
     """
     words: Mapping[str, Mapping[str, Tensor]]
     weights: Mapping[str, Tensor]
@@ -117,3 +119,4 @@ class Concept:
     losses: tuple[float, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, Any] | None = None
+    looks: tuple[Look, ...] = ()

@@ -20,10 +20,19 @@ from ..host.concept_files import encoder_lora_names, lora_names, vectors_of, wit
 from ..host.gradients import called, differentiable
 from ..host.guiders import PromptGuider, calc_cond_batch, encoded
 from ..host.progress import raise_if_cancelled
-from ..host.sampling import Solver, check_family, fingerprint, prediction_type, sample_with
+from ..host.sampling import (
+    Solver,
+    check_family,
+    fingerprint,
+    prediction_type,
+    sample_euler,
+    sample_with,
+    schedule,
+)
 from ..inversion.grid import append_dims, report_step
 from .concepts import SLOT, Concept, ConceptImages, NewWord, Prior, WeightBasis
 from .editor import require_plain
+from .watching import Watch, Watching
 
 NODE = "Learn Concept"
 TOGETHER = 2 ** 30  # bytes of weights up to which the rows of a step share a forward
@@ -40,22 +49,24 @@ def applied(model, clip, concept: Concept, strength_model: float = 1.0, strength
 
 def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBasis | NewWord],
                   prior: Prior | None = None, steps: int = 500, batch: int = 1, seed: int = 0,
-                  concept: Concept | None = None) -> Concept:
+                  concept: Concept | None = None, watch: Watch | None = None) -> Concept:
     """Train on pictures for some steps, on `batch` rows of them a step and as many of the prior.
 
     concept: one that the same call learned, to go on from: n and n steps learn what 2n do, bit for bit.
+    watch: stops sooner where nothing more is won, and gives the best that was found. Nobody goes on from it.
     """
     require_plain(model, NODE)
     _check(model, clip, images, trained, prior, concept)
     learner = Learner(model, clip, images, trained, prior, batch, seed)
     if concept:
         check_family(model, concept)
-    began, losses = time.perf_counter(), []
+    began, losses, looks = time.perf_counter(), [], []
     with differentiable(model, learner.deltas) as m:
         guider = PromptGuider(m, {"any": learner.conditioning(images.examples[0].caption, images.identifier)})
 
         def solver(denoise, x, sigmas, extra_args, callback, disable):
             learner.begin(guider, extra_args["model_options"], concept.state if concept else None)
+            watching = Watching(watch, learner) if watch else None
             for step in range(steps):
                 raise_if_cancelled()
                 loss, noisy, clean, sigma = learner.step()
@@ -65,16 +76,21 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                                      f"weights in {m.model_dtype()}: lower the learning rate, or start ComfyUI with "
                                      "--force-fp32.")
                 report_step(callback, step, noisy, sigmas[step], clean)
+                if watching and watching.due(step + 1) and watching.look(step + 1):
+                    break
+            if watching:
+                looks.extend(watching.keep_best())
             return x
 
         sample_with(guider, images.examples[0].latent[None].float().clone(), torch.linspace(1, 0, steps + 1),
                     Solver(solver), seed=seed)
         words, weights, state = learner.learned()
     before = concept.losses if concept else ()
-    notes = {"seconds": time.perf_counter() - began, "steps": len(before) + steps, "batch": batch, "seed": seed,
+    notes = {"seconds": time.perf_counter() - began, "steps": len(before) + len(losses), "batch": batch, "seed": seed,
              "trained": [repr(one) for one in trained], "captions": [e.caption for e in images.examples],
-             "prior": prior.weight if prior else 0.0}
-    return Concept(words, weights, fingerprint(model), (*before, *losses), notes, state)
+             "prior": prior.weight if prior else 0.0, **({"kept": looks[-1].step} if looks else {})}
+    state = None if watch else state
+    return Concept(words, weights, fingerprint(model), (*before, *losses), notes, state, tuple(looks))
 
 
 def _check(model, clip, images, trained, prior, concept):
@@ -106,13 +122,18 @@ def _check(model, clip, images, trained, prior, concept):
     if concept and (concept.state is None or kept != [repr(one) for one in trained]):
         raise ValueError(f"The CONCEPT was learned by {kept}, this node trains {[repr(one) for one in trained]}: go on "
                          "with the same, or learn anew.")
-    names = lora_names(model)
+    names, changed = lora_names(model), {}
     weights = dict(model.model.diffusion_model.named_parameters())
     for basis in (one for one in trained if isinstance(one, WeightBasis)):
         taken = [n for n, w in weights.items() if n in names and basis.takes(n, w)]
         if not taken:
             raise ValueError(f"{type(basis).__name__} finds none of its weights among the {len(names)} of this "
                              f"{type(model.model).__name__} MODEL: train LoRA Weights, which every family has.")
+        twice = next((n for n in taken if n in changed), None)
+        if twice:
+            raise ValueError(f"{changed[twice]} and {type(basis).__name__} both train {twice}, and a LoRA file holds "
+                             "one change of a weight: keep one of them.")
+        changed |= dict.fromkeys(taken, type(basis).__name__)
         wrong = next((n for n in taken if not weights[n].is_floating_point() or weights[n].dtype.itemsize < 2), None)
         if wrong:
             raise ValueError(f"The MODEL's weight {wrong} is {weights[wrong].dtype}, quantised, and learning adds to "
@@ -211,12 +232,12 @@ class Learner:
 
     def step(self) -> tuple:
         """One update. Returns (the loss, one row's noisy x, its clean prediction, its σ)."""
-        rows = self._rows(self.images, 1.0)
+        rows = self._rows(self.images, self.batch, 1.0)
         if self.prior:
-            rows += self._rows(self.prior.images, self.prior.weight)
+            rows += self._rows(self.prior.images, self.batch, self.prior.weight)
         self.optimiser.zero_grad(set_to_none=True)
         total, shown = 0.0, ()
-        for group in _groups(rows, len(rows) if self.model.model_size() <= TOGETHER else 1):
+        for group in self._groups(rows):
             loss, shown = self._loss(group)
             if loss.requires_grad:  # not where only a word learns and the captions do not have it
                 loss.backward()
@@ -225,11 +246,46 @@ class Learner:
         self.optimiser.step()
         return total, *shown
 
-    def _rows(self, images, share) -> list["Row"]:
-        """A step's rows of some pictures, at levels drawn as the model's family was trained."""
+    def loss_of(self, images, count) -> float:
+        """The mean loss of rows that are the same each time."""
+        drawing, self.generator = self.generator, torch.Generator().manual_seed(0)
+        rows = self._rows(images, count, 1.0)
+        self.generator = drawing
+        return sum(float(self._loss(group)[0]) for group in self._groups(rows))
+
+    def picture(self, caption, steps, cfg) -> Tensor:
+        """A picture [1,C,…] of a caption, as VAE Decode takes it, of the same noise each time."""
+        model, like = self.guider.inner_model, self.images.examples[0].latent[None].float()
+        device, sigmas = self.guider.model_patcher.load_device, schedule(self.model, "simple", steps)
+        noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        conds = [[self._entry(text, self.images.identifier, noise)] for text in (caption, "")]
+
+        def guided(x, sigma, **kwargs):
+            raise_if_cancelled()
+            shown, null = calc_cond_batch(model, conds, x, sigma, self.options)
+            return null + cfg * (shown - null)
+
+        x = model.model_sampling.noise_scaling(sigmas[:1].to(device), noise, torch.zeros_like(noise))
+        return model.process_latent_out(sample_euler(guided, x, sigmas.to(device), disable=True)).cpu()
+
+    def _groups(self, rows: list["Row"]) -> list[list["Row"]]:
+        """The rows in groups that fit one forward."""
+        most = len(rows) if self.model.model_size() <= TOGETHER else 1
+        groups: list[list[Row]] = []
+        for row in rows:
+            group = next((g for g in groups if len(g) < most and g[0].x.shape == row.x.shape
+                          and all(cond.can_concat(row.entry["model_conds"][name])
+                                  for name, cond in g[0].entry["model_conds"].items())), None)
+            if group is None:
+                groups.append(group := [])
+            group.append(row)
+        return groups
+
+    def _rows(self, images, count, share) -> list["Row"]:
+        """Rows of some pictures, at levels drawn as the model's family was trained."""
         model, device = self.guider.inner_model, self.guider.model_patcher.load_device
         rows = []
-        for i in torch.randint(len(images.examples), (self.batch,), generator=self.generator).tolist():
+        for i in torch.randint(len(images.examples), (count,), generator=self.generator).tolist():
             example = images.examples[i]
             clean = model.process_latent_in(example.latent[None].float().clone())
             if self.prediction == "flow":  # logit-normal, through the model's own shift (SD3, 2403.03206)
@@ -241,7 +297,7 @@ class Learner:
             noise = torch.randn(clean.shape, generator=self.generator).to(device)
             at, clean = torch.tensor([sigma], device=device), clean.to(device)
             x = model.model_sampling.noise_scaling(at, noise, clean)
-            rows.append(Row(x, clean, at, self._entry(example.caption, images.identifier, x), share / self.batch))
+            rows.append(Row(x, clean, at, self._entry(example.caption, images.identifier, x), share / count))
         return rows
 
     def _loss(self, rows) -> tuple:
@@ -310,19 +366,6 @@ def _summed(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         for name, value in part.items():
             total[name] = total[name] + value if name in total else value
     return total
-
-
-def _groups(rows: list["Row"], most: int) -> list[list["Row"]]:
-    """The rows of a step in groups that fit one forward, of up to so many."""
-    groups: list[list[Row]] = []
-    for row in rows:
-        group = next((g for g in groups if len(g) < most and g[0].x.shape == row.x.shape
-                      and all(cond.can_concat(row.entry["model_conds"][name])
-                              for name, cond in g[0].entry["model_conds"].items())), None)
-        if group is None:
-            groups.append(group := [])
-        group.append(row)
-    return groups
 
 
 def _joined(entries: list[dict]) -> dict:

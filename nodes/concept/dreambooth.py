@@ -1,11 +1,17 @@
 """DreamBooth: all weights, and class-prior preservation."""
-from comfy_api.latest import io
+import torch
+from comfy_api.latest import io, ui
 
-from ...concept.dreambooth import AllWeights
-from ...editing.concepts import Prior
+from ...concept.dreambooth import RARE, AllWeights
+from ...concept.lora import LoRA
+from ...editing.concepts import SLOT, Prior
+from ...editing.learning import applied, learn_concept
+from ...editing.watching import Watch
 from ..search import aliases
+from .images import PalimpsestClassImages, PalimpsestConceptImages
 from .widgets import (
     ConceptImagesType,
+    ConceptType,
     ObjectiveType,
     TrainableType,
     added,
@@ -13,6 +19,8 @@ from .widgets import (
     rate_input,
     text_encoder_input,
 )
+
+TEMPLATES = "a photo of a {0}\na photo of a {0} outside\na close photo of a {0}\na picture of a {0} in a room"
 
 
 class PalimpsestLearnAll(io.ComfyNode):
@@ -51,3 +59,59 @@ class PalimpsestPriorPreservation(io.ComfyNode):
     @classmethod
     def execute(cls, class_images, weight) -> io.NodeOutput:
         return io.NodeOutput((Prior(class_images, weight),))
+
+
+class PalimpsestLearnSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestLearnSubject", display_name="Learn a Subject", category="palimpsest/concept",
+            **aliases("dreambooth", "my dog", "my face", "my product", "few photos", "train LoRA", "personalize"),
+            description="Learns a thing, an animal or a person from a few pictures: LoRA with class-prior preservation "
+                        "(DreamBooth). It looks at itself as it learns, stops when nothing more is won or the class "
+                        "begins to drift, and gives the best that it found.",
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL without Palimpsest editors. It is not changed."),
+                io.Clip.Input("clip"), io.Vae.Input("vae"),
+                io.Image.Input("images", tooltip="Three to five pictures of the subject, of the model's size, in "
+                                                 "different places."),
+                io.String.Input("noun", default="dog", tooltip="What it is, in a word that the model knows."),
+                io.String.Input("identifier", default=RARE, tooltip=(
+                    "What your subject is called in prompts, before the noun: 'a photo of a sks dog'. A rare token. "
+                    f"diffusers: {RARE}.")),
+                io.Int.Input("steps", default=500, min=1, max=100_000,
+                             tooltip="The most updates. diffusers: 500. The miniature: 150."),
+                rate_input(1e-4, "diffusers: 1e-4. The miniature: 2e-3."),
+                io.Int.Input("rank", default=8, min=1, max=1024, tooltip="Width of LoRA's matrices. diffusers: 4."),
+                io.Int.Input("batch", default=1, min=1, max=256, tooltip=(
+                    "Pictures an update, and as many of the class. diffusers: 1. The miniature: 4.")),
+                io.Int.Input("class_count", default=50, min=2, max=10_000, tooltip=(
+                    "Pictures of the class that the model makes first. diffusers: 100.")),
+                io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1,
+                               tooltip="Of the pictures that it makes. The miniature: 3."),
+                io.Float.Input("drift", default=0.1, min=0.0, max=10.0, step=0.01, tooltip=(
+                    "By which share the class's loss may grow before learning stops.")),
+                io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True,
+                             tooltip="Of pictures, levels and noise. Equal seeds learn equal weights."),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output(), ConceptType.Output(display_name="concept"),
+                     io.Image.Output(display_name="looks", tooltip="A picture of the subject at each look, in order.")])
+
+    @classmethod
+    def execute(cls, model, clip, vae, images, noun, identifier, steps, lr, rank, batch, class_count, cfg, drift,
+                seed) -> io.NodeOutput:
+        noun = noun.strip()
+        height, width = images.shape[1:3]
+        others = PalimpsestClassImages.execute(
+            model, clip, vae, noun, TEMPLATES.format(SLOT), class_count, width, height, 20, cfg, "ddim", "ddim_uniform",
+            seed).result[0]
+        given = PalimpsestConceptImages.execute(images, vae, f"a photo of a {SLOT} {noun}", identifier).result[0]
+        watch = Watch(max(steps // 10, 1), f"a {SLOT} {noun}, in a garden", drift, cfg=cfg)
+        trained, prior = [LoRA(lr, rank, layers="all")], Prior(others, 1.0)
+        learned = learn_concept(model, clip, given, trained, prior, steps, batch, seed, watch=watch)
+        looks = torch.cat([vae.decode(look.picture) for look in learned.looks])
+        first, best = learned.looks[0], learned.looks[-1]
+        text = (f"Kept after {best.step} of {learned.notes['steps']} updates. Loss of the subject {first.concept:.3f} "
+                f"to {best.concept:.3f}, of its class {first.prior:.3f} to {best.prior:.3f}.")
+        shown = ui.PreviewText(text).as_dict() | ui.PreviewImage(looks, cls=cls).as_dict()
+        return io.NodeOutput(*applied(model, clip, learned), learned, looks, ui=shown)

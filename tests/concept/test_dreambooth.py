@@ -70,3 +70,25 @@ def test_a_step_equals_diffusers(weight):
     assert not found and len(pairs) > 100
     assert relative(*(torch.cat([g.flatten() for g in side]) for side in zip(*pairs))) < 1e-5
     assert max(float((a - b).abs().max()) for a, b in pairs) < 1e-5
+
+
+def test_a_subject_is_learned_by_one_node():
+    """On the miniature, with a look at each step."""
+    from palimpsest.miniature.model import load_miniature
+    from palimpsest.nodes.concept.dreambooth import PalimpsestLearnSubject
+    from palimpsest.nodes.miniature import PalimpsestMiniatureSubject
+
+    import nodes
+    model, clip, vae = load_miniature()
+    pictures, _, noun, _ = PalimpsestMiniatureSubject.execute(0, 2).result
+    m, c, concept, looks = PalimpsestLearnSubject.execute(
+        model, clip, vae, pictures, noun, "sks", 4, 2e-3, 4, 1, 2, 3.0, 9.0, 0).result
+    assert len(looks) == len(concept.looks) >= 1 and looks.shape[1:] == (128, 128, 3)
+    assert concept.weights and concept.notes["captions"] == ["a photo of a * star"] * 2
+    empty = {"samples": torch.zeros(1, 4, 16, 16)}
+    drawn = []
+    for told in ((m, c), (model, clip)):
+        prompt, null = (tiny.encode(told[1], text) for text in ("a photo of a sks star", ""))
+        sampled, = nodes.common_ksampler(told[0], 0, 2, 3.0, "ddim", "ddim_uniform", prompt, null, empty)
+        drawn.append(sampled["samples"])
+    assert concept.notes["kept"] == 0 or relative(*drawn) > 1e-4

@@ -1,0 +1,77 @@
+"""Looks at a run of learning while it goes: is the concept still better learned, has its class begun to drift?
+
+Each look measures the mean loss of a few rows with fixed pictures, levels and noise, of the concept's pictures and of
+the prior's. It may make a picture of a caption that was not learned. The best look's weights are what the run gives.
+"""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROWS = 8  # of a look, of the concept's pictures and of the prior's
+BETTER = 0.99  # a look is better where the loss is under this share of the best one's
+
+
+@dataclass(frozen=True)
+class Watch:
+    """every: steps between two looks.
+    caption: of the pictures; * stands for the concept. None are made without it.
+    drift: by which share the class's loss may grow.
+    patience: looks without a better one, after which learning stops.
+    steps, cfg: of the pictures' sampling.
+    """
+    every: int
+    caption: str = ""
+    drift: float = 0.1
+    patience: int = 3
+    steps: int = 15
+    cfg: float = 7.5
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """step: updates until then.
+    concept, prior: the losses; the prior's is None without one.
+    picture: [1,C,…] as VAE Decode takes it, or None.
+    """
+    step: int
+    concept: float
+    prior: float | None
+    picture: Tensor | None
+
+
+class Watching:
+    """The looks of a run. `learner` is learning.py's."""
+
+    def __init__(self, watch: Watch, learner):
+        self.watch, self.learner, self.looks = watch, learner, []
+        self.best: tuple | None = None  # (look, values of what is trained)
+        self.look(0)
+
+    def due(self, step: int) -> bool:
+        return step % self.watch.every == 0
+
+    def look(self, step: int) -> bool:
+        """Looks once. Returns whether learning should stop."""
+        learner, watch = self.learner, self.watch
+        with torch.no_grad():
+            concept = learner.loss_of(learner.images, ROWS)
+            prior = learner.loss_of(learner.prior.images, ROWS) if learner.prior else None
+            picture = learner.picture(watch.caption, watch.steps, watch.cfg) if watch.caption else None
+        look = Look(step, concept, prior, picture)
+        self.looks.append(look)
+        if self._drifted(look):
+            return True
+        if self.best is None or concept < BETTER * self.best[0].concept:
+            self.best = look, [leaf.detach().clone() for leaf in learner.leaves]
+        return sum(found.step > self.best[0].step for found in self.looks) >= watch.patience
+
+    def keep_best(self) -> list[Look]:
+        """Puts the best look's values in the place of the last ones. Returns the looks up to it."""
+        with torch.no_grad():
+            for leaf, value in zip(self.learner.leaves, self.best[1], strict=True):
+                leaf.copy_(value)
+        return [look for look in self.looks if look.step <= self.best[0].step]
+
+    def _drifted(self, look) -> bool:
+        return look.prior is not None and look.prior > (1 + self.watch.drift) * self.looks[0].prior

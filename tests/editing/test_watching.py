@@ -1,0 +1,73 @@
+"""A watched run of learning stops where nothing more is won, and gives the best that it found."""
+import pytest
+import torch
+from palimpsest.concept.lora import LoRA
+from palimpsest.editing import learning
+from palimpsest.editing.concepts import Prior
+from palimpsest.editing.learning import applied, learn_concept
+from palimpsest.editing.watching import Watch
+
+import tiny
+from concepts import images
+from node_execution import executor  # noqa: F401  runs every test as the host does
+from runs import relative
+
+BASIS = [LoRA(1e-2)]
+
+
+def told(monkeypatch, concept, prior=()):
+    """Looks that measure these losses, one after the other."""
+    left = {True: iter(concept), False: iter(prior)}
+    monkeypatch.setattr(learning.Learner, "loss_of", lambda self, shown, count: next(left[shown is self.images]))
+
+
+def learned(steps, watch=None, prior=False):
+    model, clip = tiny.sd15(), tiny.clip()
+    others = Prior(images(model, ("a dog",), seed=9), 1.0) if prior else None
+    return learn_concept(model, clip, images(model), BASIS, others, steps, watch=watch)
+
+
+def same(a, b):
+    return all(torch.equal(a.weights[name], b.weights[name]) for name in a.weights)
+
+
+def test_it_stops_without_a_better_look_and_keeps_the_best(monkeypatch):
+    told(monkeypatch, (1.0, 0.8, 0.795, 0.9, 0.85, 0.1))
+    found = learned(12, Watch(2, patience=3))
+    assert len(found.losses) == 8 and [look.step for look in found.looks] == [0, 2]
+    assert same(found, learned(2)) and found.state is None and found.notes["kept"] == 2
+
+
+def test_it_stops_where_the_class_drifts(monkeypatch):
+    told(monkeypatch, (1.0, 0.8, 0.7, 0.6), (1.0, 1.05, 1.2, 1.0))
+    found = learned(12, Watch(2, drift=0.1), prior=True)
+    assert len(found.losses) == 4 and [look.prior for look in found.looks] == [1.0, 1.05]
+    assert same(found, learned(2, prior=True))
+
+
+def test_looking_changes_nothing_of_what_is_learned():
+    watched, alone = learned(4, Watch(1, "a photo of a *", patience=99, steps=2)), learned(4)
+    assert watched.losses == alone.losses and len({look.concept for look in watched.looks}) == len(watched.looks)
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_a_look_draws_what_the_learned_model_draws(family, monkeypatch):
+    """At CFG 1 Euler's steps of the look are those of the MODEL that comes out."""
+    from comfy_extras.nodes_custom_sampler import SamplerCustom
+    from palimpsest.host.sampling import Solver, schedule
+
+    from concepts import EVERY, clip_of
+    told(monkeypatch, (1.0, 0.5))
+    model, clip = EVERY[family](), clip_of(family)
+    given = images(model)
+    found = learn_concept(model, clip, given, [LoRA(3e-2, layers="all")], steps=2,
+                          watch=Watch(2, "a dog", patience=9, steps=3, cfg=1.0))
+    m, told_clip = applied(model, clip, found)
+    embedded = told_clip.encode_from_tokens(told_clip.tokenize("a dog"), return_pooled=True, return_dict=True)
+    prompt = [[embedded.pop("cond"), {**embedded, "guidance": 1.0}]]
+    sigmas = schedule(model, "simple", 3)
+    noise = torch.randn(tiny.latent(model).shape, generator=torch.Generator().manual_seed(0)) * sigmas[0]
+    latent = {"samples": model.model.process_latent_out(noise)}
+    drawn = SamplerCustom.execute(m, False, 0, 1.0, prompt, prompt, Solver(), sigmas, latent).result[0]["samples"]
+    assert len(found.looks) == 2 and relative(found.looks[-1].picture, drawn) < 1e-4
+    assert relative(found.looks[0].picture, drawn) > 1e-3
