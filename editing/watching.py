@@ -44,8 +44,9 @@ class Watching:
     """The looks of a run. `learner` is learning.py's."""
 
     def __init__(self, watch: Watch, learner):
-        self.watch, self.learner, self.looks = watch, learner, []
-        self.best: tuple | None = None  # (look, values of what is trained)
+        self.watch, self.learner = watch, learner
+        self.looks: list[Look] = []
+        self.best: tuple[Look, list[Tensor]]  # with the values of what is trained
         self.look(0)
 
     def due(self, step: int) -> bool:
@@ -62,7 +63,7 @@ class Watching:
         self.looks.append(look)
         if self._drifted(look):
             return True
-        if self.best is None or concept < BETTER * self.best[0].concept:
+        if len(self.looks) == 1 or concept < BETTER * self.best[0].concept:
             self.best = look, [leaf.detach().clone() for leaf in learner.leaves]
         return sum(found.step > self.best[0].step for found in self.looks) >= watch.patience
 
@@ -74,4 +75,5 @@ class Watching:
         return [look for look in self.looks if look.step <= self.best[0].step]
 
     def _drifted(self, look) -> bool:
-        return look.prior is not None and look.prior > (1 + self.watch.drift) * self.looks[0].prior
+        first = self.looks[0].prior
+        return first is not None and look.prior > (1 + self.watch.drift) * first
