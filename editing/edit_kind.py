@@ -189,45 +189,56 @@ class _Side:
         """Whether it stands directly before a word that it describes."""
         return self.after != "," and self.after not in FUNCTION and not _pose(self.after)
 
+    @property
+    def opens(self):
+        """Whether nothing but style stands before it."""
+        return set(self.prompt.words[:self.start]) <= FUNCTION | MEDIA | STYLES | {","}
+
+    @property
+    def tag(self):
+        """Whether it stands alone between two commas."""
+        return self.before == self.after == ","
+
     def in_style(self):
-        text = " ".join((self.before, *self.words, self.after))
-        tag = self.after == "," and self.before == ","
-        opens = not [w for w in self.prompt.words[:self.start] if w not in FUNCTION and w not in MEDIA | STYLES | {","}]
-        return (any(word in STYLES | ARTISTS for word in self.content)
-                or any(word in MEDIA for word in self.content) and ("of" in self.words or self.after == "of" or tag
-                                                                    or opens and self.after == ",")
-                or "style of" in text or self.after in ("style", "styled") or self.before == "by" and opens
-                or self.after in MEDIA - FIGURES and opens)
+        if set(self.content) & (STYLES | ARTISTS) or self.after in ("style", "styled") or "style" in self.words:
+            return True
+        if set(self.content) & MEDIA:  # "a painting of", not "with a painting"
+            return "of" in (*self.words, self.after) or self.tag or self.opens and self.after == ","
+        in_style_of = (*self.prompt.words[:self.start], *self.words)[-3:] == ("style", "of")
+        return in_style_of or self.opens and (self.before == "by" or self.after in MEDIA - FIGURES)
 
     def in_place(self):
         if self.after in ("background", "backdrop") or set(self.content) & (TIMES | {"background", "backdrop"}):
             return True
-        tag = self.start > 0 and self.before == self.after == ","
-        return bool(self.content) and _one_of(self.content[-1], PLACES) and (tag or self.preposition
-                                                                             in GROUND_PREPOSITIONS)
+        depends = self.preposition in GROUND_PREPOSITIONS or self.tag and self.start > 0
+        return bool(self.content) and depends and _one_of(self.content[-1], PLACES)
 
 
 def _kind(old: _Side, new: _Side) -> str:
-    sides, words = [s for s in (old, new) if s.content], old.content + new.content
+    sides = [side for side in (old, new) if side.content]
     if any(side.in_style() for side in sides):
         return "style"
     if any(side.in_place() for side in sides):
         return "background"
     if len(sides) == 1:
-        side, nothing = sides[0], "add" if new.content else "delete"
-        if words[-1] in STANCES if side.words[0] in LEADS else _verb(words[0]):
-            return "pose"
-        if side.words[0] in LEADS | {","} and not side.modifies:
-            return nothing
-        return _described(words) or ("object" if side.modifies and not set(side.words) & (LEADS | DETERMINERS)
-                                     else nothing)
-    if all(_pose(word) for word in words):
+        return _kind_of_one(sides[0]) or ("add" if new.content else "delete")
+    words = old.content + new.content
+    if all(map(_pose, words)):
         return "pose"
-    if all(_colour(word) for word in words):
-        return "colour"
-    if new.modifies and old.modifies or all(map(_listed, words)):
-        return _described(words) or "object"
-    return "object"
+    describes = old.modifies and new.modifies or all(_colour(word) or word in MATERIALS for word in words)
+    return describes and _described(words) or "object"
+
+
+def _kind_of_one(side: _Side) -> str:
+    """The kind of words that come or go alone, "" where they are a thing."""
+    words = side.content
+    led = side.words[0] in LEADS
+    if led and words[-1] in STANCES or not led and _verb(words[0]):  # "with its mouth open", "jumping"
+        return "pose"
+    if (led or side.words[0] == ",") and not side.modifies:  # "with a hat"
+        return ""
+    makes_another = side.modifies and not set(side.words) & (LEADS | DETERMINERS)  # "a robot dog"
+    return _described(words) or ("object" if makes_another else "")
 
 
 def _described(words) -> str:
@@ -247,10 +258,6 @@ def _pose(word):
 
 def _colour(word):
     return word in COLOURS or word.endswith(("-colored", "-coloured"))
-
-
-def _listed(word):
-    return _colour(word) or word in MATERIALS
 
 
 def _adjective(word):
