@@ -21,6 +21,8 @@ VISIBLE = .0015
 """Variants whose pictures differ less, in the mean over all pixels, cannot be told apart and are not asked."""
 ANEW = 3
 """Other seeds of a ground that are tried."""
+MOVES = ("x", -.04), ("x", .04), ("y", -.04), ("y", .04), ("r", -.04), ("r", .04)
+"""By which an object has left its place, in picture widths."""
 SHIFTS = (0, 0), (-.02, -.02), (.02, -.02), (-.02, .02), (.02, .02)
 
 
@@ -40,9 +42,9 @@ class Question:
 def read_details(images: torch.Tensor, edits: list[Edit]) -> list[dict[str, bool]]:
     """Whether each picture (B, H, W, 3) in 0..1 shows each detail of its edit's exact target: detail -> right or not.
 
-    The details are "second", "period", "mark", "face" and "arms" of the objects ("mark#2" is the second object's),
-    "twin" (the other of two equal objects stays as it was), and the scene's "ground", "light" and "spot". An edit has
-    those that its target shows and its source does not hide.
+    The details are "place" (with size), "phase", "second", "period", "mark", "face" and "arms" of the objects ("mark#2"
+    is the second object's), "twin" (the other of two equal objects stays as it was), and the scene's "ground", "light"
+    and "spot". An edit has those that its target shows and its source does not hide.
     """
     return [{name: right for name, right in row.items() if name != "asked"} for row in _read(images, edits)]
 
@@ -116,8 +118,12 @@ def _details(source: Scene, target: Scene, kind: str, i: int) -> dict[str, list[
     found = {}
     for k, o in enumerate(target.objs):
         if not (kind == "add" and k == i):
-            found |= {name + "#2" * k: [_with(target, k, looks=replace(o.looks, **change)) for change in changes]
-                      for name, changes in _changes(o).items()}
+            made = {"place": [_with(target, k, **{n: getattr(o, n) + d}) for n, d in MOVES]}
+            if o.material != "plain" and not (kind == "material" and k == i):
+                made["phase"] = [_with(target, k, phase=o.phase + d) for d in (1 / 3, 2 / 3)]
+            made |= {name: [_with(target, k, looks=replace(o.looks, **change)) for change in changes]
+                     for name, changes in _changes(o).items()}
+            found |= {name + "#2" * k: others for name, others in made.items()}
     if i >= 0 and len(source.objs) == 2:
         new, old = target.objs[i], source.objs[i]
         change = {n: getattr(new, n) for n in ("shape", "colour", "material", "tilted")

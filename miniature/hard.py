@@ -12,6 +12,10 @@ from .scenes import Edit, Obj, Scene
 HARD_SEED = 2 ** 42
 UNSEEN = dict(zip(scenes.SHAPES, scenes.COLOURS))
 """A colour for each shape. The training of a model by `rich_scene` never shows the two together."""
+SHOWN = "second", "period", "mark", "face", "arms", "light", "spot"
+"""Looks that a hard edit's scene may have."""
+LOOKS = *SHOWN[:5], "grain"
+"""Looks of an object."""
 TWINS = .3
 """Share of the edits of one object that have two equal ones."""
 
@@ -19,25 +23,29 @@ TWINS = .3
 def hard_edit(number: int, kind: str) -> Edit:
     """Hard edit `number` of one kind. Every number and kind is possible, and numbers share nothing.
 
-    The scene is a photo with light from one side, a spot on its ground, and objects with looks of their own. Captions
-    stay in the grammar. Object, colour, material and pose edits change one of two equal objects in some of the scenes;
-    add and delete have two objects that differ. The edit's target keeps all looks of what stays. What an add brings is
-    plain and has none. No style becomes a mosaic, whose squares the autoencoder smears.
+    The scene is a photo, and two in three have one of the looks SHOWN. Captions stay in the grammar. Object, colour,
+    material and pose edits change one of two equal objects in some of the scenes; add and delete have two objects that
+    differ. The edit's target keeps all looks of what stays. What an add brings is plain and has none. No style becomes
+    a mosaic, whose squares the autoencoder smears.
     """
     if kind not in scenes.EDIT_KINDS:
         raise ValueError(f"{kind!r} is no kind of edit; choose one of {', '.join(scenes.EDIT_KINDS)}")
     rng = np.random.default_rng([HARD_SEED + number, scenes.EDIT_KINDS.index(kind)])
     ground = _pick(rng, scenes.GROUNDS)
     twins = kind in ("object", "colour", "material", "pose") and rng.random() < TWINS
-    if kind in ("add", "delete"):
-        objs = _pair(rng, ground, kind)
-    elif twins:
-        objs = _twins(rng, ground, kind)
-    else:
-        place = rng.uniform(.4, .6), rng.uniform(.42, .58), rng.uniform(.25, .29)
-        objs = (_object(rng, ground, kind, *place),)
+    count = 2 if twins or kind in ("add", "delete") else 1
+    objs = [_object(rng, ground, kind, *place) for place in _places(rng, count)]
+    if twins:
+        words = {n: getattr(objs[0], n) for n in ("shape", "colour", "material", "tilted")}
+        objs[1] = replace(objs[1], **words)
+    elif count == 2:
+        while objs[1].colour == objs[0].colour:
+            objs[1] = replace(objs[1], colour=_pick(rng, _free(ground)))
+    chosen = _chosen(rng, objs)
+    objs = tuple(replace(o, looks=_looks(rng, o, ground, chosen)) for o in objs)
     spot = _pick(rng, [c for c in _free(ground, HUES) if c not in {o.colour for o in objs}])
-    source = Scene(objs, ground, "photo", int(rng.integers(2 ** 31)), _pick(rng, LIGHTS), spot, int(rng.integers(4)))
+    source = Scene(objs, ground, "photo", int(rng.integers(2 ** 31)), _pick(rng, LIGHTS) if "light" in chosen else "",
+                   spot if "spot" in chosen else "", int(rng.integers(4)))
     source, target = _edited(source, kind, rng)
     a, b = scenes.render(source), scenes.render(target)
     return Edit(source, target, kind, source.caption(), target.caption(), a, b, (a != b).any(-1).astype(np.float32))
@@ -76,28 +84,36 @@ def _changed(o: Obj, kind: str, scene: Scene, rng) -> Obj:
 
 
 def _object(rng, ground: str, kind: str, x: float, y: float, r: float) -> Obj:
-    """An object with all looks, which fit the kind of edit."""
+    """An object that the kind of edit can change."""
     material = _pick(rng, scenes.MATERIALS[1:]) if kind == "material" or rng.random() < .5 else "plain"
     faced = material == "plain" and rng.random() < .75
     shape = _pick(rng, [s for s in (FACED if faced else scenes.SHAPES) if not (kind == "pose" and s in scenes.ROUND)])
     new = UNSEEN[shape] in _free(ground) and rng.random() < .25
     colour = UNSEEN[shape] if new else _pick(rng, _free(ground))
     tilted = bool(rng.random() < .2) and shape not in scenes.ROUND
-    o = Obj(shape, colour, material, tilted, x, y, r, rng.uniform(-.12, .12), rng.uniform(0, 1))
-    return replace(o, looks=_looks(rng, o, ground, 1, faced))
+    return Obj(shape, colour, material, tilted, x, y, r, rng.uniform(-.12, .12), rng.uniform(0, 1))
 
 
-def _looks(rng, o: Obj, ground: str, share: float, faced: bool) -> Looks:
-    """Looks for an object. Each is drawn with a probability of `share`."""
-    def maybe(possible, values, otherwise):
-        value = values[int(rng.integers(len(values)))]
-        return value if possible and rng.random() < share else otherwise
+def _chosen(rng, objs) -> list[str]:
+    """The looks of a scene: one, or in a third of the scenes none."""
+    if rng.random() < 1 / 3:
+        return []
+    possible = [n for n in SHOWN if all(_fits(n, o) for o in objs)]
+    return [_pick(rng, possible)]
 
+
+def _looks(rng, o: Obj, ground: str, chosen) -> Looks:
+    """The chosen looks, as far as an object can have them."""
     mark, second = rng.choice([c for c in _free(ground, HUES) if c != o.colour], 2, replace=False).tolist()
+    could = {n: (str(rng.choice(values))) for n, values in (("face", FACES), ("arms", ARMS))}
+    could |= dict(second=second, period=float(rng.choice(PERIODS[1:])), mark=mark, grain=int(rng.integers(1, 2 ** 31)))
+    return Looks(corner=int(rng.integers(4)), **{n: could[n] for n in LOOKS if n in chosen and _fits(n, o)})
+
+
+def _fits(look: str, o: Obj) -> bool:
     patterned = o.material != "plain"
-    return Looks(maybe(patterned, [second], ""), maybe(patterned, PERIODS, 1.), maybe(True, [mark], ""),
-                 int(rng.integers(4)), maybe(faced, FACES, ""), maybe(o.r > .21, ARMS, ""),
-                 maybe(True, [int(rng.integers(1, 2 ** 31))], 0))
+    return {"second": patterned, "period": patterned, "face": not patterned and o.shape in FACED,
+            "arms": o.r > .21}.get(look, True)
 
 
 def rich_scene(rng: np.random.Generator) -> Scene:
@@ -106,8 +122,8 @@ def rich_scene(rng: np.random.Generator) -> Scene:
     for o in scene.objs:
         if UNSEEN[o.shape] == o.colour:
             o = replace(o, colour=_pick(rng, [c for c in _free(scene.ground) if c != o.colour]))
-        faced = o.shape in FACED and o.material == "plain"
-        dressed.append(replace(o, looks=_looks(rng, o, scene.ground, .5, faced)) if rng.random() < .6 else o)
+        chosen = [n for n in LOOKS if rng.random() < .5] if rng.random() < .6 else ()
+        dressed.append(replace(o, looks=_looks(rng, o, scene.ground, chosen)))
     if len(dressed) == 2 and rng.random() < .15:
         first, second = dressed
         words = dict(shape=first.shape, colour=first.colour, material=first.material, tilted=first.tilted)
@@ -118,25 +134,9 @@ def rich_scene(rng: np.random.Generator) -> Scene:
     return replace(scene, objs=tuple(dressed), light=light, spot=spot, corner=int(rng.integers(4)))
 
 
-def _pair(rng, ground: str, kind: str) -> tuple[Obj, Obj]:
-    first, second = (_object(rng, ground, kind, *at) for at in _places(rng))
-    while second.colour == first.colour:
-        second = replace(second, colour=_pick(rng, [c for c in _free(ground) if c not in
-                                                    (second.looks.mark, second.looks.second)]))
-    return first, second
-
-
-def _twins(rng, ground: str, kind: str) -> tuple[Obj, Obj]:
-    """Two objects of equal words. Their marks differ."""
-    at, other = _places(rng)
-    o = _object(rng, ground, kind, *at)
-    corner = (o.looks.corner + int(rng.integers(1, 4))) % 4
-    mark = _pick(rng, [c for c in _free(ground, HUES) if c not in (o.colour, o.looks.mark, o.looks.second)])
-    twin = replace(o, x=other[0], y=other[1], r=other[2], phase=rng.uniform(0, 1))
-    return o, replace(twin, looks=replace(o.looks, mark=mark, corner=corner))
-
-
-def _places(rng) -> list[tuple[float, float, float]]:
+def _places(rng, count: int) -> list[tuple[float, float, float]]:
+    if count == 1:
+        return [(rng.uniform(.4, .6), rng.uniform(.42, .58), rng.uniform(.25, .29))]
     return [(x + rng.uniform(-.02, .02), y + rng.uniform(-.02, .02), rng.uniform(.19, .21))
             for x, y in scenes.PAIRS[int(rng.integers(2))]]
 

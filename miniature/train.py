@@ -334,7 +334,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--rich", action="store_true", help="train on scenes with light and looks")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the weights")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     curve = train(args.minutes, args.work, args.out, args.start, SCENES, args.channels, args.rich)
     from .picture import loss_curve, sample_grid
     (args.out / "training").mkdir(exist_ok=True)
