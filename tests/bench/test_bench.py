@@ -218,14 +218,15 @@ def test_the_words_that_an_edit_changes_are_found_in_its_prompts(source, target,
 
 
 def test_success_on_a_hard_scene_needs_the_details():
-    """The exact target succeeds. The same edit of a scene without looks does what is asked and nothing more."""
+    """The exact target succeeds. The same edit of larger objects without looks does what is asked and no more."""
     edits = scenes.SPLITS["hard-public"].edits("colour", range(4))
     made = scenes.Scenes(scenes.load_miniature(), edits)
     known = scenes.Known.of(made, details=True)
     exact = scenes.score(made, known, known.truth)
     assert exact["success"].all() and exact["details"].min() == 1
     bare = torch.stack([torch.from_numpy(render(replace(
-        e.target, light="", spot="", objs=tuple(replace(o, looks=Looks()) for o in e.target.objs)))) for e in edits])
+        e.target, light="", spot="", objs=tuple(replace(o, looks=Looks(), r=o.r + .04) for o in e.target.objs))))
+        for e in edits])
     plain = scenes.score(made, known, bare)
     assert plain["asked"].sum() >= 3 and not plain["success"].any()
     assert "details" not in scenes.score(made, scenes.Known.of(made), bare)
