@@ -24,7 +24,8 @@ def is_part(paper):
 
 def is_editor(paper):
     """Whether its node puts an editor on a MODEL. A mask or a pass over a picture gives none."""
-    return not paper.path.startswith(("inversion/", "concept/")) and not GIVE_A_MODEL.isdisjoint(NODES.get(paper.path, ()))
+    elsewhere = paper.path.startswith(("inversion/", "concept/"))
+    return not elsewhere and not GIVE_A_MODEL.isdisjoint(NODES.get(paper.path, ()))
 
 
 def lacking(paper):
