@@ -34,6 +34,7 @@ import json
 import platform
 import time
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import comfy.utils
@@ -253,6 +254,7 @@ def stored(lines: Path) -> dict:
     return {(r["case"], r["inversion"], r["editor"]): r for r in rows}
 
 
+@cache
 def version(split) -> str:
     """A short name of the miniature's and its reader's weights, and of a split's pictures."""
     pictures = [edit.target_image.tobytes() for kind in EDIT_KINDS for edit in SPLITS[split].edits(kind, range(2))]
