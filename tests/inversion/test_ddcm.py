@@ -10,7 +10,7 @@ from palimpsest.inversion import ddcm
 
 import tiny
 from closed_form import denoiser, levels, network, noisy
-from exact_inversions import invert, picture, replay
+from exact_inversions import STEPS, invert, picture, replay
 from node_execution import executor  # noqa: F401
 from runs import relative
 
@@ -70,7 +70,6 @@ def test_levels_share_what_noise_is_not_fresh(eta, kept):
 
 @pytest.mark.parametrize("eta", [1.0, 0.0])
 def test_a_blend_holds_the_source_outside_its_mask(eta):
-    """Each step adds what the model misses, so a held x0 is the picture without that."""
     model = tiny.sd15(output=0.05)
     latent, left = picture(model), torch.zeros(1, *picture(model)["samples"].shape[-2:])
     left[..., :4] = 1
@@ -78,3 +77,14 @@ def test_a_blend_holds_the_source_outside_its_mask(eta):
     found = replay(attach(model, LocalBlend(inversion, left, 0.0)), inversion, 4.0, prompt=tiny.cond(seed=4))
     assert relative(found[..., 4:], latent["samples"][..., 4:]) < 1e-5
     assert relative(found[..., :4], latent["samples"][..., :4]) > 1e-3
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.0])
+def test_a_step_with_the_x0_that_lands_keeps_to_the_source(eta):
+    """Each step adds what the model misses, so that x0 is the picture without it."""
+    inversion = invert("DDCM", tiny.sd15(output=0.05), eta=eta)
+    for i in range(STEPS):
+        landing = ddcm.METHOD.landing(inversion, float(inversion.sigmas[i]))
+        found = ddcm.reverse(inversion)(lambda x, sigma, x0=landing: x0, inversion.path[i], inversion.sigmas[i:i + 2],
+                                        disable=True)
+        assert relative(found, inversion.path[i + 1]) < 1e-5
