@@ -35,8 +35,9 @@ def is_chinese(text):
 
 
 def rows(page):
-    """The first cells of a help page's table, without the heading."""
-    return re.findall(r"^\| (.+?) \|", page, re.MULTILINE)[1:]
+    """The first cells of a help page's first table, without the heading."""
+    table = re.search(r"(?:^\|.*\n)+", page, re.MULTILINE)
+    return re.findall(r"^\| (.+?) \|", table[0], re.MULTILINE)[1:] if table else []
 
 
 def pictures(page):
