@@ -32,9 +32,15 @@ def heat(image: Tensor, values: Tensor) -> tuple[Tensor, tuple[float, float]]:
     """
     image, low, high = image.float().cpu(), values.min().item(), values.max().item()
     large = F.interpolate(values[None, None].float(), image.shape[:2], mode="bicubic", align_corners=False)[0, 0]
-    share = ((large - low) / (high - low or 1)).clamp(0, 1)
+    over = veil((large - low) / (high - low or 1))
     grey = image[..., :3].mean(-1, keepdim=True)
-    return torch.lerp(.8 * grey.expand(-1, -1, 3), colours(share), .3 + .5 * share[..., None]), (low, high)
+    return torch.lerp(.8 * grey.expand(-1, -1, 3), over[..., :3], over[..., 3:]), (low, high)
+
+
+def veil(share: Tensor) -> Tensor:
+    """A map [h, w] in 0..1 as colours with their opacity [h, w, 4], to be laid over a dim grey picture."""
+    share = share.float().cpu().clamp(0, 1)
+    return torch.cat([colours(share), .3 + .5 * share[..., None]], -1)
 
 
 def tile(image: Tensor, label: str, lines: Sequence[tuple[str, str]] = (),

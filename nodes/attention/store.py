@@ -1,4 +1,5 @@
 """Attention Store, Attention Heatmap and Attention Mask."""
+import torch
 from comfy_api.latest import io, ui
 from torchvision.transforms.functional import gaussian_blur
 
@@ -8,7 +9,7 @@ from ...host.canvas import retract_warnings
 from ...host.network import require_unet
 from ...host.sampling import check_family
 from ...host.tokens import parse_words
-from ...metrics.drawing import heat_rows, sheet
+from ...metrics.drawing import heat_rows, reduced, sheet, veil
 from ...metrics.masks import grow as grow_mask
 from ..auto import Auto
 from ..checks import check_source
@@ -54,7 +55,8 @@ class PalimpsestAttentionHeatmap(io.ComfyNode):
             node_id="PalimpsestAttentionHeatmap",
             display_name="Attention Heatmap",
             category="palimpsest/attention",
-            description="Shows each word's attention over the picture, labelled.",
+            description="Shows each word's attention over the picture, labelled. Point at a word to see it alone, "
+                        "click it to choose it.",
             **aliases("show attention", "heat map", "word heat map", "where the model looks", "visualize attention",
                       "DAAM", "saliency"),
             inputs=[
@@ -63,19 +65,31 @@ class PalimpsestAttentionHeatmap(io.ComfyNode):
                 io.String.Input("words", default="", tooltip="Words of the source prompt, separated by commas. 'cat#2' "
                                                              "is the second cat. Empty: all words."),
             ],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(), io.String.Output(display_name="words", tooltip=(
+                "The chosen words, for Attention Mask and the editors."))],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, attention, image, words) -> io.NodeOutput:
-        rows, window = [], covered(image.shape[1:3], attention.latent)
+        rows, views, window = [], [], covered(image.shape[1:3], attention.latent)
         for i, found in enumerate(parse_words(words, attention.tokens)):
             known = attention.tokens[i].named
             maps = {_label(w, known): attention.map(i, [w]) for w in found or known}
             rows += heat_rows(image[i % image.shape[0]][window], maps)
+            views.append(_view(image[i % image.shape[0]][window], {_label(w, known): attention.map(i, [w])
+                                                                   for w in known}))
         page = sheet(rows)
-        return io.NodeOutput(page, ui=ui.PreviewImage(page, cls=cls))
+        return io.NodeOutput(page, words, ui={**ui.PreviewImage(page, cls=cls).as_dict(), "palimpsest_words": views})
+
+
+def _view(picture, maps) -> dict:
+    """A picture and the map of each of its words, which web/words.js lays over it, in the host's folder of previews."""
+    def shown(pixels):
+        return ui.PreviewImage(pixels).as_dict()["images"]
+    veils = torch.stack([veil((m - m.min()) / (m.max() - m.min() or 1)) for m in maps.values()])
+    return {"picture": shown(reduced(picture[..., :3])[None])[0],
+            "words": [{"name": name, "map": place} for name, place in zip(maps, shown(veils))]}
 
 
 def _label(word, known):

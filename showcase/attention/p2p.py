@@ -56,7 +56,7 @@ def draw(c):
                            prompt_edit=words["prompt edit"])
         named = c.node("PrimitiveString", "Words that may change", value=WORDS)
         c.column(640)
-        c.node("PalimpsestAttentionHeatmap", None, 200, attention=attention["ATTENTION"], image=p.picture,
+        c.node("PalimpsestAttentionHeatmap", None, 500, attention=attention["ATTENTION"], image=p.picture,
                words=SEEN)
         mask = c.node("PalimpsestAttentionMask", None, 240, attention=attention["ATTENTION"], words=named["STRING"],
                       grow=1, blur=0.5, image=p.picture)

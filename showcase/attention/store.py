@@ -1,12 +1,13 @@
 """Attention maps of words, shown."""
 from .. import Example, folds
-from ..drawing import BLUE, GREEN, SCENE, SEEN, VIOLET, WORDS, Drawing, picture_and_words
+from ..drawing import BLUE, GREEN, SCENE, VIOLET, WORDS, Drawing, picture_and_words
 from ..folds import Blueprint
 from ..pictures import scene, show_mask, stored
 
 ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The target is not used.
-3. In *Attention Mask*, name words of the source. `threshold` 0 is automatic, higher is tighter. `grow` and `blur` \
-soften the edge, in latent cells.
+3. Run. In *Attention Heatmap*, point at a word to see it. Click words to choose what the mask covers, and run again.
+4. In *Attention Mask*, `threshold` 0 is automatic, higher is tighter. `grow` and `blur` soften the edge, in latent \
+cells.
 
 The mask fits any node that takes one: *Latent Blend (Inversion)*, *ImageCompositeMasked*, \
 *Set Latent Noise Mask*."""
@@ -26,10 +27,10 @@ def draw(c):
     c.row()
     with c.group("3  See, and mask", VIOLET):
         c.column(720)
-        c.node("PalimpsestAttentionHeatmap", None, 280, attention=attention["ATTENTION"], image=p.picture,
-               words=SEEN)
+        seen = c.node("PalimpsestAttentionHeatmap", None, 600, attention=attention["ATTENTION"], image=p.picture,
+                      words=WORDS)
         c.column(290)
-        mask = c.node("PalimpsestAttentionMask", None, 280, attention=attention["ATTENTION"], words=WORDS,
+        mask = c.node("PalimpsestAttentionMask", None, 280, attention=attention["ATTENTION"], words=seen["words"],
                       grow=1, blur=0.5, image=p.picture)
         c.column(290)
         c.node("MaskPreview", "The mask", 280, mask=mask["MASK"])
@@ -60,7 +61,7 @@ def mask_from_words(c):
         folds.found(c, p, words, threshold=c.asks("threshold, 0 is automatic"), grow=c.asks("grow", folds.EDGE["grow"]),
                     blur=c.asks("blur", folds.EDGE["blur"]))
         c.column(400)
-        maps = c.node("PalimpsestAttentionHeatmap", None, 240, attention=p.attention, image=p.picture, words=words)
+        maps = c.node("PalimpsestAttentionHeatmap", None, 560, attention=p.attention, image=p.picture, words=words)
     with c.group("3  Mask at full size", VIOLET):
         c.column(290)
         c.gives("mask", folds.full_mask(c, p.mask, c.node("GetImageSize", image=p.image)))

@@ -1,12 +1,17 @@
 """The stored maps of a picture's words are those of its single forwards, refined and not."""
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from palimpsest.attention.store import read_maps
 from palimpsest.editing.run import attach
 from palimpsest.host.unet import resolutions
+from palimpsest.metrics.drawing import heat
+from palimpsest.nodes.attention.store import PalimpsestAttentionHeatmap
+from PIL import Image
 
 from explicit import softmax_maps
+from headless import place
 from noting import Noted
 from runs import Case
 
@@ -39,3 +44,27 @@ def test_maps_of_a_picture_are_those_of_its_forwards_one_by_one(batch, share):
         finer = F.interpolate(known, size=(16, 16), mode="bilinear").flatten(2)
         refined.append((walk @ finer.transpose(1, 2)).transpose(1, 2))
     torch.testing.assert_close(found.refined.flatten(2), torch.stack(refined).mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_the_canvas_gets_each_pictures_words_in_their_order_and_their_maps():
+    """All words, whichever are chosen. A map laid over the dim grey picture is the sheet's overlay."""
+    case = Case("sd15", batch=2, size=16, steps=2, source="a red cat on a cat")
+    with torch.inference_mode():
+        attention = read_maps(case.model, case.inversion, 0.5)
+        picture = torch.rand(2, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+        out = PalimpsestAttentionHeatmap.execute(attention, picture, "red, cat#2")
+    assert out.result[1] == "red, cat#2"
+    views = out.ui["palimpsest_words"]
+    assert [[word["name"] for word in view["words"]] for view in views] == 2 * [["a#1", "red", "cat#1", "on", "a#2",
+                                                                                "cat#2"]]
+    for i, view in enumerate(views):
+        shown = np.asarray(Image.open(place(view["picture"])))
+        assert np.abs(shown / 255 - picture[i].numpy()).max() < 1.01 / 255
+        for word, own in zip(view["words"], attention.tokens[i].named):
+            small = torch.from_numpy(np.asarray(Image.open(place(word["map"]))) / 255.0)
+            values = attention.map(i, [own])
+            assert small.shape == (*values.shape, 4)
+            wanted, _ = heat(picture[i, :values.shape[0], :values.shape[1]], values)
+            grey = picture[i, :values.shape[0], :values.shape[1]].mean(-1, keepdim=True)
+            assert (torch.lerp(.8 * grey.expand(-1, -1, 3).double(), small[..., :3], small[..., 3:]) - wanted).abs(
+                ).max() < 3 / 255

@@ -1,6 +1,7 @@
 """A user's view: the host's own server runs a graph. Its frontend in a real browser opens every workflow, runs it, and
 shows its help and its errors."""
 import asyncio
+import base64
 import io
 import json
 import re
@@ -194,12 +195,62 @@ def test_a_warning_stands_on_its_node_as_long_as_it_holds(view):
 def test_an_error_of_the_packs_is_shown_with_its_remedy(view):
     """A word that the prompt does not have."""
     load_short(view, workflow.MAPS)
-    view.page.evaluate("""() => { const node = app.graph.nodes.find(node => node.type === 'PalimpsestAttentionMask')
+    view.page.evaluate("""() => { const node = app.graph.nodes.find(node => node.type === 'PalimpsestAttentionHeatmap')
         node.widgets.find(widget => widget.name === 'words').value = 'horse' }""")
     assert view.run()["kind"] == "execution_error"
     view.page.get_by_test_id("error-overlay").wait_for()
     view.page.get_by_test_id("error-overlay-see-errors").click()
     view.page.get_by_text('"horse"').first.wait_for()
+
+
+@pytest.mark.parametrize("vue", [True, False])
+def test_a_word_is_seen_on_the_picture_and_chosen_by_mouse_and_keyboard(vue, view):
+    """Attention Heatmap's view, in both of the frontend's ways to draw nodes. Its words go on to Attention Mask."""
+    view.set(Comfy__VueNodes__Enabled=vue)
+    load_short(view, workflow.MAPS)
+    assert view.run()["kind"] == "execution_success"
+    page, canvas = view.page, view.page.locator(".palimpsest-words canvas")
+    page.evaluate("""() => { const node = app.graph.nodes.find(node => node.type === 'PalimpsestAttentionHeatmap')
+        app.canvas.ds.scale = 1
+        app.canvas.ds.offset = [100 - node.pos[0], 100 - node.pos[1]]
+        app.canvas.setDirty(true, true) }""")
+
+    def word(text):
+        return page.locator(".palimpsest-words button").get_by_text(text, exact=True)
+
+    def drawn():
+        png = page.evaluate("document.querySelector('.palimpsest-words canvas').toDataURL().split(',')[1]")
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")).astype(float)
+
+    def field():
+        return page.evaluate("""() => app.graph.nodes.find(node => node.type === 'PalimpsestAttentionHeatmap')
+            .widgets.find(widget => widget.name === 'words').value""")
+
+    word("star").wait_for()
+    names = "a#1 photo of a#2 green dotted star on a#3 sky background"
+    assert page.locator(".palimpsest-words button").all_inner_texts() == names.split()
+    picture = drawn()
+    word("star").hover()
+    assert canvas.get_attribute("data-word") == "star"
+    seen = drawn()[..., 0] - drawn()[..., 2]  # warm where the word is
+    assert seen[48:80, 32:64].mean() > seen[:16, :16].mean() + 50
+    word("star").click()
+    assert field() == "" and word("star").get_attribute("aria-pressed") == "false"
+    word("sky").press("Enter")
+    assert canvas.get_attribute("data-word") == "sky" and not np.array_equal(drawn()[..., 0] - drawn()[..., 2], seen)
+    word("background").press("Space")
+    assert field() == "sky, background" and word("sky").get_attribute("aria-pressed") == "true"
+    page.evaluate("document.activeElement.blur()")
+    page.mouse.move(0, 0)
+    assert np.array_equal(drawn(), picture)
+    page.evaluate("""() => { const node = app.graph.nodes.find(node => node.type === 'PalimpsestAttentionHeatmap')
+        const text = LiteGraph.createNode('PrimitiveString')
+        app.graph.add(text)
+        text.connect(0, node, 'words') }""")
+    word("star").click()
+    assert page.evaluate("app.graph.nodes.find(node => node.type === 'PrimitiveString').widgets[0].value") == "star"
+    assert view.run()["kind"] == "execution_success"
+    assert field() == "sky, background"
 
 
 @pytest.mark.parametrize("locale, words", [("en", "Turns a picture into noise"), ("zh", "把图像变成噪声")])
