@@ -67,6 +67,15 @@ class Auto:
         """The same of the target: words of what is added or takes another shape."""
         return self._words("target", rows, SHAPED)
 
+    def sampled_words(self, prompts) -> list[list[Word]]:
+        """Those of the prompts that are sampled. ValueError where they are not Prompt Edit's targets."""
+        targets = tuple(pair.target for pair in self.pairs)
+        if tuple(prompts) != targets:
+            seen, wanted = (", ".join(repr(tokens.text) for tokens in texts) for texts in (prompts, targets))
+            raise ValueError(f"auto chose the words of {wanted}, the positive being sampled is {seen}: connect Prompt "
+                             "Edit's target CONDITIONING to the sampler.")
+        return self.target_words(len(targets))
+
     def whole(self, rows: int) -> list[bool]:
         """Whether each of some rows may change in the whole picture."""
         return [whole(self.edits[i % len(self.edits)]) for i in range(rows)]

@@ -102,7 +102,7 @@ class PalimpsestLatentBlend(io.ComfyNode):
             if any(auto.source_words(rows)):
                 named = attention.masks(auto.source_words(rows), size, threshold, refine)
             if any(auto.target_words(rows)):
-                gathered["gathered"] = maps_of(lambda prompts: auto.target_words(len(prompts)))
+                gathered["gathered"] = maps_of(auto.sampled_words)
         if source_words.strip():
             named = attention.masks(parse_words(source_words, attention.tokens), size, threshold, refine)
         if target_words.strip():

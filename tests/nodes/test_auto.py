@@ -124,6 +124,12 @@ def test_words_that_were_typed_are_not_lost_in_silence():
         blend(case, None, choose_words="auto")
 
 
+def test_the_words_of_a_target_are_those_that_are_sampled():
+    case = Case(targets=(TARGETS["add"],), size=16)
+    with pytest.raises(ValueError, match="auto chose the words of 'a red cat on a mat and a ball', the positive"):
+        case.sample(blend(case, stored(case), choose_words="auto"), positive=case.source)
+
+
 def test_a_note_says_what_changes_and_what_was_chosen(caplog):
     caplog.set_level("INFO")
     Auto.of(Case(targets=(TARGETS["object"],)).edit).say("cross_end 0")
