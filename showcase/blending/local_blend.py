@@ -46,6 +46,8 @@ EXAMPLE = Example(
             SceneRow("Inject + Latent Blend (both auto)", auto, 14),
             SceneRow("Inject (auto) + Latent Blend (true mask)",
                      on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 16),
+            SceneRow("Inject (auto) + Latent Blend (true mask), CFG 2",
+                     on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 18, cfg=2.0),
             SceneRow("Inject + Latent Blend (words)", of_words, 22, kinds=LOCAL, singly=True)),
     costs=(CostRow("Attention Inject, Latent Blend by words", by_words, 30, large=True),),
     elsewhere="Change a word, step by step (Prompt-to-Prompt)")
