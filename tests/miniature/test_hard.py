@@ -96,3 +96,14 @@ def test_reader_reads_after_the_autoencoder():
     right = [v for row in details.read_details(back, edits) for v in row.values()]
     assert len(right) > 80 and np.mean(right) >= .97
     assert np.mean(details.read_asked(back, edits)) >= .95
+
+
+def test_rich_scenes_stay_in_the_grammar_and_leave_out_unseen_pairs():
+    drawn = [hard.rich_scene(np.random.default_rng(i)) for i in range(300)]
+    for scene in drawn:
+        scenes.parse_caption(scene.caption())
+        assert all(hard.UNSEEN[o.shape] != o.colour and (o.colour, scene.ground) not in scenes.CLASHES
+                   for o in scene.objs)
+    shown = [getattr(o.looks, n) != getattr(Looks(), n) for n in hard.LOOKS for s in drawn for o in s.objs]
+    assert .1 < np.mean(shown) < .5 and {s.light for s in drawn} == {"", "left", "right"}
+    assert any(o.colour == hard.UNSEEN[o.shape] for n in range(12) for o in hard.hard_edit(n, "pose").source.objs)

@@ -203,3 +203,23 @@ def test_latents_of_16_channels_load_and_sample(tmp_path):
     shown = np.array(previewer.decode_latent_to_preview(z[:1]), np.float32) / 127.5 - 1
     fitted = z[0].movedim(0, -1) @ colours[:-1] + colours[-1]
     assert np.abs(shown - fitted.clamp(-1, 1).numpy()).max() < .02
+
+
+def test_an_interrupted_rendering_goes_on_where_it_stopped(tmp_path):
+    part = np.lib.format.open_memmap(tmp_path / "scenes3.part", "w+", np.uint8, (3, 128, 128, 3))
+    part[0] = 7
+    del part
+    pictures, drawn = train.make_scenes(3, tmp_path)
+    assert (pictures[0] == 7).all()
+    assert np.array_equal(pictures[2], np.rint(scenes.render(drawn[2]) * 255))
+    assert not (tmp_path / "scenes3.part").exists()
+
+
+def test_a_warm_start_takes_the_weights_that_fit():
+    given = train.shipped(train.vocabulary())["ae"]
+    wide = Autoencoder(z=16)
+    fresh = {k: v.clone() for k, v in wide.state_dict().items()}
+    loaded = train.fitting(wide, given).state_dict()
+    same = {k for k, v in given.items() if torch.equal(loaded[k], v)}
+    assert {k for k, v in given.items() if v.shape == loaded[k].shape} == same and len(same) > 20
+    assert all(torch.equal(loaded[k], fresh[k]) for k in loaded.keys() - same)
