@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from palimpsest.bench import cost, masks, pie, scenes, speed, summary
+from palimpsest.bench import cost, differences, masks, pie, scenes, speed, summary
 from palimpsest.bench.words import changed
 from palimpsest.metrics.edits import edit_scores
 from palimpsest.miniature.looks import Looks
@@ -119,6 +119,16 @@ def test_masks_of_words_are_measured_against_the_true_object_and_lie_on_it(tmp_p
         assert one in edit.source.objs
         a, b = (masks.torch.from_numpy(m) for m in (masks.covered(one), edit.mask))
         assert kind != "delete" or masks.iou(a[None], b[None]) > 0.9
+
+
+def test_masks_from_differences_are_measured_and_auto_knows_a_new_background(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "differences.json"
+    monkeypatch.setattr(differences, "EDIT_KINDS", ("colour", "background"))
+    run(differences, monkeypatch, "--cases", 1, "--out", out)
+    found = json.loads(out.read_text())["measured"]
+    assert found["background"]["auto: recall"] > 0.8 > 0.3 > found["background"]["paper: recall"]
+    assert found["colour"]["auto: IoU"] == found["colour"]["paper: IoU"] > 0.6
+    assert f"| auto: IoU | {found['colour']['auto: IoU']:.2f} |" in capsys.readouterr().out
 
 
 def test_the_exact_target_succeeds_and_keeps_everything():
