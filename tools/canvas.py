@@ -2,7 +2,7 @@
 import uuid
 from contextlib import contextmanager
 
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
 CONTROLLED = {"seed", "noise_seed"}  # the frontend adds "control after generate" below these in any case
 NEVER, BYPASS = 2, 4  # modes of a node that does not run
 TITLE, FRAME, SLOT, WIDGET, TEXT = 30, 40, 28, 33, 110  # heights on the canvas, px
