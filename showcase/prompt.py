@@ -32,8 +32,9 @@ def written(c):
         c.column(420)
         reader = c.node("CLIPLoader", "Load a vision-language model", clip_name=READER["name"], type="ideogram4")
         reader.data["properties"]["models"] = [READER]
-        said = c.node("TextGenerate", clip=reader["CLIP"], prompt=QUESTION, image=photo["IMAGE"], max_length=64,
-                      sampling_mode="off")["generated_text"]
+        # the frontend makes this node as low as it can be
+        said = c.node("TextGenerate", None, -124, clip=reader["CLIP"], prompt=QUESTION, image=photo["IMAGE"],
+                      max_length=64, sampling_mode="off")["generated_text"]
         c.column(420)
         c.node("PreviewAny", "What the picture shows", 100, source=said)
         other = c.node("StringReplace", "Change a word", string=said, find="white", replace="blue")["STRING"]

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from palimpsest.nodes import search
+from palimpsest.showcase.folds import CHECKPOINT
+from palimpsest.showcase.prompt import READER
 from PIL import Image
 
 import workflow
@@ -60,6 +62,10 @@ aliased = pytest.mark.skipif(not search.KNOWN, reason="this host knows no aliase
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("base")
+    for model in CHECKPOINT, READER:  # templates name them, no test loads them
+        place = base / "models" / model["directory"] / model["name"]
+        place.parent.mkdir(parents=True)
+        place.touch()
     with Server(find_host(), Path(sys.executable), base, free_port(), log=base / "log") as server:
         yield server
     assert server.process.poll() is not None
