@@ -53,7 +53,7 @@ def test_the_help_page_states_the_schedules_loosest_first(page):
     ([TARGETS["object"], TARGETS["style"]], ["object", "style"]),
     (["a sketch of a red dog on a mat"], ["object", "style"])])
 def test_inject_takes_the_least_that_the_changes_of_all_rows_ask_for(targets, kinds):
-    case = Case(targets=targets, batch=len(targets), size=16)
+    case = Case(targets=targets, batch=len(targets), steps=4)
     cross_end, self_end = (min(SCHEDULES[kind][i] for kind in kinds) for i in (0, 1))
     given = {"cross_end": cross_end, "self_end": self_end, "self_resolution": 1.0 if {*kinds} <= LAYOUT else 0.5}
     auto = case.sample(inject(case, schedule="auto", cross_end=1.0, self_end=1.0, self_resolution=0.25))
@@ -81,7 +81,7 @@ def test_a_prompt_in_another_language_gets_the_defaults_and_says_so(caplog):
                                          ("add", {"target_words": "ball"})])
 @pytest.mark.parametrize("refine", [True, False])
 def test_a_blend_finds_the_words_that_change(kind, typed, refine):
-    case = Case(targets=(TARGETS[kind],), size=16)
+    case = Case(targets=(TARGETS[kind],), size=16, steps=3)
     attention = stored(case)
     auto = case.sample(blend(case, attention, choose_words="auto", refine=refine))
     assert torch.equal(auto, case.sample(blend(case, attention, refine=refine, **typed)))
@@ -89,7 +89,7 @@ def test_a_blend_finds_the_words_that_change(kind, typed, refine):
 
 
 def test_rows_of_different_edits_have_masks_of_their_own():
-    case = Case(targets=(TARGETS["style"], TARGETS["colour"]), batch=2, size=16)
+    case = Case(targets=(TARGETS["style"], TARGETS["colour"]), batch=2, size=16, steps=3)
     attention = stored(case)
     blended, = (e for e in editors(blend(case, attention, choose_words="auto")) if e.name == "Latent Blend")
     assert blended.painted.flatten(1).float().mean(1).tolist() == [1, 0]
@@ -98,7 +98,7 @@ def test_rows_of_different_edits_have_masks_of_their_own():
 
 
 def test_an_edit_of_the_whole_picture_is_not_blended_unless_a_mask_is_given():
-    case = Case(targets=(TARGETS["style"],), size=16)
+    case = Case(targets=(TARGETS["style"],), size=16, steps=3)
     attention, half = stored(case), torch.zeros(1, 16, 16)
     half[..., 8:] = 1
     assert blend(case, attention, choose_words="auto") is case.model
@@ -109,13 +109,13 @@ def test_an_edit_of_the_whole_picture_is_not_blended_unless_a_mask_is_given():
 
 @pytest.mark.parametrize("kind, words", [("colour", "red, cat"), ("object", "red, cat"), ("add", ""), ("style", "")])
 def test_attention_mask_finds_them_in_the_source(kind, words):
-    attention = stored(Case(targets=(TARGETS[kind],), size=16))
+    attention = stored(Case(targets=(TARGETS[kind],), size=16, steps=3))
     found = masked(attention, choose_words="auto")
     assert torch.equal(found, masked(attention, words=words) if words else torch.ones(1, 16, 16))
 
 
 def test_words_that_were_typed_are_not_lost_in_silence():
-    case = Case(size=16)
+    case = Case(size=16, steps=3)
     with pytest.raises(ValueError, match="'cat', but auto chooses them: clear the words"):
         masked(stored(case), words="cat", choose_words="auto")
     with pytest.raises(ValueError, match="'cat', but auto chooses them: clear the words"):
@@ -125,7 +125,7 @@ def test_words_that_were_typed_are_not_lost_in_silence():
 
 
 def test_the_words_of_a_target_are_those_that_are_sampled():
-    case = Case(targets=(TARGETS["add"],), size=16)
+    case = Case(targets=(TARGETS["add"],), size=16, steps=3)
     with pytest.raises(ValueError, match="auto chose the words of 'a red cat on a mat and a ball', the positive"):
         case.sample(blend(case, stored(case), choose_words="auto"), positive=case.source)
 
