@@ -100,7 +100,7 @@ class Scenes:
         guidance = {} if method.cfg is None else {"cfg": cfg}
         if guidance and "uncond" not in method.theta:
             guidance["negative"] = self.null
-        settings = {**(row.settings(steps) if callable(row.settings) else row.settings), **guidance, **changed}
+        settings = {**guidance, **(row.settings(steps) if callable(row.settings) else row.settings), **changed}
         if method.invert or method.along:
             return invert(method, model, self.source, self.latent, steps, **settings).inversion
         return learn(method, model, invert("DDIM", model, self.source, self.latent, steps).inversion, **settings)

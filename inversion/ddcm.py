@@ -64,15 +64,17 @@ def denoise(model, x: Tensor, source, missed, sigmas: Tensor, extra_args=None, c
     return x
 
 
-def reverse(inversion):
-    """Replay's solver; θ_F "missed" holds x_0 - D_src, one a step."""
-    def solve(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        first = first_step(inversion, sigmas)
-        return denoise(model, source_where_equal(inversion, first, x),
-                       lambda i, x: of_rows(inversion.path[i if i < 0 else first + i], x),
-                       lambda i, x: recorded(inversion, "missed", first + i, x), sigmas, extra_args, callback, disable,
-                       eta=inversion.settings["eta"])
-    return solve
+def along(denoise, *settings):
+    """Replay's `reverse` with a `denoise` that is called as the one above; θ_F "missed" holds x_0 - D_src."""
+    def reverse(inversion):
+        def solve(model, x, sigmas, extra_args=None, callback=None, disable=None):
+            first = first_step(inversion, sigmas)
+            return denoise(model, source_where_equal(inversion, first, x),
+                           lambda i, x: of_rows(inversion.path[i if i < 0 else first + i], x),
+                           lambda i, x: recorded(inversion, "missed", first + i, x), sigmas, extra_args, callback,
+                           disable, **{name: inversion.settings[name] for name in settings})
+        return solve
+    return reverse
 
 
 def inverted(model, x, sigmas, *args, seed, eta, **kwargs) -> Found:
@@ -80,8 +82,9 @@ def inverted(model, x, sigmas, *args, seed, eta, **kwargs) -> Found:
     return Found(path, {"missed": recorded_theta(missed(model, path, sigmas, *args, **kwargs))})
 
 
+MISSED = {"missed": Kept("step", "step")}
 METHOD = Method("DDCM", "DDCM Invert", inverted, steps=12, takes=("together",), no_flow=(
     "{node} noises the picture as eps and v models do, this {model} MODEL predicts by flow: use DDIM Invert or "
     "Uni-Inv, or an eps or v model (SD1.x, SD2.x, SDXL)."),
-    settings={"eta": Setting(1.0, 0.0, 1.0, needed=True), "seed": SEED}, theta={"missed": Kept("step", "step")},
-    trajectory="independent", reverse=reverse, residual="missed", every=True)
+    settings={"eta": Setting(1.0, 0.0, 1.0, needed=True), "seed": SEED}, theta=MISSED,
+    trajectory="independent", reverse=along(denoise, "eta"), residual="missed", every=True)

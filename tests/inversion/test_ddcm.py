@@ -84,7 +84,6 @@ def test_a_step_with_the_x0_that_lands_keeps_to_the_source(eta):
     """Each step adds what the model misses, so that x0 is the picture without it."""
     inversion = invert("DDCM", tiny.sd15(output=0.05), eta=eta)
     for i in range(STEPS):
-        landing = ddcm.METHOD.landing(inversion, float(inversion.sigmas[i]))
-        found = ddcm.reverse(inversion)(lambda x, sigma, x0=landing: x0, inversion.path[i], inversion.sigmas[i:i + 2],
-                                        disable=True)
+        landing, step = ddcm.METHOD.landing(inversion, float(inversion.sigmas[i])), inversion.sigmas[i:i + 2]
+        found = ddcm.METHOD.reverse(inversion)(lambda x, sigma, x0=landing: x0, inversion.path[i], step, disable=True)
         assert relative(found, inversion.path[i + 1]) < 1e-5

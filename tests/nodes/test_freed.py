@@ -35,7 +35,7 @@ NODES = {
                                                       0.95, 0)}
 SAMPLED = {name: lambda c, edit=edit: c.sample(edit(c))
            for name, edit in {**EDITORS, **GUIDED, "noise map": noise_map}.items()}
-ONCE = {"DDPM", "CycleDiffusion", "DDCM", "LEDITS++", "store", "difference"}  # one forward
+ONCE = {"DDPM", "CycleDiffusion", "DDCM", "FlowEdit", "LEDITS++", "store", "difference"}  # one forward
 each = pytest.mark.parametrize("name, family", [
     (name, FAMILIES[i % len(FAMILIES)]) for i, name in enumerate([*SAMPLED, *INVERSIONS, *NODES])])
 

@@ -1,0 +1,30 @@
+"""FlowEdit Invert."""
+from comfy_api.latest import io
+
+from ....editing.inverting import invert
+from ....inversion.flow.flow_edit import METHOD
+from ...search import aliases
+from ...widgets import guidance_inputs, inversion_inputs, inversion_outputs, setting_input, sigmas_input
+
+
+class PalimpsestFlowEditInvert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestFlowEditInvert", display_name="FlowEdit Invert", category="palimpsest/inversion",
+            description="Noises the picture to every level and keeps what the model misses of it there. Replay then "
+                        "moves the picture along the difference of both prompts' velocities, a direct path (Kulikov "
+                        "et al. 2025). The source prompt returns the picture. Flow, eps and v models.",
+            **aliases("flow edit", "flux editing", "SD3 editing", "inversion-free editing", "edit without inversion"),
+            inputs=[*inversion_inputs(METHOD, "Number of steps. The picture returns with any number. Paper: 50 on SD3, "
+                                              "28 on Flux.", "Paper: simple."),
+                    setting_input(METHOD, "seed", control_after_generate=True,
+                                  tooltip="Seed of the noise. The picture returns with any seed."),
+                    *guidance_inputs("CFG of the source prompt. Paper: 3.5 on SD3, with 13.5 for the target. 1 is best "
+                                     "with a target CFG up to 2.5."),
+                    sigmas_input()],
+            outputs=inversion_outputs(own_reverse=True))
+
+    @classmethod
+    def execute(cls, model, source, latent, steps, scheduler, seed, cfg, negative=None, sigmas=None) -> io.NodeOutput:
+        return io.NodeOutput(*invert(METHOD, model, source, latent, steps, scheduler, sigmas, cfg, negative, seed=seed))
