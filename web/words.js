@@ -5,7 +5,8 @@ import { app } from "../../scripts/app.js"
 
 const NODE = "PalimpsestAttentionHeatmap", NAME = "palimpsest_words", HEIGHT = 300 // px
 const TEXTS = {
-    en: { hint: "Point at a word to see it, click to choose it", from: "The words come from another node: change them there" },
+    en: { hint: "Point at a word to see it, click to choose it",
+          from: "The words come from another node: change them there" },
     zh: { hint: "指向一个词即可查看，点击即可选择", from: "这些词来自另一个节点：请在那里修改" },
 }
 const STYLE = `
