@@ -54,6 +54,7 @@ class Canvas:
     info: the host's /object_info.
     name: the workflow's name, from which its id is made.
     """
+    every_input = False  # whether a node's file names the widgets too that nothing is connected to
 
     def __init__(self, info: dict, name: str):
         self.info, self.name, self.nodes, self.links, self.groups = info, name, [], [], []
@@ -104,8 +105,9 @@ class Canvas:
                     values.append(given)
                 values += ["fixed"] * is_controlled(name, type_, options)
                 high += (TEXT if options.get("multiline") else WIDGET) * (1 + is_controlled(name, type_, options))
-            if not widget or isinstance(given, tuple):
+            if not widget or isinstance(given, tuple) or self.every_input:
                 slot = {"name": name, "type": type_, "link": None} | ({"shape": 7} if optional else {})
+                given = given if isinstance(given, tuple) else None
                 (linked if widget else slots).append((slot | ({"widget": {"name": name}} if widget else {}), given))
         if inputs:
             raise KeyError(f"{kind} has no input {', '.join(inputs)}")
@@ -187,6 +189,7 @@ class Fold(Canvas):
     around: the canvas on which it is one node.
     values: of its widgets, instead of the blueprint's own.
     """
+    every_input = True  # frontends before 1.28 find what a wire inside leads to by its number among all of them
 
     def __init__(self, around: Canvas, blueprint, values: dict):
         super().__init__(around.info, f"{around.name}/{blueprint.title}")

@@ -1,5 +1,5 @@
 """The template browser's pictures: a workflow's source, what the sampler makes of the same prompt and the same noise
-without the editor, and the edit.
+without the editor, the edit, and what it changed.
 
 COMFYUI_PATH names the host. Give names of workflows to draw only these. The rest of the workflows' pictures show heat
 maps and are made by hand.
@@ -14,7 +14,7 @@ from canvas import Canvas, to_api
 from pack import load_pack
 from workflow import FOLDER, drawings, host_nodes, object_info
 
-SIDE, GAP, LABEL = 260, 8, 24
+SIDE, GAP, LABEL = 260, 8, 24  # of a tile
 ENDS = "Save Image", "Edited"  # titles of the nodes that show an edit
 
 
@@ -54,6 +54,8 @@ def main(names) -> int:
     server.client_id, server.send_sync = None, lambda *args: None  # nobody is connected
     import folder_paths
     import numpy as np
+    import torch
+    from palimpsest.metrics.drawing import colours
     from palimpsest.miniature.scenes import held_out_edit
     from PIL import Image, ImageDraw, ImageFont
 
@@ -79,11 +81,13 @@ def main(names) -> int:
             if alone := unedited(graph):
                 tiles["the prompt alone"] = ran(name, alone)
             tiles["edited"] = ran(name, graph)
-            page = Image.new("RGB", (3 * SIDE + 2 * GAP, SIDE + LABEL), "white")
+            difference = torch.tensor(np.abs(tiles["edited"].astype(float) - tiles["source"])).mean(-1)
+            tiles["what changed"] = (colours(difference / difference.max()) * 255).byte().numpy()
+            page = Image.new("RGB", (2 * SIDE + GAP, 2 * (SIDE + LABEL)), "white")
             for i, (label, pixels) in enumerate(tiles.items()):
-                left = (i + (3 - len(tiles)) / 2) * (SIDE + GAP)
-                page.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (round(left), 0))
-                ImageDraw.Draw(page).text((left + SIDE / 2, SIDE + LABEL / 2), label, "black",
+                left, top = i % 2 * (SIDE + GAP), i // 2 * (SIDE + LABEL)
+                page.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, top))
+                ImageDraw.Draw(page).text((left + SIDE / 2, top + SIDE + LABEL / 2), label, "black",
                                           ImageFont.load_default(15), "mm")
             page.save(FOLDER / f"{name}.jpg", quality=88)
             print(FOLDER / f"{name}.jpg", flush=True)

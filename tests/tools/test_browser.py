@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from palimpsest.nodes import search
-from palimpsest.showcase.folds import CHECKPOINT
+from palimpsest.showcase.folds import CHECKPOINT, EDITED
 from palimpsest.showcase.prompt import READER
 from PIL import Image
 
@@ -59,6 +59,18 @@ TYPED = ("change word", "remove object", "prompt to prompt", "photo to cartoon",
          "inpaint without model", "rf inversion", "mask from text", "move object")
 aliased = pytest.mark.skipif(not search.KNOWN, reason="this host knows no aliases")
 
+OWN, BY_WORDS = "own.safetensors", "Image Edit by Words (SD1.5, SD2, SDXL)"
+# Puts the miniature in the place of a checkpoint, and gives few steps to the blueprint on the canvas.
+SMALL = """() => {
+    const graph = app.graph, fold = graph.nodes.find(node => node.isSubgraphNode?.())
+    const old = graph.nodes.find(node => node.type === 'CheckpointLoaderSimple')
+    const small = graph.add(LiteGraph.createNode('PalimpsestLoadMiniature'))
+    for (const output of [0, 1, 2]) small.connect(output, fold, output)
+    if (old) graph.remove(old)
+    fold.widgets.find(widget => widget.name === 'steps').value = 2
+    return fold.id }"""
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("base")
@@ -66,6 +78,7 @@ def server(tmp_path_factory):
         place = base / "models" / model["directory"] / model["name"]
         place.parent.mkdir(parents=True)
         place.touch()
+    (base / "models" / CHECKPOINT["directory"] / OWN).touch()
     with Server(find_host(), Path(sys.executable), base, free_port(), log=base / "log") as server:
         yield server
     assert server.process.poll() is not None
@@ -171,6 +184,79 @@ def test_the_run_button_ends_in_a_picture_on_the_canvas(view):
         view.page.wait_for_function("picture => picture.naturalWidth === 128", arg=picture.element_handle())
         shown = view.page.request.get(picture.evaluate("picture => picture.src"))
         assert np.asarray(Image.open(io.BytesIO(shown.body()))).std() > 10, title
+
+
+def shown_size(view, title):
+    """[width, height] of the picture that a node shows."""
+    node = view.page.locator("[data-node-id]").filter(has=view.page.get_by_text(title, exact=True))
+    picture = node.locator("img").last
+    view.page.wait_for_function("picture => picture.naturalWidth > 0", arg=picture.element_handle())
+    return picture.evaluate("picture => [picture.naturalWidth, picture.naturalHeight]")
+
+
+def test_ones_own_photo_is_edited_in_eight_gestures(view, server):
+    view.set(Comfy__VueNodes__Enabled=True)
+    view.page.evaluate("app.graph.clear()")
+    photo = server.log.parent / "photo.png"
+    Image.effect_noise((300, 211), 80).convert("RGB").save(photo)
+    page, dialog, gestures = view.page, view.page.get_by_role("dialog"), []
+
+    def node(title):
+        return page.locator("[data-node-id]").filter(has=page.get_by_text(title, exact=True))
+
+    sentences = node(BY_WORDS).locator("textarea")
+
+    def choose():
+        node("Load Checkpoint").get_by_role("combobox").click()
+        page.get_by_role("option", name=OWN).click()
+
+    def take():
+        with page.expect_file_chooser() as chooser:
+            node("Load Image").locator("input[type=file]").locator("xpath=..").click()
+        chooser.value.set_files(photo)
+
+    for gesture in (
+            lambda: page.get_by_role("button", name="Templates").first.click(),
+            lambda: dialog.get_by_text(NAME, exact=True).first.click(),
+            lambda: dialog.get_by_test_id("template-workflow-Start here - Change a word").click(),
+            choose, take,
+            lambda: sentences.nth(0).fill("a photo of a red star on a wall background"),
+            lambda: sentences.nth(1).fill("a photo of a blue star on a wall background")):
+        gesture()
+        gestures.append(gesture)
+    page.wait_for_function("app.graph.nodes.some(node => node.widgets?.some(widget => widget.value === 'photo.png'))")
+    assert complaint(view) == ""
+    assert page.evaluate("app.graph.nodes.find(node => node.type.startsWith('Checkpoint')).widgets[0].value") == OWN
+    page.evaluate(SMALL)
+    gestures.append(view.run())
+    assert gestures[-1]["kind"] == "execution_success" and len(gestures) <= 8
+    assert shown_size(view, EDITED) == [300, 211]
+
+
+def test_a_blueprint_is_found_placed_and_run(view):
+    view.set(Comfy__VueNodes__Enabled=True)
+    page = view.page
+    page.evaluate("app.graph.clear()")
+    page.mouse.dblclick(700, 600)
+    page.get_by_role("combobox").last.fill("image edit by words")
+    page.get_by_test_id("result-item").filter(has_text=BY_WORDS).first.click()
+    page.mouse.click(500, 200)
+    page.wait_for_function("app.graph.nodes.some(node => node.isSubgraphNode?.())")
+    fold = page.evaluate(SMALL)
+    page.evaluate("""fold => {
+        const graph = app.graph, node = graph.getNodeById(fold)
+        const scene = graph.add(LiteGraph.createNode('PalimpsestMiniatureScene'))
+        const seen = graph.add(LiteGraph.createNode('PreviewImage'))
+        const input = name => node.inputs.findIndex(entry => entry.name === name)
+        scene.connect(0, node, input('image'))
+        scene.connect(1, node, input('what the picture shows'))
+        scene.connect(2, node, input('what it should show'))
+        node.connect(0, seen, 0) }""", fold)
+    assert view.run()["kind"] == "execution_success"
+    assert shown_size(view, "Preview Image") == [128, 128]
+    saved = json.loads((workflow.FOLDED / f"{BY_WORDS}.json").read_text(encoding="utf-8"))
+    assert page.evaluate("fold => app.graph.getNodeById(fold).subgraph.nodes.map(node => node.type)", fold) == [
+        node["type"] for node in saved["definitions"]["subgraphs"][0]["nodes"]]
 
 
 def test_a_warning_stands_on_its_node_as_long_as_it_holds(view):
