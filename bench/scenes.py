@@ -59,6 +59,7 @@ from .summary import NOBODY, Column, best, line, of_the_way, summary, table, tab
 ROOT = Path(__file__).parents[1]
 RESULTS, LINES = ROOT / "bench" / "results" / "scenes", ROOT / "output" / "scenes"
 WEIGHTS = ROOT / "miniature" / "miniature.safetensors", ROOT / "miniature" / "reader.safetensors"
+DETAILS = (ROOT / "miniature" / "details.py",)
 
 
 def as_it_is(scenes, model, inversion):
@@ -256,9 +257,10 @@ def stored(lines: Path) -> dict:
 
 @cache
 def version(split) -> str:
-    """A short name of the miniature's and its reader's weights, and of a split's pictures."""
+    """A short name of the miniature's and its reader's weights, and of a split's pictures and what is read of them."""
+    read_with = WEIGHTS + DETAILS * SPLITS[split].details
     pictures = [edit.target_image.tobytes() for kind in EDIT_KINDS for edit in SPLITS[split].edits(kind, range(2))]
-    return hashlib.sha256(b"".join([*(path.read_bytes() for path in WEIGHTS), *pictures])).hexdigest()[:8]
+    return hashlib.sha256(b"".join([*(path.read_bytes() for path in read_with), *pictures])).hexdigest()[:8]
 
 
 def results(split, folder=None) -> dict:
