@@ -8,27 +8,17 @@ regularisation.
 Differs from the paper: its class pictures are real ones, found by their captions; here they may be the model's own, as
 its ablation and diffusers' script have it. Concepts are joined by loading two files; the constrained merge (Eq. 4 to 6)
 is not built. ΔW is learned, from 0.
-Checked against: diffusers' train_custom_diffusion.py, which weights learn and their loss."""
+Checked against: diffusers' train_custom_diffusion.py, which weights learn and their loss.
+"""
 from dataclasses import dataclass
 
-import torch
-
-from ..editing.concepts import WeightBasis
+from ..editing.concepts import WholeChange
 
 
 @dataclass(frozen=True)
-class KeysAndValues(WeightBasis):
+class KeysAndValues(WholeChange):
     """W_k and W_v of cross-attention."""
     lr: float
 
     def takes(self, name, weight):
         return name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
-
-    def start(self, weight, generator):
-        return {"ΔW": torch.zeros(weight.shape, requires_grad=True)}
-
-    def delta(self, theta, weight):
-        return theta["ΔW"]
-
-    def saved(self, theta, weight):
-        return {"diff": theta["ΔW"]}

@@ -15,27 +15,16 @@ Checked against: diffusers' train_dreambooth.py, its loss with and without the p
 """
 from dataclasses import dataclass
 
-import torch
-
-from ..editing.concepts import WeightBasis
+from ..editing.concepts import WholeChange
 
 RARE = "sks"  # a rare token of CLIP, diffusers' identifier
 
 
 @dataclass(frozen=True)
-class AllWeights(WeightBasis):
+class AllWeights(WholeChange):
     """Every weight of the network: ΔW itself learns."""
     lr: float
     text_encoder: bool = False
 
     def takes(self, name, weight):
         return True
-
-    def start(self, weight, generator):
-        return {"ΔW": torch.zeros(weight.shape, requires_grad=True)}
-
-    def delta(self, theta, weight):
-        return theta["ΔW"]
-
-    def saved(self, theta, weight):
-        return {"diff": theta["ΔW"]}

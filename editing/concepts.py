@@ -66,6 +66,19 @@ class WeightBasis:
         raise NotImplementedError
 
 
+class WholeChange(WeightBasis):
+    """ΔW itself learns."""
+
+    def start(self, weight, generator):
+        return {"ΔW": torch.zeros(weight.shape, requires_grad=True)}
+
+    def delta(self, theta, weight):
+        return theta["ΔW"]
+
+    def saved(self, theta, weight):
+        return {"diff": theta["ΔW"]}
+
+
 @dataclass(frozen=True)
 class NewWord:
     """A word that the text encoder does not know, as vectors of its token table. Base of the papers' ways to learn one.
