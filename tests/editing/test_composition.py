@@ -6,7 +6,7 @@ from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
 from palimpsest.nodes.inversion.replay import PalimpsestReplay
 
 import tiny
-from editors import CONCEPTS, EDITORS, FAMILIES, MOVES, NULL_TOO, STEPS, each, each_with
+from editors import CONCEPTS, EDITORS, FAMILIES, MOVES, NULL_TOO, STEPS, each, each_in_turn, each_with
 from watching import LONG, PROMPTS, acts, assert_close, case, differ, made, near, of, predictions, reads, watch
 
 
@@ -37,7 +37,7 @@ def test_two_targets_in_a_batch_are_two_runs(editor, family, prompts):
     assert_close(together, torch.cat(found + found))
 
 
-@each
+@each_in_turn(0)
 def test_each_row_reads_its_own_picture(editor, family):
     """Two pictures, each with its own prompt, in one INVERSION: row i reads picture i mod 2."""
     sources, targets = ("a red cat on a mat", "a black dog on a mat"), ("a blue cat on a mat", "a black pig on a mat")
@@ -50,7 +50,7 @@ def test_each_row_reads_its_own_picture(editor, family):
         assert_close(row, a.sample(EDITORS[editor](a), latent=start[None])[0])
 
 
-@each
+@each_in_turn(1)
 def test_guidance_is_the_hosts_and_the_null_prompt_is_never_edited(editor, family):
     """At equal latents the target's rows equal those of CFG 1, and the null prompt's rows those of the plain model."""
     if editor in MOVES:

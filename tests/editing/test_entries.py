@@ -13,7 +13,7 @@ from palimpsest.host.unet import resolutions
 
 import nodes as host
 import tiny
-from editors import CROSS_END, EDITORS, FEATURES, MOVES, SELF_END, STEPS, each, each_with
+from editors import CROSS_END, EDITORS, FEATURES, MOVES, SELF_END, STEPS, each_in_turn, each_with
 from watching import acts, assert_close, case, differ, each_family, limit, of, predictions, watch
 
 
@@ -26,7 +26,7 @@ def combine(*conditionings):
     return [entry for c in conditionings for entry in c]
 
 
-@each
+@each_in_turn(1)
 def test_an_area_of_the_whole_picture_is_no_area(editor, family):
     """On the target, and on the null prompt, where the host gives the target a second entry for it."""
     c = case(family, size=16)
@@ -109,7 +109,7 @@ def test_the_maps_of_an_area_lie_in_its_window(family):
     assert_close(first(c.target, area(c.null, 10, 8, 4, 6)), both)
 
 
-@each
+@each_in_turn(2)
 def test_entries_that_prompt_edit_did_not_make_keep_their_own_cross_attention(editor, family):
     """Beside other entries the target is edited as it is alone. Shown at the source's
     latents, before the host's mean."""

@@ -43,3 +43,9 @@ def each_with(name, variants):
     """Every editor with every variant, each pair on one family in turn. All pairs of the three occur in a test."""
     return pytest.mark.parametrize(f"editor, {name}, family", [
         (e, v, FAMILIES[(i + j) % len(FAMILIES)]) for i, e in enumerate(EDITORS) for j, v in enumerate(variants)])
+
+
+def each_in_turn(turn):
+    """Every editor on one family. Tests of turns 0, 1 and 2 show it on all three."""
+    return pytest.mark.parametrize("editor, family", [
+        (e, FAMILIES[(i + turn) % len(FAMILIES)]) for i, e in enumerate(EDITORS)])

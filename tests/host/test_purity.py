@@ -15,7 +15,7 @@ from palimpsest.host.keys import RUN
 from palimpsest.host.unet import host_attention
 from palimpsest.nodes.attention.store import PalimpsestAttentionStore
 
-from editors import BARE, EDITORS, READS, STEPS, each, each_with
+from editors import BARE, EDITORS, READS, STEPS, each, each_in_turn, each_with
 from runs import Case, kept
 
 
@@ -122,7 +122,7 @@ class Trail:
         return [r() for r in (*self.tensors.values(), *self.objects.values()) if r() is not None]
 
 
-@each
+@each_in_turn(2)
 def test_the_same_bytes_again_whatever_was_sampled_between(editor, family, unchanged):
     """The same edited MODEL, as from a cached node, and an equal new one, as from a node that runs again."""
     c, model = case(family), edited(editor, family)
@@ -145,7 +145,7 @@ def test_attaching_an_editor_changes_no_other_model(editor, family):
     assert state(c.model) == base and state(chained) == before
 
 
-@each
+@each_in_turn(0)
 def test_what_a_run_gathers_dies_with_it(editor, family):
     """Without waiting for the garbage collector, which would be too late for a graphics card."""
     c, trail = case(family), Trail(edited(editor, family))
