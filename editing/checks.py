@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..host.batch import repeat_to_batch_size
 from ..host.canvas import concerning, log
+from ..host.hooks import hooks_of, known_hooks
 from ..host.sampling import adds_noise, digest
 from ..inversion.trajectory import Inversion
 from .editor import Editor, overrides
@@ -42,16 +43,13 @@ def check_finite(latent: Tensor):
 
 
 def check_hooks(run: "Run", editor: Editor):
-    """ValueError on hooks that the host would skip silently, because it registers only the hooks
-    of the guider's prompts."""
-    known = getattr(run.guider.model_options.get("registered_hooks"), "hooks", ())
-    own = (hook for prompt in editor.prompts for _, extras in prompt
-           for hook in getattr(extras.get("hooks"), "hooks", ()))
-    lost = sorted({type(hook).__name__ for hook in own if hook not in known})
+    """ValueError on hooks that the host would skip silently: it knows those of the guider's prompts, and
+    `register_weights` adds those on weights."""
+    known = known_hooks(run.guider)
+    lost = sorted({type(hook).__name__ for hook in hooks_of(editor.prompts) if hook not in known})
     if lost:
-        raise ValueError(f"{editor.name}'s own prompt carries hooks ({', '.join(lost)}) that the prompts being sampled "
-                         "have not, and the host applies theirs alone: give the positive the same hooks (Cond Set "
-                         "Props), or take them off and load the LoRA on the MODEL.")
+        raise ValueError(f"{editor.name}'s own prompt carries hooks ({', '.join(lost)}) that the host applies to the "
+                         "prompts being sampled alone: take them off it. A LoRA's hook may stay.")
 
 
 def check_run(run: "Run", stepped: Inversion | None):

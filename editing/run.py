@@ -1,6 +1,6 @@
 """One sampling run of an edited MODEL.
 
-An editor is a frozen description that `attach` puts on a clone of the MODEL. When the clone is sampled, four of the
+An editor is a frozen description that `attach` puts on a clone of the MODEL. When the clone is sampled, five of the
 host's wrappers give every editor its turn, ask the host where the run is (σ, rows, blocks), and drop all that the run
 gathered at its end, also when it is cancelled or fails. The model itself is never changed.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..host import gradients
 from ..host.canvas import concerning, executing_node, log, retract_warnings
 from ..host.guiders import CFGGuider, calc_cond_batch, convert_cond, encoded
+from ..host.hooks import register_weights
 from ..host.keys import KEY, RUN, running
 from ..host.network import Attention, attentions
 from ..host.options import WrappersMP, add_wrappers, with_transformer
@@ -195,6 +196,13 @@ def _prepare_sampling(executor, model, noise_shape, conds, *args, **kwargs):
     return real_model, {k: c for k, c in conds.items() if k not in own}, models
 
 
+def _outer_sample(executor, *args, **kwargs):
+    """The host knows the hooks of the guider's prompts. Those of the editors' own are added."""
+    guider = executor.class_obj
+    register_weights(guider, (prompt for e in editors(guider.model_patcher) for prompt in e.prompts))
+    return executor(*args, **kwargs)
+
+
 def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, *args,
                     **kwargs):
     retract_warnings()
@@ -245,5 +253,6 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     return questions.answer(x0s)
 
 
-_WRAPPERS = {WrappersMP.PREPARE_SAMPLING: _prepare_sampling, WrappersMP.SAMPLER_SAMPLE: _sampler_sample,
-             WrappersMP.PREDICT_NOISE: _predict_noise, WrappersMP.CALC_COND_BATCH: _calc_cond_batch}
+_WRAPPERS = {WrappersMP.OUTER_SAMPLE: _outer_sample, WrappersMP.PREPARE_SAMPLING: _prepare_sampling,
+             WrappersMP.SAMPLER_SAMPLE: _sampler_sample, WrappersMP.PREDICT_NOISE: _predict_noise,
+             WrappersMP.CALC_COND_BATCH: _calc_cond_batch}

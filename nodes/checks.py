@@ -61,7 +61,7 @@ def check_some(node, what, mask):
 
 
 def check_prompt_alone(whose, conditioning):
-    """ValueError on what an editor's own prompt cannot have. Hooks are allowed if the sampled prompts have them too."""
+    """ValueError on what an editor's own prompt cannot have. Hooks of weights are allowed."""
     kept = next((k for _, extras in conditioning for k in REFUSED if k != "hooks" and extras.get(k) is not None), None)
     if kept:
         raise ValueError(f"{whose} carries {kept!r}, but must be a plain prompt: remove {REFUSED[kept]} from it.")

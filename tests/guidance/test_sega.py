@@ -17,7 +17,6 @@ from palimpsest.editing.editor import editors
 from palimpsest.guidance.sega import largest
 from palimpsest.host.sampling import Solver
 from palimpsest.nodes.attention.prompt_mixing import PalimpsestPromptMixing
-from palimpsest.nodes.guidance.ledits import PalimpsestLEDITS
 from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance, PalimpsestSEGARegions
 
 import nodes as host
@@ -172,16 +171,26 @@ def test_hooks_of_the_sampled_prompts_act_on_a_concept_too():
     assert relative(c.sample(sega(c.model, hat), target, negative=null), wanted) > 1e-3
 
 
-def test_hooks_that_the_host_would_pass_over_are_refused():
-    """Hooks of a CONDITIONING, and of a CLIP that gives them to everything that it encodes."""
+def test_hooks_of_weights_act_on_a_concept_alone():
+    """Of a CONDITIONING, and of a CLIP that gives them to everything that it encodes. The weights come back."""
     c, hooks = case(), comfy.hooks.create_hook_lora(lora(case().model), 1.0, 0.0)
-    hat = comfy.hooks.set_hooks_for_conditioning(concept("a hat"), hooks)
+    plain, hooked = concept("a hat"), comfy.hooks.set_hooks_for_conditioning(concept("a hat"), hooks)
     clip, = SetClipHooks().apply_hooks(c.clip, False, True, hooks)
+    before = c.sample()
+    found = c.sample(sega(c.model, hooked))
+    assert torch.equal(c.sample(sega(c.model, tiny.encode(clip, "a hat"))), found)
+    assert relative(c.sample(sega(c.model, plain)), found) > 1e-3
+    assert torch.equal(c.sample(), before) and not c.model.hook_patches
+
+
+def test_hooks_that_the_host_would_pass_over_are_refused():
+    c, hooks = case(), comfy.hooks.HookGroup()
+    hooks.add(comfy.hooks.TransformerOptionsHook({}, comfy.hooks.EnumHookScope.HookedOnly))
+    hat = comfy.hooks.set_hooks_for_conditioning(concept("a hat"), hooks)
     model, rows = watched(c.model)
-    for edited in (sega(model, hat), PalimpsestLEDITS.execute(model, clip, "a hat", "add", 5.0, 0.0, 1.0,
-                                                              0.7).result[0],
-                   PalimpsestPromptMixing.execute(model, hat, 0.0, 1.0, "", "", 0.3, 0.8, "").result[0]):
-        with pytest.raises(ValueError, match=r"own prompt carries hooks \(WeightHook\).*load the LoRA on the MODEL"):
+    for edited in (sega(model, hat), PalimpsestPromptMixing.execute(model, hat, 0.0, 1.0, "", "", 0.3, 0.8,
+                                                                    "").result[0]):
+        with pytest.raises(ValueError, match=r"own prompt carries hooks \(TransformerOptionsHook\).*take them off"):
             c.sample(edited, c.source)
     assert not rows
     with pytest.raises(ValueError, match="Prompt Mixing's mix carries 'area'.*Set.Area"):

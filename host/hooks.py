@@ -1,0 +1,32 @@
+"""Hooks on weights: a LoRA for one prompt alone."""
+from collections.abc import Iterable
+
+from comfy.hooks import EnumHookMode, EnumWeightTarget, Hook, HookGroup, create_target_dict
+
+
+def hooks_of(conditionings: Iterable[list]) -> list[Hook]:
+    """The hooks that some CONDITIONINGs carry."""
+    return [hook for conditioning in conditionings for _, extras in conditioning
+            for hook in getattr(extras.get("hooks"), "hooks", ())]
+
+
+def known_hooks(guider) -> list[Hook]:
+    """The hooks that the host applies in a guider's run."""
+    return getattr(guider.model_options.get("registered_hooks"), "hooks", [])
+
+
+def register_weights(guider, conditionings: Iterable[list]):
+    """Lets the host apply the weights of further CONDITIONINGs in the run that begins, as it does those of the guider's
+    own, which alone it looks for. The host forgets them at the run's end."""
+    hooks = hooks_of(conditionings)
+    if not hooks:
+        return
+    if getattr(guider.model_patcher, "is_dynamic", bool)():  # as the guider does where its own prompts have hooks
+        guider.model_patcher = guider.model_patcher.get_non_dynamic_delegate()
+    registered = guider.model_options.get("registered_hooks") or HookGroup()
+    every = HookGroup()
+    for hook in (*registered.hooks, *hooks):
+        every.add(hook)
+    guider.model_options["registered_hooks"] = guider.model_patcher.register_all_hook_patches(
+        every, create_target_dict(EnumWeightTarget.Model), guider.model_options, registered)
+    guider.model_patcher.hook_mode = EnumHookMode.MaxSpeed  # the host puts it back
