@@ -180,9 +180,10 @@ def invert(method: Method | str, model, source: list, latent: dict, steps: int |
     latents, theta, notes = found[0]
     kept, noted = _noted(method, settings, cfg, None if unguided else negative)
     inversion = Inversion(
-        sigmas, tuple(z.float().cpu() for z in latents), conditioning, identity, method.name, method.trajectory, theta,
-        kept, {"steps": len(sigmas) - 1, "scheduler": scheduler, "evaluations": sum(rows),
-               "seconds": time.perf_counter() - began, "patches": patches(model), **noted, **notes})
+        method.levels(sigmas), tuple(z.float().cpu() for z in latents), conditioning, identity, method.name,
+        method.trajectory, theta, kept,
+        {"steps": len(sigmas) - 1, "scheduler": scheduler, "evaluations": sum(rows),
+         "seconds": time.perf_counter() - began, "patches": patches(model), **noted, **notes})
     return Inverted(inversion, {"samples": handed_on(noise)}, sigmas)
 
 

@@ -31,14 +31,15 @@ def replay(model, inversion: Inversion, start=0.0, sampler=None) -> Replay:
     sampler: a host's SAMPLER; None for the method's own steps, or Euler's."""
     check_family(model, inversion)
     method = method_of(inversion)
-    if method.reverse and sampler is not None:
+    if inversion.theta and method.reverse and sampler is not None:
         raise ValueError(f"{inversion.method} recorded {', '.join(inversion.theta)} for its own steps, which the "
                          "connected SAMPLER does not take: leave the sampler input empty.")
-    sigmas = inversion.sigmas[split_at(model, inversion.sigmas, start):]
+    sigmas = method.sigmas(inversion)
+    sigmas = sigmas[split_at(model, sigmas, start):]
     if len(sigmas) < 2:
         raise ValueError(f"Starting at {start:.0%} leaves no step of the inversion's {inversion.schedule}: choose "
                          "an earlier start (0 is the noisiest level).")
-    if method.reverse:
+    if method.reverse and sampler is None:
         solver = Solver(method.reverse(inversion), inversion=inversion, coupled=method.coupled)
     else:
         solver = Solver(inversion=inversion) if sampler is None else Solver.of(sampler)

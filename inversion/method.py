@@ -12,6 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .trajectory import Inversion, Theta
@@ -56,7 +57,7 @@ class Kept:
 class Found(NamedTuple):
     """What a method found.
 
-    latents: S+1 in the order of sigmas; none for a method that learns along another's trajectory.
+    latents: one at each of the method's `levels`; none for a method that learns along another's trajectory.
     theta: its θ_F.
     notes: for people.
     """
@@ -93,8 +94,9 @@ class Method:
     guided: whether what it recorded belongs to the CFG it was recorded at.
     reverse: reverse(inversion) gives the solver that takes its recorded steps, of k-diffusion's signature. None where
     Euler's steps, and so any host SAMPLER, walk the trajectory back.
-    coupled: whether that solver holds two latents. The network then sees, and a blend moves, what its CoupledState
-    (grid.py) says. Of other methods the network sees the trajectory's latent of each level.
+    middles: whether its latents lie in the middle of each step too. Replay's SIGMAS leave these levels out.
+    coupled: whether that solver holds two latents, or steps through middles. The network then sees, and a blend moves,
+    what its CoupledState (grid.py) says. Of other methods the network sees the trajectory's latent of each level.
     residual: the θ_F whose last entry the last step adds to x0 as it is.
     every: whether each step so adds its own.
     """
@@ -119,6 +121,7 @@ class Method:
     trajectory: str = "deterministic"
     guided: bool = False
     reverse: Callable[[Inversion], Callable] | None = None
+    middles: bool = False
     coupled: bool = False
     residual: str = ""
     every: bool = False
@@ -128,6 +131,16 @@ class Method:
         """What its way back reads of `Inversion.settings`."""
         own = [name for name, setting in self.settings.items() if setting.needed]
         return own + ["guidance", "negative"] * self.guided
+
+    def levels(self, sigmas: Tensor) -> Tensor:
+        """The σ of its latents, where it steps along these sigmas."""
+        if not self.middles:
+            return sigmas
+        return torch.cat([torch.stack([sigmas[:-1], (sigmas[:-1] + sigmas[1:]) / 2], 1).flatten(), sigmas[-1:]])
+
+    def sigmas(self, inversion: Inversion) -> Tensor:
+        """The schedule that an INVERSION of it stepped along."""
+        return inversion.sigmas[::2] if self.middles else inversion.sigmas
 
     def filled(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All of its settings, the given ones and the defaults of the others; ValueError on what it does not know."""

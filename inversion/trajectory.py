@@ -41,7 +41,7 @@ class Fingerprint(Protocol):
 class Inversion:
     """A picture read into noise. Immutable; every tensor is CPU float32.
 
-    sigmas: [S+1], descending, the last 0.
+    sigmas: [S+1], descending, the last 0. Some methods have the middles of their steps among them (method.py).
     latents: S+1 tensors [B,C,…], one at each σ, the clean one last; none for methods that learn without a trajectory.
     conditioning: the source in the host's form, exactly one entry [cross_attn, {…}].
     fingerprint: the host's, of the model it was made with, comparable with ==.
@@ -115,7 +115,7 @@ class Inversion:
     @property
     def schedule(self) -> str:
         """The schedule in words, for messages."""
-        return describe(self.sigmas, self.provenance.get("scheduler", ""))
+        return describe(self.sigmas, self.provenance.get("scheduler", ""), self.provenance.get("steps"))
 
     def covers(self, sigma: float) -> bool:
         """Whether `at(sigma)` has an answer."""
@@ -176,9 +176,9 @@ class Inversion:
         return level if distance[level] <= TOLERANCE * self.sigmas[level] else None
 
 
-def describe(sigmas: Tensor, scheduler="") -> str:
+def describe(sigmas: Tensor, scheduler="", steps=None) -> str:
     """A schedule in words, such as "50 ddim_uniform steps from sigma 13.1 to 0"."""
-    steps = f"{len(sigmas) - 1} {scheduler}".strip()
+    steps = f"{steps or len(sigmas) - 1} {scheduler}".strip()
     return f"{steps} steps from sigma {sigmas[0]:.4g} to {sigmas[-1]:.4g}"
 
 

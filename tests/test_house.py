@@ -32,7 +32,7 @@ SHARED = {".attention.alignment", ".inversion.grid", ".inversion.method", ".inve
           ".inversion.storage", ".inversion.trajectory"}
 # The one paper that a paper may import.
 PARENTS = {".guidance.ledits": ".guidance.sega", ".inversion.cycle_diffusion": ".inversion.ddpm",
-           ".inversion.flow.flow_edit": ".inversion.ddcm",
+           ".inversion.flow.fireflow": ".inversion.flow.rf_solver", ".inversion.flow.flow_edit": ".inversion.ddcm",
            ".inversion.regularized": ".inversion.ddim"}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...editing.editor import require_plain
 from ...editing.inverting import check_guidance
 from ...editing.replay import replay, retrace
+from ...inversion.method import method_of
 from ...metrics.drawing import INK, PALE, PAPER, RULE, SMALLEST, colours, sheet, tile
 from ...metrics.pixels import psnr
 from ...metrics.whiteness import white_range, whiteness
@@ -92,8 +93,8 @@ def check_picture(latents: Tensor, inversion):
 
 def path_errors(path, inversion) -> Tensor:
     """The distance of each latent of a path from the INVERSION's at its level, over the norm of the latter: [S+1,B]."""
-    return torch.stack([(x - own).flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1)
-                        for x, own in zip(path, inversion.latents)])
+    known = map(inversion.at, method_of(inversion).sigmas(inversion).tolist())
+    return torch.stack([(x - own).flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1) for x, own in zip(path, known)])
 
 
 def unit_noise(inversion) -> Tensor:
@@ -119,12 +120,12 @@ def draw(inversion, image, pictures, noise, errors, numbers, cfg) -> Tensor:
              "reconstruction": (f"replay at CFG {cfg:g}", pictures["reconstruction"]),
              "difference": ("|replay - source|", colours(difference / high)),
              "noise": (f"latent at sigma {float(inversion.sigmas[0]):.3g}", grey.expand(-1, -1, -1, 3))}
-    rows, white = [], ranges(noise.shape[1:])
+    rows, white, sigmas = [], ranges(noise.shape[1:]), method_of(inversion).sigmas(inversion).tolist()
     for i in range(len(image)):
         row = [tile(images[i], label if i == 0 else "", lines(name, numbers, i, white),
                     (0., high) if name == "difference" else None) for name, (label, images) in heads.items()]
         # both paths start at the same latent, so the first error is 0
-        plot = curve(errors[1:, i].tolist(), inversion.sigmas[1:].tolist(), max(SMALLEST, row[0].width))
+        plot = curve(errors[1:, i].tolist(), sigmas[1:], max(SMALLEST, row[0].width))
         title = f"{inversion.method}: error of the replay" if i == 0 else ""
         rows.append([*row, tile(plot, title, lines("curve", numbers, i, white))])
     return sheet(rows)
