@@ -1,13 +1,38 @@
 """Hooks on weights: a LoRA for one prompt alone."""
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from comfy.hooks import EnumHookMode, EnumWeightTarget, Hook, HookGroup, create_target_dict
+from comfy.hooks import (
+    EnumHookMode,
+    EnumHookType,
+    EnumWeightTarget,
+    Hook,
+    HookGroup,
+    create_hook_lora,
+    create_target_dict,
+    set_hooks_for_conditioning,
+)
+from torch import Tensor
+
+
+def with_weights_on(conditioning: list, weights: Mapping[str, Tensor], strength: float) -> list:
+    """A CONDITIONING under which the network has a LoRA file's weights."""
+    return set_hooks_for_conditioning(conditioning, create_hook_lora(dict(weights), strength, 0.0))
 
 
 def hooks_of(conditionings: Iterable[list]) -> list[Hook]:
     """The hooks that some CONDITIONINGs carry."""
     return [hook for conditioning in conditionings for _, extras in conditioning
             for hook in getattr(extras.get("hooks"), "hooks", ())]
+
+
+def weight_hooks(conditioning: list) -> list[Hook]:
+    """Those of a CONDITIONING that change weights."""
+    return [hook for hook in hooks_of([conditioning]) if hook.hook_type == EnumHookType.Weight]
+
+
+def weights_changed(model, conditioning: list) -> int:
+    """How many of a MODEL's weights a CONDITIONING changes in the run that goes on."""
+    return len({key for hook in weight_hooks(conditioning) for key in model.hook_patches.get(hook.hook_ref, ())})
 
 
 def known_hooks(guider) -> list[Hook]:

@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ...editing.learning import applied, learn_concept
 from ...host.concept_files import embedding_file, lora_file
+from ...host.hooks import with_weights_on
 from ..search import aliases
 from .widgets import ConceptImagesType, ConceptType, ObjectiveType, TrainableType
 
@@ -69,6 +70,30 @@ class PalimpsestApplyConcept(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, concept, strength_model, strength_clip) -> io.NodeOutput:
         return io.NodeOutput(*applied(model, clip, concept, strength_model, strength_clip))
+
+
+class PalimpsestConceptHook(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestConceptHook", display_name="Concept on One Prompt", category="palimpsest/concept",
+            **aliases("LoRA on one prompt", "hook", "two LoRAs", "regional LoRA", "SINE expert"),
+            description="Puts a learned concept's weights on one prompt alone, by ComfyUI's hooks. Other prompts see "
+                        "the model as it is. Encode the prompt with the concept's CLIP.",
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="The prompt."),
+                ConceptType.Input("concept"),
+                io.Float.Input("strength", default=1.0, min=-100.0, max=100.0, step=0.01,
+                               tooltip="Of what the network learned."),
+            ],
+            outputs=[io.Conditioning.Output()])
+
+    @classmethod
+    def execute(cls, conditioning, concept, strength) -> io.NodeOutput:
+        if not concept.weights:
+            raise ValueError(f"The concept learned the words {', '.join(concept.words) or 'none'} and no weights, and "
+                             "words need no hook: write them in the prompt.")
+        return io.NodeOutput(with_weights_on(conditioning, concept.weights, strength))
 
 
 class PalimpsestSaveConcept(io.ComfyNode):

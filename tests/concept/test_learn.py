@@ -1,4 +1,5 @@
 """The nodes of concepts, from pictures to the host's own files, on the miniature."""
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,12 @@ from palimpsest.miniature.model import load_miniature
 from palimpsest.nodes.concept.custom_diffusion import PalimpsestLearnKV
 from palimpsest.nodes.concept.dreambooth import PalimpsestLearnAll, PalimpsestPriorPreservation
 from palimpsest.nodes.concept.images import PalimpsestClassImages, PalimpsestConceptImages
-from palimpsest.nodes.concept.learn import PalimpsestApplyConcept, PalimpsestLearnConcept, PalimpsestSaveConcept
+from palimpsest.nodes.concept.learn import (
+    PalimpsestApplyConcept,
+    PalimpsestConceptHook,
+    PalimpsestLearnConcept,
+    PalimpsestSaveConcept,
+)
 from palimpsest.nodes.concept.lora import PalimpsestLearnLoRA
 from palimpsest.nodes.concept.svdiff import PalimpsestLearnSpectral
 from palimpsest.nodes.concept.textual_inversion import PalimpsestNewWord
@@ -32,10 +38,11 @@ def concept_images(identifier="sks", count=2):
     return PalimpsestConceptImages.execute(pictures, parts()[2], captions, identifier).result[0]
 
 
-def sampled(model, clip, text="a photo of a sks star on a grass background"):
+def sampled(model, clip, text="a photo of a sks star on a grass background", concept=None, cfg=3.0):
     prompt, null = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in (text, ""))
+    prompt = PalimpsestConceptHook.execute(prompt, concept, 1.0).result[0] if concept else prompt
     empty = {"samples": torch.zeros(1, 4, 16, 16)}
-    return nodes.common_ksampler(model, 0, 3, 3.0, "ddim", "ddim_uniform", prompt, null, empty)[0]["samples"]
+    return nodes.common_ksampler(model, 0, 3, cfg, "ddim", "ddim_uniform", prompt, null, empty)[0]["samples"]
 
 
 def test_from_pictures_to_files_that_the_hosts_loaders_read(tmp_path, monkeypatch):
@@ -81,6 +88,17 @@ def test_every_trainable_learns_and_can_be_weakened(node, settings):
     none = sampled(*PalimpsestApplyConcept.execute(model, clip, concept, 0.0, 0.0).result)
     assert torch.equal(none, before)
     assert 0 < relative(half, before) < relative(full, before)
+
+
+def test_a_concept_on_one_prompt_is_the_tuned_model_to_the_last_bit():
+    model, clip, _ = parts()
+    trained = PalimpsestLearnKV.execute(1e-1).result[0]
+    tuned, _, concept, _ = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 1, 1, 0).result
+    wanted = sampled(tuned, clip, cfg=1.0)
+    assert torch.equal(sampled(model, clip, concept=concept, cfg=1.0), wanted)
+    assert relative(sampled(model, clip, cfg=1.0), wanted) > 1e-3
+    with pytest.raises(ValueError, match="words need no hook"):
+        PalimpsestConceptHook.execute([], dataclasses.replace(concept, weights={}), 1.0)
 
 
 def test_pictures_of_other_sizes_join():

@@ -6,7 +6,7 @@ from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
 from palimpsest.nodes.inversion.replay import PalimpsestReplay
 
 import tiny
-from editors import CONCEPTS, EDITORS, FAMILIES, MOVES, NULL_TOO, STEPS, each, each_in_turn, each_with
+from editors import APART, CONCEPTS, EDITORS, FAMILIES, MOVES, NULL_TOO, STEPS, each, each_in_turn, each_with
 from watching import LONG, PROMPTS, acts, assert_close, case, differ, made, near, of, predictions, reads, watch
 
 
@@ -87,7 +87,8 @@ def test_the_same_result_however_the_host_batches(editor, family, prompts, split
     c = case(family, prompts)
     model = EDITORS[editor](c)
     together, chunks = watch(c, model)
-    assert {k.together for k in chunks if k.role != "reference"} == {2 + CONCEPTS.get(editor, 0)}
+    sizes = {2 + CONCEPTS.get(editor, 0)} | ({1} if editor in APART else set())
+    assert {k.together for k in chunks if k.role != "reference"} == sizes
     split(c)
     apart, chunks = watch(c, model)
     assert {k.together for k in chunks} == {1}

@@ -34,7 +34,7 @@ def those(field):
 # case.py says what each of them means.
 FEATURES = those("features")
 READS, ACTS = those("reads") | FEATURES, those("acts") | FEATURES
-NULL_TOO, MOVES, BARE, WORDS = (those(field) for field in ("null_too", "moves", "bare", "words"))
+NULL_TOO, MOVES, BARE, WORDS, APART = (those(field) for field in ("null_too", "moves", "bare", "words", "apart"))
 FAMILIES = list(tiny.UNETS)
 each = pytest.mark.parametrize("editor, family", [(e, f) for e in EDITORS for f in FAMILIES])
 
