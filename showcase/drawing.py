@@ -28,15 +28,15 @@ def picture_and_words(c, note: str, tall: int, picture: dict, target: bool = Tru
     """
     c.column(360)
     c.note("How to use your own", OWN_MODEL.format(mask=" and its mask" if masked else "") + note, tall)
-    c.column(320)
     loader = c.node("PalimpsestLoadMiniature")
+    c.column(320)
     scene = c.node("PalimpsestMiniatureScene", None, 220, **picture)
     c.column(320)
     words = c.node("PalimpsestPromptEdit", clip=loader["CLIP"], source=scene["source text"],
                    target=scene["target text" if target else "source text"])
+    c.column(300)
     sized = c.node("PalimpsestModelSize", model=loader["MODEL"], image=scene["source"],
                    **({"mask": scene["edit mask"]} if masked else {}))
-    c.column(300)
     encoded = c.node("VAEEncode", pixels=sized["IMAGE"], vae=loader["VAE"])
     return SimpleNamespace(loader=loader, scene=scene, words=words, encoded=encoded, picture=sized["IMAGE"],
                            mask=sized["MASK"] if masked else scene["edit mask"])
@@ -47,7 +47,7 @@ def replay(c, title: str, model, inversion, positive, negative, cfg: float, star
     c.column(290)
     r = c.node("PalimpsestReplay", model=model, inversion=inversion["inversion"], start=start)
     c.column(290)
-    return c.node("SamplerCustom", title, 180, model=r["model"], positive=positive, negative=negative,
+    return c.node("SamplerCustom", title, 130, model=r["model"], positive=positive, negative=negative,
                   sampler=r["sampler"], sigmas=r["sigmas"], latent_image=r["latent"], add_noise=False, noise_seed=0,
                   cfg=cfg)
 
@@ -77,6 +77,7 @@ def on_injected(kind, masked=False):
     def edit(c, p, inversion):
         kept = injected(c, p, inversion, **(LOOSE if masked else {}))
         mask = {"mask": p.mask} if masked else {}
+        c.column(320)
         return c.node(kind, model=kept["MODEL"], inversion=inversion["inversion"], **mask)
     return edit
 
@@ -141,7 +142,7 @@ class Workflow:
 
     def draw(self, c):
         with c.group("1  Picture and words", BLUE):
-            p = picture_and_words(c, self.about, 440, {"seed": self.seed, "kind": self.kind}, masked=self.masked)
+            p = picture_and_words(c, self.about, 370, {"seed": self.seed, "kind": self.kind}, masked=self.masked)
             p.null = encoded(c, p, "Null prompt", "")
         inversion = None
         if self.invert:
@@ -158,10 +159,10 @@ class Workflow:
             latent = editor["LATENT"] if inversion is None else replay(
                 c, "Sample the edit", editor["MODEL"], inversion, prompt, p.null["CONDITIONING"], self.cfg,
                 self.start)["output"]
-            edited = c.node("VAEDecode", "Edited", samples=latent, vae=p.loader["VAE"])
         with c.group("4  Compare", YELLOW):
-            c.column(760)
+            c.column(320)
+            edited = c.node("VAEDecode", "Edited", samples=latent, vae=p.loader["VAE"])
+            c.node("SaveImage", None, 220, images=edited["IMAGE"], filename_prefix="palimpsest/edited")
+            c.column(640)
             c.node("PalimpsestEditReport", None, 230, source=p.picture, edited=edited["IMAGE"],
                    target=p.scene["exact target"], mask=p.mask)
-            c.column(400)
-            c.node("SaveImage", None, 300, images=edited["IMAGE"], filename_prefix="palimpsest/edited")

@@ -134,7 +134,7 @@ class Start:
             c.note("How to use it", self.about if self.small else OWN.format(ask=self.about), 180)
             if self.small:
                 loader = c.node("PalimpsestLoadMiniature")
-                image = c.node("PalimpsestMiniatureScene", None, 260, **self.scene)["source"]
+                image = c.node("PalimpsestMiniatureScene", None, 180, **self.scene)["source"]
             else:
                 loader = c.node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"])
                 loader.data["properties"]["models"] = [CHECKPOINT]
@@ -147,8 +147,7 @@ class Start:
         with c.group("3  Edited", YELLOW):
             c.column(560)
             shown = c.node("PreviewImage", EDITED, 480, images=node["image"])
-            c.column(560)
-            c.node("PreviewImage", "Report", 300, images=node["report"])
+            c.node("PreviewImage", "Report", 220, images=node["report"])
         if not self.small:  # what App mode shows
             given = [(loader, "ckpt_name"), (photo, "image"), *((node, name) for name in asked)]
             c.extra["linearData"] = {"inputs": [[str(of.data["id"]), name] for of, name in given],

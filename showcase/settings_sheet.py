@@ -34,7 +34,7 @@ def edit(c, p, inversion):
 def draw(c):
     """Try the values of two settings and see all pictures on one sheet."""
     with c.group("1  Picture and words", BLUE):
-        p = picture_and_words(c, ABOUT, 440, SHAPE)
+        p = picture_and_words(c, ABOUT, 370, SHAPE)
         p.null = encoded(c, p, "Null prompt", "")
     with c.group("2  Invert", GREEN):
         c.column(300)
@@ -45,7 +45,7 @@ def draw(c):
         picture = edit(c, p, inversion)
     with c.group("4  Compare settings", YELLOW):
         c.column(760)
-        c.node("PalimpsestSettingsSheet", None, 500, image=picture, **SHEET)
+        c.node("PalimpsestSettingsSheet", None, 440, image=picture, **SHEET)
 
 
 def page(c, label):

@@ -7,7 +7,8 @@ CONTROLLED = {"seed", "noise_seed"}  # the frontend adds "control after generate
 NEVER, BYPASS = 2, 4  # modes of a node that does not run
 TITLE, FRAME, SLOT, WIDGET, TEXT = 30, 40, 28, 33, 110  # heights on the canvas, px
 GAP, MARGIN, HEADING = 40, 20, 54
-CORNER, WINDOW = (80, 80), (1500, 800)  # where a workflow opens, px
+CORNER, WINDOW = (80, 110), (1400, 780)  # where a workflow opens, px
+READABLE = 0.6  # below this zoom a canvas draws no text
 ENTRANCE, EXIT, AISLE = -10, -20, 200  # a subgraph's own numbers for its inputs and outputs, and the room before them
 
 
@@ -179,7 +180,7 @@ class Canvas:
         left, top = min(x for x, *_ in frames), min(y for _, y, *_ in frames)
         wide = max(x + width for x, _, width, _ in frames) - left
         high = max(y + height for _, y, _, height in frames) - top
-        scale = round(min(WINDOW[0] / wide, WINDOW[1] / high, 1), 2)
+        scale = max(min(WINDOW[0] / wide, WINDOW[1] / high, 1) // .01 / 100, READABLE)
         return {"scale": scale, "offset": [round(CORNER[0] / scale - left), round(CORNER[1] / scale - top)]}
 
 

@@ -58,6 +58,7 @@ def draw(c):
         c.column(640)
         c.node("PalimpsestAttentionHeatmap", None, 500, attention=attention["ATTENTION"], image=p.picture,
                words=SEEN)
+        c.column(290)
         mask = c.node("PalimpsestAttentionMask", None, 240, attention=attention["ATTENTION"], words=named["STRING"],
                       grow=1, blur=0.5, image=p.picture)
     with c.group("4  Edit", BROWN):

@@ -16,7 +16,7 @@ The mask fits any node that takes one: *Latent Blend (Inversion)*, *ImageComposi
 def draw(c):
     """Where a model sees each word of a picture's prompt, and a mask made from it."""
     with c.group("1  Picture and words", BLUE):
-        p = picture_and_words(c, ABOUT, 480, SCENE, target=False)
+        p = picture_and_words(c, ABOUT, 400, SCENE, target=False)
         loader, words = p.loader, p.words
     with c.group("2  Invert", GREEN):
         c.column(290)
@@ -27,7 +27,7 @@ def draw(c):
     c.row()
     with c.group("3  See, and mask", VIOLET):
         c.column(720)
-        seen = c.node("PalimpsestAttentionHeatmap", None, 600, attention=attention["ATTENTION"], image=p.picture,
+        seen = c.node("PalimpsestAttentionHeatmap", None, 460, attention=attention["ATTENTION"], image=p.picture,
                       words=WORDS)
         c.column(290)
         mask = c.node("PalimpsestAttentionMask", None, 280, attention=attention["ATTENTION"], words=seen["words"],

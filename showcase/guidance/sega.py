@@ -15,7 +15,7 @@ def concept(c, p, inversion=None, **settings):
 
 def concept_and_regions(c, p, inversion):
     guided = concept(c, p)
-    c.column(500)
+    c.column(400)
     c.node("PalimpsestSEGARegions", None, 260, model=guided["MODEL"], inversion=inversion["inversion"],
            negative=p.null["CONDITIONING"], image=p.picture)
     return guided

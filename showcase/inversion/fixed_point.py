@@ -10,7 +10,7 @@ def reported(c, p):
     """An inversion with its report and its file."""
     inversion = inverted(c, p, "PalimpsestFixedPointInvert")
     c.node("PalimpsestSaveInversion", None, 160, inversion=inversion["inversion"])
-    c.column(760)
+    c.column(620)
     c.node("PalimpsestInversionReport", None, 300, model=p.loader["MODEL"], inversion=inversion["inversion"],
            vae=p.loader["VAE"], image=p.picture)
     return inversion

@@ -8,9 +8,8 @@ from ..rows import InversionRow
 
 def learned(c, p):
     traced = inverted(c, p)
-    c.column(300)
     found = c.node("PalimpsestNullTextOptimize", model=p.loader["MODEL"], inversion=traced["inversion"], cfg=HIGH)
-    c.column(760)
+    c.column(620)
     c.node("PalimpsestInversionReport", None, 300, model=p.loader["MODEL"], inversion=found["inversion"],
            vae=p.loader["VAE"], image=p.picture, cfg=HIGH, negative=p.null["CONDITIONING"])
     return found

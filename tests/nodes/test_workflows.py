@@ -25,7 +25,7 @@ from PIL import Image
 import demo
 import frozen
 import workflow
-from canvas import TITLE, declared, is_widget, to_api
+from canvas import CORNER, READABLE, TITLE, WINDOW, declared, is_widget, to_api
 from environment import host_version
 from headless import Executor
 from locales import infos
@@ -116,6 +116,15 @@ def test_nothing_overlaps_on_the_canvas_and_every_node_stands_in_one_group(name)
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (a, b)
     for box in boxes.values():
         assert sum(f[0] < box[0] and f[1] < box[1] and f[2] > box[2] and f[3] > box[3] for f in frames) == 1
+
+
+@named
+def test_it_opens_large_enough_for_texts_with_its_first_group_whole(name):
+    ui = drawn(name)
+    scale, (x, y), (left, top, wide, high) = *ui["extra"]["ds"].values(), ui["groups"][0]["bounding"]
+    right, bottom = (corner + side for corner, side in zip(CORNER, WINDOW))
+    assert scale >= READABLE and left + x > 0 and top + y > 0
+    assert scale * (left + x + wide) <= right and scale * (top + y + high) <= bottom + 1
 
 
 @named
