@@ -50,7 +50,7 @@ from ..miniature.details import read_asked, read_details
 from ..miniature.model import load_miniature
 from ..miniature.reader import read
 from ..miniature.scenes import EDIT_KINDS, visible
-from ..showcase.rows import NO_INVERSION, SceneRow
+from ..showcase.rows import NO_INVERSION, SceneRow, as_it_is
 from .floors import GHOSTS, ghosts, references
 from .inversions import METHODS, Scenes, rounded
 from .splits import SPLITS
@@ -62,13 +62,10 @@ WEIGHTS = ROOT / "miniature" / "miniature.safetensors", ROOT / "miniature" / "re
 DETAILS = (ROOT / "miniature" / "details.py",)
 
 
-def as_it_is(scenes, model, inversion):
-    return model
-
-
 EDITORS = {row.name: row for row in (SceneRow("plain", as_it_is, crossed=True), *showcase.collected("scenes"))}
 OWN = list(dict.fromkeys(row.on for row in EDITORS.values()))  # inversions that some editors stand on
-CROSSED = "Negative-prompt", "Null-text", "Edit-friendly DDPM"
+CROSSED = "Negative-prompt", "Null-text", "Edit-friendly DDPM", "FlowEdit", "DDCM, one noise"
+INVERSIONS = list(dict.fromkeys([*OWN, *CROSSED]))
 REFERENCES = "fresh noise", "another picture", *GHOSTS, "identifiable", "ideal edit"
 COMPARED = "success", "asked", "details", "kept", "background_psnr", "target_psnr"
 COLUMNS = (Column("cases", "cases"), Column("success", "success", "%"), Column("asked", "asked", "%"),
@@ -98,7 +95,8 @@ def single(inversion, one, i):
 def editors_on(inversion, kind, chosen) -> list:
     """Those of the chosen editors that are measured on an inversion, for a kind of edit."""
     return [name for name in chosen if kind in (EDITORS[name].kinds or EDIT_KINDS)
-            and (EDITORS[name].on == inversion or EDITORS[name].crossed and inversion not in OWN)]
+            and (EDITORS[name].on == inversion
+                 or EDITORS[name].crossed and (inversion in CROSSED or inversion not in OWN))]
 
 
 class Counter:
@@ -330,7 +328,7 @@ def main():
     parser.add_argument("--split", choices=SPLITS, default="public")
     parser.add_argument("--cases", type=int, default=60, help="of each kind")
     parser.add_argument("--kind", nargs="+", choices=EDIT_KINDS, default=list(EDIT_KINDS))
-    parser.add_argument("--inversion", nargs="+", choices=[*METHODS, NO_INVERSION], default=[*OWN, *CROSSED])
+    parser.add_argument("--inversion", nargs="+", choices=[*METHODS, NO_INVERSION], default=INVERSIONS)
     parser.add_argument("--editor", nargs="+", choices=EDITORS, default=list(EDITORS))
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=4.0)

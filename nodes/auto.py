@@ -1,9 +1,13 @@
 """What "auto" chooses on several nodes: schedules and masks by the kind of the edit, read off PROMPT_EDIT."""
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from ..attention.alignment import Pair, PromptEdit
 from ..attention.store import Attention
 from ..editing.edit_kind import KINDS, Edit, read_edit
+from ..editing.edit_words import FUNCTION
 from ..host.canvas import log, note
 from ..host.tokens import Word, present_words
 
@@ -12,6 +16,9 @@ SCHEDULES = {  # kind: (cross_end, self_end)
     "style": (0.0, 0.8), "material": (0.8, 0.8), "colour": (0.4, 0.8), "": (0.8, 0.4)}
 """Chosen on public scenes of the miniature, as bench/scenes.py measures them. Without a kind: Attention Inject's
 defaults."""
+LASTING = {"delete"}
+"""Kinds in which the words that stay keep the source's maps to the end. Else the target draws them once more, where the
+others went."""
 WHOLE = {"background", "style", ""}
 """Kinds that may change the whole picture."""
 SHAPED = {"add", "object", "pose"}
@@ -58,6 +65,19 @@ class Auto:
         kinds = {change.kind for edit in self.edits for change in edit.changes} or {""}
         cross_end, self_end = map(min, zip(*(SCHEDULES[kind] for kind in kinds)))
         return cross_end, self_end, min(1.0, max(FINEST, TOKENS / min(latent) if kinds <= LAYOUT else 0.0))
+
+    @property
+    def lasts(self) -> bool:
+        """Whether words keep the source's maps to the end."""
+        return any(edit.kind in LASTING for edit in self.edits)
+
+    def lasting(self, ends: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Where cross-attention ends for each pair's tokens [target], given where it ends for others."""
+        found = []
+        for pair, edit, end in zip(self.pairs, self.edits, ends):
+            said = [i for word in pair.target.words if word.name not in FUNCTION for i in word.positions]
+            found.append(end.index_fill(0, torch.tensor(said), 1.0) if edit.kind in LASTING else end)
+        return tuple(found)
 
     def source_words(self, rows: int) -> list[list[Word]]:
         """The words of the source where each of some rows may change; none where that is the whole picture."""

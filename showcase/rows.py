@@ -94,6 +94,11 @@ def output(node, **given):
     return node.execute(**defaults | given).result[0]
 
 
+def as_it_is(scenes, model, inversion):
+    """A SceneRow's edit: none."""
+    return model
+
+
 def inject(scenes, model, inversion, **settings):
     """A SceneRow's edit: Attention Inject."""
     return output(PalimpsestAttentionInject, model=model, inversion=inversion, prompt_edit=scenes.edit, **settings)

@@ -78,12 +78,16 @@ class PalimpsestAttentionInject(io.ComfyNode):
         require_unet(model, "Attention Inject")
         check_family(model, inversion)
         check_source(inversion, prompt_edit, "Attention Inject")
-        if schedule == "auto":
+        typed, auto = parse_word_values(word_ends), Auto.of(prompt_edit) if schedule == "auto" else None
+        lasts = auto is not None and auto.lasts and not typed
+        if auto:
             retract_warnings()
-            auto = Auto.of(prompt_edit)
             cross_end, self_end, self_resolution = auto.schedule(inversion.shape[-2:])
-            auto.say(f"cross_end {cross_end:g}, self_end {self_end:g}, self_resolution {self_resolution:g}")
-        ends = per_token(parse_word_values(word_ends), prompt_edit, cross_end)
+            auto.say(f"cross_end {cross_end:g}{', 1 for the words that stay' * lasts}, self_end {self_end:g}, "
+                     f"self_resolution {self_resolution:g}")
+        ends = per_token(typed, prompt_edit, cross_end)
+        if auto and lasts:
+            ends = auto.lasting(ends)
         given = parse_word_values(word_weights)
         weights = per_token(given, prompt_edit, 1.0)
         coarsest = min(resolutions(model.model.diffusion_model).values())

@@ -61,6 +61,16 @@ def test_inject_takes_the_least_that_the_changes_of_all_rows_ask_for(targets, ki
     assert not torch.equal(auto, case.sample(inject(case, **{**given, "self_end": 1.0, "cross_end": 1.0})))
 
 
+@pytest.mark.parametrize("typed, ends", [("", "red: 1, cat: 1, mat: 1"), ("cat: 0", "cat: 0")])
+def test_the_words_that_stay_keep_the_sources_maps_where_others_go(typed, ends):
+    """Unless ends were typed."""
+    case = Case(source=TARGETS["add"], targets=(SOURCE,), steps=4)
+    auto = case.sample(inject(case, schedule="auto", word_ends=typed))
+    given = dict(zip(("cross_end", "self_end"), SCHEDULES["delete"]))
+    assert torch.equal(auto, case.sample(inject(case, **given, word_ends=ends)))
+    assert not torch.equal(auto, case.sample(inject(case, **given)))
+
+
 @pytest.mark.parametrize("latent, shares", [((64, 64), (0.5, 0.5)), ((128, 96), (0.5, 0.5)), ((16, 16), (1.0, 0.5)),
                                             ((8, 8), (1.0, 0.5)), ((24, 32), (16 / 24, 0.5))])
 def test_a_small_latent_keeps_its_layout_on_sixteen_tokens_a_side(latent, shares):
