@@ -26,7 +26,7 @@ ROOMS = {
     "host": {".host", "torch", "safetensors", *COMFYUI},
     "metrics": {".metrics", "torch", "numpy", "PIL"},
 }
-OUTSIDE = {"tests", "bench", "tools"}  # these may import anything
+OUTSIDE = {"tests", "batch", "bench", "tools"}  # these may import anything
 # The files in a room of papers that are not papers. Papers may import them, and they may import papers.
 SHARED = {".attention.alignment", ".inversion.grid", ".inversion.method", ".inversion.pivotal_tuning",
           ".inversion.storage", ".inversion.trajectory"}

@@ -53,6 +53,14 @@ def options(host: Path, python: Path, base: Path, port: int) -> "list[str]":
     return [word for option in wanted if f'"{option[0]}"' in known for word in option]
 
 
+def refusal(answer: dict) -> str:
+    """The host's refusal of a prompt in one line."""
+    details = [f"node {node}: {e['message']} ({e['details']})"
+               for node, found in answer.get("node_errors", {}).items() for e in found["errors"]]
+    error = answer.get("error", {})
+    return "; ".join(details) or f"{error.get('message', answer)} {error.get('details', '')}".strip()
+
+
 class Server:
     """A running server. It stops when the `with` block ends.
 

@@ -19,7 +19,7 @@ import psutil
 
 sys.path.append(str(Path(__file__).resolve().parent))  # the Python of a portable ComfyUI leaves it out
 from canvas import to_api
-from comfy_server import Server, free_port
+from comfy_server import Server, free_port, refusal
 from environment import SetupError, host_version, say
 from pack import NAME, ROOT, find_host, load_pack
 from workflow import FOLDER, MAIN
@@ -71,14 +71,6 @@ def changed_words(edit) -> str:
 def shown_words(text: str) -> str:
     """The words of a caption that carry its meaning, at most five."""
     return ", ".join([w for w in dict.fromkeys(text.split()) if w not in ("a", "photo", "of", "on", "and")][:5])
-
-
-def refusal(answer: dict) -> str:
-    """The host's refusal of a prompt in one line."""
-    details = [f"node {node}: {e['message']} ({e['details']})"
-               for node, found in answer.get("node_errors", {}).items() for e in found["errors"]]
-    error = answer.get("error", {})
-    return "; ".join(details) or f"{error.get('message', answer)} {error.get('details', '')}".strip()
 
 
 async def execute(server: Server, graph: dict, watch=lambda: None) -> dict:

@@ -9,6 +9,7 @@
     python tools/dev.py serve [--port N] [...]  run ComfyUI with this pack; further arguments go to ComfyUI
     python tools/dev.py train [...]           train the miniature model
     python tools/dev.py bench NAME [...]      run one benchmark
+    python tools/dev.py batch WORKFLOW TABLE  run one workflow over a table's rows, on every GPU or core
     python tools/dev.py tool NAME [...]       run one script of tools/, such as locales
 
 --comfyui PATH or COMFYUI_PATH names your own ComfyUI (0.3.64 or later). Without it, a checkout in a ComfyUI's
@@ -69,7 +70,12 @@ def demo(arguments):
 
 def test(arguments):
     workers = str(min(4, os.cpu_count() or 1))
-    setup = prepare(("pytest", "xdist", "diffusers"))
+    modules = ("pytest", "xdist", "diffusers")
+    try:
+        setup = prepare(modules, batch=True)
+    except SetupError as error:
+        say("without the tests of batches: %s" % error)
+        setup = prepare(modules)
     return run(setup, "pack.py", "pytest", "--import-mode=importlib", "-n", workers, "--dist", "loadfile", *arguments)
 
 
@@ -86,6 +92,10 @@ def train(arguments):
     return run(prepare(), "pack.py", "palimpsest.miniature.train", *arguments)
 
 
+def batch(arguments):
+    return run(prepare(("ray", "pyarrow"), batch=True), "pack.py", "palimpsest.batch.command", *arguments)
+
+
 def named(arguments, kind):
     """The first argument, a script of the folder that its command names. SetupError lists them."""
     folder = {"bench": ROOT / "bench", "tool": TOOLS}[kind]
@@ -97,7 +107,9 @@ def named(arguments, kind):
 
 def bench(arguments):
     name = named(arguments, "bench")
-    return run(prepare(("diffusers",) if name == "speed" else ()), "pack.py", "palimpsest.bench." + name,
+    spread = any(word.partition("=")[0] == "--workers" for word in arguments)
+    modules = ("diffusers",) * (name == "speed") + ("ray",) * (spread or name == "batch")
+    return run(prepare(modules, batch="ray" in modules), "pack.py", "palimpsest.bench." + name,
                *arguments[1:])
 
 
@@ -122,7 +134,7 @@ def serve(arguments):
 
 
 COMMANDS = {"demo": demo, "test": test, "check": check, "serve": serve, "train": train, "bench": bench,
-            "tool": tool}
+            "batch": batch, "tool": tool}
 
 
 def main(arguments):

@@ -29,11 +29,12 @@ TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 BENCHMARKS = ["diffusers==0.42.1; python_version >= '3.11'", "diffusers==0.41.0; python_version < '3.11'"]
 TESTS = ["pytest==9.2.0", "pytest-xdist==3.8.0", "playwright==1.65.2", *BENCHMARKS,
          "ruff==0.17.6", "pyright[nodejs]==1.1.414"]  # the extra installs Node.js from the package index
+BATCH = ["ray[data]==2.60.0"]  # brings pyarrow; only `batch` and the tests install it
 NEWEST_PYTHON = (3, 14)  # the newest that TORCH is built for
 WINDOWS = os.name == "nt"
 # On disk, by step. Only on Linux does torch bring the CUDA libraries. pip keeps the wheels while it unpacks them.
 GIGABYTES = {"torch": 4.8, "wheels": 2.8} if sys.platform == "linux" else {"torch": 1.0, "wheels": 0.5}
-GIGABYTES |= {"host": 0.1, "requirements": 1.5, "tests": 0.6}
+GIGABYTES |= {"host": 0.1, "requirements": 1.5, "tests": 0.6, "batch": 0.7}
 HOST_MODULES = ("torch", "torchsde", "aiohttp", "psutil", "safetensors")  # a Python that runs ComfyUI has them
 
 
@@ -53,7 +54,7 @@ class Step(NamedTuple):
 
     @property
     def gigabytes(self):
-        return GIGABYTES.get(self.stamp.suffix[1:], 0.0)
+        return GIGABYTES.get(self.stamp.suffix[1:].partition("-")[0], 0.0)
 
 
 def say(text: str):
@@ -229,8 +230,9 @@ def install(python: Path, folder: Path, scratch: Path, thrifty: bool, *requireme
     pip(python, "install", *(["--no-cache-dir"] if thrifty else []), *requirements, what=what, scratch=scratch)
 
 
-def plan(cache: Path, host: "Path | None", thrifty: bool = False) -> "tuple[Setup, list[Step]]":
-    """The folders of host and environment, and the steps that build them, in order."""
+def plan(cache: Path, host: "Path | None", batch: bool = False,
+         thrifty: bool = False) -> "tuple[Setup, list[Step]]":
+    """The folders of host and environment, and the steps that build them, in order. batch: whether with Ray."""
     ours = host is None
     requirements = HOST if ours else (host / "requirements.txt").read_text(encoding="utf-8")
     host = host or cache / f"host-{key(HOST)}"
@@ -252,11 +254,15 @@ def plan(cache: Path, host: "Path | None", thrifty: bool = False) -> "tuple[Setu
              add("-r", str(host / "requirements.txt"), "-r", str(ROOT / "requirements.txt"),
                  what="ComfyUI's requirements")),
         step("tests", "what tests, checks and benchmarks require", add(*TESTS, what="the tests' requirements")),
+        *([step(f"batch-{key(*BATCH)}", "Ray, for batches", add(*BATCH, what=BATCH[0]))] if batch else []),
     ]
 
 
-def prepare(modules: "tuple[str, ...]" = ()) -> Setup:
-    """A host, and a Python that runs it and has `modules`. They are built if they do not exist yet."""
+def prepare(modules: "tuple[str, ...]" = (), batch: bool = False) -> Setup:
+    """A host, and a Python that runs it and has `modules`. They are built if they do not exist yet.
+
+    batch: whether an environment of ours gets Ray too.
+    """
     own = find_host()
     if own:
         version = host_version(own)
@@ -267,12 +273,12 @@ def prepare(modules: "tuple[str, ...]" = ()) -> Setup:
         say(f"no Python beside {own} has {', '.join((*HOST_MODULES, *modules))}: it gets an environment in the cache "
             "folder (to use your own Python, install these in it and run this with it)")
     cache = cache_folder()
-    setup, steps = plan(cache, own)
+    setup, steps = plan(cache, own, batch)
     if setup.python.exists() and all(step.stamp.exists() for step in steps):
         return setup
     check_python()
     try:
-        build(cache, own)
+        build(cache, own, batch)
     except OSError as error:
         raise SetupError(explain(str(error), "the set-up") if error.errno == errno.ENOSPC else
                          f"cannot write in {cache} ({error}): set PALIMPSEST_CACHE to a folder that you can write "
@@ -280,10 +286,10 @@ def prepare(modules: "tuple[str, ...]" = ()) -> Setup:
     return setup
 
 
-def build(cache: Path, own: "Path | None"):
+def build(cache: Path, own: "Path | None", batch: bool = False):
     begun = time.monotonic()
     with locked(cache / "lock"):
-        setup, steps = plan(cache, own)
+        setup, steps = plan(cache, own, batch)
         if not setup.python.exists():  # never made, or its base Python is gone
             shutil.rmtree(setup.python.parents[1], ignore_errors=True)
         left = [step for step in steps if not step.stamp.exists()]
@@ -291,7 +297,7 @@ def build(cache: Path, own: "Path | None"):
         # Torch's wheels take room while torch is unpacked. They are deleted before the next step.
         unpacking = GIGABYTES["torch"] + GIGABYTES["wheels"] if size >= GIGABYTES["torch"] else 0.1
         roomy = check_space(cache, max(size, unpacking))
-        _, steps = plan(cache, own, thrifty=not roomy)
+        _, steps = plan(cache, own, batch, thrifty=not roomy)
         if left:
             say(f"setting up in {cache}, once: {size:.1f} GB of disk" +
                 (f", up to {GIGABYTES['wheels']} GB more in pip's cache" if roomy and size > 1 else "") +

@@ -19,6 +19,7 @@ NAME = "palimpsest"
 # On a CPU the host's default attention computes maps in chunks. That is slow to differentiate, and GPUs do not do it.
 HOST_OPTIONS = dict.fromkeys(("palimpsest.miniature.train", "palimpsest.bench.cost", "palimpsest.bench.speed"),
                              ["--use-pytorch-cross-attention"])
+HOST_OPTIONS["palimpsest.batch.command"] = ["--cpu"]  # its workers have the GPUs
 
 
 def find_host(here: "Path | None" = None) -> "Path | None":
@@ -55,7 +56,7 @@ def load_pack(*options: str):
                            "COMFYUI_PATH to a ComfyUI folder")
     # `nodes` is a module of the host and a folder of the pack, so the pack's root must not be on sys.path.
     sys.path[:] = [str(host), *(p for p in sys.path if Path(p).resolve() not in (ROOT, host))]
-    cpu = [] if gpu() else ["--cpu"]
+    cpu = [] if "--cpu" in options or gpu() else ["--cpu"]
     argv, sys.argv = sys.argv, [NAME, *cpu, *options, *os.environ.get("PALIMPSEST_HOST_OPTIONS", "").split()]
     try:
         import comfy.options

@@ -209,7 +209,8 @@ def test_a_host_that_will_not_do_is_one_line(version, words, tmp_path, monkeypat
 def test_pyproject_names_the_requirements_of_the_set_up():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11's")
     project = tomllib.loads((pack.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["optional-dependencies"] == {"tests": environment.TESTS, "benchmarks": environment.BENCHMARKS}
+    assert project["optional-dependencies"] == {
+        "tests": environment.TESTS, "benchmarks": environment.BENCHMARKS, "batch": environment.BATCH}
     required = (pack.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert project["dependencies"] == [line for line in required if not line.startswith("#")]
 

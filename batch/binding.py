@@ -1,0 +1,119 @@
+"""Which column fills which input of a workflow, and the workflow that a row asks for."""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .table import Picture, Row, TableError
+
+NUMBERS = {"INT": int, "FLOAT": float}
+WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A column and the input of a node that it fills.
+
+    kind: the input's type, PICTURE if it names a file of the host's input folder, or "" if nobody knows it.
+    choices: those of a COMBO.
+    """
+    column: str
+    node: str
+    input: str
+    kind: str
+    choices: tuple = ()
+
+    def value(self, row: Row, folder: Path):
+        """A row's value as the input takes it; a Picture for a picture. folder: where a table's file names begin."""
+        given = row.values.get(self.column)
+        if given is None:
+            raise TableError(f"row {row.number} has no {self.column!r}: fill it in, or leave the row out")
+        if self.kind == "PICTURE":
+            return given if isinstance(given, Picture) else Picture(str(given), folder / str(given))
+        if isinstance(given, Picture):
+            raise TableError(f"row {row.number}: {self.column!r} is a picture, {self.input!r} takes {self.kind}")
+        try:
+            if self.kind in NUMBERS:
+                number = NUMBERS[self.kind](given)
+                if number != float(given):
+                    raise ValueError
+                return number
+            if self.kind == "BOOLEAN":
+                return given if isinstance(given, bool) else WORDS[str(given).lower()]
+        except (ValueError, KeyError):
+            raise TableError(f"row {row.number}: {self.column} is {given!r}, but {self.input!r} takes "
+                             f"{self.kind}") from None
+        return str(given) if self.kind == "STRING" else given
+
+
+def read_workflow(path: Path) -> dict:
+    """{node: {class_type, inputs, _meta.title}} of a workflow that was exported for the API."""
+    try:
+        graph = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path} cannot be read as a workflow: {error}") from None
+    if not isinstance(graph, dict) or not all(isinstance(n, dict) and "class_type" in n for n in graph.values()):
+        raise TableError(f"{path} is no workflow in API format: in ComfyUI choose File > Export (API)")
+    return graph
+
+
+def title(graph: dict, node: str) -> str:
+    return graph[node].get("_meta", {}).get("title", node)
+
+
+def find(graph: dict, place: str) -> tuple[str, str]:
+    """(node, input) of "Node title.input" or "id.input"."""
+    named, _, name = place.rpartition(".")
+    found = [named] if named in graph else [node for node in graph if title(graph, node) == named]
+    if not found:
+        raise TableError(f"{place!r} names no node: the workflow has "
+                         + ", ".join(repr(title(graph, node)) for node in graph))
+    if len(found) > 1:
+        raise TableError(f"{place!r} could be each of the nodes {', '.join(found)}: use a node's number, "
+                         f"{found[0]}.{name}")
+    return found[0], name
+
+
+def bind(graph: dict, info: dict, columns, chosen: dict) -> list[Binding]:
+    """The bindings of a table's columns.
+
+    info: the host's /object_info of the graph's nodes, as far as it is known.
+    chosen: {"Node title.input": column}. A column that is named as an input binds itself.
+    """
+    places = {column: column for column in columns if _names_an_input(graph, column)} | chosen
+    missing = sorted(set(places.values()) - set(columns))
+    if missing:
+        raise TableError(f"the table has no column {', '.join(missing)}: it has {', '.join(columns)}")
+    if not places:
+        raise TableError(f"no column is bound to an input: name them, as --set \"Node title.input=column\"; the table "
+                         f"has {', '.join(columns)}")
+    return [_binding(graph, info, *find(graph, place), column) for place, column in places.items()]
+
+
+def _names_an_input(graph: dict, column: str) -> bool:
+    named, dot, name = column.rpartition(".")
+    return bool(dot) and any(named in (node, title(graph, node)) and name in graph[node]["inputs"] for node in graph)
+
+
+def _binding(graph, info, node, name, column) -> Binding:
+    kind = graph[node]["class_type"]
+    if kind not in info:
+        if name not in graph[node]["inputs"]:
+            raise TableError(f"{title(graph, node)!r} has no input {name!r}: it has {', '.join(graph[node]['inputs'])}")
+        return Binding(column, node, name, "")
+    inputs = {n: spec for part in ("required", "optional") for n, spec in info[kind]["input"].get(part, {}).items()}
+    if name not in inputs:
+        raise TableError(f"{title(graph, node)!r} has no input {name!r}: it has {', '.join(inputs)}")
+    type_, options = (*inputs[name], {})[:2]
+    if options.get("image_upload"):
+        return Binding(column, node, name, "PICTURE")
+    if isinstance(type_, list) or type_ == "COMBO":
+        return Binding(column, node, name, "COMBO", tuple(type_ if isinstance(type_, list) else options["options"]))
+    return Binding(column, node, name, type_)
+
+
+def filled(graph: dict, bindings: list[Binding], values: dict) -> dict:
+    """The workflow with {Binding: value} put in."""
+    graph = json.loads(json.dumps(graph))
+    for binding in bindings:
+        graph[binding.node]["inputs"][binding.input] = values[binding]
+    return graph

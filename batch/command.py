@@ -1,0 +1,172 @@
+"""Run one workflow over the rows of a table, on every GPU or core of this machine, or on a Ray cluster.
+
+    python tools/dev.py batch workflow_api.json TABLE --out DIR [--set "Node title.input=column" ...]
+        [--grid "Node title.input=value,value" ...] [--workers N] [--address HOST:PORT] [--dry-run] [--retry-failed]
+
+WORKFLOW is what ComfyUI's File > Export (API) saves. TABLE is a folder of pictures, or a .csv, .parquet or .tar file
+(WebDataset). A column that is named as an input, `Prompt Edit.target`, fills it; --set names others.
+Pictures and a Parquet file with every row's numbers go to a folder of DIR, which is named after the workflow and all
+that decides its results. The same command goes on where a run was broken off. docs/batch.md tells more.
+"""
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from environment import host_version
+from pack import ROOT, find_host
+
+from .binding import bind, read_workflow
+from .engine import Engine, NoWorkers, Options
+from .output import Store
+from .plan import plan, shapes
+from .report import Progress, forecast
+from .table import TableError, read_table, with_grid
+from .worker import Worker, failure
+
+IN_PROCESS, ISOLATED = "palimpsest.batch.worker:Worker", "palimpsest.batch.isolated:Server"
+
+
+def pair(text: str) -> tuple[str, str]:
+    place, equals, value = text.partition("=")
+    if not equals or "." not in place:
+        raise argparse.ArgumentTypeError(f'{text!r}: write "Node title.input=…"')
+    return place.strip(), value.strip()
+
+
+def arguments(given=None):
+    parser = argparse.ArgumentParser(prog="dev.py batch", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workflow", type=Path)
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", type=pair, action="append", default=[], metavar="NODE.INPUT=COLUMN")
+    parser.add_argument("--grid", type=pair, action="append", default=[], metavar="NODE.INPUT=VALUE,VALUE")
+    parser.add_argument("--group-by", default="", metavar="COLUMN",
+                        help="rows of equal value run on one worker in turn (rows of one picture do so anyway)")
+    parser.add_argument("--picture", action="append", default=[], metavar="TITLE",
+                        help="nodes whose pictures are kept; without it all that save some")
+    parser.add_argument("--format", choices=("png", "webp"), default="png")
+    parser.add_argument("--workers", default="auto", help="auto: one a GPU, or one a core where there is none")
+    parser.add_argument("--gpus-per-worker", type=float, default=1.0)
+    parser.add_argument("--address", default="", help="of a Ray cluster; without it Ray runs on this machine alone")
+    parser.add_argument("--recycle-gb", type=float, default=4.0,
+                        help="a worker that grew by so much is replaced")
+    parser.add_argument("--pack", type=Path, action="append", default=[], help="a further pack of custom nodes")
+    parser.add_argument("--isolate", action="store_true", help="each worker starts a ComfyUI server with all its packs")
+    parser.add_argument("--retry-failed", action="store_true", help="do the rows that failed again, and what is left")
+    parser.add_argument("--dry-run", action="store_true", help="check the rows, measure two of them, print the plan")
+    args = parser.parse_args(given)
+    if args.workers != "auto" and (not args.workers.isdigit() or args.workers == "0"):
+        parser.error(f"--workers is {args.workers!r}: give auto, or a number from 1 up")
+    return args
+
+
+def versions() -> dict:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return {"ComfyUI": host_version(find_host()), "palimpsest": text.partition('\nversion = "')[2].partition('"')[0]}
+
+
+class Batch:
+    """What the arguments ask for, checked against the host."""
+
+    def __init__(self, args):
+        self.args = args
+        graph = read_workflow(args.workflow)
+        grid = {place: values.split(",") for place, values in args.grid}
+        rows = with_grid(read_table(args.table), grid)
+        columns = list(dict.fromkeys(name for row in rows for name in row.values))
+        self.host = None if args.isolate else Worker([p.resolve() for p in args.pack])
+        bindings = bind(graph, self._info(graph), columns, dict(args.set))
+        folder = args.table if args.table.is_dir() else args.table.parent
+        about = versions() | {"pictures": args.picture, "format": args.format}
+        self.plan = plan(graph, bindings, rows, about, folder.resolve(), args.group_by)
+        self._check()
+
+    def _info(self, graph) -> dict:
+        from workflow import object_info
+        return {} if self.host is None else object_info()
+
+    def _check(self):
+        """TableError with what the host has against some row, before any worker starts."""
+        for job in shapes(self.plan) if self.host else ():
+            refused, _ = self.host.check(self.plan.graph_of(job), {n: p.read() for n, p in job.pictures.items()})
+            if refused:
+                raise TableError(f"row {job.row.number}: {refused}")
+        if self.host:
+            self.host.close()
+
+    def engine(self, done, lost, tell=lambda seat, words: None) -> Engine:
+        a = self.args
+        settings = {"packs": [str(p.resolve()) for p in a.pack], "pictures": a.picture, "form": a.format}
+        workers = 0 if a.workers == "auto" else int(a.workers)
+        options = Options(a.address, workers, a.gpus_per_worker, a.recycle_gb * 1e9)
+        return Engine(ISOLATED if a.isolate else IN_PROCESS, settings, options, self.send, done, lost, tell)
+
+    def send(self, item, seat) -> tuple:
+        """A row's workflow, and the pictures that its worker does not have from the row before."""
+        pictures, seat.sent, before = item.job.pictures, {*item.job.pictures}, seat.sent
+        return self.plan.graph_of(item.job), {n: p.read() for n, p in pictures.items() if n not in before}
+
+    def forecast(self) -> str:
+        """What the run will take, from a few rows on one worker. Nothing is kept."""
+        groups = self.plan.groups(job for job in self.plan.jobs if not job.broken)
+        if not groups:
+            raise TableError("no row can be done: " + self.plan.jobs[0].broken)
+        sample = [groups[0][0], *groups[1][:2]] if len(groups) > 1 else groups[0][:2]  # the first loads the model
+        found = []
+        engine = self.engine(lambda item, what: found.append(what),
+                             lambda item, why: found.append(failure(f"row {item.job.row.number}: {why}", "", "")))
+        engine.run([sample])
+        for what in found:
+            if what["error"]:
+                raise TableError(f"{what['node']}: {what['error']}")
+        return forecast(found, len(groups), sum(map(len, groups)), engine.workers)
+
+    def run(self) -> int:
+        """How many rows failed."""
+        store = Store(self.args.out / self.plan.name, self.plan)
+        todo = [job for job in self.plan.jobs
+                if job.key not in store.held or self.args.retry_failed and store.held[job.key]]
+        progress = Progress(len(todo), len(self.plan.jobs) - len(todo))
+        progress.say(f"{len(self.plan.jobs)} rows, {progress.before} done before; results go to {store.folder}")
+
+        def done(item, found):
+            store.add(item.job, found, item.attempts)
+            progress.row(found)
+
+        def lost(item, why):
+            done(item, failure(f"row {item.job.row.number}: {why}", "the worker", "died" if item.losses else "failed"))
+
+        try:
+            for job in (job for job in todo if job.broken):
+                found = failure(job.broken, "the table", "unreadable picture")
+                store.add(job, found, 0)
+                progress.row(found)
+            groups = self.plan.groups(job for job in todo if not job.broken)
+            if groups:
+                self.engine(done, lost, progress.worker).run(groups)
+        finally:
+            store.pack()
+            progress.say(progress.line())
+        return sum(store.held[job.key] for job in self.plan.jobs)
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    args = arguments()
+    try:
+        batch = Batch(args)
+        if args.dry_run:
+            print(batch.forecast())
+            return 0
+        failed = batch.run()
+    except (TableError, NoWorkers, OSError) as error:
+        print(f"palimpsest: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\npalimpsest: interrupted: the same command goes on where it was", file=sys.stderr)
+        return 130
+    if failed:
+        print(f"{failed} {'row' if failed == 1 else 'rows'} failed: `error` says why, --retry-failed does them again")
+    return 0

@@ -1,0 +1,125 @@
+"""What a run leaves: pictures, and Parquet with one row for every row that is done.
+
+A row is done once its line stands in the journal, which is written after its pictures and reaches the disk at once.
+Every PART lines become a Parquet file. So a run that is broken off anywhere goes on where it was.
+"""
+import json
+import os
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from .plan import Job, Plan
+
+PART = 256
+SCHEMA = pyarrow.schema([
+    ("key", "string"), ("row", "int64"), ("group", "string"), ("values", "string"), ("error", "string"),
+    ("node", "string"), ("exception", "string"), ("attempts", "int64"), ("pictures", pyarrow.list_(pyarrow.string())),
+    ("numbers", "string"), ("inverted", "bool"), ("evaluations", "int64"), ("seconds", "float64"),
+    ("worker", "int64"), ("machine", "string")])
+
+
+class Store:
+    """A run's folder.
+
+    held: {key: whether it failed} of the rows that are done.
+    """
+
+    def __init__(self, folder: Path, plan: Plan):
+        self.folder, self.parts, self.journal = folder, folder / "parts", folder / "journal.jsonl"
+        self.parts.mkdir(parents=True, exist_ok=True)
+        about = folder / "run.json"
+        if not about.exists():
+            replaced(about, json.dumps(plan.about, indent=1).encode())
+        self.schema = SCHEMA.with_metadata({"palimpsest": json.dumps(plan.about)})
+        self.waiting = self._read_journal()
+        self.held = {row["key"]: bool(row["error"]) for part in self.parts.glob("*.parquet")
+                     for row in pyarrow.parquet.read_table(part, columns=["key", "error"]).to_pylist()}
+        self.packed = {*self.held}
+        self.held |= {key: bool(line["error"]) for key, line in self.waiting.items()}
+
+    def _read_journal(self) -> dict:
+        """{key: line}. The last line is dropped where its writing was cut off."""
+        lines = {}
+        text = self.journal.read_bytes() if self.journal.exists() else b""
+        whole = text[:text.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            row = json.loads(line)
+            lines[row["key"]] = row
+        if whole != text:
+            replaced(self.journal, whole)
+        return lines
+
+    def add(self, job: Job, found: dict, attempts: int):
+        """A row is done. An OSError names it."""
+        try:
+            names = [self._picture(job.key, number, data) for number, data in enumerate(
+                data for files in found["pictures"].values() for data in files)]
+            line = {"key": job.key, "row": job.row.number, "group": job.group, "values": values(job),
+                    "attempts": attempts, "pictures": names, "numbers": json.dumps(found["numbers"]),
+                    **{n: found.get(n) for n in ("error", "node", "exception", "inverted", "evaluations", "seconds",
+                                                 "worker", "machine")}}
+            with open(self.journal, "ab") as file:
+                file.write(json.dumps(line).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, f"row {job.row.number} could not be written ({error.strerror}): make room in "
+                                       f"{self.folder}, and the same command goes on with this row") from None
+        self.waiting[job.key] = line
+        self.held[job.key] = bool(found["error"])
+        if len(self.waiting) >= PART:
+            self.pack()
+
+    def _picture(self, key, number, data) -> str:
+        kind = "png" if data.startswith(b"\x89PNG") else "webp" if data[8:12] == b"WEBP" else "jpg"
+        name = f"pictures/{key[:2]}/{key}{f'-{number}' if number else ''}.{kind}"
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        replaced(self.folder / name, data)
+        return name
+
+    def pack(self):
+        """Make the journal's lines a Parquet file. A row that was done again leaves the file that holds its failure."""
+        if not self.waiting:
+            return
+        again = self.packed & self.waiting.keys()
+        for part in sorted(self.parts.glob("*.parquet")) if again else ():
+            old = pyarrow.parquet.read_table(part)
+            kept = [key not in again for key in old["key"].to_pylist()]
+            if not any(kept):
+                part.unlink()
+            elif not all(kept):
+                self._write(part, old.filter(pyarrow.array(kept)))
+        numbers = [int(part.stem) for part in self.parts.glob("*.parquet")]
+        self._write(self.parts / f"{max(numbers, default=-1) + 1:06}.parquet",
+                    pyarrow.Table.from_pylist(list(self.waiting.values()), self.schema))
+        replaced(self.journal, b"")
+        self.packed |= self.waiting.keys()
+        self.waiting = {}
+
+    def _write(self, path, table):
+        draft = path.with_suffix(".draft")
+        pyarrow.parquet.write_table(table, draft)
+        os.replace(draft, path)
+
+    def rows(self) -> list[dict]:
+        """All rows that are done."""
+        self.pack()
+        return [row for part in sorted(self.parts.glob("*.parquet"))
+                for row in pyarrow.parquet.read_table(part).to_pylist()]
+
+
+def values(job: Job) -> str:
+    """The row's columns as JSON, a picture by its place."""
+    return json.dumps({n: getattr(v, "place", v) for n, v in job.row.values.items()}, default=str)
+
+
+def replaced(path: Path, data: bytes):
+    """Write a file whole or not at all."""
+    draft = path.with_name(path.name + ".draft")
+    with open(draft, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)

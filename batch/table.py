@@ -1,0 +1,106 @@
+"""The rows of a table: a folder of pictures, CSV, Parquet, or WebDataset's tar files.
+
+A folder and a tar file give a row for every stem: `cat.png`, `cat.mask.png`, `cat.txt` and `cat.json` are one row with
+the columns `picture`, `mask`, `txt` and those of the JSON. Every such row has a column `name`, its stem.
+"""
+import csv
+import itertools
+import json
+import tarfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+class TableError(ValueError):
+    """What is wrong with a table, and where."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is read when its row's turn comes: a file, a part of a tar file, or bytes of a table.
+
+    place: its name for people.
+    """
+    place: str
+    path: "Path | None" = None
+    start: int = 0
+    size: int = -1
+    held: bytes = b""
+
+    def read(self) -> bytes:
+        if self.path is None:
+            return self.held
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True)
+class Row:
+    """number: as people count it, from 1."""
+    number: int
+    values: dict
+
+
+def read_table(path: Path) -> list[Row]:
+    """The rows of a file or folder. TableError if it has none."""
+    if path.is_dir():
+        files = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+        found = _members((p.relative_to(path).as_posix(), Picture(p.relative_to(path).as_posix(), p)) for p in files)
+    elif not path.is_file():
+        raise TableError(f"there is no table {path}: name a folder of pictures, or a .csv, .parquet or .tar file")
+    elif path.suffix == ".csv":
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            found = list(csv.DictReader(file))
+        for number, values in enumerate(found, 1):
+            if None in values or None in values.values():
+                raise TableError(f"row {number} of {path} has {'more' if None in values else 'fewer'} cells than the "
+                                 "header: mend it, or quote the text that holds commas")
+    elif path.suffix == ".parquet":
+        found = _parquet(path)
+    elif path.suffix == ".tar":
+        with tarfile.open(path) as archive:
+            found = _members((m.name, Picture(f"{path.name}:{m.name}", path, m.offset_data, m.size))
+                             for m in archive if m.isfile())
+    else:
+        raise TableError(f"{path} is no table: name a folder of pictures, or a .csv, .parquet or .tar file")
+    if not found:
+        raise TableError(f"{path} has no rows")
+    return [Row(number, values) for number, values in enumerate(found, 1)]
+
+
+def _members(files) -> list[dict]:
+    """Rows of the files (name, Picture) of a folder or tar file, by their stem: the name up to its first dot."""
+    rows = {}
+    for name, file in files:
+        folder, _, last = name.rpartition("/")
+        stem, _, kind = last.partition(".")
+        row = rows.setdefault(f"{folder}/{stem}" if folder else stem, {})
+        part, suffix = kind.rpartition(".")[0], Path(last).suffix.lower()
+        if suffix in PICTURES:
+            row[part or "picture"] = file
+        elif suffix == ".txt":
+            row[part or "txt"] = file.read().decode("utf-8").strip()
+        elif suffix == ".json":
+            row.update(json.loads(file.read()))
+    return [{"name": name, **row} for name, row in rows.items() if row]
+
+
+def _parquet(path: Path) -> list[dict]:
+    import pyarrow.parquet
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    for number, row in enumerate(rows, 1):
+        for name, value in row.items():
+            if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # a picture of Hugging Face's
+                value = value["bytes"]
+            if isinstance(value, bytes):
+                row[name] = Picture(f"{path.name}, row {number}, {name}", held=value)
+    return rows
+
+
+def with_grid(rows: list[Row], grid: dict) -> list[Row]:
+    """Every row with every combination of settings. grid: {column: its values}. The rows keep their numbers."""
+    combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    return [replace(row, values=row.values | more) for row in rows for more in combinations]

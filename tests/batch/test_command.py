@@ -1,0 +1,177 @@
+"""The command around the engine: which rows are to do, what is written, what is said before and instead of a run."""
+import errno
+import json
+from collections import deque
+
+import folder_paths
+import numpy as np
+import pytest
+
+pytest.importorskip("ray", reason="the extra `batch` is not installed")
+import pyarrow.parquet  # noqa: E402
+from palimpsest.batch import command, output, report, worker  # noqa: E402
+from palimpsest.batch.engine import Item  # noqa: E402
+from palimpsest.tests.batch.graphs import GRAPH  # noqa: E402
+from PIL import Image  # noqa: E402
+
+PHOTOS = {"photo": {"class_type": "LoadImage", "inputs": {"image": "a.png"}, "_meta": {"title": "Photo"}},
+          "small": {"class_type": "ImageScaleBy", "inputs": {"image": ["photo", 0], "upscale_method": "area",
+                                                             "scale_by": 0.5}, "_meta": {"title": "Scale"}},
+          "saved": {"class_type": "SaveImage", "inputs": {"images": ["small", 0], "filename_prefix": "p"}}}
+
+
+class Alone:
+    """The engine's part, played in this process. A row that is called for in `fails` fails."""
+    fails, stop, workers = (), None, 2
+
+    def __init__(self, made, settings, options, send, done, lost, tell):
+        self.done, self.send = done, send
+        self.work = worker.Worker(**settings)
+
+    def run(self, groups):
+        seat = type("Seat", (), {"sent": set()})()
+        for item in deque(Item(job) for group in groups for job in group):
+            if item.job.row.number == Alone.stop:
+                raise KeyboardInterrupt
+            failed = worker.failure("no such thing: choose another", "Scale", "ValueError")
+            graph, pictures = self.send(item, seat)
+            self.done(item, failed if item.job.row.number in Alone.fails else self.work(graph, pictures))
+        self.work.close()
+
+
+@pytest.fixture(scope="module")
+def host():
+    return worker.host_nodes()
+
+
+@pytest.fixture
+def batch(tmp_path, monkeypatch, host):
+    """Runs the command on a folder of three photos. Returns its exit status."""
+    monkeypatch.setattr(worker, "host_nodes", lambda packs: host)  # which a process registers once
+    for kind in worker.FOLDERS:
+        monkeypatch.setattr(folder_paths, f"{kind}_directory", getattr(folder_paths, f"{kind}_directory"))
+    monkeypatch.setattr(command, "Engine", Alone)
+    monkeypatch.setattr(Alone, "fails", ())
+    monkeypatch.setattr(Alone, "stop", None)
+    (tmp_path / "photos").mkdir()
+    for name, shade in (("a", 10), ("b", 99), ("c", 200)):
+        Image.fromarray(np.full((16, 16, 3), shade, np.uint8)).save(tmp_path / "photos" / f"{name}.png")
+
+    def run(*more, graph=PHOTOS, table="photos"):
+        (tmp_path / "graph.json").write_text(json.dumps(graph))
+        monkeypatch.setattr("sys.argv", ["batch", str(tmp_path / "graph.json"), str(tmp_path / table), "--out",
+                                         str(tmp_path / "out"), "--set", "Photo.image=picture", *more])
+        return command.main()
+
+    return run
+
+
+def runs(tmp_path):
+    """{folder: its rows by number}."""
+    return {folder.name: {r["row"]: r for r in pyarrow.parquet.read_table(folder / "parts").to_pylist()}
+            for folder in (tmp_path / "out").iterdir()}
+
+
+def test_a_folder_of_photos_becomes_pictures_and_rows(batch, tmp_path):
+    assert batch("--grid", "Scale.scale_by=0.5,0.25", "--format", "webp") == 0
+    (name, rows), = runs(tmp_path).items()
+    about = json.loads((tmp_path / "out" / name / "run.json").read_text())
+    assert about["workflow"] == PHOTOS and about["ComfyUI"] and about["palimpsest"]
+    parts = pyarrow.parquet.read_table(tmp_path / "out" / name / "parts")
+    assert parts.num_rows == 6 and json.loads(parts.schema.metadata[b"palimpsest"]) == about
+    sizes, shades = [], []
+    for row in parts.to_pylist():
+        with Image.open(tmp_path / "out" / name / row["pictures"][0]) as image:
+            assert image.format == "WEBP"
+            sizes.append((json.loads(row["values"])["Scale.scale_by"], image.width))
+            shades.append((json.loads(row["values"])["name"], round(np.asarray(image).mean() / 10)))
+    assert set(sizes) == {("0.5", 8), ("0.25", 4)} and set(shades) == {("a", 1), ("b", 10), ("c", 20)}
+
+
+def test_only_what_is_missing_is_done_and_failures_only_when_asked(batch, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Alone, "fails", (2,))
+    monkeypatch.setattr(Alone, "stop", 3)
+    assert batch() == 130 and "interrupted: the same command goes on where it was" in capsys.readouterr().err
+    (name, rows), = runs(tmp_path).items()
+    assert {n: r["error"] for n, r in rows.items()} == {1: "", 2: "no such thing: choose another"}
+    monkeypatch.setattr(Alone, "stop", 1)  # would stop if the first row were done again
+    assert batch() == 0
+    assert "3 rows, 2 done before" in (said := capsys.readouterr().out) and "1 row failed" in said
+    monkeypatch.setattr(Alone, "fails", ())
+    assert batch("--retry-failed") == 0 and "1 row failed" not in capsys.readouterr().out
+    (again, after), = runs(tmp_path).items()
+    assert again == name and sorted(after) == [1, 2, 3] and not any(r["error"] for r in after.values())
+    assert after[1] == rows[1]
+
+
+def test_a_changed_workflow_is_another_run(batch, tmp_path):
+    changed = json.loads(json.dumps(PHOTOS))
+    changed["small"]["inputs"]["upscale_method"] = "bilinear"
+    assert batch() == batch(graph=changed) == batch() == 0
+    found = runs(tmp_path)
+    assert len(found) == 2 and all(len(rows) == 3 for rows in found.values())
+    assert len({r["key"] for rows in found.values() for r in rows.values()}) == 6
+
+
+def test_a_picture_that_nothing_can_read_is_one_failed_row(batch, tmp_path):
+    (tmp_path / "photos" / "b.png").write_bytes(b"no picture")
+    assert batch() == 0
+    (_, rows), = runs(tmp_path).items()
+    assert [n for n, r in rows.items() if r["error"]] == [2]
+    assert rows[2]["error"].startswith("row 2: the picture b.png cannot be read")
+
+
+def test_a_full_disk_names_its_row_and_the_next_run_goes_on_with_it(batch, tmp_path, monkeypatch, capsys):
+    write = output.replaced
+
+    def full(path, data):
+        if len(list((tmp_path / "out").glob("*/pictures/*/*.png"))) == 1 and path.suffix == ".png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(output, "replaced", full)
+    assert batch() == 1
+    said = capsys.readouterr().err
+    assert "row 2 could not be written (No space left on device): make room in" in said and len(said.splitlines()) == 1
+    monkeypatch.setattr(output, "replaced", write)
+    assert batch() == 0 and "3 rows, 1 done before" in capsys.readouterr().out
+    assert sorted(*runs(tmp_path).values()) == [1, 2, 3]
+
+
+def test_a_line_that_was_cut_off_is_a_row_to_do_again(batch, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(output.Store, "pack", lambda store: None)  # as if the driver were killed
+    assert batch() == 0
+    journal, = (tmp_path / "out").glob("*/journal.jsonl")
+    journal.write_bytes(journal.read_bytes()[:-20])
+    monkeypatch.undo()
+    monkeypatch.setattr(command, "Engine", Alone)
+    args = command.arguments([str(tmp_path / "graph.json"), str(tmp_path / "photos"), "--out", str(tmp_path / "out"),
+                              "--set", "Photo.image=picture"])
+    command.Batch(args).run()
+    assert "3 rows, 2 done before" in capsys.readouterr().out and sorted(*runs(tmp_path).values()) == [1, 2, 3]
+
+
+def test_rows_that_the_host_refuses_are_told_before_any_runs(batch, tmp_path, capsys):
+    assert batch("--grid", "Scale.scale_by=0.5,-1") == 1
+    said = capsys.readouterr().err
+    assert "row 1: node small: Value -1.0 smaller than min" in said and not (tmp_path / "out").exists()
+    assert batch("--grid", "small.upscale_method=area,zebra") == 1
+    assert "zebra" in capsys.readouterr().err
+    assert batch(graph=GRAPH) == 1 and "names no node" in capsys.readouterr().err
+
+
+def test_a_dry_run_tells_groups_time_and_disk_and_leaves_nothing(batch, tmp_path, capsys):
+    assert batch("--grid", "Scale.scale_by=0.5,0.25", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "6 rows in 3 groups, on 2 workers" in said and "MB of pictures" in said and not (tmp_path / "out").exists()
+
+
+def test_a_forecast_counts_an_inversion_a_group():
+    def row(seconds, evaluations, size):
+        return {"seconds": seconds, "evaluations": evaluations, "pictures": {"Save": [b"0" * size]}}
+
+    said = report.forecast([row(60, 1, 1), row(4.0, 150, 10 ** 6), row(2.0, 100, 10 ** 6)], 700, 7000, 8)
+    assert said.splitlines() == [
+        "7000 rows in 700 groups, on 8 workers",
+        "735000 rows through the network: 150 for a group's first row, 100 for each other, 0.0267 s each",
+        "0:32:05 on these workers (4:16:40 on one)", "7000.0 MB of pictures"]

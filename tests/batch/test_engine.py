@@ -1,0 +1,98 @@
+"""Rows on Ray, by workers without ComfyUI: what becomes of a row whose worker dies, grows or finds no memory."""
+import os
+import signal
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+ray = pytest.importorskip("ray", reason="the extra `batch` is not installed")
+from palimpsest.batch import engine  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+
+STUB = "palimpsest.tests.batch.stub:Stub"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of one core each."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2 ** 20})
+    made.add_node(num_cpus=1, object_store_memory=80 * 2 ** 20)
+    engine.connect(engine.Options(address=made.address))
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+class Ran:
+    """A run of rows: what became of each, the order in which processes had them, and what was told of workers."""
+
+    def __init__(self, groups, tmp_path, watch=lambda ran: None, made=STUB, settings=None):
+        self.found, self.gone, self.told, self.nodes = {}, {}, [], set()
+        self.seen, self.watch = tmp_path / "seen", watch
+        jobs = [[SimpleNamespace(name=name) for name in group] for group in groups]
+        self.engine = engine.Engine(made, {"seen": str(self.seen)} if settings is None else settings, engine.Options(),
+                                    lambda item, seat: (item.job.name,), self.done,
+                                    lambda item, why: self.gone.update({item.job.name: why}),
+                                    lambda seat, words: self.told.append(words))
+        self.engine.run(jobs)
+
+    def done(self, item, found):
+        assert item.job.name not in self.found
+        self.found[item.job.name] = item.attempts, found["exception"]
+        self.nodes.add(found["node"])
+        self.watch(self)
+
+    def processes(self):
+        return [line.split() for line in self.seen.read_text().splitlines()]
+
+
+def test_two_nodes_share_groups_and_a_killed_worker_loses_no_row(cluster, tmp_path):
+    def kill(ran):
+        if len(ran.found) == 8:
+            seat = ran.engine.seats[0]
+            killed.append(seat.process)
+            os.kill(seat.process, signal.SIGKILL)
+
+    killed, groups = [], [[f"slow {g}{row}" for row in "abcd"] for g in range(10)]
+    ran = Ran(groups, tmp_path, kill)
+    assert set(ran.found) == {name for group in groups for name in group} and not ran.gone
+    assert len(ran.nodes) == 2, "both nodes worked"
+    assert sum(words.startswith("ended") for words in ran.told) == 1 and killed
+    assert any("was killed" in words for words in ran.told)
+    where = {}
+    for process, _, name in ran.processes():
+        where.setdefault(name[:1], []).append((process, name))
+    moved = [g for g, rows in where.items() if len({process for process, _ in rows}) > 1]
+    assert len(moved) <= 1, "a group stays with its worker, but for the one whose worker was killed"
+    assert all([name for _, name in rows] == sorted(name for _, name in rows) for rows in where.values())
+
+
+def test_a_row_that_ends_its_worker_is_given_up_and_all_others_are_done(cluster, tmp_path):
+    ran = Ran([["a", "poison", "b", "raises", "c"], ["d", "e"]], tmp_path)
+    assert set(ran.found) == set("abcde") and set(ran.gone) == {"poison", "raises"}
+    assert ran.gone["poison"].startswith("it ended its worker 2 times: its process was killed")
+    assert "a mistake" in ran.gone["raises"]
+    assert Counter(name for _, name in ran.processes()) == Counter(
+        ["a", "poison", "poison", "b", "raises", "c", "d", "e"])
+
+
+def test_a_worker_that_grows_is_replaced_and_a_row_without_memory_is_tried_alone(cluster, tmp_path):
+    ran = Ran([["a", "grows", "b", "large", "c", "huge", "d"]], tmp_path)
+    assert {n: f for n, f in ran.found.items() if n in ("large", "huge")} == {
+        "large": (1, ""), "huge": (2, "OutOfMemoryError")}
+    assert set(ran.found) == {"a", "grows", "b", "large", "c", "huge", "d"} and not ran.gone
+    assert any(words.startswith("grew by 5.0 GB") for words in ran.told)
+    process = {name: process for process, name in ran.processes()}
+    assert process["a"] == process["grows"] != process["huge"], "a new worker came after the one that grew"
+
+
+def test_workers_that_cannot_start_end_the_run_with_their_reason(cluster, tmp_path):
+    with pytest.raises(engine.NoWorkers, match="3 workers in turn ended while they started: .*no ComfyUI here"):
+        Ran([["a"]], tmp_path, made="palimpsest.tests.batch.stub:Unable", settings={})
+
+
+@pytest.mark.parametrize("asked, said", [(engine.Options(workers=9), "9 workers need as many cores, Ray sees 2")])
+def test_more_workers_than_there_is_room_for_are_refused(asked, said, cluster):
+    with pytest.raises(engine.NoWorkers, match=said):
+        engine.connect(asked)

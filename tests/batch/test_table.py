@@ -1,0 +1,122 @@
+"""What a table's rows are, which inputs they fill, and what is said of a table that will not do."""
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from palimpsest.batch.binding import bind, read_workflow
+from palimpsest.batch.plan import plan, shapes
+from palimpsest.batch.table import Picture, Row, TableError, read_table, with_grid
+from PIL import Image
+
+GRAPH = {"1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}, "_meta": {"title": "Photo"}},
+         "2": {"class_type": "Edit", "inputs": {"picture": ["1", 0], "text": "", "end": 0.8, "steps": 5, "way": "a"},
+               "_meta": {"title": "Edit v1.5"}}}
+INFO = {"LoadImage": {"input": {"required": {"image": [["a.png"], {"image_upload": True}]}}},
+        "Edit": {"input": {"required": {"picture": ["IMAGE"], "text": ["STRING", {}], "end": ["FLOAT", {}],
+                                        "steps": ["INT", {}], "way": [["a", "b"], {}]}}}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two photos, one with a mask, a sentence and settings."""
+    for name, shade in (("cat.png", 10), ("cat.mask.png", 255), ("dogs/dog.png", 99)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(tmp_path / name)
+    (tmp_path / "cat.txt").write_text("a cat\n")
+    (tmp_path / "cat.json").write_text(json.dumps({"steps": 7}))
+    return tmp_path
+
+
+def planned(rows, chosen, folder, versions=("1",), grouped="", graph=GRAPH):
+    columns = list(dict.fromkeys(name for row in rows for name in row.values))
+    return plan(graph, bind(graph, INFO, columns, chosen), rows, {"versions": list(versions)}, folder, grouped)
+
+
+def csv(folder, text):
+    (folder / "table.csv").write_text(text, encoding="utf-8")
+    return read_table(folder / "table.csv")
+
+
+def test_a_folder_and_a_tar_file_give_the_same_rows(folder):
+    with tarfile.open(folder.parent / "all.tar", "w") as archive:
+        for path in sorted(folder.rglob("*.*")):
+            archive.add(path, path.relative_to(folder))
+    listed, packed = read_table(folder), read_table(folder.parent / "all.tar")
+    for rows in (listed, packed):
+        cat, dog = (row.values for row in rows)
+        assert (cat["name"], cat["txt"], cat["steps"]) == ("cat", "a cat", 7) and dog["name"] == "dogs/dog"
+        assert set(cat) == {"name", "picture", "mask", "txt", "steps"}
+    for one, other in zip(listed, packed):
+        assert one.values["picture"].read() == other.values["picture"].read()
+
+
+def test_csv_and_parquet_fill_the_same_inputs(folder):
+    pq = pytest.importorskip("pyarrow.parquet", reason="Ray's data part brings it")
+    import pyarrow
+    rows = csv(folder, "photo,Edit v1.5.steps,Edit v1.5.text\ncat.png,7,a cat\ndogs/dog.png,8,\"a dog, a cat\"\n")
+    pq.write_table(pyarrow.table({"photo": [(folder / r.values["photo"]).read_bytes() for r in rows],
+                                  "Edit v1.5.steps": [7, 8], "Edit v1.5.text": ["a cat", "a dog, a cat"]}),
+                   folder / "table.parquet")
+    one, other = (planned(r, {"Photo.image": "photo"}, folder) for r in (rows, read_table(folder / "table.parquet")))
+    assert [list(j.values.values()) for j in one.jobs] == [list(j.values.values()) for j in other.jobs]
+    filled = one.graph_of(one.jobs[1])
+    assert filled["2"]["inputs"]["steps"] == 8 and filled["2"]["inputs"]["picture"] == ["1", 0]
+    assert filled["2"]["inputs"]["text"] == "a dog, a cat" and filled["1"]["inputs"]["image"].endswith(".png")
+    assert GRAPH["2"]["inputs"]["steps"] == 5
+
+
+def test_a_grid_runs_every_setting_on_every_row_and_a_picture_is_one_group(folder):
+    rows = with_grid(csv(folder, "Photo.image\ncat.png\ndogs/dog.png\n"), {"Edit v1.5.end": ["0.4", "0.8"],
+                                                                           "2.way": ["a", "b"]})
+    found = planned(rows, {}, folder)
+    assert len({job.key for job in found.jobs}) == 8 and [len(g) for g in found.groups(found.jobs)] == [4, 4]
+    assert {job.values[b] for job in found.jobs for b in found.bindings if b.input == "end"} == {0.4, 0.8}
+    checked = [[job.values[b] for b in found.bindings if b.input != "image"] for job in shapes(found)]
+    assert {value for values in checked for value in values} == {0.4, 0.8, "a", "b"} and len(checked) < 8
+    assert len(planned(rows, {}, folder, grouped="2.way").groups(found.jobs)) == 2
+
+
+def test_a_key_holds_all_that_decides_a_result(folder):
+    def keys(text="a cat", photo="cat.png", graph=GRAPH, versions="1"):
+        found = planned([Row(1, {"Photo.image": photo, "2.text": text})], {}, folder, versions, graph=graph)
+        return found.jobs[0].key, found.name
+
+    (folder / "same.png").write_bytes((folder / "cat.png").read_bytes())
+    key, name = keys()
+    assert keys() == (key, name) and keys(text="a dog")[0] != key and keys(text="a dog")[1] == name
+    changed = json.loads(json.dumps(GRAPH))
+    changed["2"]["inputs"]["steps"] = 6
+    assert not {key, name} & {*keys(graph=changed), *keys(versions="2")}
+    (folder / "cat.png").write_bytes((folder / "dogs/dog.png").read_bytes())
+    assert keys()[0] != key and keys()[1] == name
+
+
+@pytest.mark.parametrize("text, chosen, said", [
+    ("2.steps\n5\nmany\n", {}, r"row 2: 2\.steps is 'many', but 'steps' takes INT"),
+    ("2.steps\n5.5\n", {}, r"row 1: .* takes INT"),
+    ("2.steps,name\n5\n", {}, "row 1 of .* has fewer cells than the header"),
+    ("2.steps\n5\n6\n5\n", {}, "rows 1 and 3 are equal in every column"),
+    ("a\n5\n", {"Edit v1.5.steps": "b"}, "the table has no column b: it has a"),
+    ("a\n5\n", {"Edit.steps": "a"}, r"'Edit\.steps' names no node: the workflow has 'Photo', 'Edit v1\.5'"),
+    ("a\n5\n", {"Edit v1.5.stepz": "a"}, r"'Edit v1\.5' has no input 'stepz': it has picture, text, end, steps, way"),
+    ("a\n5\n", {}, "no column is bound to an input"),
+    ("2.steps\n", {}, "has no rows"),
+])
+def test_a_table_that_will_not_do_is_told_by_its_row(text, chosen, said, folder):
+    with pytest.raises(TableError, match=said):
+        planned(csv(folder, text), chosen, folder)
+
+
+def test_a_picture_that_nothing_can_read_is_its_rows_failure_alone(folder):
+    (folder / "torn.png").write_bytes(b"no picture")
+    found = planned(csv(folder, "Photo.image\ncat.png\ntorn.png\nmissing.png\n"), {}, folder)
+    assert [bool(job.broken) for job in found.jobs] == [False, True, True]
+    assert found.jobs[1].broken.startswith("row 2: the picture torn.png cannot be read") and len(shapes(found)) == 1
+
+
+def test_a_drawing_of_the_canvas_is_no_workflow_for_the_api(tmp_path):
+    (tmp_path / "w.json").write_text(json.dumps({"nodes": [], "links": []}))
+    with pytest.raises(TableError, match=r"no workflow in API format: in ComfyUI choose File > Export \(API\)"):
+        read_workflow(tmp_path / "w.json")
+    assert Picture("held", held=b"1").read() == b"1"
