@@ -90,9 +90,10 @@ def connect(options: Options) -> tuple[int, float, float]:
 def actor_class():
     class Worker:  # in a function, so that Ray sends it by value: a new process has no pack until load_pack ran
         def __init__(self, made, settings, options):
-            from pack import gpu, load_pack
-            load_pack(*options if gpu() else ())
+            from pack import NAME, gpu, load_pack
             module, _, name = made.partition(":")
+            if module.startswith(f"{NAME}."):
+                load_pack(*options if gpu() else ())
             self.work = getattr(import_module(module), name)(**settings)
 
         def ready(self):

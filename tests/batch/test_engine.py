@@ -2,6 +2,7 @@
 import os
 import signal
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,19 @@ ray = pytest.importorskip("ray", reason="the extra `batch` is not installed")
 from palimpsest.batch import engine  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-STUB = "palimpsest.tests.batch.stub:Stub"
+from pack import ROOT  # noqa: E402
+
+STUB = "stub:Stub"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here():
+    """A worker's process finds the stub beside this file."""
+    variables = engine.environment
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "environment", lambda cores: {
+            **variables(cores), "PYTHONPATH": os.pathsep.join([str(ROOT / "tools"), str(Path(__file__).parent)])})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +102,7 @@ def test_a_worker_that_grows_is_replaced_and_a_row_without_memory_is_tried_alone
 
 def test_workers_that_cannot_start_end_the_run_with_their_reason(cluster, tmp_path):
     with pytest.raises(engine.NoWorkers, match="3 workers in turn ended while they started: .*no ComfyUI here"):
-        Ran([["a"]], tmp_path, made="palimpsest.tests.batch.stub:Unable", settings={})
+        Ran([["a"]], tmp_path, made="stub:Unable", settings={})
 
 
 @pytest.mark.parametrize("asked, said", [(engine.Options(workers=9), "9 workers need as many cores, Ray sees 2")])
