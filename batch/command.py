@@ -15,6 +15,7 @@ from pathlib import Path
 
 from environment import host_version
 from pack import ROOT, find_host
+from workflow import object_info
 
 from .binding import bind, read_workflow
 from .engine import Engine, NoWorkers, Options
@@ -76,25 +77,25 @@ class Batch:
         grid = {place: values.split(",") for place, values in args.grid}
         rows = with_grid(read_table(args.table), grid)
         columns = list(dict.fromkeys(name for row in rows for name in row.values))
-        self.host = None if args.isolate else Worker([p.resolve() for p in args.pack])
-        bindings = bind(graph, self._info(graph), columns, dict(args.set))
+        self.host = Worker([] if args.isolate else [p.resolve() for p in args.pack])
+        info = object_info()
+        self.unknown = sorted({node["class_type"] for node in graph.values()} - info.keys())
+        if self.unknown and not args.isolate:
+            raise TableError(f"ComfyUI and this pack have no node {', '.join(self.unknown)}: name its pack with --pack "
+                             "FOLDER, or use --isolate, which starts a ComfyUI with all its packs")
+        bindings = bind(graph, info, columns, dict(args.set))
         folder = args.table if args.table.is_dir() else args.table.parent
         about = versions() | {"pictures": args.picture, "format": args.format}
         self.plan = plan(graph, bindings, rows, about, folder.resolve(), args.group_by)
         self._check()
 
-    def _info(self, graph) -> dict:
-        from workflow import object_info
-        return {} if self.host is None else object_info()
-
     def _check(self):
         """TableError with what the host has against some row, before any worker starts."""
-        for job in shapes(self.plan) if self.host else ():
+        for job in () if self.unknown else shapes(self.plan):
             refused, _ = self.host.check(self.plan.graph_of(job), {n: p.read() for n, p in job.pictures.items()})
             if refused:
                 raise TableError(f"row {job.row.number}: {refused}")
-        if self.host:
-            self.host.close()
+        self.host.close()
 
     def engine(self, done, lost, tell=lambda seat, words: None) -> Engine:
         a = self.args

@@ -74,6 +74,7 @@ def connect(options: Options) -> tuple[int, float, float]:
         place = {"address": options.address} if options.address else {
             "address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False,
             "object_store_memory": 512 * 2 ** 20}
+        ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None  # `cause` says in a line what this does
         ray.init(**place, log_to_driver=False, logging_level="error", namespace="palimpsest")
     has = ray.cluster_resources()
     cores, gpus = int(has.get("CPU", 1)), has.get("GPU", 0)
@@ -231,13 +232,14 @@ def out_of_memory(found: dict) -> bool:
 
 
 def cause(error, process=0) -> str:
-    """Why a worker ended, in a line: what Ray says, and the last words of the process, where its log is at hand."""
+    """Why a worker ended, in a line: what Ray says, and the last error in the process's log, where that is at hand."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     said = lines[-1].replace("The actor is dead because its worker process has died. ", "").partition(" Some common")[0]
     if "End of file" in said:
         said = "its process was killed (by the system, for lack of memory, or by hand) or crashed"
     logs = Path("/tmp/ray", ray.get_runtime_context().get_session_name(), "logs")
     for log in logs.glob(f"worker-*-{process}.err") if process else ():
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        said += "".join(f"; its last words in {log}: {line[:200]}" for line in last)
+        told = [line for line in log.read_text(errors="replace").splitlines()[-30:] if "rror" in line]
+        said += f"; {told[-1][:200]}" if told else ""
+        said += f" (its log: {log})"
     return said

@@ -74,18 +74,9 @@ class Worker:
                            str(data.get("exception_type", event)))
         shown = self.executor.host.history_result["outputs"]
         cached = self.executor.cached()
-        return {"error": "", "node": "", "exception": "", "pictures": self._pictures(graph, shown),
-                "numbers": numbers(graph, shown),
+        return {"error": "", "node": "", "exception": "", "numbers": numbers(graph, shown),
+                "pictures": kept_pictures(graph, shown, self.kept, self.form, place),
                 "inverted": any(gives_inversion(graph[n]["class_type"]) for n in graph.keys() - cached)}
-
-    def _pictures(self, graph, shown) -> dict:
-        """{title: files' bytes}."""
-        found = {}
-        for node, ui in shown.items():
-            files = [i for i in ui.get("images", ()) if i["type"] == "output" or title(graph, node) in self.kept]
-            if files and (not self.kept or title(graph, node) in self.kept):
-                found[title(graph, node)] = [encoded(place(i).read_bytes(), self.form) for i in files]
-        return found
 
     def _tidy(self, graph):
         """Delete files that no cached node can still show, and what Python holds in circles."""
@@ -142,6 +133,17 @@ def counted():
         yield passes
     finally:
         model.apply_model = apply
+
+
+def kept_pictures(graph: dict, shown: dict, kept: set, form: str, place) -> dict:
+    """{title: files' bytes} of the nodes that are kept, or of all that save pictures. place(image): its file."""
+    found = {}
+    for node, ui in shown.items():
+        named = title(graph, node)
+        files = [i for i in ui.get("images", ()) if (named in kept if kept else i["type"] == "output")]
+        if files:
+            found[named] = [encoded(place(i).read_bytes(), form) for i in files]
+    return found
 
 
 def encoded(data: bytes, form: str) -> bytes:

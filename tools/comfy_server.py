@@ -42,13 +42,14 @@ def link_pack(place: Path):
             subprocess.run(["cmd", "/c", "mklink", "/J", str(place), str(ROOT)], check=True, stdout=subprocess.DEVNULL)
 
 
-def options(host: Path, python: Path, base: Path, port: int) -> "list[str]":
+def options(host: Path, python: Path, base: Path, port: int, alone: bool = True) -> "list[str]":
     """The command line for main.py, without options that this version of the host does not know."""
     known = (host / "comfy" / "cli_args.py").read_text(encoding="utf-8")
     gpu = subprocess.run([python, ROOT / "tools" / "pack.py", "--gpu"], env=child_environment(),
                          cwd=base).returncode == 0
     wanted = [["--base-directory", str(base)], ["--port", str(port)], ["--listen", LOOPBACK], ["--disable-auto-launch"],
-              ["--disable-all-custom-nodes"], ["--whitelist-custom-nodes", NAME], ["--disable-api-nodes"],
+              *([["--disable-all-custom-nodes"], ["--whitelist-custom-nodes", NAME]] if alone else []),
+              ["--disable-api-nodes"],
               ["--dont-print-server"], ["--database-url", "sqlite:///:memory:"], *([] if gpu else [["--cpu"]])]
     return [word for option in wanted if f'"{option[0]}"' in known for word in option]
 
@@ -68,17 +69,21 @@ class Server:
     port: a free port.
     more: further options of the host.
     log: file for the server's output, None for the terminal.
+    alone: whether this checkout is the only pack, or all in `base` are loaded.
+    before: called in the new process.
     """
 
-    def __init__(self, host: Path, python: Path, base: Path, port: int, more=(), log: "Path | None" = None):
+    def __init__(self, host: Path, python: Path, base: Path, port: int, more=(), log: "Path | None" = None,
+                 alone: bool = True, before=None):
         for folder in FOLDERS:
             (base / folder).mkdir(parents=True, exist_ok=True)
         link_pack(base / "custom_nodes" / NAME)
         self.url, self.log = f"http://{LOOPBACK}:{port}", log
-        command = [python, host / "main.py", *options(host, python, base, port), *more]
+        command = [python, host / "main.py", *options(host, python, base, port, alone), *more]
         with open(log or os.devnull, "w") as output:
             out = {"stdout": output, "stderr": subprocess.STDOUT} if log else {}
-            self.process = subprocess.Popen(command, cwd=host, env=child_environment(COMFYUI_PATH=str(host)), **out)
+            self.process = subprocess.Popen(command, cwd=host, env=child_environment(COMFYUI_PATH=str(host)),
+                                            preexec_fn=before, **out)
 
     def __enter__(self):
         try:
