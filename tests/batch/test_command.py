@@ -157,7 +157,8 @@ def test_rows_that_the_host_refuses_are_told_before_any_runs(batch, tmp_path, ca
     assert "row 1: node small: Value -1.0 smaller than min" in said and not (tmp_path / "out").exists()
     assert batch("--grid", "small.upscale_method=area,zebra") == 1
     assert "zebra" in capsys.readouterr().err
-    assert batch(graph=GRAPH) == 1 and "names no node" in capsys.readouterr().err
+    assert batch(graph=GRAPH) == 1
+    assert "have no node BatchTestFault: name its pack with --pack" in capsys.readouterr().err
 
 
 def test_a_dry_run_tells_groups_time_and_disk_and_leaves_nothing(batch, tmp_path, capsys):

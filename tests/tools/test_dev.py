@@ -116,6 +116,15 @@ def test_a_second_run_builds_nothing_and_a_changed_requirement_builds_anew(bare,
         assert prepare().python not in (first.python, second.python)
 
 
+def test_ray_is_one_step_more_in_the_same_environment(bare, monkeypatch):
+    first = prepare()
+    built = len(bare)
+    assert prepare(batch=True) == first and bare[built:] == [("install", *environment.BATCH)]
+    assert prepare(batch=True) == prepare() == first and len(bare) == built + 1
+    monkeypatch.setattr(environment, "BATCH", ["ray[data]==9.9.9"])
+    assert prepare(batch=True) == first and bare[-1] == ("install", "ray[data]==9.9.9")
+
+
 def test_an_environment_whose_python_is_gone_is_built_again(bare):
     prepare().python.unlink()
     del bare[:]
