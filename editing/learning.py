@@ -10,13 +10,13 @@ averaged apart and count λ.
 """
 import copy
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..host.concept_files import encoder_lora_names, lora_names, vectors_of, with_weights, with_words, word_exists
+from ..host.concept_files import encoder_lora_names, lora_names, vectors_of, with_weights, with_words
 from ..host.gradients import called, differentiable
 from ..host.guiders import PromptGuider, calc_cond_batch, encoded
 from ..host.progress import raise_if_cancelled
@@ -30,11 +30,12 @@ from ..host.sampling import (
     schedule,
 )
 from ..inversion.grid import append_dims, report_step
+from .concept_checks import NODE, check
 from .concepts import SLOT, Concept, ConceptImages, NewWord, Prior, WeightBasis
 from .editor import require_plain
+from .forecast import Forecast, forecast
 from .watching import Watch, Watching
 
-NODE = "Learn Concept"
 TOGETHER = 2 ** 30  # bytes of weights up to which the rows of a step share a forward
 UNGUIDED = {"guidance": 1.0}  # the strength that guidance-distilled models are told, as they are trained further
 CLIPPED = 1.0  # the most that a step's gradient may measure
@@ -49,23 +50,29 @@ def applied(model, clip, concept: Concept, strength_model: float = 1.0, strength
 
 def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBasis | NewWord],
                   prior: Prior | None = None, steps: int = 500, batch: int = 1, seed: int = 0,
-                  concept: Concept | None = None, watch: Watch | None = None) -> Concept:
+                  concept: Concept | None = None, watch: Watch | None = None,
+                  told: Callable[[Forecast], None] | None = None, recompute: bool | None = None) -> Concept:
     """Train on pictures for some steps, on `batch` rows of them a step and as many of the prior.
 
     concept: one that the same call learned, to go on from: n and n steps learn what 2n do, bit for bit.
     watch: stops sooner where nothing more is won, and gives the best that was found. Nobody goes on from it.
+    told: is called with what a step needs, before the first one. Of large models it is found out in any case.
+    recompute: whether blocks are computed again in the backward pass, for less memory. None does where it is needed.
     """
     require_plain(model, NODE)
-    _check(model, clip, images, trained, prior, concept)
+    check(model, clip, images, trained, prior, batch, concept)
     learner = Learner(model, clip, images, trained, prior, batch, seed)
-    if concept:
-        check_family(model, concept)
+    learner.recomputed = bool(recompute)
     began, losses, looks = time.perf_counter(), [], []
-    with differentiable(model, learner.deltas) as m:
+    with differentiable(model, learner.deltas, lambda: learner.recomputed) as m:
         guider = PromptGuider(m, {"any": learner.conditioning(images.examples[0].caption, images.identifier)})
 
         def solver(denoise, x, sigmas, extra_args, callback, disable):
             learner.begin(guider, extra_args["model_options"], concept.state if concept else None)
+            if told or model.model_size() > TOGETHER:
+                found = forecast(learner, recompute)
+                if told:
+                    told(found)
             watching = Watching(watch, learner) if watch else None
             for step in range(steps):
                 raise_if_cancelled()
@@ -91,56 +98,6 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
              "prior": prior.weight if prior else 0.0, **({"kept": looks[-1].step} if looks else {})}
     state = None if watch else state
     return Concept(words, weights, fingerprint(model), (*before, *losses), notes, state, tuple(looks))
-
-
-def _check(model, clip, images, trained, prior, concept):
-    """ValueError on what cannot be learned, before anything is computed."""
-    prediction_type(model)
-    if not trained:
-        raise ValueError(f"{NODE} has {len(images.examples)} pictures and nothing to train: connect a TRAINABLE, such "
-                         "as LoRA Weights.")
-    if not images.examples:
-        raise ValueError(f"{NODE} has {len(trained)} things to train and no picture: connect Concept Images with "
-                         "three to five of them.")
-    words = [one for one in trained if isinstance(one, NewWord)]
-    for one in trained:
-        if one.lr <= 0:
-            raise ValueError(f"The learning rate of {type(one).__name__} is {one.lr:g}, with which it stays as it is: "
-                             "set it above 0.")
-    lacking = [e.caption for e in images.examples if SLOT not in e.caption]
-    if words and lacking:
-        raise ValueError(f"{len(lacking)} of {len(images.examples)} captions have no *, which stands for the new "
-                         f"word {words[0].name}; the first is {lacking[0]!r}: write it there.")
-    for word in words:
-        if word_exists(clip, word.name):
-            raise ValueError(f"An embedding called {word.name} is in your embeddings folder, and the new word has this "
-                             "name too: choose another name.")
-    if len(words) > 1:
-        raise ValueError(f"{NODE} has {len(words)} new words ({', '.join(word.name for word in words)}), and a caption "
-                         "one * each: learn them one after the other, or give one word more vectors.")
-    kept = concept.notes.get("trained") if concept else None
-    if concept and (concept.state is None or kept != [repr(one) for one in trained]):
-        raise ValueError(f"The CONCEPT was learned by {kept}, this node trains {[repr(one) for one in trained]}: go on "
-                         "with the same, or learn anew.")
-    names, changed = lora_names(model), {}
-    weights = dict(model.model.diffusion_model.named_parameters())
-    for basis in (one for one in trained if isinstance(one, WeightBasis)):
-        taken = [n for n, w in weights.items() if n in names and basis.takes(n, w)]
-        if not taken:
-            raise ValueError(f"{type(basis).__name__} finds none of its weights among the {len(names)} of this "
-                             f"{type(model.model).__name__} MODEL: train LoRA Weights, which every family has.")
-        twice = next((n for n in taken if n in changed), None)
-        if twice:
-            raise ValueError(f"{changed[twice]} and {type(basis).__name__} both train {twice}, and a LoRA file holds "
-                             "one change of a weight: keep one of them.")
-        changed |= dict.fromkeys(taken, type(basis).__name__)
-        wrong = next((n for n in taken if not weights[n].is_floating_point() or weights[n].dtype.itemsize < 2), None)
-        if wrong:
-            raise ValueError(f"The MODEL's weight {wrong} is {weights[wrong].dtype}, quantised, and learning adds to "
-                             "weights of 16 bits or more: load the checkpoint in fp16, bf16 or fp32.")
-        if basis.text_encoder and not encoder_lora_names(clip):
-            raise ValueError(f"{type(basis).__name__} trains the text encoder, and this CLIP has no weights that a "
-                             "LoRA file could hold: turn text_encoder off.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,13 +128,29 @@ class Weights:
     def leaves(self) -> list[Tensor]:
         return [t for parts in self.theta.values() for t in parts.values() if t.requires_grad]
 
-    def deltas(self) -> dict[str, Tensor]:
-        return {name: self.basis.delta(parts, self.weights[name]) for name, parts in self.theta.items()}
+    def delta(self, name) -> Tensor:
+        return self.basis.delta(self.theta[name], self.weights[name])
 
     def saved(self) -> dict[str, Tensor]:
         return {f"{self.names[name]}.{part}{'_b' * name.endswith('.bias')}": value.detach().cpu().clone()
                 for name, parts in self.theta.items()
                 for part, value in self.basis.saved(parts, self.weights[name]).items()}
+
+
+class Deltas(Mapping):
+    """{weight: what is added to it now}, made when it is asked for."""
+
+    def __init__(self, parts: Iterable[Weights]):
+        self.parts = {name: part for part in parts for name in part.theta}
+
+    def __getitem__(self, name):
+        return self.parts[name].delta(name)
+
+    def __iter__(self):
+        return iter(self.parts)
+
+    def __len__(self):
+        return len(self.parts)
 
 
 class Learner:
@@ -190,6 +163,7 @@ class Learner:
         self.word = next((one for one in trained if isinstance(one, NewWord)), None)
         self.start = self.word.start(vectors_of(clip, self.word.like)) if self.word else {}
         self.clip = with_words(clip, {self.word.name: self.start}) if self.word else clip
+        self.recomputed = False
         self.changes_text = self.word is not None or any(getattr(one, "text_encoder", False) for one in trained)
         self.network, self.encoder = [], []
         self.vectors: dict[str, Tensor] = {}
@@ -213,7 +187,8 @@ class Learner:
             if one.text_encoder:
                 called_as = encoder_lora_names(self.clip)
                 inside = dict(self.clip.cond_stage_model.named_parameters())
-                self.encoder.append(Weights(one, {n: inside[n].detach() for n in called_as}, called_as, self.generator))
+                taken = {n: inside[n].detach() for n in called_as if n in inside}
+                self.encoder.append(Weights(one, taken, called_as, self.generator))
                 leaves[-1] += self.encoder[-1].leaves()
         self.leaves = [t for group in leaves for t in group]
         self.clipped = [t for part in (*self.network, *self.encoder) for t in part.leaves()]
@@ -226,9 +201,9 @@ class Learner:
             self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
             self.generator.set_state(state["generator"].clone())
 
-    def deltas(self) -> dict[str, Tensor]:
-        """What is added to the network's weights now. Where two bases change a weight, both are."""
-        return _summed(part.deltas() for part in self.network)
+    def deltas(self) -> Mapping[str, Tensor]:
+        """What is added to the network's weights."""
+        return Deltas(self.network)
 
     def step(self) -> tuple:
         """One update. Returns (the loss, one row's noisy x, its clean prediction, its σ)."""
@@ -236,22 +211,32 @@ class Learner:
         if self.prior:
             rows += self._rows(self.prior.images, self.batch, self.prior.weight)
         self.optimiser.zero_grad(set_to_none=True)
+        total, shown = self.differentiate(rows)
+        torch.nn.utils.clip_grad_norm_(self.clipped, CLIPPED)
+        self.optimiser.step()
+        return total, *shown
+
+    def differentiate(self, rows) -> tuple:
+        """Adds the gradients of some rows. Returns (the loss, what `step` shows of a row)."""
         total, shown = 0.0, ()
         for group in self._groups(rows):
             loss, shown = self._loss(group)
             if loss.requires_grad:  # not where only a word learns and the captions do not have it
                 loss.backward()
             total += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(self.clipped, CLIPPED)
-        self.optimiser.step()
-        return total, *shown
+        return total, shown
+
+    def fixed_rows(self, images, count) -> list["Row"]:
+        """Rows that are the same each time."""
+        drawing, self.generator = self.generator, torch.Generator().manual_seed(0)
+        try:
+            return self._rows(images, count, 1.0)
+        finally:
+            self.generator = drawing
 
     def loss_of(self, images, count) -> float:
         """The mean loss of rows that are the same each time."""
-        drawing, self.generator = self.generator, torch.Generator().manual_seed(0)
-        rows = self._rows(images, count, 1.0)
-        self.generator = drawing
-        return sum(float(self._loss(group)[0]) for group in self._groups(rows))
+        return sum(float(self._loss(group)[0]) for group in self._groups(self.fixed_rows(images, count)))
 
     def picture(self, caption, steps, cfg) -> Tensor:
         """A picture [1,C,…] of a caption, as VAE Decode takes it, of the same noise each time."""
@@ -324,7 +309,7 @@ class Learner:
         if self.vectors:
             tokens = {key: [_live(row, self._of(key)) for row in rows] for key, rows in tokens.items()}
         self.clip.load_model()
-        found = called(self.clip.cond_stage_model, self.stand_ins, lambda: _summed(w.deltas() for w in self.encoder),
+        found = called(self.clip.cond_stage_model, self.stand_ins, lambda: Deltas(self.encoder),
                        self.clip.encode_from_tokens, tokens, return_pooled=True, return_dict=True)
         embedding = found.pop("cond")
         return [[embedding, {**UNGUIDED, **found}]]
@@ -358,14 +343,6 @@ def _live(row: list, vectors: tuple) -> list:
             token, at = trained[at % len(held)], at + 1
         found.append((token, *rest))
     return found
-
-
-def _summed(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    total: dict[str, Tensor] = {}
-    for part in parts:
-        for name, value in part.items():
-            total[name] = total[name] + value if name in total else value
-    return total
 
 
 def _joined(entries: list[dict]) -> dict:

@@ -23,23 +23,26 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .options import WrappersMP, with_transformer, with_wrapper
+from .recomputing import blocks, recomputed
 
 KEY = "palimpsest.gradients"
 # bytes of weights: larger models compute in bf16, or SDXL's graph at 1024 px outgrows 24 GB (bench gradients)
 FP32 = 4 * 2 ** 30
 
-
+WATCHED: list = []  # called with (what holds it, a tensor) that autograd saves
 Deltas = Callable[[], Mapping[str, Tensor]] | None  # {weight: what is added to it}, asked in each forward
 
 
 @contextmanager
-def differentiable(model, deltas: Deltas = None):
+def differentiable(model, deltas: Deltas = None, recompute: Callable[[], bool] = bool):
     """A clone of the MODEL that autograd differentiates for x, for a prompt's embedding and for changes of weights.
 
     Forward and backward belong inside; tensors that enter the graph must be made or cloned inside. Nothing stays in the
     model.
 
     deltas: asked in each forward for changes of the network's weights in fp32, by their names in it.
+    recompute: asked in each forward whether the network's blocks are computed again in the backward pass
+        (recomputing.py). Then `deltas` is asked in there too, and only leaves get their gradients.
     """
     dynamic = getattr(model, "is_dynamic", bool)()
     if dynamic and getattr(model, "cached_patcher_init", None) is None:
@@ -53,7 +56,7 @@ def differentiable(model, deltas: Deltas = None):
         compute = torch.float32 if dtype == torch.float32 or m.model_size() <= FP32 else torch.bfloat16
         m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _require_graph)
         if dtype == compute or deltas:
-            m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, partial(_on_stand_ins, {}, deltas))
+            m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, partial(_on_stand_ins, {}, deltas, recompute))
         if dtype != compute:
             m.set_model_compute_dtype(compute)
         m.model_options["transformer_options"]["optimized_attention_override"] = pytorch_attention
@@ -102,6 +105,8 @@ class _CopyBeforeWrite(TorchFunctionMode):
 
     def pack(self, tensor):
         held = _Held(tensor.detach())  # the tensor itself would keep its graph, and be kept by it
+        for watch in WATCHED:
+            watch(held, tensor)
         self.held[tensor.untyped_storage().data_ptr()].add(held)
         return held
 
@@ -128,7 +133,7 @@ def graph(guider, sigmas: Tensor, stand_ins: dict) -> Iterator[dict]:
                                optimized_attention_override=pytorch_attention)
     with _recording():
         yield with_wrapper(options, WrappersMP.APPLY_MODEL, KEY, _require_graph,
-                           partial(_on_stand_ins, stand_ins, None))
+                           partial(_on_stand_ins, stand_ins, None, bool))
 
 
 def without_control_weights(entries) -> list:
@@ -168,8 +173,30 @@ def _require_graph(executor, *args, **kwargs):
     return executor(*args, **kwargs)
 
 
-def _on_stand_ins(stand_ins, deltas: Deltas, executor, *args, **kwargs):
-    return called(executor.class_obj.diffusion_model, stand_ins, deltas, executor, *args, **kwargs)
+def _on_stand_ins(stand_ins, deltas: Deltas, recompute, executor, *args, **kwargs):
+    call = _recomputing if recompute() else called
+    return call(executor.class_obj.diffusion_model, stand_ins, deltas, executor, *args, **kwargs)
+
+
+def _recomputing(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
+    """`called`, whose blocks take their weights themselves, in each of their passes."""
+    added: Mapping = deltas() if deltas else {}
+    inside = {f"{name}.{n}" for name, block in blocks(network).items() for n, _ in block.named_parameters()}
+
+    def weights(name, block):
+        held = {n: f"{name}.{n}" for n, _ in (*block.named_parameters(), *block.named_buffers())}
+        changed = _changed(stand_ins, lambda: {key: added[key] for key in held.values() if key in added})
+        found = {n: changed.get(f"network.{key}", stand_ins.get(f"network.{key}")) for n, key in held.items()}
+        return {n: tensor for n, tensor in found.items() if tensor is not None}
+
+    @contextmanager
+    def recording():
+        with _recording(), _copied(_brought(network)):
+            yield
+
+    with recomputed(network, weights, recording):
+        return called(network, stand_ins, lambda: {n: added[n] for n in added if n not in inside}, function, *args,
+                      **kwargs)
 
 
 def called(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
@@ -177,7 +204,7 @@ def called(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
 
     stand_ins: where the tensors in their places stay, for the next call."""
     call = _Call(network)
-    brought = [m for m in call.modules() if hasattr(m, "_v")]  # by the host's dynamic memory, past any stand-in
+    brought = _brought(call)
     if not stand_ins:
         theirs = {id(t) for m in brought for t in m.parameters(recurse=False)}
         tensors = [(name, t.detach()) for name, t in (*call.named_parameters(), *call.named_buffers())
@@ -186,6 +213,11 @@ def called(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
         stand_ins.update({name: _alias(t) for name, t in tensors if type(t) is torch.Tensor})
     with _copied(brought):
         return torch.func.functional_call(call, {**stand_ins, **_changed(stand_ins, deltas)}, (function, *args), kwargs)
+
+
+def _brought(network) -> list:
+    """Modules whose weights the host's dynamic memory brings, past any stand-in."""
+    return [m for m in network.modules() if hasattr(m, "_v")]
 
 
 def _changed(stand_ins, deltas: Deltas) -> dict:

@@ -1,0 +1,98 @@
+"""What a step of learning needs, before the first one: memory and time.
+
+What autograd keeps grows with the picture's area, beside a part that does not. So a backward pass of two smaller crops
+of the first pictures tells that of the whole. Time is a forward of the whole, times what a step of a crop takes beside
+its forward. Small pictures are not cropped.
+"""
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..host.memory import counting, free_bytes
+
+GB = 2 ** 30
+SMALL = 32 * 32  # cells of a latent up to which it is not cropped
+ROUNDED = 8  # sides of crops
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """network: bytes of its weights.
+    step: what a step needs beside them.
+    free: bytes.
+    seconds: a step takes.
+    recomputed: whether blocks are computed again in the backward pass, which needs less memory.
+    """
+    network: int
+    step: int
+    free: int
+    seconds: float
+    recomputed: bool
+
+    def __str__(self):
+        how = " (its blocks are computed twice, to need less)" if self.recomputed else ""
+        return (f"A step needs about {self.step / GB:.1f} GB beside the network's {self.network / GB:.1f} and takes "
+                f"{self.seconds:.2g} s{how}.")
+
+
+def forecast(learner, recompute: bool | None) -> Forecast:
+    """What `learner.step` will need. ValueError where that is more than there is.
+
+    recompute: None chooses, by what is free.
+    """
+    for recomputed in (False, True) if recompute is None else (recompute,):
+        learner.recomputed = recomputed
+        step, seconds = _measured(learner)
+        free = free_bytes(learner.guider, step)
+        if step <= free or recompute is not None:
+            return Forecast(learner.model.model_size(), step, free, seconds, recomputed)
+    raise ValueError(f"A step of learning needs about {step / GB:.1f} GB beside the network's "
+                     f"{learner.model.model_size() / GB:.1f}, also with its blocks computed twice, and "
+                     f"{free / GB:.1f} GB are free: take smaller pictures, or train less (LoRA Weights on attention, "
+                     "or a New Word).")
+
+
+def _measured(learner) -> tuple[int, float]:
+    """(bytes, seconds) of a step."""
+    states = 3 * sum(leaf.nbytes for leaf in learner.leaves)  # a gradient, and AdamW's two means
+    whole = learner.images.examples[0].latent
+    height, width = whole.shape[-2:]
+    if height * width <= SMALL:
+        found, seconds = _once(learner, height, width)
+        return states + found, seconds
+    (less, _), (more, passed) = (_once(learner, *side) for side in _sides(height, width))
+    (h, w), (h2, w2) = _sides(height, width)
+    slope = (more - less) / (h2 * w2 - h * w)
+    ratio = _forward(learner, height, width) / _forward(learner, h2, w2)
+    return states + int(more + slope * (height * width - h2 * w2)), passed * ratio
+
+
+def _sides(height, width) -> list:
+    return [tuple(max(ROUNDED, side // share // ROUNDED * ROUNDED) for side in (height, width)) for share in (4, 2)]
+
+
+def _once(learner, height, width) -> tuple[int, float]:
+    """(bytes that autograd kept, seconds) of a step's losses and gradients."""
+    with counting(learner.guider.inner_model.diffusion_model, learner.clip.cond_stage_model) as kept:
+        began = time.perf_counter()
+        learner.differentiate(learner.fixed_rows(*_crops(learner, height, width)))
+        seconds = time.perf_counter() - began
+    for leaf in learner.leaves:
+        leaf.grad = None
+    return kept.most + 3 * kept.largest, seconds  # a backward pass makes some tensors more
+
+
+def _forward(learner, height, width) -> float:
+    """Seconds of a step's forward passes."""
+    began = time.perf_counter()
+    with torch.no_grad():
+        learner.loss_of(*_crops(learner, height, width))
+    return time.perf_counter() - began
+
+
+def _crops(learner, height, width) -> tuple:
+    """(pictures, how many rows of them a step has)."""
+    first = learner.images.examples[0]
+    crop = replace(first, latent=first.latent[..., :height, :width])
+    return replace(learner.images, examples=(crop,)), learner.batch * (2 if learner.prior else 1)

@@ -1,0 +1,62 @@
+"""What a step of learning needs, and blocks that are computed twice to need less."""
+import pytest
+import torch
+from palimpsest.concept.dreambooth import AllWeights
+from palimpsest.concept.lora import LoRA
+from palimpsest.concept.textual_inversion import TextualInversion
+from palimpsest.editing import forecast
+from palimpsest.editing.learning import learn_concept
+from palimpsest.miniature.model import load_miniature
+
+import tiny
+from concepts import EVERY, clip_of, images
+from node_execution import executor  # noqa: F401  runs every test as the host does
+from runs import relative
+
+
+def gradients(learned):
+    """All of a first step's, from AdamW's first means."""
+    return torch.cat([10 * state["exp_avg"].flatten() for state in learned.state["optimiser"]["state"].values()])
+
+
+TRAINED = {"all": [AllWeights(1e-3)], "lora": [LoRA(1e-3, layers="all", text_encoder=True)],
+           "word": [TextualInversion("thing", "dog", 1, 1e-3)]}
+
+
+@pytest.mark.parametrize("family, trained", [*((family, "all") for family in EVERY), ("sd15", "lora"), ("sd15", "word"),
+                                             ("sdxl", "lora")])
+def test_blocks_that_are_computed_twice_have_the_same_gradients(family, trained):
+    model, clip, trained = EVERY[family](), clip_of(family), TRAINED[trained]
+    given = images(model)
+    once, twice = (learn_concept(model, clip, given, trained, steps=1, recompute=r) for r in (False, True))
+    assert twice.losses == pytest.approx(once.losses, rel=1e-6)
+    assert len(gradients(once)) and relative(gradients(twice), gradients(once)) < 1e-5
+    assert not any("forward" in vars(module) for module in model.model.diffusion_model.modules())
+
+
+def test_a_step_says_what_it_needs_and_the_crops_say_it_of_the_whole(monkeypatch):
+    """A U-Net's graph: that of the whole picture, counted, and what two crops of it foretell."""
+    model, clip, _ = load_miniature()
+    given, found = images(model, size=32), []
+    for small in (32 * 32, 0):
+        monkeypatch.setattr(forecast, "SMALL", small)
+        learn_concept(model, clip, given, [LoRA(1e-3)], steps=1, told=found.append)
+    counted, foretold = found
+    assert foretold.step == pytest.approx(counted.step, rel=0.03)
+    assert counted.seconds > 0 and "A step needs about" in str(counted)
+
+
+def test_blocks_are_computed_twice_where_memory_is_short_and_learning_is_refused_where_it_does_not_fit(monkeypatch):
+    model, clip = tiny.sd15(), tiny.clip()
+    found = []
+
+    def learn(free):
+        monkeypatch.setattr(forecast, "free_bytes", lambda guider, wanted: free)
+        return learn_concept(model, clip, images(model), [LoRA(1e-3)], steps=1, told=found.append)
+
+    plain = learn(2 ** 40)
+    short = learn(found[0].step - 1)
+    assert [f.recomputed for f in found] == [False, True] and found[1].step < 0.6 * found[0].step
+    assert short.losses == pytest.approx(plain.losses, rel=1e-6)
+    with pytest.raises(ValueError, match="GB are free: take smaller pictures"):
+        learn(1000)
