@@ -1,6 +1,7 @@
 """What a backward pass keeps in memory, and how much is free."""
 import weakref
 from contextlib import contextmanager
+from typing import Any
 
 import comfy.model_management as management
 
@@ -50,8 +51,10 @@ def counting(*networks):
 def free_bytes(guider, wanted: int) -> int:
     """What is free on the guider's device, where it is less than wanted after other models have left it."""
     device = guider.model_patcher.load_device
-    if device.type != "cpu" and management.get_free_memory(device) < wanted:
+    free: Any = management.get_free_memory(device)
+    if device.type != "cpu" and free < wanted:
         ours = [held for held in management.current_loaded_models
                 if held.model is not None and held.model.is_clone(guider.model_patcher)]
         management.free_memory(wanted, device, keep_loaded=ours)
-    return management.get_free_memory(device)
+        free = management.get_free_memory(device)
+    return free

@@ -6,6 +6,7 @@ of the host's do. So the backward pass runs a block again on copies, inside the 
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
+from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
@@ -17,7 +18,7 @@ UNET = ResBlock, BasicTransformerBlock
 Weights = Callable[[str, torch.nn.Module], Mapping[str, Tensor]]
 
 
-def blocks(network) -> dict[str, torch.nn.Module]:
+def blocks(network) -> dict[str, Any]:
     """{name: block}, none inside another: of a U-Net its residual and transformer blocks, else what stands in lists."""
     found = {name: m for name, m in network.named_modules() if isinstance(m, UNET)}
     return found or {f"{name}.{place}": m for name, several in network.named_children()
@@ -107,5 +108,5 @@ class _Again(torch.autograd.Function):
                      for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[3:])]
             pairs = [(t, g) for t, g in zip(ctx.run(given), gradients) if g is not None and t.requires_grad]
             if pairs:
-                torch.autograd.backward(*zip(*pairs))
+                torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
         return None, None, None, *(t.grad for t in given)
