@@ -10,16 +10,21 @@ picture, and the source's part X - D_src known before sampling (θ_F), V_Δ = (Z
 x = z/√ᾱ and σ eps and v models have the same V, so they take the same step; the paper has flow models alone. `cfg` is
 the source's guidance, Replay's start the paper's n_max.
 
+FlowAlign: Trajectory-Regularized, Inversion-Free Flow-based Image Editing. Kim, Hong, Park, Ye, 2025. arXiv:2505.23145
+The target's guidance starts from the source's prompt, which is the negative of sampling, and ζ draws each step to the
+source: Z_FE' += ζ·(D_src - D_tar). Its ζ is 0.01, here `align`.
+
 Differs from the paper: one noise a level (n_avg = 1) and no last steps of plain sampling (n_min = 0), its defaults.
 
-Checked against: fallenshock/FlowEdit@457f402, whole runs of its SD3 loop (numbers in tests/data/flow_edit.json).
+Checked against: fallenshock/FlowEdit@457f402, whole runs of its SD3 loop; FlowAlign/FlowAlign@29c6fe1, a whole
+run (numbers in tests/data/flow_edit.json).
 """
 from torch import Tensor
 from tqdm.auto import trange
 
 from ..ddcm import MISSED, along, missed
 from ..grid import independent_path, recorded_theta, report_step
-from ..method import SEED, Found, Method
+from ..method import SEED, Found, Method, Setting
 
 
 def noised_path(x: Tensor, sigmas: Tensor, seed: int, flow=False) -> list:
@@ -28,22 +33,25 @@ def noised_path(x: Tensor, sigmas: Tensor, seed: int, flow=False) -> list:
     return [z - s * x for z, s in zip(path, sigmas)] if flow else path
 
 
-def denoise(model, x: Tensor, source, missed, sigmas: Tensor, extra_args=None, callback=None, disable=None) -> Tensor:
+def denoise(model, x: Tensor, source, missed, sigmas: Tensor, extra_args=None, callback=None, disable=None, *,
+            align=0.0) -> Tensor:
     """The latent at σ[-1], from Z_tar at σ[0]. source(i, x): the source's latent of level i, -1 for the clean one.
     missed(i, x): what the model misses of it."""
     for i in trange(len(sigmas) - 1, disable=disable):
         denoised = model(x, sigmas[i] * x.new_ones(len(x)), **(extra_args or {}))
         report_step(callback, i, x, sigmas[i], denoised)
         edit = x - source(i, x)  # Z_FE - X
-        velocity = (edit - (denoised + missed(i, x) - source(-1, x))) / sigmas[i]  # V_Δ
-        x = source(i + 1, x) + edit + (sigmas[i + 1] - sigmas[i]) * velocity
+        moved = denoised + missed(i, x) - source(-1, x)  # D_tar - D_src
+        velocity = (edit - moved) / sigmas[i]  # V_Δ
+        x = source(i + 1, x) + edit + (sigmas[i + 1] - sigmas[i]) * velocity - align * moved
     return x
 
 
-def inverted(model, x, sigmas, *args, seed, flow, **kwargs) -> Found:
+def inverted(model, x, sigmas, *args, seed, flow, align, **kwargs) -> Found:
     path = noised_path(x, sigmas, seed, flow)
     return Found(path, {"missed": recorded_theta(missed(model, path, sigmas, *args, **kwargs))})
 
 
-METHOD = Method("FlowEdit", "FlowEdit Invert", inverted, cfg=1.0, takes=("flow", "together"), settings={"seed": SEED},
-                theta=MISSED, trajectory="independent", reverse=along(denoise), residual="missed", every=True)
+METHOD = Method("FlowEdit", "FlowEdit Invert", inverted, cfg=1.0, takes=("flow", "together"),
+                settings={"seed": SEED, "align": Setting(0.0, 0.0, 1.0, needed=True)}, theta=MISSED,
+                trajectory="independent", reverse=along(denoise, "align"), residual="missed", every=True)

@@ -22,9 +22,14 @@ class PalimpsestFlowEditInvert(io.ComfyNode):
                                   tooltip="Seed of the noise. The picture returns with any seed."),
                     *guidance_inputs("CFG of the source prompt. Paper: 3.5 on SD3, with 13.5 for the target. 1 is best "
                                      "with a target CFG up to 2.5."),
-                    sigmas_input()],
+                    sigmas_input(),
+                    setting_input(METHOD, "align", step=0.005, optional=True, tooltip=(
+                        "How far each step is drawn to the source (FlowAlign, Kim et al. 2025). Paper: 0.01, with the "
+                        "source CONDITIONING as the negative of sampling and CFG 13.5. 0: FlowEdit."))],
             outputs=inversion_outputs(own_reverse=True))
 
     @classmethod
-    def execute(cls, model, source, latent, steps, scheduler, seed, cfg, negative=None, sigmas=None) -> io.NodeOutput:
-        return io.NodeOutput(*invert(METHOD, model, source, latent, steps, scheduler, sigmas, cfg, negative, seed=seed))
+    def execute(cls, model, source, latent, steps, scheduler, seed, cfg, negative=None, sigmas=None,
+                align=0.0) -> io.NodeOutput:
+        return io.NodeOutput(*invert(METHOD, model, source, latent, steps, scheduler, sigmas, cfg, negative, seed=seed,
+                                     align=align))

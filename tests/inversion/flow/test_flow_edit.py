@@ -17,6 +17,11 @@ from runs import relative
 AUTHORS = json.loads((Path(__file__).parents[2] / "data" / "flow_edit.json").read_text())
 
 
+def prompted(prompt):
+    """A flow model whose velocity is the closed-form network's under a prompt."""
+    return lambda z, sigma: z - sigma.view(-1, 1, 1, 1) * network(z + prompt, sigma.view(-1, 1, 1, 1))
+
+
 def guided(cfg, prompt):
     """A flow model whose velocity is the closed-form network's, guided by CFG from no prompt to a prompt."""
     def model(x, sigma):
@@ -38,6 +43,33 @@ def test_a_run_at_the_papers_guidance_passes_the_authors_latents():
     torch.testing.assert_close(found.flatten()[:8], torch.tensor(AUTHORS["edit"], dtype=torch.float64), rtol=1e-6,
                                atol=1e-6)
     assert relative(found, x) > 0.1
+
+
+def test_a_run_with_the_source_as_the_negative_is_flow_aligns():
+    """Its latents are those of the authors' loop: guidance from the source's prompt, and 0.01 of the way back."""
+    x, sigmas = noisy(1, 3, 5, 8), torch.tensor([*AUTHORS["sigmas"], 0.0], dtype=torch.float64)
+    path = flow_edit.noised_path(x, sigmas, 5, flow=True)
+    gaps = missed(prompted(0.3), path, sigmas, disable=True)
+
+    def target(z, sigma):
+        return prompted(0.3)(z, sigma) + 13.5 * (prompted(-0.6)(z, sigma) - prompted(0.3)(z, sigma))
+
+    found = [flow_edit.denoise(target, path[0], lambda i, _: path[i], lambda i, _: gaps[i], sigmas, disable=True,
+                               align=align) for align in (0.01, 0.0)]
+    torch.testing.assert_close(found[0].flatten()[:8], torch.tensor(AUTHORS["aligned"], dtype=torch.float64), rtol=1e-6,
+                               atol=1e-6)
+    assert relative(found[1], found[0]) > 1e-3
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_latents_of_videos_are_moved_too(frames):
+    """[B,C,T,h,w]: the source's prompt returns them, also drawn to the source, and another prompt moves every frame."""
+    model = tiny.qwen(output=0.05)
+    latent = {"samples": tiny.latent(model).repeat(1, 1, frames, 1, 1) * torch.linspace(1, 0.5, frames).view(-1, 1, 1)}
+    inversion = invert("FlowEdit", model, tiny.cond(), latent, 4, align=0.01).inversion
+    assert relative(replay(model, inversion), latent["samples"]) < 1e-5
+    moved = replay(model, inversion, prompt=tiny.cond(seed=4)) - latent["samples"]
+    assert moved.shape == latent["samples"].shape and float(moved.abs().amax((0, 1, 3, 4)).min()) > 1e-5
 
 
 def test_an_eps_models_edit_goes_along_the_difference_of_both_velocities():
