@@ -1,7 +1,7 @@
 """What cannot be learned, said before anything is computed."""
 from ..host.concept_files import encoder_lora_names, lora_names, word_exists
 from ..host.sampling import prediction_type
-from .concepts import SLOT, NewWord, WeightBasis
+from .concepts import SLOT, NewWord, PromptRows, WeightBasis
 
 NODE = "Learn Concept"
 
@@ -17,9 +17,13 @@ def check(model, clip, images, trained, prior, batch, concept):
                          "three to five of them.")
     words = [one for one in trained if isinstance(one, NewWord)]
     for one in trained:
-        if one.lr <= 0:
+        if one.lr <= 0 and not isinstance(one, PromptRows):
             raise ValueError(f"The learning rate of {type(one).__name__} is {one.lr:g}, with which it stays as it is: "
                              "set it above 0.")
+    told = [one for one in trained if isinstance(one, PromptRows)]
+    if told and (len(told) > 1 or words or prior or any(getattr(one, "text_encoder", False) for one in trained)):
+        raise ValueError("An encoded prompt stands for every caption, so no word, no text encoder, no second prompt "
+                         "and no class can learn beside it: train weights of the network alone.")
     lacking = [e.caption for e in images.examples if SLOT not in e.caption]
     if words and lacking:
         raise ValueError(f"{len(lacking)} of {len(images.examples)} captions have no *, which stands for the new "

@@ -103,6 +103,29 @@ class NewWord:
         raise NotImplementedError
 
 
+@dataclass(frozen=True, eq=False)
+class PromptRows:
+    """An encoded prompt that stands for every caption, whose last rows learn.
+
+    conditioning: a CONDITIONING of one entry.
+    lr: of Adam. At 0 the prompt stays as it is.
+    last: how many rows learn; 0 lets all learn.
+    """
+    conditioning: list = field(repr=False)
+    lr: float
+    last: int = 0
+
+    def start(self) -> Tensor:
+        """The rows that learn, [B,n,C]."""
+        return self.conditioning[0][0][:, -self.last:].detach().float().cpu().clone()
+
+    def told(self, rows: Tensor) -> list:
+        """The CONDITIONING with these in their place."""
+        embedding, extras = self.conditioning[0]
+        held = embedding[:, :embedding.shape[1] - rows.shape[1]].to(rows)
+        return [[torch.cat([held, rows], 1), extras]]
+
+
 @dataclass(frozen=True)
 class Prior:
     """Class-prior preservation: what the loss of the class's pictures counts beside the concept's.
@@ -125,6 +148,7 @@ class Concept:
     notes: for people.
     state: what going on needs, None where nothing may go on.
     looks: what a watch saw up to what is kept (watching.py).
+    prompt: the CONDITIONING whose rows learned, or None.
     """
     words: Mapping[str, Mapping[str, Tensor]]
     weights: Mapping[str, Tensor]
@@ -133,3 +157,4 @@ class Concept:
     notes: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, Any] | None = None
     looks: tuple[Look, ...] = ()
+    prompt: list | None = None

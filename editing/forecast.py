@@ -74,7 +74,8 @@ def _sides(height, width) -> list:
 
 def _once(learner, height, width) -> tuple[int, float]:
     """(bytes that autograd kept, seconds) of a step's losses and gradients."""
-    with counting(learner.guider.inner_model.diffusion_model, learner.clip.cond_stage_model) as kept:
+    encoder = [learner.clip.cond_stage_model] if learner.clip else []
+    with counting(learner.guider.inner_model.diffusion_model, *encoder) as kept:
         began = time.perf_counter()
         learner.differentiate(learner.fixed_rows(*_crops(learner, height, width)))
         seconds = time.perf_counter() - began

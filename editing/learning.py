@@ -31,14 +31,14 @@ from ..host.sampling import (
 )
 from ..inversion.grid import append_dims, report_step
 from .concept_checks import NODE, check
-from .concepts import SLOT, Concept, ConceptImages, NewWord, Prior, WeightBasis
+from .concepts import SLOT, Concept, ConceptImages, NewWord, Prior, PromptRows, WeightBasis
 from .editor import require_plain
 from .forecast import Forecast, forecast
 from .watching import Watch, Watching
 
 TOGETHER = 2 ** 30  # bytes of weights up to which the rows of a step share a forward
 UNGUIDED = {"guidance": 1.0}  # the strength that guidance-distilled models are told, as they are trained further
-CLIPPED = 1.0  # the most that a step's gradient may measure
+CLIPPED = 1.0  # diffusers' max_grad_norm
 
 
 def applied(model, clip, concept: Concept, strength_model: float = 1.0, strength_clip: float = 1.0) -> tuple:
@@ -48,20 +48,23 @@ def applied(model, clip, concept: Concept, strength_model: float = 1.0, strength
     return model, with_words(clip, concept.words)
 
 
-def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBasis | NewWord],
+def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBasis | NewWord | PromptRows],
                   prior: Prior | None = None, steps: int = 500, batch: int = 1, seed: int = 0,
                   concept: Concept | None = None, watch: Watch | None = None,
-                  told: Callable[[Forecast], None] | None = None, recompute: bool | None = None) -> Concept:
+                  told: Callable[[Forecast], None] | None = None, recompute: bool | None = None,
+                  norm: float = CLIPPED) -> Concept:
     """Train on pictures for some steps, on `batch` rows of them a step and as many of the prior.
 
+    clip: None where a PromptRows stands for the captions.
     concept: one that the same call learned, to go on from: n and n steps learn what 2n do, bit for bit.
     watch: stops sooner where nothing more is won, and gives the best that was found. Nobody goes on from it.
     told: is called with what a step needs, before the first one. Of large models it is found out in any case.
     recompute: whether blocks are computed again in the backward pass, for less memory. None does where it is needed.
+    norm: the most that a step's gradient of the weights may measure; a longer one is shortened.
     """
     require_plain(model, NODE)
     check(model, clip, images, trained, prior, batch, concept)
-    learner = Learner(model, clip, images, trained, prior, batch, seed)
+    learner = Learner(model, clip, images, trained, prior, batch, seed, norm)
     learner.recomputed = bool(recompute)
     began, losses, looks = time.perf_counter(), [], []
     with differentiable(model, learner.deltas, lambda: learner.recomputed) as m:
@@ -91,13 +94,13 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
 
         sample_with(guider, images.examples[0].latent[None].float().clone(), torch.linspace(1, 0, steps + 1),
                     Solver(solver), seed=seed)
-        words, weights, state = learner.learned()
+        words, weights, prompt, state = learner.learned()
     before = concept.losses if concept else ()
     notes = {"seconds": time.perf_counter() - began, "steps": len(before) + len(losses), "batch": batch, "seed": seed,
              "trained": [repr(one) for one in trained], "captions": [e.caption for e in images.examples],
              "prior": prior.weight if prior else 0.0, **({"kept": looks[-1].step} if looks else {})}
     state = None if watch else state
-    return Concept(words, weights, fingerprint(model), (*before, *losses), notes, state, tuple(looks))
+    return Concept(words, weights, fingerprint(model), (*before, *losses), notes, state, tuple(looks), prompt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,15 +159,18 @@ class Deltas(Mapping):
 class Learner:
     """One run of learning. `begin` is called once the host has loaded the network."""
 
-    def __init__(self, model, clip, images, trained, prior, batch, seed):
+    def __init__(self, model, clip, images, trained, prior, batch, seed, norm):
         self.model, self.images, self.trained, self.prior, self.batch = model, images, trained, prior, batch
-        self.prediction = prediction_type(model)
+        self.prediction, self.norm = prediction_type(model), norm
         self.generator = torch.Generator().manual_seed(seed)
         self.word = next((one for one in trained if isinstance(one, NewWord)), None)
         self.start = self.word.start(vectors_of(clip, self.word.like)) if self.word else {}
         self.clip = with_words(clip, {self.word.name: self.start}) if self.word else clip
+        self.prompt = next((one for one in trained if isinstance(one, PromptRows)), None)
+        self.rows = self.prompt.start() if self.prompt else torch.empty(0)
         self.recomputed = False
-        self.changes_text = self.word is not None or any(getattr(one, "text_encoder", False) for one in trained)
+        self.changes_text = bool(self.word or self.prompt and self.prompt.lr) or any(
+            getattr(one, "text_encoder", False) for one in trained)
         self.network, self.encoder = [], []
         self.vectors: dict[str, Tensor] = {}
         self.kept: dict = {}
@@ -181,6 +187,10 @@ class Learner:
                 self.vectors = {key: v.clone().to(device).requires_grad_() for key, v in self.start.items()}
                 leaves.append(list(self.vectors.values()))
                 continue
+            if isinstance(one, PromptRows):
+                self.rows = self.rows.clone().to(guider.model_patcher.load_device).requires_grad_(one.lr > 0)
+                leaves.append([self.rows] if one.lr else [])
+                continue
             taken = {n: w.detach() for n, w in network.items() if n in names and one.takes(n, w)}
             self.network.append(Weights(one, taken, names, self.generator))
             leaves.append(self.network[-1].leaves())
@@ -192,7 +202,8 @@ class Learner:
                 leaves[-1] += self.encoder[-1].leaves()
         self.leaves = [t for group in leaves for t in group]
         self.clipped = [t for part in (*self.network, *self.encoder) for t in part.leaves()]
-        groups = [{"params": group, "lr": one.lr} for group, one in zip(leaves, self.trained)]
+        groups = [{"params": group, "lr": one.lr, **({"weight_decay": 0.0} if isinstance(one, PromptRows) else {})}
+                  for group, one in zip(leaves, self.trained)]
         self.optimiser = torch.optim.AdamW(groups)
         if state is not None:
             with torch.no_grad():
@@ -212,7 +223,7 @@ class Learner:
             rows += self._rows(self.prior.images, self.batch, self.prior.weight)
         self.optimiser.zero_grad(set_to_none=True)
         total, shown = self.differentiate(rows)
-        torch.nn.utils.clip_grad_norm_(self.clipped, CLIPPED)
+        torch.nn.utils.clip_grad_norm_(self.clipped, self.norm)
         self.optimiser.step()
         return total, *shown
 
@@ -304,6 +315,9 @@ class Learner:
 
     def conditioning(self, caption, identifier) -> list:
         """The CONDITIONING of a caption, with what is trained in place of *."""
+        if self.prompt:
+            (embedding, extras), = self.prompt.told(self.rows)
+            return [[embedding, {**UNGUIDED, **extras}]]
         word = f"embedding:{self.word.name}" if self.word else identifier
         tokens = self.clip.tokenize(" ".join(caption.replace(SLOT, f" {word} ").split()))
         if self.vectors:
@@ -321,10 +335,11 @@ class Learner:
     def learned(self) -> tuple:
         vectors = {key: v.detach().cpu().clone() for key, v in self.vectors.items()}
         words = {self.word.name: vectors} if self.word else {}
+        prompt = self.prompt.told(self.rows.detach().cpu()) if self.prompt else None
         weights = {name: value for part in (*self.network, *self.encoder) for name, value in part.saved().items()}
         state = {"theta": [leaf.detach().cpu().clone() for leaf in self.leaves],
                  "optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state()}
-        return words, weights, state
+        return words, weights, prompt, state
 
 
 def weight(prediction: str, sigma: Tensor, sigma_data: float = 1.0) -> Tensor:

@@ -1,6 +1,11 @@
 """Inputs and types that the nodes of concepts share."""
 from comfy_api.latest import io
 
+from ...editing.concepts import ConceptImages, Example
+from ...editing.inverting import source_latent
+from ...host.sampling import latent_of
+from ..checks import check_prompt_alone
+
 ConceptImagesType = io.Custom("CONCEPT_IMAGES")
 TrainableType = io.Custom("TRAINABLE")
 ObjectiveType = io.Custom("OBJECTIVE")
@@ -24,3 +29,32 @@ def more_input():
 def added(one, more) -> io.NodeOutput:
     """The TRAINABLE of one thing more."""
     return io.NodeOutput((*(more or ()), one))
+
+
+def batch_input():
+    return io.Int.Input("batch", default=1, min=1, max=256, tooltip=(
+        "Noises an update. Large models take them one after the other, so more cost time and no memory. Paper: 1. "
+        "The miniature: 4."))
+
+
+def seed_input():
+    return io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True,
+                        tooltip="Of levels and noise. Equal seeds learn equal bytes.")
+
+
+def pictures_of(model, latent) -> ConceptImages:
+    """The pictures of a LATENT."""
+    source_latent(model, latent)  # an error where it is none
+    return ConceptImages(tuple(Example(z.cpu(), "") for z in latent_of(model, latent["samples"])))
+
+
+def check_one_prompt(whose, conditioning, learned=None):
+    """ValueError where a CONDITIONING is not one plain prompt, or not of the learned one's size."""
+    if len(conditioning) != 1 or len(conditioning[0][0]) != 1:
+        raise ValueError(f"{whose} has {len(conditioning)} entries of {[len(c) for c, _ in conditioning]} prompts, and "
+                         "one is needed: describe the picture in one prompt, and remove Conditioning (Combine).")
+    check_prompt_alone(whose, conditioning)
+    shapes = [tuple(one[0][0].shape) for one in (learned or conditioning, conditioning)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{whose} is encoded to {shapes[1][1]} rows of {shapes[1][2]}, the learned prompt to "
+                         f"{shapes[0][1]} rows of {shapes[0][2]}: encode both with one CLIP, and none over 75 tokens.")

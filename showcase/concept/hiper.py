@@ -1,0 +1,4 @@
+"""HiPer, shown."""
+from .. import Example
+
+EXAMPLE = Example("HiPer", elsewhere="Learning takes minutes.")

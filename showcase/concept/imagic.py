@@ -1,0 +1,4 @@
+"""Imagic, shown."""
+from .. import Example
+
+EXAMPLE = Example("Imagic", elsewhere="Learning takes minutes.")
