@@ -13,12 +13,14 @@ from ..host.tokens import Word, present_words
 
 SCHEDULES = {  # kind: (cross_end, self_end)
     "delete": (0.3, 0.0), "add": (0.0, 0.3), "pose": (0.1, 0.0), "object": (0.8, 0.2), "background": (0.0, 0.8),
-    "style": (0.0, 0.8), "material": (0.8, 0.8), "colour": (0.4, 1.0), "": (0.8, 0.4)}
+    "style": (0.0, 1.0), "material": (0.8, 0.8), "colour": (0.4, 1.0), "": (0.8, 0.4)}
 """Chosen on public scenes of the miniature, as bench/scenes.py measures them. Without a kind: Attention Inject's
 defaults."""
 LASTING = {"delete"}
 """Kinds in which the words that stay keep the source's maps to the end. Else the target draws them once more, where the
 others went."""
+GENTLE = {"colour", "style"}
+"""Kinds that come nearer with less guidance. CFG is the sampler's, so auto can only say so."""
 WHOLE = {"background", "style", ""}
 """Kinds that may change the whole picture."""
 SHAPED = {"add", "object", "pose"}
@@ -62,9 +64,14 @@ class Auto:
 
     def schedule(self, latent) -> tuple[float, float, float]:
         """cross_end, self_end and self_resolution on a latent (height, width): the least that a change asks for."""
-        kinds = {change.kind for edit in self.edits for change in edit.changes} or {""}
+        kinds = self._kinds
         cross_end, self_end = map(min, zip(*(SCHEDULES[kind] for kind in kinds)))
         return cross_end, self_end, min(1.0, max(FINEST, TOKENS / min(latent) if kinds <= LAYOUT else 0.0))
+
+    @property
+    def advice(self) -> list[str]:
+        """What else to say on Attention Inject."""
+        return ["half the usual CFG keeps more of the picture"] if self._kinds <= GENTLE else []
 
     @property
     def lasts(self) -> bool:
@@ -99,6 +106,10 @@ class Auto:
     def whole(self, rows: int) -> list[bool]:
         """Whether each of some rows may change in the whole picture."""
         return [whole(self.edits[i % len(self.edits)]) for i in range(rows)]
+
+    @property
+    def _kinds(self):
+        return {change.kind for edit in self.edits for change in edit.changes} or {""}
 
     def _words(self, side, rows, kinds):
         found = [present_words(", ".join(_named(edit, side, kinds)), [getattr(pair, side)])[0][0]

@@ -84,7 +84,7 @@ class PalimpsestAttentionInject(io.ComfyNode):
             retract_warnings()
             cross_end, self_end, self_resolution = auto.schedule(inversion.shape[-2:])
             auto.say(f"cross_end {cross_end:g}{', 1 for the words that stay' * lasts}, self_end {self_end:g}, "
-                     f"self_resolution {self_resolution:g}")
+                     f"self_resolution {self_resolution:g}", *auto.advice)
         ends = per_token(typed, prompt_edit, cross_end)
         if auto and lasts:
             ends = auto.lasting(ends)

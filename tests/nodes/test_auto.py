@@ -144,3 +144,10 @@ def test_a_note_says_what_changes_and_what_was_chosen(caplog):
     caplog.set_level("INFO")
     Auto.of(Case(targets=(TARGETS["object"],)).edit).say("cross_end 0")
     assert caplog.messages[-1] == "auto: swap of an object: cat -> dog; cross_end 0; mask: red, cat, dog"
+
+
+@pytest.mark.parametrize("kind, said", [("colour", True), ("style", True), ("object", False)])
+def test_the_note_of_inject_says_where_less_guidance_helps(kind, said, caplog):
+    caplog.set_level("INFO")
+    inject(Case(targets=(TARGETS[kind],)), schedule="auto")
+    assert ("half the usual CFG" in caplog.messages[-1]) == said
