@@ -77,25 +77,27 @@ class Batch:
         grid = {place: values.split(",") for place, values in args.grid}
         rows = with_grid(read_table(args.table), grid)
         columns = list(dict.fromkeys(name for row in rows for name in row.values))
-        self.host = Worker([] if args.isolate else [p.resolve() for p in args.pack])
+        host = Worker([] if args.isolate else [p.resolve() for p in args.pack])
+        try:
+            self._read(graph, rows, columns, host)
+        finally:
+            host.close()
+
+    def _read(self, graph, rows, columns, host):
+        args = self.args
         info = object_info()
-        self.unknown = sorted({node["class_type"] for node in graph.values()} - info.keys())
-        if self.unknown and not args.isolate:
-            raise TableError(f"ComfyUI and this pack have no node {', '.join(self.unknown)}: name its pack with --pack "
+        unknown = sorted({node["class_type"] for node in graph.values()} - info.keys())
+        if unknown and not args.isolate:
+            raise TableError(f"ComfyUI and this pack have no node {', '.join(unknown)}: name its pack with --pack "
                              "FOLDER, or use --isolate, which starts a ComfyUI with all its packs")
         bindings = bind(graph, info, columns, dict(args.set))
         folder = args.table if args.table.is_dir() else args.table.parent
         about = versions() | {"pictures": args.picture, "format": args.format}
         self.plan = plan(graph, bindings, rows, about, folder.resolve(), args.group_by)
-        self._check()
-
-    def _check(self):
-        """TableError with what the host has against some row, before any worker starts."""
-        for job in () if self.unknown else shapes(self.plan):
-            refused, _ = self.host.check(self.plan.graph_of(job), {n: p.read() for n, p in job.pictures.items()})
+        for job in () if unknown else shapes(self.plan):
+            refused, _ = host.check(self.plan.graph_of(job), {n: p.read() for n, p in job.pictures.items()})
             if refused:
                 raise TableError(f"row {job.row.number}: {refused}")
-        self.host.close()
 
     def engine(self, done, lost, tell=lambda seat, words: None) -> Engine:
         a = self.args

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a Ray of one machine listens on its loopback alone
-import ray  # noqa: E402
+import ray
+from ray._private import ray_constants
 
-from pack import ROOT, find_host  # noqa: E402
+from pack import ROOT, find_host
 
 TRIES = 2  # of a row that ends its worker, or finds no memory
+CLOSING = 5.0  # seconds for workers to clean up
 STARTS = 3  # of workers, one after another, that end before their first row
 
 
@@ -71,11 +72,16 @@ class Seat:
 def connect(options: Options) -> tuple[int, float, float]:
     """Start or join Ray. Returns (workers, cores a worker, GPUs a worker)."""
     if not ray.is_initialized():
-        place = {"address": options.address} if options.address else {
-            "address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False,
-            "object_store_memory": 512 * 2 ** 20}
+        place = {"address": options.address}
+        if not options.address:
+            ray_constants.ENABLE_RAY_CLUSTER = False  # Ray then listens on the loopback address alone
+            place = {"address": "local", "include_dashboard": False, "object_store_memory": 512 * 2 ** 20}
         ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None  # `cause` says in a line what this does
-        ray.init(**place, log_to_driver=False, logging_level="error", namespace="palimpsest")
+        try:
+            ray.init(**place, log_to_driver=False, logging_level="error", namespace="palimpsest")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise NoWorkers(f"no Ray can be used at {options.address or 'this machine'}: {error} (a cluster that asks "
+                            "for a token gets it from RAY_AUTH_TOKEN or ~/.ray/auth_token)") from None
     has = ray.cluster_resources()
     cores, gpus = int(has.get("CPU", 1)), has.get("GPU", 0)
     share = options.gpus if gpus else 0
@@ -102,6 +108,9 @@ def actor_class():
 
         def run(self, *args):
             return self.work(*args)
+
+        def close(self):
+            getattr(self.work, "close", int)()
 
     return ray.remote(Worker)
 
@@ -134,6 +143,7 @@ class Engine:
                 for ref in ray.wait(list(busy), timeout=1)[0]:
                     self._landed(busy[ref])
         finally:
+            ray.wait([seat.actor.close.remote() for seat in self.seats], num_returns=len(self.seats), timeout=CLOSING)
             for seat in self.seats:
                 ray.kill(seat.actor)
 
@@ -147,6 +157,7 @@ class Engine:
         seat.ref = seat.item = None
         while seat.rows or self.waiting:
             if seat.leaving:
+                ray.wait([seat.actor.close.remote()], timeout=CLOSING)
                 ray.kill(seat.actor)
                 self._start(seat)
                 return

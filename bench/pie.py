@@ -2,7 +2,7 @@
 conventions.
 
     python tools/dev.py bench pie FOLDER [--checkpoint FILE] [--inversion NAME] [--editor NAME ...] [--count 700]
-        [--steps 50] [--cfg 7.5] [--clip-vision FILE --clip-text FILE]
+        [--steps 50] [--cfg 7.5] [--clip-vision FILE --clip-text FILE] [--workers N [--address HOST:PORT]]
 
 FOLDER holds mapping_file.json and annotation_images/. Without a checkpoint the miniature edits, which knows no
 photographs.
@@ -31,6 +31,7 @@ from ..miniature.model import load_miniature
 from .floors import fresh_noise
 from .inversions import METHODS, Scenes
 from .scenes import EDITORS, edited, stored
+from .spread import add_arguments, spread
 from .summary import NOBODY, Column, summary, table, table_by_kind
 
 COLUMNS = (Column("cases", "cases"), Column("pie_mse", "MSE"), Column("pie_psnr", "PSNR", " dB"),
@@ -66,9 +67,13 @@ def decode_mask(runs, size) -> np.ndarray:
     return mask
 
 
+def entries(folder, count) -> list:
+    """(number, what is said of it) of the first pictures."""
+    return list(json.loads(Path(folder, "mapping_file.json").read_text(encoding="utf-8")).items())[:count]
+
+
 def cases(folder, count):
-    entries = json.loads(Path(folder, "mapping_file.json").read_text(encoding="utf-8"))
-    return [Case(folder, number, entry) for number, entry in list(entries.items())[:count]]
+    return [Case(folder, number, entry) for number, entry in entries(folder, count)]
 
 
 class Clip:
@@ -100,6 +105,28 @@ REFERENCES = {"autoencoder": lambda scenes, args: scenes.round_trip,
               "fresh noise": lambda scenes, args: fresh_noise(scenes, args.cfg, args.steps, 0)}
 
 
+class Measurer:
+    """Edits and measures pictures. Its settings are main's arguments."""
+
+    def __init__(self, **settings):
+        self.args = args = argparse.Namespace(**settings)
+        self.models = (comfy.sd.load_checkpoint_guess_config(args.checkpoint)[:3] if args.checkpoint
+                       else load_miniature())
+        self.clip = Clip(args.clip_vision, args.clip_text) if args.clip_vision else None
+
+    def rows(self, number, entry, missing):
+        """A line's own part for every (inversion, editor) that is missing."""
+        args, case = self.args, Case(self.args.folder, number, entry)
+        with torch.inference_mode():
+            scenes = Scenes(self.models, [case])
+            inversion = scenes.invert(METHODS[args.inversion], args.cfg, args.steps)
+            for by, editor in missing:
+                made = (REFERENCES[editor](scenes, args) if by == NOBODY else
+                        edited(scenes, inversion, editor, args.cfg))
+                yield {"case": number, "kind": case.kind, "inversion": by, "editor": editor,
+                       **measure(case, scenes, made, self.clip)},
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -114,35 +141,28 @@ def main():
     parser.add_argument("--clip-vision")
     parser.add_argument("--clip-text")
     parser.add_argument("--out", type=Path, default=LINES)
+    add_arguments(parser)
     args = parser.parse_args()
     if (args.clip_vision is None) != (args.clip_text is None):
         parser.error("a CLIP score needs both --clip-vision and --clip-text")
-    parts = comfy.sd.load_checkpoint_guess_config(args.checkpoint)[:3] if args.checkpoint else load_miniature()
-    clip = Clip(args.clip_vision, args.clip_text) if args.clip_vision else None
     about = {"folder": str(args.folder), "clip": args.clip_vision, "checkpoint": args.checkpoint,
              "steps": args.steps, "cfg": args.cfg}
     rows = {key: r for key, r in stored(args.out).items() if about.items() <= r.items()}
     args.out.parent.mkdir(exist_ok=True)
-    chosen = cases(args.folder, args.count)
-    with torch.inference_mode():
-        for case in chosen:
-            wanted = [(NOBODY, r) for r in REFERENCES] + [(args.inversion, e) for e in args.editor]
-            missing = [pair for pair in wanted if (case.number, *pair) not in rows]
-            if missing:
-                scenes = Scenes(parts, [case])
-                inversion = scenes.invert(METHODS[args.inversion], args.cfg, args.steps)
-            for by, editor in missing:
-                if by == NOBODY:
-                    made = REFERENCES[editor](scenes, args)
-                else:
-                    made = edited(scenes, inversion, editor, args.cfg)
-                line = {"case": case.number, "kind": case.kind, "inversion": by, "editor": editor, **about,
-                        **measure(case, scenes, made, clip)}
-                rows[case.number, by, editor] = line
-                with args.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+    chosen = entries(args.folder, args.count)
+    wanted = [(NOBODY, r) for r in REFERENCES] + [(args.inversion, e) for e in args.editor]
+    missing = {n: [pair for pair in wanted if (n, *pair) not in rows] for n, _ in chosen}
+
+    def write(measured):
+        line = measured | about
+        rows[line["case"], line["inversion"], line["editor"]] = line
+        with args.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    settings = vars(args) | {"folder": args.folder.resolve()}
+    spread(Measurer, settings, [[(n, entry, missing[n])] for n, entry in chosen if missing[n]], write, args)
     print(report([{n: v for n, v in r.items() if n not in about} for (number, _, _), r in rows.items()
-                  if number in {c.number for c in chosen}]))
+                  if number in dict(chosen)]))
 
 
 def report(lines) -> str:

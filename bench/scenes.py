@@ -1,7 +1,7 @@
 """SceneBench: edits whose exact answer is known, by any inversion and any editor.
 
     python tools/dev.py bench scenes [--split public] [--cases 60] [--steps 50] [--cfg 4] [--inversion NAME ...]
-        [--editor NAME ...] [--kind KIND ...]
+        [--editor NAME ...] [--kind KIND ...] [--workers N [--address HOST:PORT]]
 
 A case is one edit of a miniature scene: source picture, two prompts, edit mask and exact target picture. There are
 eight kinds of edit, and 60 cases of each kind are 480 cases. There are four splits (splits.py). Choose settings on
@@ -54,6 +54,7 @@ from ..showcase.rows import NO_INVERSION, SceneRow, as_it_is
 from .floors import GHOSTS, ghosts, references
 from .inversions import METHODS, Scenes, rounded
 from .splits import SPLITS
+from .spread import add_arguments, spread
 from .summary import NOBODY, Column, best, line, of_the_way, summary, table, table_by_kind
 
 ROOT = Path(__file__).parents[1]
@@ -205,41 +206,59 @@ def cost(cases, *counters) -> dict:
     return {n: torch.full((cases,), float(v)) for n, v in numbers.items()}
 
 
+class Measurer:
+    """Measures parts of SceneBench: editors on one inversion, over cases of one kind from `start` on."""
+
+    def __init__(self, split, cases, batch, steps, cfg):
+        self.split, self.args = SPLITS[split], argparse.Namespace(cases=cases, batch=batch, steps=steps, cfg=cfg)
+        self.models, self.prepared = load_miniature(), (None, None, None)
+        comfy.utils.set_progress_bar_enabled(False)
+
+    def rows(self, kind, start, inversion, editors):
+        """Of each editor what `write` takes."""
+        numbers = numbered(self.split, start, self.args)
+        with torch.inference_mode():
+            if self.prepared[0] != (kind, start):
+                scenes = Scenes(self.models, self.split.edits(kind, numbers))
+                self.prepared = (kind, start), scenes, Known.of(scenes, self.split.details)
+            _, scenes, known = self.prepared
+            made = (measure_references(scenes, known, numbers[0], self.args) if inversion == NOBODY else
+                    measure(scenes, known, inversion, editors, self.args))
+            for editor, found, pictures in made:
+                yield (kind, [f"{kind}-{n}" for n in numbers], inversion, editor,
+                       {n: rounded(v.double()) for n, v in found.items()}, pictures[0].cpu() if start == 0 else None)
+
+
+def numbered(split, start, args) -> range:
+    """The numbers of a part's cases."""
+    return range(split.first + start, split.first + min(start + args.batch, args.cases))
+
+
 def run(args, lines: Path):
     """Measure the missing cases and append their lines."""
-    held, split, parts = set(stored(lines)), SPLITS[args.split], load_miniature()
+    held, split, groups = set(stored(lines)), SPLITS[args.split], []
     for start in range(0, args.cases, args.batch):
         for kind in args.kind:
-            numbers = range(split.first + start, split.first + min(start + args.batch, args.cases))
-            names = [f"{kind}-{n}" for n in numbers]
-            missing = {i: [e for e in editors_on(i, kind, args.editor) if not {(n, i, e) for n in names} <= held]
-                       for i in args.inversion}
-            measured = {(n, NOBODY, r) for n in names for r in REFERENCES} <= held
-            if measured and not any(missing.values()):
-                continue
-            scenes = Scenes(parts, split.edits(kind, numbers))
-            known = Known.of(scenes, split.details)
-            if not measured:
-                made = measure_references(scenes, known, numbers[0], args)
-                write(lines, held, kind, names, NOBODY, made, start == 0)
-            for inversion, editors in missing.items():
-                if editors:
-                    made = measure(scenes, known, inversion, editors, args)
-                    write(lines, held, kind, names, inversion, made, start == 0)
+            names = [f"{kind}-{n}" for n in numbered(split, start, args)]
+            chosen = {NOBODY: REFERENCES} | {i: editors_on(i, kind, args.editor) for i in args.inversion}
+            missing = {i: [e for e in editors if not {(n, i, e) for n in names} <= held]
+                       for i, editors in chosen.items()}
+            groups.append([(kind, start, i, editors) for i, editors in missing.items() if editors])
+    settings = {name: getattr(args, name) for name in ("split", "cases", "batch", "steps", "cfg")}
+    if any(groups):
+        spread(Measurer, settings, [g for g in groups if g], lambda *row: write(lines, held, *row), args)
 
 
-def write(lines: Path, held, kind, names, inversion, made, show):
-    """Append the lines of some cases that are not held, row by row; show: whether their first pictures are kept."""
-    for editor, numbers, pictures in made:
-        columns = {n: rounded(v.double()) for n, v in numbers.items()}
-        with lines.open("a", encoding="utf-8") as file:
-            for i, name in enumerate(names):
-                if (name, inversion, editor) not in held:
-                    file.write(json.dumps({"case": name, "kind": kind, "inversion": inversion, "editor": editor,
-                                           **{n: v[i] for n, v in columns.items()}}) + "\n")
-        if show:
-            keep(pictures[0], lines.with_suffix("") / f"{kind} {inversion} {editor}.png")
-        print(kind, names[0], inversion, editor, flush=True)
+def write(lines: Path, held, kind, names, inversion, editor, columns, picture):
+    """Append an editor's lines of some cases that are not held, and keep its first picture."""
+    with lines.open("a", encoding="utf-8") as file:
+        for i, name in enumerate(names):
+            if (name, inversion, editor) not in held:
+                file.write(json.dumps({"case": name, "kind": kind, "inversion": inversion, "editor": editor,
+                                       **{n: v[i] for n, v in columns.items()}}) + "\n")
+    if picture is not None:
+        keep(picture, lines.with_suffix("") / f"{kind} {inversion} {editor}.png")
+    print(kind, names[0], inversion, editor, flush=True)
 
 
 def keep(picture, path):
@@ -334,12 +353,11 @@ def main():
     parser.add_argument("--cfg", type=float, default=4.0)
     parser.add_argument("--batch", type=int, default=15, help="cases that are edited together")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    add_arguments(parser)
     args = parser.parse_args()
     lines = LINES / f"{args.split} {args.steps} steps CFG {args.cfg:g} {version(args.split)}.jsonl"
     lines.parent.mkdir(parents=True, exist_ok=True)
-    comfy.utils.set_progress_bar_enabled(False)
-    with torch.inference_mode():
-        run(args, lines)
+    run(args, lines)
     settings = {"split": args.split, "steps": args.steps, "cfg": args.cfg, "version": version(args.split)}
     last = SPLITS[args.split].first + args.cases
     rows = [r for r in stored(lines).values() if int(r["case"].rpartition("-")[2]) < last]

@@ -1,5 +1,4 @@
-"""A node pack whose one node fails as it is told: it raises, or ends the whole process."""
-import os
+"""A node pack whose one node fails when it is told to."""
 
 
 class Fault:
@@ -7,11 +6,9 @@ class Fault:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"image": ("IMAGE",), "what": (["nothing", "raise", "exit"],)}}
+        return {"required": {"image": ("IMAGE",), "what": (["nothing", "raise"],)}}
 
     def run(self, image, what):
-        if what == "exit":
-            os._exit(9)
         if what == "raise":
             raise ValueError("the word zebra stands in no prompt: choose one that does")
         return (image,)

@@ -21,11 +21,14 @@ PHOTOS = {"photo": {"class_type": "LoadImage", "inputs": {"image": "a.png"}, "_m
 
 
 class Alone:
-    """The engine's part, played in this process. A row that is called for in `fails` fails."""
-    fails, stop, workers = (), None, 2
+    """The engine's part, played in this process.
+
+    fails, ends: numbers of rows that fail, or end their worker. stop: the row at which somebody interrupts.
+    """
+    fails, ends, stop, workers = (), (), None, 2
 
     def __init__(self, made, settings, options, send, done, lost, tell):
-        self.done, self.send = done, send
+        self.done, self.lost, self.send = done, lost, send
         self.work = worker.Worker(**settings)
 
     def run(self, groups):
@@ -33,6 +36,10 @@ class Alone:
         for item in deque(Item(job) for group in groups for job in group):
             if item.job.row.number == Alone.stop:
                 raise KeyboardInterrupt
+            if item.job.row.number in Alone.ends:
+                item.losses = 2
+                self.lost(item, "it ended its worker 2 times: killed")
+                continue
             failed = worker.failure("no such thing: choose another", "Scale", "ValueError")
             graph, pictures = self.send(item, seat)
             self.done(item, failed if item.job.row.number in Alone.fails else self.work(graph, pictures))
@@ -51,8 +58,8 @@ def batch(tmp_path, monkeypatch, host):
     for kind in worker.FOLDERS:
         monkeypatch.setattr(folder_paths, f"{kind}_directory", getattr(folder_paths, f"{kind}_directory"))
     monkeypatch.setattr(command, "Engine", Alone)
-    monkeypatch.setattr(Alone, "fails", ())
-    monkeypatch.setattr(Alone, "stop", None)
+    for name, value in (("fails", ()), ("ends", ()), ("stop", None)):
+        monkeypatch.setattr(Alone, name, value)
     (tmp_path / "photos").mkdir()
     for name, shade in (("a", 10), ("b", 99), ("c", 200)):
         Image.fromarray(np.full((16, 16, 3), shade, np.uint8)).save(tmp_path / "photos" / f"{name}.png")
@@ -102,6 +109,14 @@ def test_only_what_is_missing_is_done_and_failures_only_when_asked(batch, tmp_pa
     (again, after), = runs(tmp_path).items()
     assert again == name and sorted(after) == [1, 2, 3] and not any(r["error"] for r in after.values())
     assert after[1] == rows[1]
+
+
+def test_a_row_that_ends_its_workers_is_a_failed_row(batch, tmp_path, monkeypatch):
+    monkeypatch.setattr(Alone, "ends", (2,))
+    assert batch() == 0
+    (_, rows), = runs(tmp_path).items()
+    assert sorted(rows) == [1, 2, 3] and [n for n, r in rows.items() if r["error"]] == [2]
+    assert rows[2]["error"] == "row 2: it ended its worker 2 times: killed" and rows[2]["attempts"] == 2
 
 
 def test_a_changed_workflow_is_another_run(batch, tmp_path):

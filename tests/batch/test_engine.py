@@ -109,3 +109,13 @@ def test_workers_that_cannot_start_end_the_run_with_their_reason(cluster, tmp_pa
 def test_more_workers_than_there_is_room_for_are_refused(asked, said, cluster):
     with pytest.raises(engine.NoWorkers, match=said):
         engine.connect(asked)
+
+
+def test_the_cluster_file_of_the_documents_is_one_of_rays():
+    yaml = pytest.importorskip("yaml")
+    from ray.autoscaler._private.util import prepare_config, validate_config
+    text = (ROOT / "docs" / "batch.md").read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+    config = yaml.safe_load(text)
+    validate_config(prepare_config(config))
+    with pytest.raises(Exception, match="zebra"):
+        validate_config(prepare_config(config | {"zebra": 1}))
