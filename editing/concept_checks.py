@@ -6,7 +6,7 @@ from .concepts import SLOT, NewWord, PromptRows, WeightBasis
 NODE = "Learn Concept"
 
 
-def check(model, clip, images, trained, prior, batch, concept):
+def check(model, clip, images, trained, prior, batch, concept, notes):
     """ValueError on what cannot be learned, before anything is computed."""
     prediction_type(model)
     if not trained:
@@ -35,10 +35,10 @@ def check(model, clip, images, trained, prior, batch, concept):
     if len(words) > 1:
         raise ValueError(f"{NODE} has {len(words)} new words ({', '.join(word.name for word in words)}), and a caption "
                          "one * each: learn them one after the other, or give one word more vectors.")
-    kept = concept.notes.get("trained") if concept else None
-    if concept and (concept.state is None or kept != [repr(one) for one in trained]):
-        raise ValueError(f"The CONCEPT was learned by {kept}, this node trains {[repr(one) for one in trained]}: go on "
-                         "with the same, or learn anew.")
+    kept = {name: concept.notes.get(name) for name in notes} if concept else notes
+    if concept and (concept.state is None or kept != notes):
+        raise ValueError(f"The CONCEPT was learned by {kept}, this node trains {notes}: go on with the same, or learn "
+                         "anew.")
     names, changed = lora_names(model), {}
     weights = dict(model.model.diffusion_model.named_parameters())
     for basis in (one for one in trained if isinstance(one, WeightBasis)):

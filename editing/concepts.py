@@ -137,6 +137,22 @@ class Prior:
     weight: float
 
 
+class Objective:
+    """What the concept's rows lower in the place of their own loss. A subclass is a frozen dataclass.
+
+    base: what * reads as for the frozen model; None where that is not asked.
+    """
+    base: str | None = None
+
+    def losses(self, errors: Tensor, frozen: Tensor | None) -> Tensor:
+        """[B] losses of rows, of their errors ‖c(σ)·(x̂0 - x0)‖² [B] and of the frozen model's errors on them."""
+        raise NotImplementedError
+
+    def settled(self, vectors: Tensor, start: Tensor) -> Tensor:
+        """A new word's vectors [n,D] after a step, of those that it began with."""
+        return vectors
+
+
 @dataclass(frozen=True, eq=False)
 class Concept:
     """What was learned, in the forms of the host's own files.

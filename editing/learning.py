@@ -6,12 +6,12 @@
 What is trained is a paper's (concept/); the loop is the same for all. A row is a picture with noise of a level σ. Its
 loss is what the model was trained with, ‖c(σ)·(x̂0 - x0)‖² as a mean over places and channels: c = 1/σ turns an error
 of x0 into one of ε, and into one of the velocity on flow models; c = √(1+σ²)/σ into one of v. Rows of a prior are
-averaged apart and count λ.
+averaged apart and count λ. An `Objective` puts another loss in the place of the concept's rows' own.
 """
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -31,9 +31,10 @@ from ..host.sampling import (
 )
 from ..inversion.grid import append_dims, report_step
 from .concept_checks import NODE, check
-from .concepts import SLOT, Concept, ConceptImages, NewWord, Prior, PromptRows, WeightBasis
+from .concepts import SLOT, Concept, ConceptImages, NewWord, Objective, Prior, PromptRows, WeightBasis
 from .editor import require_plain
 from .forecast import Forecast, forecast
+from .rows import Row, alike, joined, weight
 from .watching import Watch, Watching
 
 TOGETHER = 2 ** 30  # bytes of weights up to which the rows of a step share a forward
@@ -52,7 +53,7 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                   prior: Prior | None = None, steps: int = 500, batch: int = 1, seed: int = 0,
                   concept: Concept | None = None, watch: Watch | None = None,
                   told: Callable[[Forecast], None] | None = None, recompute: bool | None = None,
-                  norm: float = CLIPPED) -> Concept:
+                  norm: float = CLIPPED, objective: Objective | None = None) -> Concept:
     """Train on pictures for some steps, on `batch` rows of them a step and as many of the prior.
 
     clip: None where a PromptRows stands for the captions.
@@ -63,8 +64,9 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
     norm: the most that a step's gradient of the weights may measure; a longer one is shortened.
     """
     require_plain(model, NODE)
-    check(model, clip, images, trained, prior, batch, concept)
-    learner = Learner(model, clip, images, trained, prior, batch, seed, norm)
+    notes = {"trained": [repr(one) for one in trained], "objective": repr(objective)}
+    check(model, clip, images, trained, prior, batch, concept, notes)
+    learner = Learner(model, clip, images, trained, prior, batch, seed, norm, objective)
     learner.recomputed = bool(recompute)
     began, losses, looks = time.perf_counter(), [], []
     with differentiable(model, learner.deltas, lambda: learner.recomputed) as m:
@@ -96,27 +98,11 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                     Solver(solver), seed=seed)
         words, weights, prompt, state = learner.learned()
     before = concept.losses if concept else ()
-    notes = {"seconds": time.perf_counter() - began, "steps": len(before) + len(losses), "batch": batch, "seed": seed,
-             "trained": [repr(one) for one in trained], "captions": [e.caption for e in images.examples],
+    notes = {**notes, "seconds": time.perf_counter() - began, "steps": len(before) + len(losses), "batch": batch,
+             "seed": seed, "captions": [e.caption for e in images.examples],
              "prior": prior.weight if prior else 0.0, **({"kept": looks[-1].step} if looks else {})}
     state = None if watch else state
     return Concept(words, weights, fingerprint(model), (*before, *losses), notes, state, tuple(looks), prompt)
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """A picture with noise.
-
-    x, clean: [1,C,…] in sampler space.
-    sigma: [1].
-    entry: its caption's processed cond entry.
-    share: of its loss in the step's.
-    """
-    x: Tensor
-    clean: Tensor
-    sigma: Tensor
-    entry: dict
-    share: float
 
 
 class Weights:
@@ -159,9 +145,10 @@ class Deltas(Mapping):
 class Learner:
     """One run of learning. `begin` is called once the host has loaded the network."""
 
-    def __init__(self, model, clip, images, trained, prior, batch, seed, norm):
+    def __init__(self, model, clip, images, trained, prior, batch, seed, norm, objective):
         self.model, self.images, self.trained, self.prior, self.batch = model, images, trained, prior, batch
         self.prediction, self.norm = prediction_type(model), norm
+        self.objective, self.frozen = objective, False
         self.generator = torch.Generator().manual_seed(seed)
         self.word = next((one for one in trained if isinstance(one, NewWord)), None)
         self.start = self.word.start(vectors_of(clip, self.word.like)) if self.word else {}
@@ -214,7 +201,7 @@ class Learner:
 
     def deltas(self) -> Mapping[str, Tensor]:
         """What is added to the network's weights."""
-        return Deltas(self.network)
+        return Deltas([] if self.frozen else self.network)
 
     def step(self) -> tuple:
         """One update. Returns (the loss, one row's noisy x, its clean prediction, its σ)."""
@@ -225,6 +212,10 @@ class Learner:
         total, shown = self.differentiate(rows)
         torch.nn.utils.clip_grad_norm_(self.clipped, self.norm)
         self.optimiser.step()
+        if self.objective:
+            with torch.no_grad():
+                for key, vectors in self.vectors.items():
+                    vectors.copy_(self.objective.settled(vectors, self.start[key].to(vectors)))
         return total, *shown
 
     def differentiate(self, rows) -> tuple:
@@ -269,9 +260,7 @@ class Learner:
         most = len(rows) if self.model.model_size() <= TOGETHER else 1
         groups: list[list[Row]] = []
         for row in rows:
-            group = next((g for g in groups if len(g) < most and g[0].x.shape == row.x.shape
-                          and all(cond.can_concat(row.entry["model_conds"][name])
-                                  for name, cond in g[0].entry["model_conds"].items())), None)
+            group = next((g for g in groups if len(g) < most and alike(g[0], row)), None)
             if group is None:
                 groups.append(group := [])
             group.append(row)
@@ -280,7 +269,7 @@ class Learner:
     def _rows(self, images, count, share) -> list["Row"]:
         """Rows of some pictures, at levels drawn as the model's family was trained."""
         model, device = self.guider.inner_model, self.guider.model_patcher.load_device
-        rows = []
+        objective, rows = self.objective if images is self.images else None, []
         for i in torch.randint(len(images.examples), (count,), generator=self.generator).tolist():
             example = images.examples[i]
             clean = model.process_latent_in(example.latent[None].float().clone())
@@ -293,22 +282,47 @@ class Learner:
             noise = torch.randn(clean.shape, generator=self.generator).to(device)
             at, clean = torch.tensor([sigma], device=device), clean.to(device)
             x = model.model_sampling.noise_scaling(at, noise, clean)
-            rows.append(Row(x, clean, at, self._entry(example.caption, images.identifier, x), share / count))
+            entries = [self._entry(example.caption, images.identifier, x)]
+            if objective and objective.base is not None:
+                with self._as_it_was():
+                    entries.append(self._entry(example.caption, objective.base, x))
+            rows.append(Row(x, clean, at, tuple(entries), share / count, objective))
         return rows
 
     def _loss(self, rows) -> tuple:
-        x, clean, sigma = (torch.cat([getattr(row, n) for row in rows]) for n in ("x", "clean", "sigma"))
-        conds = [[_joined([row.entry for row in rows])]]
+        errors, found = self._errors(rows, 0)
+        if rows[0].objective:
+            frozen = None
+            if len(rows[0].entries) > 1:
+                with self._as_it_was():
+                    frozen, _ = self._errors(rows, 1)
+            errors = rows[0].objective.losses(errors, frozen)
+        shares = torch.tensor([row.share for row in rows], device=errors.device)
+        return (errors * shares).sum(), (rows[0].x, found[:1].detach(), float(rows[0].sigma))
+
+    def _errors(self, rows, n) -> tuple:
+        """(‖c(σ)·(x̂0 - x0)‖² [B] under each row's n-th entry, x̂0)."""
+        x, clean, sigma = (torch.cat([getattr(row, name) for row in rows]) for name in ("x", "clean", "sigma"))
+        conds = [[joined([row.entries[n] for row in rows])]]
         found = calc_cond_batch(self.guider.inner_model, conds, x, sigma, self.options)[0].float()
         data = float(getattr(self.guider.inner_model.model_sampling, "sigma_data", 1.0))
         errors = append_dims(weight(self.prediction, sigma, data), x) * (found - clean).square()
-        shares = torch.tensor([row.share for row in rows], device=x.device)
-        return (errors.flatten(1).mean(1) * shares).sum(), (x[:1], found[:1].detach(), float(sigma[0]))
+        return errors.flatten(1).mean(1), found
+
+    @contextmanager
+    def _as_it_was(self):
+        """While it lasts the model has learned nothing."""
+        self.frozen = True
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.frozen = False
 
     def _entry(self, caption, identifier, x) -> dict:
         """The processed cond entry of a caption. While the text changes it serves one row."""
-        key = caption, identifier, x.shape
-        if self.changes_text or key not in self.kept:
+        key = caption, identifier, x.shape, self.frozen
+        if self.changes_text and not self.frozen or key not in self.kept:
             like = torch.zeros_like(x)
             self.kept[key] = encoded(self.guider, self.conditioning(caption, identifier), like, like)[0]
         return self.kept[key]
@@ -318,12 +332,13 @@ class Learner:
         if self.prompt:
             (embedding, extras), = self.prompt.told(self.rows)
             return [[embedding, {**UNGUIDED, **extras}]]
-        word = f"embedding:{self.word.name}" if self.word else identifier
+        word = f"embedding:{self.word.name}" if self.word and not self.frozen else identifier
         tokens = self.clip.tokenize(" ".join(caption.replace(SLOT, f" {word} ").split()))
-        if self.vectors:
+        if self.vectors and not self.frozen:
             tokens = {key: [_live(row, self._of(key)) for row in rows] for key, rows in tokens.items()}
         self.clip.load_model()
-        found = called(self.clip.cond_stage_model, self.stand_ins, lambda: Deltas(self.encoder),
+        encoder = [] if self.frozen else self.encoder
+        found = called(self.clip.cond_stage_model, self.stand_ins, lambda: Deltas(encoder),
                        self.clip.encode_from_tokens, tokens, return_pooled=True, return_dict=True)
         embedding = found.pop("cond")
         return [[embedding, {**UNGUIDED, **found}]]
@@ -342,13 +357,6 @@ class Learner:
         return words, weights, prompt, state
 
 
-def weight(prediction: str, sigma: Tensor, sigma_data: float = 1.0) -> Tensor:
-    """c(σ)² of a family's loss, which the model was trained with."""
-    if prediction in ("v", "edm"):
-        return (sigma ** 2 + sigma_data ** 2) / (sigma * sigma_data) ** 2
-    return 1 / sigma ** 2
-
-
 def _live(row: list, vectors: tuple) -> list:
     """A row of the host's tokens with trained vectors in place of those that the embedding's file held."""
     held, trained = vectors
@@ -358,11 +366,3 @@ def _live(row: list, vectors: tuple) -> list:
             token, at = trained[at % len(held)], at + 1
         found.append((token, *rest))
     return found
-
-
-def _joined(entries: list[dict]) -> dict:
-    """One processed cond entry for a batch of rows, made as the host joins its conds."""
-    first, *others = entries
-    conds = {name: type(cond)(cond.concat([entry["model_conds"][name] for entry in others]))
-             for name, cond in first["model_conds"].items()} if others else first["model_conds"]
-    return {**first, "model_conds": conds}

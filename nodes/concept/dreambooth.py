@@ -16,6 +16,7 @@ from .widgets import (
     TrainableType,
     added,
     more_input,
+    more_objectives_input,
     rate_input,
     text_encoder_input,
 )
@@ -53,12 +54,13 @@ class PalimpsestPriorPreservation(io.ComfyNode):
                                                                 "learned."),
                 io.Float.Input("weight", default=1.0, min=0.0, max=100.0, step=0.05, tooltip=(
                     "What their loss counts beside the concept's. Paper: 1.")),
+                more_objectives_input(),
             ],
             outputs=[ObjectiveType.Output(display_name="objective")])
 
     @classmethod
-    def execute(cls, class_images, weight) -> io.NodeOutput:
-        return io.NodeOutput((Prior(class_images, weight),))
+    def execute(cls, class_images, weight, more=None) -> io.NodeOutput:
+        return io.NodeOutput((*(more or ()), Prior(class_images, weight)))
 
 
 class PalimpsestLearnSubject(io.ComfyNode):

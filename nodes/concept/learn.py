@@ -6,6 +6,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
+from ...editing.concepts import Objective, Prior
 from ...editing.learning import applied, learn_concept
 from ...host.concept_files import embedding_file, lora_file
 from ...host.hooks import with_weights_on
@@ -37,7 +38,8 @@ class PalimpsestLearnConcept(io.ComfyNode):
                     "cost time and no memory. diffusers: 1.")),
                 io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True,
                              tooltip="Of pictures, levels and noise. Equal seeds learn equal weights."),
-                ObjectiveType.Input("objective", optional=True, tooltip="From Prior Preservation."),
+                ObjectiveType.Input("objective", optional=True,
+                                    tooltip="From Prior Preservation, DCO or others. They chain."),
                 ConceptType.Input("concept", optional=True, tooltip="A concept to go on from, learned by the same "
                                                                     "trainables."),
             ],
@@ -46,8 +48,15 @@ class PalimpsestLearnConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, images, trainable, steps, batch, seed, objective=None, concept=None) -> io.NodeOutput:
-        prior, = objective or (None,)
-        learned = learn_concept(model, clip, images, trainable, prior, steps, batch, seed, concept)
+        asked: dict = {Prior: None, Objective: None}
+        for one in objective or ():
+            kind = Prior if isinstance(one, Prior) else Objective
+            if asked[kind]:
+                raise ValueError(f"Learn Concept has two objectives of one kind, {type(asked[kind]).__name__} and "
+                                 f"{type(one).__name__}: keep one of them.")
+            asked[kind] = one
+        learned = learn_concept(model, clip, images, trainable, asked[Prior], steps, batch, seed, concept,
+                                objective=asked[Objective])
         return io.NodeOutput(*applied(model, clip, learned), learned, {"loss": list(learned.losses)})
 
 

@@ -26,6 +26,10 @@ def more_input():
     return TrainableType.Input("more", optional=True, tooltip="What else learns in the same run.")
 
 
+def more_objectives_input():
+    return ObjectiveType.Input("more", optional=True, tooltip="What else is asked of the same run.")
+
+
 def added(one, more) -> io.NodeOutput:
     """The TRAINABLE of one thing more."""
     return io.NodeOutput((*(more or ()), one))

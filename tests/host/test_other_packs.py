@@ -220,7 +220,7 @@ def test_a_control_net_on_the_target_never_meets_the_source(editor, family, appl
     free, unguided = watch(c, model)
     percents = (0.2, 0.6) if apply is advanced else (0.0, 1.0)
     wanted = {k.role for k in chunks if k.role != "reference" and (k.role == "positive" or apply is plainly)}
-    if editor in ("noise mask", "sine"):  # their own rows are compared with the target's, or mixed with it
+    if editor in ("noise mask", "sine", "reward"):  # their own rows are compared with the target's, or mixed with it
         wanted |= {k.role for k in chunks if k.role.startswith("added")}
     for k in chunks:
         assert k.controlled == (k.role in wanted and limit(c, percents[0]) >= k.sigma >= limit(c, percents[1]))

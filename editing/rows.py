@@ -1,0 +1,46 @@
+"""The rows that learning learns from, and which of them share a forward."""
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .concepts import Objective
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A picture with noise.
+
+    x, clean: [1,C,…] in sampler space.
+    sigma: [1].
+    entries: processed cond entries, of its caption and, where an objective asks it, of the frozen model's.
+    share: of its loss in the step's.
+    objective: what it lowers in the place of its own loss.
+    """
+    x: Tensor
+    clean: Tensor
+    sigma: Tensor
+    entries: tuple
+    share: float
+    objective: Objective | None
+
+
+def weight(prediction: str, sigma: Tensor, sigma_data: float = 1.0) -> Tensor:
+    """c(σ)² of a family's loss, which the model was trained with."""
+    if prediction in ("v", "edm"):
+        return (sigma ** 2 + sigma_data ** 2) / (sigma * sigma_data) ** 2
+    return 1 / sigma ** 2
+
+
+def alike(row: Row, other: Row) -> bool:
+    """Whether two rows fit one forward."""
+    pairs = [(conds["model_conds"], others["model_conds"]) for conds, others in zip(row.entries, other.entries)]
+    return row.objective == other.objective and row.x.shape == other.x.shape and all(
+        cond.can_concat(others[name]) for conds, others in pairs for name, cond in conds.items())
+
+
+def joined(entries: list[dict]) -> dict:
+    """One processed cond entry for a batch of rows, made as the host joins its conds."""
+    first, *others = entries
+    conds = {name: type(cond)(cond.concat([entry["model_conds"][name] for entry in others]))
+             for name, cond in first["model_conds"].items()} if others else first["model_conds"]
+    return {**first, "model_conds": conds}

@@ -1,0 +1,4 @@
+"""DCO, shown."""
+from .. import Example
+
+EXAMPLE = Example("DCO", elsewhere="Learning takes minutes.")
