@@ -135,7 +135,7 @@ class Batch:
         progress.say(f"{len(self.plan.jobs)} rows, {progress.before} done before; results go to {store.folder}")
 
         def done(item, found):
-            store.add(item.job, found, item.attempts)
+            store.add(item.job, found, item.tries)
             progress.row(found)
 
         def lost(item, why):

@@ -38,14 +38,12 @@ class Options:
 
 @dataclass(eq=False)
 class Item:
-    """A row's work. losses: how many workers it ended. small: how often it found no memory."""
+    """A row's work. tries: how often it was sent. losses: how many workers it ended. small: how often it found no
+    memory."""
     job: object
+    tries: int = 0
     losses: int = 0
     small: int = 0
-
-    @property
-    def attempts(self):
-        return max(1, self.losses + self.small)
 
 
 @dataclass(eq=False)
@@ -75,6 +73,7 @@ def connect(options: Options) -> tuple[int, float, float]:
         place = {"address": options.address}
         if not options.address:
             ray_constants.ENABLE_RAY_CLUSTER = False  # Ray then listens on the loopback address alone
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             place = {"address": "local", "include_dashboard": False, "object_store_memory": 512 * 2 ** 20}
         ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None  # `cause` says in a line what this does
         try:
@@ -169,6 +168,7 @@ class Engine:
                 self.lost(item, f"its picture cannot be read: {error}")
                 continue
             seat.ref, seat.item = seat.actor.run.remote(*args), item
+            item.tries += 1
             return
 
     def _landed(self, seat):

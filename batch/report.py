@@ -10,14 +10,13 @@ class Progress:
 
     def __init__(self, total: int, before: int):
         self.total, self.before, self.out = total, before, sys.stdout
-        self.done = self.failed = self.evaluations = self.ended = 0
+        self.done = self.failed = self.ended = 0
         self.begun = self.said = time.monotonic()
         self.width, self.workers = 0, {}
 
     def row(self, found: dict):
         self.done += 1
         self.failed += bool(found["error"])
-        self.evaluations += found.get("evaluations") or 0
         self.show()
 
     def worker(self, seat, words: str):

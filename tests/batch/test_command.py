@@ -37,7 +37,7 @@ class Alone:
             if item.job.row.number == Alone.stop:
                 raise KeyboardInterrupt
             if item.job.row.number in Alone.ends:
-                item.losses = 2
+                item.tries = item.losses = 2
                 self.lost(item, "it ended its worker 2 times: killed")
                 continue
             failed = worker.failure("no such thing: choose another", "Scale", "ValueError")
@@ -74,9 +74,11 @@ def batch(tmp_path, monkeypatch, host):
 
 
 def runs(tmp_path):
-    """{folder: its rows by number}."""
-    return {folder.name: {r["row"]: r for r in pyarrow.parquet.read_table(folder / "parts").to_pylist()}
-            for folder in (tmp_path / "out").iterdir()}
+    """{folder: its rows by number}. No row stands in one twice."""
+    found = {folder.name: pyarrow.parquet.read_table(folder / "parts").to_pylist()
+             for folder in (tmp_path / "out").iterdir()}
+    assert all(len({r["key"] for r in rows}) == len(rows) for rows in found.values())
+    return {name: {r["row"]: r for r in rows} for name, rows in found.items()}
 
 
 def test_a_folder_of_photos_becomes_pictures_and_rows(batch, tmp_path):

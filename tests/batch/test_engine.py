@@ -52,7 +52,7 @@ class Ran:
 
     def done(self, item, found):
         assert item.job.name not in self.found
-        self.found[item.job.name] = item.attempts, found["exception"]
+        self.found[item.job.name] = item.tries, found["exception"]
         self.nodes.add(found["node"])
         self.watch(self)
 
@@ -93,7 +93,7 @@ def test_a_row_that_ends_its_worker_is_given_up_and_all_others_are_done(cluster,
 def test_a_worker_that_grows_is_replaced_and_a_row_without_memory_is_tried_alone(cluster, tmp_path):
     ran = Ran([["a", "grows", "b", "large", "c", "huge", "d"]], tmp_path)
     assert {n: f for n, f in ran.found.items() if n in ("large", "huge")} == {
-        "large": (1, ""), "huge": (2, "OutOfMemoryError")}
+        "large": (2, ""), "huge": (2, "OutOfMemoryError")}
     assert set(ran.found) == {"a", "grows", "b", "large", "c", "huge", "d"} and not ran.gone
     assert any(words.startswith("grew by 5.0 GB") for words in ran.told)
     process = {name: process for process, name in ran.processes()}
