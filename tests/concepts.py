@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import torch
 from palimpsest.editing.concepts import ConceptImages, Example
+from palimpsest.host.sampling import Solver, sample
 
 import tiny
 
@@ -48,3 +49,16 @@ def drawn(model, count, batch, generator):
     numbers = torch.randint(count, (batch,), generator=generator).tolist()
     return [(n, int(torch.randint(1000, (), generator=generator)), torch.randn(shape, generator=generator))
             for n in numbers]
+
+
+def prediction(model, prompt):
+    """(x, x0) at the schedule's middle on the host."""
+    found, sigma = [], model.model.model_sampling.sigmas[500]
+
+    def look(denoise, x, sigmas, extra_args, callback, disable):
+        found.extend((x.clone(), denoise(x, sigmas[:1], **extra_args).clone()))
+        return x
+
+    with torch.inference_mode():
+        sample(model, prompt, tiny.latent(model, seed=7), torch.stack([sigma, 0 * sigma]), Solver(look))
+    return found

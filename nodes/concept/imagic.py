@@ -3,10 +3,18 @@ from comfy_api.latest import io
 
 from ...concept.dreambooth import AllWeights
 from ...concept.imagic import learn, mixed
-from ...editing.concepts import WeightBasis
 from ...editing.learning import applied
 from ..search import aliases
-from .widgets import ConceptType, TrainableType, batch_input, check_one_prompt, pictures_of, rate_input, seed_input
+from .widgets import (
+    ConceptType,
+    TrainableType,
+    batch_input,
+    check_one_prompt,
+    check_weights,
+    pictures_of,
+    rate_input,
+    seed_input,
+)
 
 
 class PalimpsestImagic(io.ComfyNode):
@@ -42,10 +50,7 @@ class PalimpsestImagic(io.ComfyNode):
     def execute(cls, model, latent, target, prompt_steps, prompt_lr, steps, lr, batch, seed,
                 trainable=None) -> io.NodeOutput:
         check_one_prompt("Imagic's target", target)
-        wrong = next((one for one in trainable or () if not isinstance(one, WeightBasis)), None)
-        if wrong:
-            raise ValueError(f"Imagic's trainable holds {type(wrong).__name__}, which learns in the text, and its text "
-                             "is the target's: connect weights alone, such as LoRA Weights.")
+        check_weights("Imagic", trainable)
         learned = learn(model, pictures_of(model, latent), target, trainable or (AllWeights(lr),), prompt_steps,
                         prompt_lr, steps, batch, seed)
         return io.NodeOutput(applied(model, None, learned)[0], learned.prompt, learned)

@@ -1,7 +1,7 @@
 """Inputs and types that the nodes of concepts share."""
 from comfy_api.latest import io
 
-from ...editing.concepts import ConceptImages, Example
+from ...editing.concepts import ConceptImages, Example, WeightBasis
 from ...editing.inverting import source_latent
 from ...host.sampling import latent_of
 from ..checks import check_prompt_alone
@@ -35,9 +35,9 @@ def added(one, more) -> io.NodeOutput:
     return io.NodeOutput((*(more or ()), one))
 
 
-def batch_input():
-    return io.Int.Input("batch", default=1, min=1, max=256, tooltip=(
-        "Noises an update. Large models take them one after the other, so more cost time and no memory. Paper: 1. "
+def batch_input(default=1, said="Paper: 1."):
+    return io.Int.Input("batch", default=default, min=1, max=256, tooltip=(
+        f"Noises an update. Large models take them one after the other, so more cost time and no memory. {said} "
         "The miniature: 4."))
 
 
@@ -50,6 +50,14 @@ def pictures_of(model, latent) -> ConceptImages:
     """The pictures of a LATENT."""
     source_latent(model, latent)  # an error where it is none
     return ConceptImages(tuple(Example(z.cpu(), "") for z in latent_of(model, latent["samples"])))
+
+
+def check_weights(node, trainable):
+    """ValueError where a TRAINABLE is not of weights alone, beside an encoded prompt."""
+    wrong = next((one for one in trainable or () if not isinstance(one, WeightBasis)), None)
+    if wrong:
+        raise ValueError(f"{node}'s trainable holds {type(wrong).__name__}, which learns in the text, and its text "
+                         "is an encoded prompt: connect weights alone, such as LoRA Weights.")
 
 
 def check_one_prompt(whose, conditioning, learned=None):

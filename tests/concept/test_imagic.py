@@ -6,13 +6,12 @@ from palimpsest.bench import twin
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.imagic import learn, mixed
 from palimpsest.editing.learning import applied
-from palimpsest.host.sampling import Solver, sample
 from palimpsest.nodes.concept.imagic import PalimpsestImagic, PalimpsestImagicMix
 from palimpsest.nodes.concept.lora import PalimpsestLearnLoRA
 from palimpsest.nodes.concept.textual_inversion import PalimpsestNewWord
 
 import tiny
-from concepts import EVERY, drawn, images
+from concepts import EVERY, drawn, images, prediction
 from node_execution import executor  # noqa: F401  runs every test as the host does
 from runs import relative
 
@@ -40,19 +39,6 @@ def their_training(model, given, text):
             losses.append(float(loss.detach()))
         e_opt = e_opt.detach()
     return e_opt, unet, losses
-
-
-def prediction(model, prompt):
-    """(x, x0) at the schedule's middle on the host."""
-    found, sigma = [], model.model.model_sampling.sigmas[500]
-
-    def look(denoise, x, sigmas, extra_args, callback, disable):
-        found.extend((x.clone(), denoise(x, sigmas[:1], **extra_args).clone()))
-        return x
-
-    with torch.inference_mode():
-        sample(model, prompt, tiny.latent(model, seed=7), torch.stack([sigma, 0 * sigma]), Solver(look))
-    return found
 
 
 def test_three_and_three_steps_and_the_mix_equal_diffusers():

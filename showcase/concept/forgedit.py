@@ -1,0 +1,4 @@
+"""Forgedit, shown."""
+from .. import Example
+
+EXAMPLE = Example("Forgedit", elsewhere="Learning takes minutes.")
