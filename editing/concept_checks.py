@@ -1,12 +1,14 @@
 """What cannot be learned, said before anything is computed."""
 from ..host.concept_files import encoder_lora_names, lora_names, word_exists
-from ..host.sampling import prediction_type
-from .concepts import SLOT, NewWord, PromptRows, WeightBasis
+from ..host.memory import total_bytes
+from ..host.sampling import check_family, prediction_type
+from .concepts import SLOT, NewWord, PromptRows, WeightBasis, WholeChange
 
 NODE = "Learn Concept"
+WHOLE = 4 * 4  # bytes a number that learns: in fp32 itself, its gradient and AdamW's two means
 
 
-def check(model, clip, images, trained, prior, batch, concept, notes):
+def check(model, clip, images, trained, prior, concept, notes):
     """ValueError on what cannot be learned, before anything is computed."""
     prediction_type(model)
     if not trained:
@@ -24,6 +26,13 @@ def check(model, clip, images, trained, prior, batch, concept, notes):
     if told and (len(told) > 1 or words or prior or any(getattr(one, "text_encoder", False) for one in trained)):
         raise ValueError("An encoded prompt stands for every caption, so no word, no text encoder, no second prompt "
                          "and no class can learn beside it: train weights of the network alone.")
+    strange = sum(SLOT in e.caption for e in prior.images.examples) if prior else 0
+    if strange:
+        raise ValueError(f"{strange} of {len(prior.images.examples)} class pictures have * in their caption, which "
+                         "stands for the concept: connect Class Images to Prior Preservation.")
+    if not told and not images.identifier and not any(SLOT in e.caption for e in images.examples):
+        raise ValueError(f"None of the {len(images.examples)} captions has a *, which stands for the concept, as where "
+                         "Class Images are learned from: connect Concept Images.")
     lacking = [e.caption for e in images.examples if SLOT not in e.caption]
     if words and lacking:
         raise ValueError(f"{len(lacking)} of {len(images.examples)} captions have no *, which stands for the new "
@@ -55,6 +64,21 @@ def check(model, clip, images, trained, prior, batch, concept, notes):
         if wrong:
             raise ValueError(f"The MODEL's weight {wrong} is {weights[wrong].dtype}, quantised, and learning adds to "
                              "weights of 16 bits or more: load the checkpoint in fp16, bf16 or fp32.")
-        if basis.text_encoder and not encoder_lora_names(clip):
-            raise ValueError(f"{type(basis).__name__} trains the text encoder, and this CLIP has no weights that a "
-                             "LoRA file could hold: turn text_encoder off.")
+        parts = {n.split(".")[0] for n in encoder_lora_names(clip)} if basis.text_encoder else {"clip"}
+        if not parts or not all(part.startswith("clip") for part in parts):
+            raise ValueError(f"{type(basis).__name__} trains the text encoder, and of this one "
+                             f"({', '.join(sorted(parts)) or 'no weights'}) only CLIP can learn into a LoRA file: turn "
+                             "text_encoder off.")
+        if isinstance(basis, WholeChange):
+            numbers = sum(weights[n].numel() for n in taken)
+            needed, has = WHOLE * numbers, total_bytes(model)
+            if needed > has:
+                raise ValueError(f"{type(basis).__name__} trains {numbers / 1e9:.2g} billion numbers, with their "
+                                 f"gradients and AdamW's means {needed / 2 ** 30:.0f} GB, and this device has "
+                                 f"{has / 2 ** 30:.0f}: train LoRA Weights.")
+    twice = [type(basis).__name__ for basis in trained if getattr(basis, "text_encoder", False)]
+    if len(twice) > 1:
+        raise ValueError(f"{' and '.join(twice)} both train the text encoder, and a LoRA file holds one change of a "
+                         "weight: turn text_encoder off in one of them.")
+    if concept:
+        check_family(model, concept)

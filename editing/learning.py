@@ -53,7 +53,8 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                   prior: Prior | None = None, steps: int = 500, batch: int = 1, seed: int = 0,
                   concept: Concept | None = None, watch: Watch | None = None,
                   told: Callable[[Forecast], None] | None = None, recompute: bool | None = None,
-                  norm: float = CLIPPED, objective: Objective | None = None) -> Concept:
+                  norm: float = CLIPPED, objective: Objective | None = None, save_every: int = 0,
+                  save: Callable[[Concept], None] | None = None) -> Concept:
     """Train on pictures for some steps, on `batch` rows of them a step and as many of the prior.
 
     clip: None where a PromptRows stands for the captions.
@@ -62,22 +63,32 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
     told: is called with what a step needs, before the first one. Of large models it is found out in any case.
     recompute: whether blocks are computed again in the backward pass, for less memory. None does where it is needed.
     norm: the most that a step's gradient of the weights may measure; a longer one is shortened.
+    save: is called with what was learned so far, every `save_every` steps.
     """
     require_plain(model, NODE)
-    notes = {"trained": [repr(one) for one in trained], "objective": repr(objective)}
-    check(model, clip, images, trained, prior, batch, concept, notes)
+    about = {"trained": [repr(one) for one in trained], "objective": repr(objective)}
+    check(model, clip, images, trained, prior, concept, about)
     learner = Learner(model, clip, images, trained, prior, batch, seed, norm, objective)
     learner.recomputed = bool(recompute)
-    began, losses, looks = time.perf_counter(), [], []
+    began, losses, looks = time.perf_counter(), list(concept.losses if concept else ()), []
+
+    def found() -> Concept:
+        words, weights, prompt, state = learner.learned()
+        notes = {**about, "seconds": time.perf_counter() - began, "steps": len(losses), "batch": batch, "seed": seed,
+                 "captions": [e.caption for e in images.examples],
+                 "prior": prior.weight if prior else 0.0, **({"kept": looks[-1].step} if looks else {})}
+        return Concept(words, weights, fingerprint(model), tuple(losses), notes, None if watch else state,
+                       tuple(looks), prompt)
+
     with differentiable(model, learner.deltas, lambda: learner.recomputed) as m:
         guider = PromptGuider(m, {"any": learner.conditioning(images.examples[0].caption, images.identifier)})
 
         def solver(denoise, x, sigmas, extra_args, callback, disable):
             learner.begin(guider, extra_args["model_options"], concept.state if concept else None)
             if told or model.model_size() > TOGETHER:
-                found = forecast(learner, recompute)
+                needed = forecast(learner, recompute)
                 if told:
-                    told(found)
+                    told(needed)
             watching = Watching(watch, learner) if watch else None
             for step in range(steps):
                 raise_if_cancelled()
@@ -87,8 +98,12 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                     raise ValueError(f"The loss is no number in step {step + 1} of {steps}, at sigma {sigma:.3g} with "
                                      f"weights in {m.model_dtype()}: lower the learning rate, or start ComfyUI with "
                                      "--force-fp32.")
-                report_step(callback, step, noisy, sigmas[step], clean)
-                if watching and watching.due(step + 1) and watching.look(step + 1):
+                stop = watching is not None and watching.due(step + 1) and watching.look(step + 1)
+                sheet = watching.sheet if watching else None
+                report_step(callback, step, noisy, sigmas[step], clean if sheet is None else sheet)
+                if save and save_every and (step + 1) % save_every == 0:
+                    save(found())
+                if stop:
                     break
             if watching:
                 looks.extend(watching.keep_best())
@@ -96,13 +111,8 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
 
         sample_with(guider, images.examples[0].latent[None].float().clone(), torch.linspace(1, 0, steps + 1),
                     Solver(solver), seed=seed)
-        words, weights, prompt, state = learner.learned()
-    before = concept.losses if concept else ()
-    notes = {**notes, "seconds": time.perf_counter() - began, "steps": len(before) + len(losses), "batch": batch,
-             "seed": seed, "captions": [e.caption for e in images.examples],
-             "prior": prior.weight if prior else 0.0, **({"kept": looks[-1].step} if looks else {})}
-    state = None if watch else state
-    return Concept(words, weights, fingerprint(model), (*before, *losses), notes, state, tuple(looks), prompt)
+        return found()
+
 
 
 class Weights:

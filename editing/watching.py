@@ -41,11 +41,15 @@ class Look:
 
 
 class Watching:
-    """The looks of a run. `learner` is learning.py's."""
+    """The looks of a run. `learner` is learning.py's.
+
+    sheet: the pictures so far side by side, as a latent of sampler space.
+    """
 
     def __init__(self, watch: Watch, learner):
         self.watch, self.learner = watch, learner
         self.looks: list[Look] = []
+        self.sheet: Tensor | None = None
         self.best: tuple[Look, list[Tensor]]  # with the values of what is trained
         self.look(0)
 
@@ -61,6 +65,9 @@ class Watching:
             picture = learner.picture(watch.caption, watch.steps, watch.cfg) if watch.caption else None
         look = Look(step, concept, prior, picture)
         self.looks.append(look)
+        if picture is not None:
+            shown = learner.guider.inner_model.process_latent_in(picture)
+            self.sheet = shown if self.sheet is None else torch.cat([self.sheet, shown], -1)
         if self._drifted(look):
             return True
         if len(self.looks) == 1 or concept < BETTER * self.best[0].concept:

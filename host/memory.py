@@ -58,3 +58,9 @@ def free_bytes(guider, wanted: int) -> int:
         management.free_memory(wanted, device, keep_loaded=ours)
         free = management.get_free_memory(device)
     return free
+
+
+def total_bytes(model) -> int:
+    """What the MODEL's device has."""
+    total: Any = management.get_total_memory(model.load_device)
+    return total

@@ -9,6 +9,7 @@ from ...editing.learning import applied, learn_concept
 from ...editing.watching import Watch
 from ..search import aliases
 from .images import PalimpsestClassImages, PalimpsestConceptImages
+from .learn import said
 from .widgets import (
     ConceptImagesType,
     ConceptType,
@@ -110,7 +111,7 @@ class PalimpsestLearnSubject(io.ComfyNode):
         given = PalimpsestConceptImages.execute(images, vae, f"a photo of a {SLOT} {noun}", identifier).result[0]
         watch = Watch(max(steps // 10, 1), f"a {SLOT} {noun}, in a garden", drift, cfg=cfg)
         trained, prior = [LoRA(lr, rank, layers="all")], Prior(others, 1.0)
-        learned = learn_concept(model, clip, given, trained, prior, steps, batch, seed, watch=watch)
+        learned = learn_concept(model, clip, given, trained, prior, steps, batch, seed, watch=watch, told=said)
         looks = torch.cat([vae.decode(look.picture) for look in learned.looks])
         first, best = learned.looks[0], learned.looks[-1]
         text = (f"Kept after {best.step} of {learned.notes['steps']} updates. Loss of the subject {first.concept:.3f} "

@@ -8,6 +8,8 @@ from comfy_api.latest import io, ui
 
 from ...editing.concepts import Objective, Prior
 from ...editing.learning import applied, learn_concept
+from ...editing.watching import Watch
+from ...host.canvas import note
 from ...host.concept_files import embedding_file, lora_file
 from ...host.hooks import with_weights_on
 from ..search import aliases
@@ -42,12 +44,22 @@ class PalimpsestLearnConcept(io.ComfyNode):
                                     tooltip="From Prior Preservation, DCO or others. They chain."),
                 ConceptType.Input("concept", optional=True, tooltip="A concept to go on from, learned by the same "
                                                                     "trainables."),
+                io.Int.Input("save_every", default=0, min=0, max=1_000_000, tooltip=(
+                    "Steps after which what was learned so far is saved to output/loras and output/embeddings, so that "
+                    "a cancelled run is not lost. 0: never.")),
+                io.Int.Input("look_every", default=0, min=0, max=1_000_000, tooltip=(
+                    "Steps between two looks at the losses. Learning stops when three looks are no better or the class "
+                    "drifts, and the best look is kept. 0: all steps are learned, and the last one is kept.")),
+                io.String.Input("look_caption", default="", tooltip=(
+                    "A picture of this text is shown at each look. * stands for the concept. A text that was not "
+                    "learned shows best what was.")),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), ConceptType.Output(display_name="concept"),
                      LossMapType.Output(display_name="loss map", tooltip="For ComfyUI's Plot Loss Graph.")])
 
     @classmethod
-    def execute(cls, model, clip, images, trainable, steps, batch, seed, objective=None, concept=None) -> io.NodeOutput:
+    def execute(cls, model, clip, images, trainable, steps, batch, seed, objective=None, concept=None, save_every=0,
+                look_every=0, look_caption="") -> io.NodeOutput:
         asked: dict = {Prior: None, Objective: None}
         for one in objective or ():
             kind = Prior if isinstance(one, Prior) else Objective
@@ -55,8 +67,10 @@ class PalimpsestLearnConcept(io.ComfyNode):
                 raise ValueError(f"Learn Concept has two objectives of one kind, {type(asked[kind]).__name__} and "
                                  f"{type(one).__name__}: keep one of them.")
             asked[kind] = one
-        learned = learn_concept(model, clip, images, trainable, asked[Prior], steps, batch, seed, concept,
-                                objective=asked[Objective])
+        watch = Watch(look_every, look_caption.strip()) if look_every else None
+        learned = learn_concept(model, clip, images, trainable, asked[Prior], steps, batch, seed, concept, watch, said,
+                                objective=asked[Objective], save_every=save_every,
+                                save=lambda part: saved(part, f"learned-{len(part.losses)}-steps", "fp16"))
         return io.NodeOutput(*applied(model, clip, learned), learned, {"loss": list(learned.losses)})
 
 
@@ -124,20 +138,31 @@ class PalimpsestSaveConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, concept, name, precision) -> io.NodeOutput:
-        about = {"modelspec.title": name, "palimpsest": json.dumps(dict(concept.notes))}
-        saved = []
-        if concept.weights:
-            path = _path(f"loras/{name}")
-            weights = {key: value.half() if precision == "fp16" else value for key, value in concept.weights.items()}
-            path.write_bytes(lora_file(weights, about))
-            saved.append(path)
-        for word, vectors in concept.words.items():
-            path = _path(f"embeddings/{word}")
-            path.write_bytes(embedding_file(vectors))
-            saved.append(path)
+        files = saved(concept, name, precision)
         output = folder_paths.get_output_directory()
-        text = "\n".join(path.relative_to(output).as_posix() for path in saved)
+        text = "\n".join(path.relative_to(output).as_posix() for path in files)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
+
+
+def said(forecast):
+    """Shows on the node what a step needs."""
+    note("%s", forecast)
+
+
+def saved(concept, name, precision) -> list[Path]:
+    """Writes a concept's files."""
+    about = {"modelspec.title": name, "palimpsest": json.dumps(dict(concept.notes))}
+    files = []
+    if concept.weights:
+        path = _path(f"loras/{name}")
+        weights = {key: value.half() if precision == "fp16" else value for key, value in concept.weights.items()}
+        path.write_bytes(lora_file(weights, about))
+        files.append(path)
+    for word, vectors in concept.words.items():
+        path = _path(f"embeddings/{word}")
+        path.write_bytes(embedding_file(vectors))
+        files.append(path)
+    return files
 
 
 def _path(prefix) -> Path:

@@ -21,6 +21,7 @@ from palimpsest.nodes.concept.svdiff import PalimpsestLearnSpectral
 from palimpsest.nodes.concept.textual_inversion import PalimpsestNewWord
 from palimpsest.nodes.miniature import PalimpsestMiniatureSubject
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 import nodes
 from node_execution import executor  # noqa: F401  runs every test as the host does
@@ -128,3 +129,27 @@ def test_embeddings_in_the_output_folder_are_found():
     from palimpsest.host.concept_files import register_folders
     register_folders()
     assert str(folder) in folder_paths.get_folder_paths("embeddings")
+
+
+def test_a_run_saves_as_it_learns_looks_and_keeps_the_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    model, clip, _ = parts()
+    trained = PalimpsestLearnLoRA.execute(1e-3, 4, 0.0, "attention", False).result[0]
+    m, _, concept, losses = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 4, 1, 0,
+                                                           save_every=2, look_every=2).result
+    files = sorted(path.name for path in (tmp_path / "loras").iterdir())
+    assert files == ["learned-2-steps_00001_.safetensors", "learned-4-steps_00001_.safetensors"]
+    assert concept.looks and concept.notes["kept"] == concept.looks[-1].step and len(losses["loss"]) == 4
+    kept, last = (load_file(tmp_path / "loras" / name) for name in files)
+    wanted = {0: None, 2: kept, 4: last}[concept.notes["kept"]]
+    assert wanted is None or all(torch.equal(wanted[name], value.half()) for name, value in concept.weights.items())
+
+
+def test_the_hosts_graph_draws_the_losses(tmp_path, monkeypatch):
+    from comfy_extras.nodes_train import LossGraphNode
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
+    model, clip, _ = parts()
+    trained = PalimpsestLearnLoRA.execute(1e-3, 4, 0.0, "attention", False).result[0]
+    losses = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 2, 1, 0).result[3]
+    drawn = LossGraphNode.execute(losses, "loss")
+    assert drawn.ui is not None and list(tmp_path.rglob("*.png"))

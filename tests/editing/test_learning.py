@@ -7,7 +7,7 @@ from comfy.model_management import InterruptProcessingException
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.lora import LoRA
 from palimpsest.concept.textual_inversion import TextualInversion
-from palimpsest.editing import learning
+from palimpsest.editing import concept_checks, learning
 from palimpsest.editing.concepts import ConceptImages, Prior
 from palimpsest.editing.learning import applied, learn_concept
 from palimpsest.host.gradients import differentiable
@@ -162,6 +162,13 @@ def test_a_prior_of_weight_0_adds_nothing_to_the_loss():
     assert none.losses == pytest.approx(alone.losses, rel=1e-6) and full.losses[0] > 1.01 * alone.losses[0]
 
 
+class Others(AllWeights):
+    """What attention's LoRA leaves."""
+
+    def takes(self, name, weight):
+        return "attn" not in name
+
+
 WORD, THIN = TextualInversion("thing", "dog", 1, 1e-3), LoRA(1e-3)
 
 
@@ -173,6 +180,11 @@ WORD, THIN = TextualInversion("thing", "dog", 1, 1e-3), LoRA(1e-3)
     (dict(trained=[WORD, TextualInversion("other", "cat", 1, 1e-3)]), "2 new words"),
     (dict(trained=[TextualInversion("thing", "dog", 3, 1e-3)], like="two dogs"), "is 2 tokens"),
     (dict(trained=[LoRA(1e-3, text_encoder=True)], clip=Texts), "turn text_encoder off"),
+    (dict(trained=[LoRA(1e-3, layers="attention", text_encoder=True), Others(1e-3, text_encoder=True)]),
+     "both train the text encoder"),
+    (dict(trained=[THIN], captions=("a dog",), identifier=""), "connect Concept Images"),
+    (dict(trained=[THIN], prior="a * dog"), "connect Class Images"),
+    (dict(trained=[AllWeights(1e-3)], memory=10 ** 6), "train LoRA Weights"),
 ])
 def test_bad_input_is_refused_before_anything_is_computed(given, said, monkeypatch):
     monkeypatch.setattr(learning, "differentiable", None)  # would be an error of another kind
@@ -180,9 +192,13 @@ def test_bad_input_is_refused_before_anything_is_computed(given, said, monkeypat
     trained = given.get("trained", [THIN])
     if "like" in given:
         trained = [dataclasses.replace(trained[0], like=given["like"])]
-    pictures = given.get("images") or images(model, given.get("captions", ("a photo of *",)))
+    pictures = given.get("images") or images(model, given.get("captions", ("a photo of *",)),
+                                             given.get("identifier", "sks"))
+    prior = Prior(images(model, (given["prior"],)), 1.0) if "prior" in given else None
+    if "memory" in given:
+        monkeypatch.setattr(concept_checks, "total_bytes", lambda model: given["memory"])
     with pytest.raises(ValueError, match=said):
-        learn_concept(model, clip, pictures, trained)
+        learn_concept(model, clip, pictures, trained, prior)
 
 
 def test_a_concept_goes_on_with_what_it_began_with_only():

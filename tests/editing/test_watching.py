@@ -71,3 +71,12 @@ def test_a_look_draws_what_the_learned_model_draws(family, monkeypatch):
     drawn = SamplerCustom.execute(m, False, 0, 1.0, prompt, prompt, Solver(), sigmas, latent).result[0]["samples"]
     assert len(found.looks) == 2 and relative(found.looks[-1].picture, drawn) < 1e-4
     assert relative(found.looks[0].picture, drawn) > 1e-3
+
+
+def test_the_preview_is_a_sheet_of_the_looks(monkeypatch):
+    """Each look's picture stands at the right of those before."""
+    told(monkeypatch, (1.0, 0.5, 0.4))
+    shown = []
+    monkeypatch.setattr(learning, "report_step", lambda callback, step, x, sigma, clean: shown.append(clean.shape[-1]))
+    learned(4, Watch(2, "a photo of a *", steps=1))
+    assert shown == [8, 16, 16, 24]
