@@ -2,7 +2,8 @@
 
 A layer is named by a section (d: down, m: middle, u: up), the number of a transformer in that section and, after a dot,
 the number of a layer in that transformer. All count from 0 in the order in which the network runs them. Each number may
-be a range. Without the dot it means all layers of the transformer; the letter alone means the whole section.
+be a range. Without the dot it means all layers of the transformer; the letter alone means the whole section. Flux has
+two sections of blocks with one layer each (d: double, s: single), as in `d0-18, s20-37`.
 """
 import re
 from collections.abc import Iterable, Sequence
@@ -17,8 +18,8 @@ from ..inversion.trajectory import Inversion
 from .checks import require_rows
 from .sites import AttentionEdit
 
-LETTERS = {"input": "d", "middle": "m", "output": "u"}
-ITEM = re.compile(r"([dmu])(?:(\d+)(?:-(\d+))?(?:\.(\d+)(?:-(\d+))?)?)?")
+LETTERS = {"input": "d", "middle": "m", "output": "u", "double": "d", "single": "s"}
+ITEM = re.compile(r"([dmsu])(?:(\d+)(?:-(\d+))?(?:\.(\d+)(?:-(\d+))?)?)?")
 
 
 class Layer(NamedTuple):
@@ -37,7 +38,7 @@ class Layer(NamedTuple):
 
 
 def self_attention_layers(unet) -> list[Layer]:
-    """Every self-attention of the host's U-Net, in the order in which they run."""
+    """Every self-attention of the host's network, in the order in which they run."""
     layers, transformers = [], {letter: [] for letter in LETTERS.values()}
     for address, resolution in resolutions(unet).items():
         section, block, depth = address
@@ -54,8 +55,8 @@ def parse_layers(text, unet) -> frozenset:
     for item in filter(None, (part.strip().lower() for part in re.split(r"[,\n]", text))):
         match = ITEM.fullmatch(item)
         if not match:
-            raise ValueError(f'"{item}" names no layer: write a section (d, m, u), a transformer and a layer, as in '
-                             f"'d2.2-9, m0, u0.4'. This MODEL has {listed(unet)}.")
+            raise ValueError(f'"{item}" names no layer: write a section, a transformer and a layer, as in '
+                             f"'d2.2-9, m0, u0.4', or on Flux 'd0-18, s20-37'. This MODEL has {listed(unet)}.")
         section, *numbers = match.groups()
         first, last, layer, top = (None if n is None else int(n) for n in numbers)
         transformers, layers = _range(first, last), _range(layer, top)
@@ -73,7 +74,7 @@ def _range(first, last):
 
 
 def listed(unet) -> str:
-    """The layers of a U-Net with their resolution, as in "d0-1 (1), d2-3.0-9 (1/2), m0 (1/4)"."""
+    """The layers of a network with their resolution, as in "d0-1 (1), d2-3.0-9 (1/2), m0 (1/4)"."""
     transformers = [(section, number, len(mine), mine[0].resolution) for (section, number), mine in
                     ((key, list(found)) for key, found in groupby(self_attention_layers(unet), lambda p: p[:2]))]
     text = []
@@ -90,8 +91,11 @@ def _span(numbers):
 
 
 def decoder(unet, resolution) -> frozenset:
-    """The addresses of the up section's layers of at least this resolution, or of its finest."""
-    mine = [p for p in self_attention_layers(unet) if p.section == "u"]
+    """The addresses of the up section's layers of at least this resolution, or of its finest; on Flux those of the last
+    single blocks (s20-37)."""
+    mine, single = ([p for p in self_attention_layers(unet) if p.section == section] for section in "us")
+    if single:
+        return frozenset(p.address for p in single[len(single) // 2 + 1:] or single)
     limit = min(resolution, max(p.resolution for p in mine))
     return frozenset(p.address for p in mine if p.resolution >= limit)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..host.batch import options_of, repeat_to_batch_size
-from ..host.network import host_attention, shape_of, with_attention
+from ..host.network import host_attention, knows_places, shape_of, with_attention
 from ..host.tiles import cut
 from .editor import Editor
 
@@ -230,6 +230,10 @@ def source_of(editor: Editor, rows: Rows, site: Site) -> Source:
 
 def window(x: Tensor, whole: tuple, grid: tuple, rows: Rows) -> Tensor:
     """The tokens of the rows' area, on its own grid, from the tokens of the whole grid."""
+    if knows_places(rows.call.network):
+        raise ValueError(f"The target has an area of {grid[0]} x {grid[1]} of the source's {whole[0]} x {whole[1]} "
+                         "tokens, and this MODEL's attention knows each token's place in the whole: remove "
+                         "Conditioning (Set Area).")
     if x.shape[1] != math.prod(whole):
         raise ValueError(f"The source's self-attention is cut into tiles of {x.shape[1]} tokens, the target has an "
                          f"area of {grid[0]} x {grid[1]} of its {whole[0]} x {whole[1]} tokens: remove HyperTile, or "

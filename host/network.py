@@ -1,21 +1,56 @@
 """The network that is edited, whatever its family: where its attention and its features are, and what reaches them.
 
-Each family has a door of its own. The U-Nets' is unet.py, with what is added to their inputs in unet_inputs.py. The
-engine, papers and nodes ask here, so that none of them knows which family it is.
+Each family has a door of its own. The U-Nets' is unet.py, with what is added to their inputs in unet_inputs.py; dit.py
+is that of transformers whose attention joins words and picture. The engine, papers and nodes ask here, so that none of
+them knows which family it is.
 """
-from .unet import (
-    Attention,
-    attentions,
-    group_norms,
-    head,
-    host_attention,
-    require_unet,
-    residual_branch,
-    resolutions,
-    shape_of,
-    with_attention,
-)
+from collections.abc import Callable, Mapping
+
+from . import dit, unet
+from .unet import Attention, Shape, group_norms, head, host_attention, require_unet, residual_branch
 from .unet_inputs import with_added, with_value_inputs, with_widths_measured
 
-__all__ = ["Attention", "attentions", "group_norms", "head", "host_attention", "require_unet", "residual_branch",
-           "resolutions", "shape_of", "with_added", "with_attention", "with_value_inputs", "with_widths_measured"]
+__all__ = ["Attention", "attentions", "group_norms", "head", "host_attention", "knows_places", "require_attention",
+           "require_unet", "residual_branch", "resolutions", "shape_of", "with_added", "with_attention",
+           "with_value_inputs", "with_widths_measured"]
+
+
+def resolutions(network) -> dict[tuple, float]:
+    """{address of every transformer block: the side of its grid over the latent's}, in the order in which they run."""
+    return (dit if dit.known(network) else unet).resolutions(network)
+
+
+def attentions(network) -> dict[Attention, float]:
+    """{every attention of the network: the side of its grid over the latent's}. Joint attention is the picture's
+    self-attention."""
+    if dit.known(network):
+        return {Attention("self", address): resolution for address, resolution in dit.resolutions(network).items()}
+    return unet.attentions(network)
+
+
+def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> dict:
+    """model_options under which other functions compute some of the attentions.
+
+    wrap: {the attention: function(inner) -> the new one}, where inner is what computes it now. All of them are called
+    with (q, k, v, options), each of q, k and v (rows, tokens, heads · channels)."""
+    joint = any(address[0] in dit.LISTS for _, address in wrap)
+    return (dit if joint else unet).with_attention(model_options, wrap)
+
+
+def shape_of(options: dict) -> Shape:
+    """The shape of the attention that is called with these options."""
+    return options[dit.SHAPE] if dit.SHAPE in options else unet.shape_of(options)
+
+
+def knows_places(network) -> bool:
+    """Whether keys hold each token's place in the latent, so that those of a whole serve no window of it."""
+    return dit.known(network)
+
+
+def require_attention(model, node: str):
+    """ValueError where the self-attention of the MODEL's family is not known."""
+    network = model.model.diffusion_model
+    if not dit.known(network) and not unet.known(network):
+        raise ValueError(f"{node} edits the self-attention of U-Nets (SD1.x, SD2.x, SDXL) and of Flux, this MODEL is "
+                         f"{type(model.model).__name__} ({type(network).__name__}): choose a checkpoint of those "
+                         "families. Another family is added in host/dit.py.")

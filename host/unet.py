@@ -99,10 +99,15 @@ def group_norms(unet) -> Iterator[tuple[str, torch.nn.GroupNorm]]:
     return ((name, module) for name, module in unet.named_modules() if isinstance(module, torch.nn.GroupNorm))
 
 
+def known(network) -> bool:
+    """Whether it is a U-Net."""
+    return isinstance(network, UNetModel)
+
+
 def require_unet(model, node: str):
     """ValueError where the MODEL is of another family."""
     network = model.model.diffusion_model
-    if not isinstance(network, UNetModel):
+    if not known(network):
         raise ValueError(f"{node} edits the attention of U-Nets (SD1.x, SD2.x, SDXL), this MODEL is "
                          f"{type(model.model).__name__} ({type(network).__name__}): choose a checkpoint of those "
                          "families.")

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ...attention.free_prompt import SelfAttentionMaps
 from ...editing.layers import coarse
 from ...editing.run import attach
-from ...host.network import require_unet
+from ...host.network import require_attention
 from ...host.sampling import check_family
 from ..checks import check_span
 from ..search import aliases
@@ -25,14 +25,14 @@ class PalimpsestFreePromptEdit(io.ComfyNode):
                 InversionType.Input("inversion"),
                 share_input("start", 0.0, "Share of the schedule where map replacement begins. Paper: 0."),
                 share_input("end", 0.8, "Share where it ends. Higher keeps shapes, lower frees them. Paper: 0.8."),
-                layers_input(COARSE),
+                layers_input(f"{COARSE}, on Flux all (ours, untuned)"),
             ],
             outputs=[io.Model.Output()])
 
     @classmethod
     def execute(cls, model, inversion, start, end, layers) -> io.NodeOutput:
         node = "Free-Prompt Edit"
-        require_unet(model, node)
+        require_attention(model, node)
         check_family(model, inversion)
         check_span(node, start, end, "0 and 0.8")
         chosen = layers_of(layers, model, lambda unet: coarse(unet, 0.5))

@@ -7,7 +7,7 @@ from ...editing.layers import decoder, roles
 from ...editing.masks import latent_mask, warn_if_wide
 from ...editing.run import attach
 from ...editing.word_maps import WordMaps, nearest_resolution, refining_resolution
-from ...host.network import require_unet
+from ...host.network import require_attention, require_unet
 from ...host.sampling import check_family
 from ...host.tokens import parse_words
 from ..checks import check_attention, check_some, check_span, check_words
@@ -41,7 +41,7 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
                                            "before it lay out the new pose. Paper: step 4 of 50."),
                 share_input("end", 1.0, "Share where it ends. Paper: 1."),
                 layers_input("up grids of at least half the latent's side (SD1.x and SD2.x: u3-8, the paper's layer 10 "
-                             "of 16 on; SDXL: u3-5)"),
+                             "of 16 on; SDXL: u3-5), on Flux s20-37 (ours, untuned)"),
                 io.String.Input("source_words", default="", tooltip=(
                     "With ATTENTION: words of the source prompt that name the object, separated by commas.")),
                 io.String.Input("target_words", default="", tooltip=(
@@ -60,10 +60,12 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
     def execute(cls, model, inversion, start, end, layers, source_words, target_words, threshold, null_too,
                 source_mask=None, target_mask=None, attention=None, refine=True) -> io.NodeOutput:
         node = "Mutual Self-Attention"
-        require_unet(model, node)
+        require_attention(model, node)
         check_family(model, inversion)
         check_span(node, start, end, "0.08 and 1")
         check_words(node, source_words, attention)
+        if source_words.strip() or target_words.strip():
+            require_unet(model, f"{node} by words")
         known = []
         for side, words, mask in (("source", source_words, source_mask), ("target", target_words, target_mask)):
             if words.strip() and mask is not None:

@@ -1,0 +1,190 @@
+"""Joint attention of words and picture on Flux: edits against an explicit softmax with slices written by hand."""
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+from palimpsest.editing.inverting import invert
+from palimpsest.editing.layers import decoder, listed, parse_layers
+from palimpsest.editing.replay import replay
+from palimpsest.editing.run import attach
+from palimpsest.editing.sites import AttentionEdit
+from palimpsest.host.sampling import Solver, sample
+from palimpsest.nodes.attention.free_prompt import PalimpsestFreePromptEdit
+from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
+
+import tiny
+from node_execution import executor  # noqa: F401
+from runs import kept, relative
+
+OVERRIDE, SOURCE, TARGET = "optimized_attention_override", tiny.cond(5), tiny.cond(8, seed=4)
+SIZES = [(8, 8), (7, 10)]  # an odd side is padded to whole patches
+
+
+@kept
+def flux():
+    return tiny.flux()
+
+
+def picture(size=(8, 8), batch=1):
+    return {"samples": torch.randn(batch, 16, *size, generator=torch.Generator().manual_seed(3))}
+
+
+@kept
+def inverted(size=(8, 8), batch=1):
+    return invert("DDIM", flux(), SOURCE, picture(size, batch), sigmas=torch.tensor([0.8, 0.0])).inversion
+
+
+def masactrl(model, inversion, layers="d, s", **given):
+    return PalimpsestMutualSelfAttention.execute(model, inversion, 0.0, 1.0, layers, "", "", 0.1, True,
+                                                 **given).result[0]
+
+
+def free_prompt(model, inversion, layers="d, s"):
+    return PalimpsestFreePromptEdit.execute(model, inversion, 0.0, 1.0, layers).result[0]
+
+
+def sampled(model, inversion, prompt=TARGET, cfg=1.0, negative=TARGET):
+    _, solver, sigmas, latent = replay(flux(), inversion)
+    return SamplerCustom.execute(model, False, 0, cfg, prompt, negative, solver, sigmas, latent).result[0]["samples"]
+
+
+def under(function, inversion, prompt):
+    """One step under an attention function of our own."""
+    model = flux().clone()
+    model.model_options["transformer_options"][OVERRIDE] = function
+    latent = model.model.process_latent_out(inversion.path[0])
+    return sample(model, prompt, latent, inversion.sigmas, Solver())
+
+
+def softmax(q, k, v):
+    out = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
+    return out.transpose(1, 2).flatten(2)
+
+
+def by_hand(inversion, edit, prompt, tokens, words=8):
+    """The run in which edit(q, k, v, source's q, k, v of the picture) gives what the picture's queries look up."""
+    known, calls = [], iter(range(99))
+
+    def record(func, q, k, v, heads, **kwargs):
+        known.append([x[:, :, 5:5 + tokens] for x in (q, k, v)])
+        return func(q, k, v, heads, **kwargs)
+
+    def explicit(func, q, k, v, heads, **kwargs):
+        own = slice(words, words + tokens)
+        asked, keys, values = edit(*(x[:, :, own] for x in (q, k, v)), *known[next(calls)])
+        rest = [torch.cat([x[:, :, :words], x[:, :, own.stop:]], 2) for x in (k, v)]
+        out = softmax(q, k, v)
+        out[:, own] = softmax(asked, torch.cat([rest[0], keys], 2), torch.cat([rest[1], values], 2))
+        return out
+
+    under(record, inversion, SOURCE)
+    return under(explicit, inversion, prompt)
+
+
+EDITS = {"masactrl": (masactrl, lambda q, k, v, q_s, k_s, v_s: (q, k_s, v_s)),
+         "free prompt": (free_prompt, lambda q, k, v, q_s, k_s, v_s: (q_s, k_s, v))}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("editor", EDITS)
+def test_an_edit_is_the_explicit_softmaxs(editor, size):
+    """Of prompts of 5 and 8 tokens. The picture looks up its own words, and words look up what they did."""
+    inversion, (put, edit) = inverted(size), EDITS[editor]
+    tokens = -(-size[0] // 2) * -(-size[1] // 2)
+    found = sampled(put(flux(), inversion), inversion)
+    assert relative(found, by_hand(inversion, edit, TARGET, tokens)) < 1e-5
+    assert relative(found, sampled(flux(), inversion)) > 1e-3
+
+
+def test_a_reference_latents_tokens_are_looked_up_as_before():
+    """Kontext's, which stand after the picture's own."""
+    inversion = inverted()
+    prompt = [[TARGET[0][0], {**TARGET[0][1], "reference_latents": [picture((6, 6))["samples"]]}]]
+    found = sampled(masactrl(flux(), inversion), inversion, prompt)
+    assert relative(found, by_hand(inversion, EDITS["masactrl"][1], prompt, 16)) < 1e-5
+    assert relative(found, sampled(masactrl(flux(), inversion), inversion)) > 1e-4
+
+
+def test_a_site_where_nothing_acts_is_the_hosts_to_the_bit():
+    class Nothing(AttentionEdit):
+        name = "nothing"
+
+    inversion = inverted()
+    assert torch.equal(sampled(attach(flux(), Nothing()), inversion), sampled(flux(), inversion))
+
+
+def test_the_sources_own_prompt_brings_the_picture_back_unedited():
+    """Its keys and values are then the target's own."""
+    inversion = inverted()
+    assert relative(sampled(masactrl(flux(), inversion), inversion, SOURCE), sampled(flux(), inversion, SOURCE)) < 1e-5
+
+
+@pytest.mark.parametrize("tokens", [8, 6])
+def test_rows_with_guidance_are_runs_of_their_own(tokens):
+    """Two pictures at CFG 3, with a negative as long as the prompt and with one that needs a forward of its own."""
+    both, negative = inverted(batch=2), tiny.cond(tokens, seed=9)
+    found = sampled(masactrl(flux(), both), both, cfg=3.0, negative=negative)
+    for row in (0, 1):
+        one = invert("DDIM", flux(), SOURCE, {"samples": picture(batch=2)["samples"][row:row + 1]},
+                     sigmas=both.sigmas).inversion
+        alone = sampled(masactrl(flux(), one), one, cfg=3.0, negative=negative)
+        assert relative(found[row:row + 1], alone) < 1e-4
+    assert relative(found, sampled(flux(), both, cfg=3.0, negative=negative)) > 1e-3
+
+
+def test_masks_part_object_and_ground():
+    inversion, left = inverted(), torch.zeros(1, 64, 64)
+    left[..., :32] = 1
+    found = sampled(masactrl(flux(), inversion, source_mask=left, target_mask=left), inversion)
+    assert relative(found, sampled(masactrl(flux(), inversion), inversion)) > 1e-4
+
+
+def test_another_packs_override_stays_around_and_nothing_stays_on_the_model():
+    seen, model, inversion = [], flux().clone(), inverted()
+
+    def foreign(func, q, k, v, heads, **kwargs):
+        seen.append(q.shape[2])
+        return func(q, k, v, heads, **kwargs)
+
+    model.model_options["transformer_options"][OVERRIDE] = foreign
+    edited = masactrl(model, inversion)
+    assert torch.equal(sampled(edited, inversion), sampled(masactrl(flux(), inversion), inversion))
+    assert seen and edited.model_options["transformer_options"][OVERRIDE] is foreign
+
+
+def test_layers_are_named_by_double_and_single_blocks():
+    network = flux().model.diffusion_model
+    assert listed(network) == "d0-1 (1/2), s0-1 (1/2)"
+    assert parse_layers("D0, s0-1", network) == {("double", 0, 0), ("single", 0, 0), ("single", 1, 0)}
+    assert decoder(network, 0.5) == {("single", 0, 0), ("single", 1, 0)}
+    assert decoder(tiny.flux(depth_single_blocks=7).model.diffusion_model, 0.5) == {("single", i, 0) for i in (4, 5, 6)}
+    with pytest.raises(ValueError, match="does not have: it has d0-1"):
+        parse_layers("s2", network)
+
+
+@pytest.mark.parametrize("family", [f for f in tiny.FLOWS if f != "flux"])
+def test_families_that_are_not_known_are_named(family):
+    model = tiny.FLOWS[family]()
+    for put in (masactrl, free_prompt):
+        with pytest.raises(ValueError, match=rf"of Flux, this MODEL is {type(model.model).__name__} \(.*host/dit.py"):
+            put(model, inverted())
+
+
+def test_words_and_areas_are_refused():
+    inversion = inverted()
+    with pytest.raises(ValueError, match="Mutual Self-Attention by words edits the attention of U-Nets"):
+        PalimpsestMutualSelfAttention.execute(flux(), inversion, 0.0, 1.0, "", "", "cat", 0.1, True)
+    area = [[TARGET[0][0], {**TARGET[0][1], "area": (4, 8, 0, 0)}], *TARGET]
+    with pytest.raises(ValueError, match="token's place in the whole: remove Conditioning"):
+        sampled(masactrl(flux(), inversion), inversion, area)
+
+
+def test_a_mask_of_another_node_is_refused():
+    inversion = inverted()
+    model = masactrl(flux(), inversion)
+
+    def mask(args):
+        return {**args, "attn_mask": torch.zeros(24, 24)}
+
+    model.set_model_patch_replace(lambda args, extra: extra["original_block"](mask(args)), "dit", "double_block", 0)
+    with pytest.raises(ValueError, match="Another node gives attention a mask .* remove that node"):
+        sampled(model, inversion)
