@@ -76,11 +76,10 @@ class Lab:
         return self.made[key]
 
     def prior(self, noun) -> ConceptImages:
-        """Pictures of the class: of every colour, and of the bare noun, on every ground."""
-        grounds = scenes.GROUNDS * 3
-        colours = [*scenes.COLOURS, "", "", ""]
-        texts = [f"a photo of a {c} {noun} on a {g} background".replace("  ", " ")
-                 for i, c in enumerate(colours) for g in grounds[i:i + 2] if (c, g) not in scenes.CLASHES]
+        """Pictures of the class: one of every colour, and as many of the bare noun, on every ground."""
+        pairs = [(c, g) for c, g in zip(scenes.COLOURS, scenes.GROUNDS * 3) if (c, g) not in scenes.CLASHES]
+        texts = [f"a photo of a {c} {noun} on a {g} background" for c, g in pairs]
+        texts += [f"a photo of a {noun} on a {g} background" for g in scenes.GROUNDS for _ in range(2)]
         latents = self.vae.encode(self.frozen(tuple(texts), 99))
         return ConceptImages(tuple(Example(z, text) for z, text in zip(latents, texts)))
 
