@@ -11,6 +11,9 @@ from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing.concepts import Prior
 from palimpsest.editing.learning import learn_concept
 from palimpsest.host.concept_files import lora_names
+from palimpsest.nodes.concept.dco import PalimpsestDCO
+from palimpsest.nodes.concept.dreambooth import PalimpsestPriorPreservation
+from palimpsest.nodes.concept.learn import PalimpsestLearnConcept
 
 import tiny
 from concepts import drawn, images
@@ -114,3 +117,19 @@ def test_a_concept_goes_on_under_the_objective_it_began_with():
     assert on.losses == whole.losses
     with pytest.raises(ValueError, match="go on with the same"):
         learn_concept(model, clip, given, [basis], steps=1, concept=half)
+
+
+def test_objectives_chain_on_the_node_one_of_a_kind():
+    model, clip = tiny.sd15(), tiny.clip()
+    given, others = images(model, CAPTIONS), images(model, ("a dog",), seed=8)
+    chained, = PalimpsestPriorPreservation.execute(others, 0.5, *PalimpsestDCO.execute(1000.0, " sks ").result).result
+
+    def losses(objective):
+        learned = PalimpsestLearnConcept.execute(model, clip, given, (LoRA(1e-2),), 1, 1, SEED, objective)
+        return learned.result[3]["loss"]
+
+    plain = learn_concept(model, clip, given, [LoRA(1e-2)], Prior(others, 0.5), steps=1, seed=SEED).losses[0]
+    own = learn_concept(model, clip, given, [LoRA(1e-2)], steps=1, seed=SEED).losses[0]
+    assert losses(chained)[0] == pytest.approx(math.log(2) + plain - own, rel=1e-5)
+    with pytest.raises(ValueError, match="two objectives of one kind, DCO and DCO"):
+        losses((DCO(), DCO(10.0)))
