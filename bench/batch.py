@@ -30,8 +30,9 @@ def rows(scenes: int, steps: int) -> list:
 
     def row(scene, cfg):
         copy = json.loads(json.dumps(graph))
-        for title, inputs in {"Miniature Scene": {"seed": scene, "kind": "colour"}, "DDIM Invert": {"steps": steps},
-                              "Sample the edit": {"cfg": cfg}}.items():
+        for title, inputs in {"Miniature Scene": {"seed": scene, "kind": "background"}, "DDIM Invert": {"steps": steps},
+                              "Words that may change": {"value": "background"}, "Sample the edit": {"cfg": cfg},
+                              "Attention Heatmap": {"words": "background"}}.items():
             copy[titled(copy, title)]["inputs"].update(inputs)
         return SimpleNamespace(number=scene, graph=copy)
 
