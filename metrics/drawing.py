@@ -73,13 +73,16 @@ def tile(image: Tensor, label: str, lines: Sequence[tuple[str, str]] = (),
     return page
 
 
-def sheet(rows: Sequence[Sequence[Image.Image]]) -> Tensor:
-    """Rows of tiles on one page, [1, H, W, 3] in 0..1."""
+def sheet(rows: Sequence[Sequence[Image.Image]], below: str = "") -> Tensor:
+    """Rows of tiles on one page, [1, H, W, 3] in 0..1. below: a text under them all."""
     unit = max(t.width for row in rows for t in row) / SMALLEST
     gap, margin, between = round(14 * unit), round(22 * unit), round(20 * unit)
     heights = [max(t.height for t in row) for row in rows]
     width = max(sum(t.width for t in row) + gap * (len(row) - 1) for row in rows)
-    page = Image.new("RGB", (width + 2 * margin, sum(heights) + between * (len(rows) - 1) + 2 * margin), PAPER)
+    font, line = ImageFont.load_default(round(18 * unit)), round(26 * unit)
+    texts = _wrapped(below, font, width)
+    page = Image.new("RGB", (width + 2 * margin, sum(heights) + between * (len(rows) - 1) + 2 * margin
+                             + (between + line * len(texts) if texts else 0)), PAPER)
     y = margin
     for row, height in zip(rows, heights):
         x = margin
@@ -87,7 +90,20 @@ def sheet(rows: Sequence[Sequence[Image.Image]]) -> Tensor:
             page.paste(t, (x, y))
             x += t.width + gap
         y += height + between
+    for i, text in enumerate(texts):
+        ImageDraw.Draw(page).text((margin, y + line * i), text, INK, font)
     return torch.from_numpy(np.asarray(page).astype(np.float32) / 255)[None]
+
+
+def _wrapped(text: str, font, width: float) -> list[str]:
+    """The lines of a text, none wider than a page unless a word is."""
+    lines = []
+    for part in text.splitlines():
+        lines.append("")
+        for word in part.split():
+            longer = f"{lines[-1]} {word}".strip()
+            lines[-1:] = [longer] if font.getlength(longer) <= width or not lines[-1] else [lines[-1], word]
+    return lines
 
 
 def grid(cells: Sequence[Tensor], columns: Sequence[str], rows: Sequence[str]) -> Tensor:

@@ -30,6 +30,7 @@ FINEST = 0.5
 LAYOUT, TOKENS = {"background", "style", "colour"}, 16
 """Kinds that keep the whole layout. They replace it on grids of so many tokens a side too, which a share of 0.5 holds
 on SD's 64² latent and not on the miniature's 16²."""
+UNREAD = "auto cannot read what changes between the two prompts, since it knows English alone"
 NAMES = {"delete": "removal", "add": "addition", "pose": "change of pose", "object": "swap of an object",
          "background": "change of background", "style": "change of style", "material": "change of material",
          "colour": "change of colour"}
@@ -122,10 +123,14 @@ class Auto:
             words = [word for side in sides for word in _named(edit, side, KINDS if side == "source" else SHAPED)]
             rest = "; ".join((*chosen, f"mask: {', '.join(dict.fromkeys(words)) or 'the whole picture'}"))
             if edit.kind:
-                note("auto: %s; %s", "; ".join(map(_said, edit.changes)), rest)
+                note("%s; %s", _read(edit), rest)
             else:
-                log.warning("auto cannot read what changes between the two prompts, since it knows English alone: %s",
-                            rest)
+                log.warning("%s: %s", UNREAD, rest)
+
+    def said(self, *chosen: str) -> str:
+        """What the rows change, a line each, and what was chosen for them all."""
+        return "\n".join([*dict.fromkeys(_read(edit) if edit.kind else UNREAD for edit in self.edits),
+                          "; ".join(chosen)])
 
 
 def whole(edit: Edit) -> bool:
@@ -137,6 +142,10 @@ def _named(edit, side, kinds) -> list[str]:
     """The words of an edit's mask."""
     return [] if whole(edit) else [*dict.fromkeys(word for change in edit.changes if change.kind in kinds
                                                   for word in getattr(change, side))]
+
+
+def _read(edit):
+    return "auto: " + "; ".join(map(_said, edit.changes))
 
 
 def _said(change):

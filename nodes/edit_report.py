@@ -62,13 +62,15 @@ class PalimpsestEditReport(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip=(
                     "The area of the edit (1). Background numbers use the pixels outside it, after it grows by "
                     f"{TWO_CELLS} px: two cells of an SD latent, as far as a decoder smears.")),
+                io.String.Input("about", optional=True, force_input=True, tooltip=(
+                    "A text to write below the pictures, such as the settings of Attention Inject.")),
             ],
             outputs=[io.Image.Output(display_name="sheet"), io.String.Output(display_name="numbers")],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, source, edited, reconstruction=None, target=None, mask=None) -> io.NodeOutput:
+    def execute(cls, source, edited, reconstruction=None, target=None, mask=None, about="") -> io.NodeOutput:
         given = check(source, edited, reconstruction=reconstruction, target=target, mask=mask)
         bar = ProgressBar(1)
 
@@ -77,13 +79,14 @@ class PalimpsestEditReport(io.ComfyNode):
             bar.update_absolute(done, total)
 
         numbers = edit_numbers(**given, tick=tick)
-        picture, text = draw(given, numbers), write(numbers)
+        picture, text = draw(given, numbers, about), write(numbers)
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(picture, text, ui=shown)
 
 
-def draw(given: dict[str, Tensor], numbers: dict[str, Tensor]) -> Tensor:
-    """The sheet [1, H, W, 3]. Each picture has a row of tiles, with the numbers below each tile."""
+def draw(given: dict[str, Tensor], numbers: dict[str, Tensor], about: str = "") -> Tensor:
+    """The sheet [1, H, W, 3]. Each picture has a row of tiles, with the numbers below each tile. about: a text below
+    them all."""
     batch, height, width, _ = given["source"].shape
     differences, high = zip(*map(difference, given["edited"], given["source"]))
     high = max(high) or 1.
@@ -97,7 +100,7 @@ def draw(given: dict[str, Tensor], numbers: dict[str, Tensor]) -> Tensor:
     }
     return sheet([[tile(images[i], label if i == 0 else "", lines(name, numbers, i),
                         (0., high) if name == "difference" else None)
-                   for name, (label, images) in tiles.items() if images is not None] for i in range(batch)])
+                   for name, (label, images) in tiles.items() if images is not None] for i in range(batch)], about)
 
 
 def difference(edited: Tensor, source: Tensor) -> tuple[Tensor, float]:

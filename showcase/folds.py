@@ -48,6 +48,9 @@ def picture_and_words(c, shows: "str | None" = SHOWS, wanted: "str | None" = WAN
         source, target = (c.asks(name, "", multiline=True) if name else None for name in (shows, wanted))
         if source:
             p.words = c.node("PalimpsestPromptEdit", clip=p.clip, source=source, target=target or source)
+            # what reads it alone stays in the host's cache when the target changes
+            p.source = c.node("PalimpsestPromptEdit", "Source prompt alone", clip=p.clip, source=source,
+                              target=source) if target else p.words
         else:
             p.target = c.node("CLIPTextEncode", "Target prompt", clip=p.clip, text=target)["CONDITIONING"]
         p.null = c.node("CLIPTextEncode", "Null prompt", clip=p.clip, text="")["CONDITIONING"]
@@ -60,10 +63,10 @@ def inverted(c, p, source):
                          steps=c.asks(STEPS))["inversion"]
 
 
-def found(c, p, words, **settings):
-    """The mask of some words of the source."""
+def found(c, p, words, edit=None, **settings):
+    """The mask of some words of the source. edit: the Prompt Edit that auto reads, if it may choose the words."""
     p.attention = c.node("PalimpsestAttentionStore", model=p.model, inversion=p.inversion,
-                         prompt_edit=p.words["prompt edit"])["ATTENTION"]
+                         prompt_edit=(edit or p.source)["prompt edit"])["ATTENTION"]
     c.column(290)
     p.mask = c.node("PalimpsestAttentionMask", None, 240, attention=p.attention, words=words, image=p.picture,
                     **{**EDGE, **settings})["MASK"]
@@ -78,10 +81,11 @@ def sampled(c, p, model, prompt):
     p.edited = c.node("VAEDecode", "Edited", samples=latent, vae=p.vae)["IMAGE"]
 
 
-def given_back(c, p, mask=None):
+def given_back(c, p, mask=None, chosen=None):
     """The last group: the edit at the size of the original, outside the mask the original itself, and its report.
 
     mask: of what was edited. None for the whole picture.
+    chosen: a text of the settings, which the report shows.
     """
     with c.group("4  Back at full size", YELLOW):
         c.column(290)
@@ -93,7 +97,8 @@ def given_back(c, p, mask=None):
             image = c.node("ImageCompositeMasked", "Keep pixels outside the mask", destination=p.image, source=p.edited,
                            resize_source=True, **kept)["IMAGE"]
         c.column(290)
-        report = c.node("PalimpsestEditReport", None, 230, source=p.image, edited=image, **kept)["sheet"]
+        report = c.node("PalimpsestEditReport", None, 230, source=p.image, edited=image, about=chosen,
+                        **kept)["sheet"]
     for name, output in {"image": image, **kept, "report": report}.items():
         c.gives(name, output)
 

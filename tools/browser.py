@@ -1,6 +1,7 @@
 """The host's own frontend in headless Chromium.
 
-Run as a script it draws docs/canvas.jpg: the main workflow after a run. COMFYUI_PATH names the host.
+Run as a script it draws docs/canvas.jpg, the main workflow after a run, and docs/start.jpg, the way from the templates
+to an edited picture. COMFYUI_PATH names the host.
 Playwright drives the system's Chromium (apt-get install chromium) and downloads none.
 """
 import io
@@ -8,6 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +24,8 @@ OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", 
 HOSTS_OWN = re.compile(r"/user\.css|/api/userdata|/docs/\w+/en\.md|graph accessed before initialization|"
                        r"^(Connecting to '|Fetch API cannot load )https://")
 WIDE, GAP = 1600, 10
+LAPTOP, SMALL = (1440, 900), (520, 325)  # px: a window, and a step before the last of docs/start.jpg
+TRY = "Try without a model"
 LOAD = """async ([pack, name]) => {
     const answer = await fetch(`/api/workflow_templates/${pack}/${encodeURIComponent(name)}.json`)
     await app.loadGraphData(await answer.json(), true, true, name)
@@ -88,6 +92,42 @@ def frontend(server: Server, width: int, height: int):
             browser.close()
 
 
+def started(view: Frontend):
+    """docs/start.jpg: the template browser, the template as it opens, and the same after a run, large."""
+    from PIL import Image
+    page, steps = view.page, []
+
+    def seen():
+        page.mouse.move(1000, 850)  # no tooltip
+        page.wait_for_timeout(3000)
+        steps.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+
+    page.set_viewport_size(dict(zip(("width", "height"), LAPTOP)))
+    page.get_by_role("button", name="Templates").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text(NAME, exact=True).first.click()
+    card = dialog.get_by_test_id(f"template-workflow-{TRY}")
+    card.wait_for()
+    dialog.get_by_role("textbox").first.fill("start")
+    seen()
+    dialog.get_by_role("textbox").first.fill("")
+    begun = time.monotonic()
+    card.click()
+    dialog.wait_for(state="hidden")
+    seen()
+    assert view.run()["kind"] == "execution_success"
+    print(f"from the choice of a template to its picture: {time.monotonic() - begun:.0f} s")
+    page.wait_for_timeout(5000)  # the notification goes
+    seen()
+    left, high = SMALL[0] + GAP, 2 * SMALL[1] + GAP
+    page = Image.new("RGB", (left + high * LAPTOP[0] // LAPTOP[1], high), "white")
+    for i, step in enumerate(steps[:2]):
+        page.paste(step.resize(SMALL, Image.Resampling.LANCZOS), (0, i * (SMALL[1] + GAP)))
+    page.paste(steps[2].resize((page.width - left, high), Image.Resampling.LANCZOS), (left, 0))
+    page.save(ROOT / "docs" / "start.jpg", quality=80, optimize=True)
+    print(ROOT / "docs" / "start.jpg")
+
+
 def main() -> int:
     from PIL import Image
     with (tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base,
@@ -95,6 +135,9 @@ def main() -> int:
           frontend(server, 2 * WIDE, WIDE) as view):
         view.set(Comfy__VueNodes__Enabled=True, Comfy__Minimap__Visible=False, Comfy__Graph__CanvasInfo=False,
                  Comfy__Graph__CanvasMenu=False)
+        started(view)
+        server.post("/free", {"free_memory": True})  # nodes in the host's cache would show no picture
+        view.page.set_viewport_size({"width": 2 * WIDE, "height": WIDE})
         view.load(MAIN)
         assert view.run()["kind"] == "execution_success", (Path(base) / "log").read_text()
         view.page.evaluate("app.extensionManager.focusMode = true")  # no bars
@@ -113,7 +156,7 @@ def main() -> int:
     page = Image.new("RGB", (WIDE, sum(strip.height for strip in strips)))
     for strip, top in zip(strips, (0, strips[0].height)):
         page.paste(strip, (0, top))
-    page.save(ROOT / "docs" / "canvas.jpg", quality=80, optimize=True)
+    page.save(ROOT / "docs" / "canvas.jpg", quality=75, optimize=True)
     print(ROOT / "docs" / "canvas.jpg")
     return 0
 

@@ -69,7 +69,9 @@ class PalimpsestAttentionInject(io.ComfyNode):
                                        "change: an object, a colour, a pose, ... The node says what it chose. Add "
                                        "Latent Blend with auto too: it finds the mask. Not the paper's."),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(), io.String.Output(display_name="settings", tooltip=(
+                "The schedule in words. With auto: what it read in the prompts, and what it chose. Edit Report writes "
+                "it below its pictures."))],
         )
 
     @classmethod
@@ -83,8 +85,11 @@ class PalimpsestAttentionInject(io.ComfyNode):
         if auto:
             retract_warnings()
             cross_end, self_end, self_resolution = auto.schedule(inversion.shape[-2:])
-            auto.say(f"cross_end {cross_end:g}{', 1 for the words that stay' * lasts}, self_end {self_end:g}, "
-                     f"self_resolution {self_resolution:g}", *auto.advice)
+        settings = (f"cross_end {cross_end:g}{', 1 for the words that stay' * lasts}, self_end {self_end:g}, "
+                    f"self_resolution {self_resolution:g}")
+        if auto:
+            auto.say(settings, *auto.advice)
+            settings = auto.said(settings, *auto.advice)
         ends = per_token(typed, prompt_edit, cross_end)
         if auto and lasts:
             ends = auto.lasting(ends)
@@ -112,4 +117,4 @@ class PalimpsestAttentionInject(io.ComfyNode):
                              f"that they could scale, because {why}.")
         return io.NodeOutput(attach(model, PromptToPrompt(
             inversion, prompt_edit.pairs, cross_start if cross else 1.0, ends, weights,
-            self_start if self_ else 1.0, self_end, cross_resolution, self_resolution)))
+            self_start if self_ else 1.0, self_end, cross_resolution, self_resolution)), settings)

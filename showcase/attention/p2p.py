@@ -24,6 +24,7 @@ from ..folds import Blueprint, Start
 from ..pictures import before_and_after
 from ..rows import CostRow, InversionRow, SceneRow, inject, inject_auto
 
+STAY = "words that stay as they are"
 TITLE = "Change a word, step by step (Prompt-to-Prompt)"
 ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The target is the same sentence with a \
 word changed, added or removed.
@@ -86,8 +87,8 @@ def by_words(c):
     p, settings = folds.picture_and_words(c), c.asks(folds.SETTINGS, folds.AUTO)
     words = c.asks("words that may change", "")
     with c.group("2  Invert, and find the words", GREEN):
-        folds.inverted(c, p, p.words["source"])
-        folds.found(c, p, words, choose_words=settings)
+        folds.inverted(c, p, p.source["source"])
+        folds.found(c, p, words, p.words, choose_words=settings)
     c.row()
     with c.group("3  Edit", BROWN):
         c.column(320)
@@ -97,16 +98,16 @@ def by_words(c):
         blended = c.node("PalimpsestLatentBlend", model=held["MODEL"], inversion=p.inversion, source_words=words,
                          attention=p.attention, choose_words=settings)
         folds.sampled(c, p, blended["MODEL"], p.words["target"])
-    folds.given_back(c, p, p.mask)
+    folds.given_back(c, p, p.mask, held["settings"])
 
 
 def background(c):
     """What the words name stays as it is, everything else is repainted."""
-    p, words = folds.picture_and_words(c), c.asks("words that stay as they are", "")
+    p, words = folds.picture_and_words(c), c.asks(STAY, "")
     settings = c.asks(folds.SETTINGS, folds.AUTO)
     with c.group("2  Invert, and find what stays", GREEN):
-        folds.inverted(c, p, p.words["source"])
-        folds.found(c, p, words)
+        folds.inverted(c, p, p.source["source"])
+        folds.found(c, p, words, grow=0)
         around = c.node("InvertMask", "All but these words", mask=p.mask)["MASK"]
     c.row()
     with c.group("3  Edit", BROWN):
@@ -116,7 +117,7 @@ def background(c):
                       self_end=c.asks("keep outlines", LOOSE["self_end"]), schedule=settings)
         blended = c.node("PalimpsestLatentBlend", model=held["MODEL"], inversion=p.inversion, mask=around)
         folds.sampled(c, p, blended["MODEL"], p.words["target"])
-    folds.given_back(c, p, around)
+    folds.given_back(c, p, around, held["settings"])
 
 
 BY_WORDS = Blueprint(
@@ -127,22 +128,30 @@ BACKGROUND = Blueprint(
     "Image Edit (Change the Background)",
     "Keep the thing that you name, and put it before another background. For any SD1.x, SD2.x or SDXL checkpoint.",
     background, order=40)
-EDIT = held_out_edit(**SCENE)
+EDIT, MOVED = held_out_edit(**SCENE), {"seed": 5, "kind": "background"}
 
 
 TRIED = """Press **Run**: it takes seconds, on a processor too. Then change words of the second sentence.
 The small model knows simple scenes: other shapes, colours and grounds. For your own photo open *Start here*."""
 TRY = Start("Try without a model", BY_WORDS, TRIED, SCENE, {
-    folds.SHOWS: EDIT.source_text, folds.WANTED: EDIT.target_text, folds.GUIDANCE: CFG}, {}, 4, small=True)
+    folds.SHOWS: EDIT.source_text, folds.WANTED: EDIT.target_text, folds.GUIDANCE: CFG}, {}, 5, small=True)
 START = Start(
     "Start here - Change a word", BY_WORDS, "Say what it shows. Copy that sentence and **change a word** of it.",
     SCENE, TRY.tried, {
         folds.SHOWS: "a photo of a red apple and a white cup on a wooden table",
         folds.WANTED: "a photo of a red apple and a blue cup on a wooden table"}, 1)
+OTHER = held_out_edit(**MOVED)
+BEFORE = Start(
+    "Start here - Change the background", BACKGROUND,
+    "Say what it shows. Copy that sentence and **change the place** in it. Name **what stays** in words of the first.",
+    MOVED, {folds.SHOWS: OTHER.source_text, folds.WANTED: OTHER.target_text, STAY: "green, checkered, heart",
+            folds.GUIDANCE: CFG}, {
+        folds.SHOWS: "a photo of a red apple and a white cup on a wooden table",
+        folds.WANTED: "a photo of a red apple and a white cup on a sandy beach", STAY: "red, apple, white, cup"}, 3)
 WHOLE = {"cross_end": 1.0, "self_end": 1.0}  # of the schedule
 EXAMPLE = Example(
     "Prompt-to-Prompt",
-    workflows=(Drawing(TITLE, draw, 10), START, TRY),
+    workflows=(Drawing(TITLE, draw, 10), START, BEFORE, TRY),
     blueprints=(BY_WORDS, BACKGROUND),
     pages={"PalimpsestAttentionInject": before_and_after(Workflow(TITLE, ABOUT, injected))},
     scenes=(SceneRow("Attention Inject", inject, 10, crossed=True),

@@ -35,7 +35,7 @@ SCENE = {"seed": 14, "kind": "style"}
 START = Start(
     "Start here - Restyle", BLUEPRINT, "Say **how it should look**.", SCENE,
     {folds.WANTED: held_out_edit(**SCENE).target_text, folds.GUIDANCE: CFG},
-    {folds.WANTED: "a watercolour painting of an apple and a cup on a table"}, 3)
+    {folds.WANTED: "a watercolour painting of an apple and a cup on a table"}, 4)
 EXAMPLE = Example(
     "Plug-and-Play",
     workflows=(WORKFLOW, START),

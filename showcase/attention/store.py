@@ -57,7 +57,7 @@ def mask_from_words(c):
     """Where the model sees the words, as a mask of the original's size and as heat maps."""
     p, words = folds.picture_and_words(c, wanted=None), c.asks("words to find", "")
     with c.group("2  Invert, and find the words", GREEN):
-        folds.inverted(c, p, p.words["source"])
+        folds.inverted(c, p, p.source["source"])
         folds.found(c, p, words, threshold=c.asks("threshold, 0 is automatic"), grow=c.asks("grow", folds.EDGE["grow"]),
                     blur=c.asks("blur", folds.EDGE["blur"]))
         c.column(400)

@@ -24,7 +24,7 @@ def remove(c):
     """The words are found, and their area is filled from around it."""
     p, words = folds.picture_and_words(c, wanted=BEHIND), c.asks(REMOVED, "")
     with c.group("2  Invert, and find the object", GREEN):
-        folds.inverted(c, p, p.words["source"])
+        folds.inverted(c, p, p.source["source"])
         folds.found(c, p, words)
     c.row()
     with c.group("3  Edit", BROWN):

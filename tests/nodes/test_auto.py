@@ -48,6 +48,17 @@ def test_the_help_page_states_the_schedules_loosest_first(page):
     assert [(kind, float(cross), float(own)) for kind, cross, own in rows] == [(k, *SCHEDULES[k]) for k in KINDS]
 
 
+def test_inject_hands_on_a_line_of_what_was_set_or_chosen():
+    case = Case(targets=[TARGETS["colour"]], steps=4)
+    given = dict(cross_start=0.0, cross_end=0.7, self_start=0.0, self_end=0.3, cross_resolution=1.0,
+                 self_resolution=0.5, word_weights="", word_ends="")
+    said = {schedule: PalimpsestAttentionInject.execute(case.model, case.inversion, case.edit, **given,
+                                                        schedule=schedule).result[1] for schedule in ("as set", "auto")}
+    assert said == {"as set": "cross_end 0.7, self_end 0.3, self_resolution 0.5",
+                    "auto": "auto: change of colour: red -> blue\ncross_end 0.4, self_end 1, self_resolution 1; "
+                            "half the usual CFG keeps more of the picture"}
+
+
 @pytest.mark.parametrize("targets, kinds", [
     ([TARGETS["colour"]], ["colour"]), ([TARGETS["object"]], ["object"]), (["a blue dog on a mat"], ["object"]),
     ([TARGETS["object"], TARGETS["style"]], ["object", "style"]),

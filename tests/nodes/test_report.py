@@ -67,6 +67,19 @@ def test_every_input_changes_the_sheet_and_the_text():
         assert changed_picture.shape != picture.shape or not torch.equal(changed_picture, picture), name
 
 
+def test_a_text_about_the_edit_stands_below_in_as_many_lines_as_it_needs():
+    source, target, _ = scene()
+    plain, text, _ = report(source=source, edited=target)
+    high, side = plain.shape[1], 22  # of the sheet, and its margin
+    heights = []
+    for about in "auto: one line", "auto: a line that is longer than the sheet is wide; " * 4:
+        picture, same, _ = report(source=source, edited=target, about=about)
+        assert same == text and torch.equal(picture[:, :high - side], plain[:, :-side])
+        assert (picture[:, high - side:] < .5).any() and (picture[:, -side // 2:] == 1).all()
+        heights.append(picture.shape[1] - high)
+    assert 0 < 3 * heights[0] <= 2 * heights[1]
+
+
 def test_a_batch_of_edits_shares_one_source_and_has_a_row_each():
     source, target, mask = scene()
     edited = torch.cat([.9 * target, .7 * target, source])
