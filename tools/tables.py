@@ -3,7 +3,7 @@
 Run as a script it writes them again in every document that has their marks. COMFYUI_PATH names the host.
 `<!-- techniques -->` to `<!-- /techniques -->`: every technique with its paper, file, nodes and workflow, and what it
     was checked against.
-`<!-- tasks -->` to `<!-- /tasks -->`: every workflow, by what it does.
+`<!-- tasks -->` to `<!-- /tasks -->`: every workflow, by what it does. `<!-- tasks, in short -->`: by its first word.
 `<!-- inversions -->` to `<!-- /inversions -->`: what `dev.py bench inversions` measured.
 `<!-- scenes -->` and `<!-- hard scenes -->`: what `dev.py bench scenes` measured on the held-out splits.
 `<!-- best -->` and `<!-- best, hard -->`: the best choice for each kind of edit, chosen on the public split where that
@@ -119,6 +119,22 @@ def tasks(up: str) -> str:
     return "\n".join(lines)
 
 
+def tasks_in_short(up: str) -> str:
+    """A row for each first word that two workflows or more share."""
+    from palimpsest import showcase
+    titles = [w.title for w in showcase.collected("workflows")]
+    first = {title: "Start here" if title.startswith("Start here - ") else title.split()[0] for title in titles}
+    groups = {}
+    for title in titles:
+        many = list(first.values()).count(first[title]) > 1
+        short = title.removeprefix(first[title]).lstrip(" -") if many else title
+        groups.setdefault(first[title] if many else "More", []).append(
+            workflow(title, up).replace(f"[{title}]", f"[{short}]"))
+    groups["More"] = groups.pop("More", [])  # at the end
+    return "\n".join([line("", "workflows"), "|---" * 2 + "|",
+                      *(line(f"**{name}**", " · ".join(links)) for name, links in groups.items())])
+
+
 def inversions(up: str) -> str:
     from palimpsest.bench.inversions import RESULTS, table
     return table(json.loads(RESULTS.read_text(encoding="utf-8")))
@@ -143,7 +159,8 @@ def best(up: str, splits: tuple, numbers: bool = True) -> str:
     return best_table((public or held_out)["measured"], held_out["measured"], linked, numbers)
 
 
-TABLES = {"techniques": techniques, "tasks": tasks, "inversions": inversions,
+TABLES = {"techniques": techniques, "tasks": tasks, "tasks, in short": tasks_in_short,
+          "inversions": inversions,
           "scenes": partial(scenes, split="held-out"), "hard scenes": partial(scenes, split="hard-held-out"),
           "best": partial(best, splits=("public", "held-out")),
           "best, in short": partial(best, splits=("public", "held-out"), numbers=False),
