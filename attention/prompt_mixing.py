@@ -44,12 +44,10 @@ class MixedValues(Editor):
 
     embedding: [B, tokens, channels] of P', row i mod B for row i. Positions that P' has not keep their own values.
     start, end: T3 and T2, in percent of the schedule.
-    prompts: P' itself, whose hooks the host must know.
     """
     embedding: Tensor
     start: float
     end: float
-    prompts: tuple = ()
     name = NAME
 
     def begin(self, run):

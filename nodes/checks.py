@@ -60,9 +60,11 @@ def check_some(node, what, mask):
                          "change the threshold.")
 
 
-def check_prompt_alone(whose, conditioning):
-    """ValueError on what an editor's own prompt cannot have. Hooks of weights are allowed."""
-    kept = next((k for _, extras in conditioning for k in REFUSED if k != "hooks" and extras.get(k) is not None), None)
+def check_prompt_alone(whose, conditioning, hooks=True):
+    """ValueError on what an editor's own prompt cannot have. Hooks of weights may stay where it has a forward of its
+    own."""
+    wrong = [k for k in REFUSED if k != "hooks" or not hooks]
+    kept = next((k for _, extras in conditioning for k in wrong if extras.get(k) is not None), None)
     if kept:
         raise ValueError(f"{whose} carries {kept!r}, but must be a plain prompt: remove {REFUSED[kept]} from it.")
 

@@ -67,13 +67,13 @@ class PalimpsestPromptMixing(io.ComfyNode):
         check_words(node, preserve + object, attention)
         if len(mix) != 1:
             raise ValueError(f"{node}'s mix has {len(mix)} entries, but needs one: remove Conditioning (Combine).")
-        check_prompt_alone(f"{node}'s mix", mix)
+        check_prompt_alone(f"{node}'s mix", mix, hooks=False)  # its values are seen in the target's forward
         keeps = bool(preserve.strip()) or mask is not None
         if keeps != (inversion is not None) or object.strip() and not keeps:
             has, lacks = (("something to preserve", "INVERSION") if keeps else
                           ("INVERSION or object", "words or MASK to preserve"))
             raise ValueError(f"{node} has {has} but no {lacks}: connect both to preserve shapes, or none.")
-        model = attach(model, MixedValues(mix[0][0], start, end, (mix,)))
+        model = attach(model, MixedValues(mix[0][0], start, end))
         if not keeps:
             return io.NodeOutput(model)
         check_family(model, inversion)

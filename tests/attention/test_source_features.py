@@ -2,6 +2,7 @@
 rows, inputs and refusals."""
 import pytest
 import torch
+from comfy.hooks import HookGroup, set_hooks_for_conditioning
 
 import tiny
 from explicit import relative
@@ -111,6 +112,8 @@ WRONG = {
     "FPE that ends first": (lambda c: free_prompt(c, 0.8, 0.8), "0.8 to 0.8.*0 and 0.8"),
     "mixing that ends first": (lambda c: mixing(c, start=0.5, end=0.4), "0.5 to 0.4.*0.14 and 0.34"),
     "two mixed prompts": (lambda c: mixing(c, mix=[*c.source, *c.source]), "2 entries.*Combine"),
+    "a LoRA on the mixed prompt": (lambda c: mixing(c, mix=set_hooks_for_conditioning(c.source, HookGroup())),
+                                   "mix carries 'hooks'.*remove"),
     "inversion with nothing to preserve": (lambda c: mixing(c, inversion=c.inversion),
                                            "INVERSION or object.*no words or MASK"),
     "mask without inversion": (lambda c: mixing(c, mask=half(c)), "no INVERSION"),
