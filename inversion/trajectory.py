@@ -178,7 +178,7 @@ class Inversion:
 
 def describe(sigmas: Tensor, scheduler="", steps=None) -> str:
     """A schedule in words, such as "50 ddim_uniform steps from sigma 13.1 to 0"."""
-    steps = f"{steps or len(sigmas) - 1} {scheduler}".strip()
+    steps = f"{steps if isinstance(steps, int) else len(sigmas) - 1} {scheduler}".strip()
     return f"{steps} steps from sigma {sigmas[0]:.4g} to {sigmas[-1]:.4g}"
 
 

@@ -56,3 +56,4 @@ class Run:
 class Call:
     run: Run
     sigma: float = 1.0
+    network: object = None

@@ -140,6 +140,8 @@ def test_an_area_past_an_edge_goes_on_at_the_opposite_one():
 
 
 class Whole:
+    network = None
+
     class run:
         shape = (1, 4, 8, 8)
 

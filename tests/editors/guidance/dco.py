@@ -11,4 +11,4 @@ def rewarded(case, model=None):
                                             1.0).result[0]
 
 
-CASES = (EditorCase("reward", rewarded, concepts=1),)
+CASES = (EditorCase("reward", rewarded, concepts=1, bare=True),)
