@@ -80,7 +80,7 @@ def hyper_tile(model):
     return HyperTile.execute(model, 32, 1, 1, False)[0]
 
 
-@each_with("other", [lora, pag, free_u, hyper_tile], every=2)
+@each_with("other", [lora, pag, free_u, hyper_tile])
 def test_another_packs_patch_acts_before_and_after_the_editor_alike(editor, family, other):
     """With tiles of 4 × 4 cells where HyperTile cuts, also on grids where self-attention is edited."""
     c = case(family, size=16 if other is hyper_tile else 8)
@@ -145,7 +145,7 @@ def test_a_cache_that_skips_the_sources_forward_is_refused():
     assert torch.isfinite(c.sample(EDITORS["swap"](c, cached(c.model)))).all()
 
 
-@each_with("place", [("attn1",), ("attn2", 0), ("attn2",), ("attn1", 0)], every=2)
+@each_with("place", [("attn1",), ("attn2", 0), ("attn2",), ("attn1", 0)])
 def test_another_packs_attention_is_called_wherever_the_hosts_would_be(editor, family, place):
     """Under the host's two kinds of key, before or after the editor, for target, null prompt and source."""
     c, seen, (slot, *depth) = case(family), defaultdict(set), place
