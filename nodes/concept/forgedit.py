@@ -3,14 +3,15 @@ from comfy_api.latest import io
 
 from ...concept.dreambooth import AllWeights
 from ...concept.forgedit import HALVES, KEPT, forgotten, learn, projected, subtracted
-from ...editing.learning import applied
 from ..search import aliases
 from .widgets import (
     ConceptType,
-    TrainableType,
     batch_input,
     check_one_prompt,
     check_weights,
+    learned_output,
+    learned_outputs,
+    network_input,
     pictures_of,
     rate_input,
     seed_input,
@@ -36,12 +37,9 @@ class PalimpsestForgedit(io.ComfyNode):
                 rate_input(6e-5, "Of the network. The authors: 6e-5. The miniature: 2e-4. A TRAINABLE has its own."),
                 batch_input(10, "The authors: 10."),
                 seed_input(),
-                TrainableType.Input("trainable", optional=True, tooltip=(
-                    "What learns in the network, such as LoRA Weights for less memory. All weights without it, as in "
-                    "the paper.")),
+                network_input(),
             ],
-            outputs=[io.Model.Output(), io.Conditioning.Output(display_name="learned prompt", tooltip=(
-                "Gives the picture on this MODEL.")), ConceptType.Output(display_name="concept")])
+            outputs=learned_outputs())
 
     @classmethod
     def execute(cls, model, latent, source, steps, prompt_lr, lr, batch, seed, trainable=None) -> io.NodeOutput:
@@ -49,7 +47,7 @@ class PalimpsestForgedit(io.ComfyNode):
         check_weights("Forgedit", trainable)
         learned = learn(model, pictures_of(model, latent), source, trainable or (AllWeights(lr),), prompt_lr, steps,
                         batch, seed)
-        return io.NodeOutput(applied(model, None, learned)[0], learned.prompt, learned)
+        return learned_output(model, learned)
 
 
 class PalimpsestForgeditPrompt(io.ComfyNode):

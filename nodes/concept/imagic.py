@@ -3,14 +3,14 @@ from comfy_api.latest import io
 
 from ...concept.dreambooth import AllWeights
 from ...concept.imagic import learn, mixed
-from ...editing.learning import applied
 from ..search import aliases
 from .widgets import (
-    ConceptType,
-    TrainableType,
     batch_input,
     check_one_prompt,
     check_weights,
+    learned_output,
+    learned_outputs,
+    network_input,
     pictures_of,
     rate_input,
     seed_input,
@@ -39,12 +39,9 @@ class PalimpsestImagic(io.ComfyNode):
                                  "2e-4. A TRAINABLE has its own."),
                 batch_input(),
                 seed_input(),
-                TrainableType.Input("trainable", optional=True, tooltip=(
-                    "What learns in the network, such as LoRA Weights for less memory. All weights without it, as in "
-                    "the paper.")),
+                network_input(),
             ],
-            outputs=[io.Model.Output(), io.Conditioning.Output(display_name="learned prompt", tooltip=(
-                "Gives the picture on this MODEL.")), ConceptType.Output(display_name="concept")])
+            outputs=learned_outputs())
 
     @classmethod
     def execute(cls, model, latent, target, prompt_steps, prompt_lr, steps, lr, batch, seed,
@@ -53,7 +50,7 @@ class PalimpsestImagic(io.ComfyNode):
         check_weights("Imagic", trainable)
         learned = learn(model, pictures_of(model, latent), target, trainable or (AllWeights(lr),), prompt_steps,
                         prompt_lr, steps, batch, seed)
-        return io.NodeOutput(applied(model, None, learned)[0], learned.prompt, learned)
+        return learned_output(model, learned)
 
 
 class PalimpsestImagicMix(io.ComfyNode):

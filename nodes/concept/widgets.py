@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...editing.concepts import ConceptImages, Example, WeightBasis
 from ...editing.inverting import source_latent
+from ...editing.learning import applied
 from ...host.sampling import latent_of
 from ..checks import check_prompt_alone
 
@@ -44,6 +45,21 @@ def batch_input(default=1, said="Paper: 1."):
 def seed_input():
     return io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True,
                         tooltip="Of levels and noise. Equal seeds learn equal bytes.")
+
+
+def network_input():
+    return TrainableType.Input("trainable", optional=True, tooltip=(
+        "What learns in the network, such as LoRA Weights for less memory. All weights without it, as in the paper."))
+
+
+def learned_outputs() -> list:
+    """Of a node that learns one picture with its prompt."""
+    return [io.Model.Output(), io.Conditioning.Output(display_name="learned prompt", tooltip=(
+        "Gives the picture on this MODEL.")), ConceptType.Output(display_name="concept")]
+
+
+def learned_output(model, learned) -> io.NodeOutput:
+    return io.NodeOutput(applied(model, None, learned)[0], learned.prompt, learned)
 
 
 def pictures_of(model, latent) -> ConceptImages:
