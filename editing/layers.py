@@ -91,11 +91,13 @@ def _span(numbers):
 
 
 def decoder(unet, resolution) -> frozenset:
-    """The addresses of the up section's layers of at least this resolution, or of its finest; on Flux those of the last
-    single blocks (s20-37)."""
-    mine, single = ([p for p in self_attention_layers(unet) if p.section == section] for section in "us")
-    if single:
-        return frozenset(p.address for p in single[len(single) // 2 + 1:] or single)
+    """The addresses of the up section's layers of at least this resolution, or of its finest; on a transformer those of
+    its last section's latter half (on Flux s20-37)."""
+    layers = self_attention_layers(unet)
+    mine = [p for p in layers if p.section == "u"]
+    if not mine:
+        last = [p for p in layers if p.section == layers[-1].section]
+        return frozenset(p.address for p in last[len(last) // 2 + 1:] or last)
     limit = min(resolution, max(p.resolution for p in mine))
     return frozenset(p.address for p in mine if p.resolution >= limit)
 

@@ -34,7 +34,7 @@ class Site:
 
     kind: "self" or "cross" attention, or "feature" for another module.
     address: the host's name of it, (section, block, depth) of attention.
-    grid: of its image tokens, (height, width).
+    grid: of its image tokens, (height, width), of a video's (frames, height, width).
     resolution: the grid's side over the latent's (1, 1/2, 1/4 …).
     heads: of its attention.
     patched: whether another node's function computes it.
@@ -168,11 +168,11 @@ def _edited(edits, call, site, inner, q, k, v, options) -> Tensor:
 
 def _require_all_tokens(site, q, options):
     """ValueError where another node merges tokens."""
-    rows, (height, width), _ = shape_of(options)
-    if site.kind == "self" and q.shape[0] * q.shape[1] != rows * height * width:
-        raise ValueError(f"Self-attention has {q.shape[0] * q.shape[1]} queries for {rows} grids of {height} x "
-                         f"{width} tokens: another node merges tokens, other ones in the source than in the target; "
-                         "remove Token Merging.")
+    rows, grid, _ = shape_of(options)
+    if site.kind == "self" and q.shape[0] * q.shape[1] != rows * math.prod(grid):
+        raise ValueError(f"Self-attention has {q.shape[0] * q.shape[1]} queries for {rows} grids of "
+                         f"{' x '.join(map(str, grid))} tokens: another node merges tokens, other ones in the "
+                         "source than in the target; remove Token Merging.")
 
 
 class _NothingLookedUp(Exception):
@@ -262,7 +262,8 @@ def mask_at(mask: Tensor, rows: Rows, site: Site) -> Tensor:
     require_all_rows(rows, len(mask), "masks")
     if "area" in rows.entry:
         mask = cut(mask, rows.entry["area"])
-    return F.adaptive_avg_pool2d(mask.float(), site.grid).flatten(1)
+    cells = F.adaptive_avg_pool2d(mask.float(), site.grid[-2:]).flatten(1)
+    return cells.repeat(1, math.prod(site.grid[:-2]))  # the same in all frames
 
 
 def mask_of_rows(mask: Tensor, rows: Rows, site: Site, like: Tensor) -> Tensor:

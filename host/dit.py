@@ -1,37 +1,86 @@
-"""The door to the host's transformers whose attention joins words and picture: Flux.1, Schnell, Kontext, Flux.2.
+"""The door to the host's transformers whose attention joins words and picture, `FAMILIES`.
 
 Words and picture look up each other there, in one softmax. Edits of self-attention see the picture's own tokens alone,
 on their grid. What they compute for these looks up the words too, and a reference latent's tokens, as the host has
 them; what these look up is left as it was. q and k are seen after the rotation that gives them their place.
+
+A block says its number to the attention inside it by a hook that lives for one forward, because the host tells it in
+some families only. What a family has before and after its picture's tokens stands in the table.
 """
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import torch
+from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
 from torch import Tensor
 
 from .batch import chunks
-from .options import WrappersMP, with_transformer, with_wrapper
+from .options import WrappersMP, with_hooks, with_transformer, with_wrapper
 from .unet import Attention, Shape
 
 OVERRIDE, KEY = "optimized_attention_override", "palimpsest.joint"
-SHAPE = "palimpsest.shape"    # the option with the Shape of a site, and of a forward before its heads are known
-WORDS = "palimpsest.words"    # the option with the text's length in a forward
-OTHERS = "palimpsest.others"  # the option with the keys and values of all but the picture's tokens, by chunk
-LISTS = {"double": "double_blocks", "single": "single_blocks"}
+SHAPE = "palimpsest.shape"      # the option with the Shape of a site, and of a forward before its heads are known
+FORWARD = "palimpsest.forward"  # the option with the network of a forward and its text's length
+BLOCK = "palimpsest.block"      # the option with the section and number of the block that computes
+OTHERS = "palimpsest.others"    # the option with the keys and values of all but the picture's tokens, by chunk
+SECTIONS = "double", "single"
+
+
+def _words(network, options, picture):
+    return options[FORWARD][1]
+
+
+def _references(network, options, picture):
+    return sum(options.get("reference_image_num_tokens", ()))
+
+
+def _nothing(network, options, picture):
+    return 0
+
+
+class Family(NamedTuple):
+    """Where the attention of a class of networks joins words and picture.
+
+    name: the models that are of it.
+    lists: {section: the network's list of blocks}, in the order in which they run.
+    before, after: of (network, options, the picture's tokens), how many stand before and after those; None: all that
+        are left.
+    """
+    name: str
+    lists: Mapping[str, str]
+    before: Callable | None
+    after: Callable | None
+
+
+BOTH = {"double": "double_blocks", "single": "single_blocks"}
+FAMILIES = {
+    Flux: Family("Flux", BOTH, _words, _references),
+    Chroma: Family("Chroma", BOTH, _words, _nothing),
+}
 
 
 def known(network) -> bool:
     """Whether it is of a family that this file knows."""
-    return type(network) is Flux
+    return type(network) in FAMILIES
+
+
+def _blocks(network):
+    """((section, number), block) of every block that has joint attention, in the order in which they run."""
+    for section, blocks in FAMILIES[type(network)].lists.items():
+        for i, block in enumerate(getattr(network, blocks)):
+            yield (section, i), block
+
+
+def _patch(network) -> int:
+    return network.patch_size if isinstance(network.patch_size, int) else network.patch_size[-1]
 
 
 def resolutions(network) -> dict[tuple, float]:
     """{address of every block: the side of its grid over the latent's}, in the order in which they run."""
-    return {(name, i, 0): 1 / network.patch_size for name, blocks in LISTS.items()
-            for i in range(len(getattr(network, blocks)))}
+    return {(*at, 0): 1 / _patch(network) for at, _ in _blocks(network)}
 
 
 def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> dict:
@@ -44,43 +93,45 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> d
             return (partial(before, func) if before else func)(q, k, v, heads, *args, **kwargs)
 
         options = kwargs.get("transformer_options") or {}
-        if WORDS not in options:
-            return compute(q, k, v)
-        if "block_index" not in options:
-            raise ValueError("This ComfyUI does not tell a block's number to attention, and the editors on this MODEL "
-                             "choose by it: update ComfyUI to 0.30 or later.")
-        function = around.get((options["block_type"], options["block_index"], 0))
+        function = around.get((*options[BLOCK], 0)) if BLOCK in options else None
         if function is None:
             return compute(q, k, v)
         if (args[0] if args else kwargs.get("mask")) is not None:
             raise ValueError("Another node gives attention a mask over words and picture, and the editors on this "
-                             f"MODEL move some of its {k.shape[2]} keys: remove that node.")
-        return _joint(function, compute, q, k, v, heads, options)
+                             f"MODEL move some of its {k.shape[-2]} keys: remove that node.")
+        return _joint(function, compute, q, k, v, heads, kwargs.get("skip_reshape", False), options)
 
     model_options = with_transformer(model_options, **{OVERRIDE: override})
-    return with_wrapper(model_options, WrappersMP.APPLY_MODEL, KEY, _told)
+    model_options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, KEY, _told)
+    return with_hooks(model_options, BLOCK, lambda network, options: [
+        block.register_forward_pre_hook(partial(_entered, at), with_kwargs=True) for at, block in _blocks(network)])
 
 
 def _told(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
     """One forward of the host's apply_model, whose options tell its attention where words and picture are."""
-    patch = executor.class_obj.diffusion_model.patch_size
-    grid = tuple(-(-side // patch) for side in x.shape[-2:])
-    options = {**options, WORDS: c_crossattn.shape[1], SHAPE: Shape(len(x), grid, 0)}
+    network = executor.class_obj.diffusion_model
+    frames = x.shape[2:-2] if x.shape[2:-2] != (1,) else ()
+    grid = (*frames, *(-(-side // _patch(network)) for side in x.shape[-2:]))
+    options = {**options, FORWARD: (network, c_crossattn.shape[1]), SHAPE: Shape(len(x), grid, 0)}
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
-def _joint(function, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, options: dict) -> Tensor:
-    """The output [rows, tokens, channels] of joint attention on q, k, v [rows, heads, tokens, width].
+def _entered(at, block, args, kwargs):
+    kwargs["transformer_options"][BLOCK] = at
+
+
+def _joint(function, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, split: bool, options: dict) -> Tensor:
+    """The output [rows, tokens, channels] of joint attention on q, k, v: [rows, heads, tokens, width] where they are
+    split, otherwise [rows, tokens, channels].
 
     function(inner) computes the picture's part."""
-    start, shape = options[WORDS], options[SHAPE]
-    end = start + math.prod(shape.grid)
-    if q.shape[2] < end or q.shape[0] != shape.rows:
-        raise ValueError(f"Attention has {q.shape[0]} rows of {q.shape[2]} tokens, where {start} words and a grid of "
-                         f"{shape.grid[0]} x {shape.grid[1]} were expected in {shape.rows}: another node changes the "
-                         "tokens; remove it.")
-    own = [_flat(x[:, :, start:end]) for x in (q, k, v)]
-    others = [torch.cat([x[:, :, :start], x[:, :, end:]], 2) for x in (q, k, v)]
+    axis, shape = 2 if split else 1, options[SHAPE]
+    start, end = _place(q.shape[axis], options)
+    if q.shape[0] != shape.rows:
+        raise ValueError(f"Attention has {q.shape[0]} rows, where {shape.rows} were expected: another node changes the "
+                         "rows; remove it.")
+    own = [_flat(x.narrow(axis, start, end - start), split) for x in (q, k, v)]
+    others = [torch.cat([x.narrow(axis, 0, start), x.narrow(axis, end, x.shape[axis] - end)], axis) for x in (q, k, v)]
     whole = []
 
     def inner(q_, k_, v_, options):
@@ -91,8 +142,8 @@ def _joint(function, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, optio
         if len(q_) != len(keys):
             raise ValueError(f"An editor shows joint attention {len(q_)} of {len(keys)} rows at a time, as it does "
                              "with a mask for each: give it one mask for all rows.")
-        return compute(_split(q_, heads), torch.cat([keys, _split(k_, heads)], 2),
-                       torch.cat([values, _split(v_, heads)], 2))
+        return compute(_formed(q_, heads, split), torch.cat([keys, _formed(k_, heads, split)], axis),
+                       torch.cat([values, _formed(v_, heads, split)], axis))
 
     parts = chunks(options)
     if len(set(parts)) < len(parts):
@@ -105,9 +156,22 @@ def _joint(function, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, optio
     return torch.cat([rest[:, :start], out, rest[:, after:]], 1)
 
 
-def _flat(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)
+def _place(tokens: int, options: dict) -> tuple[int, int]:
+    """The first of the picture's own tokens, and the one after their last, among all."""
+    (network, words), grid = options[FORWARD], options[SHAPE].grid
+    family, picture = FAMILIES[type(network)], math.prod(grid)
+    before, after = (count and count(network, options, picture) for count in (family.before, family.after))
+    start = tokens - picture - (after or 0) if before is None else before
+    left = tokens - picture - start
+    if start < 0 or left < 0 or after not in (None, left):
+        raise ValueError(f"Attention has {tokens} tokens, where {words} words and a grid of "
+                         f"{' x '.join(map(str, grid))} were expected: another node changes the tokens; remove it.")
+    return start, start + picture
 
 
-def _split(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+def _flat(x: Tensor, split: bool) -> Tensor:
+    return x.transpose(1, 2).flatten(2) if split else x.flatten(2)
+
+
+def _formed(x: Tensor, heads: int, split: bool) -> Tensor:
+    return x.unflatten(2, (heads, -1)).transpose(1, 2) if split else x

@@ -33,7 +33,7 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> d
 
     wrap: {the attention: function(inner) -> the new one}, where inner is what computes it now. All of them are called
     with (q, k, v, options), each of q, k and v (rows, tokens, heads · channels)."""
-    joint = any(address[0] in dit.LISTS for _, address in wrap)
+    joint = any(address[0] in dit.SECTIONS for _, address in wrap)
     return (dit if joint else unet).with_attention(model_options, wrap)
 
 
@@ -51,6 +51,7 @@ def require_attention(model, node: str):
     """ValueError where the self-attention of the MODEL's family is not known."""
     network = model.model.diffusion_model
     if not dit.known(network) and not unet.known(network):
-        raise ValueError(f"{node} edits the self-attention of U-Nets (SD1.x, SD2.x, SDXL) and of Flux, this MODEL is "
-                         f"{type(model.model).__name__} ({type(network).__name__}): choose a checkpoint of those "
+        names = ", ".join(family.name for family in dit.FAMILIES.values())
+        raise ValueError(f"{node} edits the self-attention of U-Nets (SD1.x, SD2.x, SDXL) and of {names}, this MODEL "
+                         f"is {type(model.model).__name__} ({type(network).__name__}): choose a checkpoint of those "
                          "families. Another family is added in host/dit.py.")

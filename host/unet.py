@@ -25,7 +25,7 @@ class Shape(NamedTuple):
     """What the network says of the attention that it is computing.
 
     rows: of the forward.
-    grid: of its image tokens, (height, width).
+    grid: of its image tokens, (height, width), of a video's (frames, height, width).
     heads: how many.
     """
     rows: int

@@ -1,55 +1,69 @@
-"""Joint attention of words and picture on Flux: edits against an explicit softmax with slices written by hand."""
+"""Joint attention of words and picture: edits against an explicit softmax with slices written by hand."""
 import pytest
 import torch
+from comfy.ldm.flux.model import Flux
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from palimpsest.editing.inverting import invert
-from palimpsest.editing.layers import decoder, listed, parse_layers
+from palimpsest.editing.layers import decoder, listed, parse_layers, self_attention_layers
 from palimpsest.editing.replay import replay
 from palimpsest.editing.run import attach
 from palimpsest.editing.sites import AttentionEdit
+from palimpsest.host.network import resolutions
 from palimpsest.host.sampling import Solver, sample
 from palimpsest.nodes.attention.free_prompt import PalimpsestFreePromptEdit
 from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
 
+import joint
 import tiny
+from joint import JOINT
 from node_execution import executor  # noqa: F401
 from runs import kept, relative
 
-OVERRIDE, SOURCE, TARGET = "optimized_attention_override", tiny.cond(5), tiny.cond(8, seed=4)
+OVERRIDE, SOURCE, TARGET = "optimized_attention_override", joint.cond(5), joint.cond(8, seed=4)
 SIZES = [(8, 8), (7, 10)]  # an odd side is padded to whole patches
 
 
 @kept
+def made(family):
+    return JOINT[family]()
+
+
 def flux():
-    return tiny.flux()
+    return made("flux")
 
 
-def picture(size=(8, 8), batch=1):
-    return {"samples": torch.randn(batch, 16, *size, generator=torch.Generator().manual_seed(3))}
+def picture(size=(8, 8), batch=1, family="flux"):
+    return {"samples": joint.latent(made(family), batch, size)}
 
 
 @kept
-def inverted(size=(8, 8), batch=1):
-    return invert("DDIM", flux(), SOURCE, picture(size, batch), sigmas=torch.tensor([0.8, 0.0])).inversion
+def inverted(size=(8, 8), batch=1, family="flux"):
+    return invert("DDIM", made(family), SOURCE, picture(size, batch, family),
+                  sigmas=torch.tensor([0.8, 0.0])).inversion
 
 
-def masactrl(model, inversion, layers="d, s", **given):
-    return PalimpsestMutualSelfAttention.execute(model, inversion, 0.0, 1.0, layers, "", "", 0.1, True,
+def everywhere(model):
+    """All layers."""
+    return ", ".join({p.section for p in self_attention_layers(model.model.diffusion_model)})
+
+
+def masactrl(model, inversion, **given):
+    return PalimpsestMutualSelfAttention.execute(model, inversion, 0.0, 1.0, everywhere(model), "", "", 0.1, True,
                                                  **given).result[0]
 
 
-def free_prompt(model, inversion, layers="d, s"):
-    return PalimpsestFreePromptEdit.execute(model, inversion, 0.0, 1.0, layers).result[0]
+def free_prompt(model, inversion):
+    return PalimpsestFreePromptEdit.execute(model, inversion, 0.0, 1.0, everywhere(model)).result[0]
 
 
 def sampled(model, inversion, prompt=TARGET, cfg=1.0, negative=TARGET):
-    _, solver, sigmas, latent = replay(flux(), inversion)
+    _, solver, sigmas, latent = replay(model, inversion)
     return SamplerCustom.execute(model, False, 0, cfg, prompt, negative, solver, sigmas, latent).result[0]["samples"]
 
 
-def under(function, inversion, prompt):
+def under(function, family, inversion, prompt):
     """One step under an attention function of our own."""
-    model = flux().clone()
+    model = made(family).clone()
     model.model_options["transformer_options"][OVERRIDE] = function
     latent = model.model.process_latent_out(inversion.path[0])
     return sample(model, prompt, latent, inversion.sigmas, Solver())
@@ -60,39 +74,60 @@ def softmax(q, k, v):
     return out.transpose(1, 2).flatten(2)
 
 
-def by_hand(inversion, edit, prompt, tokens, words=8):
-    """The run in which edit(q, k, v, source's q, k, v of the picture) gives what the picture's queries look up."""
+# {family: (tokens, those before the picture's), of so many words and tokens of the picture}
+PLACES = {}
+
+
+def place(family, words, tokens):
+    return PLACES.get(family, lambda words, tokens: (words + tokens, words))(words, tokens)
+
+
+def by_hand(inversion, edit, prompt, tokens, family="flux", beside=0):
+    """The run in which edit(q, k, v, source's q, k, v of the picture) gives what the picture's queries look up.
+    beside: tokens of reference latents in the prompt."""
     known, calls = [], iter(range(99))
 
-    def record(func, q, k, v, heads, **kwargs):
-        known.append([x[:, :, 5:5 + tokens] for x in (q, k, v)])
-        return func(q, k, v, heads, **kwargs)
+    def shaped(q, k, v, heads, skip_reshape=False, **_):
+        """[rows, heads, tokens, width]"""
+        return (q, k, v) if skip_reshape else [x.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2)
+                                               for x in (q, k, v)]
 
-    def explicit(func, q, k, v, heads, **kwargs):
-        own = slice(words, words + tokens)
-        asked, keys, values = edit(*(x[:, :, own] for x in (q, k, v)), *known[next(calls)])
-        rest = [torch.cat([x[:, :, :words], x[:, :, own.stop:]], 2) for x in (k, v)]
-        out = softmax(q, k, v)
+    def record(func, q, k, v, heads, *args, **kwargs):
+        split, (total, start) = shaped(q, k, v, heads, **kwargs), place(family, 5, tokens)
+        if split[0].shape[2] == total:
+            known.append([x[:, :, start:start + tokens] for x in split])
+        return func(q, k, v, heads, *args, **kwargs)
+
+    def explicit(func, q, k, v, heads, *args, **kwargs):
+        split, (total, start) = shaped(q, k, v, heads, **kwargs), place(family, 8, tokens)
+        if split[0].shape[2] != total + beside:
+            return func(q, k, v, heads, *args, **kwargs)
+        own = slice(start, start + tokens)
+        asked, keys, values = edit(*(x[:, :, own] for x in split), *known[next(calls)])
+        rest = [torch.cat([x[:, :, :start], x[:, :, own.stop:]], 2) for x in split[1:]]
+        out = softmax(*split)
         out[:, own] = softmax(asked, torch.cat([rest[0], keys], 2), torch.cat([rest[1], values], 2))
         return out
 
-    under(record, inversion, SOURCE)
-    return under(explicit, inversion, prompt)
+    under(record, family, inversion, SOURCE)
+    found = under(explicit, family, inversion, prompt)
+    assert next(calls) == len(known) == len(resolutions(made(family).model.diffusion_model))
+    return found
 
 
 EDITS = {"masactrl": (masactrl, lambda q, k, v, q_s, k_s, v_s: (q, k_s, v_s)),
          "free prompt": (free_prompt, lambda q, k, v, q_s, k_s, v_s: (q_s, k_s, v))}
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("editor", EDITS)
-def test_an_edit_is_the_explicit_softmaxs(editor, size):
+@pytest.mark.parametrize("editor, size", list(zip(EDITS, SIZES)))
+@pytest.mark.parametrize("family", JOINT)
+def test_an_edit_is_the_explicit_softmaxs(editor, family, size):
     """Of prompts of 5 and 8 tokens. The picture looks up its own words, and words look up what they did."""
-    inversion, (put, edit) = inverted(size), EDITS[editor]
-    tokens = -(-size[0] // 2) * -(-size[1] // 2)
-    found = sampled(put(flux(), inversion), inversion)
-    assert relative(found, by_hand(inversion, edit, TARGET, tokens)) < 1e-5
-    assert relative(found, sampled(flux(), inversion)) > 1e-3
+    inversion, (put, edit) = inverted(size, family=family), EDITS[editor]
+    model, tokens = made(family), -(-size[0] // 2) * -(-size[1] // 2)
+    found = sampled(put(model, inversion), inversion)
+    assert relative(found, by_hand(inversion, edit, TARGET, tokens, family)) < 1e-5
+    assert relative(found, sampled(model, inversion)) > 1e-3
 
 
 def test_a_reference_latents_tokens_are_looked_up_as_before():
@@ -100,7 +135,7 @@ def test_a_reference_latents_tokens_are_looked_up_as_before():
     inversion = inverted()
     prompt = [[TARGET[0][0], {**TARGET[0][1], "reference_latents": [picture((6, 6))["samples"]]}]]
     found = sampled(masactrl(flux(), inversion), inversion, prompt)
-    assert relative(found, by_hand(inversion, EDITS["masactrl"][1], prompt, 16)) < 1e-5
+    assert relative(found, by_hand(inversion, EDITS["masactrl"][1], prompt, 16, beside=9)) < 1e-5
     assert relative(found, sampled(masactrl(flux(), inversion), inversion)) > 1e-4
 
 
@@ -112,10 +147,12 @@ def test_a_site_where_nothing_acts_is_the_hosts_to_the_bit():
     assert torch.equal(sampled(attach(flux(), Nothing()), inversion), sampled(flux(), inversion))
 
 
-def test_the_sources_own_prompt_brings_the_picture_back_unedited():
+@pytest.mark.parametrize("family", JOINT)
+def test_the_sources_own_prompt_brings_the_picture_back_unedited(family):
     """Its keys and values are then the target's own."""
-    inversion = inverted()
-    assert relative(sampled(masactrl(flux(), inversion), inversion, SOURCE), sampled(flux(), inversion, SOURCE)) < 1e-5
+    inversion, model = inverted(family=family), made(family)
+    assert relative(sampled(masactrl(model, inversion), inversion, SOURCE),
+                    sampled(model, inversion, SOURCE)) < 1e-6
 
 
 @pytest.mark.parametrize("tokens", [8, 6])
@@ -161,12 +198,16 @@ def test_layers_are_named_by_double_and_single_blocks():
         parse_layers("s2", network)
 
 
-@pytest.mark.parametrize("family", [f for f in tiny.FLOWS if f != "flux"])
-def test_families_that_are_not_known_are_named(family):
-    model = tiny.FLOWS[family]()
-    for put in (masactrl, free_prompt):
-        with pytest.raises(ValueError, match=rf"of Flux, this MODEL is {type(model.model).__name__} \(.*host/dit.py"):
-            put(model, inverted())
+def test_a_class_that_is_not_known_is_named():
+    """Also one that derives from a known class: its attention may be another."""
+    class Other(Flux):
+        pass
+
+    model = tiny.flux()
+    model.model.diffusion_model.__class__ = Other
+    for node, *rest in ((PalimpsestMutualSelfAttention, "", "", 0.1, True), (PalimpsestFreePromptEdit,)):
+        with pytest.raises(ValueError, match=r"of Flux, .* this MODEL is Flux \(Other\).* added in host/dit.py"):
+            node.execute(model, inverted(), 0.0, 1.0, "", *rest)
 
 
 def test_words_and_areas_are_refused():

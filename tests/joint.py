@@ -1,0 +1,34 @@
+"""Small random transformers whose attention joins words and picture, made of the host's own classes."""
+import comfy.model_base
+import comfy.supported_models
+import torch
+
+import tiny
+from tiny import DIM
+
+STREAMS = {"hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2,
+           "axes_dim": [8, 12, 12], "theta": 10000, "qkv_bias": True}
+
+
+@torch.inference_mode()
+def chroma(**kwargs):
+    config = comfy.supported_models.Chroma({
+        **STREAMS, "image_model": "chroma", "in_channels": 64, "out_channels": 64, "context_in_dim": DIM,
+        "patch_size": 2, "in_dim": 64, "out_dim": 64, "hidden_dim": 64, "n_layers": 2, "txt_ids_dims": [],
+        "vec_in_dim": None})
+    return tiny.patcher(comfy.model_base.Chroma, config, **kwargs)
+
+
+JOINT = {"flux": tiny.flux, "chroma": chroma}
+
+
+def cond(tokens=8, batch=1, seed=1):
+    """A CONDITIONING for all of them."""
+    return tiny.cond(tokens, batch, seed=seed)
+
+
+def latent(model, batch=1, size=(8, 8), seed=3):
+    """Random latents [B, C, (frames,) height, width] of a picture, in the host's own space."""
+    kind = model.model.latent_format
+    shape = batch, kind.latent_channels, *[1] * (kind.latent_dimensions - 2), *size
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
