@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
+from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from torch import Tensor
 
 from .batch import chunks
@@ -59,6 +60,7 @@ BOTH = {"double": "double_blocks", "single": "single_blocks"}
 FAMILIES = {
     Flux: Family("Flux", BOTH, _words, _references),
     Chroma: Family("Chroma", BOTH, _words, _nothing),
+    QwenImageTransformer2DModel: Family("Qwen-Image", {"double": "transformer_blocks"}, _words, _references),
 }
 
 

@@ -19,7 +19,7 @@ def chroma(**kwargs):
     return tiny.patcher(comfy.model_base.Chroma, config, **kwargs)
 
 
-JOINT = {"flux": tiny.flux, "chroma": chroma}
+JOINT = {"flux": tiny.flux, "chroma": chroma, "qwen": tiny.qwen}
 
 
 def cond(tokens=8, batch=1, seed=1):

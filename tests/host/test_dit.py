@@ -130,13 +130,14 @@ def test_an_edit_is_the_explicit_softmaxs(editor, family, size):
     assert relative(found, sampled(model, inversion)) > 1e-3
 
 
-def test_a_reference_latents_tokens_are_looked_up_as_before():
-    """Kontext's, which stand after the picture's own."""
-    inversion = inverted()
-    prompt = [[TARGET[0][0], {**TARGET[0][1], "reference_latents": [picture((6, 6))["samples"]]}]]
-    found = sampled(masactrl(flux(), inversion), inversion, prompt)
-    assert relative(found, by_hand(inversion, EDITS["masactrl"][1], prompt, 16, beside=9)) < 1e-5
-    assert relative(found, sampled(masactrl(flux(), inversion), inversion)) > 1e-4
+@pytest.mark.parametrize("family", ["flux", "qwen"])
+def test_a_reference_latents_tokens_are_looked_up_as_before(family):
+    """Those of Kontext and Qwen-Image-Edit, which stand after the picture's own."""
+    inversion, model = inverted(family=family), masactrl(made(family), inverted(family=family))
+    prompt = [[TARGET[0][0], {**TARGET[0][1], "reference_latents": [picture((6, 6), family=family)["samples"]]}]]
+    found = sampled(model, inversion, prompt)
+    assert relative(found, by_hand(inversion, EDITS["masactrl"][1], prompt, 16, family, beside=9)) < 1e-5
+    assert relative(found, sampled(model, inversion)) > 1e-4
 
 
 def test_a_site_where_nothing_acts_is_the_hosts_to_the_bit():
