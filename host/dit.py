@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
+from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from torch import Tensor
 
@@ -36,6 +37,10 @@ def _words(network, options, picture):
 
 def _references(network, options, picture):
     return sum(options.get("reference_image_num_tokens", ()))
+
+
+def _padding(network, options, picture):
+    return -picture % (getattr(network, "pad_tokens_multiple", None) or 1)
 
 
 def _nothing(network, options, picture):
@@ -61,6 +66,7 @@ FAMILIES = {
     Flux: Family("Flux", BOTH, _words, _references),
     Chroma: Family("Chroma", BOTH, _words, _nothing),
     QwenImageTransformer2DModel: Family("Qwen-Image", {"double": "transformer_blocks"}, _words, _references),
+    NextDiT: Family("Z-Image and Lumina 2", {"single": "layers"}, None, _padding),
 }
 
 

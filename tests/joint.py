@@ -19,7 +19,17 @@ def chroma(**kwargs):
     return tiny.patcher(comfy.model_base.Chroma, config, **kwargs)
 
 
-JOINT = {"flux": tiny.flux, "chroma": chroma, "qwen": tiny.qwen}
+@torch.inference_mode()
+def lumina2(**kwargs):
+    """Two heads of queries look up one of keys."""
+    config = comfy.supported_models.Lumina2({
+        "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 64, "n_layers": 2, "n_refiner_layers": 1,
+        "n_heads": 2, "n_kv_heads": 1, "qk_norm": True, "cap_feat_dim": DIM, "multiple_of": 32,
+        "ffn_dim_multiplier": 2.0, "axes_dims": [8, 12, 12], "axes_lens": [64, 64, 64], "rope_theta": 10000.0})
+    return tiny.patcher(tiny.Lumina2, config, **kwargs)
+
+
+JOINT = {"flux": tiny.flux, "chroma": chroma, "qwen": tiny.qwen, "zimage": tiny.zimage, "lumina2": lumina2}
 
 
 def cond(tokens=8, batch=1, seed=1):
