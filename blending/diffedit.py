@@ -6,7 +6,8 @@ is not that predicted for the reference text R, the edit is to happen:
     M = mean over n noises and over channels of |ε(x_r, Q) - ε(x_r, R)|.
 Extremes are removed, M is scaled to 0..1 and binarised. The authors' settings are n = 10, r = 0.5 and the threshold
 0.5. At one σ every model's ε is (x - x0)/σ, or as near a multiple of x0, and scaling M takes the factor out again. So M
-is read from the host's x0, on eps, v and flow models alike. The guidance scale drops out in the same way.
+is read from the host's x0, on eps, v and flow models alike. The guidance scale drops out in the same way. A video's
+frames share one map.
 
 Differs from the paper: extremes are clamped at 3 times the mean of M, as diffusers' pipeline has it. So what passes is
 over 1.5 times the mean, which at most two thirds of a picture can be. An edit of the whole picture gives an even map,

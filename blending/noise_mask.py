@@ -4,7 +4,8 @@ Levinshtein, Derpanis, Gilitschenski, ECCV 2024. arXiv:2308.08947
 Where the noise predicted with the instruction is that predicted without it, nothing is to change. The relevance map
     R = Σ over channels of |ε(x_t, target) - ε(x_t, without)|
 has its outliers clamped at the third quartile plus 1.5 interquartile ranges and is scaled to 0..1. Outside R ≥ τ (0.5)
-every step puts the noised picture back. The x0 predictions stand for ε, of which they are a multiple at one σ.
+every step puts the noised picture back. The x0 predictions stand for ε, or for a flow model's velocity, of which their
+difference is a multiple at one σ. The frames of a video share one mask.
 
 Differs from the paper: its "without" is InstructPix2Pix's image condition, and R is read once, at 0.8 of the noise.
 Here "without" is the source's own prompt, or the null prompt (as in ProxEdit, Han et al. 2024, arXiv:2306.05414, whose

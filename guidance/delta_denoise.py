@@ -8,8 +8,9 @@ both ε(·) under classifier-free guidance. z starts as ẑ and goes down that g
 iteration and no gradient through the network.
 
 In x = z_t/√ᾱ_t and σ the noised latents are a·z + σ·ε and the prediction is (x - a·x0)/σ, with a = 1. On flow models a
-is 1 - σ, and the prediction is the noise that x0 implies, not the velocity. w is that of the authors' notebook, which
-sums the loss over the latent, multiplies by 2000 and divides by its 64 × 64 cells.
+is 1 - σ, and the prediction is the noise that x0 implies, x + (1 - σ)·v of the velocity v. Velocities themselves hold
+the picture: those of two predictions without fault differ by ẑ - z, which would drive z away from ẑ without end. w is
+that of the authors' notebook, which sums the loss over the latent, multiplies by 2000 and divides by its 64 × 64 cells.
 
 Differs from the paper: all rows share one t an iteration, where the notebook draws one a row, since what the host is
 given may depend on t. The notebook's w falls with larger latents. Here it stays the same.

@@ -10,7 +10,8 @@ where a concept's mask is the intersection of two:
 
 Differs from the paper: M¹ stands alone in the first fifth of the schedule (t > 800), and the smoothing is a Gaussian of
 variance 1/2 on 3 × 3 places. Both are as in the authors' code (diffusers' LEditsPPPipelineStableDiffusion). Their SDXL
-pipeline leaves M¹ out unless it is asked for. Here the masks are those of the paper on every model.
+pipeline leaves M¹ out unless it is asked for. Here the masks are those of the paper on every model. Transformers whose
+attention joins words and picture (Flux, SD3) have no cross-attention for M¹: the node refuses them.
 Checked against: diffusers 0.42.1, whole runs.
 """
 from dataclasses import dataclass, field

@@ -9,7 +9,7 @@ outside M, the predicted x0 is drawn to the source's (the paper's reconstruction
 inversion's (its inversion guidance):
     x0 <- x0 - η·(1 - M)·(x0 - x0*),   x_{t-1} <- x_{t-1} - η·(1 - M)·(x_{t-1} - x*_{t-1}).
 x0 is affine in ε, so the operator acts on the host's x0 predictions, and for eps, v and flow alike. Of Euler's step the
-second line is a change of x0 too.
+second line is a change of x0 too. The first keeps the step's noise: a flow model's step then ends (1 - σ')·Δx0 off.
 
 As in the authors' code the quantile is of the source's and the target's differences together. The source's are 0 where
 its own prompt is the negative (negative-prompt inversion), so that 0.7 zeroes the least 40 % of the target's, and up to
@@ -29,6 +29,7 @@ from ..editing.latent_move import next_level
 from ..editing.masks import grown
 from ..host.batch import repeat_to_batch_size
 from ..host.keys import running
+from ..host.sampling import prediction_type
 from ..inversion.grid import append_dims
 from ..inversion.trajectory import Inversion
 
@@ -115,6 +116,8 @@ class Proximal(Editor):
         clean, drawn, source = next_level(run, sigma), x0, run.landing(self.inversion, sigma)
         if self.latents:
             drawn, source = x0 + clean / sigma * (state.x - x0), self.inversion.at(clean)
+        elif prediction_type(run.guider.model_patcher) == "flow":
+            rate = rate * (1 - clean)  # x0's share of the next latent, whose noise stays
         return x0 - rate * (drawn - repeat_to_batch_size(source, len(x0)).to(x0)) * sigma / (sigma - clean)
 
 

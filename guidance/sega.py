@@ -8,7 +8,8 @@ and for all of them together, with weights g_e and a momentum ν,
     γ = Σ g_e·γ_e + s_m·ν,   ν <- β_m·ν + (1 - β_m)·γ.
 Before its warm-up ends a concept adds to ν alone. ν itself is added once all warm-ups have ended.
 
-With ε = (x - x0)/σ the sum is x0 <- x0 - σ·γ. On flow models ψ is a difference of velocities and the line is the same.
+With ε = (x - x0)/σ the sum is x0 <- x0 - σ·γ. On flow models ψ is a difference of velocities v = noise - x0, and
+(x - x0)/σ is v, so the line is the same.
 On v models ε(z) is the network's v, with ∂v = √(1 + σ²)·∂ε, and ν sums that over the steps.
 Where the null prompt has a ControlNet the concept's row has it too, so that ψ is of the words alone.
 

@@ -104,10 +104,10 @@ def known(network) -> bool:
     return isinstance(network, UNetModel)
 
 
-def require_unet(model, node: str):
-    """ValueError where the MODEL is of another family."""
+def require_unet(model, node: str, instead=""):
+    """ValueError where the MODEL is of another family. instead: what works there, as a clause."""
     network = model.model.diffusion_model
     if not known(network):
         raise ValueError(f"{node} edits the attention of U-Nets (SD1.x, SD2.x, SDXL), this MODEL is "
                          f"{type(model.model).__name__} ({type(network).__name__}): choose a checkpoint of those "
-                         "families.")
+                         f"families{instead}.")

@@ -31,7 +31,7 @@ class PalimpsestLEDITS(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, concept, direction, scale, warmup, cooldown, threshold) -> io.NodeOutput:
         check_concept("LEDITS++", scale, warmup, cooldown)
-        require_unet(model, "LEDITS++")
+        require_unet(model, "LEDITS++", ", or use SEGA Guidance with momentum 0, which needs no words' attention")
         tokens = tokenize_rows(clip, [concept])
         if not tokens[0].words:
             raise ValueError("LEDITS++ looks for its concept's words in the picture, but the concept is empty: write "

@@ -79,6 +79,8 @@ def test_the_map_is_the_mean_difference_of_predicted_noise(family):
     compared alone at CFG 1."""
     model, maps = model_of(family), 3
     sampling, latent = model.get_model_object("model_sampling"), tiny.latent(model, 2)
+    if latent.ndim == 5:
+        latent = torch.cat([latent, tiny.latent(model, 2, seed=5)], 2)  # a video of two frames
     sigma = torch.tensor(float(sampling.percent_to_sigma(0.4)))
     x = model.model.process_latent_in(latent)
     noise = torch.randn(maps, *latent.shape, generator=torch.Generator().manual_seed(7))

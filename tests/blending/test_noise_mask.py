@@ -6,9 +6,10 @@ from palimpsest.blending.noise_mask import relevance
 from palimpsest.nodes.blending.noise_mask import PalimpsestNoiseMask
 
 import tiny
+from flows import starts, velocity
 from node_execution import executor  # noqa: F401
-from recording import case, record
-from runs import relative
+from recording import Flow, case, record
+from runs import invert, relative
 
 
 def test_relevance_is_clamped_scaled_and_zero_without_a_difference():
@@ -48,6 +49,41 @@ def test_each_step_finds_its_mask_and_keeps_the_source_outside_it(family, agains
         shares.append(float(mask.float().mean()))
         before = mask
     assert len(shares) >= 3 and 0 < min(shares) and max(shares) < 1
+
+
+@pytest.mark.parametrize("family, against", [("flux", "source"), ("sd3", "null")])
+def test_a_run_on_a_flow_model_masks_by_the_difference_of_velocities(family, against):
+    """On the host's network itself: each step's mask, and the source where it is 0."""
+    c, cfg, mask = Flow(family), 4.0, None
+    path, x = c.inversion.path, c.inversion.path[0]
+    source, target, null = (velocity(c.model, prompt) for prompt in (c.source, c.target, c.null))
+    for i, (n, s) in enumerate(zip(c.sigmas, c.sigmas[1:])):
+        acts = float(n) <= starts(c.model, 0.3)
+        seen = x if mask is None else torch.where(mask, x, path[i])
+        v = null(seen, n) + cfg * (target(seen, n) - null(seen, n))
+        x0 = seen - n * v
+        if acts:
+            r = (target(seen, n) - (source if against == "source" else null)(seen, n)).abs().sum(1)
+            low, high = r.quantile(0.25), r.quantile(0.75)
+            r = r.clamp(max=high + 1.5 * (high - low))
+            mask = (r - r.min()) / (r.max() - r.min()) >= 0.5
+            x0 = torch.where(mask, x0, path[-1])
+        x = x + (s - n) * (x - x0) / n
+    found, plain = (c.model.model.process_latent_in(c.sample(m, cfg=cfg))
+                    for m in (noise_mask(c, against=against, start=0.3), c.model))
+    assert relative(found, x) < 1e-5, relative(found, x)
+    assert relative(plain, x) > 0.01 and 0 < mask.float().mean() < 1
+
+
+def test_the_frames_of_a_video_share_a_mask():
+    c = Flow("qwen")
+    with torch.inference_mode():
+        frames = torch.cat([tiny.latent(c.model), tiny.latent(c.model, seed=7)], 2)
+        c.inversion, noise, c.sigmas = invert(c.model, c.source, frames, 3)
+    c.noise = noise["samples"]
+    found = c.model.model.process_latent_in(c.sample(noise_mask(c), cfg=4.0))
+    held = torch.isclose(found, c.inversion.path[-1], rtol=1e-5, atol=1e-6).all(1)
+    assert found.shape[2] == 2 and torch.equal(held[:, 0], held[:, 1]) and 0 < held.float().mean() < 1
 
 
 def test_the_other_prediction_is_the_other_prompts():

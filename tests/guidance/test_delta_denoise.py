@@ -10,6 +10,7 @@ from palimpsest.nodes.guidance.delta_denoise import PalimpsestDeltaDenoise
 
 import tiny
 from cases import case_of
+from flows import velocity
 from runs import relative
 
 CFG = 7.5
@@ -105,6 +106,28 @@ def test_equal_prompts_leave_the_picture_bit_for_bit(family):
     found = delta(c.model, c.source, c.source, c.null, c.latent)
     again = c.model.model.process_latent_out(c.model.model.process_latent_in(c.latent))
     assert torch.equal(found, again) and relative(delta(c.model, c.source, c.target, c.null, c.latent), again) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3"])
+@torch.inference_mode()
+def test_on_a_flow_model_the_predictions_are_the_noise_that_velocities_imply(family):
+    """On the host's network itself."""
+    model, prompts = tiny.FLOWS[family](), [tiny.cond(seed=seed) for seed in (1, 4, 9)]
+    sampling, generator = model.get_model_object("model_sampling"), torch.Generator().manual_seed(3)
+    latent = tiny.latent(model, 2)
+    z = first = model.model.process_latent_in(latent)
+    v_source, v_target, v_null = (velocity(model, prompt) for prompt in prompts)
+    for sigma in levels(sampling, 4, 0.05, 0.95, generator)[:-1]:
+        noise = torch.randn(z.shape, generator=generator)
+
+        def eps(at, v):
+            x = (1 - sigma) * at + sigma * noise
+            return x + (1 - sigma) * (v_null(x, sigma) + CFG * (v(x, sigma) - v_null(x, sigma)))
+
+        z = z - 0.1 * 2000 / 64 ** 2 * (eps(z, v_target) - eps(first, v_source))
+    ours = model.model.process_latent_in(delta(model, *prompts, latent, iterations=4))
+    assert relative(ours - first, z - first) < 1e-4
+    assert relative(ours, first) > 1e-3
 
 
 def test_flow_models_and_masks():

@@ -131,8 +131,9 @@ def test_what_cannot_work_is_said():
         edited(c.model, [{"concept": " "}])
     with pytest.raises(ValueError, match=r"LEDITS\+\+ at scale 0"):
         edited(c.model, [{"concept": "a hat", "scale": 0.0}])
-    with pytest.raises(ValueError, match="this MODEL is SD3"):
-        edited(tiny.sd3(), [{"concept": "a hat"}])
+    for family in (tiny.sd3, tiny.flux):
+        with pytest.raises(ValueError, match="this MODEL is .*or use SEGA Guidance with momentum 0"):
+            edited(family(), [{"concept": "a hat"}])
 
 
 def test_beside_sega_either_way_round_and_each_for_itself():

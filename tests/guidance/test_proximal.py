@@ -1,4 +1,4 @@
-"""Proximal guidance against its functional and a run of the authors' loop."""
+"""Proximal guidance against its functional, a run of the authors' loop, and the paper's on flow networks."""
 import pytest
 import torch
 from palimpsest.bench import twin
@@ -10,7 +10,9 @@ from palimpsest.nodes.inversion.replay import PalimpsestReplay
 
 import tiny
 from contracting import family, invert, replay
+from flows import starts, velocity
 from node_execution import executor  # noqa: F401
+from recording import Flow
 from runs import Case, kept, relative
 
 
@@ -117,3 +119,28 @@ def test_proximal_guidance_without_effect_is_refused():
         guided("l0", 0.7, 0.1, 0.6, 1, cfg=1.0)
     with pytest.raises(ValueError, match="plain guidance"):
         guided("l0", 0.5, 0.1, 0.6, 1)
+
+
+@pytest.mark.parametrize("name, settings", [
+    ("flux", (0.7, 0.5, 0.4, 1, False)), ("sd3", (0.6, 1.0, 0.3, 0, False)), ("sd3", (0.75, 0.5, 0.4, 1, True))])
+def test_a_run_on_a_flow_model_is_the_paper_with_velocities(name, settings):
+    """The predicted noise of a step is kept where its x0 is drawn to the source."""
+    c, (quantile, rate, start, radius, latents) = Flow(name), settings
+    edited = PalimpsestProximalGuidance.execute(c.model, c.inversion, "l1", *settings).result[0]
+    found = c.model.model.process_latent_in(c.sample(edited, cfg=4.0))
+    path, (target, null) = c.inversion.path, (velocity(c.model, p) for p in (c.target, c.null))
+    x = path[0]
+    for i, (n, s) in enumerate(zip(c.sigmas, c.sigmas[1:])):
+        free = null(x, n)
+        delta = target(x, n) - free
+        limit = torch.cat([delta.abs().flatten(), torch.zeros(delta.numel())]).quantile(quantile)  # the source's is 0
+        delta = delta - delta.clamp(-limit, limit)
+        mask = torch.nn.functional.max_pool2d((delta.abs() > limit).float(), 2 * radius + 1, 1, radius)
+        share = rate * (1 - mask) * float(n <= starts(c.model, start))
+        v = free + 4.0 * delta
+        x0, noise = x - n * v, x + (1 - n) * v
+        x = (1 - s) * (x0 if latents else x0 - share * (x0 - path[-1])) + s * noise
+        if latents:
+            x = x - share * (x - path[i + 1])
+    assert relative(found, x) < 1e-5
+    assert relative(c.model.model.process_latent_in(c.sample(cfg=4.0)), x) > 1e-3

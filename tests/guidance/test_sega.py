@@ -13,15 +13,17 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from diffusers import DDIMScheduler, SemanticStableDiffusionPipeline
 from palimpsest.bench import twin
-from palimpsest.editing.editor import editors
-from palimpsest.guidance.sega import largest
+from palimpsest.editing.editor import editor_of, editors
+from palimpsest.guidance.sega import SEGA, largest, read_regions
 from palimpsest.host.sampling import Solver
 from palimpsest.nodes.attention.prompt_mixing import PalimpsestPromptMixing
 from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance, PalimpsestSEGARegions
 
 import nodes as host
 import tiny
-from runs import Case, kept, relative
+from flows import starts, velocity
+from recording import Flow
+from runs import Case, invert, kept, relative
 
 STEPS = 5
 
@@ -284,3 +286,40 @@ def test_what_cannot_work_is_said_before_the_first_model_call():
     with pytest.raises(ValueError, match=r"no negative \(it has positive\)"):
         c.sample(guider=BasicGuider.execute(model, c.target).result[0])
     assert not rows
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+@torch.inference_mode()
+def test_a_run_on_a_flow_model_is_the_papers_equations_with_velocities(name):
+    """Two concepts of unequal warm-ups, one of them removed, with momentum, on the network itself."""
+    c, cfg, momentum, beta = Flow(name), 4.0, 0.3, 0.6
+    concepts = [(tiny.cond(seed=5), 5.0, 0.2, 0.9), (tiny.cond(seed=6), -5.0, 0.5, 0.8)]
+    model = c.model
+    for prompt, scale, warmup, threshold in concepts:
+        model = sega(model, prompt, "add" if scale > 0 else "remove", 5.0, warmup, threshold=threshold,
+                     momentum=momentum, beta=beta)
+    x, nu, v = c.inversion.path[0], 0.0, [velocity(c.model, p) for p in (c.target, c.null, *(p for p, *_ in concepts))]
+    for n, s in zip(c.sigmas, c.sigmas[1:]):
+        target, null, *others = (ask(x, n) for ask in v)
+        terms = []
+        for other, (_, scale, _, threshold) in zip(others, concepts):
+            psi = other - null
+            kept = psi.abs() >= psi.abs().flatten(2).quantile(threshold, 2)[..., None, None]
+            terms.append(scale * psi * kept)
+        gamma = sum(terms) + momentum * nu
+        nu = beta * nu + (1 - beta) * gamma
+        warm = [float(n) <= starts(c.model, warmup) for _, _, warmup, _ in concepts]
+        guided = gamma if all(warm) else sum(t for t, w in zip(terms, warm) if w)
+        x = x + (s - n) * (null + cfg * (target - null) + guided)
+    found, plain = (c.model.model.process_latent_in(c.sample(m, cfg=cfg)) for m in (model, c.model))
+    assert relative(found, x) < 1e-5, relative(found, x)
+    assert relative(plain, x) > 0.01
+
+
+@torch.inference_mode()
+def test_regions_of_a_video_are_its_frames_together():
+    c = Flow("qwen")
+    inversion = invert(c.model, c.source, torch.cat([c.noise, tiny.latent(c.model, seed=7)], 2), 3)[0]
+    model = sega(c.model, c.target, threshold=0.75)
+    regions = read_regions(model, editor_of(model, SEGA), inversion, c.null)
+    assert regions.shape == (1, 1, 8, 8) and float(regions.mean()) == pytest.approx(0.25, abs=0.02)
