@@ -16,6 +16,7 @@ import torch
 from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.lumina.model import NextDiT
+from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from torch import Tensor
 
@@ -67,6 +68,7 @@ FAMILIES = {
     Chroma: Family("Chroma", BOTH, _words, _nothing),
     QwenImageTransformer2DModel: Family("Qwen-Image", {"double": "transformer_blocks"}, _words, _references),
     NextDiT: Family("Z-Image and Lumina 2", {"single": "layers"}, None, _padding),
+    OpenAISignatureMMDITWrapper: Family("SD3", {"double": "joint_blocks"}, None, _nothing),
 }
 
 
@@ -82,13 +84,18 @@ def _blocks(network):
             yield (section, i), block
 
 
+def _alone(block) -> bool:
+    """Whether a block of SD3.5 Medium computes the picture's attention alone too, after the joint one."""
+    return getattr(getattr(block, "x_block", None), "x_block_self_attn", False)
+
+
 def _patch(network) -> int:
     return network.patch_size if isinstance(network.patch_size, int) else network.patch_size[-1]
 
 
 def resolutions(network) -> dict[tuple, float]:
     """{address of every block: the side of its grid over the latent's}, in the order in which they run."""
-    return {(*at, 0): 1 / _patch(network) for at, _ in _blocks(network)}
+    return {(*at, call): 1 / _patch(network) for at, block in _blocks(network) for call in range(1 + _alone(block))}
 
 
 def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> dict:
@@ -101,13 +108,17 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> d
             return (partial(before, func) if before else func)(q, k, v, heads, *args, **kwargs)
 
         options = kwargs.get("transformer_options") or {}
-        function = around.get((*options[BLOCK], 0)) if BLOCK in options else None
+        if BLOCK not in options:
+            return compute(q, k, v)
+        split = kwargs.get("skip_reshape", False)
+        alone = q.shape[2 if split else 1] == math.prod(options[SHAPE].grid)
+        function = around.get((*options[BLOCK], int(alone)))
         if function is None:
             return compute(q, k, v)
         if (args[0] if args else kwargs.get("mask")) is not None:
             raise ValueError("Another node gives attention a mask over words and picture, and the editors on this "
                              f"MODEL move some of its {k.shape[-2]} keys: remove that node.")
-        return _joint(function, compute, q, k, v, heads, kwargs.get("skip_reshape", False), options)
+        return _joint(function, compute, q, k, v, heads, split, options)
 
     model_options = with_transformer(model_options, **{OVERRIDE: override})
     model_options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, KEY, _told)
@@ -138,8 +149,10 @@ def _joint(function, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, split
     if q.shape[0] != shape.rows:
         raise ValueError(f"Attention has {q.shape[0]} rows, where {shape.rows} were expected: another node changes the "
                          "rows; remove it.")
-    own = [_flat(x.narrow(axis, start, end - start), split) for x in (q, k, v)]
-    others = [torch.cat([x.narrow(axis, 0, start), x.narrow(axis, end, x.shape[axis] - end)], axis) for x in (q, k, v)]
+    given = (q, k, v) if split else [x.flatten(2) for x in (q, k, v)]  # SD3 splits its v alone
+    own = [x.narrow(axis, start, end - start) for x in given]
+    own = [x.transpose(1, 2).flatten(2) if split else x for x in own]
+    others = [torch.cat([x.narrow(axis, 0, start), x.narrow(axis, end, x.shape[axis] - end)], axis) for x in given]
     whole = []
 
     def inner(q_, k_, v_, options):
@@ -159,6 +172,8 @@ def _joint(function, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, split
                          "each token's place in the whole: remove Conditioning (Set Area).")
     shared = dict(zip(parts, zip(*(x.chunk(len(parts)) for x in others[1:]))))
     out = function(inner)(*own, {**options, SHAPE: shape._replace(heads=heads), OTHERS: shared})
+    if out.shape[1] == q.shape[axis]:
+        return out
     rest = whole[-1] if whole else compute(others[0], k, v)
     after = end if whole else start
     return torch.cat([rest[:, :start], out, rest[:, after:]], 1)
@@ -168,6 +183,8 @@ def _place(tokens: int, options: dict) -> tuple[int, int]:
     """The first of the picture's own tokens, and the one after their last, among all."""
     (network, words), grid = options[FORWARD], options[SHAPE].grid
     family, picture = FAMILIES[type(network)], math.prod(grid)
+    if tokens == picture:
+        return 0, picture
     before, after = (count and count(network, options, picture) for count in (family.before, family.after))
     start = tokens - picture - (after or 0) if before is None else before
     left = tokens - picture - start
@@ -175,10 +192,6 @@ def _place(tokens: int, options: dict) -> tuple[int, int]:
         raise ValueError(f"Attention has {tokens} tokens, where {words} words and a grid of "
                          f"{' x '.join(map(str, grid))} were expected: another node changes the tokens; remove it.")
     return start, start + picture
-
-
-def _flat(x: Tensor, split: bool) -> Tensor:
-    return x.transpose(1, 2).flatten(2) if split else x.flatten(2)
 
 
 def _formed(x: Tensor, heads: int, split: bool) -> Tensor:

@@ -29,7 +29,13 @@ def lumina2(**kwargs):
     return tiny.patcher(tiny.Lumina2, config, **kwargs)
 
 
-JOINT = {"flux": tiny.flux, "chroma": chroma, "qwen": tiny.qwen, "zimage": tiny.zimage, "lumina2": lumina2}
+def sd35_medium(**kwargs):
+    """Its first block has attention of the picture alone too."""
+    return tiny.sd3(x_block_self_attn_layers=[0], **kwargs)
+
+
+JOINT = {"flux": tiny.flux, "chroma": chroma, "qwen": tiny.qwen, "zimage": tiny.zimage, "lumina2": lumina2,
+         "sd3": tiny.sd3, "sd35 medium": sd35_medium}
 
 
 def cond(tokens=8, batch=1, seed=1):

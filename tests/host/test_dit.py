@@ -78,8 +78,12 @@ def softmax(q, k, v):
 PLACES = {"zimage": lambda words, tokens: (32 + -(-tokens // 32) * 32, 32)}
 
 
-def place(family, words, tokens):
-    return PLACES.get(family, lambda words, tokens: (words + tokens, words))(words, tokens)
+def of_picture(family, words, tokens, found):
+    """The picture's own of the tokens that some attention has, or None where it is none that is edited."""
+    total, start = PLACES.get(family, lambda words, tokens: (words + tokens, words))(words, tokens)
+    if found == tokens and family == "sd35 medium":
+        return slice(0, tokens)
+    return slice(start, start + tokens) if found == total else None
 
 
 def by_hand(inversion, edit, prompt, tokens, family="flux", beside=0):
@@ -93,18 +97,19 @@ def by_hand(inversion, edit, prompt, tokens, family="flux", beside=0):
                                                for x in (q, k, v)]
 
     def record(func, q, k, v, heads, *args, **kwargs):
-        split, (total, start) = shaped(q, k, v, heads, **kwargs), place(family, 5, tokens)
-        if split[0].shape[2] == total:
-            known.append([x[:, :, start:start + tokens] for x in split])
+        split = shaped(q, k, v, heads, **kwargs)
+        own = of_picture(family, 5, tokens, split[0].shape[2])
+        if own:
+            known.append([x[:, :, own] for x in split])
         return func(q, k, v, heads, *args, **kwargs)
 
     def explicit(func, q, k, v, heads, *args, **kwargs):
-        split, (total, start) = shaped(q, k, v, heads, **kwargs), place(family, 8, tokens)
-        if split[0].shape[2] != total + beside:
+        split = shaped(q, k, v, heads, **kwargs)
+        own = of_picture(family, 8, tokens, split[0].shape[2] - beside)
+        if not own:
             return func(q, k, v, heads, *args, **kwargs)
-        own = slice(start, start + tokens)
         asked, keys, values = edit(*(x[:, :, own] for x in split), *known[next(calls)])
-        rest = [torch.cat([x[:, :, :start], x[:, :, own.stop:]], 2) for x in split[1:]]
+        rest = [torch.cat([x[:, :, :own.start], x[:, :, own.stop:]], 2) for x in split[1:]]
         out = softmax(*split)
         out[:, own] = softmax(asked, torch.cat([rest[0], keys], 2), torch.cat([rest[1], values], 2))
         return out
@@ -195,6 +200,7 @@ def test_layers_are_named_by_double_and_single_blocks():
     assert parse_layers("D0, s0-1", network) == {("double", 0, 0), ("single", 0, 0), ("single", 1, 0)}
     assert decoder(network, 0.5) == {("single", 0, 0), ("single", 1, 0)}
     assert decoder(tiny.flux(depth_single_blocks=7).model.diffusion_model, 0.5) == {("single", i, 0) for i in (4, 5, 6)}
+    assert listed(made("sd35 medium").model.diffusion_model) == "d0.0-1 (1/2), d1 (1/2)"
     with pytest.raises(ValueError, match="does not have: it has d0-1"):
         parse_layers("s2", network)
 
