@@ -13,6 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from comfy.ldm.aura.mmdit import MMDiT
 from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.lumina.model import NextDiT
@@ -69,6 +70,7 @@ FAMILIES = {
     QwenImageTransformer2DModel: Family("Qwen-Image", {"double": "transformer_blocks"}, _words, _references),
     NextDiT: Family("Z-Image and Lumina 2", {"single": "layers"}, None, _padding),
     OpenAISignatureMMDITWrapper: Family("SD3", {"double": "joint_blocks"}, None, _nothing),
+    MMDiT: Family("AuraFlow", {"double": "double_layers", "single": "single_layers"}, None, _nothing),
 }
 
 

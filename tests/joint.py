@@ -34,8 +34,16 @@ def sd35_medium(**kwargs):
     return tiny.sd3(x_block_self_attn_layers=[0], **kwargs)
 
 
+@torch.inference_mode()
+def aura_flow(**kwargs):
+    config = comfy.supported_models.AuraFlow({
+        "cond_seq_dim": DIM, "max_seq": 1024, "n_double_layers": 1, "n_layers": 3, "dim": 64, "n_heads": 2,
+        "global_conddim": 64})
+    return tiny.patcher(comfy.model_base.AuraFlow, config, **kwargs)
+
+
 JOINT = {"flux": tiny.flux, "chroma": chroma, "qwen": tiny.qwen, "zimage": tiny.zimage, "lumina2": lumina2,
-         "sd3": tiny.sd3, "sd35 medium": sd35_medium}
+         "sd3": tiny.sd3, "sd35 medium": sd35_medium, "auraflow": aura_flow}
 
 
 def cond(tokens=8, batch=1, seed=1):

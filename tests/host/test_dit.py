@@ -75,7 +75,8 @@ def softmax(q, k, v):
 
 
 # {family: (tokens, those before the picture's), of so many words and tokens of the picture}
-PLACES = {"zimage": lambda words, tokens: (32 + -(-tokens // 32) * 32, 32)}
+PLACES = {"auraflow": lambda words, tokens: (8 + words + tokens, 8 + words),
+          "zimage": lambda words, tokens: (32 + -(-tokens // 32) * 32, 32)}
 
 
 def of_picture(family, words, tokens, found):
