@@ -120,7 +120,7 @@ class Weights:
 
     def __init__(self, basis: WeightBasis, weights: Mapping[str, Tensor], names: Mapping[str, str], generator):
         self.basis, self.names, self.weights = basis, names, weights
-        self.theta = {name: {part: t.to(weight.device, torch.float32).requires_grad_(t.requires_grad)
+        self.theta = {name: {part: t.detach().to(weight.device, torch.float32).requires_grad_(t.requires_grad)
                              for part, t in basis.start(weight, generator).items()}
                       for name, weight in weights.items()}
 

@@ -213,3 +213,11 @@ def test_a_concept_goes_on_with_what_it_began_with_only():
 def test_a_word_has_a_name_that_the_host_reads_whole():
     with pytest.raises(ValueError, match="letter"):
         TextualInversion("my thing", "dog", 1, 1e-3)
+
+
+def test_what_learns_is_a_leaf_on_any_device():
+    """An optimiser refuses what was moved there with its history. No number is needed on the device meta."""
+    weight = torch.zeros(4, 6, device="meta")
+    for basis in (LoRA(1e-2), AllWeights(1e-2)):
+        leaves = learning.Weights(basis, {"w": weight}, {}, torch.Generator()).leaves()
+        assert leaves and all(leaf.is_leaf and leaf.device == weight.device for leaf in leaves)
