@@ -51,6 +51,11 @@ def hard_edit(number: int, kind: str) -> Edit:
     return Edit(source, target, kind, source.caption(), target.caption(), a, b, (a != b).any(-1).astype(np.float32))
 
 
+def an_edit(seed: int, kind: str, hard: bool = False) -> Edit:
+    """Edit number `seed` of one kind, of a held-out scene or of a hard one."""
+    return (hard_edit if hard else scenes.held_out_edit)(seed, kind)
+
+
 def _edited(scene: Scene, kind: str, rng) -> tuple[Scene, Scene]:
     """The scenes before and after."""
     if kind == "add":

@@ -2,8 +2,9 @@
 import torch
 from comfy_api.latest import io, ui
 
+from ..miniature.hard import an_edit
 from ..miniature.model import load_miniature
-from ..miniature.scenes import EDIT_KINDS, held_out_edit, render
+from ..miniature.scenes import EDIT_KINDS, render
 from ..miniature.subjects import SEEN, UNSEEN, subject, subject_scenes
 from .search import aliases
 
@@ -44,6 +45,9 @@ class PalimpsestMiniatureScene(io.ComfyNode):
                 io.Combo.Input("kind", options=list(EDIT_KINDS), default="colour", tooltip=(
                     "What the target text changes. Object, colour, material, background and style: one word. Pose: "
                     "adds or drops a word. Add and delete: a whole object.")),
+                io.Boolean.Input("hard", default=False, optional=True, tooltip=(
+                    "Scenes that show what their text does not say: a second colour, a mark, a face, arms, a cast "
+                    "shadow, another object that is equal. The exact target keeps all of it.")),
             ],
             outputs=[
                 io.Image.Output(display_name="source"),
@@ -55,8 +59,8 @@ class PalimpsestMiniatureScene(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, seed, kind) -> io.NodeOutput:
-        edit = held_out_edit(seed, kind)
+    def execute(cls, seed, kind, hard=False) -> io.NodeOutput:
+        edit = an_edit(seed, kind, hard)
         source, target, mask = (torch.from_numpy(a)[None] for a in (edit.source_image, edit.target_image, edit.mask))
         return io.NodeOutput(source, edit.source_text, edit.target_text, target, mask,
                              ui=ui.PreviewImage(torch.cat([source, target]), cls=cls))

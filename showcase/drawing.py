@@ -23,7 +23,7 @@ def picture_and_words(c, note: str, tall: int, picture: dict, target: bool = Tru
     """The first group. Returns its nodes by name: loader, scene, words (Prompt Edit), encoded, and picture and mask at
     the model's size.
 
-    picture: the scene's seed and kind of edit.
+    picture: what Miniature Scene is given.
     masked: whether an editor takes the scene's mask.
     """
     c.column(360)
@@ -119,7 +119,7 @@ class Workflow:
     edit(canvas, parts, inversion): places the editor's nodes. The last one's MODEL is sampled, or its LATENT shown if
         there is no inversion.
     order: its number among the workflows.
-    kind, seed: the miniature's picture and edit.
+    kind, seed, hard: the miniature's picture and edit.
     invert(canvas, parts): places the inversion's nodes. None for no inversion.
     cfg: the guidance of sampling.
     start: where Replay starts.
@@ -139,10 +139,16 @@ class Workflow:
     target: str = "target"
     prompt: str = ""
     masked: bool = False
+    hard: bool = False
+
+    @property
+    def scene(self) -> dict:
+        """What Miniature Scene is given."""
+        return {"seed": self.seed, "kind": self.kind, "hard": self.hard}
 
     def draw(self, c):
         with c.group("1  Picture and words", BLUE):
-            p = picture_and_words(c, self.about, 370, {"seed": self.seed, "kind": self.kind}, masked=self.masked)
+            p = picture_and_words(c, self.about, 370, self.scene, masked=self.masked)
             p.null = encoded(c, p, "Null prompt", "")
         inversion = None
         if self.invert:

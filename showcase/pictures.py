@@ -11,9 +11,9 @@ HIGH = 7.5  # the papers' CFG
 ALONE = "target prompt alone"
 
 
-def scene(c, seed=12, kind="colour", source="source"):
+def scene(c, seed=12, kind="colour", source="source", hard=False):
     """The miniature, a scene and its words, as the workflows take them."""
-    p = picture_and_words(c, "", 0, {"seed": seed, "kind": kind})
+    p = picture_and_words(c, "", 0, {"seed": seed, "kind": kind, "hard": hard})
     p.null = encoded(c, p, "Null prompt", "")
     if source:
         show(c, source, p.picture)
@@ -43,7 +43,7 @@ def before_and_after(workflow, without=ALONE, **changed):
     """A workflow's run: the source, then the same prompt from the same inversion without the editor and with it."""
     def draw(c, label):
         w = replace(workflow, **changed)
-        p = scene(c, w.seed, w.kind)
+        p = scene(c, **w.scene)
         inversion = w.invert(c, p)
         words = encoded(c, p, "Prompt", w.prompt)["CONDITIONING"] if w.prompt else w.target
         sample(c, without, p, inversion, words, w.cfg, w.start)

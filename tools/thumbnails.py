@@ -24,12 +24,10 @@ def on_the_miniature(workflow, info: dict):
     from palimpsest.showcase.folds import Start
     if not isinstance(workflow, Workflow | Start):
         return None
-    drawn, scene = workflow, getattr(workflow, "scene", None)
-    if isinstance(workflow, Start):
-        drawn = replace(workflow, small=True)
+    drawn = replace(workflow, small=True) if isinstance(workflow, Start) else workflow
     canvas = Canvas(info, workflow.title)
     drawn.draw(canvas)
-    return to_api(json.loads(json.dumps(canvas.json())), info), scene or {"seed": drawn.seed, "kind": drawn.kind}
+    return to_api(json.loads(json.dumps(canvas.json())), info), workflow.scene
 
 
 def unedited(graph: dict) -> "dict | None":
@@ -56,7 +54,7 @@ def main(names) -> int:
     import numpy as np
     import torch
     from palimpsest.metrics.drawing import colours
-    from palimpsest.miniature.scenes import held_out_edit
+    from palimpsest.miniature.hard import an_edit
     from PIL import Image, ImageDraw, ImageFont
 
     from headless import Executor
@@ -77,7 +75,7 @@ def main(names) -> int:
             if not found:
                 continue
             graph, scene = found
-            tiles = {"source": (held_out_edit(**scene).source_image * 255).round().astype(np.uint8)}
+            tiles = {"source": (an_edit(**scene).source_image * 255).round().astype(np.uint8)}
             if alone := unedited(graph):
                 tiles["the prompt alone"] = ran(name, alone)
             tiles["edited"] = ran(name, graph)

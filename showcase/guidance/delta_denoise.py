@@ -19,7 +19,7 @@ WORKFLOW = Workflow(
 
 
 def page(c, label):
-    p = scene(c, WORKFLOW.seed, WORKFLOW.kind)
+    p = scene(c, **WORKFLOW.scene)
     decoded(c, label, p, optimised(c, p, None)["LATENT"])
 
 

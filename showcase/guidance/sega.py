@@ -29,7 +29,7 @@ WORKFLOW = Workflow(
 
 
 def regions(c, label):
-    p = scene(c, WORKFLOW.seed, WORKFLOW.kind, source=None)
+    p = scene(c, **WORKFLOW.scene, source=None)
     concept_and_regions(c, p, inverted(c, p))
 
 

@@ -9,6 +9,7 @@ from palimpsest.metrics.drawing import colours, heat, heatmaps, sheet, tile
 from palimpsest.metrics.edits import edit_numbers
 from palimpsest.metrics.masks import background_mask
 from palimpsest.metrics.pixels import psnr
+from palimpsest.miniature.hard import hard_edit
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit
 from palimpsest.nodes.edit_report import NUMBERS, PalimpsestEditReport, check, difference, shades
 from palimpsest.nodes.miniature import PalimpsestMiniatureScene
@@ -215,11 +216,12 @@ def test_heat_maps_of_many_words_wrap_and_a_flat_map_is_drawn():
     assert torch.equal(many, heatmaps(image, {f"word {i}": torch.eye(4) for i in range(9)}))
 
 
+@pytest.mark.parametrize("given, made", [({}, held_out_edit), ({"hard": True}, hard_edit)])
 @pytest.mark.parametrize("kind", EDIT_KINDS)
-def test_miniature_scene_gives_the_edit_and_its_truth(kind, previews):
-    output = PalimpsestMiniatureScene.execute(seed=5, kind=kind)
+def test_miniature_scene_gives_the_edit_and_its_truth(kind, given, made, previews):
+    output = PalimpsestMiniatureScene.execute(seed=5, kind=kind, **given)
     source, source_text, target_text, target, mask = output.args
-    edit = held_out_edit(5, kind)
+    edit = made(5, kind)
     assert (source_text, target_text) == (edit.source_text, edit.target_text)
     assert source.shape == target.shape == (1, 128, 128, 3) and mask.shape == (1, 128, 128)
     assert torch.equal((source != target).any(-1), mask > 0) and mask.any()

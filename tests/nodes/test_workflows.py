@@ -16,6 +16,7 @@ import pytest
 from comfy.utils import common_upscale
 from comfy_execution.utils import get_executing_context
 from palimpsest.host.sizes import fitted
+from palimpsest.miniature.hard import an_edit
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, parse_caption
 from palimpsest.showcase.drawing import CFG, SCENE, SEEN, WORDS
 from palimpsest.showcase.folds import PHOTO, Start
@@ -189,7 +190,7 @@ def test_it_takes_photos_of_any_size(name, server, info, tmp_path, monkeypatch):
     drawing[40:100, 60:123] = 255
     for i, (number, node) in enumerate(graph.items()):
         if node["class_type"] == "PalimpsestMiniatureScene":
-            edit = held_out_edit(**node["inputs"])
+            edit = an_edit(**node["inputs"])
             texts[number] = {1: edit.source_text, 2: edit.target_text}
             photo = Image.fromarray((edit.source_image * 255).round().astype(np.uint8))
             photo = photo.resize((203, 150 + i), Image.Resampling.BICUBIC)
@@ -237,7 +238,7 @@ def test_a_prompt_has_the_values_that_the_canvas_shows(info):
     sampled = graph[demo.titled(graph, "Sample the edit")]["inputs"]
     assert (sampled["add_noise"], sampled["noise_seed"], sampled["cfg"]) == (False, 0, CFG)
     scene = demo.titled(graph, "Miniature Scene")
-    assert graph[scene]["inputs"] == SCENE
+    assert graph[scene]["inputs"] == SCENE | {"hard": False}
     assert graph[demo.titled(graph, "Prompt Edit")]["inputs"]["source"] == [scene, 1]
     muted = next(n for n in ui["nodes"] if n["id"] == int(scene))
     muted["mode"] = 2
