@@ -16,6 +16,7 @@ import torch
 from comfy.ldm.aura.mmdit import MMDiT
 from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
+from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
@@ -68,6 +69,7 @@ FAMILIES = {
     Flux: Family("Flux", BOTH, _words, _references),
     Chroma: Family("Chroma", BOTH, _words, _nothing),
     QwenImageTransformer2DModel: Family("Qwen-Image", {"double": "transformer_blocks"}, _words, _references),
+    HunyuanVideo: Family("HunyuanVideo and HunyuanImage", BOTH, None, _nothing),
     NextDiT: Family("Z-Image and Lumina 2", {"single": "layers"}, None, _padding),
     OpenAISignatureMMDITWrapper: Family("SD3", {"double": "joint_blocks"}, None, _nothing),
     MMDiT: Family("AuraFlow", {"double": "double_layers", "single": "single_layers"}, None, _nothing),

@@ -4,10 +4,12 @@ import comfy.supported_models
 import torch
 
 import tiny
-from tiny import DIM
+from tiny import DIM, POOLED
 
 STREAMS = {"hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2,
            "axes_dim": [8, 12, 12], "theta": 10000, "qkv_bias": True}
+HUNYUAN = {"image_model": "hunyuan_video", "context_in_dim": DIM, "byt5": False, "meanflow": False,
+           "meanflow_sum": False, "use_cond_type_embedding": False, "vision_in_dim": None}
 
 
 @torch.inference_mode()
@@ -42,8 +44,26 @@ def aura_flow(**kwargs):
     return tiny.patcher(comfy.model_base.AuraFlow, config, **kwargs)
 
 
+@torch.inference_mode()
+def hunyuan_video(**kwargs):
+    config = comfy.supported_models.HunyuanVideo({
+        **STREAMS, **HUNYUAN, "in_channels": 16, "out_channels": 16, "vec_in_dim": POOLED, "theta": 256,
+        "patch_size": [1, 2, 2], "guidance_embed": True})
+    return tiny.patcher(comfy.model_base.HunyuanVideo, config, **kwargs)
+
+
+@torch.inference_mode()
+def hunyuan_image(**kwargs):
+    """A token a cell."""
+    config = comfy.supported_models.HunyuanImage21({
+        **STREAMS, **HUNYUAN, "in_channels": 64, "out_channels": 64, "vec_in_dim": None, "axes_dim": [16, 16],
+        "theta": 256, "patch_size": [1, 1], "guidance_embed": False})
+    return tiny.patcher(comfy.model_base.HunyuanImage21, config, **kwargs)
+
+
 JOINT = {"flux": tiny.flux, "chroma": chroma, "qwen": tiny.qwen, "zimage": tiny.zimage, "lumina2": lumina2,
-         "sd3": tiny.sd3, "sd35 medium": sd35_medium, "auraflow": aura_flow}
+         "sd3": tiny.sd3, "sd35 medium": sd35_medium, "auraflow": aura_flow,
+         "hunyuan video": hunyuan_video, "hunyuan image": hunyuan_image}
 
 
 def cond(tokens=8, batch=1, seed=1):
@@ -51,8 +71,9 @@ def cond(tokens=8, batch=1, seed=1):
     return tiny.cond(tokens, batch, seed=seed)
 
 
-def latent(model, batch=1, size=(8, 8), seed=3):
-    """Random latents [B, C, (frames,) height, width] of a picture, in the host's own space."""
+def latent(family, model, batch=1, size=(8, 8), seed=3):
+    """Random latents [B, C, (frames,) height, width] of a picture, or of a video of three frames."""
     kind = model.model.latent_format
-    shape = batch, kind.latent_channels, *[1] * (kind.latent_dimensions - 2), *size
+    frames = [] if kind.latent_dimensions == 2 else [3] if family == "hunyuan video" else [1]
+    shape = batch, kind.latent_channels, *frames, *size
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

