@@ -16,6 +16,7 @@ import torch
 from comfy.ldm.aura.mmdit import MMDiT
 from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
+from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
@@ -69,6 +70,8 @@ FAMILIES = {
     Flux: Family("Flux", BOTH, _words, _references),
     Chroma: Family("Chroma", BOTH, _words, _nothing),
     QwenImageTransformer2DModel: Family("Qwen-Image", {"double": "transformer_blocks"}, _words, _references),
+    HiDreamImageTransformer2DModel: Family("HiDream", {
+        "double": "double_stream_blocks", "single": "single_stream_blocks"}, _nothing, None),
     HunyuanVideo: Family("HunyuanVideo and HunyuanImage", BOTH, None, _nothing),
     NextDiT: Family("Z-Image and Lumina 2", {"single": "layers"}, None, _padding),
     OpenAISignatureMMDITWrapper: Family("SD3", {"double": "joint_blocks"}, None, _nothing),
@@ -120,8 +123,9 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> d
         if function is None:
             return compute(q, k, v)
         if (args[0] if args else kwargs.get("mask")) is not None:
-            raise ValueError("Another node gives attention a mask over words and picture, and the editors on this "
-                             f"MODEL move some of its {k.shape[-2]} keys: remove that node.")
+            raise ValueError("Attention has a mask over words and picture, from another node or a padded prompt, and "
+                             f"the editors on this MODEL move some of its {k.shape[-2]} keys: remove that node, or "
+                             "encode each prompt by itself.")
         return _joint(function, compute, q, k, v, heads, split, options)
 
     model_options = with_transformer(model_options, **{OVERRIDE: override})
@@ -133,6 +137,10 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> d
 def _told(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
     """One forward of the host's apply_model, whose options tell its attention where words and picture are."""
     network = executor.class_obj.diffusion_model
+    if "image_cond" in kwargs:
+        raise ValueError(f"The prompt has a picture of {tuple(kwargs['image_cond'].shape[-2:])} cells (HiDream-E1), "
+                         "which stands beside each row of the sampled one in attention, and the editors on this MODEL "
+                         "know only grids of their own: remove InstructPixToPixConditioning, or the editors.")
     frames = x.shape[2:-2] if x.shape[2:-2] != (1,) else ()
     grid = (*frames, *(-(-side // _patch(network)) for side in x.shape[-2:]))
     options = {**options, FORWARD: (network, c_crossattn.shape[1]), SHAPE: Shape(len(x), grid, 0)}

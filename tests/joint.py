@@ -61,14 +61,27 @@ def hunyuan_image(**kwargs):
     return tiny.patcher(comfy.model_base.HunyuanImage21, config, **kwargs)
 
 
+@torch.inference_mode()
+def hidream(**kwargs):
+    config = comfy.supported_models.HiDream({
+        "image_model": "hidream", "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 1,
+        "num_single_layers": 2, "attention_head_dim": 32, "num_attention_heads": 2, "caption_channels": [DIM, DIM],
+        "text_emb_dim": POOLED, "num_routed_experts": 2, "num_activated_experts": 1, "axes_dims_rope": (16, 8, 8),
+        "max_resolution": [32, 32], "llama_layers": [0, 1, 2]})
+    return tiny.patcher(comfy.model_base.HiDream, config, **kwargs)
+
+
 JOINT = {"flux": tiny.flux, "chroma": chroma, "qwen": tiny.qwen, "zimage": tiny.zimage, "lumina2": lumina2,
          "sd3": tiny.sd3, "sd35 medium": sd35_medium, "auraflow": aura_flow,
-         "hunyuan video": hunyuan_video, "hunyuan image": hunyuan_image}
+         "hunyuan video": hunyuan_video, "hunyuan image": hunyuan_image,
+         "hidream": hidream}
 
 
 def cond(tokens=8, batch=1, seed=1):
     """A CONDITIONING for all of them."""
-    return tiny.cond(tokens, batch, seed=seed)
+    (embedding, extra), = tiny.cond(tokens, batch, seed=seed)
+    llama = torch.randn(batch, 3, tokens, DIM, generator=torch.Generator().manual_seed(seed))
+    return [[embedding, {**extra, "conditioning_llama3": llama}]]
 
 
 def latent(family, model, batch=1, size=(8, 8), seed=3):

@@ -75,7 +75,8 @@ def softmax(q, k, v):
 
 
 # {family: (tokens, those before the picture's), of so many words and tokens of the picture}
-PLACES = {"auraflow": lambda words, tokens: (8 + words + tokens, 8 + words),
+PLACES = {"hidream": lambda words, tokens: (tokens + 3 * words, 0),
+          "auraflow": lambda words, tokens: (8 + words + tokens, 8 + words),
           "zimage": lambda words, tokens: (32 + -(-tokens // 32) * 32, 32)}
 
 
@@ -229,6 +230,13 @@ def test_words_and_areas_are_refused():
         sampled(masactrl(flux(), inversion), inversion, area)
 
 
+def test_a_picture_beside_each_row_is_refused():
+    inversion = inverted(family="hidream")
+    beside = [[TARGET[0][0], {**TARGET[0][1], "concat_latent_image": picture(family="hidream")["samples"]}]]
+    with pytest.raises(ValueError, match="picture of .8, 8. cells .HiDream-E1.*remove InstructPixToPix"):
+        sampled(masactrl(made("hidream"), inversion), inversion, beside)
+
+
 def test_a_mask_of_another_node_is_refused():
     inversion = inverted()
     model = masactrl(flux(), inversion)
@@ -237,5 +245,5 @@ def test_a_mask_of_another_node_is_refused():
         return {**args, "attn_mask": torch.zeros(24, 24)}
 
     model.set_model_patch_replace(lambda args, extra: extra["original_block"](mask(args)), "dit", "double_block", 0)
-    with pytest.raises(ValueError, match="Another node gives attention a mask .* remove that node"):
+    with pytest.raises(ValueError, match="Attention has a mask .* remove that node"):
         sampled(model, inversion)
