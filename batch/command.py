@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from environment import host_version
+from filelock import FileLock, Timeout
 from pack import ROOT, find_host
 from workflow import object_info
 
@@ -127,8 +128,17 @@ class Batch:
         return forecast(found, len(groups), sum(map(len, groups)), engine.workers)
 
     def run(self) -> int:
-        """How many rows failed."""
-        store = Store(self.args.out / self.plan.name, self.plan)
+        """How many rows failed. One process at a time writes to a run's folder."""
+        folder = self.args.out / self.plan.name
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / "lock", timeout=0):
+                return self._run(Store(folder, self.plan))
+        except Timeout:
+            raise BlockingIOError(f"another process does these rows and writes to {folder}: wait until it ends, or "
+                                  "give this one another --out") from None
+
+    def _run(self, store) -> int:
         todo = [job for job in self.plan.jobs
                 if job.key not in store.held or self.args.retry_failed and store.held[job.key]]
         progress = Progress(len(todo), len(self.plan.jobs) - len(todo))

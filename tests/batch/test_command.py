@@ -155,6 +155,21 @@ def test_a_full_disk_names_its_row_and_the_next_run_goes_on_with_it(batch, tmp_p
     assert sorted(*runs(tmp_path).values()) == [1, 2, 3]
 
 
+def test_a_second_command_on_the_same_folder_is_refused_while_the_first_runs(batch, tmp_path, monkeypatch, capsys):
+    said, engine = [], Alone.run
+
+    def twice(alone, groups):
+        monkeypatch.setattr(Alone, "run", engine)
+        said.append((batch(), capsys.readouterr().err))
+        engine(alone, groups)
+
+    monkeypatch.setattr(Alone, "run", twice)
+    assert batch() == 0
+    (status, words), = said
+    assert status == 1 and "another process does these rows" in words and "another --out" in words
+    assert sorted(*runs(tmp_path).values()) == [1, 2, 3]
+
+
 def test_a_line_that_was_cut_off_is_a_row_to_do_again(batch, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(output.Store, "pack", lambda store: None)  # as if the driver were killed
     assert batch() == 0

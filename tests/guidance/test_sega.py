@@ -190,15 +190,14 @@ def test_hooks_that_the_host_would_pass_over_are_refused():
     hooks.add(comfy.hooks.TransformerOptionsHook({}, comfy.hooks.EnumHookScope.HookedOnly))
     hat = comfy.hooks.set_hooks_for_conditioning(concept("a hat"), hooks)
     model, rows = watched(c.model)
-    for edited in (sega(model, hat), PalimpsestPromptMixing.execute(model, hat, 0.0, 1.0, "", "", 0.3, 0.8,
-                                                                    "").result[0]):
-        with pytest.raises(ValueError, match=r"own prompt carries hooks \(TransformerOptionsHook\).*take them off"):
-            c.sample(edited, c.source)
+    with pytest.raises(ValueError, match=r"own prompt carries hooks \(TransformerOptionsHook\).*take them off"):
+        c.sample(sega(model, hat), c.source)
     assert not rows
+    with pytest.raises(ValueError, match="Prompt Mixing's mix carries 'hooks'.*Cond Set Props"):
+        PalimpsestPromptMixing.execute(model, hat, 0.0, 1.0, "", "", 0.3, 0.8, "")
     with pytest.raises(ValueError, match="Prompt Mixing's mix carries 'area'.*Set.Area"):
         PalimpsestPromptMixing.execute(model, host.ConditioningSetArea().append(c.target, 32, 32, 0, 0, 1.0)[0], 0.0,
-                                       1.0, "", "",
-                                       0.3, 0.8, "")
+                                       1.0, "", "", 0.3, 0.8, "")
 
 
 def test_the_null_prompt_as_concept_changes_nothing():
