@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..host.canvas import log, retract_warnings
+from ..host.distilled import GUIDANCE, few_steps, lacks_guidance, whole_steps
 from ..host.gradients import differentiable
 from ..host.guiders import PromptGuider
 from ..host.network import require_unet
@@ -42,6 +43,7 @@ from .reference import levels_together
 
 # of one forward that several levels share: two rows of SDXL's 1024 px, which the host makes room for
 ROWS, CELLS = 8, 2 ** 15
+FEW = 8  # the most steps that few-step checkpoints are sampled with
 
 
 def levels_a_forward(model, latent, source) -> int:
@@ -119,6 +121,24 @@ def check_range(model, sigmas):
                          "empty.")
 
 
+def warn_of_distillation(method: Method, model, source, steps):
+    """Warns of a way back that a checkpoint of few steps may not have, and of a source that names no guidance."""
+    known, kind = few_steps(model), type(model.model).__name__
+    if method.trajectory == "deterministic" and method.steps >= FEW:  # others need no way back, or are made for few
+        if known:
+            log.warning("%s walks the sampled path back to the noise, and this %s MODEL %s: a checkpoint of few steps, "
+                        "it seems, which this method was not made for. FlowEdit Invert needs no way back.", method.node,
+                        kind, known)
+        elif steps <= FEW and steps < method.steps and prediction_type(model) == "flow":
+            log.warning("%s takes %d steps (paper: %d), as few-step checkpoints do (Turbo, Lightning), which ComfyUI "
+                        "does not tell from others. On one of those choose FlowEdit Invert, which needs no way back; "
+                        "else take more steps.", method.node, steps, method.steps)
+    if lacks_guidance(model, source):
+        log.warning("The source CONDITIONING names no guidance and this %s MODEL reads one, so ComfyUI takes %g: "
+                    "connect FluxGuidance between them (papers: 1, FlowEdit: 1.5), and another to the target.", kind,
+                    GUIDANCE)
+
+
 def _most(model) -> float:
     return float(model.get_model_object("model_sampling").sigma_max)
 
@@ -163,6 +183,7 @@ def invert(method: Method | str, model, source: list, latent: dict, steps: int |
     sigmas = schedule_of(method.node, model, scheduler, steps) if sigmas is None else sigmas.float().cpu()
     check_schedule(sigmas)
     check_range(model, sigmas)
+    warn_of_distillation(method, model, source, len(sigmas) - 1)
     unguided = cfg in (None, 1)
     # guidance magnifies the rounding of a shared forward
     known = {**seen_as(identity), "together": levels_a_forward(model, latent, source) if unguided else 1}
@@ -266,6 +287,10 @@ def _checked(method: Method, model, steps, cfg, negative, given) -> dict[str, An
         method.check(steps=steps, negative=negative is not None, **settings)
     if method.no_flow and prediction_type(model) == "flow":
         raise ValueError(method.no_flow.format(node=method.node, model=type(model.model).__name__, **settings))
+    if whole_steps(model):
+        raise ValueError(f"{method.node} asks the network at noise levels, and this {type(model.model).__name__} MODEL "
+                         "is distilled to whole steps between those that are sampled (meanflow): load the checkpoint "
+                         "that was not distilled.")
     if method.cfg is None and cfg not in (None, 1):
         raise ValueError(f"{method.node} runs without guidance, this call has CFG {cfg:g}: leave cfg out, and sample "
                          "at it.")

@@ -1,0 +1,71 @@
+"""What an inversion says of a distilled MODEL: of few steps, of whole steps, and of guidance that the source lacks."""
+import comfy.supported_models
+import pytest
+import torch
+from comfy_extras.nodes_flux import FluxDisableGuidance, FluxGuidance
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from palimpsest.editing.inverting import invert
+
+import tiny
+from exact_inversions import picture
+from node_execution import executor  # noqa: F401
+
+
+def schnell():
+    """The host's own class of Flux without a guidance embedding."""
+    config = comfy.supported_models.FluxSchnell({**tiny.flux().model.model_config.unet_config, "guidance_embed": False})
+    return tiny.patcher(lambda c: c.get_model({}), config)
+
+
+def sampled_by(kind):
+    return ModelSamplingDiscrete().patch(tiny.sd15(), kind, False)[0]
+
+
+def guided(guidance=1.0):
+    return FluxGuidance.execute(tiny.cond(), guidance).result[0]
+
+
+def texts(said, method, model, steps, source=None):
+    said()
+    invert(method, model, source or guided(), picture(model), steps, "simple")
+    return said()
+
+
+@pytest.mark.parametrize("make, fact", [
+    (schnell, "has no guidance embedding, as Schnell"),
+    (lambda: sampled_by("lcm"), "samples by lcm"), (lambda: sampled_by("x0"), "predicts x0, as Lightning")])
+def test_what_the_host_knows_of_few_steps_is_said_at_a_way_back(make, fact, said):
+    text, = texts(said, "DDIM", make(), 12)
+    assert fact in text and "FlowEdit Invert needs no way back" in text
+    assert not texts(said, "FlowEdit", make(), 4) and not texts(said, "ReNoise", make(), 4)
+
+
+def test_where_the_host_knows_nothing_few_steps_are_asked_about(said):
+    text, = texts(said, "DDIM", tiny.flux(), 8)
+    assert "takes 8 steps (paper: 50)" in text and "choose FlowEdit Invert" in text and "take more steps" in text
+    quiet = [("DDIM", tiny.flux(), 9), ("FireFlow", tiny.flux(), 8), ("FlowEdit", tiny.flux(), 4),
+             ("DDIM", tiny.sd15(), 4)]
+    assert not sum([texts(said, *run) for run in quiet], [])
+
+
+def test_guidance_that_the_host_puts_into_the_source_is_said_once(said):
+    text, = texts(said, "DDIM", tiny.flux(), 9, tiny.cond())
+    assert "names no guidance" in text and "takes 3.5" in text and "connect FluxGuidance" in text
+    off = FluxDisableGuidance.execute(tiny.cond()).result[0]
+    for make, source in ((tiny.flux, guided()), (tiny.flux, off), (tiny.sd3, tiny.cond())):
+        assert not texts(said, "DDIM", make(), 9, source)
+    assert not [text for text in texts(said, "DDIM", schnell(), 9, tiny.cond()) if "names no guidance" in text]
+
+
+def test_the_guidance_is_the_hosts_default():
+    model, noise = tiny.flux(), torch.zeros(1, 16, 8, 8)
+    found = model.model.extra_conds(cross_attn=tiny.cond()[0][0], noise=noise, device=noise.device)
+    assert found["guidance"].cond.tolist() == [3.5]
+
+
+def test_a_model_of_whole_steps_is_refused():
+    model = tiny.flux()
+    model.model.model_config.unet_config["meanflow"] = True
+    for method in ("DDIM", "FlowEdit"):
+        with pytest.raises(ValueError, match=r"whole steps between those.*\(meanflow\): load the checkpoint"):
+            invert(method, model, guided(), picture(model), 9)
