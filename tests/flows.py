@@ -2,15 +2,15 @@
 import torch
 
 
-def velocity(model, prompt):
-    """v(x, σ) of a small Flux or SD3 under a CONDITIONING."""
+def velocity(model, prompt, **options):
+    """v(x, σ) of a small Flux, SD3 or Qwen-Image under a CONDITIONING and the host's transformer_options."""
     (text, extra), = prompt  # of one row
     sampling, network = model.get_model_object("model_sampling"), model.model.diffusion_model
     more = {"guidance": torch.tensor([3.5])} if hasattr(network, "guidance_in") else {}
 
     def v(x, sigma):
         rows = {"context": text.expand(len(x), -1, -1), "y": extra["pooled_output"].expand(len(x), -1)}
-        return network(x, sampling.timestep(sigma.expand(len(x))), **rows, **more)
+        return network(x, sampling.timestep(sigma.expand(len(x))), **rows, **more, transformer_options=options)
     return v
 
 

@@ -52,5 +52,9 @@ class PalimpsestProximalGuidance(io.ComfyNode):
         if quantile <= 0.5:
             raise ValueError(f"Proximal Guidance at quantile {quantile:g} is plain guidance, because half of the "
                              "differences (the source's) are 0: raise it above 0.5 (paper: 0.7).")
+        if recon_lr and use_inversion_guidance and inversion.trajectory == "independent":
+            raise ValueError("use_inversion_guidance draws the end of Euler's step to the inversion's next latent, but "
+                             f"the {inversion.method} INVERSION noises each level by itself and takes steps of its "
+                             "own: turn it off, or invert with DDIM Invert.")
         editor = Proximal(inversion, prox, quantile, recon_lr, recon_start, dilate, use_inversion_guidance)
         return io.NodeOutput(guide(attach(model, editor), editor))

@@ -2,6 +2,7 @@
 import pytest
 import torch
 from palimpsest.bench import twin
+from palimpsest.editing.inverting import invert
 from palimpsest.guidance import proximal
 from palimpsest.nodes.guidance.proximal import PalimpsestProximalGuidance
 from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
@@ -9,7 +10,8 @@ from palimpsest.nodes.inversion.negative_prompt import PalimpsestNegativePromptI
 from palimpsest.nodes.inversion.replay import PalimpsestReplay
 
 import tiny
-from contracting import family, invert, replay
+from contracting import family, replay
+from contracting import invert as inverted_by
 from flows import starts, velocity
 from node_execution import executor  # noqa: F401
 from recording import Flow
@@ -39,7 +41,7 @@ def test_the_threshold_is_each_pictures_quantile_beside_a_source_of_zeros_and_th
 @kept
 def npi():
     with torch.inference_mode():
-        return invert(PalimpsestNegativePromptInvert, family("sd15", 0.2), 0.0)
+        return inverted_by(PalimpsestNegativePromptInvert, family("sd15", 0.2), 0.0)
 
 
 def guided(*settings, hook=None, cfg=7.5):
@@ -112,6 +114,14 @@ def test_every_widget_of_proximal_guidance_acts():
                 (*base[:4], 3), (*base, True)]
     found = [guided(*s) for s in settings]
     assert all(relative(a, found[0]) > 1e-4 for a in found[1:]) and torch.equal(guided(*base), found[0])
+
+
+def test_inversion_guidance_needs_eulers_steps():
+    c = Flow("flux")
+    found = invert("FlowEdit", c.model, c.source, {"samples": c.noise}, 3).inversion
+    with pytest.raises(ValueError, match="end of Euler's step.*FlowEdit INVERSION.*turn it off"):
+        PalimpsestProximalGuidance.execute(c.model, found, "l0", 0.7, 0.1, 0.6, 1, True)
+    PalimpsestProximalGuidance.execute(c.model, found, "l0", 0.7, 0.1, 0.6, 1)
 
 
 def test_proximal_guidance_without_effect_is_refused():

@@ -6,6 +6,7 @@ from comfy_extras.nodes_flux import FluxDisableGuidance, FluxGuidance
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from palimpsest.editing.inverting import invert
 
+import joint
 import tiny
 from exact_inversions import picture
 from node_execution import executor  # noqa: F401
@@ -64,8 +65,7 @@ def test_the_guidance_is_the_hosts_default():
 
 
 def test_a_model_of_whole_steps_is_refused():
-    model = tiny.flux()
-    model.model.model_config.unet_config["meanflow"] = True
+    model = joint.hunyuan_image(meanflow=True)
     for method in ("DDIM", "FlowEdit"):
         with pytest.raises(ValueError, match=r"whole steps between those.*\(meanflow\): load the checkpoint"):
             invert(method, model, guided(), picture(model), 9)

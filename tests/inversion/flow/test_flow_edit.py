@@ -1,4 +1,4 @@
-"""FlowEdit against the authors' loop, and its return on flow models."""
+"""FlowEdit against the authors' loop, its return on flow models, and editors beside it."""
 import json
 from pathlib import Path
 
@@ -7,10 +7,13 @@ import torch
 from palimpsest.editing.inverting import invert
 from palimpsest.inversion.ddcm import missed
 from palimpsest.inversion.flow import flow_edit
+from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
+from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
 
 import tiny
 from closed_form import denoiser, levels, network, noisy
 from exact_inversions import NEGATIVE, picture, replay
+from flows import velocity
 from node_execution import executor  # noqa: F401
 from runs import relative
 
@@ -95,3 +98,59 @@ def test_the_source_prompt_at_its_guidance_returns_the_picture(family):
     inversion = invert("FlowEdit", model, tiny.cond(), latent, 4, cfg=3.0, negative=tiny.cond(seed=NEGATIVE)).inversion
     assert relative(replay(model, inversion, 3.0), latent["samples"]) < 1e-5
     assert relative(replay(model, inversion, 3.0, prompt=tiny.cond(seed=4)), latent["samples"]) > 1e-4
+
+
+OVERRIDE, TARGET = "optimized_attention_override", tiny.cond(seed=4)
+each_kind = pytest.mark.parametrize("family, layers, frames", [("flux", "d, s", ()), ("qwen", "d", (3,))])
+
+
+def source_of(family, frames):
+    """(MODEL, the picture or video in model space, its FlowEdit INVERSION in three steps)."""
+    model = tiny.FLOWS[family]()
+    latent = torch.randn(1, 16, *frames, 8, 8, generator=torch.Generator().manual_seed(3))
+    return model, latent, invert("FlowEdit", model, tiny.cond(), {"samples": latent}, 3, "simple").inversion
+
+
+def by_hand(inversion, source, target, mask=1.0):
+    """The edit along the difference of velocities where the mask is 1, in sampler space."""
+    edit = torch.zeros_like(inversion.path[-1])
+    for i, (n, c) in enumerate(zip(inversion.sigmas, inversion.sigmas[1:])):
+        before, z = source(inversion.path[i], n), inversion.path[i] + edit
+        edit = edit + mask * (c - n) * (target(z, n) - before)
+    return inversion.path[-1] + edit
+
+
+@each_kind
+def test_latent_blend_edits_within_its_mask_alone(family, layers, frames):
+    model, latent, inversion = source_of(family, frames)
+    left = torch.zeros(1, 64, 64)
+    left[..., :32] = 1
+    blended = PalimpsestLatentBlend.execute(model, inversion, 0.0, "", "", 0.0, left).result[0]
+    found = model.model.process_latent_in(replay(blended, inversion, prompt=TARGET))
+    wanted = by_hand(inversion, velocity(model, tiny.cond()), velocity(model, TARGET), left[0, ::8, ::8])
+    assert relative(found, wanted) < 1e-5
+    assert relative(found[..., 4:], inversion.path[-1][..., 4:]) < 1e-6
+    moved = (found - inversion.path[-1])[..., :4]
+    assert float(moved.abs().flatten(-2).amax(-1).min()) > 1e-3  # in every channel and frame
+
+
+@each_kind
+def test_an_attention_editor_reads_the_source_at_flow_edits_own_latents(family, layers, frames):
+    """The target's picture looks up the keys and values of the source noised alike, after its eight words."""
+    model, latent, inversion = source_of(family, frames)
+    known = []
+
+    def note(func, q, k, v, *args, **kwargs):
+        known.append((k, v))
+        return func(q, k, v, *args, **kwargs)
+
+    def share(func, q, k, v, *args, **kwargs):
+        own = [torch.cat([mine[:, :, :8], theirs[:, :, 8:]], 2) for mine, theirs in zip((k, v), known.pop(0))]
+        return torch.cat([func(q, k, v, *args, **kwargs)[:, :8], func(q, *own, *args, **kwargs)[:, 8:]], 1)
+
+    edited = PalimpsestMutualSelfAttention.execute(model, inversion, 0.0, 1.0, layers, "", "", 0.1, True).result[0]
+    found = model.model.process_latent_in(replay(edited, inversion, prompt=TARGET))
+    wanted = by_hand(inversion, velocity(model, tiny.cond(), **{OVERRIDE: note}),
+                     velocity(model, TARGET, **{OVERRIDE: share}))
+    assert not known and relative(found, wanted) < 1e-5
+    assert relative(model.model.process_latent_in(replay(model, inversion, prompt=TARGET)), wanted) > 1e-4
