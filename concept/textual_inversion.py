@@ -20,10 +20,3 @@ from ..editing.concepts import NewWord
 @dataclass(frozen=True)
 class TextualInversion(NewWord):
     """One word of some vectors."""
-
-    def start(self, like):
-        for encoder, found in like.items():
-            if not len(found) or self.vectors % len(found):
-                raise ValueError(f"The new word {self.name} has {self.vectors} vectors, {self.like!r} is {len(found)} "
-                                 f"tokens of {encoder}: give it a multiple of them, or start from another word.")
-        return {encoder: found.repeat(self.vectors // len(found), 1) for encoder, found in like.items()}

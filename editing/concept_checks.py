@@ -1,6 +1,7 @@
 """What cannot be learned, said before anything is computed."""
 from ..host.concept_files import encoder_lora_names, lora_names, word_exists
 from ..host.memory import total_bytes
+from ..host.network import require_unet
 from ..host.sampling import check_family, prediction_type
 from .concepts import SLOT, NewWord, PromptRows, WeightBasis, WholeChange
 
@@ -38,6 +39,8 @@ def check(model, clip, images, trained, prior, concept, notes):
         raise ValueError(f"{len(lacking)} of {len(images.examples)} captions have no *, which stands for the new "
                          f"word {words[0].name}; the first is {lacking[0]!r}: write it there.")
     for word in words:
+        if getattr(word, "in_layers", False):
+            require_unet(model, type(word).__name__)
         if word_exists(clip, word.name):
             raise ValueError(f"An embedding called {word.name} is in your embeddings folder, and the new word has this "
                              "name too: choose another name.")

@@ -100,7 +100,36 @@ class NewWord:
 
     def start(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{encoder: [n,D]} to begin with, from the vectors of the words that it is like."""
-        raise NotImplementedError
+        for encoder, found in like.items():
+            if not len(found) or self.vectors % len(found):
+                raise ValueError(f"The new word {self.name} has {self.vectors} vectors, {self.like!r} is {len(found)} "
+                                 f"tokens of {encoder}: give it a multiple of them, or start from another word.")
+        return {encoder: found.repeat(self.vectors // len(found), 1) for encoder, found in like.items()}
+
+    def begin(self, start: Mapping[str, Tensor], layers: int, generator: torch.Generator) -> Theta:
+        """What learns, on the CPU in fp32. layers: of the network."""
+        return dict(start)
+
+    def at(self, theta: Theta, stage: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """{encoder: [L,n,D]} in a stage of sampling, or L = 1 for all layers. generator: while it learns."""
+        return {encoder: v[None] for encoder, v in theta.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class WordTable:
+    """A learned word that is another one in each stage, each layer, or both (word_spaces.py).
+
+    vectors: {encoder: [S,L,n,D]}.
+    places: (section, block) of its L layers; none where all have one.
+    added: what comes to its encoded rows where attention takes values from them, of the same shape; or none.
+    """
+    vectors: Mapping[str, Tensor]
+    places: tuple[tuple[str, int], ...] = ()
+    added: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> int:
+        return len(next(iter(self.vectors.values())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +194,7 @@ class Concept:
     state: what going on needs, None where nothing may go on.
     looks: what a watch saw up to what is kept (watching.py).
     prompt: the CONDITIONING whose rows learned, or None.
+    tables: {name: a word that no embedding's file can hold}.
     """
     words: Mapping[str, Mapping[str, Tensor]]
     weights: Mapping[str, Tensor]
@@ -174,3 +204,4 @@ class Concept:
     state: Mapping[str, Any] | None = None
     looks: tuple[Look, ...] = ()
     prompt: list | None = None
+    tables: Mapping[str, WordTable] = field(default_factory=dict)

@@ -6,7 +6,7 @@ be a range. Without the dot it means all layers of the transformer; the letter a
 two sections of blocks with one layer each (d: double, s: single), as in `d0-18, s20-37`.
 """
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar, NamedTuple
@@ -39,8 +39,13 @@ class Layer(NamedTuple):
 
 def self_attention_layers(unet) -> list[Layer]:
     """Every self-attention of the host's network, in the order in which they run."""
+    return numbered(resolutions(unet))
+
+
+def numbered(found: Mapping[tuple, float]) -> list[Layer]:
+    """The layers of {address: resolution}, in the order in which they run."""
     layers, transformers = [], {letter: [] for letter in LETTERS.values()}
-    for address, resolution in resolutions(unet).items():
+    for address, resolution in found.items():
         section, block, depth = address
         seen = transformers[LETTERS[section]]
         if block not in seen:
@@ -51,12 +56,17 @@ def self_attention_layers(unet) -> list[Layer]:
 
 def parse_layers(text, unet) -> frozenset:
     """The addresses that a list like "d2.2-9, m0, u0.4" names. ValueError on what the model does not have."""
-    known, chosen = self_attention_layers(unet), set()
+    return parse_numbers(text, self_attention_layers(unet), "This MODEL")
+
+
+def parse_numbers(text, known: Sequence[Layer], whose="The word") -> frozenset:
+    """The same of layers by their numbers."""
+    chosen = set()
     for item in filter(None, (part.strip().lower() for part in re.split(r"[,\n]", text))):
         match = ITEM.fullmatch(item)
         if not match:
             raise ValueError(f'"{item}" names no layer: write a section, a transformer and a layer, as in '
-                             f"'d2.2-9, m0, u0.4', or on Flux 'd0-18, s20-37'. This MODEL has {listed(unet)}.")
+                             f"'d2.2-9, m0, u0.4', or on Flux 'd0-18, s20-37'. {whose} has {_listed(known)}.")
         section, *numbers = match.groups()
         first, last, layer, top = (None if n is None else int(n) for n in numbers)
         transformers, layers = _range(first, last), _range(layer, top)
@@ -64,7 +74,8 @@ def parse_layers(text, unet) -> frozenset:
                 and (layers is None or p.number in layers)]
         found = ({p.transformer for p in mine}, transformers), ({p.number for p in mine}, layers)
         if not mine or any(some < set(named or ()) for some, named in found):
-            raise ValueError(f'"{item}" names a layer that this MODEL does not have: it has {listed(unet)}.')
+            raise ValueError(f'"{item}" names a layer that {whose[0].lower()}{whose[1:]} does not have: it has '
+                             f"{_listed(known)}.")
         chosen.update(p.address for p in mine)
     return frozenset(chosen)
 
@@ -75,14 +86,18 @@ def _range(first, last):
 
 def listed(unet) -> str:
     """The layers of a network with their resolution, as in "d0-1 (1), d2-3.0-9 (1/2), m0 (1/4)"."""
+    return _listed(self_attention_layers(unet))
+
+
+def _listed(known) -> str:
     transformers = [(section, number, len(mine), mine[0].resolution) for (section, number), mine in
-                    ((key, list(found)) for key, found in groupby(self_attention_layers(unet), lambda p: p[:2]))]
+                    ((key, list(found)) for key, found in groupby(known, lambda p: p[:2]))]
     text = []
     for (section, count, resolution), found in groupby(transformers, lambda t: (t[0], *t[2:])):
         numbers = [number for _, number, _, _ in found]
         layers = f".0-{count - 1}" if count > 1 else ""
-        side = "1" if resolution == 1 else f"1/{round(1 / resolution)}"
-        text.append(f"{section}{_span(numbers)}{layers} ({side})")
+        side = "1" if resolution == 1 else f"1/{round(1 / resolution)}" if resolution else ""
+        text.append(f"{section}{_span(numbers)}{layers}{f' ({side})' if resolution else ''}")
     return ", ".join(text)
 
 

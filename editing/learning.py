@@ -19,6 +19,7 @@ from torch import Tensor
 from ..host.concept_files import encoder_lora_names, lora_names, vectors_of, with_weights, with_words
 from ..host.gradients import called, differentiable
 from ..host.guiders import PromptGuider, calc_cond_batch, encoded
+from ..host.layered import transformers
 from ..host.progress import raise_if_cancelled
 from ..host.sampling import (
     Solver,
@@ -36,6 +37,7 @@ from .editor import require_plain
 from .forecast import Forecast, forecast
 from .rows import Row, alike, joined, weight
 from .watching import Watch, Watching
+from .word_spaces import WordSpace, edges, entry_of, in_stages, joined_tokens, spelled, stage_of
 
 TOGETHER = 2 ** 30  # bytes of weights up to which the rows of a step share a forward
 UNGUIDED = {"guidance": 1.0}  # the strength that guidance-distilled models are told, as they are trained further
@@ -73,12 +75,12 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
     began, losses, looks = time.perf_counter(), list(concept.losses if concept else ()), []
 
     def found() -> Concept:
-        words, weights, prompt, state = learner.learned()
+        words, tables, weights, prompt, state = learner.learned()
         notes = {**about, "seconds": time.perf_counter() - began, "steps": len(losses), "batch": batch, "seed": seed,
                  "captions": [e.caption for e in images.examples],
                  "prior": prior.weight if prior else 0.0, **({"kept": looks[-1].step} if looks else {})}
         return Concept(words, weights, fingerprint(model), tuple(losses), notes, None if watch else state,
-                       tuple(looks), prompt)
+                       tuple(looks), prompt, tables)
 
     with differentiable(model, learner.deltas, lambda: learner.recomputed) as m:
         guider = PromptGuider(m, {"any": learner.conditioning(images.examples[0].caption, images.identifier)})
@@ -169,7 +171,9 @@ class Learner:
         self.changes_text = bool(self.word or self.prompt and self.prompt.lr) or any(
             getattr(one, "text_encoder", False) for one in trained)
         self.network, self.encoder = [], []
-        self.vectors: dict[str, Tensor] = {}
+        self.theta: dict[str, Tensor] = {}  # of the word
+        self.stages = getattr(self.word, "stages", 1)
+        self.places = transformers(model.model.diffusion_model) if getattr(self.word, "in_layers", False) else ()
         self.kept: dict = {}
         self.stand_ins: dict = {}
 
@@ -181,8 +185,10 @@ class Learner:
         for one in self.trained:
             if isinstance(one, NewWord):
                 device = guider.model_patcher.load_device
-                self.vectors = {key: v.clone().to(device).requires_grad_() for key, v in self.start.items()}
-                leaves.append(list(self.vectors.values()))
+                theta = one.begin(self.start, len(self.places), self.generator)
+                self.theta = {key: v.clone().to(device).requires_grad_(v.requires_grad or key in self.start)
+                              for key, v in theta.items()}
+                leaves.append([v for v in self.theta.values() if v.requires_grad])
                 continue
             if isinstance(one, PromptRows):
                 self.rows = self.rows.clone().to(guider.model_patcher.load_device).requires_grad_(one.lr > 0)
@@ -224,7 +230,8 @@ class Learner:
         self.optimiser.step()
         if self.objective:
             with torch.no_grad():
-                for key, vectors in self.vectors.items():
+                for key in self.theta.keys() & self.start.keys():
+                    vectors = self.theta[key]
                     vectors.copy_(self.objective.settled(vectors, self.start[key].to(vectors)))
         return total, *shown
 
@@ -255,7 +262,9 @@ class Learner:
         model, like = self.guider.inner_model, self.images.examples[0].latent[None].float()
         device, sigmas = self.guider.model_patcher.load_device, schedule(self.model, "simple", steps)
         noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(device)
-        conds = [[self._entry(text, self.images.identifier, noise)] for text in (caption, "")]
+        none = torch.zeros_like(noise)
+        conds = [encoded(self.guider, self.conditioning(text, self.images.identifier), none, none)
+                 for text in (caption, "")]
 
         def guided(x, sigma, **kwargs):
             raise_if_cancelled()
@@ -292,10 +301,10 @@ class Learner:
             noise = torch.randn(clean.shape, generator=self.generator).to(device)
             at, clean = torch.tensor([sigma], device=device), clean.to(device)
             x = model.model_sampling.noise_scaling(at, noise, clean)
-            entries = [self._entry(example.caption, images.identifier, x)]
+            entries = [self._entry(example.caption, images.identifier, x, sigma)]
             if objective and objective.base is not None:
                 with self._as_it_was():
-                    entries.append(self._entry(example.caption, objective.base, x))
+                    entries.append(self._entry(example.caption, objective.base, x, sigma))
             rows.append(Row(x, clean, at, tuple(entries), share / count, objective))
         return rows
 
@@ -329,50 +338,43 @@ class Learner:
         finally:
             self.frozen = False
 
-    def _entry(self, caption, identifier, x) -> dict:
-        """The processed cond entry of a caption. While the text changes it serves one row."""
+    def _entry(self, caption, identifier, x, sigma) -> dict:
+        """The processed cond entry of a caption at σ. While the text changes it serves one row."""
         key = caption, identifier, x.shape, self.frozen
         if self.changes_text and not self.frozen or key not in self.kept:
-            like = torch.zeros_like(x)
-            self.kept[key] = encoded(self.guider, self.conditioning(caption, identifier), like, like)[0]
+            like, stage = torch.zeros_like(x), stage_of(self.guider.inner_model.model_sampling, sigma, self.stages)
+            self.kept[key] = encoded(self.guider, [self.told(caption, identifier, stage)], like, like)[0]
         return self.kept[key]
 
     def conditioning(self, caption, identifier) -> list:
         """The CONDITIONING of a caption, with what is trained in place of *."""
+        return in_stages([self.told(caption, identifier, stage) for stage in range(self.stages)], edges(self.stages))
+
+    def told(self, caption, identifier, stage) -> list:
+        """An entry of it, for a stage of sampling."""
         if self.prompt:
             (embedding, extras), = self.prompt.told(self.rows)
-            return [[embedding, {**UNGUIDED, **extras}]]
+            return [embedding, {**UNGUIDED, **extras}]
         word = f"embedding:{self.word.name}" if self.word and not self.frozen else identifier
-        tokens = self.clip.tokenize(" ".join(caption.replace(SLOT, f" {word} ").split()))
-        if self.vectors and not self.frozen:
-            tokens = {key: [_live(row, self._of(key)) for row in rows] for key, rows in tokens.items()}
+        tokens, places = self.clip.tokenize(" ".join(caption.replace(SLOT, f" {word} ").split())), ()
+        if self.word and self.theta and not self.frozen and SLOT in caption:
+            live = self.word.at(self.theta, stage, self.generator if torch.is_grad_enabled() else None)
+            places = self.places
+            tokens = joined_tokens([spelled(tokens, [self.start], [live], n) for n in range(len(places) or 1)])
         self.clip.load_model()
         encoder = [] if self.frozen else self.encoder
         found = called(self.clip.cond_stage_model, self.stand_ins, lambda: Deltas(encoder),
                        self.clip.encode_from_tokens, tokens, return_pooled=True, return_dict=True)
-        embedding = found.pop("cond")
-        return [[embedding, {**UNGUIDED, **found}]]
-
-    def _of(self, key) -> tuple:
-        """(vectors in a prompt's tokens, trained ones) of a text encoder, by the key of its tokens."""
-        return next(((self.start[name], self.vectors[name]) for name in self.vectors if name.endswith(key)), ((), ()))
+        return entry_of({**UNGUIDED, **found}, places)
 
     def learned(self) -> tuple:
-        vectors = {key: v.detach().cpu().clone() for key, v in self.vectors.items()}
-        words = {self.word.name: vectors} if self.word else {}
+        words, tables = {}, {}
+        if isinstance(self.word, WordSpace):
+            tables[self.word.name] = self.word.table(self.theta, self.places)
+        elif self.word:
+            words[self.word.name] = {key: v.detach().cpu().clone() for key, v in self.theta.items()}
         prompt = self.prompt.told(self.rows.detach().cpu()) if self.prompt else None
         weights = {name: value for part in (*self.network, *self.encoder) for name, value in part.saved().items()}
         state = {"theta": [leaf.detach().cpu().clone() for leaf in self.leaves],
                  "optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state()}
-        return words, weights, prompt, state
-
-
-def _live(row: list, vectors: tuple) -> list:
-    """A row of the host's tokens with trained vectors in place of those that the embedding's file held."""
-    held, trained = vectors
-    found, at = [], 0
-    for token, *rest in row:
-        if torch.is_tensor(token) and len(held) and torch.equal(token.float().cpu(), held[at % len(held)]):
-            token, at = trained[at % len(held)], at + 1
-        found.append((token, *rest))
-    return found
+        return words, tables, weights, prompt, state

@@ -34,7 +34,8 @@ def weight(prediction: str, sigma: Tensor, sigma_data: float = 1.0) -> Tensor:
 def alike(row: Row, other: Row) -> bool:
     """Whether two rows fit one forward."""
     pairs = [(conds["model_conds"], others["model_conds"]) for conds, others in zip(row.entries, other.entries)]
-    return row.objective == other.objective and row.x.shape == other.x.shape and all(
+    hooks = [[entry.get("hooks") for entry in one.entries] for one in (row, other)]
+    return row.objective == other.objective and hooks[0] == hooks[1] and row.x.shape == other.x.shape and all(
         cond.can_concat(others[name]) for conds, others in pairs for name, cond in conds.items())
 
 

@@ -10,6 +10,7 @@ import comfy.sd
 import folder_paths
 import torch
 from comfy.sd1_clip import load_embed
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -104,3 +105,12 @@ def lora_file(weights: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
 def embedding_file(vectors: Mapping[str, Tensor]) -> bytes:
     """The bytes of an embedding's file. With one text encoder its vectors are called as other programs expect."""
     return save({"emb_params" if len(vectors) == 1 else key: v.contiguous() for key, v in vectors.items()})
+
+
+def read_file(path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(the tensors of a safetensors file, its metadata)."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{Path(path).name} cannot be read as a safetensors file ({error}): save it again.") from error

@@ -51,12 +51,13 @@ def drawn(model, count, batch, generator):
             for n in numbers]
 
 
-def prediction(model, prompt):
-    """(x, x0) at the schedule's middle on the host."""
-    found, sigma = [], model.model.model_sampling.sigmas[500]
+def prediction(model, prompt, at=None, sigma=None):
+    """(x, x0) at the schedule's middle on the host, or of the x `at` another σ."""
+    found, sigma = [], model.model.model_sampling.sigmas[500] if sigma is None else sigma
 
     def look(denoise, x, sigmas, extra_args, callback, disable):
-        found.extend((x.clone(), denoise(x, sigmas[:1], **extra_args).clone()))
+        start = x if at is None else at
+        found.extend((start.clone(), denoise(start, sigmas[:1], **extra_args).clone()))
         return x
 
     with torch.inference_mode():

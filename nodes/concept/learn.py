@@ -9,6 +9,8 @@ from comfy_api.latest import io, ui
 from ...editing.concepts import Objective, Prior
 from ...editing.learning import applied, learn_concept
 from ...editing.watching import Watch
+from ...editing.word_files import SUFFIX as WORD
+from ...editing.word_files import word_file
 from ...host.canvas import note
 from ...host.concept_files import embedding_file, lora_file
 from ...host.hooks import with_weights_on
@@ -114,7 +116,8 @@ class PalimpsestConceptHook(io.ComfyNode):
     @classmethod
     def execute(cls, conditioning, concept, strength) -> io.NodeOutput:
         if not concept.weights:
-            raise ValueError(f"The concept learned the words {', '.join(concept.words) or 'none'} and no weights, and "
+            words = ", ".join([*concept.words, *concept.tables]) or "none"
+            raise ValueError(f"The concept learned the words {words} and no weights, and "
                              "words need no hook: write them in the prompt.")
         return io.NodeOutput(with_weights_on(conditioning, concept.weights, strength))
 
@@ -126,7 +129,8 @@ class PalimpsestSaveConcept(io.ComfyNode):
             node_id="PalimpsestSaveConcept", display_name="Save Concept", category="palimpsest/concept",
             **aliases("save LoRA", "save embedding", "export LoRA"),
             description="Writes a concept as ComfyUI's own files: a LoRA in output/loras, an embedding a word in "
-                        "output/embeddings. A number is added. Nothing is overwritten.",
+                        "output/embeddings. A word in layers or stages goes to output/concepts, for Load Concept. A "
+                        "number is added. Nothing is overwritten.",
             inputs=[
                 ConceptType.Input("concept"),
                 io.String.Input("name", default="my-concept", tooltip="The LoRA's name. An embedding has its word's."),
@@ -162,9 +166,13 @@ def saved(concept, name, precision) -> list[Path]:
         path = _path(f"embeddings/{word}")
         path.write_bytes(embedding_file(vectors))
         files.append(path)
+    for word in concept.tables:
+        path = _path(f"concepts/{word}", WORD)
+        path.write_bytes(word_file(concept, word))
+        files.append(path)
     return files
 
 
-def _path(prefix) -> Path:
+def _path(prefix, suffix=".safetensors") -> Path:
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-    return Path(os.path.realpath(folder), f"{name}_{counter:05}_.safetensors")
+    return Path(os.path.realpath(folder), f"{name}_{counter:05}_{suffix}")

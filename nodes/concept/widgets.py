@@ -13,6 +13,17 @@ ObjectiveType = io.Custom("OBJECTIVE")
 ConceptType = io.Custom("CONCEPT")
 
 
+def name_input():
+    return io.String.Input("name", default="my-thing", tooltip=(
+        "The word's name. Letters, digits, _ and -. In Concept Prompt: embedding:NAME."))
+
+
+def like_input():
+    return io.String.Input("like", default="", tooltip=(
+        "What it roughly is, in a word of one token that the model knows. Its learning starts there. Paper: one coarse "
+        "word, such as 'sculpture' or 'cat'."))
+
+
 def rate_input(default: float, said: str):
     return io.Float.Input("lr", default=default, min=0.0, max=1.0, step=1e-7, round=1e-8, tooltip=(
         f"Learning rate of AdamW. {said}"))

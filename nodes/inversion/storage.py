@@ -28,26 +28,26 @@ def inside(path, folder) -> str:
     return path
 
 
-def find(file) -> str:
+def find(file, suffix=SUFFIX, what="an inversion") -> str:
     """The path of a name such as "palimpsest/cat_00001_.inversion.safetensors [output]" or "… [input]"."""
     folders = {" [output]": folder_paths.get_output_directory(), " [input]": folder_paths.get_input_directory()}
     mark = next((m for m in folders if file.endswith(m)), None)
-    if mark is None or not file.endswith(SUFFIX + mark) or "\0" in file:
-        raise ValueError(f"{file!r} is not an inversion in the output or input folder: choose a file named …{SUFFIX} "
+    if mark is None or not file.endswith(suffix + mark) or "\0" in file:
+        raise ValueError(f"{file!r} is not {what} in the output or input folder: choose a file named …{suffix} "
                          "from the list.")
     path = inside(os.path.join(folders[mark], file.removesuffix(mark)), folders[mark])
     if not os.path.isfile(path):
-        raise ValueError(f"{file} no longer exists: choose another file, or save the inversion again.")
+        raise ValueError(f"{file} no longer exists: choose another file, or save it again.")
     return path
 
 
-def listed() -> list:
+def listed(suffix=SUFFIX) -> list:
     """The inversions in the output and the input folder, newest first."""
     found = []
     folders = {"output": folder_paths.get_output_directory(), "input": folder_paths.get_input_directory()}
     for mark, folder in folders.items():
         found += [(p.stat().st_mtime, f"{p.relative_to(folder).as_posix()} [{mark}]")
-                  for p in Path(folder).rglob(f"*{SUFFIX}") if p.is_file()]
+                  for p in Path(folder).rglob(f"*{suffix}") if p.is_file()]
     return [name for _, name in sorted(found, reverse=True)]
 
 

@@ -1,0 +1,164 @@
+"""Words that are other ones in each layer of the network, in each stage of sampling, or in both.
+
+A stage is a range of the schedule; all are equally long in the network's timesteps, and the noisiest is the first. A
+layer is a transformer of the U-Net with its cross-attention. A prompt with such a word has one entry a stage, which the
+host chooses by σ, and in it what every layer reads (host/layered.py).
+"""
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..host.concept_files import tables, with_words
+from ..host.layered import Place, layered
+from .concepts import NewWord, Theta, WordTable
+
+STEPS = 1000  # the timesteps that networks were trained with
+
+
+@dataclass(frozen=True)
+class WordSpace(NewWord):
+    """A new word with vectors of its own for each stage and layer. Base of the papers' ways to learn one.
+
+    stages: how many.
+    in_layers: whether each layer has its own.
+    """
+    stages: ClassVar[int] = 1
+    in_layers: ClassVar[bool] = False
+
+    def begin(self, start, layers, generator):
+        return {encoder: v.repeat(self.stages, layers if self.in_layers else 1, 1, 1) for encoder, v in start.items()}
+
+    def at(self, theta, stage, generator=None):
+        return {encoder: v[stage] for encoder, v in theta.items()}
+
+    def table(self, theta: Theta, places: tuple[Place, ...]) -> WordTable:
+        """What was learned."""
+        found = [self.at(theta, stage) for stage in range(self.stages)]
+        return WordTable({encoder: torch.stack([one[encoder] for one in found]).detach().cpu().clone()
+                          for encoder in found[0]}, places if self.in_layers else ())
+
+
+def edges(stages: int) -> list[float]:
+    """The percents at which stages begin and end. Between two timesteps, so that a step lies in one stage alone."""
+    inner = (1 - (STEPS * (1 - n / stages) - 0.5) / (STEPS - 1) for n in range(1, stages))
+    return [0.0, *inner, 1.0]
+
+
+def stage_of(sampling, sigma: float, stages: int) -> int:
+    """The stage of σ. sampling: the host's model_sampling."""
+    return sum(sigma < float(sampling.percent_to_sigma(edge)) for edge in edges(stages)[1:-1])
+
+
+def in_stages(entries: Sequence[list], bounds: Sequence[float]) -> list:
+    """A CONDITIONING of one entry a stage, of its own each. Neighbours that are the same entry become one."""
+    found: list = []
+    for entry, start, end in zip(entries, bounds, bounds[1:]):
+        if found and found[-1][0] is entry:
+            found[-1][2] = end
+        else:
+            found.append([entry, start, end])
+    if len(found) == 1:
+        return [found[0][0]]
+    return [[rows, {**extras, "start_percent": start, "end_percent": end}] for (rows, extras), start, end in found]
+
+
+def spelled(tokens: Mapping, marks: Sequence[Mapping], vectors: Sequence[Mapping], layer: int) -> dict:
+    """The host's tokens of a prompt as a layer reads them.
+
+    marks: {encoder: [n,D]} of each word, what the tokens hold for it.
+    vectors: {encoder: [L,n,D]}, or L = 1 for all layers.
+    """
+    found = {}
+    for key, rows in tokens.items():
+        for mark, word in zip(marks, vectors):
+            name = next((name for name in word if name.endswith(key)), None)
+            if name:
+                rows = [_live(row, mark[name], word[name][layer % len(word[name])]) for row in rows]
+        found[key] = rows
+    return found
+
+
+def _live(row: list, held: Tensor, live: Tensor) -> list:
+    """A row of the host's tokens with other vectors in place of those that a word's file held."""
+    found, at = [], 0
+    for token, *rest in row:
+        if torch.is_tensor(token) and torch.equal(token.float().cpu(), held[at % len(held)]):
+            token, at = live[at % len(held)], at + 1
+        found.append((token, *rest))
+    return found
+
+
+def joined_tokens(variants: Sequence[Mapping]) -> dict:
+    """The tokens of several prompts as one long prompt, which the host encodes in one batch."""
+    return {key: [row for variant in variants for row in variant[key]] for key in variants[0]}
+
+
+def entry_of(found: dict, places: tuple[Place, ...]) -> list:
+    """One entry of a CONDITIONING, of what the host's CLIP made of `joined_tokens`: one prompt a place, or one."""
+    extras = dict(found)
+    embedding = extras.pop("cond")
+    if not places:
+        return [embedding, extras]
+    return layered(embedding.unflatten(1, (len(places), -1))[0], extras, places)[0]
+
+
+def prompt(clip, words: Mapping[str, WordTable], text: str, elsewhere: str | None = None,
+           layers: frozenset[Place] | None = None, start: float = 0.0, end: float = 1.0) -> list:
+    """The CONDITIONING of a text in which embedding:NAME is a word of `words`.
+
+    elsewhere: the text in other layers than these, and outside of start and end. None takes the words out.
+    """
+    written = re.compile(rf"embedding:({'|'.join(words)})(?![A-Za-z0-9_-])")
+    if not written.search(text):
+        raise ValueError(f"The text {text!r} has none of the concept's words ({', '.join(words)}): write "
+                         f"embedding:{next(iter(words))} where it stands.")
+    _check(clip, words)
+    marks = [{encoder: torch.arange(v.shape[2])[:, None] + torch.full(v.shape[2:], 100.0 * (n + 1))
+              for encoder, v in table.vectors.items()} for n, table in enumerate(words.values())]
+    clip = with_words(clip, dict(zip(words, marks)))
+    if elsewhere is None:
+        elsewhere = " ".join(written.sub("", text).split())
+    tokens = {one: clip.tokenize(one) for one in (text, elsewhere)}
+    places = next((table.places for table in words.values() if table.places), ())
+    if places and len({len(rows) for both in tokens.values() for rows in both.values()}) > 1:
+        raise ValueError(f"{text!r} and {elsewhere!r} are of different numbers of chunks of 75 tokens, and layers read "
+                         "them side by side: write both shorter or both longer.")
+    stages = max(table.stages for table in words.values())
+    bounds = edges(stages)
+    start, end = (min(bounds, key=lambda edge: abs(edge - p)) if stages > 1 else p for p in (start, end))
+    bounds = sorted({*bounds, start, end})
+    kept: dict = {}
+    entries = []
+    for stage, first in enumerate(bounds[:-1]):
+        inside = start <= first < end
+        reads = tuple(text if inside and (layers is None or place in layers) else elsewhere
+                      for place in places or (("", 0),))
+        varied = any(map(written.search, reads))
+        key = reads, stage if varied and stages > 1 else 0
+        if key not in kept:
+            at = places if varied or len(set(reads)) > 1 else ()
+            live = [{encoder: v[stage if len(v) > 1 else 0] for encoder, v in table.vectors.items()}
+                    for table in words.values()]
+            variants = [spelled(tokens[one], marks, live, n) for n, one in enumerate(reads[:len(at) or 1])]
+            kept[key] = entry_of(clip.encode_from_tokens(joined_tokens(variants), return_pooled=True,
+                                                         return_dict=True), at)
+        entries.append(kept[key])
+    return in_stages(entries, bounds)
+
+
+def _check(clip, words):
+    """ValueError where words do not fit the CLIP, or each other."""
+    has = {key: part.transformer.get_input_embeddings().weight.shape[1] for key, (_, part) in tables(clip).items()}
+    for name, table in words.items():
+        needs = {encoder: v.shape[3] for encoder, v in table.vectors.items()}
+        if not needs.items() <= has.items():
+            raise ValueError(f"The word {name} has vectors of the widths {needs}, this CLIP's are {has}: load the CLIP "
+                             "of the family that it was learned on.")
+    for what in (lambda t: t.places, lambda t: t.stages if t.stages > 1 else 0):
+        if len({what(table) for table in words.values()} - {(), 0}) > 1:
+            raise ValueError(f"The words {', '.join(words)} were learned in different layers or stages, and one prompt "
+                             "has one set of them: take words of one kind.")

@@ -1,0 +1,95 @@
+"""Concept Prompt and Load Concept, for words in layers and stages."""
+import os
+
+from comfy_api.latest import io, ui
+
+from ...editing.layers import numbered, parse_numbers
+from ...editing.word_files import SUFFIX, read_word
+from ...editing.word_spaces import prompt
+from ..checks import check_span
+from ..inversion.storage import find, listed
+from ..search import aliases
+from .widgets import ConceptType
+
+WHAT = "a concept's word"
+
+
+class PalimpsestConceptPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestConceptPrompt", display_name="Concept Prompt", category="palimpsest/concept",
+            **aliases("encode concept", "layered prompt", "prompt per layer", "prompt schedule", "style mixing"),
+            description="Encodes a prompt with a word that was learned in layers, in stages of sampling or in both. "
+                        "It goes where any CONDITIONING goes.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="The CLIP of the family that the concept was learned on."),
+                ConceptType.Input("concept", tooltip="From Learn Concept or Load Concept."),
+                io.String.Input("text", multiline=True, default="a photo of embedding:my-thing", tooltip=(
+                    "The prompt. embedding:NAME stands for the word.")),
+                io.String.Input("layers", default="", tooltip=(
+                    "The layers that read the text: 'd0-5, m0, u0-8', as KV Inversion counts them. Empty: all. P+: "
+                    "coarse layers (d4-5, m0, u0-2) take the shape, fine ones the look.")),
+                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                    "The share of the schedule from which on the text is read.")),
+                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                    "The share of the schedule up to which the text is read.")),
+                io.String.Input("elsewhere", multiline=True, default="", tooltip=(
+                    "What the other layers read, and what is read before start and after end. Empty: the text without "
+                    "the word.")),
+                ConceptType.Input("more", optional=True, tooltip=(
+                    "Another concept, whose word may stand in both texts.")),
+            ],
+            outputs=[io.Conditioning.Output()])
+
+    @classmethod
+    def execute(cls, clip, concept, text, layers, start, end, elsewhere, more=None) -> io.NodeOutput:
+        words = {**concept.tables, **(more.tables if more else {})}
+        lacking = next((one for one in (concept, more) if one and not one.tables), None)
+        if lacking:
+            raise ValueError(f"Concept Prompt's concept learned {len(lacking.words)} words and {len(lacking.weights)} "
+                             "weights, and none in layers or stages: use its MODEL and CLIP with CLIP Text Encode.")
+        if more and concept.tables.keys() & more.tables.keys():
+            raise ValueError(f"Both concepts call their word {', '.join(concept.tables.keys() & more.tables.keys())}: "
+                             "learn one of them under another name.")
+        check_span("Concept Prompt", start, end, "0 and 1")
+        places = next((table.places for table in words.values() if table.places), ())
+        if layers.strip() and not places:
+            raise ValueError(f"Concept Prompt has the layers {layers!r}, and the concept's word is one for all layers: "
+                             "leave layers empty, or learn New Word in Layers.")
+        chosen = frozenset(address[:2] for address in parse_numbers(
+            layers, numbered({(*place, 0): 0.0 for place in places}))) if layers.strip() else None
+        return io.NodeOutput(prompt(clip, words, text, elsewhere.strip() or None, chosen, start, end))
+
+
+class PalimpsestLoadConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestLoadConcept", display_name="Load Concept", category="palimpsest/concept",
+            description="Loads a word in layers or stages from Save Concept, for Concept Prompt. LoRA and embedding "
+                        "files are loaded by ComfyUI's own nodes.",
+            **aliases("open concept", "load word", "load P+", "import concept"),
+            inputs=[io.Combo.Input("file", options=listed(SUFFIX), tooltip=(
+                f"Files named …{SUFFIX} in the output and input folders, newest first. Press R to refresh."))],
+            outputs=[ConceptType.Output(display_name="concept")])
+
+    @classmethod
+    def validate_inputs(cls, file):
+        try:
+            find(file, SUFFIX, WHAT)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file):
+        state = os.stat(find(file, SUFFIX, WHAT))
+        return state.st_mtime_ns, state.st_size
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        concept = read_word(find(file, SUFFIX, WHAT))
+        (name, table), = concept.tables.items()
+        text = f"embedding:{name}, {len(table.places) or 1} layers, {table.stages} stages"
+        return io.NodeOutput(concept, ui=ui.PreviewText(text))

@@ -1,0 +1,4 @@
+"""P+, shown."""
+from .. import Example
+
+EXAMPLE = Example("P+ / Extended Textual Inversion", elsewhere="Learning takes minutes.")
