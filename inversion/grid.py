@@ -10,8 +10,8 @@ from .trajectory import Theta
 
 CLEAN = 0.1  # the σ of a last level that hides nothing of the picture
 LAST_RESIDUAL = Setting("auto", choices=("auto", "keep", "zero"))
-NO_DDPM = ("{node} reads the noise maps of a DDPM chain, this {model} MODEL predicts by flow and has none: use DDIM "
-           "Invert or Direct Invert, or an eps or v model (SD1.x, SD2.x, SDXL).")
+NO_DDPM = ("{node} reads the noise maps of a DDPM chain, this {model} MODEL predicts by flow and has none: use "
+           "FlowEdit Invert or DDIM Invert, or an eps or v model (SD1.x, SD2.x, SDXL).")
 
 
 def in_double(x: Tensor) -> Tensor:
