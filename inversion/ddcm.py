@@ -85,6 +85,6 @@ def inverted(model, x, sigmas, *args, seed, eta, **kwargs) -> Found:
 MISSED = {"missed": Kept("step", "step")}
 METHOD = Method("DDCM", "DDCM Invert", inverted, steps=12, takes=("together",), no_flow=(
     "{node} noises the picture as eps and v models do, this {model} MODEL predicts by flow: use FlowEdit "
-    "Invert, or an eps or v model (SD1.x, SD2.x, SDXL)."),
+    "Invert or DDIM Invert, or an eps or v model (SD1.x, SD2.x, SDXL)."),
     settings={"eta": Setting(1.0, 0.0, 1.0, needed=True), "seed": SEED}, theta=MISSED,
     trajectory="independent", reverse=along(denoise, "eta"), residual="missed", every=True)
