@@ -2,7 +2,6 @@
 import comfy.supported_models
 import pytest
 import torch
-from comfy_extras.nodes_flux import FluxDisableGuidance, FluxGuidance
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from palimpsest.editing.inverting import invert
 
@@ -23,7 +22,9 @@ def sampled_by(kind):
 
 
 def guided(guidance=1.0):
-    return FluxGuidance.execute(tiny.cond(), guidance).result[0]
+    """As FluxGuidance gives it. None: FluxDisableGuidance."""
+    (embedding, extra), = tiny.cond()
+    return [[embedding, {**extra, "guidance": guidance}]]
 
 
 def texts(said, method, model, steps, source=None):
@@ -36,24 +37,24 @@ def texts(said, method, model, steps, source=None):
     (schnell, "has no guidance embedding, as Schnell"),
     (lambda: sampled_by("lcm"), "samples by lcm"), (lambda: sampled_by("x0"), "predicts x0, as Lightning")])
 def test_what_the_host_knows_of_few_steps_is_said_at_a_way_back(make, fact, said):
-    text, = texts(said, "DDIM", make(), 12)
+    model = make()
+    text, = texts(said, "DDIM", model, 2)
     assert fact in text and "FlowEdit Invert needs no way back" in text
-    assert not texts(said, "FlowEdit", make(), 4) and not texts(said, "ReNoise", make(), 4)
+    assert not texts(said, "FlowEdit", model, 2) and not texts(said, "ReNoise", model, 2)
 
 
 def test_where_the_host_knows_nothing_few_steps_are_asked_about(said):
-    text, = texts(said, "DDIM", tiny.flux(), 8)
+    model = tiny.flux()
+    text, = texts(said, "DDIM", model, 8)
     assert "takes 8 steps (paper: 50)" in text and "choose FlowEdit Invert" in text and "take more steps" in text
-    quiet = [("DDIM", tiny.flux(), 9), ("FireFlow", tiny.flux(), 8), ("FlowEdit", tiny.flux(), 4),
-             ("DDIM", tiny.sd15(), 4)]
+    quiet = [("DDIM", model, 9), ("FireFlow", model, 8), ("FlowEdit", model, 2), ("DDIM", tiny.sd15(), 2)]
     assert not sum([texts(said, *run) for run in quiet], [])
 
 
 def test_guidance_that_the_host_puts_into_the_source_is_said_once(said):
     text, = texts(said, "DDIM", tiny.flux(), 9, tiny.cond())
     assert "names no guidance" in text and "takes 3.5" in text and "connect FluxGuidance" in text
-    off = FluxDisableGuidance.execute(tiny.cond()).result[0]
-    for make, source in ((tiny.flux, guided()), (tiny.flux, off), (tiny.sd3, tiny.cond())):
+    for make, source in ((tiny.flux, guided()), (tiny.flux, guided(None)), (tiny.sd3, tiny.cond())):
         assert not texts(said, "DDIM", make(), 9, source)
     assert not [text for text in texts(said, "DDIM", schnell(), 9, tiny.cond()) if "names no guidance" in text]
 
