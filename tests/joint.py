@@ -54,7 +54,8 @@ def hunyuan_video(**kwargs):
 
 @torch.inference_mode()
 def hunyuan_image(**kwargs):
-    """A token a cell."""
+    """A token a cell. Its last layer is scaled up, for editors move it little."""
+    kwargs.setdefault("output", 1.0)
     config = comfy.supported_models.HunyuanImage21({
         **STREAMS, **HUNYUAN, "in_channels": 64, "out_channels": 64, "vec_in_dim": None, "axes_dim": [16, 16],
         "theta": 256, "patch_size": [1, 1], "guidance_embed": False})
@@ -82,6 +83,13 @@ def cond(tokens=8, batch=1, seed=1):
     (embedding, extra), = tiny.cond(tokens, batch, seed=seed)
     llama = torch.randn(batch, 3, tokens, DIM, generator=torch.Generator().manual_seed(seed))
     return [[embedding, {**extra, "conditioning_llama3": llama}]]
+
+
+def prompts(*texts):
+    """A CONDITIONING with a row for each text."""
+    rows = [cond(seed=sum(text.encode()))[0] for text in texts]
+    extra = {name: torch.cat([row[1][name] for row in rows]) for name in rows[0][1]}
+    return [[torch.cat([row[0] for row in rows]), extra]]
 
 
 def latent(family, model, batch=1, size=(8, 8), seed=3):

@@ -11,6 +11,7 @@ from palimpsest.host.sampling import Solver, schedule
 from palimpsest.host.tokens import encode, tokenize_rows
 from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
 
+import joint
 import tiny
 
 _last = {}  # the host runs a slow garbage collection once the MODEL that it loaded last is gone
@@ -28,6 +29,8 @@ def kept(function):
 @kept
 def parts(family, dtype):
     """(MODEL, CLIP) of a family, made once. No test may change them."""
+    if family in joint.JOINT:
+        return joint.JOINT[family](dtype=dtype), None
     with torch.inference_mode():
         return tiny.UNETS[family](dtype=dtype), (tiny.sdxl_clip if family == "sdxl" else clip)()
 
@@ -72,8 +75,21 @@ def cancelled_in(forward, model, call) -> int:
     return len(forwards)
 
 
+def pictures(family, model, batch=1, size=8):
+    """Random latents in model space."""
+    if family in joint.JOINT:
+        return joint.latent(family, model, batch, (size, size))
+    return tiny.latent(model, batch, size)
+
+
+def repeated(x, times):
+    """x [B, …] a number of times in its rows."""
+    return x.repeat(times, *[1] * (x.ndim - 1))
+
+
 class Case:
-    """A small model of a family, an inverted source picture with its prompt, and targets."""
+    """A small model of a family, an inverted source picture with its prompt, and targets. A transformer has no text
+    encoder here, and so no PROMPT_EDIT."""
 
     def __init__(self, family="sd15", source="a red cat on a mat", targets=("a blue cat on a mat",), batch=1, size=8,
                  steps=6,
@@ -81,9 +97,13 @@ class Case:
         self.family = family
         self.model, self.clip = parts(family, dtype)
         with torch.inference_mode():
-            self.source, self.target, self.edit = prompts(self.clip, source, *targets, mode=mode)
-            self.null = tiny.encode(self.clip, "")
-            self.latent = tiny.latent(self.model, batch, size) if latent is None else latent
+            if self.clip is None:
+                self.source = joint.prompts(*([source] if isinstance(source, str) else source))
+                self.target, self.null, self.edit = joint.prompts(*targets), joint.prompts(""), None
+            else:
+                self.source, self.target, self.edit = prompts(self.clip, source, *targets, mode=mode)
+                self.null = tiny.encode(self.clip, "")
+            self.latent = pictures(family, self.model, batch, size) if latent is None else latent
             self.inversion, noise, self.sigmas = invert(self.model, self.source, self.latent, steps)
             self.noise = noise["samples"]
             apart = torch.randn(self.noise.shape, generator=torch.Generator().manual_seed(3))

@@ -9,7 +9,7 @@ from palimpsest.host.keys import RUN
 
 import tiny
 from editors import ACTS, CROSS_END, READS, STEPS
-from runs import Case, kept
+from runs import Case, kept, parts, pictures, repeated
 
 LONG = "soft light, " * 26  # 78 tokens
 PROMPTS = {"plain": ("a red cat on a mat", "a blue cat on a mat"),
@@ -23,8 +23,8 @@ each_family = pytest.mark.parametrize("family", tiny.UNETS)
 @kept
 def made(family, source, targets, size=8, dtype=torch.float32, picture=None):
     """A Case of one picture, of the second of two (1) or of both of two (2)."""
-    pictures = tiny.latent(tiny.UNETS[family](), 2, size)
-    latent = None if picture is None else pictures if picture == 2 else pictures[picture:picture + 1]
+    both = pictures(family, parts(family, dtype)[0], 2, size)
+    latent = None if picture is None else both if picture == 2 else both[picture:picture + 1]
     return Case(family, source, targets, steps=STEPS, size=size, dtype=dtype, latent=latent)
 
 
@@ -36,7 +36,7 @@ def case(family, prompts="plain", **kwargs):
 def near(case, rows, seed=8):
     """Different starts for several rows, close enough to the inverted noise to be edits of it."""
     noise = torch.randn((rows, *case.noise.shape[1:]), generator=torch.Generator().manual_seed(seed))
-    return case.noise.repeat(rows // len(case.noise), 1, 1, 1) + 0.2 * case.noise.std() * noise
+    return repeated(case.noise, rows // len(case.noise)) + 0.2 * case.noise.std() * noise
 
 
 def assert_close(a, b, tolerance=2e-5):

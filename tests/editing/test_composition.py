@@ -6,7 +6,9 @@ from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
 from palimpsest.nodes.inversion.replay import PalimpsestReplay
 
 import tiny
-from editors import APART, CONCEPTS, EDITORS, FAMILIES, MOVES, NULL_TOO, STEPS, each, each_in_turn, each_with
+from editors import APART, CONCEPTS, EDITORS, FAMILIES, MOVES, NULL_TOO, STEPS, THIRDS, each, each_in_turn, each_with
+from joint import JOINT
+from runs import repeated
 from watching import LONG, PROMPTS, acts, assert_close, case, differ, made, near, of, predictions, reads, watch
 
 
@@ -16,7 +18,7 @@ def test_every_editor_edits(editor, family):
     assert differ(c.sample(EDITORS[editor](c)), c.sample())
 
 
-@each_with("cfg", [1.0, 7.5])
+@each_with("cfg", [1.0, 7.5], joint=THIRDS[0])
 def test_four_rows_of_one_picture_are_four_runs(editor, family, cfg):
     c = case(family)
     model, starts = EDITORS[editor](c), near(c, 4)
@@ -25,19 +27,19 @@ def test_four_rows_of_one_picture_are_four_runs(editor, family, cfg):
         assert_close(row, c.sample(model, latent=start[None], cfg=cfg)[0])
 
 
-@each_with("prompts", ["plain", "both long"])
+@each_with("prompts", ["plain", "both long"], joint=THIRDS[1])
 def test_two_targets_in_a_batch_are_two_runs(editor, family, prompts):
     """From equal starts. Four rows repeat the two targets."""
     source, target = PROMPTS[prompts]
     targets = (target, target.replace("blue", "green"))
     c, alone = made(family, source, targets), [made(family, source, (t,)) for t in targets]
-    together = c.sample(EDITORS[editor](c), latent=c.noise.repeat(4, 1, 1, 1))
+    together = c.sample(EDITORS[editor](c), latent=repeated(c.noise, 4))
     found = [a.sample(EDITORS[editor](a)) for a in alone]
     assert differ(*found)
     assert_close(together, torch.cat(found + found))
 
 
-@each_in_turn(0)
+@each_in_turn(0, joint=THIRDS[2])
 def test_each_row_reads_its_own_picture(editor, family):
     """Two pictures, each with its own prompt, in one INVERSION: row i reads picture i mod 2."""
     sources, targets = ("a red cat on a mat", "a black dog on a mat"), ("a blue cat on a mat", "a black pig on a mat")
@@ -50,7 +52,7 @@ def test_each_row_reads_its_own_picture(editor, family):
         assert_close(row, a.sample(EDITORS[editor](a), latent=start[None])[0])
 
 
-@each_in_turn(1)
+@each_in_turn(1, joint=THIRDS[0])
 def test_guidance_is_the_hosts_and_the_null_prompt_is_never_edited(editor, family):
     """At equal latents the target's rows equal those of CFG 1, and the null prompt's rows those of the plain model."""
     if editor in MOVES:
@@ -81,7 +83,7 @@ def test_source_as_target_changes_no_prediction(family, prompts, null):
             assert_close(a.x0, b.x0)
 
 
-@each_with("prompts", PROMPTS)
+@each_with("prompts", PROMPTS, joint=JOINT)
 def test_the_same_result_however_the_host_batches(editor, family, prompts, split):
     """In one forward, where the host repeats the shorter prompt's columns, and in separate forwards."""
     c = case(family, prompts)
@@ -95,7 +97,7 @@ def test_the_same_result_however_the_host_batches(editor, family, prompts, split
     assert_close(apart, together)
 
 
-@each_with("sampler", ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde"])
+@each_with("sampler", ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde"], joint=JOINT)
 def test_the_source_is_read_once_a_sigma_and_only_where_an_editor_reads(editor, family, sampler):
     c = case(family)
     result, chunks = watch(c, EDITORS[editor](c), sampler=sampler)

@@ -9,6 +9,7 @@ import pytest
 
 import tiny
 from editors.case import CROSS_END, SELF_END, STEPS  # noqa: F401  for the tests
+from joint import JOINT
 
 
 def found() -> dict:
@@ -36,16 +37,24 @@ FEATURES = those("features")
 READS, ACTS = those("reads") | FEATURES, those("acts") | FEATURES
 NULL_TOO, MOVES, BARE, WORDS, APART = (those(field) for field in ("null_too", "moves", "bare", "words", "apart"))
 FAMILIES = list(tiny.UNETS)
+ON_JOINT = [case.name for case in EVERY if case.joint]
 each = pytest.mark.parametrize("editor, family", [(e, f) for e in EDITORS for f in FAMILIES])
 
 
-def each_with(name, variants):
-    """Every editor with every variant, each pair on one family in turn. All pairs of the three occur in a test."""
+THIRDS = [list(JOINT)[i::3] for i in range(3)]
+
+
+def each_with(name, variants, joint=()):
+    """Every editor with every variant, each pair on one family in turn. All pairs of the three occur in a test.
+    joint: transformers that the test has too, each with one editor and one variant in turn."""
+    variants = list(variants)
     return pytest.mark.parametrize(f"editor, {name}, family", [
-        (e, v, FAMILIES[(i + j) % len(FAMILIES)]) for i, e in enumerate(EDITORS) for j, v in enumerate(variants)])
+        *((e, v, FAMILIES[(i + j) % len(FAMILIES)]) for i, e in enumerate(EDITORS) for j, v in enumerate(variants)),
+        *((ON_JOINT[i % len(ON_JOINT)], variants[i % len(variants)], f) for i, f in enumerate(joint))])
 
 
-def each_in_turn(turn):
-    """Every editor on one family. Tests of turns 0, 1 and 2 show it on all three."""
+def each_in_turn(turn, joint=()):
+    """Every editor on one family. Tests of turns 0, 1 and 2 show it on all three. joint: as above."""
     return pytest.mark.parametrize("editor, family", [
-        (e, FAMILIES[(i + turn) % len(FAMILIES)]) for i, e in enumerate(EDITORS)])
+        *((e, FAMILIES[(i + turn) % len(FAMILIES)]) for i, e in enumerate(EDITORS)),
+        *((ON_JOINT[(i + turn) % len(ON_JOINT)], f) for i, f in enumerate(joint))])

@@ -27,6 +27,7 @@ class EditorCase:
     bare: it gathers nothing in a run.
     words: it has a threshold on maps, or signs of an L1 norm, which rounding may flip.
     concepts: how many prompts of its own it has predicted in the target's forward.
+    joint: it works on transformers whose attention joins words and picture too.
     apart: it has a prompt of its own predicted in a forward by itself, under other weights.
     guided: it needs guidance. Many tests of every editor sample at CFG 1, so it stands in GUIDED, not in EDITORS.
     """
@@ -42,6 +43,7 @@ class EditorCase:
     words: bool = False
     concepts: int = 0
     apart: bool = False
+    joint: bool = False
     guided: bool = False
 
 

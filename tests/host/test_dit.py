@@ -159,10 +159,18 @@ def test_a_site_where_nothing_acts_is_the_hosts_to_the_bit():
 
 @pytest.mark.parametrize("family", JOINT)
 def test_the_sources_own_prompt_brings_the_picture_back_unedited(family):
-    """Its keys and values are then the target's own."""
+    """Its keys and values are then the target's own. Plain sampling gives the same bytes as before the edit."""
     inversion, model = inverted(family=family), made(family)
-    assert relative(sampled(masactrl(model, inversion), inversion, SOURCE),
-                    sampled(model, inversion, SOURCE)) < 1e-6
+    plain = sampled(model, inversion, SOURCE)
+    assert relative(sampled(masactrl(model, inversion), inversion, SOURCE), plain) < 1e-6
+    assert torch.equal(sampled(model, inversion, SOURCE), plain)
+    assert not any(m._forward_pre_hooks for m in model.model.modules())
+
+
+@pytest.mark.parametrize("family", JOINT)
+def test_an_inversion_of_another_family_is_refused(family):
+    with pytest.raises(ValueError, match="INVERSION"):
+        masactrl(made("chroma" if family == "flux" else "flux"), inverted(family=family))
 
 
 @pytest.mark.parametrize("tokens", [8, 6])

@@ -15,7 +15,8 @@ from palimpsest.host.keys import RUN
 from palimpsest.host.unet import host_attention
 from palimpsest.nodes.attention.store import PalimpsestAttentionStore
 
-from editors import BARE, EDITORS, READS, STEPS, each, each_in_turn, each_with
+from editors import BARE, EDITORS, READS, STEPS, THIRDS, each, each_in_turn, each_with
+from joint import JOINT
 from runs import Case, kept
 
 
@@ -55,7 +56,7 @@ def inputs(case):
     for conditioning in (case.source, case.target, case.null, inversion.conditioning):
         for cross, extra in conditioning:
             tensors += [cross, *(v for _, v in sorted(extra.items()) if isinstance(v, torch.Tensor))]
-    tensors += [t for pair in case.edit.pairs for t in (pair.mapper, pair.kept)]
+    tensors += [t for pair in (case.edit.pairs if case.edit else ()) for t in (pair.mapper, pair.kept)]
     keys = [sorted(extra) for c in (case.source, case.target, case.null) for _, extra in c]
     return [t.clone() for t in tensors], keys
 
@@ -122,11 +123,11 @@ class Trail:
         return [r() for r in (*self.tensors.values(), *self.objects.values()) if r() is not None]
 
 
-@each_in_turn(2)
+@each_in_turn(2, joint=THIRDS[0])
 def test_the_same_bytes_again_whatever_was_sampled_between(editor, family, unchanged):
     """The same edited MODEL, as from a cached node, and an equal new one, as from a node that runs again."""
     c, model = case(family), edited(editor, family)
-    other = edited("reweight" if editor == "blend" else "blend", family)
+    other = edited("mutual" if editor == "blend" else "blend", family)
     unchanged(c, model)
     first = c.sample(model, sampler="dpmpp_2m_sde", seed=5)
     assert torch.equal(c.sample(model, sampler="dpmpp_2m_sde", seed=5), first)
@@ -145,7 +146,7 @@ def test_attaching_an_editor_changes_no_other_model(editor, family):
     assert state(c.model) == base and state(chained) == before
 
 
-@each_in_turn(0)
+@each_in_turn(0, joint=THIRDS[1])
 def test_what_a_run_gathers_dies_with_it(editor, family):
     """Without waiting for the garbage collector, which would be too late for a graphics card."""
     c, trail = case(family), Trail(edited(editor, family))
@@ -197,17 +198,25 @@ def cancelled(step):
 def broken(step, source=False):
     """Another pack's patch raises at a step, while the target or the source is read."""
     def run(case, model):
-        def patch(q, k, v, options):
+        def breaks(options):
             sampled = options["sample_sigmas"].tolist().index(float(options["sigmas"][0]))
-            if q.requires_grad:  # a forward for an editor's gradient
-                return host_attention(q, k, v, options)
             sources = {e["uuid"] for entries in options[RUN].reference.entries for e in entries}
-            if sampled == step and options["block"][0] == "output" and (not source or sources & set(options["uuids"])):
-                raise Broken()
+            return sampled == step and (not source or sources & set(options["uuids"]))
+
+        def patch(q, k, v, options):
+            if not q.requires_grad and options["block"][0] == "output" and breaks(options):
+                raise Broken()  # not in a forward for an editor's gradient
             return host_attention(q, k, v, options)
 
+        def override(func, *args, **kwargs):
+            if breaks(kwargs["transformer_options"]):
+                raise Broken()
+            return func(*args, **kwargs)
+
         model = model.clone()
-        for number in range(len(model.model.diffusion_model.output_blocks)):
+        if case.family in JOINT:
+            model.model_options["transformer_options"]["optimized_attention_override"] = override
+        for number in range(len(getattr(model.model.diffusion_model, "output_blocks", ()))):
             model.set_model_attn2_replace(patch, "output", number)
         case.sample(model)
     return run
@@ -218,7 +227,7 @@ ENDS = {"cancelled at the first step": cancelled(0), "cancelled at the last": ca
         "broken at the last": broken(STEPS - 1)}
 
 
-@each_with("end", ENDS)
+@each_with("end", ENDS, joint=THIRDS[2])
 def test_a_cancelled_or_failed_run_leaves_nothing(editor, family, end, unchanged):
     c, trail = case(family), Trail(edited(editor, family))
     unchanged(c, edited(editor, family))

@@ -20,5 +20,5 @@ def mutual_words(case, model=None):
                                                  False, target_mask=mask, attention=store(case)).result[0]
 
 
-CASES = (EditorCase("mutual", mutual, 80, features=True),
+CASES = (EditorCase("mutual", mutual, 80, features=True, joint=True),
          EditorCase("mutual by words", mutual_words, 90, features=True))
