@@ -1,0 +1,4 @@
+"""ProSpect, shown."""
+from .. import Example
+
+EXAMPLE = Example("ProSpect", elsewhere="Learning takes minutes.")
