@@ -148,6 +148,9 @@ def _told(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
 
 
 def _entered(at, block, args, kwargs):
+    if getattr(block, "flipped_img_txt", False):
+        raise ValueError("This ComfyUI puts the picture before the words in HunyuanVideo's attention, and the editors "
+                         "on this MODEL know the newer order: update ComfyUI to 0.30 or later.")
     kwargs["transformer_options"][BLOCK] = at
 
 
@@ -202,7 +205,8 @@ def _place(tokens: int, options: dict) -> tuple[int, int]:
     left = tokens - picture - start
     if start < 0 or left < 0 or after not in (None, left):
         raise ValueError(f"Attention has {tokens} tokens, where {words} words and a grid of "
-                         f"{' x '.join(map(str, grid))} were expected: another node changes the tokens; remove it.")
+                         f"{' x '.join(map(str, grid))} were expected. Another node changes the tokens: remove "
+                         "it. Or ComfyUI before 0.30 does not count those of a reference latent: update it.")
     return start, start + picture
 
 

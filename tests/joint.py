@@ -1,4 +1,8 @@
 """Small random transformers whose attention joins words and picture, made of the host's own classes."""
+import inspect
+
+import comfy.ldm.chroma.model
+import comfy.ldm.lumina.model
 import comfy.model_base
 import comfy.supported_models
 import torch
@@ -10,24 +14,31 @@ STREAMS = {"hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "dep
            "axes_dim": [8, 12, 12], "theta": 10000, "qkv_bias": True}
 HUNYUAN = {"image_model": "hunyuan_video", "context_in_dim": DIM, "byt5": False, "meanflow": False,
            "meanflow_sum": False, "use_cond_type_embedding": False, "vision_in_dim": None}
+TODAY = hasattr(comfy.supported_models, "ZImage")  # not ComfyUI 0.3.64
+
+
+def known(made, config):
+    """What a host's class takes of a configuration. An older one takes less."""
+    names = inspect.signature(made).parameters
+    return {name: value for name, value in config.items() if name in names or name == "image_model"}
 
 
 @torch.inference_mode()
 def chroma(**kwargs):
-    config = comfy.supported_models.Chroma({
+    config = comfy.supported_models.Chroma(known(comfy.ldm.chroma.model.ChromaParams, {
         **STREAMS, "image_model": "chroma", "in_channels": 64, "out_channels": 64, "context_in_dim": DIM,
         "patch_size": 2, "in_dim": 64, "out_dim": 64, "hidden_dim": 64, "n_layers": 2, "txt_ids_dims": [],
-        "vec_in_dim": None})
+        "vec_in_dim": None}))
     return tiny.patcher(comfy.model_base.Chroma, config, **kwargs)
 
 
 @torch.inference_mode()
 def lumina2(**kwargs):
     """Two heads of queries look up one of keys."""
-    config = comfy.supported_models.Lumina2({
+    config = comfy.supported_models.Lumina2(known(comfy.ldm.lumina.model.NextDiT, {
         "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 64, "n_layers": 2, "n_refiner_layers": 1,
         "n_heads": 2, "n_kv_heads": 1, "qk_norm": True, "cap_feat_dim": DIM, "multiple_of": 32,
-        "ffn_dim_multiplier": 2.0, "axes_dims": [8, 12, 12], "axes_lens": [64, 64, 64], "rope_theta": 10000.0})
+        "ffn_dim_multiplier": 2.0, "axes_dims": [8, 12, 12], "axes_lens": [64, 64, 64], "rope_theta": 10000.0}))
     return tiny.patcher(tiny.Lumina2, config, **kwargs)
 
 
@@ -73,9 +84,8 @@ def hidream(**kwargs):
 
 
 JOINT = {"flux": tiny.flux, "chroma": chroma, "qwen": tiny.qwen, "zimage": tiny.zimage, "lumina2": lumina2,
-         "sd3": tiny.sd3, "sd35 medium": sd35_medium, "auraflow": aura_flow,
-         "hunyuan video": hunyuan_video, "hunyuan image": hunyuan_image,
-         "hidream": hidream}
+         "sd3": tiny.sd3, "sd35 medium": sd35_medium, "auraflow": aura_flow, "hidream": hidream,
+         **({"hunyuan video": hunyuan_video, "hunyuan image": hunyuan_image} if TODAY else {})}
 
 
 def cond(tokens=8, batch=1, seed=1):

@@ -77,7 +77,7 @@ def softmax(q, k, v):
 # {family: (tokens, those before the picture's), of so many words and tokens of the picture}
 PLACES = {"hidream": lambda words, tokens: (tokens + 3 * words, 0),
           "auraflow": lambda words, tokens: (8 + words + tokens, 8 + words),
-          "zimage": lambda words, tokens: (32 + -(-tokens // 32) * 32, 32)}
+          **({"zimage": lambda words, tokens: (32 + -(-tokens // 32) * 32, 32)} if joint.TODAY else {})}
 
 
 def of_picture(family, words, tokens, found):
@@ -139,6 +139,7 @@ def test_an_edit_is_the_explicit_softmaxs(editor, family, size):
     assert relative(found, sampled(model, inversion)) > 1e-4
 
 
+@pytest.mark.skipif(not joint.TODAY, reason="ComfyUI 0.3.64 does not count a reference latent's tokens")
 @pytest.mark.parametrize("family", ["flux", "qwen"])
 def test_a_reference_latents_tokens_are_looked_up_as_before(family):
     """Those of Kontext and Qwen-Image-Edit, which stand after the picture's own."""
