@@ -13,8 +13,9 @@ import signal
 import sys
 from pathlib import Path
 
-from environment import host_version
 from filelock import FileLock, Timeout
+
+from environment import host_version
 from pack import ROOT, find_host
 from workflow import object_info
 

@@ -1,5 +1,6 @@
 """Cases of every family and the predictions of each forward of a run, for the tests of all editors."""
 from dataclasses import dataclass
+from functools import cache
 
 import comfy.samplers
 import pytest
@@ -8,7 +9,7 @@ from comfy.patcher_extension import WrappersMP
 from palimpsest.host.keys import RUN
 
 import tiny
-from editors import ACTS, CROSS_END, READS, STEPS
+from editors import ACTS, CROSS_END, EDITORS, READS, STEPS
 from runs import Case, kept, parts, pictures, repeated
 
 LONG = "soft light, " * 26  # 78 tokens
@@ -97,6 +98,13 @@ def watch(case, model, guider=None, order=("positive", "negative"), run=None, cf
     roles = dict(enumerate(order))
     return result, [Chunk(sigma, "reference" if read else roles.get(index, f"added {index}"),
                           entries.get(uuid), *rest) for sigma, read, index, uuid, *rest in noted]
+
+
+@cache
+def watched(editor, family, size=8, **kwargs):
+    """(result, Chunks) of a run with an editor alone, or with none for "". Made once."""
+    c = case(family, size=size)
+    return watch(c, EDITORS[editor](c) if editor else c.model, **kwargs)
 
 
 def predictions(case, model, positive=None, **kwargs):

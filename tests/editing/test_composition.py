@@ -9,16 +9,15 @@ import tiny
 from editors import APART, CONCEPTS, EDITORS, FAMILIES, MOVES, NULL_TOO, STEPS, THIRDS, each, each_in_turn, each_with
 from joint import JOINT
 from runs import repeated
-from watching import LONG, PROMPTS, acts, assert_close, case, differ, made, near, of, predictions, reads, watch
+from watching import LONG, PROMPTS, acts, assert_close, case, differ, made, near, of, predictions, reads, watch, watched
 
 
 @each
 def test_every_editor_edits(editor, family):
-    c = case(family)
-    assert differ(c.sample(EDITORS[editor](c)), c.sample())
+    assert differ(watched(editor, family)[0], watched("", family)[0])
 
 
-@each_with("cfg", [1.0, 7.5], joint=THIRDS[0])
+@each_with("cfg", [1.0, 7.5], 2, joint=THIRDS[0])
 def test_four_rows_of_one_picture_are_four_runs(editor, family, cfg):
     c = case(family)
     model, starts = EDITORS[editor](c), near(c, 4)
@@ -27,7 +26,7 @@ def test_four_rows_of_one_picture_are_four_runs(editor, family, cfg):
         assert_close(row, c.sample(model, latent=start[None], cfg=cfg)[0])
 
 
-@each_with("prompts", ["plain", "both long"], joint=THIRDS[1])
+@each_with("prompts", ["plain", "both long"], 0, joint=THIRDS[1])
 def test_two_targets_in_a_batch_are_two_runs(editor, family, prompts):
     """From equal starts. Four rows repeat the two targets."""
     source, target = PROMPTS[prompts]
@@ -83,7 +82,7 @@ def test_source_as_target_changes_no_prediction(family, prompts, null):
             assert_close(a.x0, b.x0)
 
 
-@each_with("prompts", PROMPTS, joint=JOINT)
+@each_with("prompts", PROMPTS, 1, joint=JOINT)
 def test_the_same_result_however_the_host_batches(editor, family, prompts, split):
     """In one forward, where the host repeats the shorter prompt's columns, and in separate forwards."""
     c = case(family, prompts)
@@ -97,22 +96,22 @@ def test_the_same_result_however_the_host_batches(editor, family, prompts, split
     assert_close(apart, together)
 
 
-@each_with("sampler", ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde"], joint=JOINT)
+@each_with("sampler", ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde"], 2, joint=JOINT)
 def test_the_source_is_read_once_a_sigma_and_only_where_an_editor_reads(editor, family, sampler):
     c = case(family)
-    result, chunks = watch(c, EDITORS[editor](c), sampler=sampler)
+    result, chunks = watched(editor, family, sampler=sampler)
     sigmas = [k.sigma for k in of(chunks, "positive")]
     assert len(sigmas) == (2 * STEPS - 1 if sampler == "heun" else STEPS)
     read = [s for s in dict.fromkeys(sigmas) if reads(editor, c, s)]
     prompts = 2 if editor in NULL_TOO else 1
     assert [k.sigma for k in of(chunks, "reference")] == [s for s in read for _ in range(prompts)] and len(read) < STEPS
-    assert differ(result, c.sample(sampler=sampler))
+    assert differ(result, watched("", family, sampler=sampler)[0])
 
 
 OTHER_NOISE = "starts from other noise"
 
 
-@each_with("replayed", [(0.0, "euler"), (0.5, "dpmpp_2m"), (0.0, "dpmpp_2m_sde")])
+@each_with("replayed", [(0.0, "euler"), (0.5, "dpmpp_2m"), (0.0, "dpmpp_2m_sde")], 0)
 def test_other_noise_is_said_once_a_run_and_never_of_replays_latent(editor, family, replayed, caplog):
     c, (start, sampler) = case(family), replayed
     model, solver, sigmas, latent = PalimpsestReplay.execute(

@@ -1,5 +1,6 @@
 """Every editor with areas, other prompts' entries and guiders other than the host's own."""
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -150,15 +151,25 @@ def dual_model(case, middle):
     return make, ("positive",)
 
 
-@each_with("guider", [dual, perp_neg, dual_model])
+def guided(family, guider, editor=""):
+    """(names of its prompts, predictions, end) of the guider's runs with an editor, or with none."""
+    c = case(family)
+    model = EDITORS[editor](c) if editor else c.model
+    make, order = guider(c, tiny.encode(c.clip, "a dull photo"))
+    found = predictions(c, model, guider=make, order=order)
+    return order, [k for k in found if k.role in order], watch(c, model, make, order)[0]
+
+
+unedited = cache(guided)
+
+
+@each_with("guider", [dual, perp_neg, dual_model], 0)
 def test_of_every_guiders_prompts_the_positive_alone_is_edited(editor, family, guider):
     """At equal latents, every other prompt's prediction equals the plain model's."""
     if editor in MOVES:
         pytest.skip("it moves the latent at which every prompt is predicted")
     c = case(family)
-    make, order = guider(c, tiny.encode(c.clip, "a dull photo"))
-    edited, plain = (predictions(c, m, guider=make, order=order) for m in (EDITORS[editor](c), c.model))
-    edited, plain = ([k for k in found if k.role in order] for found in (edited, plain))
+    (order, edited, end), (_, plain, plain_end) = guided(family, guider, editor), unedited(family, guider)
     assert {k.entry[0] for k in edited} >= set(order)
     for a, b in zip(edited, plain, strict=True):
         assert a.entry == b.entry
@@ -166,4 +177,4 @@ def test_of_every_guiders_prompts_the_positive_alone_is_edited(editor, family, g
             assert differ(a.x0, b.x0) == acts(editor, c, a.sigma)
         else:
             assert_close(a.x0, b.x0)
-    assert differ(watch(c, EDITORS[editor](c), make, order)[0], watch(c, c.model, make, order)[0])
+    assert differ(end, plain_end)

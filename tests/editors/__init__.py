@@ -44,12 +44,12 @@ each = pytest.mark.parametrize("editor, family", [(e, f) for e in EDITORS for f 
 THIRDS = [list(JOINT)[i::3] for i in range(3)]
 
 
-def each_with(name, variants, joint=()):
-    """Every editor with every variant, each pair on one family in turn. All pairs of the three occur in a test.
+def each_with(name, variants, turn, joint=()):
+    """Every editor with every variant, on one family. Tests of turns 0, 1 and 2 show an editor on all three.
     joint: transformers that the test has too, each with one editor and one variant in turn."""
     variants = list(variants)
     return pytest.mark.parametrize(f"editor, {name}, family", [
-        *((e, v, FAMILIES[(i + j) % len(FAMILIES)]) for i, e in enumerate(EDITORS) for j, v in enumerate(variants)),
+        *((e, v, FAMILIES[(i + turn) % len(FAMILIES)]) for i, e in enumerate(EDITORS) for v in variants),
         *((ON_JOINT[i % len(ON_JOINT)], variants[i % len(variants)], f) for i, f in enumerate(joint))])
 
 

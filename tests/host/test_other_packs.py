@@ -1,5 +1,6 @@
 """Every editor with other packs' patches and with a ControlNet."""
 from collections import Counter, defaultdict
+from functools import cache
 
 import comfy.cldm.cldm
 import comfy.controlnet
@@ -25,7 +26,7 @@ import tiny
 from control_nets import control_net, hint, plainly
 from editors import EDITORS, NULL_TOO, READS, each_with
 from runs import Case, relative
-from watching import acts, assert_close, case, differ, each_family, limit, near, of, predictions, watch
+from watching import acts, assert_close, case, differ, each_family, limit, near, of, predictions, watch, watched
 
 
 def lora(model):
@@ -80,14 +81,22 @@ def hyper_tile(model):
     return HyperTile.execute(model, 32, 1, 1, False)[0]
 
 
-@each_with("other", [lora, pag, free_u, hyper_tile])
+@cache
+def with_other(other, family, size):
+    """The end of a run with another pack's patch alone."""
+    c = case(family, size=size)
+    return c.sample(other(c.model))
+
+
+@each_with("other", [lora, pag, free_u, hyper_tile], 0)
 def test_another_packs_patch_acts_before_and_after_the_editor_alike(editor, family, other):
     """With tiles of 4 × 4 cells where HyperTile cuts, also on grids where self-attention is edited."""
-    c = case(family, size=16 if other is hyper_tile else 8)
+    size = 16 if other is hyper_tile else 8
+    c = case(family, size=size)
     before, after = EDITORS[editor](c, other(c.model)), other(EDITORS[editor](c))
     found, chunks = watch(c, before)
     assert torch.equal(found, watch(c, after)[0])
-    assert differ(found, c.sample(EDITORS[editor](c))) and differ(found, c.sample(other(c.model)))
+    assert differ(found, watched(editor, family, size)[0]) and differ(found, with_other(other, family, size))
     read = Counter(k.sigma for k in of(chunks, "reference"))
     assert all(n == (2 if editor in NULL_TOO else 1) for n in read.values()) and bool(read) == (editor in READS)
 
@@ -145,7 +154,20 @@ def test_a_cache_that_skips_the_sources_forward_is_refused():
     assert torch.isfinite(c.sample(EDITORS["swap"](c, cached(c.model)))).all()
 
 
-@each_with("place", [("attn1",), ("attn2", 0), ("attn2",), ("attn1", 0)])
+def stronger(q, k, v, options):
+    return 1.5 * host_attention(q, k, v, options)
+
+
+@cache
+def patched_alone(family, slot, *depth):
+    """The end of a run with another pack's attention alone."""
+    c = case(family)
+    model = c.model.clone()
+    model.set_model_patch_replace(stronger, slot, "middle", 0, *depth)
+    return c.sample(model)
+
+
+@each_with("place", [("attn1",), ("attn2", 0), ("attn2",), ("attn1", 0)], 1)
 def test_another_packs_attention_is_called_wherever_the_hosts_would_be(editor, family, place):
     """Under the host's two kinds of key, before or after the editor, for target, null prompt and source."""
     c, seen, (slot, *depth) = case(family), defaultdict(set), place
@@ -153,7 +175,7 @@ def test_another_packs_attention_is_called_wherever_the_hosts_would_be(editor, f
     def patch(q, k, v, options):
         for uuid in options["uuids"]:
             seen[uuid].add(float(options["sigmas"][0]))
-        return 1.5 * host_attention(q, k, v, options)
+        return stronger(q, k, v, options)
 
     def patched(model, function=patch):
         model = model.clone()
@@ -165,8 +187,8 @@ def test_another_packs_attention_is_called_wherever_the_hosts_would_be(editor, f
     wanted = [sorted({k.sigma for k in of(chunks, role)}) for role in {k.role for k in chunks}]
     assert sorted(map(sorted, seen.values())) == sorted(wanted)
     assert torch.equal(found, watch(c, after)[0])
-    edited, _ = watch(c, EDITORS[editor](c))
-    assert differ(found, edited) and differ(found, c.sample(patched(c.model)))
+    edited, _ = watched(editor, family)
+    assert differ(found, edited) and differ(found, patched_alone(family, slot, *depth))
     assert torch.equal(watch(c, patched(EDITORS[editor](c), host_attention))[0], edited)
 
 
@@ -212,12 +234,20 @@ def for_a_while(case, negative):
     return positive, [*ranged.set_range(negative, 0.0, 0.5)[0], *ranged.set_range(controlled, 0.5, 1.0)[0]]
 
 
-@each_with("apply", [plainly, advanced])
+@cache
+def controlled(family, apply):
+    """The end of a run with a ControlNet alone."""
+    c = case(family)
+    positive, negative = apply(c)
+    return c.sample(positive=positive, negative=negative)
+
+
+@each_with("apply", [plainly, advanced], 2)
 def test_a_control_net_on_the_target_never_meets_the_source(editor, family, apply, split):
     c = case(family)
     model, (positive, negative) = EDITORS[editor](c), apply(c)
     found, chunks = watch(c, model, positive=positive, negative=negative)
-    free, unguided = watch(c, model)
+    free, unguided = watched(editor, family)
     percents = (0.2, 0.6) if apply is advanced else (0.0, 1.0)
     wanted = {k.role for k in chunks if k.role != "reference" and (k.role == "positive" or apply is plainly)}
     if editor in ("noise mask", "sine", "reward"):  # their own rows are compared with the target's, or mixed with it
@@ -227,7 +257,7 @@ def test_a_control_net_on_the_target_never_meets_the_source(editor, family, appl
     assert {k.controlled for k in of(chunks, "positive")} == ({True} if apply is plainly else {True, False})
     for a, b in zip(of(chunks, "reference"), of(unguided, "reference"), strict=True):
         assert torch.equal(a.x0, b.x0)
-    assert differ(found, free) and differ(found, c.sample(positive=positive, negative=negative))
+    assert differ(found, free) and differ(found, controlled(family, apply))
     split(c)
     assert_close(c.sample(model, positive, negative=negative), found)
 

@@ -6,7 +6,7 @@ from runs import relative
 from watching import case, of, predictions
 
 
-@each_with("dtype", [torch.float16, torch.bfloat16], joint=THIRDS[1])
+@each_with("dtype", [torch.float16, torch.bfloat16], 1, joint=THIRDS[1])
 def test_half_precision_is_near_fp32(editor, family, dtype):
     """The plain model shows what a CPU rounds. With an editor, a prediction at the source's latents has no larger
     error. A run's error is no larger than the editor's own magnification of an error of the noise in fp32. Two cases
