@@ -7,6 +7,8 @@ from torch import Tensor
 from ..host.batch import repeat_to_batch_size
 from ..host.canvas import concerning, log
 from ..host.hooks import hooks_of, known_hooks
+from ..host.network import knows_places
+from ..host.options import compiled
 from ..host.sampling import adds_noise, digest
 from ..inversion.trajectory import Inversion
 from .editor import Editor, overrides
@@ -59,6 +61,11 @@ def check_run(run: "Run", stepped: Inversion | None):
     if acting and run.guider.model_options.get("context_handler") is not None:
         raise ValueError("Context windows show the model parts of the latent in turn, the editors on this MODEL "
                          f"({len(acting)}) read it whole: remove the Context Windows node.")
+    network = run.guider.inner_model.diffusion_model
+    if compiled(run.guider.model_options) and knows_places(network) and any(overrides(e, "install") for e in acting):
+        raise ValueError(f"The {type(network).__name__} of this MODEL is compiled (torch.compile) and does not tell "
+                         f"which block computes attention, and the editors on it ({len(acting)}) need to know: remove "
+                         "TorchCompileModel.")
     for inversion in inversions_of(run.editors):
         if inversion.theta and id(inversion) not in replayed:
             raise ValueError(f"The {inversion.method} INVERSION learned {', '.join(inversion.theta)} and nothing "

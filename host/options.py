@@ -7,9 +7,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 
-__all__ = ["WrappersMP", "add_wrappers", "with_hooks", "with_patches", "with_replaced", "with_transformer",
+__all__ = ["WrappersMP", "add_wrappers", "compiled", "with_hooks", "with_patches", "with_replaced", "with_transformer",
            "with_wrapper"]
+
+
+def compiled(model_options: dict) -> bool:
+    """Whether a node has the network, or blocks of it, compiled by torch."""
+    return TORCH_COMPILE_KWARGS in model_options
 
 
 def with_transformer(model_options: dict, **changed) -> dict:

@@ -8,12 +8,14 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import set_model_options_patch_replace
+from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_freelunch import FreeU
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
 from palimpsest.host.unet import host_attention, resolutions
+from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
 from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
 from palimpsest.nodes.blending.noise_mask import PalimpsestNoiseMask
 from palimpsest.nodes.guidance.ledits import PalimpsestLEDITS
@@ -25,6 +27,7 @@ import nodes as host
 import tiny
 from control_nets import control_net, hint, plainly
 from editors import EDITORS, NULL_TOO, READS, each_with
+from recording import Flow
 from runs import Case, relative
 from watching import acts, assert_close, case, differ, each_family, limit, near, of, predictions, watch, watched
 
@@ -307,3 +310,17 @@ def test_the_noise_mask_compares_with_the_learned_null_prompt_in_either_order():
     positive, negative = advanced(c)
     found = [c.sample(second(first(c.model)), positive, negative=negative) for first, second in (steps, steps[::-1])]
     assert torch.equal(*found)
+
+
+def test_a_compiled_transformer_has_no_editor_of_attention():
+    """Blends stay, and U-Nets, which tell a block by the host's own slots."""
+    c, model = Flow("flux"), tiny.flux()
+    model.model_options[TORCH_COMPILE_KWARGS] = {}  # as TorchCompileModel leaves it
+    edited = PalimpsestMutualSelfAttention.execute(model, c.inversion, 0.0, 1.0, "", "", "", 0.1, True).result[0]
+    with pytest.raises(ValueError, match=r"The Flux of this MODEL is compiled.*editors on it \(1\).*remove Torch"):
+        c.sample(edited)
+    c.sample(PalimpsestNoiseMask.execute(model, c.inversion, "source", 0.2, 1.0, 0.5).result[0])
+    c = case("sd15")
+    unet = c.model.clone()
+    unet.model_options[TORCH_COMPILE_KWARGS] = {}
+    c.sample(PalimpsestMutualSelfAttention.execute(unet, c.inversion, 0.0, 1.0, "", "", "", 0.1, True).result[0])
