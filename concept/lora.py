@@ -36,6 +36,9 @@ class LoRA(WeightBasis):
     def takes(self, name, weight):
         return weight.ndim >= 2 and any(part in name for part in PARTS[self.layers])
 
+    def takes_text(self, weight):
+        return weight.ndim >= 2  # a LoRA file has no product for a bias
+
     def start(self, weight, generator):
         down = torch.randn(self.rank, weight[0].numel(), generator=generator) / self.rank
         return {"A": down.requires_grad_(), "B": torch.zeros(len(weight), self.rank, requires_grad=True)}

@@ -50,8 +50,12 @@ class WeightBasis:
     text_encoder: bool = False
 
     def takes(self, name: str, weight: Tensor) -> bool:
-        """Whether a weight of the network changes, by its name there. Of the text encoder's all take part."""
+        """Whether a weight of the network changes, by its name there."""
         raise NotImplementedError
+
+    def takes_text(self, weight: Tensor) -> bool:
+        """Whether a weight of the text encoder changes, where it takes part."""
+        return True
 
     def start(self, weight: Tensor, generator: torch.Generator) -> Theta:
         """θ at ΔW = 0, on the CPU in fp32. What requires a gradient is trained."""

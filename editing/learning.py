@@ -200,7 +200,7 @@ class Learner:
             if one.text_encoder:
                 called_as = encoder_lora_names(self.clip)
                 inside = dict(self.clip.cond_stage_model.named_parameters())
-                taken = {n: inside[n].detach() for n in called_as if n in inside}
+                taken = {n: inside[n].detach() for n in called_as if n in inside and one.takes_text(inside[n])}
                 self.encoder.append(Weights(one, taken, called_as, self.generator))
                 leaves[-1] += self.encoder[-1].leaves()
         self.leaves = [t for group in leaves for t in group]

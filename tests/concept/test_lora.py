@@ -24,7 +24,7 @@ def test_the_change_is_a_product_of_rank_r(shape):
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.float16])
-def test_the_hosts_lora_loader_loads_the_file(precision, tmp_path, monkeypatch):
+def test_the_hosts_lora_loader_loads_the_file(precision, tmp_path, monkeypatch, caplog):
     """Convolutions, projections and the text encoder, by the names that other programs know too."""
     from palimpsest.host.concept_files import lora_file
     model, clip = tiny.sd15(), tiny.clip()
@@ -34,6 +34,7 @@ def test_the_hosts_lora_loader_loads_the_file(precision, tmp_path, monkeypatch):
     monkeypatch.setattr(nodes.folder_paths, "get_full_path_or_raise", lambda kind, name: str(path))
     theirs = nodes.LoraLoader().load_lora(model, clip, "thing.safetensors", 1.0, 1.0)
     ours = applied(model, clip, learned)
+    assert "not loaded" not in caplog.text
     latent, prompt = {"samples": tiny.latent(model)}, tiny.encode(clip, "a dog")
     sampled = [nodes.common_ksampler(m, 1, 3, 1.0, "euler", "simple", prompt, prompt, latent)[0]["samples"]
                for m in (theirs[0], ours[0], model)]
