@@ -9,6 +9,16 @@ NODE = "Learn Concept"
 WHOLE = 4 * 4  # bytes a number that learns: in fp32 itself, its gradient and AdamW's two means
 
 
+def text_learns(clip) -> bool:
+    """Whether a LoRA file can hold what the text encoder learns."""
+    encoders = _encoders(clip)
+    return bool(encoders) and all(name.startswith("clip") for name in encoders)
+
+
+def _encoders(clip) -> set:
+    return {name.split(".")[0] for name in encoder_lora_names(clip)}
+
+
 def check(model, clip, images, trained, prior, concept, notes):
     """ValueError on what cannot be learned, before anything is computed."""
     prediction_type(model)
@@ -67,11 +77,10 @@ def check(model, clip, images, trained, prior, concept, notes):
         if wrong:
             raise ValueError(f"The MODEL's weight {wrong} is {weights[wrong].dtype}, quantised, and learning adds to "
                              "weights of 16 bits or more: load the checkpoint in fp16, bf16 or fp32.")
-        parts = {n.split(".")[0] for n in encoder_lora_names(clip)} if basis.text_encoder else {"clip"}
-        if not parts or not all(part.startswith("clip") for part in parts):
+        if basis.text_encoder and not text_learns(clip):
             raise ValueError(f"{type(basis).__name__} trains the text encoder, and of this one "
-                             f"({', '.join(sorted(parts)) or 'no weights'}) only CLIP can learn into a LoRA file: turn "
-                             "text_encoder off.")
+                             f"({', '.join(sorted(_encoders(clip))) or 'no weights'}) only CLIP can learn into a LoRA "
+                             "file: turn text_encoder off.")
         if isinstance(basis, WholeChange):
             numbers = sum(weights[n].numel() for n in taken)
             needed, has = WHOLE * numbers, total_bytes(model)

@@ -165,9 +165,12 @@ class Prior:
 
     images: of the class, made by the model before it learns.
     weight: λ.
+    predicted: whether the model keeps to what it predicted of them before it learned, in the place of the pictures
+        themselves. They may be any then.
     """
     images: ConceptImages
     weight: float
+    predicted: bool = False
 
 
 class Objective:

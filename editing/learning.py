@@ -6,7 +6,8 @@
 What is trained is a paper's (concept/); the loop is the same for all. A row is a picture with noise of a level σ. Its
 loss is what the model was trained with, ‖c(σ)·(x̂0 - x0)‖² as a mean over places and channels: c = 1/σ turns an error
 of x0 into one of ε, and into one of the velocity on flow models; c = √(1+σ²)/σ into one of v. Rows of a prior are
-averaged apart and count λ. An `Objective` puts another loss in the place of the concept's rows' own.
+averaged apart and count λ; x0 of theirs may be what the frozen model predicts. An `Objective` puts another loss in the
+place of the concept's rows' own.
 """
 import copy
 import time
@@ -223,7 +224,7 @@ class Learner:
         """One update. Returns (the loss, one row's noisy x, its clean prediction, its σ)."""
         rows = self._rows(self.images, self.batch, 1.0)
         if self.prior:
-            rows += self._rows(self.prior.images, self.batch, self.prior.weight)
+            rows += self._rows(self.prior.images, self.batch, self.prior.weight, self.prior.predicted)
         self.optimiser.zero_grad(set_to_none=True)
         total, shown = self.differentiate(rows)
         torch.nn.utils.clip_grad_norm_(self.clipped, self.norm)
@@ -285,7 +286,7 @@ class Learner:
             group.append(row)
         return groups
 
-    def _rows(self, images, count, share) -> list["Row"]:
+    def _rows(self, images, count, share, predicted=False) -> list["Row"]:
         """Rows of some pictures, at levels drawn as the model's family was trained."""
         model, device = self.guider.inner_model, self.guider.model_patcher.load_device
         objective, rows = self.objective if images is self.images else None, []
@@ -302,30 +303,31 @@ class Learner:
             at, clean = torch.tensor([sigma], device=device), clean.to(device)
             x = model.model_sampling.noise_scaling(at, noise, clean)
             entries = [self._entry(example.caption, images.identifier, x, sigma)]
-            if objective and objective.base is not None:
+            if predicted or objective and objective.base is not None:
                 with self._as_it_was():
-                    entries.append(self._entry(example.caption, objective.base, x, sigma))
-            rows.append(Row(x, clean, at, tuple(entries), share / count, objective))
+                    entries.append(self._entry(example.caption, objective.base if objective else "", x, sigma))
+            rows.append(Row(x, clean, at, tuple(entries), share / count, objective, predicted))
         return rows
 
     def _loss(self, rows) -> tuple:
-        errors, found = self._errors(rows, 0)
+        frozen, target = None, torch.cat([row.clean for row in rows])
+        if len(rows[0].entries) > 1:
+            with self._as_it_was():
+                frozen, before = self._errors(rows, 1, target)
+            target = before if rows[0].predicted else target
+        errors, found = self._errors(rows, 0, target)
         if rows[0].objective:
-            frozen = None
-            if len(rows[0].entries) > 1:
-                with self._as_it_was():
-                    frozen, _ = self._errors(rows, 1)
             errors = rows[0].objective.losses(errors, frozen)
         shares = torch.tensor([row.share for row in rows], device=errors.device)
         return (errors * shares).sum(), (rows[0].x, found[:1].detach(), float(rows[0].sigma))
 
-    def _errors(self, rows, n) -> tuple:
-        """(‖c(σ)·(x̂0 - x0)‖² [B] under each row's n-th entry, x̂0)."""
-        x, clean, sigma = (torch.cat([getattr(row, name) for row in rows]) for name in ("x", "clean", "sigma"))
+    def _errors(self, rows, n, target) -> tuple:
+        """(‖c(σ)·(x̂0 - target)‖² [B] under each row's n-th entry, x̂0)."""
+        x, sigma = (torch.cat([getattr(row, name) for row in rows]) for name in ("x", "sigma"))
         conds = [[joined([row.entries[n] for row in rows])]]
         found = calc_cond_batch(self.guider.inner_model, conds, x, sigma, self.options)[0].float()
         data = float(getattr(self.guider.inner_model.model_sampling, "sigma_data", 1.0))
-        errors = append_dims(weight(self.prediction, sigma, data), x) * (found - clean).square()
+        errors = append_dims(weight(self.prediction, sigma, data), x) * (found - target).square()
         return errors.flatten(1).mean(1), found
 
     @contextmanager

@@ -15,6 +15,7 @@ class Row:
     entries: processed cond entries, of its caption and, where an objective asks it, of the frozen model's.
     share: of its loss in the step's.
     objective: what it lowers in the place of its own loss.
+    predicted: whether the frozen model's prediction, under the last entry, is learned in the place of `clean`.
     """
     x: Tensor
     clean: Tensor
@@ -22,6 +23,7 @@ class Row:
     entries: tuple
     share: float
     objective: Objective | None
+    predicted: bool = False
 
 
 def weight(prediction: str, sigma: Tensor, sigma_data: float = 1.0) -> Tensor:
@@ -35,7 +37,8 @@ def alike(row: Row, other: Row) -> bool:
     """Whether two rows fit one forward."""
     pairs = [(conds["model_conds"], others["model_conds"]) for conds, others in zip(row.entries, other.entries)]
     hooks = [[entry.get("hooks") for entry in one.entries] for one in (row, other)]
-    return row.objective == other.objective and hooks[0] == hooks[1] and row.x.shape == other.x.shape and all(
+    same = (row.objective, row.predicted, row.x.shape) == (other.objective, other.predicted, other.x.shape)
+    return same and hooks[0] == hooks[1] and all(
         cond.can_concat(others[name]) for conds, others in pairs for name, cond in conds.items())
 
 

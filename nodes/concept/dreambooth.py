@@ -4,11 +4,12 @@ from comfy_api.latest import io, ui
 
 from ...concept.dreambooth import RARE, AllWeights
 from ...concept.lora import LoRA
+from ...editing.concept_checks import text_learns
 from ...editing.concepts import SLOT, Prior
 from ...editing.learning import applied, learn_concept
 from ...editing.watching import Watch
 from ..search import aliases
-from .images import PalimpsestClassImages, PalimpsestConceptImages
+from .images import PalimpsestClassImages, PalimpsestConceptImages, lines
 from .learn import said
 from .widgets import (
     ConceptImagesType,
@@ -22,7 +23,15 @@ from .widgets import (
     text_encoder_input,
 )
 
-TEMPLATES = "a photo of a {0}\na photo of a {0} outside\na close photo of a {0}\na picture of a {0} in a room"
+TEMPLATES = "\n".join(text.format(SLOT) for text in (
+    "a photo of a {}", "a photo of a {} outside", "a close photo of a {}", "a picture of a {} in a room"))
+
+
+def class_templates(captions: str, noun: str) -> str:
+    """Prompts of the class: what the captions say of it, and the noun alone. Structured as they are, the class differs
+    from the subject in the identifier alone."""
+    said = [text.replace(f"{SLOT} {noun}", SLOT) for text in lines(captions)]
+    return "\n".join(dict.fromkeys((*said, f"a photo of a {SLOT}"))) if said else TEMPLATES
 
 
 class PalimpsestLearnAll(io.ComfyNode):
@@ -56,12 +65,15 @@ class PalimpsestPriorPreservation(io.ComfyNode):
                 io.Float.Input("weight", default=1.0, min=0.0, max=100.0, step=0.05, tooltip=(
                     "What their loss counts beside the concept's. Paper: 1.")),
                 more_objectives_input(),
+                io.Boolean.Input("predicted", default=False, tooltip=(
+                    "Whether the model keeps to what it predicted of them before it learned, in the place of the "
+                    "pictures themselves. More of the class stays, a step takes a forward more. Paper: off.")),
             ],
             outputs=[ObjectiveType.Output(display_name="objective")])
 
     @classmethod
-    def execute(cls, class_images, weight, more=None) -> io.NodeOutput:
-        return io.NodeOutput((*(more or ()), Prior(class_images, weight)))
+    def execute(cls, class_images, weight, more=None, predicted=False) -> io.NodeOutput:
+        return io.NodeOutput((*(more or ()), Prior(class_images, weight, predicted)))
 
 
 class PalimpsestLearnSubject(io.ComfyNode):
@@ -70,9 +82,9 @@ class PalimpsestLearnSubject(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestLearnSubject", display_name="Learn a Subject", category="palimpsest/concept",
             **aliases("dreambooth", "my dog", "my face", "my product", "few photos", "train LoRA", "personalize"),
-            description="Learns a thing, an animal or a person from a few pictures: LoRA with class-prior preservation "
-                        "(DreamBooth). It looks at itself as it learns, stops when nothing more is won or the class "
-                        "begins to drift, and gives the best that it found.",
+            description="Learns a thing, an animal or a person from a few pictures: LoRA of network and text encoder "
+                        "with class-prior preservation (DreamBooth). It looks at itself as it learns, stops when "
+                        "nothing more is won or the class begins to drift, and gives the best that it found.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL without Palimpsest editors. It is not changed."),
                 io.Clip.Input("clip"), io.Vae.Input("vae"),
@@ -96,21 +108,28 @@ class PalimpsestLearnSubject(io.ComfyNode):
                     "By which share the class's loss may grow before learning stops.")),
                 io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True,
                              tooltip="Of pictures, levels and noise. Equal seeds learn equal weights."),
+                io.String.Input("captions", multiline=True, default="", tooltip=(
+                    "What the pictures show, one line a picture: 'a photo of a * dog on the beach'. * stands for the "
+                    "subject. What a caption says is not learned with it. Empty: 'a photo of a * dog' for all.")),
+                io.String.Input("new_scene", default="", tooltip=(
+                    "The text of the pictures that show it as it learns, best one that no caption says. * stands for "
+                    "the subject. Empty: 'a photo of a * dog in a garden'.")),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), ConceptType.Output(display_name="concept"),
                      io.Image.Output(display_name="looks", tooltip="A picture of the subject at each look, in order.")])
 
     @classmethod
     def execute(cls, model, clip, vae, images, noun, identifier, steps, lr, rank, batch, class_count, cfg, drift,
-                seed) -> io.NodeOutput:
-        noun = noun.strip()
+                seed, captions="", new_scene="") -> io.NodeOutput:
+        noun, plain = noun.strip(), f"a photo of a {SLOT} {noun.strip()}"
+        given = PalimpsestConceptImages.execute(images, vae, captions.strip() or plain, identifier).result[0]
         height, width = images.shape[1:3]
         others = PalimpsestClassImages.execute(
-            model, clip, vae, noun, TEMPLATES.format(SLOT), class_count, width, height, 20, cfg, "ddim", "ddim_uniform",
-            seed).result[0]
-        given = PalimpsestConceptImages.execute(images, vae, f"a photo of a {SLOT} {noun}", identifier).result[0]
-        watch = Watch(max(steps // 10, 1), f"a {SLOT} {noun}, in a garden", drift, cfg=cfg)
-        trained, prior = [LoRA(lr, rank, layers="all")], Prior(others, 1.0)
+            model, clip, vae, noun, class_templates(captions, noun), class_count, width, height, 20, cfg, "ddim",
+            "ddim_uniform", seed).result[0]
+        watch = Watch(max(steps // 10, 1), new_scene.strip() or f"{plain} in a garden", drift, cfg=cfg)
+        trained = [LoRA(lr, rank, layers="all", text_encoder=text_learns(clip))]
+        prior = Prior(others, 1.0, predicted=True)
         learned = learn_concept(model, clip, given, trained, prior, steps, batch, seed, watch=watch, told=said)
         looks = torch.cat([vae.decode(look.picture) for look in learned.looks])
         first, best = learned.looks[0], learned.looks[-1]

@@ -24,7 +24,7 @@ UNREAD = {"sd3": "joint_blocks_1_context_block", "qwen": "transformer_blocks_1_"
 CAPTIONS = "a photo of * on grass", "a * at night"
 
 
-def prediction(model, sigma=1.0, seed=5):
+def prediction(model, sigma=1.0, seed=5, prompt=None):
     """x0 of one latent, by the host's guider."""
     found = []
 
@@ -33,8 +33,8 @@ def prediction(model, sigma=1.0, seed=5):
         return x
 
     level = min(sigma, float(model.get_model_object("model_sampling").sigma_max))
-    sample_with(PromptGuider(model, {"any": tiny.cond()}), tiny.latent(model, seed=seed), torch.tensor([level, 0.0]),
-                Solver(solve))
+    sample_with(PromptGuider(model, {"any": prompt or tiny.cond()}), tiny.latent(model, seed=seed),
+                torch.tensor([level, 0.0]), Solver(solve))
     return found[0]
 
 
@@ -134,6 +134,23 @@ def test_equal_seeds_learn_equal_bytes_and_half_the_steps_twice_are_all_of_them(
     assert other.losses != whole.losses
     assert all(torch.equal(a, b) for a, b in zip(kept, half.state["theta"]))
     assert learn_concept(model, clip, given, trained, steps=2, batch=2, seed=7, concept=half).losses == whole.losses
+
+
+def test_a_prior_by_predictions_asks_nothing_at_first_and_then_what_the_frozen_model_says():
+    """Of a class picture without noise to guess, the loss is the distance of the two models alone."""
+    model, clip = tiny.sd15(), tiny.clip()
+    given, others = images(model), images(model, ("a dog",), seed=9)
+    basis = LoRA(1e-2, text_encoder=True)
+
+    def learned(steps, *prior):
+        return learn_concept(model, clip, given, [basis], Prior(others, *prior) if prior else None, steps)
+
+    alone, pictures, predicted = learned(1), learned(1, 1.0), learned(1, 1.0, True)
+    assert predicted.losses == pytest.approx(alone.losses, rel=1e-6) and pictures.losses[0] > 1.1 * alone.losses[0]
+    told = tiny.encode(clip, "a dog")
+    moved = [relative(prediction(m, prompt=tiny.encode(c, "a dog")), prediction(model, prompt=told))
+             for m, c in (applied(model, clip, learned(6, weight, True)) for weight in (0.0, 100.0))]
+    assert 0 < moved[1] < 0.5 * moved[0]
 
 
 @pytest.mark.parametrize("trained", [[LoRA(1e-2)], [TextualInversion("thing", "dog", 1, 1e-2)]],
