@@ -1,6 +1,10 @@
 """The host's flow networks, asked without the host's sampling: x_t = (1 - σ)·x0 + σ·noise, v = noise - x0."""
 import torch
 
+from joint import TODAY
+
+FRAMES = 3 if TODAY else 1  # an older host's Qwen-Image knows pictures alone
+
 
 def velocity(model, prompt, **options):
     """v(x, σ) of a small Flux, SD3 or Qwen-Image under a CONDITIONING and the host's transformer_options."""

@@ -14,6 +14,7 @@ from palimpsest.nodes.blending.diffedit import PalimpsestDiffEditMask
 from palimpsest.nodes.blending.noise_mask import PalimpsestNoiseMask
 
 import tiny
+from flows import FRAMES
 from node_execution import executor  # noqa: F401
 from runs import Case, kept, relative
 
@@ -80,7 +81,7 @@ def test_the_map_is_the_mean_difference_of_predicted_noise(family):
     model, maps = model_of(family), 3
     sampling, latent = model.get_model_object("model_sampling"), tiny.latent(model, 2)
     if latent.ndim == 5:
-        latent = torch.cat([latent, tiny.latent(model, 2, seed=5)], 2)  # a video of two frames
+        latent = torch.cat([tiny.latent(model, 2, seed=seed) for seed in range(FRAMES)], 2)  # a video
     sigma = torch.tensor(float(sampling.percent_to_sigma(0.4)))
     x = model.model.process_latent_in(latent)
     noise = torch.randn(maps, *latent.shape, generator=torch.Generator().manual_seed(7))

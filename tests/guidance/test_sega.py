@@ -21,7 +21,7 @@ from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance, PalimpsestSEG
 
 import nodes as host
 import tiny
-from flows import starts, velocity
+from flows import FRAMES, starts, velocity
 from recording import Flow
 from runs import Case, invert, kept, relative
 
@@ -318,7 +318,7 @@ def test_a_run_on_a_flow_model_is_the_papers_equations_with_velocities(name):
 @torch.inference_mode()
 def test_regions_of_a_video_are_its_frames_together():
     c = Flow("qwen")
-    inversion = invert(c.model, c.source, torch.cat([c.noise, tiny.latent(c.model, seed=7)], 2), 3)[0]
+    inversion = invert(c.model, c.source, torch.cat([tiny.latent(c.model, seed=s) for s in range(FRAMES)], 2), 3)[0]
     model = sega(c.model, c.target, threshold=0.75)
     regions = read_regions(model, editor_of(model, SEGA), inversion, c.null)
     assert regions.shape == (1, 1, 8, 8) and float(regions.mean()) == pytest.approx(0.25, abs=0.02)

@@ -5,7 +5,6 @@ import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from palimpsest.editing.inverting import invert
 
-import joint
 import tiny
 from exact_inversions import picture
 from node_execution import executor  # noqa: F401
@@ -61,12 +60,14 @@ def test_guidance_that_the_host_puts_into_the_source_is_said_once(said):
 
 def test_the_guidance_is_the_hosts_default():
     model, noise = tiny.flux(), torch.zeros(1, 16, 8, 8)
-    found = model.model.extra_conds(cross_attn=tiny.cond()[0][0], noise=noise, device=noise.device)
+    (embedding, extra), = tiny.cond()
+    found = model.model.extra_conds(cross_attn=embedding, noise=noise, device=noise.device, **extra)
     assert found["guidance"].cond.tolist() == [3.5]
 
 
 def test_a_model_of_whole_steps_is_refused():
-    model = joint.hunyuan_image(meanflow=True)
+    model = tiny.flux()
+    model.model.model_config.unet_config["meanflow"] = True
     for method in ("DDIM", "FlowEdit"):
         with pytest.raises(ValueError, match=r"whole steps between those.*\(meanflow\): load the checkpoint"):
             invert(method, model, guided(), picture(model), 9)

@@ -13,7 +13,7 @@ from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
 import tiny
 from closed_form import denoiser, levels, network, noisy
 from exact_inversions import NEGATIVE, picture, replay
-from flows import velocity
+from flows import FRAMES, velocity
 from node_execution import executor  # noqa: F401
 from runs import relative
 
@@ -64,7 +64,7 @@ def test_a_run_with_the_source_as_the_negative_is_flow_aligns():
     assert relative(found[1], found[0]) > 1e-3
 
 
-@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("frames", {1, FRAMES})
 def test_latents_of_videos_are_moved_too(frames):
     """[B,C,T,h,w]: the source's prompt returns them, also drawn to the source, and another prompt moves every frame."""
     model = tiny.qwen(output=0.05)
@@ -101,7 +101,7 @@ def test_the_source_prompt_at_its_guidance_returns_the_picture(family):
 
 
 OVERRIDE, TARGET = "optimized_attention_override", tiny.cond(seed=4)
-each_kind = pytest.mark.parametrize("family, layers, frames", [("flux", "d, s", ()), ("qwen", "d", (3,))])
+each_kind = pytest.mark.parametrize("family, layers, frames", [("flux", "d, s", ()), ("qwen", "d", (FRAMES,))])
 
 
 def source_of(family, frames):
@@ -145,7 +145,9 @@ def test_an_attention_editor_reads_the_source_at_flow_edits_own_latents(family, 
         return func(q, k, v, *args, **kwargs)
 
     def share(func, q, k, v, *args, **kwargs):
-        own = [torch.cat([mine[:, :, :8], theirs[:, :, 8:]], 2) for mine, theirs in zip((k, v), known.pop(0))]
+        axis = 2 if kwargs.get("skip_reshape") else 1
+        own = [torch.cat([mine.narrow(axis, 0, 8), theirs.narrow(axis, 8, theirs.shape[axis] - 8)], axis)
+               for mine, theirs in zip((k, v), known.pop(0))]
         return torch.cat([func(q, k, v, *args, **kwargs)[:, :8], func(q, *own, *args, **kwargs)[:, 8:]], 1)
 
     edited = PalimpsestMutualSelfAttention.execute(model, inversion, 0.0, 1.0, layers, "", "", 0.1, True).result[0]
