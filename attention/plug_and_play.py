@@ -13,14 +13,14 @@ its first layer, put in place by the source's q and k.
 Differs from the paper: source features are read at the inversion's own latents with its own prompt, where the authors
 invert with an empty one. The null prompt's rows are given what the source shows under the null prompt, as in the
 authors' first program. Their diffusers program gives them what it shows under an empty prompt, which is the same where
-the negative prompt is empty.
+the negative prompt is empty. Transformers have no decoder: there A* <- A alone.
 Checked against: the paper's equations, in an explicit batch of four rows, a whole captioned run. The authors' programs,
 MichalGeyer/plug-and-play@4e7f703 and pnp-diffusers, have no licence: read for which rows they give what, not run.
 """
 from dataclasses import dataclass
 
 from ..editing.features import FeatureEdit
-from ..editing.layers import SelfAttentionEdit, self_attention_layers
+from ..editing.layers import SelfAttentionEdit, decoder, self_attention_layers
 from ..editing.sites import source_of
 from ..host.network import residual_branch
 from ..inversion.trajectory import Inversion
@@ -35,8 +35,11 @@ def second_block(unet) -> frozenset:
 
 
 def after_first(unet) -> frozenset:
-    """Self-attention of the decoder but for its first transformer (u1 and on), unless it has only one."""
+    """Self-attention of the decoder but for its first transformer (u1 and on), unless it has only one. On a transformer
+    as `decoder`."""
     mine = [p for p in self_attention_layers(unet) if p.section == "u"]
+    if not mine:
+        return decoder(unet, 0)
     return frozenset(p.address for p in mine if p.transformer > 0 or mine[-1].transformer == 0)
 
 

@@ -25,7 +25,7 @@ class PalimpsestFreePromptEdit(io.ComfyNode):
                 InversionType.Input("inversion"),
                 share_input("start", 0.0, "Share of the schedule where map replacement begins. Paper: 0."),
                 share_input("end", 0.8, "Share where it ends. Higher keeps shapes, lower frees them. Paper: 0.8."),
-                layers_input(f"{COARSE}, on Flux all (ours, untuned)"),
+                layers_input(f"{COARSE}, on transformers all (ours, untuned)"),
             ],
             outputs=[io.Model.Output()])
 

@@ -41,7 +41,8 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
                                            "before it lay out the new pose. Paper: step 4 of 50."),
                 share_input("end", 1.0, "Share where it ends. Paper: 1."),
                 layers_input("up grids of at least half the latent's side (SD1.x and SD2.x: u3-8, the paper's layer 10 "
-                             "of 16 on; SDXL: u3-5), on Flux s20-37 (ours, untuned)"),
+                             "of 16 on; SDXL: u3-5), on "
+                             "transformers the latter half of the last kind of block (Flux: s20-37; ours, untuned)"),
                 io.String.Input("source_words", default="", tooltip=(
                     "With ATTENTION: words of the source prompt that name the object, separated by commas.")),
                 io.String.Input("target_words", default="", tooltip=(

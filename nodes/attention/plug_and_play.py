@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ...attention.plug_and_play import ResidualFeatures, SelfAttentionMaps, after_first, second_block
 from ...editing.layers import listed, parse_layers, roles
 from ...editing.run import attach
-from ...host.network import require_unet
+from ...host.network import require_attention, require_unet
 from ...host.sampling import check_family
 from ..search import aliases
 from ..widgets import InversionType, layers_input, layers_of, null_input, share_input
@@ -24,12 +24,13 @@ class PalimpsestPlugAndPlay(io.ComfyNode):
                 io.Model.Input("model"),
                 InversionType.Input("inversion"),
                 share_input("feature_end", 0.8, "The source's residual features are injected up to this share of the "
-                                                "schedule. Paper: 0.8."),
+                                                "schedule. Paper: 0.8. On transformers: 0."),
                 share_input("attention_end", 0.5, "Its self-attention maps are injected up to this share. Paper: 0.5."),
                 io.String.Input("feature_layers", default="", tooltip=(
                     "Residual blocks, as in 'u1, u2'. Each is named after the transformer of the up section that "
                     "follows it. Empty: u1 (paper: decoder layer 4).")),
-                layers_input("the up section without u0 (SD1.x and SD2.x: u1-8, the paper's 4 to 11; SDXL: u1-5)"),
+                layers_input("the up section without u0 (SD1.x and SD2.x: u1-8, the paper's 4 to 11; SDXL: u1-5), on "
+                             "transformers the latter half of the last kind of block (ours, untuned)"),
                 null_input(),
             ],
             outputs=[io.Model.Output()])
@@ -37,7 +38,10 @@ class PalimpsestPlugAndPlay(io.ComfyNode):
     @classmethod
     def execute(cls, model, inversion, feature_end, attention_end, feature_layers, layers, null_too) -> io.NodeOutput:
         node = "Plug-and-Play Features"
-        require_unet(model, node)
+        require_attention(model, node)
+        if feature_end:
+            require_unet(model, f"{node} with a feature_end of {feature_end:g}",
+                         ", or set feature_end to 0, which leaves the edit of self-attention")
         check_family(model, inversion)
         if not feature_end and not attention_end:
             raise ValueError(f"{node} with feature_end and attention_end both 0 would change nothing: raise one "

@@ -37,11 +37,8 @@ FEATURES = those("features")
 READS, ACTS = those("reads") | FEATURES, those("acts") | FEATURES
 NULL_TOO, MOVES, BARE, WORDS, APART = (those(field) for field in ("null_too", "moves", "bare", "words", "apart"))
 FAMILIES = list(tiny.UNETS)
-ON_JOINT = [case.name for case in EVERY if case.joint]
+ON_JOINT, THIRDS = [case.name for case in EVERY if case.joint], [list(JOINT)[i::3] for i in range(3)]
 each = pytest.mark.parametrize("editor, family", [(e, f) for e in EDITORS for f in FAMILIES])
-
-
-THIRDS = [list(JOINT)[i::3] for i in range(3)]
 
 
 def each_with(name, variants, turn, joint=()):

@@ -12,6 +12,7 @@ from palimpsest.host.network import resolutions
 from palimpsest.host.sampling import Solver, sample
 from palimpsest.nodes.attention.free_prompt import PalimpsestFreePromptEdit
 from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
+from palimpsest.nodes.attention.plug_and_play import PalimpsestPlugAndPlay
 
 import joint
 import tiny
@@ -230,8 +231,10 @@ def test_a_class_that_is_not_known_is_named():
             node.execute(model, inverted(), 0.0, 1.0, "", *rest)
 
 
-def test_words_and_areas_are_refused():
+def test_words_areas_and_residual_features_are_refused():
     inversion = inverted()
+    with pytest.raises(ValueError, match="feature_end of 0.8 edits the attention of U-Nets .* set feature_end to 0"):
+        PalimpsestPlugAndPlay.execute(flux(), inversion, 0.8, 0.5, "", "", True)
     with pytest.raises(ValueError, match="Mutual Self-Attention by words edits the attention of U-Nets"):
         PalimpsestMutualSelfAttention.execute(flux(), inversion, 0.0, 1.0, "", "", "cat", 0.1, True)
     area = [[TARGET[0][0], {**TARGET[0][1], "area": (4, 8, 0, 0)}], *TARGET]
