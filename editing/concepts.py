@@ -5,7 +5,7 @@ A paper's file derives from `WeightBasis` or makes a `NewWord` (concept/); `lear
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,9 +114,19 @@ class NewWord:
         """What learns, on the CPU in fp32. layers: of the network."""
         return dict(start)
 
-    def at(self, theta: Theta, stage: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """{encoder: [L,n,D]} in a stage of sampling, or L = 1 for all layers. generator: while it learns."""
-        return {encoder: v[None] for encoder, v in theta.items()}
+    def at(self, theta: Theta, stage: int, generator: torch.Generator | None = None) -> "WordAt":
+        """What it is in a stage of sampling. generator: while it learns."""
+        return WordAt({encoder: v[None] for encoder, v in theta.items()})
+
+
+class WordAt(NamedTuple):
+    """What a word is in a stage of sampling.
+
+    vectors: {encoder: [L,n,D]}, or L = 1 for all layers.
+    added: the same, as WordTable has it.
+    """
+    vectors: dict[str, Tensor]
+    added: dict[str, Tensor] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +135,8 @@ class WordTable:
 
     vectors: {encoder: [S,L,n,D]}.
     places: (section, block) of its L layers; none where all have one.
-    added: what comes to its encoded rows where attention takes values from them, of the same shape; or none.
+    added: what comes to the encoder's output at the word, before its last normalisation and in shares of its norm,
+        where attention takes values from it: of the same shape; or none.
     """
     vectors: Mapping[str, Tensor]
     places: tuple[tuple[str, int], ...] = ()
@@ -134,6 +145,10 @@ class WordTable:
     @property
     def stages(self) -> int:
         return len(next(iter(self.vectors.values())))
+
+    def at(self, stage: int) -> WordAt:
+        return WordAt(*({encoder: v[stage if len(v) > 1 else 0] for encoder, v in found.items()}
+                        for found in (self.vectors, self.added)))
 
 
 @dataclass(frozen=True, eq=False)

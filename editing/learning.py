@@ -38,7 +38,7 @@ from .editor import require_plain
 from .forecast import Forecast, forecast
 from .rows import Row, alike, joined, weight
 from .watching import Watch, Watching
-from .word_spaces import WordSpace, edges, entry_of, in_stages, joined_tokens, spelled, stage_of
+from .word_spaces import WordSpace, edges, entry, in_stages, stage_of
 
 TOGETHER = 2 ** 30  # bytes of weights up to which the rows of a step share a forward
 UNGUIDED = {"guidance": 1.0}  # the strength that guidance-distilled models are told, as they are trained further
@@ -84,7 +84,7 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                        tuple(looks), prompt, tables)
 
     with differentiable(model, learner.deltas, lambda: learner.recomputed) as m:
-        guider = PromptGuider(m, {"any": learner.conditioning(images.examples[0].caption, images.identifier)})
+        guider = PromptGuider(m, {"any": [learner.told(images.examples[0].caption, images.identifier, 0)]})
 
         def solver(denoise, x, sigmas, extra_args, callback, disable):
             learner.begin(guider, extra_args["model_options"], concept.state if concept else None)
@@ -187,7 +187,7 @@ class Learner:
             if isinstance(one, NewWord):
                 device = guider.model_patcher.load_device
                 theta = one.begin(self.start, len(self.places), self.generator)
-                self.theta = {key: v.clone().to(device).requires_grad_(v.requires_grad or key in self.start)
+                self.theta = {key: v.detach().clone().to(device).requires_grad_(v.requires_grad or key in self.start)
                               for key, v in theta.items()}
                 leaves.append([v for v in self.theta.values() if v.requires_grad])
                 continue
@@ -358,16 +358,19 @@ class Learner:
             (embedding, extras), = self.prompt.told(self.rows)
             return [embedding, {**UNGUIDED, **extras}]
         word = f"embedding:{self.word.name}" if self.word and not self.frozen else identifier
-        tokens, places = self.clip.tokenize(" ".join(caption.replace(SLOT, f" {word} ").split())), ()
+        tokens, words, places = self.clip.tokenize(" ".join(caption.replace(SLOT, f" {word} ").split())), (), ()
         if self.word and self.theta and not self.frozen and SLOT in caption:
-            live = self.word.at(self.theta, stage, self.generator if torch.is_grad_enabled() else None)
+            words = (self.word.at(self.theta, stage, self.generator if torch.is_grad_enabled() else None),)
             places = self.places
-            tokens = joined_tokens([spelled(tokens, [self.start], [live], n) for n in range(len(places) or 1)])
         self.clip.load_model()
         encoder = [] if self.frozen else self.encoder
-        found = called(self.clip.cond_stage_model, self.stand_ins, lambda: Deltas(encoder),
-                       self.clip.encode_from_tokens, tokens, return_pooled=True, return_dict=True)
-        return entry_of({**UNGUIDED, **found}, places)
+
+        def encode(tokens):
+            found = called(self.clip.cond_stage_model, self.stand_ins, lambda: Deltas(encoder),
+                           self.clip.encode_from_tokens, tokens, return_pooled=True, return_dict=True)
+            return {**UNGUIDED, **found}
+
+        return entry(self.clip, encode, [tokens] * (len(places) or 1), [self.start], words, places)
 
     def learned(self) -> tuple:
         words, tables = {}, {}

@@ -5,16 +5,17 @@ layer is a transformer of the U-Net with its cross-attention. A prompt with such
 host chooses by σ, and in it what every layer reads (host/layered.py).
 """
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..host.concept_files import tables, with_words
-from ..host.layered import Place, layered
-from .concepts import NewWord, Theta, WordTable
+from ..host.layered import Place, added, layered
+from .concepts import NewWord, Theta, WordAt, WordTable
 
 STEPS = 1000  # the timesteps that networks were trained with
 
@@ -33,13 +34,14 @@ class WordSpace(NewWord):
         return {encoder: v.repeat(self.stages, layers if self.in_layers else 1, 1, 1) for encoder, v in start.items()}
 
     def at(self, theta, stage, generator=None):
-        return {encoder: v[stage] for encoder, v in theta.items()}
+        return WordAt({encoder: v[stage] for encoder, v in theta.items()})
 
     def table(self, theta: Theta, places: tuple[Place, ...]) -> WordTable:
         """What was learned."""
-        found = [self.at(theta, stage) for stage in range(self.stages)]
-        return WordTable({encoder: torch.stack([one[encoder] for one in found]).detach().cpu().clone()
-                          for encoder in found[0]}, places if self.in_layers else ())
+        vectors, added = ({encoder: torch.stack([one[encoder] for one in found]).detach().cpu().clone()
+                           for encoder in found[0]}
+                          for found in zip(*(self.at(theta, stage) for stage in range(self.stages))))
+        return WordTable(vectors, places if self.in_layers else (), added)
 
 
 def edges(stages: int) -> list[float]:
@@ -66,44 +68,65 @@ def in_stages(entries: Sequence[list], bounds: Sequence[float]) -> list:
     return [[rows, {**extras, "start_percent": start, "end_percent": end}] for (rows, extras), start, end in found]
 
 
-def spelled(tokens: Mapping, marks: Sequence[Mapping], vectors: Sequence[Mapping], layer: int) -> dict:
-    """The host's tokens of a prompt as a layer reads them.
+def entry(clip, encode: Callable[[dict], Mapping], reads: Sequence[Mapping], marks: Sequence[Mapping],
+          words: Sequence[WordAt], places: tuple[Place, ...]) -> list:
+    """One entry of a CONDITIONING.
 
-    marks: {encoder: [n,D]} of each word, what the tokens hold for it.
-    vectors: {encoder: [L,n,D]}, or L = 1 for all layers.
+    encode: what the CLIP makes of tokens.
+    reads: the host's tokens of what each place reads, or of what all read.
+    marks: {encoder: [n,D]}, what the tokens hold for each of the words.
     """
-    found = {}
-    for key, rows in tokens.items():
-        for mark, word in zip(marks, vectors):
-            name = next((name for name in word if name.endswith(key)), None)
-            if name:
-                rows = [_live(row, mark[name], word[name][layer % len(word[name])]) for row in rows]
-        found[key] = rows
-    return found
-
-
-def _live(row: list, held: Tensor, live: Tensor) -> list:
-    """A row of the host's tokens with other vectors in place of those that a word's file held."""
-    found, at = [], 0
-    for token, *rest in row:
-        if torch.is_tensor(token) and torch.equal(token.float().cpu(), held[at % len(held)]):
-            token, at = live[at % len(held)], at + 1
-        found.append((token, *rest))
-    return found
-
-
-def joined_tokens(variants: Sequence[Mapping]) -> dict:
-    """The tokens of several prompts as one long prompt, which the host encodes in one batch."""
-    return {key: [row for variant in variants for row in variant[key]] for key in variants[0]}
-
-
-def entry_of(found: dict, places: tuple[Place, ...]) -> list:
-    """One entry of a CONDITIONING, of what the host's CLIP made of `joined_tokens`: one prompt a place, or one."""
-    extras = dict(found)
+    varied = [word.added for word in words if word.added]
+    rows = [_spelled(tokens, marks, words, n) for n, tokens in enumerate(reads)] * (2 if varied else 1)
+    together = {key: [row for tokens in rows for row in tokens[key]] for key in rows[0]}
+    with added(clip, _offsets(reads, marks, words) if varied else {}):
+        extras = dict(encode(together))
     embedding = extras.pop("cond")
     if not places:
         return [embedding, extras]
-    return layered(embedding.unflatten(1, (len(places), -1))[0], extras, places)[0]
+    return layered(embedding.unflatten(1, (len(rows), -1))[0], extras, places)[0]
+
+
+def _spelled(tokens, marks, words, layer) -> dict:
+    """Tokens with the words' vectors in place of their marks."""
+    found = {key: [list(row) for row in rows] for key, rows in tokens.items()}
+    for mark, word in zip(marks, words):
+        for encoder, v in word.vectors.items():
+            for row in found.get(_key(encoder, found), ()):
+                for place, n in _marked(row, mark[encoder]):
+                    row[place] = (v[layer % len(v), n], *row[place][1:])
+    return found
+
+
+def _key(encoder, tokens) -> str:
+    """The host's short name of an encoder: "l" of "clip_l", "t5xxl" of itself."""
+    return max((key for key in tokens if encoder.endswith(key)), key=len, default="")
+
+
+def _marked(row, mark) -> list[tuple[int, int]]:
+    """[(the place of a mark in a row of tokens, the number of its vector)]."""
+    found: list = []
+    for place, (token, *_) in enumerate(row):
+        n = len(found) % len(mark)
+        if torch.is_tensor(token) and torch.equal(token.float().cpu(), mark[n]):
+            found.append((place, n))
+    return found
+
+
+def _offsets(reads, marks, words) -> dict[str, Tensor]:
+    """What `added` takes: nothing for the rows of keys, the words' for those of values."""
+    found: dict = {}
+    for mark, word in zip(marks, words):
+        for encoder, v in word.added.items():
+            key = _key(encoder, reads[0])
+            rows = [(layer, row) for layer, tokens in enumerate(reads) for row in tokens[key]]
+            held = found.get(encoder, v.new_zeros(2 * len(rows), len(rows[0][1]), v.shape[2]))
+            for number, (layer, row) in enumerate(rows, len(rows)):
+                for place, n in _marked(row, mark[encoder]):
+                    at = torch.tensor([number], device=v.device), torch.tensor([place], device=v.device)
+                    held = held.index_put(at, v[layer % len(v), n][None])
+            found[encoder] = held
+    return found
 
 
 def prompt(clip, words: Mapping[str, WordTable], text: str, elsewhere: str | None = None,
@@ -141,11 +164,9 @@ def prompt(clip, words: Mapping[str, WordTable], text: str, elsewhere: str | Non
         key = reads, stage if varied and stages > 1 else 0
         if key not in kept:
             at = places if varied or len(set(reads)) > 1 else ()
-            live = [{encoder: v[stage if len(v) > 1 else 0] for encoder, v in table.vectors.items()}
-                    for table in words.values()]
-            variants = [spelled(tokens[one], marks, live, n) for n, one in enumerate(reads[:len(at) or 1])]
-            kept[key] = entry_of(clip.encode_from_tokens(joined_tokens(variants), return_pooled=True,
-                                                         return_dict=True), at)
+            kept[key] = entry(clip, partial(clip.encode_from_tokens, return_pooled=True, return_dict=True),
+                              [tokens[one] for one in reads[:len(at) or 1]], marks,
+                              [table.at(stage) for table in words.values()] if varied else (), at)
         entries.append(kept[key])
     return in_stages(entries, bounds)
 

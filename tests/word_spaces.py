@@ -39,6 +39,17 @@ class Plain:
         put.remove()
         return found
 
+    def bypassed(self, vector, bypass, share):
+        """(keys' text, values' text): the last normalisation is of h, and of h with something added at the word."""
+        before = []
+        last = next(m for name, m in self.encoder.named_modules() if name.endswith("final_layer_norm"))
+        hook = last.register_forward_pre_hook(lambda module, args: before.append(args[0]))
+        keys, h = self.text(vector), before[0]
+        hook.remove()
+        own = h[:, self.place]
+        more = own + share * bypass / bypass.norm() * own.norm(dim=-1, keepdim=True)
+        return keys, last(torch.cat([h[:, :self.place], more[:, None], h[:, self.place + 1:]], 1))
+
     def loss(self, texts, level, noise, values=None):
         """The loss under one text, or one for each cross-attention in the order of the authors' processors."""
         sigma = self.model.model.model_sampling.sigmas[level].clone()

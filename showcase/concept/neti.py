@@ -1,0 +1,4 @@
+"""NeTI, shown."""
+from .. import Example
+
+EXAMPLE = Example("NeTI", elsewhere="Learning takes minutes.")
