@@ -9,6 +9,7 @@ CFG = 3.0  # of the miniature; 7.5 suits SD
 KEEPS = {"self_end": 0.8, "self_resolution": 1.0}  # the miniature's 16² latent: its outlines live at full resolution
 LOOSE = {"cross_end": 0.4, "self_end": 0.2}  # where a mask holds the rest
 SCENE = {"seed": 12, "kind": "colour"}
+FIRST = 1360  # px, the width of the first group
 WORDS, SEEN = "star", "green, dotted, star, sky, background"  # of that scene's source
 BLUE, GREEN, VIOLET, BROWN, YELLOW = "#3f789e", "#8A8", "#a1309b", "#b06634", "#b58b2a"
 
@@ -29,12 +30,12 @@ def picture_and_words(c, note: str, tall: int, picture: dict, target: bool = Tru
     c.column(360)
     c.note("How to use your own", OWN_MODEL.format(mask=" and its mask" if masked else "") + note, tall)
     loader = c.node("PalimpsestLoadMiniature")
-    c.column(320)
+    c.column(300)
     scene = c.node("PalimpsestMiniatureScene", None, 220, **picture)
-    c.column(320)
+    c.column(300)
     words = c.node("PalimpsestPromptEdit", clip=loader["CLIP"], source=scene["source text"],
                    target=scene["target text" if target else "source text"])
-    c.column(300)
+    c.column(280)
     sized = c.node("PalimpsestModelSize", model=loader["MODEL"], image=scene["source"],
                    **({"mask": scene["edit mask"]} if masked else {}))
     encoded = c.node("VAEEncode", pixels=sized["IMAGE"], vae=loader["VAE"])
@@ -43,8 +44,12 @@ def picture_and_words(c, note: str, tall: int, picture: dict, target: bool = Tru
 
 
 def replay(c, title: str, model, inversion, positive, negative, cfg: float, start: float = 0.0):
-    """Replay Inversion and the host's sampler, in two columns. Returns the sampler's node."""
-    c.column(290)
+    """Replay Inversion and the host's sampler. Returns the sampler's node.
+
+    They stand in two columns, or Replay below the editor where the row would be longer than the first.
+    """
+    if c.x + c.width + 2 * (290 + 40) <= FIRST:
+        c.column(290)
     r = c.node("PalimpsestReplay", model=model, inversion=inversion["inversion"], start=start)
     c.column(290)
     return c.node("SamplerCustom", title, 130, model=r["model"], positive=positive, negative=negative,
@@ -84,16 +89,16 @@ def on_injected(kind, masked=False):
 
 def other_picture(c, p, shown="source", text="source text", **picture):
     """The inversion of a second picture, its scene's source or exact target."""
-    scene = c.node("PalimpsestMiniatureScene", "The other picture", 220, **picture)
+    scene = c.node("PalimpsestMiniatureScene", "The other picture", 150, **picture)
+    c.column(300)
     words = c.node("PalimpsestPromptEdit", "Its prompt", clip=p.loader["CLIP"], source=scene[text], target=scene[text])
-    c.column(320)
     size = c.node("GetImageSize", "The first picture's size", image=p.picture)
+    c.column(300)
     image = c.node("ImageScale", "Its size", image=scene[shown], upscale_method="area", width=size["width"],
                    height=size["height"], crop="center")
     latent = c.node("VAEEncode", "Its latent", pixels=image["IMAGE"], vae=p.loader["VAE"])
     made = c.node("PalimpsestDDIMInvert", "Invert the other picture", model=p.loader["MODEL"], source=words["source"],
                   latent=latent["LATENT"])
-    c.column(320)
     return made
 
 
@@ -104,10 +109,16 @@ class Drawing:
     title: what it does, with the technique in brackets. It is also the file's name.
     draw(canvas): places every node.
     order: its number among the workflows.
+    scene: what Miniature Scene is given, for an edit.
+    small: draws it on the miniature, if it takes a checkpoint.
+    shows: titles of the nodes whose pictures are its thumbnail, if it is no edit.
     """
     title: str
     draw: Callable
     order: int = LAST
+    scene: dict | None = None
+    small: Callable | None = None
+    shows: tuple = ()
 
 
 @dataclass(frozen=True)
@@ -150,12 +161,12 @@ class Workflow:
         with c.group("1  Picture and words", BLUE):
             p = picture_and_words(c, self.about, 370, self.scene, masked=self.masked)
             p.null = encoded(c, p, "Null prompt", "")
+        c.row()
         inversion = None
         if self.invert:
             with c.group("2  Invert", GREEN):
                 c.column(300)
                 inversion = self.invert(c, p)
-        c.row()
         with c.group("3  Edit", BROWN):
             c.column(320)
             editor = self.edit(c, p, inversion)
@@ -165,10 +176,10 @@ class Workflow:
             latent = editor["LATENT"] if inversion is None else replay(
                 c, "Sample the edit", editor["MODEL"], inversion, prompt, p.null["CONDITIONING"], self.cfg,
                 self.start)["output"]
+        c.beside()
         with c.group("4  Compare", YELLOW):
-            c.column(320)
-            edited = c.node("VAEDecode", "Edited", samples=latent, vae=p.loader["VAE"])
-            c.node("SaveImage", None, 220, images=edited["IMAGE"], filename_prefix="palimpsest/edited")
             c.column(640)
+            edited = c.node("VAEDecode", "Edited", samples=latent, vae=p.loader["VAE"])
             c.node("PalimpsestEditReport", None, 230, source=p.picture, edited=edited["IMAGE"],
                    target=p.scene["exact target"], mask=p.mask)
+            c.node("SaveImage", None, 380, images=edited["IMAGE"], filename_prefix="palimpsest/edited")

@@ -135,7 +135,7 @@ class Start:
 
     def draw(self, c):
         with c.group("1  Model and picture", BLUE):
-            c.column(400)
+            c.column(380)
             c.note("How to use it", self.about if self.small else OWN.format(ask=self.about), 180)
             if self.small:
                 loader = c.node("PalimpsestLoadMiniature")
@@ -144,15 +144,15 @@ class Start:
                 loader = c.node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"])
                 loader.data["properties"]["models"] = [CHECKPOINT]
                 image = (photo := c.node("LoadImage", None, 300, image=PHOTO))["IMAGE"]
-        with c.group("2  In words", GREEN):
-            c.column(420)
+        with c.group("2  In words, and a report", GREEN):
+            c.column(540)
             asked = self.tried if self.small else self.asked
             node = c.folded(self.blueprint, inputs=asked | {
                 "model": loader["MODEL"], "clip": loader["CLIP"], "vae": loader["VAE"], "image": image})
-        with c.group("3  Edited", YELLOW):
-            c.column(560)
-            shown = c.node("PreviewImage", EDITED, 480, images=node["image"])
             c.node("PreviewImage", "Report", 220, images=node["report"])
+        with c.group("3  Edited", YELLOW):
+            c.column(460)
+            shown = c.node("PreviewImage", EDITED, 480, images=node["image"])
         if not self.small:  # what App mode shows
             given = [(loader, "ckpt_name"), (photo, "image"), *((node, name) for name in asked)]
             c.extra["linearData"] = {"inputs": [[str(of.data["id"]), name] for of, name in given],

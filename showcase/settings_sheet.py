@@ -36,13 +36,14 @@ def draw(c):
     with c.group("1  Picture and words", BLUE):
         p = picture_and_words(c, ABOUT, 370, SHAPE)
         p.null = encoded(c, p, "Null prompt", "")
+    c.row()
     with c.group("2  Invert", GREEN):
         c.column(300)
         inversion = inverted(c, p, steps=20)
-    c.row()
     with c.group("3  Edit", BROWN):
         c.column(320)
         picture = edit(c, p, inversion)
+    c.beside()
     with c.group("4  Compare settings", YELLOW):
         c.column(760)
         c.node("PalimpsestSettingsSheet", None, 440, image=picture, **SHEET)
@@ -53,5 +54,5 @@ def page(c, label):
     c.node("PalimpsestSettingsSheet", image=edit(c, p, inverted(c, p, steps=20)), **SHEET)
 
 
-EXAMPLE = Example("Settings Sheet", workflows=(Drawing("Two settings side by side (Settings Sheet)", draw, 15),),
-                  pages={"PalimpsestSettingsSheet": page})
+WORKFLOW = Drawing("Two settings side by side (Settings Sheet)", draw, 15, shows=("Settings Sheet",))
+EXAMPLE = Example("Settings Sheet", workflows=(WORKFLOW,), pages={"PalimpsestSettingsSheet": page})

@@ -143,19 +143,16 @@ def main() -> int:
         view.page.evaluate("app.extensionManager.focusMode = true")  # no bars
         view.page.wait_for_timeout(5000)  # the last pictures load, the notification goes
         frames = view.page.evaluate("app.graph.groups.map(group => [...group._bounding])")
-        strips = []
-        for part in frames[:2], frames[2:]:
-            x, y = part[0][0] - GAP, part[0][1] - GAP
-            size = part[-1][0] + part[-1][2] + GAP - x, max(h for *_, h in part) + 2 * GAP
-            view.page.evaluate(SHOW, [x, y, *size])
-            view.page.wait_for_timeout(3000)
-            shot = Image.open(io.BytesIO(view.page.locator("#graph-canvas-container").screenshot()))
-            high = round(shot.width * size[1] / size[0])
-            shot = shot.crop((0, (shot.height - high) // 2, shot.width, (shot.height + high) // 2))
-            strips.append(shot.convert("RGB").resize((WIDE, round(WIDE * high / shot.width)), Image.Resampling.LANCZOS))
-    page = Image.new("RGB", (WIDE, sum(strip.height for strip in strips)))
-    for strip, top in zip(strips, (0, strips[0].height)):
-        page.paste(strip, (0, top))
+        x, y = (min(corner) - GAP for corner in list(zip(*frames))[:2])
+        size = [max(frame[i] + frame[i + 2] for frame in frames) + GAP - start for i, start in enumerate((x, y))]
+        view.page.evaluate(SHOW, [x, y, *size])
+        view.page.wait_for_timeout(3000)
+        shot = Image.open(io.BytesIO(view.page.locator("#graph-canvas-container").screenshot())).convert("RGB")
+    scale = min(side / part for side, part in zip(shot.size, size))
+    wide, high = (round(scale * part) for part in size)
+    left, top = (shot.width - wide) // 2, (shot.height - high) // 2
+    page = shot.crop((left, top, left + wide, top + high)).resize((WIDE, round(WIDE * high / wide)),
+                                                                  Image.Resampling.LANCZOS)
     page.save(ROOT / "docs" / "canvas.jpg", quality=75, optimize=True)
     print(ROOT / "docs" / "canvas.jpg")
     return 0

@@ -73,6 +73,11 @@ class Canvas:
         bottom = max(y + height for _, y, _, height in (group["bounding"] for group in self.groups))
         self.x, self.width, self.top = -GAP - 2 * MARGIN, 0, bottom + GAP + MARGIN + HEADING
 
+    def beside(self):
+        """Begin at the top again, to the right of all groups."""
+        right = max(x + width for x, _, width, _ in (group["bounding"] for group in self.groups))
+        self.x, self.width, self.top = right - MARGIN, 0, 0
+
     @contextmanager
     def group(self, title: str, colour: str):
         """A titled frame around the nodes placed inside it, to the right of everything before it."""

@@ -103,7 +103,7 @@ def techniques(up: str) -> str:
                          paper.checked)
         lines.append(line(example.name if example else paper.path.rsplit("/", 1)[1], cited, code(paper.path, up),
                           ", ".join(known.get(paper.path, {}).values()),
-                          ", ".join(workflow(t, up) for t in own if t in titles), checked))
+                          ", ".join(workflow(t, up) if t in titles else t for t in own), checked))
     return "\n".join(lines)
 
 

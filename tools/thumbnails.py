@@ -1,8 +1,7 @@
 """The template browser's pictures: a workflow's source, what the sampler makes of the same prompt and the same noise
-without the editor, the edit, and what it changed.
+without the editor, the edit, and what it changed. A workflow that is no edit says what it shows instead.
 
-COMFYUI_PATH names the host. Give names of workflows to draw only these. The rest of the workflows' pictures show heat
-maps and are made by hand.
+COMFYUI_PATH names the host. Give names of workflows to draw only these.
 """
 import json
 import logging
@@ -18,16 +17,13 @@ SIDE, GAP, LABEL = 260, 8, 24  # of a tile
 ENDS = "Save Image", "Edited"  # titles of the nodes that show an edit
 
 
-def on_the_miniature(workflow, info: dict):
-    """(the prompt of a workflow on the miniature, its scene), or None for a workflow that is no edit."""
-    from palimpsest.showcase.drawing import Workflow
+def on_the_miniature(workflow, info: dict) -> dict:
+    """The prompt of a workflow on the miniature."""
     from palimpsest.showcase.folds import Start
-    if not isinstance(workflow, Workflow | Start):
-        return None
-    drawn = replace(workflow, small=True) if isinstance(workflow, Start) else workflow
+    small = replace(workflow, small=True).draw if isinstance(workflow, Start) else getattr(workflow, "small", None)
     canvas = Canvas(info, workflow.title)
-    drawn.draw(canvas)
-    return to_api(json.loads(json.dumps(canvas.json())), info), workflow.scene
+    (small or workflow.draw)(canvas)
+    return to_api(json.loads(json.dumps(canvas.json())), info)
 
 
 def unedited(graph: dict) -> "dict | None":
@@ -45,6 +41,25 @@ def unedited(graph: dict) -> "dict | None":
     return alone if sampled else None
 
 
+def page(tiles: dict):
+    """A picture of labelled pictures: squares two in a row, a wide one in a row of its own."""
+    from PIL import Image, ImageDraw, ImageFont
+    wide = 2 * SIDE + GAP
+    places, x, y = [], 0, 0
+    for label, pixels in tiles.items():
+        across = SIDE if pixels.shape[0] == pixels.shape[1] else wide
+        high = round(across * pixels.shape[0] / pixels.shape[1])
+        places.append((label, Image.fromarray(pixels).resize((across, high), Image.Resampling.BICUBIC), x, y))
+        x = x + across + GAP if x + across < wide else 0
+        y = y if x else y + high + LABEL
+    drawn = Image.new("RGB", (wide, max(y + picture.height for _, picture, _, y in places) + LABEL), "white")
+    for label, picture, x, y in places:
+        drawn.paste(picture, (x, y))
+        ImageDraw.Draw(drawn).text((x + picture.width / 2, y + picture.height + LABEL / 2), label, "black",
+                                   ImageFont.load_default(15), "mm")
+    return drawn
+
+
 def main(names) -> int:
     logging.disable(logging.WARNING)
     load_pack()
@@ -55,39 +70,37 @@ def main(names) -> int:
     import torch
     from palimpsest.metrics.drawing import colours
     from palimpsest.miniature.hard import an_edit
-    from PIL import Image, ImageDraw, ImageFont
 
     from headless import Executor
 
-    def ran(name, graph):
+    def ran(name, graph) -> dict:
+        """By title, the first picture of each node."""
         run = Executor(server)
         if not run(graph):
             raise SystemExit(f"{name}: {run.host.status_messages[-1]}")
-        shown = run.pictures(graph)
-        return next(shown[title][0] for title in ENDS if title in shown)
+        return {title: pictures[0] for title, pictures in run.pictures(graph).items()}
+
+    def edited(name, graph):
+        shown = ran(name, graph)
+        return next(shown[title] for title in ENDS if title in shown)
 
     info, shown = object_info(), drawings()
     with tempfile.TemporaryDirectory() as folder:
         folder_paths.set_output_directory(folder)
         folder_paths.set_temp_directory(folder)
         for name in names or shown:
-            found = on_the_miniature(shown[name], info)
-            if not found:
-                continue
-            graph, scene = found
-            tiles = {"source": (an_edit(**scene).source_image * 255).round().astype(np.uint8)}
-            if alone := unedited(graph):
-                tiles["the prompt alone"] = ran(name, alone)
-            tiles["edited"] = ran(name, graph)
-            difference = torch.tensor(np.abs(tiles["edited"].astype(float) - tiles["source"])).mean(-1)
-            tiles["what changed"] = (colours(difference / difference.max()) * 255).byte().numpy()
-            page = Image.new("RGB", (2 * SIDE + GAP, 2 * (SIDE + LABEL)), "white")
-            for i, (label, pixels) in enumerate(tiles.items()):
-                left, top = i % 2 * (SIDE + GAP), i // 2 * (SIDE + LABEL)
-                page.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, top))
-                ImageDraw.Draw(page).text((left + SIDE / 2, top + SIDE + LABEL / 2), label, "black",
-                                          ImageFont.load_default(15), "mm")
-            page.save(FOLDER / f"{name}.jpg", quality=88)
+            workflow, graph = shown[name], on_the_miniature(shown[name], info)
+            if workflow.scene:
+                tiles = {"source": (an_edit(**workflow.scene).source_image * 255).round().astype(np.uint8)}
+                if alone := unedited(graph):
+                    tiles["the prompt alone"] = edited(name, alone)
+                tiles["edited"] = edited(name, graph)
+                difference = torch.tensor(np.abs(tiles["edited"].astype(float) - tiles["source"])).mean(-1)
+                tiles["what changed"] = (colours(difference / difference.max()) * 255).byte().numpy()
+            else:
+                found = ran(name, graph)
+                tiles = {title: found[title] for title in workflow.shows}
+            page(tiles).save(FOLDER / f"{name}.jpg", quality=88)
             print(FOLDER / f"{name}.jpg", flush=True)
     return 0
 

@@ -74,6 +74,7 @@ def draw(c):
         kept = c.node("ImageCompositeMasked", "Keep pixels outside the mask", destination=p.picture,
                       source=decoded["IMAGE"], mask=mask["MASK"])
         c.node("SaveImage", None, 300, images=kept["IMAGE"], filename_prefix="palimpsest/edited")
+    c.beside()
     with c.group("5  Compare", YELLOW):
         c.column(760)
         for when, picture in (("before", decoded), ("after", kept)):
@@ -151,7 +152,7 @@ BEFORE = Start(
 WHOLE = {"cross_end": 1.0, "self_end": 1.0}  # of the schedule
 EXAMPLE = Example(
     "Prompt-to-Prompt",
-    workflows=(Drawing(TITLE, draw, 10), START, BEFORE, TRY),
+    workflows=(Drawing(TITLE, draw, 10, SCENE), START, BEFORE, TRY),
     blueprints=(BY_WORDS, BACKGROUND),
     pages={"PalimpsestAttentionInject": before_and_after(Workflow(TITLE, ABOUT, injected))},
     scenes=(SceneRow("Attention Inject", inject, 10, crossed=True),

@@ -75,6 +75,7 @@ BLUEPRINT = Blueprint(
     "Conditioning & Preprocessors/Segmentation & Mask", 50)
 EXAMPLE = Example(
     "Attention maps of words",
-    workflows=(Drawing("Mask from words (Attention Maps)", draw, 20),),
+    workflows=(Drawing("Mask from words (Attention Maps)", draw, 20,
+                       shows=("Miniature Scene", "The mask", "Attention Heatmap")),),
     blueprints=(BLUEPRINT,),
     pages={"PalimpsestAttentionStore": store, "PalimpsestAttentionHeatmap": heatmap, "PalimpsestAttentionMask": masked})

@@ -6,17 +6,23 @@ from ..pictures import sample, scene, second_picture, show
 from ..rows import CostRow, SceneRow, alone, output
 
 
+def both(c, p):
+    """The inversions of both pictures."""
+    made = inverted(c, p)
+    p.other = other_picture(c, p, seed=4, kind="pose")
+    return made
+
+
 def composed(c, p, inversion):
-    other = other_picture(c, p, seed=4, kind="pose")
     return c.node("PalimpsestInjectComposite", model=p.loader["MODEL"], inversion=inversion["inversion"],
-                  reference=other["inversion"], mask=p.mask)
+                  reference=p.other["inversion"], mask=p.mask)
 
 
 WORKFLOW = Workflow(
     "Insert another picture's object (TF-ICON)",
     "2. Load your second picture in place of *The other picture*. Draw a MASK of the object. On SD: CFG 2.5 to "
     "5.\n\nBoth inversions share one self-attention (TF-ICON).",
-    composed, 200, kind="add", seed=0, cfg=2.5, masked=True)
+    composed, 200, invert=both, kind="add", seed=0, cfg=2.5, masked=True)
 
 
 def page(c, label):

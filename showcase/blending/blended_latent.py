@@ -9,7 +9,7 @@ WORKFLOW = Workflow(
     "Add an object where you paint (Blended Latent)",
     "2. Draw your own MASK in place of the scene's. On SD: CFG 7.5.\n\nThe mask starts enlarged, so that a small area "
     "gives an edit room to begin.",
-    on_injected("PalimpsestBlendedLatent", masked=True), 130, kind="add", seed=2, masked=True)
+    on_injected("PalimpsestBlendedLatent", masked=True), 130, kind="add", seed=7, masked=True, hard=True)
 
 
 def everywhere(b):
@@ -19,6 +19,6 @@ def everywhere(b):
 EXAMPLE = Example(
     "Blended latent diffusion",
     workflows=(WORKFLOW,),
-    pages={"PalimpsestBlendedLatent": before_and_after(WORKFLOW, kind="colour", seed=12)},
+    pages={"PalimpsestBlendedLatent": before_and_after(WORKFLOW)},
     scenes=(SceneRow("Blended Latent (true mask)", on_inversion(PalimpsestBlendedLatent, masked=True), 100),),
     costs=(CostRow("Blended Latent", everywhere, 120),))

@@ -20,7 +20,7 @@ WORKFLOW = Workflow(
     "Remove an object by two prompts (DiffEdit)",
     "2. On SD: CFG 7.5.\n\nThe picture may change where the noise predictions of the two prompts differ. Everywhere "
     "else the source comes back exactly. Best for removing something.",
-    masked, 110, kind="delete", seed=3)
+    masked, 110, kind="delete", seed=1, hard=True)
 
 
 def page(c, label):

@@ -10,7 +10,7 @@ WORKFLOW = Workflow(
     "2. On SD: CFG 7.5. Set *Attention Inject* to `self_end` 0.4 and `self_resolution` 0.5.\n\nAt every step the "
     "target's prediction is compared with the source's. Where they agree, the source stays. With *Attention Inject* "
     "this is best for colours.",
-    on_injected("PalimpsestNoiseMask"), 120)
+    on_injected("PalimpsestNoiseMask"), 120, seed=7, hard=True)
 EXAMPLE = Example(
     "Watch Your Steps",
     workflows=(WORKFLOW,),

@@ -14,7 +14,8 @@ WORKFLOW = Workflow(
     "starts at 0.36. A later start keeps more of the picture. With Inject and a blend, this comes nearest when one "
     "object becomes another.",
     on_injected("PalimpsestLatentBlend", masked=True), 60,
-    invert=partial(inverted, kind="PalimpsestDDPMInvert", steps=50), start=0.36, kind="object", seed=3, masked=True)
+    invert=partial(inverted, kind="PalimpsestDDPMInvert", steps=50), start=0.36, kind="object", seed=3,
+    masked=True, hard=True)
 EXAMPLE = Example(
     "Edit-friendly DDPM inversion",
     workflows=(WORKFLOW,),

@@ -85,6 +85,11 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def info(server):
+    return json.loads(server.get("/object_info"))
+
+
+@pytest.fixture(scope="module")
 def opened(request):
     pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
     if not CHROMIUM:
@@ -151,7 +156,7 @@ def test_the_template_browser_shows_every_workflow_and_a_click_opens_it(view):
 
 
 @pytest.mark.parametrize("name", workflow.drawings())
-def test_every_workflow_is_drawn_whole(name, view, server):
+def test_every_workflow_is_drawn_whole(name, view, info):
     """Every node is known and titled, nothing is cut off, and every required input is connected."""
     view.set(Comfy__VueNodes__Enabled=True)
     saved = json.loads((workflow.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
@@ -161,7 +166,6 @@ def test_every_workflow_is_drawn_whole(name, view, server):
                                 arg=len(saved["nodes"]))
     view.page.wait_for_timeout(300)
     assert complaint(view) == ""
-    info = json.loads(server.get("/object_info"))
     drawn = {node["id"]: node for node in view.page.evaluate(DRAWN)}
     for node in saved["nodes"]:
         seen = drawn[node["id"]]
@@ -385,8 +389,7 @@ def test_everyday_words_find_a_node_among_the_first(view):
 
 
 @aliased
-def test_a_double_click_and_everyday_words_show_the_node(view, server):
-    info = json.loads(server.get("/object_info"))
+def test_a_double_click_and_everyday_words_show_the_node(view, info):
     view.set(Comfy__Locale="en")
     search_nodes(view.page, "")
     for text in TYPED:
