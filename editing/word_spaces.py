@@ -78,7 +78,7 @@ def entry(clip, encode: Callable[[dict], Mapping], reads: Sequence[Mapping], mar
     """
     varied = [word.added for word in words if word.added]
     rows = [_spelled(tokens, marks, words, n) for n, tokens in enumerate(reads)] * (2 if varied else 1)
-    together = {key: [row for tokens in rows for row in tokens[key]] for key in rows[0]}
+    together = {key: [row for tokens in rows for row in tokens[key]] for key in rows[0]} if len(rows) > 1 else rows[0]
     with added(clip, _offsets(reads, marks, words) if varied else {}):
         extras = dict(encode(together))
     embedding = extras.pop("cond")
@@ -89,6 +89,8 @@ def entry(clip, encode: Callable[[dict], Mapping], reads: Sequence[Mapping], mar
 
 def _spelled(tokens, marks, words, layer) -> dict:
     """Tokens with the words' vectors in place of their marks."""
+    if not words:
+        return tokens
     found = {key: [list(row) for row in rows] for key, rows in tokens.items()}
     for mark, word in zip(marks, words):
         for encoder, v in word.vectors.items():
