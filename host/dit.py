@@ -1,4 +1,4 @@
-"""The door to the host's transformers whose attention joins words and picture, `FAMILIES`.
+"""The door to the host's transformers, `FAMILIES`. In most of them attention joins words and picture.
 
 Words and picture look up each other there, in one softmax. Edits of self-attention see the picture's own tokens alone,
 on their grid. What they compute for these looks up the words too, and a reference latent's tokens, as the host has
@@ -18,9 +18,11 @@ from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
+from comfy.ldm.lightricks.model import LTXVModel
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+from comfy.ldm.wan.model import WanModel
 from torch import Tensor
 
 from .batch import chunks
@@ -52,17 +54,19 @@ def _nothing(network, options, picture):
 
 
 class Family(NamedTuple):
-    """Where the attention of a class of networks joins words and picture.
+    """Where the picture's tokens are in the attention of a class of networks.
 
     name: the models that are of it.
     lists: {section: the network's list of blocks}, in the order in which they run.
     before, after: of (network, options, the picture's tokens), how many stand before and after those; None: all that
         are left.
+    within: the module of a block that computes it, where the block has cross-attention too.
     """
     name: str
     lists: Mapping[str, str]
     before: Callable | None
     after: Callable | None
+    within: str = ""
 
 
 BOTH = {"double": "double_blocks", "single": "single_blocks"}
@@ -74,6 +78,8 @@ FAMILIES = {
         "double": "double_stream_blocks", "single": "single_stream_blocks"}, _nothing, None),
     HunyuanVideo: Family("HunyuanVideo and HunyuanImage", BOTH, None, _nothing),
     NextDiT: Family("Z-Image and Lumina 2", {"single": "layers"}, None, _padding),
+    LTXVModel: Family("LTX-Video", {"single": "transformer_blocks"}, _nothing, _nothing, "attn1"),
+    WanModel: Family("Wan", {"single": "blocks"}, _nothing, _nothing, "self_attn"),
     OpenAISignatureMMDITWrapper: Family("SD3", {"double": "joint_blocks"}, None, _nothing),
     MMDiT: Family("AuraFlow", {"double": "double_layers", "single": "single_layers"}, None, _nothing),
 }
@@ -85,7 +91,7 @@ def known(network) -> bool:
 
 
 def _blocks(network):
-    """((section, number), block) of every block that has joint attention, in the order in which they run."""
+    """((section, number), block) of every block, in the order in which they run."""
     for section, blocks in FAMILIES[type(network)].lists.items():
         for i, block in enumerate(getattr(network, blocks)):
             yield (section, i), block
@@ -97,7 +103,8 @@ def _alone(block) -> bool:
 
 
 def _patch(network) -> int:
-    return network.patch_size if isinstance(network.patch_size, int) else network.patch_size[-1]
+    patch = getattr(network, "patch_size", 1)  # LTX-Video's network has one cell a token
+    return patch if isinstance(patch, int) else patch[-1]
 
 
 def resolutions(network) -> dict[tuple, float]:
@@ -119,19 +126,18 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> d
             return compute(q, k, v)
         split = kwargs.get("skip_reshape", False)
         alone = q.shape[2 if split else 1] == math.prod(options[SHAPE].grid)
-        function = around.get((*options[BLOCK], int(alone)))
+        function = around.get((*options[BLOCK], int(alone and not FAMILIES[type(options[FORWARD][0])].within)))
         if function is None:
             return compute(q, k, v)
         if (args[0] if args else kwargs.get("mask")) is not None:
-            raise ValueError("Attention has a mask over words and picture, from another node or a padded prompt, and "
+            raise ValueError("Attention has a mask over its tokens, from another node or a padded prompt, and "
                              f"the editors on this MODEL move some of its {k.shape[-2]} keys: remove that node, or "
                              "encode each prompt by itself.")
         return _joint(function, compute, q, k, v, heads, split, options)
 
     model_options = with_transformer(model_options, **{OVERRIDE: override})
     model_options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, KEY, _told)
-    return with_hooks(model_options, BLOCK, lambda network, options: [
-        block.register_forward_pre_hook(partial(_entered, at), with_kwargs=True) for at, block in _blocks(network)])
+    return with_hooks(model_options, BLOCK, _hooks)
 
 
 def _told(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
@@ -147,11 +153,22 @@ def _told(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
+def _hooks(network, options):
+    for at, block in _blocks(network):
+        module = block.get_submodule(FAMILIES[type(network)].within)
+        yield module.register_forward_pre_hook(partial(_entered, at), with_kwargs=True)
+        yield module.register_forward_hook(_left, with_kwargs=True)
+
+
 def _entered(at, block, args, kwargs):
     if getattr(block, "flipped_img_txt", False):
         raise ValueError("This ComfyUI puts the picture before the words in HunyuanVideo's attention, and the editors "
                          "on this MODEL know the newer order: update ComfyUI to 0.30 or later.")
     kwargs["transformer_options"][BLOCK] = at
+
+
+def _left(block, args, kwargs, out):
+    del kwargs["transformer_options"][BLOCK]
 
 
 def _joint(function, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, split: bool, options: dict) -> Tensor:

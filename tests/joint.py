@@ -1,4 +1,4 @@
-"""Small random transformers whose attention joins words and picture, made of the host's own classes."""
+"""Small random transformers, made of the host's own classes. Most join words and picture in attention."""
 import inspect
 
 import comfy.ldm.chroma.model
@@ -83,9 +83,37 @@ def hidream(**kwargs):
     return tiny.patcher(comfy.model_base.HiDream, config, **kwargs)
 
 
+@torch.inference_mode()
+def wan(**kwargs):
+    config = comfy.supported_models.WAN21_T2V({
+        "image_model": "wan2.1", "model_type": "t2v", "patch_size": (1, 2, 2), "text_len": 16, "in_dim": 16, "dim": 64,
+        "ffn_dim": 128, "freq_dim": 64, "text_dim": DIM, "out_dim": 16, "num_heads": 2, "num_layers": 2})
+    return tiny.patcher(comfy.model_base.WAN21, config, **kwargs)
+
+
+@torch.inference_mode()
+def ltx_video(**kwargs):
+    config = comfy.supported_models.LTXV({
+        "image_model": "ltxv", "in_channels": 128, "cross_attention_dim": 64, "attention_head_dim": 32,
+        "num_attention_heads": 2, "caption_channels": DIM, "num_layers": 2})
+    return tiny.patcher(LTXV, config, **kwargs)
+
+
+class LTXV(comfy.model_base.LTXV):
+    """Adds the mask of the text's padding, which its text encoder gives."""
+
+    def extra_conds(self, **kwargs):
+        mask = torch.ones(kwargs["cross_attn"].shape[:2], dtype=torch.long)
+        return super().extra_conds(**{"attention_mask": mask, **kwargs})
+
+
 JOINT = {"flux": tiny.flux, "chroma": chroma, "qwen": tiny.qwen, "zimage": tiny.zimage, "lumina2": lumina2,
-         "sd3": tiny.sd3, "sd35 medium": sd35_medium, "auraflow": aura_flow, "hidream": hidream,
+         "sd3": tiny.sd3, "sd35 medium": sd35_medium, "auraflow": aura_flow, "hidream": hidream, "wan": wan,
+         "ltx video": ltx_video,
          **({"hunyuan video": hunyuan_video, "hunyuan image": hunyuan_image} if TODAY else {})}
+
+
+VIDEO = "hunyuan video", "wan", "ltx video"
 
 
 def cond(tokens=8, batch=1, seed=1):
@@ -105,6 +133,6 @@ def prompts(*texts):
 def latent(family, model, batch=1, size=(8, 8), seed=3):
     """Random latents [B, C, (frames,) height, width] of a picture, or of a video of three frames."""
     kind = model.model.latent_format
-    frames = [] if kind.latent_dimensions == 2 else [3] if family == "hunyuan video" else [1]
+    frames = [] if kind.latent_dimensions == 2 else [3] if family in VIDEO else [1]
     shape = batch, kind.latent_channels, *frames, *size
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

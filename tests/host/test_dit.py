@@ -76,7 +76,8 @@ def softmax(q, k, v):
 
 
 # {family: (tokens, those before the picture's), of so many words and tokens of the picture}
-PLACES = {"hidream": lambda words, tokens: (tokens + 3 * words, 0),
+PLACES = {"wan": lambda words, tokens: (tokens, 0), "ltx video": lambda words, tokens: (tokens, 0),
+          "hidream": lambda words, tokens: (tokens + 3 * words, 0),
           "auraflow": lambda words, tokens: (8 + words + tokens, 8 + words),
           **({"zimage": lambda words, tokens: (32 + -(-tokens // 32) * 32, 32)} if joint.TODAY else {})}
 
@@ -102,14 +103,14 @@ def by_hand(inversion, edit, prompt, tokens, family="flux", beside=0):
     def record(func, q, k, v, heads, *args, **kwargs):
         split = shaped(q, k, v, heads, **kwargs)
         own = of_picture(family, 5, tokens, split[0].shape[2])
-        if own:
+        if own and split[1].shape[2] == split[0].shape[2]:
             known.append([x[:, :, own] for x in split])
         return func(q, k, v, heads, *args, **kwargs)
 
     def explicit(func, q, k, v, heads, *args, **kwargs):
         split = shaped(q, k, v, heads, **kwargs)
         own = of_picture(family, 8, tokens, split[0].shape[2] - beside)
-        if not own:
+        if not own or split[1].shape[2] != split[0].shape[2]:
             return func(q, k, v, heads, *args, **kwargs)
         asked, keys, values = edit(*(x[:, :, own] for x in split), *known[next(calls)])
         rest = [torch.cat([x[:, :, :own.start], x[:, :, own.stop:]], 2) for x in split[1:]]
@@ -133,7 +134,7 @@ def test_an_edit_is_the_explicit_softmaxs(editor, family, size):
     """Of prompts of 5 and 8 tokens. The picture looks up its own words, and words look up what they did."""
     size = (6, 10) if size == (7, 10) and family == "hunyuan video" else size  # whose network takes no odd side
     inversion, (put, edit) = inverted(size, family=family), EDITS[editor]
-    patch, frames = 1 if family == "hunyuan image" else 2, 3 if family == "hunyuan video" else 1
+    patch, frames = 1 if family in ("hunyuan image", "ltx video") else 2, 3 if family in joint.VIDEO else 1
     model, tokens = made(family), frames * -(-size[0] // patch) * -(-size[1] // patch)
     found = sampled(put(model, inversion), inversion)
     assert relative(found, by_hand(inversion, edit, TARGET, tokens, family)) < 1e-5
