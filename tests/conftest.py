@@ -1,4 +1,5 @@
 """The pack and the real host, loaded once for the whole run."""
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -61,6 +62,12 @@ def pytest_collection_modifyitems(config, items):
     kept = [item for cases in first_cases.values() for item in list(cases.values())[:FAST]]
     config.hook.pytest_deselected(items=[*set(items).difference(kept)])
     items[:] = kept
+
+
+def pytest_collection_finish():
+    """What is loaded by now stays. Without it each of the host's garbage collections takes most of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

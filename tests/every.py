@@ -1,4 +1,6 @@
 """Every inversion by its method's name."""
+from itertools import groupby
+
 from palimpsest.editing.inverting import invert, learn
 from palimpsest.inversion.method import methods
 
@@ -18,3 +20,13 @@ def inverted(method):
 
 
 INVERSIONS = {name: inverted(method) for name, method in methods().items() if name != "DDIM"}
+
+
+def way_back(method):
+    """What Replay makes of a method."""
+    return (method.reverse is None, frozenset(method.theta.items()), method.trajectory, method.guided, method.middles,
+            method.coupled, method.residual, method.every)
+
+
+ALIKE = [[*group] for _, group in groupby(sorted(INVERSIONS, key=lambda n: repr(way_back(methods()[n]))),
+                                          key=lambda n: way_back(methods()[n]))]
