@@ -26,10 +26,14 @@ import torch
 from ..concept.custom_diffusion import KeysAndValues
 from ..concept.dreambooth import RARE, AllWeights
 from ..concept.lora import LoRA
+from ..concept.neti import NeuralSpaceTime
+from ..concept.p_plus import ExtendedTextualInversion
+from ..concept.prospect import PromptSpectrum
 from ..concept.svdiff import SpectralShifts
 from ..concept.textual_inversion import TextualInversion
 from ..editing.concepts import SLOT, ConceptImages, Example, Prior
 from ..editing.learning import applied, learn_concept
+from ..editing.word_spaces import prompt
 from ..metrics.pixels import psnr
 from ..miniature import scenes
 from ..miniature.model import load_miniature
@@ -46,7 +50,11 @@ METHODS = {
     "Custom Diffusion": lambda noun: [KeysAndValues(2e-3)],
     "SVDiff": lambda noun: [SpectralShifts(3e-2)],
     "Textual Inversion": lambda noun: [TextualInversion("subject", noun, 1, 5e-2)],
+    "P+": lambda noun: [ExtendedTextualInversion("subject", noun, 1, 5e-2)],
+    "ProSpect": lambda noun: [PromptSpectrum("subject", noun, 1, 5e-2)],
+    "NeTI": lambda noun: [NeuralSpaceTime("subject", noun, 1, 8e-3)],
 }
+WORDS = "Textual Inversion", "P+", "ProSpect", "NeTI"  # which a prior does not concern
 BATCH, PICTURES, SAMPLED, CFG = 4, 4, 20, 3.0
 NUMBERS = "seen", "unseen", "class", "drift", "noun", "seconds"
 
@@ -58,16 +66,24 @@ class Lab:
         self.model, self.clip, self.vae = load_miniature()
         self.made: dict = {}
 
-    def sample(self, model, clip, texts, seed):
-        """Pictures [B,H,W,3] of some texts."""
+    def sample(self, model, clip, texts, seed, words=None):
+        """Pictures [B,H,W,3] of some texts. words: in layers or stages, so that each text has a run of its own."""
+        if words:
+            noise = comfy.sample.prepare_noise(torch.zeros(len(texts), 4, 16, 16), seed)
+            prompts = [prompt(clip, words, text) if "embedding:" in text else
+                       clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]
+            return self.vae.decode(torch.cat([self._made(model, clip, one, n[None], seed)
+                                              for one, n in zip(prompts, noise)]))
         rows = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in texts]
-        prompt = [[torch.cat([row[0] for row in rows]), {}]]
+        together = [[torch.cat([row[0] for row in rows]), {}]]
+        noise = comfy.sample.prepare_noise(torch.zeros(len(texts), 4, 16, 16), seed)
+        return self.vae.decode(self._made(model, clip, together, noise, seed))
+
+    def _made(self, model, clip, conditioning, noise, seed):
         null = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-        empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(len(texts), 4, 16, 16))
-        noise = comfy.sample.prepare_noise(empty, seed)
-        made = comfy.sample.sample(model, noise, SAMPLED, CFG, "ddim", "ddim_uniform", prompt, null, empty, seed=seed,
-                                   disable_pbar=True)
-        return self.vae.decode(made)
+        empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros_like(noise))
+        return comfy.sample.sample(model, noise, SAMPLED, CFG, "ddim", "ddim_uniform", conditioning, null, empty,
+                                   seed=seed, disable_pbar=True)
 
     def frozen(self, texts, seed):
         key = *texts, seed
@@ -101,8 +117,8 @@ def measure(lab, number, method, with_prior, seed, steps) -> dict:
     learned = learn_concept(lab.model, lab.clip, given, METHODS[method](one.noun), prior, steps, BATCH, seed)
     seconds = time.perf_counter() - began
     model, clip = applied(lab.model, lab.clip, learned)
-    word = "embedding:subject" if learned.words else RARE
-    shown = lab.sample(model, clip, [one.caption(g).replace(SLOT, word) for g in (*SEEN, *UNSEEN)], 11)
+    word = "embedding:subject" if learned.words or learned.tables else RARE
+    shown = lab.sample(model, clip, [one.caption(g).replace(SLOT, word) for g in (*SEEN, *UNSEEN)], 11, learned.tables)
     found, texts = match(shown, one), class_texts(one.noun)
     others, before = lab.sample(model, clip, texts, 12), lab.frozen(texts, 12)
     wanted = [scenes.parse_caption(text) for text in texts]
@@ -146,7 +162,7 @@ def main():
     with torch.inference_mode():
         lab = Lab()
         asked = [(n, m, p, s, args.steps) for n in range(args.subjects) for s in range(args.seeds) for m in args.only
-                 for p in (False, True) if not (p and m == "Textual Inversion")]
+                 for p in (False, True) if not (p and m in WORDS)]
         for key in asked:
             if key not in rows:
                 rows[key] = dict(zip(keys, key)) | measure(lab, *key)

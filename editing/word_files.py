@@ -3,8 +3,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from ..host.concept_files import lora_file, read_file
 from ..host.sampling import Fingerprint
 from .concepts import NAME, Concept, WordTable
@@ -25,20 +23,29 @@ def word_file(concept: Concept, name: str) -> bytes:
 def read_word(path) -> Concept:
     """The CONCEPT of one word's file."""
     tensors, metadata = read_file(path)
-    about = json.loads(metadata.get(KEY, "{}"))
-    if about.get("version", 0) > VERSION:
-        raise ValueError(f"{Path(path).name} is of version {about['version']}, this pack reads up to {VERSION}: update "
-                         "the pack.")
+    try:
+        about = json.loads(metadata[KEY])
+        if about["version"] > VERSION:
+            raise ValueError(f"{Path(path).name} is of version {about['version']}, this pack reads up to {VERSION}: "
+                             "update the pack.")
+        found = _concept(tensors, about)
+    except (KeyError, TypeError, json.JSONDecodeError):
+        found = None
+    if found is None:
+        raise ValueError(f"{Path(path).name} has {len(tensors)} tensors and {len(metadata)} notes, which make no whole "
+                         "word: choose a file that Save Concept wrote.")
+    return found
+
+
+def _concept(tensors, about) -> Concept | None:
     parts: dict[str, dict] = {"vectors": {}, "added": {}}
     for key, value in tensors.items():
         part, _, encoder = key.partition(".")
-        parts.get(part, {})[encoder] = value.float()
-    vectors, places = parts["vectors"], tuple((section, block) for section, block in about.get("places", ()))
-    sizes = {tuple(v.shape[:2]) for found in parts.values() for v in found.values() if v.ndim == 4}
-    whole = len(sizes) == 1 and all(v.ndim == 4 and torch.isfinite(v).all() for v in tensors.values())
-    if not vectors or not whole or not NAME.fullmatch(about.get("name", "")) or {len(places) or 1} != {
-            count for _, count in sizes}:
-        raise ValueError(f"{Path(path).name} has {len(tensors)} tensors and {len(about)} notes of {VERSION} version, "
-                         "which are no whole word: choose a file that Save Concept wrote.")
+        parts[part][encoder] = value.float()
+    places, name = tuple((section, block) for section, block in about["places"]), about["name"]
+    shapes = {value.shape[:2] if value.ndim == 4 else () for value in tensors.values()}
+    whole = len(shapes) == 1 and shapes.pop()[1:] == (len(places) or 1,) and parts["vectors"] and NAME.fullmatch(name)
+    if not whole or not all(value.isfinite().all() for value in tensors.values()):
+        return None
     return Concept({}, {}, Fingerprint(**about["fingerprint"]), notes=about["notes"],
-                   tables={about["name"]: WordTable(vectors, places, parts["added"])})
+                   tables={name: WordTable(parts["vectors"], places, parts["added"])})
