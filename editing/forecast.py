@@ -81,7 +81,12 @@ def _once(learner, height, width) -> tuple[int, float]:
         seconds = time.perf_counter() - began
     for leaf in learner.leaves:
         leaf.grad = None
-    return kept.most + 3 * kept.largest, seconds  # a backward pass makes some tensors more
+    return allowed(kept), seconds
+
+
+def allowed(kept) -> int:
+    """Bytes of a pass, of what autograd kept. A backward pass makes some tensors more."""
+    return kept.most + 3 * kept.largest
 
 
 def _forward(learner, height, width) -> float:

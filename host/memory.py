@@ -16,13 +16,12 @@ class Kept:
     """
 
     def __init__(self, *networks):
-        self.weights = {t.untyped_storage().data_ptr() for network in networks for t in network.parameters()}
+        self.weights = {_place(t) for network in networks for t in network.parameters()}
         self.now = self.most = self.largest = 0
         self.held: dict[int, int] = {}  # {storage: how many hold it}
 
     def __call__(self, held, tensor):
-        storage = tensor.untyped_storage()
-        place, size = storage.data_ptr(), storage.nbytes()
+        place, size = _place(tensor), tensor.untyped_storage().nbytes()
         if place in self.weights:
             return
         self.held[place] = self.held.get(place, 0) + 1
@@ -35,6 +34,11 @@ class Kept:
         self.held[place] -= 1
         if not self.held[place]:
             self.now -= size
+
+
+def _place(tensor) -> int:
+    """What tells a storage from others, also where it holds no numbers and has no address."""
+    return tensor.untyped_storage()._cdata
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Run as a script it writes them again in every document that has their marks. COM
     was checked against.
 `<!-- tasks -->` to `<!-- /tasks -->`: every workflow, by what it does. `<!-- tasks, in short -->`: by its first word.
 `<!-- inversions -->` to `<!-- /inversions -->`: what `dev.py bench inversions` measured.
+`<!-- concepts -->`: what `dev.py bench concepts` measured. `<!-- fits -->`: what `dev.py bench fits` counted.
 `<!-- scenes -->` and `<!-- hard scenes -->`: what `dev.py bench scenes` measured on the held-out splits.
 `<!-- best -->` and `<!-- best, hard -->`: the best choice for each kind of edit, chosen on the public split where that
     is measured. `<!-- best, in short -->`: the same without numbers.
@@ -140,6 +141,16 @@ def inversions(up: str) -> str:
     return table(json.loads(RESULTS.read_text(encoding="utf-8")))
 
 
+def concepts(up: str) -> str:
+    from palimpsest.bench.concepts import RESULTS, table
+    return table(json.loads(RESULTS.read_text(encoding="utf-8"))["measured"])
+
+
+def fits(up: str) -> str:
+    from palimpsest.bench.fits import RESULTS, table
+    return table(json.loads(RESULTS.read_text(encoding="utf-8"))["rows"])
+
+
 def scenes(up: str, split: str) -> str:
     from palimpsest.bench.scenes import results, tables
     return tables(results(split))
@@ -160,7 +171,7 @@ def best(up: str, splits: tuple, numbers: bool = True) -> str:
 
 
 TABLES = {"techniques": techniques, "tasks": tasks, "tasks, in short": tasks_in_short,
-          "inversions": inversions,
+          "inversions": inversions, "concepts": concepts, "fits": fits,
           "scenes": partial(scenes, split="held-out"), "hard scenes": partial(scenes, split="hard-held-out"),
           "best": partial(best, splits=("public", "held-out")),
           "best, in short": partial(best, splits=("public", "held-out"), numbers=False),

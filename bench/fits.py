@@ -1,0 +1,130 @@
+"""What fits 8, 12, 16 and 24 GB where a concept is learned: the arithmetic of the loop's own forecast, at real sizes.
+
+    python tools/dev.py bench fits
+
+The host's networks of SD1.5 and SDXL are built of fake tensors, which hold no numbers and compute nothing. One row goes
+forward and back, since the loop takes the rows of large models one after the other; a step's batch and its class
+pictures cost no memory. Counted are the weights in fp16, what learns with its gradient and AdamW's two means in fp32,
+and of the pass what editing/forecast.py counts. Text encoders are counted where they learn, and their weights where a
+word does; elsewhere the host may take them off the device. A card fits where `BESIDE` is left of it. Writes
+bench/results/fits.json.
+"""
+import json
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import comfy.clip_model
+import comfy.ldm.modules.diffusionmodules.openaimodel as openai
+import comfy.ops
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..concept.custom_diffusion import KeysAndValues
+from ..concept.dreambooth import AllWeights
+from ..concept.lora import LoRA
+from ..editing.forecast import GB, allowed
+from ..editing.learning import Deltas, Weights
+from ..host import gradients
+from ..host.memory import counting
+from .gradients import NETWORKS, SHAPES
+
+RESULTS = Path(__file__).parent / "results" / "fits.json"
+CARDS, BESIDE = (8, 12, 16, 24), 1.0  # GB; for the display, CUDA, and what PyTorch reserves
+ENCODERS = {"SD1.5": ("sd1_clip_config.json",), "SDXL": ("sd1_clip_config.json", "clip_config_bigg.json")}
+SUBJECT = "LoRA on all layers and in the text encoder, rank 8 (Learn a Subject)"
+METHODS = {"New Word": None, "LoRA on attention, rank 4": LoRA(1),
+           SUBJECT: LoRA(1, 8, layers="all"),
+           "Custom Diffusion (K, V)": KeysAndValues(1), "DreamBooth (All Weights)": AllWeights(1)}
+
+
+def unet(config, dtype=torch.float16):
+    return openai.UNetModel(**config, dtype=dtype, operations=comfy.ops.manual_cast).requires_grad_(False)
+
+
+def encoders(shape, basis=None) -> tuple[int, int]:
+    """(bytes of a family's text encoders in fp16, bytes that a prompt's pass needs and what learns by the basis)."""
+    total = needed = 0
+    for name in ENCODERS[shape]:
+        config = json.loads((Path(comfy.sd1_clip.__file__).parent / name).read_text(encoding="utf-8"))
+        with FakeTensorMode():
+            encoder = comfy.clip_model.CLIPTextModel(config, torch.float16, None, comfy.ops.manual_cast)
+            encoder.requires_grad_(False)
+            if basis:
+                tokens = torch.zeros(1, 77, dtype=torch.long)
+                needed += sum(passed(encoder, basis, lambda n, w: basis.takes_text(w), False, tokens))
+        total += held(encoder)
+    return total, needed
+
+
+def held(network) -> int:
+    return sum(p.nbytes for p in network.parameters())
+
+
+def counted(network, config, side, basis, recomputed: bool) -> dict:
+    """Bytes that learning needs, by what they are for.
+
+    basis: None for a word.
+    recomputed: whether blocks are computed again in the backward pass.
+    """
+    compute = torch.float32 if held(network) <= gradients.FP32 else torch.bfloat16
+    context = torch.zeros(1, 77, config["context_dim"], dtype=compute, requires_grad=not basis)
+    pooled = config.get("adm_in_channels")
+    y = torch.zeros(1, pooled, dtype=compute) if pooled else None
+    kept, learns = passed(network, basis, basis and basis.takes, recomputed,
+                          torch.zeros(1, 4, side, side, dtype=compute), torch.zeros(1), context=context, y=y,
+                          transformer_options={"optimized_attention_override": gradients.pytorch_attention})
+    return {"network": held(network), "learns": learns, "pass": kept}
+
+
+def passed(network, basis, takes, recomputed, *args, **kwargs) -> tuple[int, int]:
+    """(bytes of a forward and a backward, bytes of what learns with its gradient and AdamW's means)."""
+    weights = {name: w.detach() for name, w in network.named_parameters()}
+    taken = {n: w for n, w in weights.items() if takes(n, w)} if basis else {}
+    parts = [Weights(basis, taken, {}, torch.Generator())] if basis else []
+
+    class Call:
+        """As the host calls a network."""
+        class_obj = SimpleNamespace(diffusion_model=network)
+
+        def __call__(self, *args, **kwargs):
+            return network(*args, **kwargs)
+
+    with gradients._recording(), counting(network) as kept, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a fake tensor's address is asked for
+        out = gradients._on_stand_ins(
+            {f"network.{name}": w for name, w in weights.items()}, lambda: Deltas(parts), lambda: recomputed, Call(),
+            *args, **kwargs)
+        out = out[0] if isinstance(out, tuple) else out
+        out.float().square().mean().backward()
+    return allowed(kept), 4 * sum(leaf.nbytes for part in parts for leaf in part.leaves())
+
+
+def smallest(needed: int) -> str:
+    """The smallest card that has so much."""
+    return next((f"{card} GB" for card in CARDS if needed <= (card - BESIDE) * GB), "–")
+
+
+def table(rows) -> str:
+    lines = ["| | GB | fits | blocks computed twice | fits |", "|---" * 5 + "|"]
+    for name, (plain, twice) in rows.items():
+        sums = [sum(found.values()) for found in (plain, twice)]
+        cells = [cell for needed in sums for cell in (f"{needed / GB:.1f}", smallest(needed))]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    rows = {}
+    for size, (shape, side) in NETWORKS.items():
+        for method, basis in METHODS.items():
+            for recomputed in (False, True):
+                with FakeTensorMode():
+                    found = counted(unet(SHAPES[shape]), SHAPES[shape], side, basis, recomputed)
+                learns = LoRA(1, 8) if method is SUBJECT else None
+                found["text encoder"] = sum(encoders(shape, learns)) if learns or not basis else 0
+                rows.setdefault(f"{size}: {method}", []).append(found)
+    print(table(rows))
+    RESULTS.write_text(json.dumps({"beside": BESIDE, "rows": rows}, indent=1) + "\n", encoding="utf-8")
