@@ -9,6 +9,7 @@ CFG = 3.0  # of the miniature; 7.5 suits SD
 KEEPS = {"self_end": 0.8, "self_resolution": 1.0}  # the miniature's 16² latent: its outlines live at full resolution
 LOOSE = {"cross_end": 0.4, "self_end": 0.2}  # where a mask holds the rest
 SCENE = {"seed": 12, "kind": "colour"}
+OTHER = "The other picture"
 FIRST = 1360  # px, the width of the first group
 WORDS, SEEN = "star", "green, dotted, star, sky, background"  # of that scene's source
 BLUE, GREEN, VIOLET, BROWN, YELLOW = "#3f789e", "#8A8", "#a1309b", "#b06634", "#b58b2a"
@@ -87,14 +88,15 @@ def on_injected(kind, masked=False):
     return edit
 
 
-def other_picture(c, p, shown="source", text="source text", **picture):
-    """The inversion of a second picture, its scene's source or exact target."""
-    scene = c.node("PalimpsestMiniatureScene", "The other picture", 150, **picture)
+def other_picture(c, p, words=None, **picture):
+    """The inversion of a second picture. words: the Prompt Edit of its prompt, None for its scene's own text."""
+    scene = c.node("PalimpsestMiniatureScene", OTHER, 150, **picture)
     c.column(300)
-    words = c.node("PalimpsestPromptEdit", "Its prompt", clip=p.loader["CLIP"], source=scene[text], target=scene[text])
+    words = words or c.node("PalimpsestPromptEdit", "Its prompt", clip=p.loader["CLIP"], source=scene["source text"],
+                            target=scene["source text"])
     size = c.node("GetImageSize", "The first picture's size", image=p.picture)
     c.column(300)
-    image = c.node("ImageScale", "Its size", image=scene[shown], upscale_method="area", width=size["width"],
+    image = c.node("ImageScale", "Its size", image=scene["source"], upscale_method="area", width=size["width"],
                    height=size["height"], crop="center")
     latent = c.node("VAEEncode", "Its latent", pixels=image["IMAGE"], vae=p.loader["VAE"])
     made = c.node("PalimpsestDDIMInvert", "Invert the other picture", model=p.loader["MODEL"], source=words["source"],
@@ -136,6 +138,7 @@ class Workflow:
     start: where Replay starts.
     target: which of Prompt Edit's CONDITIONINGs is sampled.
     prompt: a text that is sampled instead.
+    exact: whether the scene's target is what it does.
     masked: whether its nodes take the scene's mask.
     """
     title: str
@@ -151,6 +154,7 @@ class Workflow:
     prompt: str = ""
     masked: bool = False
     hard: bool = False
+    exact: bool = True
 
     @property
     def scene(self) -> dict:
@@ -180,6 +184,6 @@ class Workflow:
         with c.group("4  Compare", YELLOW):
             c.column(640)
             edited = c.node("VAEDecode", "Edited", samples=latent, vae=p.loader["VAE"])
-            c.node("PalimpsestEditReport", None, 230, source=p.picture, edited=edited["IMAGE"],
-                   target=p.scene["exact target"], mask=p.mask)
+            known = {"target": p.scene["exact target"], "mask": p.mask} if self.exact else {}
+            c.node("PalimpsestEditReport", None, 230, source=p.picture, edited=edited["IMAGE"], **known)
             c.node("SaveImage", None, 380, images=edited["IMAGE"], filename_prefix="palimpsest/edited")

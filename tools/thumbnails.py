@@ -1,5 +1,6 @@
 """The template browser's pictures: a workflow's source, what the sampler makes of the same prompt and the same noise
-without the editor, the edit, and what it changed. A workflow that is no edit says what it shows instead.
+without the editor, the edit, and what it changed, or the other picture that it takes. A workflow that is no edit says
+what it shows instead.
 
 COMFYUI_PATH names the host. Give names of workflows to draw only these.
 """
@@ -70,6 +71,7 @@ def main(names) -> int:
     import torch
     from palimpsest.metrics.drawing import colours
     from palimpsest.miniature.hard import an_edit
+    from palimpsest.showcase.drawing import OTHER
 
     from headless import Executor
 
@@ -80,10 +82,6 @@ def main(names) -> int:
             raise SystemExit(f"{name}: {run.host.status_messages[-1]}")
         return {title: pictures[0] for title, pictures in run.pictures(graph).items()}
 
-    def edited(name, graph):
-        shown = ran(name, graph)
-        return next(shown[title] for title in ENDS if title in shown)
-
     info, shown = object_info(), drawings()
     with tempfile.TemporaryDirectory() as folder:
         folder_paths.set_output_directory(folder)
@@ -93,10 +91,13 @@ def main(names) -> int:
             if workflow.scene:
                 tiles = {"source": (an_edit(**workflow.scene).source_image * 255).round().astype(np.uint8)}
                 if alone := unedited(graph):
-                    tiles["the prompt alone"] = edited(name, alone)
-                tiles["edited"] = edited(name, graph)
+                    found = ran(name, alone)
+                    tiles["the prompt alone"] = next(found[title] for title in ENDS if title in found)
+                found = ran(name, graph)
+                tiles["edited"] = next(found[title] for title in ENDS if title in found)
                 difference = torch.tensor(np.abs(tiles["edited"].astype(float) - tiles["source"])).mean(-1)
-                tiles["what changed"] = (colours(difference / difference.max()) * 255).byte().numpy()
+                changed = {"what changed": (colours(difference / difference.max()) * 255).byte().numpy()}
+                tiles |= {OTHER.lower(): found[OTHER]} if OTHER in found else changed
             else:
                 found = ran(name, graph)
                 tiles = {title: found[title] for title in workflow.shows}

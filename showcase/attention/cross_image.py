@@ -1,22 +1,38 @@
 """Cross-image attention, shown and measured."""
 from ...nodes.attention.cross_image import PalimpsestCrossImageAttention
 from .. import Example
-from ..drawing import TOO_SMALL
+from ..drawing import Workflow, inverted, other_picture
 from ..pictures import sample, scene, second_picture, show
 from ..rows import CostRow, SceneRow, output
 
-STRUCTURE, APPEARANCE = (9, "style"), (12, "colour")
+APPEARANCE = {"seed": 12, "kind": "colour"}
+
+
+def both(c, p):
+    """The inversions of both pictures, with one prompt."""
+    made = inverted(c, p)
+    p.other = other_picture(c, p, p.words, **APPEARANCE)
+    return made
+
+
+def transferred(c, p, inversion):
+    return c.node("PalimpsestCrossImageAttention", model=p.loader["MODEL"], appearance=p.other["inversion"])
+
+
+WORKFLOW = Workflow(
+    "Give a picture another's looks (Cross-Image Attention)",
+    "2. Load the picture that gives its looks in place of *The other picture*. Write one source prompt that names what "
+    "both show, such as “a photo of a horse”.\n\nThe first picture's queries look up the other's keys and values, part "
+    "to matching part.",
+    transferred, 205, invert=both, seed=3, target="source", cfg=1.0, exact=False)
 
 
 def page(c, label):
-    p = scene(c, source=None)
-    text = "a photo of a star on a background"
-    structure, words, inversion = second_picture(c, p, text, *STRUCTURE)
-    appearance, _, other = second_picture(c, p, text, *APPEARANCE)
-    editor = c.node("PalimpsestCrossImageAttention", model=p.loader["MODEL"], appearance=other["inversion"])
-    show(c, "structure", structure["source"])
-    show(c, "appearance", appearance["source"])
-    sample(c, label, p, inversion, words["source"], 1.0, model=editor["MODEL"])
+    p = scene(c, **WORKFLOW.scene, source="structure")
+    other, _, made = second_picture(c, p, p.scene["source text"], *APPEARANCE.values())
+    editor = c.node("PalimpsestCrossImageAttention", model=p.loader["MODEL"], appearance=made["inversion"])
+    show(c, "appearance", other["source"])
+    sample(c, label, p, inverted(c, p), "source", 1.0, model=editor["MODEL"])
 
 
 def edit(scenes, model, inversion):
@@ -25,7 +41,7 @@ def edit(scenes, model, inversion):
 
 EXAMPLE = Example(
     "Cross-image attention",
-    elsewhere=TOO_SMALL,
+    workflows=(WORKFLOW,),
     pages={"PalimpsestCrossImageAttention": page},
     scenes=(SceneRow("Cross-Image Attention (another picture)", edit, 85, kinds=("colour", "material"), cfg=1.0),),
     costs=(CostRow("Cross-Image Attention",

@@ -9,7 +9,8 @@ WORKFLOW = Workflow(
     "Move an object (Self-Guidance)",
     "2. *words* are all words of the object. Set *move_x*, *move_y* and *resize*. On SD also use a low CFG and the "
     "source prompt.\n\nGuidance makes the words attend to the object's shape, moved.",
-    on_model("PalimpsestSelfGuidance", words="green, dotted, star", move_x=0.2), 230, cfg=1.5, target="source")
+    on_model("PalimpsestSelfGuidance", words="green, dotted, star", move_x=0.2), 230, cfg=1.5, target="source",
+    exact=False)
 
 
 def staying(change):
