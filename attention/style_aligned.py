@@ -12,7 +12,8 @@ the shift in the keys. An attention mask would do the same, but kernels and othe
 As in the authors' code the null prompt's rows share what r shows under the null prompt, and every GroupNorm takes its
 mean and variance over the tokens of both pictures. They wrap LayerNorms alike, which changes nothing: those normalise
 each token.
-Differs from the paper: K_r and V_r of a given picture are read at the inversion's own latents.
+Differs from the paper: K_r and V_r of a given picture are read at the inversion's own latents. On transformers whose
+queries and keys are turned by their place there is no AdaIN.
 Checked against: google/style-aligned@2faf0af (Apache-2.0), a whole run (numbers in tests/data/null_rows.json).
 """
 from dataclasses import KW_ONLY, dataclass

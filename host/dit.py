@@ -13,6 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from comfy.ldm.aura.mmdit import MMDiT
 from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
@@ -61,12 +62,14 @@ class Family(NamedTuple):
     before, after: of (network, options, the picture's tokens), how many stand before and after those; None: all that
         are left.
     within: the module of a block that computes it, where the block has cross-attention too.
+    turned: whether q and k are turned by their place.
     """
     name: str
     lists: Mapping[str, str]
     before: Callable | None
     after: Callable | None
     within: str = ""
+    turned: bool = True
 
 
 BOTH = {"double": "double_blocks", "single": "single_blocks"}
@@ -80,8 +83,8 @@ FAMILIES = {
     NextDiT: Family("Z-Image and Lumina 2", {"single": "layers"}, None, _padding),
     LTXVModel: Family("LTX-Video", {"single": "transformer_blocks"}, _nothing, _nothing, "attn1"),
     WanModel: Family("Wan", {"single": "blocks"}, _nothing, _nothing, "self_attn"),
-    OpenAISignatureMMDITWrapper: Family("SD3", {"double": "joint_blocks"}, None, _nothing),
-    MMDiT: Family("AuraFlow", {"double": "double_layers", "single": "single_layers"}, None, _nothing),
+    OpenAISignatureMMDITWrapper: Family("SD3", {"double": "joint_blocks"}, None, _nothing, turned=False),
+    MMDiT: Family("AuraFlow", {"double": "double_layers", "single": "single_layers"}, None, _nothing, turned=False),
 }
 
 
@@ -195,8 +198,10 @@ def _joint(function, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, split
         if len(q_) != len(keys):
             raise ValueError(f"An editor shows joint attention {len(q_)} of {len(keys)} rows at a time, as it does "
                              "with a mask for each: give it one mask for all rows.")
-        return compute(_formed(q_, heads, split), torch.cat([keys, _formed(k_, heads, split)], axis),
-                       torch.cat([values, _formed(v_, heads, split)], axis))
+        width = q_.shape[-1] // heads  # an editor may give heads more channels, which bias some scores
+        return compute(_formed(q_, heads, split), *(
+            torch.cat([_widened(theirs, heads, width, split), _formed(mine, heads, split)], axis)
+            for theirs, mine in ((keys, k_), (values, v_))))
 
     parts = chunks(options)
     if len(set(parts)) < len(parts):
@@ -225,6 +230,13 @@ def _place(tokens: int, options: dict) -> tuple[int, int]:
                          f"{' x '.join(map(str, grid))} were expected. Another node changes the tokens: remove "
                          "it. Or ComfyUI before 0.30 does not count those of a reference latent: update it.")
     return start, start + picture
+
+
+def _widened(x: Tensor, heads: int, width: int, split: bool) -> Tensor:
+    """x with zeros in the channels that its heads lack."""
+    x = x if split else x.unflatten(2, (heads, -1))
+    x = F.pad(x, (0, width - x.shape[-1])) if width > x.shape[-1] else x
+    return x if split else x.flatten(2)
 
 
 def _formed(x: Tensor, heads: int, split: bool) -> Tensor:

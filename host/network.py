@@ -11,7 +11,7 @@ from .unet import Attention, Shape, group_norms, head, host_attention, require_u
 from .unet_inputs import with_added, with_value_inputs, with_widths_measured
 
 __all__ = ["Attention", "attentions", "group_norms", "head", "host_attention", "knows_places", "require_attention",
-           "require_unet", "residual_branch", "resolutions", "shape_of", "with_added", "with_attention",
+           "require_unet", "residual_branch", "resolutions", "shape_of", "turned", "with_added", "with_attention",
            "with_value_inputs", "with_widths_measured"]
 
 
@@ -45,6 +45,11 @@ def shape_of(options: dict) -> Shape:
 def knows_places(network) -> bool:
     """Whether keys hold each token's place in the latent, so that those of a whole serve no window of it."""
     return dit.known(network)
+
+
+def turned(network) -> bool:
+    """Whether each token's place turns its q and k, which then have no statistics of their own."""
+    return dit.known(network) and dit.FAMILIES[type(network)].turned
 
 
 def require_attention(model, node: str):

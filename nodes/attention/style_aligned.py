@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ...attention.style_aligned import ReferencePicture, ReferenceRow, SharedNorms, Sharing
 from ...editing.layers import roles, self_attention_layers
 from ...editing.run import attach
-from ...host.network import require_unet
+from ...host.network import group_norms, require_attention, require_unet, turned
 from ...host.sampling import check_family
 from ..checks import check_span
 from ..search import aliases
@@ -35,7 +35,7 @@ class PalimpsestStyleAligned(io.ComfyNode):
                     "Factor on those scores. Paper: 1.")),
                 io.Boolean.Input("normalise", default=True, tooltip=(
                     "Gives queries and keys the reference's mean and deviation (AdaIN). Without it, hardly any style "
-                    "is shared. Paper: on.")),
+                    "is shared. Paper: on. Transformers but SD3 and AuraFlow need it off.")),
                 layers_input("all"),
                 null_input(),
                 InversionType.Input("inversion", optional=True, tooltip=(
@@ -50,13 +50,20 @@ class PalimpsestStyleAligned(io.ComfyNode):
     def execute(cls, model, start, end, shift, scale, normalise, layers, null_too, inversion=None,
                 share_norms=True) -> io.NodeOutput:
         node = "Style Aligned"
-        require_unet(model, node)
+        require_attention(model, node)
+        if inversion is None:
+            require_unet(model, f"{node} across a batch", ", or connect the INVERSION of the style's picture")
+        network = model.model.diffusion_model
+        if normalise and turned(network):
+            raise ValueError(f"{node} with normalise gives queries and keys the reference's mean and deviation, and on "
+                             f"this MODEL, {type(model.model).__name__}, each token's place has turned them: turn "
+                             "normalise off.")
         check_span(node, start, end, "0 and 1")
         chosen = layers_of(layers, model, everywhere)
         share = Sharing(scale, shift, normalise)
         if inversion is not None:
             check_family(model, inversion)
-        if share_norms:
+        if share_norms and any(group_norms(network)):  # a transformer has none
             model = attach(model, SharedNorms(inversion, start, end, roles(null_too)))
         if inversion is None:
             return io.NodeOutput(attach(model, ReferenceRow(chosen, start, end, share, roles(null_too))))

@@ -1,4 +1,6 @@
 """Joint attention of words and picture: edits against an explicit softmax with slices written by hand."""
+import math
+
 import pytest
 import torch
 from comfy.ldm.flux.model import Flux
@@ -13,6 +15,7 @@ from palimpsest.host.sampling import Solver, sample
 from palimpsest.nodes.attention.free_prompt import PalimpsestFreePromptEdit
 from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
 from palimpsest.nodes.attention.plug_and_play import PalimpsestPlugAndPlay
+from palimpsest.nodes.attention.style_aligned import PalimpsestStyleAligned
 
 import joint
 import tiny
@@ -139,6 +142,34 @@ def test_an_edit_is_the_explicit_softmaxs(editor, family, size):
     found = sampled(put(model, inversion), inversion)
     assert relative(found, by_hand(inversion, edit, TARGET, tokens, family)) < 1e-5
     assert relative(found, sampled(model, inversion)) > 1e-4
+
+
+@pytest.mark.parametrize("family", ["sd3", "auraflow", "flux"])
+def test_a_style_is_shared_beside_the_words(family):
+    """Its tokens count twice, which is a shift of their scores by ln 2. Where places turn q and k, they are not
+    normalised."""
+    inversion, model, normalise = inverted(family=family), made(family), family != "flux"
+
+    def style(normalise):
+        return PalimpsestStyleAligned.execute(model, 0.0, 1.0, math.log(2), 1.0, normalise, "", True,
+                                              inversion=inversion).result[0]
+
+    def normalised(x, x_s):
+        (mean, deviation), (mean_s, deviation_s) = ((y.mean(2, keepdim=True), (y.var(2, keepdim=True) + 1e-5).sqrt())
+                                                    for y in (x, x_s))
+        return (x - mean) / deviation * deviation_s + mean_s if normalise else x
+
+    def edit(q, k, v, q_s, k_s, v_s):
+        return normalised(q, q_s), torch.cat([normalised(k, k_s), k_s, k_s], 2), torch.cat([v, v_s, v_s], 2)
+
+    found = sampled(style(normalise), inversion)
+    assert relative(found, by_hand(inversion, edit, TARGET, 16, family)) < 1e-5
+    assert relative(found, sampled(model, inversion)) > 1e-4
+    if family == "flux":
+        with pytest.raises(ValueError, match="Flux, each token's place has turned them: turn normalise off"):
+            style(True)
+        with pytest.raises(ValueError, match="across a batch edits .* U-Nets .* or connect the INVERSION"):
+            PalimpsestStyleAligned.execute(model, 0.0, 1.0, 0.0, 1.0, False, "", True)
 
 
 @pytest.mark.skipif(not joint.TODAY, reason="ComfyUI 0.3.64 does not count a reference latent's tokens")
