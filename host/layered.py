@@ -26,8 +26,9 @@ def transformers(unet) -> tuple[Place, ...]:
 
 def layered(rows: Tensor, extras: dict, places: tuple[Place, ...]) -> list:
     """A CONDITIONING of one entry, of what each of the L places reads: [L,T,C], or [2L,T,C] with the values' after the
-    keys'."""
+    keys'. A ControlNet, which has other places, reads their mean."""
     side_by_side = rows.transpose(0, 1).flatten(0, 1)[None]
+    extras = {**extras, "cross_attn_controlnet": rows[:len(places)].mean(0, keepdim=True)}
     return set_hooks_for_conditioning([[side_by_side, extras]], _picking(places, len(rows), side_by_side.shape[1]))
 
 

@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 from palimpsest.concept import neti
-from palimpsest.concept.neti import ANCHORS, BYPASS, HIDDEN, NeuralSpaceTime
+from palimpsest.concept.neti import ANCHORS, HIDDEN, NeuralSpaceTime
 from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing.concepts import WordTable
 from palimpsest.editing.learning import applied, learn_concept
@@ -20,7 +20,7 @@ from runs import relative
 from word_spaces import CAPTION, Plain, serves
 
 RATE, SEED, TEXT, STAGES = 1e-2, 4, "a photo of embedding:thing dog", NeuralSpaceTime.stages
-PLACES = 7
+PLACES, BYPASS = 7, 0.2
 
 
 def test_the_mapper_equals_the_authors():
@@ -52,13 +52,13 @@ def test_the_bypass_reaches_values_alone():
     model, clip = tiny.sd15(), tiny.clip()
     places, generator = transformers(model.model.diffusion_model), torch.Generator().manual_seed(2)
     vectors, added = (torch.randn(1, PLACES, 1, tiny.DIM, generator=generator) for _ in range(2))
-    added = BYPASS * added / added.norm(dim=-1, keepdim=True)
+    added = BYPASS * torch.nn.functional.normalize(added, dim=-1)
     (rows, _), = prompt(clip, {"thing": WordTable({"clip_l": vectors}, places, {"clip_l": added})}, TEXT)
     rows = rows.unflatten(1, (-1, 2 * PLACES))
     with torch.inference_mode(False):
         plain = Plain(model, clip)
         for n in range(PLACES):
-            keys, values = plain.bypassed(vectors[0, n, 0].clone(), added[0, n, 0].clone() / BYPASS, BYPASS)
+            keys, values = plain.bypassed(vectors[0, n, 0].clone(), added[0, n, 0].clone(), BYPASS)
             assert relative(rows[:, :, n], keys.detach()) < 1e-5
             assert relative(rows[:, :, PLACES + n], values.detach()) < 1e-5
             assert relative(keys.detach(), values.detach()) > 1e-3
@@ -84,7 +84,7 @@ def test_a_step_equals_transformers_and_diffusers(monkeypatch):
         stage = stage_of(model.model.model_sampling, float(model.model.model_sampling.sigmas[level]), STAGES)
         assert edges(STAGES)[stage] <= 1 - level / 999 <= edges(STAGES)[stage + 1]
         at = word.at(theta, stage)
-        texts = [plain.bypassed(v, b / BYPASS, BYPASS)
+        texts = [plain.bypassed(v, b, BYPASS)
                  for v, b in zip(at.vectors["clip_l"][:, 0], at.added["clip_l"][:, 0])]
         keys, values = zip(*texts)
         loss = plain.loss(list(keys), level, noise, list(values))

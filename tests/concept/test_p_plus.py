@@ -65,8 +65,9 @@ def test_equal_vectors_are_textual_inversion():
     word = learn_concept(model, clip, images(model, (CAPTION,)), [TextualInversion("thing", "cat", 1, RATE)], steps=2)
     vector = word.words["thing"]["clip_l"]
     table = WordTable({"clip_l": vector.repeat(1, len(places), 1, 1)}, places)
-    _, served = prediction(model, prompt(clip, {"thing": table}, TEXT))
-    _, wanted = prediction(model, tiny.encode(applied(model, clip, word)[1], TEXT))
+    plain, told = tiny.encode(applied(model, clip, word)[1], TEXT), prompt(clip, {"thing": table}, TEXT)
+    assert relative(told[0][1]["cross_attn_controlnet"], plain[0][0]) < 1e-6
+    (_, served), (_, wanted) = prediction(model, told), prediction(model, plain)
     assert relative(served, wanted) < 1e-6
     _, other = prediction(model, tiny.encode(clip, "a photo of cat dog"))
     assert relative(other, wanted) > 1e-4
