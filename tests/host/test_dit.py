@@ -16,6 +16,7 @@ from palimpsest.nodes.attention.free_prompt import PalimpsestFreePromptEdit
 from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
 from palimpsest.nodes.attention.plug_and_play import PalimpsestPlugAndPlay
 from palimpsest.nodes.attention.style_aligned import PalimpsestStyleAligned
+from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
 
 import joint
 import tiny
@@ -199,6 +200,17 @@ def test_the_sources_own_prompt_brings_the_picture_back_unedited(family):
     assert relative(sampled(masactrl(model, inversion), inversion, SOURCE), plain) < 1e-6
     assert torch.equal(sampled(model, inversion, SOURCE), plain)
     assert not any(m._forward_pre_hooks for m in model.model.modules())
+
+
+@pytest.mark.parametrize("family", JOINT)
+def test_a_mask_keeps_the_source_outside_it(family):
+    """In every frame, beside an edit of attention."""
+    inversion, mask = inverted(family=family), torch.zeros(1, 8, 8)
+    mask[..., :4] = 1
+    model = masactrl(made(family), inversion)
+    found = sampled(PalimpsestLatentBlend.execute(model, inversion, 0.0, "", "", 0.3, mask=mask).result[0], inversion)
+    source = picture(family=family)["samples"]
+    assert relative(found[..., 4:], source[..., 4:]) < 1e-6 < relative(found[..., :4], source[..., :4])
 
 
 @pytest.mark.parametrize("family", JOINT)

@@ -5,7 +5,7 @@ from editors import EDITORS, MOVES, THIRDS, WORDS, each_with
 from runs import relative
 from watching import case, of, predictions
 
-JOINT = THIRDS[1][:3]  # the last one's random network rounds more than an editor moves it
+JOINT = THIRDS[1][:2]  # others' random networks round more than an editor moves them
 
 
 @each_with("dtype", [torch.float16, torch.bfloat16], 1, joint=JOINT)
