@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..host.canvas import log
+
 ROWS = 8  # of a look, of the concept's pictures and of the prior's
 BETTER = 0.99  # a look is better where the loss is under this share of the best one's
 
@@ -16,7 +18,8 @@ BETTER = 0.99  # a look is better where the loss is under this share of the best
 class Watch:
     """every: steps between two looks.
     caption: of the pictures; * stands for the concept. None are made without it.
-    drift: by which share the class's loss may grow.
+    drift: by which share the class's loss may grow. A look at which it has grown more is no better one; early in a run
+        it may grow and fall again.
     patience: looks without a better one, after which learning stops.
     steps, cfg: of the pictures' sampling.
     """
@@ -68,14 +71,18 @@ class Watching:
         if picture is not None:
             shown = learner.guider.inner_model.process_latent_in(picture)
             self.sheet = shown if self.sheet is None else torch.cat([self.sheet, shown], -1)
-        if self._drifted(look):
-            return True
-        if len(self.looks) == 1 or concept < BETTER * self.best[0].concept:
+        if len(self.looks) == 1 or concept < BETTER * self.best[0].concept and not self._drifted(look):
             self.best = look, [leaf.detach().clone() for leaf in learner.leaves]
         return sum(found.step > self.best[0].step for found in self.looks) >= watch.patience
 
     def keep_best(self) -> list[Look]:
         """Puts the best look's values in the place of the last ones. Returns the looks up to it."""
+        if self.best[0].step == 0:
+            grown = "" if self.looks[0].prior is None else (
+                f", and the class's grew from {self.looks[0].prior:.3g} to {self.looks[-1].prior:.3g}")
+            log.warning("Nothing was learned in %s updates that is worth keeping: the concept's loss went from %.3g to "
+                        "%.3g%s. Lower the learning rate, or let the class drift further.", self.looks[-1].step,
+                        self.looks[0].concept, self.looks[-1].concept, grown)
         with torch.no_grad():
             for leaf, value in zip(self.learner.leaves, self.best[1], strict=True):
                 leaf.copy_(value)

@@ -105,7 +105,7 @@ class PalimpsestLearnSubject(io.ComfyNode):
                 io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1,
                                tooltip="Of the pictures that it makes. The miniature: 3."),
                 io.Float.Input("drift", default=0.1, min=0.0, max=10.0, step=0.01, tooltip=(
-                    "By which share the class's loss may grow before learning stops.")),
+                    "By which share the class's loss may grow. Looks at which it has grown more are not kept.")),
                 io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True,
                              tooltip="Of pictures, levels and noise. Equal seeds learn equal weights."),
                 io.String.Input("captions", multiline=True, default="", tooltip=(

@@ -38,11 +38,18 @@ def test_it_stops_without_a_better_look_and_keeps_the_best(monkeypatch):
     assert same(found, learned(2)) and found.state is None and found.notes["kept"] == 2
 
 
-def test_it_stops_where_the_class_drifts(monkeypatch):
-    told(monkeypatch, (1.0, 0.8, 0.7, 0.6), (1.0, 1.05, 1.2, 1.0))
-    found = learned(12, Watch(2, drift=0.1), prior=True)
-    assert len(found.losses) == 4 and [look.prior for look in found.looks] == [1.0, 1.05]
-    assert same(found, learned(2, prior=True))
+def test_it_stops_where_the_class_drifts_and_does_not_come_back(monkeypatch):
+    told(monkeypatch, (1.0, 0.9, 0.8, 0.7, 0.6), (1.0, 1.2, 1.05, 1.2, 1.3))
+    found = learned(12, Watch(2, drift=0.1, patience=2), prior=True)
+    assert len(found.losses) == 8 and [look.prior for look in found.looks] == [1.0, 1.2, 1.05]
+    assert same(found, learned(4, prior=True))
+
+
+def test_it_says_that_nothing_was_worth_keeping(monkeypatch, caplog):
+    told(monkeypatch, (1.0, 0.9, 0.8), (1.0, 1.2, 1.3))
+    found = learned(12, Watch(1, drift=0.1, patience=2), prior=True)
+    assert found.notes["kept"] == 0 and "Nothing was learned in 2 updates" in caplog.text
+    assert "class's grew from 1 to 1.3" in caplog.text
 
 
 def test_looking_changes_nothing_of_what_is_learned():
