@@ -14,7 +14,6 @@ FIRST = 1360  # px, the width of the first group
 WORDS, SEEN = "star", "green, dotted, star, sky, background"  # of that scene's source
 BLUE, GREEN, VIOLET, BROWN, YELLOW = "#3f789e", "#8A8", "#a1309b", "#b06634", "#b58b2a"
 
-TOO_SMALL = "The miniature is too small to show it."  # in place of a workflow
 OWN_MODEL = """### With your own model and picture
 1. Put **Load Checkpoint** (SD 1.x, 2.x or SDXL) in place of *Load Miniature*, and **Load Image** in place \
 of *Miniature Scene*. *Size for the Model* scales any picture{mask} to what your model likes.

@@ -1,7 +1,7 @@
 """Style Aligned, shown and measured."""
 from ...nodes.attention.style_aligned import PalimpsestStyleAligned
 from .. import Example
-from ..drawing import CFG, TOO_SMALL, inverted
+from ..drawing import CFG, inverted
 from ..pictures import sample, scene, second_picture, show
 from ..rows import CostRow, SceneRow, output
 
@@ -20,7 +20,7 @@ def edit(scenes, model, inversion):
 
 EXAMPLE = Example(
     "Style Aligned",
-    elsewhere=TOO_SMALL,
+    elsewhere="A word says each style that the miniature knows, so that sharing attention adds nothing to see.",
     pages={"PalimpsestStyleAligned": page},
     scenes=(SceneRow("Style Aligned (another picture)", edit, 84, kinds=("style",)),),
     costs=(CostRow("Style Aligned", lambda b: b.other(PalimpsestStyleAligned, inversion=b.inversion), 90),))

@@ -13,7 +13,7 @@ WORKFLOW = Workflow(
     "prompt. Guidance cancels where the target says the same. *Proximal Guidance* keeps the rest only where it clearly "
     "differs.",
     on_injected("PalimpsestProximalGuidance"), 40, invert=partial(inverted, kind="PalimpsestNegativePromptInvert"),
-    cfg=HIGH)
+    cfg=HIGH, seed=0, hard=True)
 EXAMPLE = Example(
     "Negative-prompt inversion",
     workflows=(WORKFLOW,),
