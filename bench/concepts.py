@@ -10,9 +10,14 @@ class: the share of pictures of other objects of the class, and of other classes
 as their captions say.
 drift: dB between those pictures and the ones that the frozen model makes of the same noise. Higher is less drift.
 noun: match of pictures of the bare noun. High means that every one of its class has become the subject.
+seconds: of one core, without class pictures.
+
+The prior keeps to what the frozen model predicted of pictures of its class, half of them of the bare noun.
 
 Each learned concept gives one JSON line in output/concepts.jsonl. A line that exists is not measured again. Prints a
-table and writes it to bench/results/concepts.json, with 95 % intervals.
+table of all lines that were asked for and exist, and writes it to bench/results/concepts.json, with 95 % intervals over
+subjects and seeds.
+    --table     measures nothing
 """
 import argparse
 import json
@@ -44,15 +49,15 @@ from .stats import paired_bootstrap
 ROOT = Path(__file__).parents[1]
 LINES, RESULTS = ROOT / "output" / "concepts.jsonl", ROOT / "bench" / "results" / "concepts.json"
 METHODS = {
+    "DreamBooth, LoRA as in Learn a Subject": lambda noun: [LoRA(2e-3, 8, layers="all", text_encoder=True)],
     "DreamBooth, all weights": lambda noun: [AllWeights(2e-4)],
-    "DreamBooth, LoRA on all layers": lambda noun: [LoRA(2e-3, layers="all")],
-    "DreamBooth, LoRA on attention": lambda noun: [LoRA(3e-3)],
-    "Custom Diffusion": lambda noun: [KeysAndValues(2e-3)],
-    "SVDiff": lambda noun: [SpectralShifts(3e-2)],
     "Textual Inversion": lambda noun: [TextualInversion("subject", noun, 1, 5e-2)],
     "P+": lambda noun: [ExtendedTextualInversion("subject", noun, 1, 5e-2)],
     "ProSpect": lambda noun: [PromptSpectrum("subject", noun, 1, 5e-2)],
     "NeTI": lambda noun: [NeuralSpaceTime("subject", noun, 1, 8e-3)],
+    "Custom Diffusion": lambda noun: [KeysAndValues(2e-3)],
+    "DreamBooth, LoRA on attention": lambda noun: [LoRA(3e-3)],
+    "SVDiff": lambda noun: [SpectralShifts(3e-2)],
 }
 WORDS = "Textual Inversion", "P+", "ProSpect", "NeTI"  # which a prior does not concern
 BATCH, PICTURES, SAMPLED, CFG = 4, 4, 20, 3.0
@@ -112,10 +117,10 @@ def measure(lab, number, method, with_prior, seed, steps) -> dict:
     pictures = torch.stack([torch.from_numpy(scenes.render(s)) for s in subject_scenes(number, PICTURES)])
     given = ConceptImages(tuple(Example(z, one.caption(SEEN[i % len(SEEN)]))
                                 for i, z in enumerate(lab.vae.encode(pictures))), RARE)
-    prior = Prior(lab.prior(one.noun), 1.0) if with_prior else None
-    began = time.perf_counter()
+    prior = Prior(lab.prior(one.noun), 1.0, predicted=True) if with_prior else None
+    began = time.process_time()
     learned = learn_concept(lab.model, lab.clip, given, METHODS[method](one.noun), prior, steps, BATCH, seed)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     model, clip = applied(lab.model, lab.clip, learned)
     word = "embedding:subject" if learned.words or learned.tables else RARE
     shown = lab.sample(model, clip, [one.caption(g).replace(SLOT, word) for g in (*SEEN, *UNSEEN)], 11, learned.tables)
@@ -131,17 +136,20 @@ def measure(lab, number, method, with_prior, seed, steps) -> dict:
 
 
 def interval(values) -> tuple:
-    """(mean, low, high), 95 %."""
+    """(mean, low, high), 95 %. One value alone has no interval."""
+    if len(values) == 1:
+        return (values[0],) * 3
     found = torch.tensor(values).double()
     return paired_bootstrap(found, torch.zeros_like(found), torch.Generator().manual_seed(0))
 
 
 def table(measured) -> str:
-    lines = ["| | match, seen | unseen | class right | drift | bare noun | seconds |", "|---|" + "---|" * 6]
+    lines = ["| | n | match, seen | unseen | class right | drift | bare noun | seconds |", "|---|" + "---|" * 7]
     for name, row in measured.items():
-        cells = [f"{row[n][0]:.1f} ± {(row[n][2] - row[n][1]) / 2:.1f} dB" for n in ("seen", "unseen")]
-        cells += [f"{row['class'][0]:.0%}", *(f"{row[n][0]:.1f} dB" for n in ("drift", "noun"))]
-        cells.append(f"{row['seconds'][0]:.0f}")
+        said = {n: f"{row[n][0]:.1f}" + f" ± {(row[n][2] - row[n][1]) / 2:.1f}" * (row["n"] > 1) + " dB"
+                for n in ("seen", "unseen", "drift", "noun")}
+        cells = [str(row["n"]), said["seen"], said["unseen"], f"{row['class'][0]:.0%}", said["drift"], said["noun"],
+                 f"{row['seconds'][0]:.0f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -152,6 +160,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     LINES.parent.mkdir(exist_ok=True)
@@ -164,7 +173,7 @@ def main():
         asked = [(n, m, p, s, args.steps) for n in range(args.subjects) for s in range(args.seeds) for m in args.only
                  for p in (False, True) if not (p and m in WORDS)]
         for key in asked:
-            if key not in rows:
+            if key not in rows and not args.table:
                 rows[key] = dict(zip(keys, key)) | measure(lab, *key)
                 with LINES.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(rows[key]) + "\n")
@@ -172,9 +181,10 @@ def main():
     measured = {}
     for method in args.only:
         for prior in (False, True):
-            mine = [rows[key] for key in asked if key[1:3] == (method, prior)]
+            mine = [rows[key] for key in asked if key[1:3] == (method, prior) and key in rows]
             if mine:
-                measured[f"{method}{', prior' * prior}"] = {n: interval([r[n] for r in mine]) for n in NUMBERS}
+                found = {n: interval([r[n] for r in mine]) for n in NUMBERS}
+                measured[f"{method}{', prior' * prior}"] = {"n": len(mine), **found}
     print(table(measured))
     result = {"settings": {"subjects": args.subjects, "seeds": args.seeds, "steps": args.steps, "batch": BATCH},
               "machine": f"{platform.processor() or platform.machine()}, 1 thread", "measured": measured}
