@@ -71,7 +71,7 @@ def ran(tmp_path_factory):
     process = run.start("1")
     try:
         run.wait(process, 6)
-        workers = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
+        workers = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
         first = run.done()
@@ -95,7 +95,7 @@ def test_every_row_is_done_once_though_driver_and_worker_were_killed(ran):
     assert {r["worker"] for r in ran.first}.isdisjoint(r["worker"] for r in later), "no row of the first run again"
     assert {(r["key"], r["seconds"]) for r in ran.first} <= {(r["key"], r["seconds"]) for r in ran.rows}
     assert f"40 rows, {len(ran.first)} done before" in ran.said and "was killed" in ran.said
-    assert not [pid for pid in ran.workers if psutil.pid_exists(pid)], "the first driver's workers went with it"
+    assert not psutil.wait_procs(ran.workers, timeout=30)[1], "the first driver's workers went with it"
 
 
 def test_a_failure_is_a_row_with_node_error_and_remedy(ran):
