@@ -45,7 +45,7 @@ EXAMPLE = Example(
                      crossed=True),
             SceneRow("Inject + Latent Blend (both auto)", auto, 14),
             SceneRow("Inject (auto) + Latent Blend (true mask)",
-                     on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 16),
+                     on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 16, crossed=True),
             SceneRow("Inject (auto) + Latent Blend (true mask), CFG 2",
                      on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 18, cfg=2.0),
             SceneRow("Inject + Latent Blend (words)", of_words, 22, kinds=LOCAL, singly=True)),
