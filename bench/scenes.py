@@ -299,9 +299,14 @@ def tables(result) -> str:
     return f"{table(found, COLUMNS, far)}\n\n{table_by_kind(found, EDIT_KINDS, BY_KIND)}"
 
 
+def editor_of(name: str) -> str:
+    """The editor of a row "inversion, editor", either of which may have a comma. Empty where no editor is."""
+    return next((editor for editor in EDITORS if name.endswith(f", {editor}")), "")
+
+
 def told(name: str) -> bool:
-    row = EDITORS.get(name.partition(", ")[2])
-    return row is not None and row.told
+    editor = editor_of(name)
+    return bool(editor) and EDITORS[editor].told
 
 
 def best_table(public, held_out, linked=str, numbers=True) -> str:

@@ -158,12 +158,12 @@ def scenes(up: str, split: str) -> str:
 
 def best(up: str, splits: tuple, numbers: bool = True) -> str:
     from palimpsest import showcase
-    from palimpsest.bench.scenes import best_table, results
+    from palimpsest.bench.scenes import best_table, editor_of, results
     shown = {row.name: [w.title for w in example.workflows] or [example.elsewhere]
              for example in showcase.found().values() for row in example.scenes}
 
     def linked(name):
-        titles = shown.get(name.partition(", ")[2], ())
+        titles = shown.get(editor_of(name), ())
         return workflow(titles[0], up).replace(f"[{titles[0]}]", f"[{name}]") if titles else name
 
     public, held_out = map(results, splits)
