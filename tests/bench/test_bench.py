@@ -288,7 +288,8 @@ def test_a_concept_is_what_an_edit_brings_or_else_what_it_takes():
 
 
 @pytest.mark.parametrize("name, editor", [
-    ("DDIM, plain", "plain"), ("DDCM, one noise, Inject + Latent Blend (true mask)", "Inject + Latent Blend (true mask)"),
+    ("DDIM, plain", "plain"),
+    ("DDCM, one noise, Inject + Latent Blend (true mask)", "Inject + Latent Blend (true mask)"),
     ("DDIM, Inject (auto) + Latent Blend (true mask), CFG 2", "Inject (auto) + Latent Blend (true mask), CFG 2"),
     ("no editor, fresh noise", "")])
 def test_a_row_names_its_editor_whatever_commas_it_has(name, editor):
