@@ -5,7 +5,7 @@ from editors.case import CROSS_END, EditorCase
 
 
 def pull(case, model=None):
-    return PalimpsestCrossAttentionGuidance.execute(model or case.model, case.inversion, 20.0, 0.0, CROSS_END).result[0]
+    return PalimpsestCrossAttentionGuidance.execute(model or case.model, case.inversion, 1.0, 0.0, CROSS_END).result[0]
 
 
 CASES = (EditorCase("pull", pull, 140, reads=True, acts=True, moves=True),)
