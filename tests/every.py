@@ -24,7 +24,7 @@ INVERSIONS = {name: inverted(method) for name, method in methods().items() if na
 
 def way_back(method):
     """What Replay makes of a method."""
-    return (method.reverse is None, frozenset(method.theta.items()), method.trajectory, method.guided, method.middles,
+    return (method.reverse is None, tuple(sorted(method.theta.items())), method.trajectory, method.guided, method.middles,
             method.coupled, method.residual, method.every)
 
 
