@@ -136,22 +136,25 @@ def measure(lab, number, method, with_prior, seed, steps) -> dict:
 
 
 def interval(values) -> tuple:
-    """(mean, low, high), 95 %. One value alone has no interval."""
-    if len(values) == 1:
-        return (values[0],) * 3
-    found = torch.tensor(values).double()
+    """(mean, low, high), 95 %. One value alone has no interval, nor have pictures that nothing changed (inf dB)."""
+    found = torch.tensor(values, dtype=torch.double)
+    if len(values) == 1 or not found.isfinite().all():
+        return (found.mean().item(),) * 3
     return paired_bootstrap(found, torch.zeros_like(found), torch.Generator().manual_seed(0))
 
 
 def table(measured) -> str:
     lines = ["| | n | match, seen | unseen | class right | drift | bare noun | seconds |", "|---|" + "---|" * 7]
     for name, row in measured.items():
-        said = {n: f"{row[n][0]:.1f}" + f" ± {(row[n][2] - row[n][1]) / 2:.1f}" * (row["n"] > 1) + " dB"
-                for n in ("seen", "unseen", "drift", "noun")}
+        said = {n: _decibels(*row[n]) for n in ("seen", "unseen", "drift", "noun")}
         cells = [str(row["n"]), said["seen"], said["unseen"], f"{row['class'][0]:.0%}", said["drift"], said["noun"],
                  f"{row['seconds'][0]:.0f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _decibels(mean, low, high) -> str:
+    return f"{mean:.1f}{f' ± {(high - low) / 2:.1f}' * (low < high)} dB"
 
 
 def main():
@@ -169,11 +172,11 @@ def main():
     for row in kept:
         rows[tuple(row[key] for key in keys)] = row
     with torch.inference_mode():
-        lab = Lab()
+        lab = None if args.table else Lab()
         asked = [(n, m, p, s, args.steps) for n in range(args.subjects) for s in range(args.seeds) for m in args.only
                  for p in (False, True) if not (p and m in WORDS)]
         for key in asked:
-            if key not in rows and not args.table:
+            if lab and key not in rows:
                 rows[key] = dict(zip(keys, key)) | measure(lab, *key)
                 with LINES.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(rows[key]) + "\n")

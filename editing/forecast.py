@@ -77,7 +77,7 @@ def _once(learner, height, width) -> tuple[int, float]:
     encoder = [learner.clip.cond_stage_model] if learner.clip else []
     with counting(learner.guider.inner_model.diffusion_model, *encoder) as kept:
         began = time.perf_counter()
-        learner.differentiate(learner.fixed_rows(*_crops(learner, height, width)))
+        learner.differentiate(_rows(learner, height, width))
         seconds = time.perf_counter() - began
     for leaf in learner.leaves:
         leaf.grad = None
@@ -93,12 +93,17 @@ def _forward(learner, height, width) -> float:
     """Seconds of a step's forward passes."""
     began = time.perf_counter()
     with torch.no_grad():
-        learner.loss_of(*_crops(learner, height, width))
+        learner.losses(_rows(learner, height, width))
     return time.perf_counter() - began
 
 
-def _crops(learner, height, width) -> tuple:
-    """(pictures, how many rows of them a step has)."""
-    first = learner.images.examples[0]
-    crop = replace(first, latent=first.latent[..., :height, :width])
-    return replace(learner.images, examples=(crop,)), learner.batch * (2 if learner.prior else 1)
+def _rows(learner, height, width) -> list:
+    """A step's rows of a crop of the first picture, and of its prior's."""
+    with learner.fixed():
+        return learner.drawn(_cropped(learner.images, height, width), learner.prior and replace(
+            learner.prior, images=_cropped(learner.prior.images, height, width)))
+
+
+def _cropped(images, height, width):
+    first = images.examples[0]
+    return replace(images, examples=(replace(first, latent=first.latent[..., :height, :width]),))

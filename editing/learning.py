@@ -222,11 +222,8 @@ class Learner:
 
     def step(self) -> tuple:
         """One update. Returns (the loss, one row's noisy x, its clean prediction, its σ)."""
-        rows = self._rows(self.images, self.batch, 1.0)
-        if self.prior:
-            rows += self._rows(self.prior.images, self.batch, self.prior.weight, self.prior.predicted)
         self.optimiser.zero_grad(set_to_none=True)
-        total, shown = self.differentiate(rows)
+        total, shown = self.differentiate(self.drawn(self.images, self.prior))
         torch.nn.utils.clip_grad_norm_(self.clipped, self.norm)
         self.optimiser.step()
         if self.objective:
@@ -235,6 +232,13 @@ class Learner:
                     vectors = self.theta[key]
                     vectors.copy_(self.objective.settled(vectors, self.start[key].to(vectors)))
         return total, *shown
+
+    def drawn(self, images, prior) -> list["Row"]:
+        """A step's rows of some pictures, and as many of a prior."""
+        rows = self._rows(images, self.batch, 1.0, self.objective)
+        if prior:
+            rows += self._rows(prior.images, self.batch, prior.weight, predicted=prior.predicted)
+        return rows
 
     def differentiate(self, rows) -> tuple:
         """Adds the gradients of some rows. Returns (the loss, what `step` shows of a row)."""
@@ -246,17 +250,22 @@ class Learner:
             total += float(loss.detach())
         return total, shown
 
-    def fixed_rows(self, images, count) -> list["Row"]:
-        """Rows that are the same each time."""
+    @contextmanager
+    def fixed(self):
+        """While it lasts the same is drawn each time."""
         drawing, self.generator = self.generator, torch.Generator().manual_seed(0)
         try:
-            return self._rows(images, count, 1.0)
+            yield
         finally:
             self.generator = drawing
 
     def loss_of(self, images, count) -> float:
         """The mean loss of rows that are the same each time."""
-        return sum(float(self._loss(group)[0]) for group in self._groups(self.fixed_rows(images, count)))
+        with self.fixed():
+            return self.losses(self._rows(images, count, 1.0, self.objective if images is self.images else None))
+
+    def losses(self, rows) -> float:
+        return sum(float(self._loss(group)[0]) for group in self._groups(rows))
 
     def picture(self, caption, steps, cfg) -> Tensor:
         """A picture [1,C,…] of a caption, as VAE Decode takes it, of the same noise each time."""
@@ -286,10 +295,10 @@ class Learner:
             group.append(row)
         return groups
 
-    def _rows(self, images, count, share, predicted=False) -> list["Row"]:
+    def _rows(self, images, count, share, objective=None, predicted=False) -> list["Row"]:
         """Rows of some pictures, at levels drawn as the model's family was trained."""
         model, device = self.guider.inner_model, self.guider.model_patcher.load_device
-        objective, rows = self.objective if images is self.images else None, []
+        rows = []
         for i in torch.randint(len(images.examples), (count,), generator=self.generator).tolist():
             example = images.examples[i]
             clean = model.process_latent_in(example.latent[None].float().clone())

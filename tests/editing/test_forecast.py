@@ -1,10 +1,12 @@
 """What a step of learning needs, and blocks that are computed twice to need less."""
 import pytest
 import torch
+from palimpsest.concept.dco import DCO
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.lora import LoRA
 from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing import forecast
+from palimpsest.editing.concepts import Prior
 from palimpsest.editing.learning import learn_concept
 from palimpsest.miniature.model import load_miniature
 
@@ -60,3 +62,17 @@ def test_blocks_are_computed_twice_where_memory_is_short_and_learning_is_refused
     assert short.losses == pytest.approx(plain.losses, rel=1e-6)
     with pytest.raises(ValueError, match="GB are free: take smaller pictures"):
         learn(1000)
+
+
+@pytest.mark.parametrize("prior, objective, passes", [(None, None, 1), (False, None, 1), (True, None, 3),
+                                                      (None, DCO(), 2), (True, DCO(), 4)])
+def test_passes_of_the_frozen_model_are_foretold(prior, objective, passes):
+    """What the prior keeps to and what an objective compares with take a forward more. Rows share the others."""
+    model, clip, given, seen = tiny.sd15(), tiny.clip(), images(tiny.sd15(), ("a * dog",)), []
+    others = None if prior is None else Prior(images(model, ("a dog",), seed=8), 1.0, prior)
+    hook = model.model.diffusion_model.register_forward_hook(lambda *_: seen.append(1))
+    found = []
+    learn_concept(model, clip, given, [LoRA(1e-3)], others, steps=0, objective=objective,
+                  told=lambda forecast: found.append(len(seen)))
+    hook.remove()
+    assert found == [passes]

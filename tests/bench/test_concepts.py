@@ -1,0 +1,26 @@
+"""The table of learned concepts, of lines that are measured."""
+import json
+import sys
+
+import pytest
+from palimpsest.bench import concepts
+
+METHOD = "Textual Inversion"
+
+
+@pytest.mark.parametrize("drifts, said", [([30.0], "30.0 dB"), ([30.0, 32.0], "31.0 ± 1.0 dB"),
+                                          ([float("inf"), float("inf")], "inf dB"), ([30.0, float("inf")], "inf dB")],
+                         ids=["one subject", "two", "nothing drifts", "one drifts"])
+def test_the_table_says_intervals_where_there_are_some(tmp_path, monkeypatch, capsys, drifts, said):
+    monkeypatch.setattr(concepts, "LINES", tmp_path / "lines.jsonl")
+    monkeypatch.setattr(concepts, "RESULTS", tmp_path / "results.json")
+    key = {"method": METHOD, "prior": False, "seed": 0, "steps": 100}
+    numbers = {name: 2.0 for name in concepts.NUMBERS}
+    concepts.LINES.write_text("".join(json.dumps({"subject": n, **key, **numbers, "drift": drift}) + "\n"
+                                      for n, drift in enumerate(drifts)))
+    monkeypatch.setattr(sys, "argv", ["concepts", "--table", "--only", METHOD, "--subjects", str(len(drifts))])
+    concepts.main()
+    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    assert (row[0], row[1], row[5]) == (f"| {METHOD}", str(len(drifts)), said)
+    measured = json.loads(concepts.RESULTS.read_text())["measured"]
+    assert concepts.table(measured).splitlines()[-1].split(" | ") == row
