@@ -24,8 +24,8 @@ INVERSIONS = {name: inverted(method) for name, method in methods().items() if na
 
 def way_back(method):
     """What Replay makes of a method."""
-    return (method.reverse is None, tuple(sorted(method.theta.items())), method.trajectory, method.guided, method.middles,
-            method.coupled, method.residual, method.every)
+    return (method.reverse is None, tuple(sorted(method.theta.items())), method.trajectory, method.guided,
+            method.middles, method.coupled, method.residual, method.every)
 
 
 ALIKE = [[*group] for _, group in groupby(sorted(INVERSIONS, key=lambda n: repr(way_back(methods()[n]))),

@@ -82,7 +82,7 @@ def test_source_as_target_changes_no_prediction(family, prompts, null):
             assert_close(a.x0, b.x0)
 
 
-@each_with("prompts", PROMPTS, 1, joint=JOINT)
+@each_with("prompts", PROMPTS, 1, joint=JOINT, some=3)
 def test_the_same_result_however_the_host_batches(editor, family, prompts, split):
     """In one forward, where the host repeats the shorter prompt's columns, and in separate forwards."""
     c = case(family, prompts)
@@ -111,7 +111,7 @@ def test_the_source_is_read_once_a_sigma_and_only_where_an_editor_reads(editor, 
 OTHER_NOISE = "starts from other noise"
 
 
-@each_with("replayed", [(0.0, "euler"), (0.5, "dpmpp_2m"), (0.0, "dpmpp_2m_sde")], 0)
+@each_with("replayed", [(0.0, "euler"), (0.5, "dpmpp_2m"), (0.0, "dpmpp_2m_sde")], 0, some=1)
 def test_other_noise_is_said_once_a_run_and_never_of_replays_latent(editor, family, replayed, caplog):
     c, (start, sampler) = case(family), replayed
     model, solver, sigmas, latent = PalimpsestReplay.execute(

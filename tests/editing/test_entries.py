@@ -163,7 +163,7 @@ def guided(family, guider, editor=""):
 unedited = cache(guided)
 
 
-@each_with("guider", [dual, perp_neg, dual_model], 0)
+@each_with("guider", [dual, perp_neg, dual_model], 0, some=1)
 def test_of_every_guiders_prompts_the_positive_alone_is_edited(editor, family, guider):
     """At equal latents, every other prompt's prediction equals the plain model's."""
     if editor in MOVES:

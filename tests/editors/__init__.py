@@ -41,12 +41,15 @@ ON_JOINT, THIRDS = [case.name for case in EVERY if case.joint], [list(JOINT)[i::
 each = pytest.mark.parametrize("editor, family", [(e, f) for e in EDITORS for f in FAMILIES])
 
 
-def each_with(name, variants, turn, joint=()):
+def each_with(name, variants, turn, joint=(), some=None):
     """Every editor with every variant, on one family. Tests of turns 0, 1 and 2 show an editor on all three.
-    joint: transformers that the test has too, each with one editor and one variant in turn."""
+    joint: transformers that the test has too, each with one editor and one variant in turn.
+    some: how many of the variants an editor has, in turn, where they need not all meet."""
     variants = list(variants)
+    some = some or len(variants)
     return pytest.mark.parametrize(f"editor, {name}, family", [
-        *((e, v, FAMILIES[(i + turn) % len(FAMILIES)]) for i, e in enumerate(EDITORS) for v in variants),
+        *((e, variants[(i * some + k) % len(variants)], FAMILIES[(i + turn) % len(FAMILIES)])
+          for i, e in enumerate(EDITORS) for k in range(some)),
         *((ON_JOINT[i % len(ON_JOINT)], variants[i % len(variants)], f) for i, f in enumerate(joint))])
 
 

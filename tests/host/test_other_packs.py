@@ -91,7 +91,7 @@ def with_other(other, family, size):
     return c.sample(other(c.model))
 
 
-@each_with("other", [lora, pag, free_u, hyper_tile], 0)
+@each_with("other", [pag, free_u, hyper_tile, lora], 0, some=2)
 def test_another_packs_patch_acts_before_and_after_the_editor_alike(editor, family, other):
     """With tiles of 4 × 4 cells where HyperTile cuts, also on grids where self-attention is edited."""
     size = 16 if other is hyper_tile else 8
@@ -170,7 +170,7 @@ def patched_alone(family, slot, *depth):
     return c.sample(model)
 
 
-@each_with("place", [("attn1",), ("attn2", 0), ("attn2",), ("attn1", 0)], 1)
+@each_with("place", [("attn1",), ("attn2", 0), ("attn2",), ("attn1", 0)], 1, some=2)
 def test_another_packs_attention_is_called_wherever_the_hosts_would_be(editor, family, place):
     """Under the host's two kinds of key, before or after the editor, for target, null prompt and source."""
     c, seen, (slot, *depth) = case(family), defaultdict(set), place
@@ -245,7 +245,7 @@ def controlled(family, apply):
     return c.sample(positive=positive, negative=negative)
 
 
-@each_with("apply", [plainly, advanced], 2)
+@each_with("apply", [plainly, advanced], 2, some=1)
 def test_a_control_net_on_the_target_never_meets_the_source(editor, family, apply, split):
     c = case(family)
     model, (positive, negative) = EDITORS[editor](c), apply(c)

@@ -1,8 +1,10 @@
 """Every editor in half precision against fp32."""
+from functools import cache
+
 import torch
 
 from editors import EDITORS, MOVES, THIRDS, WORDS, each_with
-from runs import relative
+from runs import kept, relative
 from watching import case, of, predictions
 
 JOINT = THIRDS[1][:2]  # others' random networks round more than an editor moves them
@@ -14,21 +16,39 @@ def test_half_precision_is_near_fp32(editor, family, dtype):
     error. A run's error is no larger than the editor's own magnification of an error of the noise in fp32. Two cases
     have no answer and are left out: predictions where the latent moves first, and runs where words' maps meet a
     threshold or a sign may flip."""
-    half, full = case(family, dtype=dtype), case(family)
-    edited = [EDITORS[editor](c) for c in (half, full)]
     if editor not in MOVES:
-        found, wanted, plain, exact = (torch.cat([k.x0 for k in of(predictions(c, model), "positive")]) for c, model in
-                                       ((half, edited[0]), (full, edited[1]), (half, half.model), (full, full.model)))
+        found, wanted, plain, exact = (predicted(*of) for of in ((editor, family, dtype), (editor, family),
+                                                                 ("", family, dtype), ("", family)))
         assert relative(found, wanted) <= 1.5 * relative(plain, exact)
-    found, wanted = half.sample(edited[0]), full.sample(edited[1])
-    rounding, edit = relative(half.sample(), full.sample()), relative(full.sample(), wanted)
+    found, wanted = sampled(editor, family, dtype), sampled(editor, family)
+    rounding, edit = relative(sampled("", family, dtype), sampled("", family)), relative(sampled("", family), wanted)
     assert found.isfinite().all() and rounding < edit
     if editor not in WORDS:
-        magnified = max(1, sensitivity(full, edited[1]) / sensitivity(full, full.model))
+        magnified = max(1, sensitivity(editor, family) / sensitivity("", family))
         assert relative(found, wanted) <= 3 * magnified * rounding and relative(found, wanted) < edit
 
 
-def sensitivity(case, model):
+@kept
+def edited(editor, family, dtype=torch.float32):
+    """(case, MODEL), plain for ""."""
+    c = case(family, dtype=dtype)
+    return c, EDITORS[editor](c) if editor else c.model
+
+
+@cache
+def predicted(*of_run):
+    return torch.cat([k.x0 for k in of(predictions(*edited(*of_run)), "positive")])
+
+
+@cache
+def sampled(*of_run):
+    c, model = edited(*of_run)
+    return c.sample(model)
+
+
+@cache
+def sensitivity(editor, family):
     """The magnification of an error of the noise."""
-    error = 1e-3 * torch.randn(case.noise.shape, generator=torch.Generator().manual_seed(0)) * case.noise
-    return relative(case.sample(model, latent=case.noise + error), case.sample(model))
+    c, model = edited(editor, family)
+    error = 1e-3 * torch.randn(c.noise.shape, generator=torch.Generator().manual_seed(0)) * c.noise
+    return relative(c.sample(model, latent=c.noise + error), sampled(editor, family))
