@@ -6,7 +6,9 @@ refinement aligns the two sequences globally (Needleman-Wunsch: gap 0, match 1, 
 source token keep their own maps, and their columns of M are zero.
 
 Differs from the paper: a prompt over 75 tokens has several chunks. Then all words are paired, and each BOS, EOS and
-padding token passes its whole map on, to its like in the same chunk or else in the last one.
+padding token passes its whole map on, to its like in the same chunk or else in the last one. Prompts that other
+encoders than CLIP's read are aligned stream by stream: all words are paired, and the n-th token of a kind outside them
+(padding, of a chat template) passes its whole map on to the n-th of its kind, or else to the last.
 Checked against: google/prompt-to-prompt@9c472e4 (Apache-2.0), seq_aligner.py: equal on prompts of one chunk, its habit
 included that after the last swapped word positions map to themselves, whatever the counts of tokens.
 """
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..host.tokens import Tokens
+from ..host.tokens import Tokens, Word
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +49,13 @@ def align(source: Tokens, target: Tokens, mode: str = "auto") -> Pair:
     counts = len(source.words), len(target.words)
     if mode == "auto":
         mode = "replace" if counts[0] == counts[1] and _swapped(source, target) else "refine"
-    if mode == "refine":
-        return Pair(source, target, *refinement(source, target), mode)
-    if counts[0] != counts[1]:
+    if mode == "replace" and counts[0] != counts[1]:
         raise ValueError(f"source prompt has {counts[0]} words, target {counts[1]}: word swap needs equal counts; "
                          "choose refinement")
+    if source.streams:
+        return Pair(source, target, *_by_stream(source, target, mode), mode)
+    if mode == "refine":
+        return Pair(source, target, *refinement(source, target), mode)
     return Pair(source, target, replacement(source, target), torch.ones(len(target.ids)), mode)
 
 
@@ -62,10 +66,7 @@ def replacement(source: Tokens, target: Tokens) -> Tensor:
     paired = max(_swapped(source, target), default=-1) + 1 if one_chunk else len(target.words)
     i = j = 0
     for a, b in zip(source.words[:paired], target.words[:paired]):
-        if len(a.positions) == len(b.positions):
-            m[a.positions, b.positions] = 1
-        else:
-            m[torch.tensor(a.positions)[:, None], b.positions] = 1 / len(b.positions)
+        _swap(m, a, b)
         i, j = a.positions[-1] + 1, b.positions[-1] + 1
     if not one_chunk:
         return _with_frame(m, source, target)
@@ -77,6 +78,20 @@ def replacement(source: Tokens, target: Tokens) -> Tensor:
 
 def refinement(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
     """M and `kept` of a refinement."""
+    m, kept = _matched(source, target)
+    return _with_frame(m, source, target), kept
+
+
+def _swap(m, a, b):
+    """Writes into M that word b stands for a."""
+    if len(a.positions) == len(b.positions):
+        m[a.positions, b.positions] = 1
+    else:
+        m[torch.tensor(a.positions, dtype=torch.long)[:, None], b.positions] = 1 / max(1, len(b.positions))
+
+
+def _matched(source, target) -> tuple[Tensor, Tensor]:
+    """M and `kept` of the words of a refinement."""
     m, kept = torch.zeros(len(source.ids), len(target.ids)), torch.ones(len(target.ids))
     x, y = ([p for word in tokens.words for p in word.positions] for tokens in (source, target))
     partners = needleman_wunsch([source.ids[p] for p in x], [target.ids[p] for p in y])
@@ -85,7 +100,52 @@ def refinement(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
             kept[j] = 0
         else:
             m[x[partner], j] = 1
-    return _with_frame(m, source, target), kept
+    return m, kept
+
+
+def _by_stream(source, target, mode) -> tuple[Tensor, Tensor]:
+    """M and `kept` of prompts that other encoders than CLIP's read."""
+    found = []
+    for ours, theirs in zip(_streams(source), _streams(target)):
+        m, kept = _matched(ours, theirs)
+        if mode == "replace":
+            m, kept = torch.zeros_like(m), torch.ones_like(kept)
+            for a, b in zip(ours.words, theirs.words):
+                _swap(m, a, b)
+        found.append((_with_like(m, ours, theirs), kept))
+    return torch.block_diag(*(m for m, _ in found)), torch.cat([kept for _, kept in found])
+
+
+def _streams(tokens):
+    """The Tokens of each stream alone."""
+    start = 0
+    for length in tokens.streams:
+        end = start + length
+        words = tuple(Word(word.text, tuple(p - start for p in word.positions if start <= p < end))
+                      for word in tokens.words)
+        yield Tokens(tokens.text, tokens.ids[start:end], tokens.weights[start:end], words)
+        start = end
+
+
+def _with_like(m, source, target):
+    """M with the places outside the words filled in, by the kinds of their tokens."""
+    ours, theirs = _kinds(source), _kinds(target)
+    for kind, there in theirs.items():
+        here = ours.get(kind) or next(iter(ours.values()), [])
+        for n in range(max(len(here), len(there)) if here else 0):
+            m[here[min(n, len(here) - 1)], there[min(n, len(there) - 1)]] = 1
+    rows = sum(ours.values(), [])
+    m[rows] /= m[rows].sum(1, keepdim=True).clamp(min=1)
+    return m
+
+
+def _kinds(tokens) -> dict[int, list[int]]:
+    """{id: the positions outside the words that have it}."""
+    content, found = {p for word in tokens.words for p in word.positions}, {}
+    for p, kind in enumerate(tokens.ids):
+        if p not in content:
+            found.setdefault(kind, []).append(p)
+    return found
 
 
 def needleman_wunsch(x: list[int], y: list[int]) -> list[int | None]:

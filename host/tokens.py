@@ -1,26 +1,23 @@
-"""Words and tokens of a prompt, from the CLIP object's own tokenizer, and prompts encoded as rows of one CONDITIONING.
+"""Words and tokens of a prompt, and prompts encoded as rows of one CONDITIONING.
 
 For the alignment words are split as Prompt-to-Prompt's authors split them: at the whitespace of the prompt without its
 weight syntax. To be named they are split at punctuation too, which belongs to none: "a cat,dog." has the words a, cat
 and dog.
 """
-import hashlib
 import re
 import string
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
-from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
-CLIP_ENCODERS = {"l", "g", "h"}  # SD1.x: l; SD2.x: h; SDXL: l and g
+from .text_encoders import Piece, host_tokens, streams
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word and the positions of its tokens in the whole sequence, all chunks joined."""
+    """A word and the positions of its tokens in the whole sequence, all chunks and streams joined."""
     text: str
     positions: tuple[int, ...]
 
@@ -32,18 +29,21 @@ class Word:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A prompt as the text encoder reads it.
+    """A prompt as its text encoders read it, a position for each column of its CONDITIONING.
 
-    ids, weights: of every position. Each chunk (77 tokens) has its own BOS, EOS and padding. An embedding's vectors
-    have negative ids, equal for equal vectors.
-    words: the alignment's, to which all other positions belong.
+    ids, weights: of every position. Each of CLIP's chunks (77 tokens) has its own BOS, EOS and padding. An embedding's
+    vectors have negative ids, equal for equal vectors.
+    words: the alignment's. Other positions are the frame: BOS, EOS, padding and a chat template.
     named: the words that can be named, without punctuation; files of older versions have none.
+    streams: where other encoders than CLIP's read it, how many positions each encoder has; they follow each other, and
+    a word has tokens in each.
     """
     text: str
     ids: tuple[int, ...]
     weights: tuple[float, ...]
     words: tuple[Word, ...]
     named: tuple[Word, ...] = field(default=(), compare=False)
+    streams: tuple[int, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "named", self.named or self.words)
@@ -67,31 +67,30 @@ class Tokens:
 def tokenize(clip, text: str, length: int = 0) -> Tokens:
     """The tokens of a prompt, with the host's own empty chunks appended up to `length` positions.
 
-    ValueError: a text encoder other than CLIP's, or encoders that put the words at different positions.
+    ValueError: as `streams`.
     """
-    encoder, sequence = _sequence(clip, text, length)
-    ids = tuple(_id(token) for token, _, _ in sequence)
-    content = [i for i, (_, _, word) in enumerate(sequence) if word]
-    words = [[(part, _part_ids(clip, part, encoder)) for part in parts] for parts in _split(text)]
-    read = [i for parts in words for _, own in parts for i in own]
-    if read != [ids[p] for p in content]:
-        raise ValueError(f'the tokenizer reads "{text}" as {len(content)} tokens and its words one by one as '
-                         f"{len(read)} other ones: write the prompt in plain characters")
-    places, whole, named = iter(content), [], []
-    for parts in words:
-        pieces = [(piece, marks, tuple(next(places) for _ in range(count)))
-                  for part, own in parts for piece, marks, count in _pieces(clip, part, own, encoder)]
+    read = streams(clip, text, length)
+    lengths = [len(stream.ids) for stream in read]
+    starts = [sum(lengths[:i]) for i in range(len(read))]
+    whole, named = [], []
+    for word in zip(*(stream.words for stream in read)):
+        pieces = _together(word, starts)
         whole.append(_joined(pieces))
-        lone = all(marks for _, marks, _ in pieces)  # an "&" between spaces is a word
-        named += [_joined(list(run)) for marks, run in groupby(pieces, lambda piece: piece[1]) if lone or not marks]
+        lone = all(piece.marks for piece in pieces)  # an "&" between spaces is a word
+        named += [_joined(list(run)) for marks, run in groupby(pieces, lambda piece: piece.marks) if lone or not marks]
     whole, named = (tuple(word for word in found if word.positions) for found in (whole, named))
-    return Tokens(text, ids, tuple(float(weight) for _, weight, _ in sequence), whole, named)
+    ids, weights = (sum(of_all, ()) for of_all in zip(*((stream.ids, stream.weights) for stream in read)))
+    return Tokens(text, ids, weights, whole, named, () if read[0].chunked else tuple(lengths))
 
 
 def tokenize_rows(clip, texts: Sequence[str]) -> tuple[Tokens, ...]:
     """The tokens of several prompts, all as long as the longest, so that they can be rows of one CONDITIONING."""
     tokens = [tokenize(clip, text) for text in texts]
     length = max(len(t.ids) for t in tokens)
+    for t in tokens:
+        if t.streams and len(t.ids) < length:
+            raise ValueError(f'"{t.text}" has {len(t.ids)} tokens and another prompt {length}, which this text encoder '
+                             "does not fill up, so they cannot share a batch: give each a Prompt Edit of its own")
     return tuple(t if len(t.ids) == length else tokenize(clip, t.text, length) for t in tokens)
 
 
@@ -100,13 +99,14 @@ def encode(clip, tokens: tuple[Tokens, ...]) -> list:
     rows = []
     for t in tokens:
         pairs = {name: [[(token, weight) for token, weight, _ in chunk] for chunk in chunks]
-                 for name, chunks in _host_tokens(clip, t.text, len(t.ids)).items()}
+                 for name, chunks in host_tokens(clip, t.text, len(t.ids)).items()}
         rows.append(clip.encode_from_tokens_scheduled(pairs))
     conditioning = []
     for entries in zip(*rows):  # several only where hooks schedule the CLIP
         extra = {**entries[0][1], "palimpsest_tokens": tokens}
-        if extra.get("pooled_output") is not None:
-            extra["pooled_output"] = torch.cat([entry["pooled_output"] for _, entry in entries])
+        for name in ("pooled_output", "attention_mask", "conditioning_llama3"):
+            if extra.get(name) is not None:
+                extra[name] = torch.cat([entry[name] for _, entry in entries])
         conditioning.append([torch.cat([cross for cross, _ in entries]), extra])
     return conditioning
 
@@ -180,85 +180,19 @@ def _name(text):
     return text.strip(string.punctuation) or text
 
 
-def _is_mark(character):
-    return character in string.punctuation or unicodedata.category(character).startswith("P")
-
-
-def _pieces(clip, part, ids, encoder):
-    """[(text, whether it is punctuation, count of tokens)] of a part of a word. A hyphen, apostrophe or underscore
-    inside a word is its own, as is the point of a number."""
-    if part.startswith("embedding:"):
-        name, vectors = part.rstrip(","), sum(i < 0 for i in ids)
-        return [(name, False, vectors), (part[len(name):], True, len(ids) - vectors)]
-    kinds = [_is_mark(c) and not (re.fullmatch(r"\w[-'’_]\w|\d\.\d", part[max(0, i - 1):i + 2]))
-             for i, c in enumerate(part)]
-    cuts = [(marks, "".join(c for c, _ in run)) for marks, run in groupby(zip(part, kinds), lambda pair: pair[1])]
-    if len(cuts) == 1:
-        return [(part, cuts[0][0], len(ids))]
-    own = [_part_ids(clip, text, encoder) for _, text in cuts]
-    if sum(own, []) != ids:
-        return [(part, False, len(ids))]  # a token lies across
-    return [(text, marks, len(found)) for (marks, text), found in zip(cuts, own)]
+def _together(word, starts):
+    """The pieces of a word, with the positions of all streams, each of which begins somewhere. Where they cut it
+    otherwise it is one piece."""
+    moved = [[piece._replace(positions=tuple(p + start for p in piece.positions)) for piece in pieces]
+             for pieces, start in zip(word, starts)]
+    if any([piece.text for piece in pieces] != [piece.text for piece in moved[0]] for pieces in moved[1:]):
+        moved = [[Piece("".join(piece.text for piece in pieces), all(piece.marks for piece in pieces),
+                        sum((piece.positions for piece in pieces), ()))] for pieces in moved]
+    return [same[0]._replace(positions=sum((piece.positions for piece in same), ())) for same in zip(*moved)]
 
 
 def _joined(pieces):
-    return Word("".join(text for text, _, _ in pieces), sum((places for _, _, places in pieces), ()))
-
-
-def _host_tokens(clip, text, length=0):
-    """{encoder: [[(token, weight, word id or 0), …] a chunk]}, with empty chunks appended up to `length` positions."""
-    encoders, empty = (clip.tokenize(t, return_word_ids=True) for t in (text, ""))
-    return {name: chunks + empty[name] * (length // len(empty[name][0]) - len(chunks))
-            for name, chunks in encoders.items()}
-
-
-def _sequence(clip, text, length):
-    """(encoder, its (token, weight, word id) at every position). ValueError unless all
-    encoders agree on the positions."""
-    encoders = {name: sum(chunks, []) for name, chunks in _host_tokens(clip, text, length).items()}
-    if not encoders.keys() <= CLIP_ENCODERS:
-        raise ValueError(f"this CLIP has the text encoders {', '.join(encoders)}, and words are found in l, g and h "
-                         "only: load the CLIP of an SD1.x, SD2.x or SDXL model")
-    layouts = {name: [bool(word) for _, _, word in sequence] for name, sequence in encoders.items()}
-    first, *others = layouts
-    for other in others:
-        a, b = layouts[first], layouts[other]
-        if a != b:
-            raise ValueError(f'"{text}" takes {sum(a)} of {len(a)} tokens in encoder {first} and {sum(b)} of {len(b)} '
-                             f"in {other}, so a word has no one position: use embeddings made for both encoders, and "
-                             "encoders of equal length")
-    return first, encoders[first]
-
-
-def _split(text):
-    """The words, each as the parts the host tokenises apart: "a (red:1.2)dish" is [["a"], ["red", "dish"]].
-
-    The host reads "embedding: name" as one embedding.
-    """
-    words, inside = [], False
-    for segment, _ in token_weights(escape_important(text), 1.0):
-        for run in re.findall(r"\s+|embedding:\s+\S+|\S+", unescape_important(segment)):
-            blank = run.isspace()
-            if not blank and inside:
-                words[-1].append(run)
-            elif not blank:
-                words.append([run])
-            inside = not blank
-    return words
-
-
-def _part_ids(clip, part, encoder):
-    """A part's ids, tokenised alone: whitespace separates CLIP's tokens, so they are those it has in the prompt."""
-    literal = part.replace("(", r"\(").replace(")", r"\)")
-    chunks = clip.tokenize(literal, return_word_ids=True)[encoder]
-    return [_id(token) for chunk in chunks for token, _, word in chunk if word]
-
-
-def _id(token):
-    if not torch.is_tensor(token):
-        return int(token)
-    digest = hashlib.sha256(token.detach().float().cpu().numpy().tobytes()).digest()
-    return -1 - int.from_bytes(digest[:6], "big")
+    return Word("".join(piece.text for piece in pieces), sum((piece.positions for piece in pieces), ()))
 
 
 def require_columns(tokens, embedding):

@@ -1,8 +1,6 @@
 """Words and their tokens, on the host's own tokenizers."""
 import logging
 
-import comfy.sd
-import comfy.text_encoders.flux
 import comfy.text_encoders.sd2_clip
 import pytest
 import torch
@@ -12,6 +10,7 @@ from palimpsest.nodes.prompt import PalimpsestPromptEdit
 from safetensors.torch import save_file
 
 import tiny
+from clips import TokenizerOnly
 from nodes import CLIPTextEncode
 from vocabulary import (
     ALIGNER,
@@ -22,13 +21,11 @@ from vocabulary import (
 )
 
 
-class TokenizerOnly:
-    """A CLIP that never needs its text model: the host's tokenizer behind the host's own `tokenize`."""
-    tokenize = comfy.sd.CLIP.tokenize
-    tokenizer_options = {}
+class Strange:
+    """HunyuanDiT's encoders."""
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    def tokenize(self, text, return_word_ids=False):
+        return {"hydit_clip": [[(1, 1.0, 0)]], "mt5xl": [[(1, 1.0, 0)]]}
 
 
 def spelled(tokens):
@@ -100,9 +97,9 @@ def test_sd2_is_read_like_sd1(clip):
     assert tokens.words == tokenize(clip, "a wolfhound, (red:1.2)").words
 
 
-def test_a_text_encoder_without_clip_positions_is_refused():
-    with pytest.raises(ValueError, match="encoders l, t5xxl.*SDXL"):
-        tokenize(TokenizerOnly(comfy.text_encoders.flux.FluxTokenizer()), "a cat")
+def test_text_encoders_that_are_not_known_are_refused():
+    with pytest.raises(ValueError, match="encoders hydit_clip, mt5xl, .*SDXL, SD3, Flux.*load the CLIP of such"):
+        tokenize(Strange(), "a cat")
 
 
 def test_a_prompt_that_the_tokenizer_splits_elsewhere_is_refused(clip):
