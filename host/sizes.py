@@ -4,7 +4,7 @@ import math
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_base import SDXL, ModelType, SDXLRefiner
 
-CELL = 8  # px of a latent's cell, which sides are multiples of
+CELL = 8  # px of most latents' cell, which sides are multiples of
 
 
 def native_side(model) -> int:
@@ -21,7 +21,12 @@ def native_side(model) -> int:
     return 768 if network.model_type == ModelType.V_PREDICTION else 512  # SD2.x at 768 is the one with v prediction
 
 
-def fitted(height: int, width: int, side: int) -> tuple[int, int]:
+def cell(model) -> int:
+    """The px of a cell of its latent."""
+    return max(CELL, getattr(model.model.latent_format, "spacial_downscale_ratio", CELL))
+
+
+def fitted(height: int, width: int, side: int, cell=CELL) -> tuple[int, int]:
     """(height, width) of the same shape and of side² px, each rounded to whole cells."""
     scale = side / math.sqrt(height * width)
-    return max(round(height * scale / CELL), 1) * CELL, max(round(width * scale / CELL), 1) * CELL
+    return max(round(height * scale / cell), 1) * cell, max(round(width * scale / cell), 1) * cell

@@ -2,7 +2,7 @@
 from comfy.utils import common_upscale
 from comfy_api.latest import io
 
-from ..host.sizes import CELL, fitted, native_side
+from ..host.sizes import CELL, cell, fitted, native_side
 from .search import aliases
 
 
@@ -29,7 +29,7 @@ class PalimpsestModelSize(io.ComfyNode):
     @classmethod
     def execute(cls, model, image, side, mask=None) -> io.NodeOutput:
         height, width = image.shape[1:3]
-        size = fitted(height, width, side or native_side(model))
+        size = fitted(height, width, side or native_side(model), cell(model))
         if mask is None:
             mask = image.new_ones(1, *size)
         elif mask.min() == mask.max():  # Load Image gives a small black mask for a picture without one

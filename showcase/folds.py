@@ -4,7 +4,7 @@ Inside stand the technique's nodes as in any workflow. A picture of any size is 
 back into the untouched original. They draw on a canvas (tools/canvas.py) and run no node.
 """
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from . import LAST
@@ -72,12 +72,12 @@ def found(c, p, words, edit=None, **settings):
                     **{**EDGE, **settings})["MASK"]
 
 
-def sampled(c, p, model, prompt):
+def sampled(c, p, model, prompt, start=0.0, guidance=None):
     c.column(290)
-    r = c.node("PalimpsestReplay", model=model, inversion=p.inversion)
+    r = c.node("PalimpsestReplay", model=model, inversion=p.inversion, start=start)
     latent = c.node("SamplerCustom", "Sample the edit", 180, model=r["model"], positive=prompt, negative=p.null,
                     sampler=r["sampler"], sigmas=r["sigmas"], latent_image=r["latent"], add_noise=False, noise_seed=0,
-                    cfg=c.asks(GUIDANCE, HIGH))["output"]
+                    cfg=guidance or c.asks(GUIDANCE, HIGH))["output"]
     p.edited = c.node("VAEDecode", "Edited", samples=latent, vae=p.vae)["IMAGE"]
 
 
@@ -108,7 +108,7 @@ PHOTO = "palimpsest_example.jpg"  # web/example.js puts it among the host's inpu
 CHECKPOINT = {"name": "v1-5-pruned-emaonly-fp16.safetensors", "directory": "checkpoints",
               "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
                      "v1-5-pruned-emaonly-fp16.safetensors"}  # as in the host's own first template
-OWN = """1. Choose **your checkpoint** (SD1.x, SD2.x or SDXL) and **your picture**, of any size.
+OWN = """1. Choose **your checkpoint** ({models}) and **your picture**, of any size.
 2. {ask} Press **Run**. To see how it works, open the node by the arrow at its corner."""
 
 
@@ -121,6 +121,9 @@ class Start:
     asked: what is typed in.
     scene: the miniature's picture and edit on which its thumbnail shows it.
     tried: what is typed in there.
+    checkpoint: the file that it opens with.
+    models: which may be chosen.
+    more: what the note says below.
     small: whether the template itself takes the miniature and the scene, not a checkpoint and a photo.
     order: its number among the workflows.
     """
@@ -132,17 +135,21 @@ class Start:
     asked: dict
     order: int = LAST
     small: bool = False
+    checkpoint: dict = field(default_factory=lambda: CHECKPOINT)
+    models: str = "SD1.x, SD2.x or SDXL"
+    more: str = ""
 
     def draw(self, c):
         with c.group("1  Model and picture", BLUE):
             c.column(380)
-            c.note("How to use it", self.about if self.small else OWN.format(ask=self.about), 180)
+            own = OWN.format(ask=self.about, models=self.models) + self.more
+            c.note("How to use it", self.about if self.small else own, 420 if self.more else 180)
             if self.small:
                 loader = c.node("PalimpsestLoadMiniature")
                 image = c.node("PalimpsestMiniatureScene", None, 180, **self.scene)["source"]
             else:
-                loader = c.node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"])
-                loader.data["properties"]["models"] = [CHECKPOINT]
+                loader = c.node("CheckpointLoaderSimple", ckpt_name=self.checkpoint["name"])
+                loader.data["properties"]["models"] = [self.checkpoint]
                 image = (photo := c.node("LoadImage", None, 300, image=PHOTO))["IMAGE"]
         with c.group("2  In words, and a report", GREEN):
             c.column(540)

@@ -7,9 +7,14 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from comfy.ldm.flux.model import Flux
+from comfy_api.latest import io
 from palimpsest.miniature.scenes import held_out_edit
+from palimpsest.nodes.miniature import PalimpsestLoadMiniature
 from palimpsest.showcase.drawing import SCENE, WORDS
+from palimpsest.showcase.inversion.flow import flow_edit
 
+import tiny
 import workflow
 from canvas import ENTRANCE, EXIT, TITLE, Canvas, declared, is_widget, to_api
 from environment import host_version
@@ -18,7 +23,7 @@ from pack import find_host
 from serving import server  # noqa: F401
 
 WIDTH, HEIGHT = 300, 211  # no multiple of the latent's cells, and larger than the miniature's pictures
-BLUEPRINTS = workflow.blueprints()
+BLUEPRINTS, FORWARD = workflow.blueprints(), Flux.forward
 named = pytest.mark.parametrize("name", BLUEPRINTS)
 EDIT = held_out_edit(**SCENE)
 ASKED = {"what the picture shows": EDIT.source_text, "what it should show": EDIT.target_text, "steps": 2,
@@ -101,12 +106,17 @@ def on_the_miniature(name, info):
     return to_api(json.loads(json.dumps(c.json())), info)
 
 
+def shown_by(name, server, info):
+    """{what it gives: its pixels}"""
+    graph, run = on_the_miniature(name, info), Executor(server)
+    assert run(graph), run.host.status_messages[-1]
+    return {title: pictures[0] for title, pictures in run.pictures(graph).items()}
+
+
 # the others run as templates
 @pytest.mark.parametrize("name", [name for name in BLUEPRINTS if name.startswith(("Image Edit", "Mask"))])
 def test_it_edits_a_picture_of_any_size_and_leaves_the_rest_untouched(name, server, info):
-    graph, run = on_the_miniature(name, info), Executor(server)
-    assert run(graph), run.host.status_messages[-1]
-    shown = {title: pictures[0] for title, pictures in run.pictures(graph).items()}
+    shown = shown_by(name, server, info)
     assert {o["name"] for o in saved(name)["nodes"][0]["outputs"]} <= shown.keys()
     if "mask" in shown:
         assert shown["mask"].shape == (HEIGHT, WIDTH, 3) and 0.02 < (shown["mask"] > 127).mean() < 0.98
@@ -114,3 +124,17 @@ def test_it_edits_a_picture_of_any_size_and_leaves_the_rest_untouched(name, serv
         difference = np.abs(shown["image"].astype(int) - shown["photo"]).max(-1)
         assert difference.shape == (HEIGHT, WIDTH) and (difference > 8).mean() > 0.01
         assert "mask" not in shown or difference[shown["mask"][..., 0] == 0].max() <= 1
+
+
+def test_the_one_for_flow_models_edits_on_flux(server, info, monkeypatch):
+    """On a small random Flux, at the authors' guidance, which the model is told in its prompts."""
+    flux, heard = tiny.flux(vec_in_dim=tiny.DIM), set()
+    flux.model.model_config.side = 64  # where Size for the Model looks
+    parts = flux, tiny.clip(), tiny.taesd(16)
+    monkeypatch.setattr(PalimpsestLoadMiniature, "execute", classmethod(lambda cls: io.NodeOutput(*parts)))
+    monkeypatch.setattr(Flux, "forward", lambda self, *args, **kwargs: (
+        heard.add(kwargs["guidance"].flatten()[0].item()) or FORWARD(self, *args, **kwargs)))
+    shown = shown_by(flow_edit.BLUEPRINT.title, server, info)
+    assert {"image", "mask", "report"} <= shown.keys() and shown["image"].shape == (HEIGHT, WIDTH, 3)
+    assert (np.abs(shown["image"].astype(int) - shown["photo"])[shown["mask"] > 127] > 8).mean() > 0.1
+    assert heard == {1.5, 3.5, 5.5}  # the mask's is the same for both sentences

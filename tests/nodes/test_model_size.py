@@ -1,4 +1,5 @@
 """Size for the Model: which size a model was made for, and a picture of that size."""
+import comfy.latent_formats
 import pytest
 import torch
 from palimpsest.host.sizes import fitted, native_side
@@ -26,6 +27,13 @@ def test_the_shape_and_the_count_of_pixels_stay_within_half_a_cell(height, width
     assert high % 8 == wide % 8 == 0
     scale = side / (height * width) ** 0.5
     assert abs(high - height * scale) <= 4 and abs(wide - width * scale) <= 4
+
+
+def test_the_sides_are_whole_cells_of_the_models_latent(monkeypatch):
+    model = tiny.flux()
+    monkeypatch.setattr(model.model, "latent_format", comfy.latent_formats.LTXV())
+    image, mask = PalimpsestModelSize.execute(model, torch.rand(1, 60, 70, 3), 100).result
+    assert image.shape == (1, 96, 96, 3) and mask.shape == (1, 96, 96)
 
 
 def size(picture, mask=None, side=64):

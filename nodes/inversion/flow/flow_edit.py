@@ -15,13 +15,15 @@ class PalimpsestFlowEditInvert(io.ComfyNode):
             description="Noises the picture to every level and keeps what the model misses of it there. Replay then "
                         "moves the picture along the difference of both prompts' velocities, a direct path (Kulikov "
                         "et al. 2025). The source prompt returns the picture. Flow, eps and v models.",
-            **aliases("flow edit", "flux editing", "SD3 editing", "inversion-free editing", "edit without inversion"),
+            **aliases("flow edit", "flux editing", "SD3 editing", "inversion-free editing", "edit without inversion",
+                      "Qwen-Image editing", "Z-Image editing"),
             inputs=[*inversion_inputs(METHOD, "Number of steps. The picture returns with any number. Paper: 50 on SD3, "
-                                              "28 on Flux.", "Paper: simple."),
+                                              "28 on Flux. Qwen-Image, Z-Image, Chroma: 30 (ours, untuned).", "Paper: simple."),
                     setting_input(METHOD, "seed", control_after_generate=True,
                                   tooltip="Seed of the noise. The picture returns with any seed."),
-                    *guidance_inputs("CFG of the source prompt. Paper: 3.5 on SD3, with 13.5 for the target. 1 is best "
-                                     "with a target CFG up to 2.5."),
+                    *guidance_inputs("CFG of the source prompt. Paper: 3.5 on SD3, with 13.5 for the target; 1 on "
+                                     "Flux, which reads FluxGuidance. Qwen-Image, Z-Image, Chroma: 1.5 with 5 (ours, "
+                                     "untuned). 1 is best with a target CFG up to 2.5."),
                     sigmas_input(),
                     setting_input(METHOD, "align", step=0.005, optional=True, tooltip=(
                         "How far each step is drawn to the source (FlowAlign, Kim et al. 2025). Paper: 0.01, with the "
