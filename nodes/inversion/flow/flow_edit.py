@@ -18,7 +18,8 @@ class PalimpsestFlowEditInvert(io.ComfyNode):
             **aliases("flow edit", "flux editing", "SD3 editing", "inversion-free editing", "edit without inversion",
                       "Qwen-Image editing", "Z-Image editing"),
             inputs=[*inversion_inputs(METHOD, "Number of steps. The picture returns with any number. Paper: 50 on SD3, "
-                                              "28 on Flux. Qwen-Image, Z-Image, Chroma: 30 (ours, untuned).", "Paper: simple."),
+                                              "28 on Flux. Qwen-Image, Z-Image, Chroma: 30 (ours, untuned).",
+                                       "Paper: simple."),
                     setting_input(METHOD, "seed", control_after_generate=True,
                                   tooltip="Seed of the noise. The picture returns with any seed."),
                     *guidance_inputs("CFG of the source prompt. Paper: 3.5 on SD3, with 13.5 for the target; 1 on "
