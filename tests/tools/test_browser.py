@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from palimpsest.nodes import search
 from palimpsest.showcase.folds import CHECKPOINT, EDITED
+from palimpsest.showcase.inversion.flow.flow_edit import FLUX
 from palimpsest.showcase.prompt import READER
 from PIL import Image
 
@@ -74,9 +75,9 @@ SMALL = """() => {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("base")
-    for model in CHECKPOINT, READER:  # templates name them, no test loads them
+    for model in CHECKPOINT, FLUX, READER:  # templates name them, no test loads them
         place = base / "models" / model["directory"] / model["name"]
-        place.parent.mkdir(parents=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         place.touch()
     (base / "models" / CHECKPOINT["directory"] / OWN).touch()
     with Server(find_host(), Path(sys.executable), base, free_port(), log=base / "log") as server:
