@@ -25,8 +25,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..concept.custom_diffusion import KeysAndValues
 from ..concept.dreambooth import AllWeights
 from ..concept.lora import LoRA
+from ..editing.deltas import Deltas, Weights
 from ..editing.forecast import GB, allowed
-from ..editing.learning import Deltas, Weights
 from ..host import gradients
 from ..host.memory import counting
 from .gradients import NETWORKS, SHAPES

@@ -1,9 +1,12 @@
 """What cannot be learned, said before anything is computed."""
+import re
+
 from ..host.concept_files import encoder_lora_names, lora_names, word_exists
 from ..host.memory import total_bytes
 from ..host.network import require_unet
 from ..host.sampling import check_family, prediction_type
 from .concepts import SLOT, NewWord, PromptRows, WeightBasis, WholeChange
+from .word_spaces import WordSpace
 
 NODE = "Learn Concept"
 WHOLE = 4 * 4  # bytes a number that learns: in fp32 itself, its gradient and AdamW's two means
@@ -19,7 +22,7 @@ def _encoders(clip) -> set:
     return {name.split(".")[0] for name in encoder_lora_names(clip)}
 
 
-def check(model, clip, images, trained, prior, concept, notes):
+def check(model, clip, images, trained, prior, concept, notes, objective=None):
     """ValueError on what cannot be learned, before anything is computed."""
     prediction_type(model)
     if not trained:
@@ -41,22 +44,17 @@ def check(model, clip, images, trained, prior, concept, notes):
     if strange:
         raise ValueError(f"{strange} of {len(prior.images.examples)} class pictures have * in their caption, which "
                          "stands for the concept: connect Class Images to Prior Preservation.")
-    if not told and not images.identifier and not any(SLOT in e.caption for e in images.examples):
+    if not told and not images.identifier and not any(SLOT in e.caption or e.masks for e in images.examples):
         raise ValueError(f"None of the {len(images.examples)} captions has a *, which stands for the concept, as where "
                          "Class Images are learned from: connect Concept Images.")
-    lacking = [e.caption for e in images.examples if SLOT not in e.caption]
-    if words and lacking:
-        raise ValueError(f"{len(lacking)} of {len(images.examples)} captions have no *, which stands for the new "
-                         f"word {words[0].name}; the first is {lacking[0]!r}: write it there.")
+    _check_words(words, [e.caption for e in images.examples])
+    _check_masks(model, images, told, objective)
     for word in words:
         if getattr(word, "in_layers", False):
             require_unet(model, type(word).__name__)
         if word_exists(clip, word.name):
             raise ValueError(f"An embedding called {word.name} is in your embeddings folder, and the new word has this "
                              "name too: choose another name.")
-    if len(words) > 1:
-        raise ValueError(f"{NODE} has {len(words)} new words ({', '.join(word.name for word in words)}), and a caption "
-                         "one * each: learn them one after the other, or give one word more vectors.")
     kept = {name: concept.notes.get(name) for name in notes} if concept else notes
     if concept and (concept.state is None or kept != notes):
         raise ValueError(f"The CONCEPT was learned by {kept}, this node trains {notes}: go on with the same, or learn "
@@ -94,3 +92,40 @@ def check(model, clip, images, trained, prior, concept, notes):
                          "weight: turn text_encoder off in one of them.")
     if concept:
         check_family(model, concept)
+
+
+def _check_words(words, captions):
+    """ValueError where new words are not in the captions."""
+    if len(words) > 1 and (any(isinstance(word, WordSpace) for word in words) or any(SLOT in c for c in captions)):
+        raise ValueError(f"{NODE} has {len(words)} new words ({', '.join(word.name for word in words)}), and a caption "
+                         "one * for one of them: learn them one after the other, give one word more vectors, or write "
+                         "embedding:NAME for each in the captions, as Break-A-Scene Parts does with New Words.")
+    lacking = [c for c in captions if SLOT not in c and not any(_has(c, word.name) for word in words)]
+    if words and lacking:
+        raise ValueError(f"{len(lacking)} of {len(captions)} captions have no *, which stands for the new "
+                         f"word {words[0].name}; the first is {lacking[0]!r}: write it there.")
+    unused = [word.name for word in words if not any(SLOT in c or _has(c, word.name) for c in captions)]
+    if unused:
+        raise ValueError(f"The new word {unused[0]} is in none of the {len(captions)} captions, the first of which is "
+                         f"{captions[0]!r}: write embedding:{unused[0]} there, or give it the name that stands there.")
+
+
+def _has(caption, name) -> bool:
+    return re.search(rf"embedding:{name}(?![A-Za-z0-9_-])", caption) is not None
+
+
+def _check_masks(model, images, told, objective):
+    """ValueError where masks show nothing, or lack where an objective compares maps with them."""
+    for number, e in enumerate(images.examples):
+        for word, mask in e.masks.items():
+            if mask.shape != e.latent.shape[-2:] or not mask.any():
+                raise ValueError(f"The mask of {word} in picture {number + 1} is {tuple(mask.shape)} and has "
+                                 f"{int(mask.sum())} cells of the latent, which is {tuple(e.latent.shape[-2:])}: paint "
+                                 "a mask of the picture's size, larger than a few pixels.")
+    if objective and objective.resolution:
+        name, bare = type(objective).__name__, sum(not e.masks for e in images.examples)
+        require_unet(model, name)
+        if bare or told:
+            raise ValueError(f"{name} compares words' attention with masks, and {bare} of {len(images.examples)} "
+                             f"pictures have no mask{' and captions no words' * bool(told)}: connect masks to Concept "
+                             "Images or Break-A-Scene Parts.")

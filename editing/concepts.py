@@ -24,9 +24,12 @@ class Example:
 
     latent: [C,…], as VAE Encode gives it, on the CPU.
     caption: its text, in which * stands for what is learned.
+    masks: {a word of the caption, or *: [h,w], where the latent shows it}. All else of the picture is not learned; none
+        learns the whole.
     """
     latent: Tensor
     caption: str
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,11 +195,17 @@ class Objective:
     """What the concept's rows lower in the place of their own loss. A subclass is a frozen dataclass.
 
     base: what * reads as for the frozen model; None where that is not asked.
+    resolution: of the cross-attention whose maps are asked, a share of the latent's side; 0 asks none.
     """
     base: str | None = None
+    resolution: float = 0.0
 
     def losses(self, errors: Tensor, frozen: Tensor | None) -> Tensor:
         """[B] losses of rows, of their errors ‖c(σ)·(x̂0 - x0)‖² [B] and of the frozen model's errors on them."""
+        return errors
+
+    def of_maps(self, maps: Tensor, masks: Tensor) -> Tensor:
+        """What a picture's loss is more, of its words' maps [n,h',w'] and their masks [n,h,w]."""
         raise NotImplementedError
 
     def settled(self, vectors: Tensor, start: Tensor) -> Tensor:

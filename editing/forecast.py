@@ -39,18 +39,19 @@ class Forecast:
 def forecast(learner, recompute: bool | None) -> Forecast:
     """What `learner.step` will need. ValueError where that is more than there is.
 
-    recompute: None chooses, by what is free.
+    recompute: None chooses, by what is free. Maps of attention have no gradient where blocks are computed twice.
     """
-    for recomputed in (False, True) if recompute is None else (recompute,):
+    ways = (False,) if learner.maps else (False, True) if recompute is None else (recompute,)
+    for recomputed in ways:
         learner.recomputed = recomputed
         step, seconds = _measured(learner)
         free = free_bytes(learner.guider, step)
         if step <= free or recompute is not None:
             return Forecast(learner.model.model_size(), step, free, seconds, recomputed)
+    twice = ", also with its blocks computed twice," * (len(ways) > 1)
     raise ValueError(f"A step of learning needs about {step / GB:.1f} GB beside the network's "
-                     f"{learner.model.model_size() / GB:.1f}, also with its blocks computed twice, and "
-                     f"{free / GB:.1f} GB are free: take smaller pictures, or train less (LoRA Weights on attention, "
-                     "or a New Word).")
+                     f"{learner.model.model_size() / GB:.1f}{twice} and {free / GB:.1f} GB are free: take smaller "
+                     "pictures, or train less (LoRA Weights on attention, or a New Word).")
 
 
 def _measured(learner) -> tuple[int, float]:
@@ -106,4 +107,5 @@ def _rows(learner, height, width) -> list:
 
 def _cropped(images, height, width):
     first = images.examples[0]
-    return replace(images, examples=(replace(first, latent=first.latent[..., :height, :width]),))
+    masks = {word: mask[:height, :width] for word, mask in first.masks.items()}
+    return replace(images, examples=(replace(first, latent=first.latent[..., :height, :width], masks=masks),))

@@ -11,7 +11,7 @@ place of the concept's rows' own.
 """
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -33,12 +33,25 @@ from ..host.sampling import (
 )
 from ..inversion.grid import append_dims, report_step
 from .concept_checks import NODE, check
-from .concepts import SLOT, Concept, ConceptImages, NewWord, Objective, Prior, PromptRows, WeightBasis
+from .concept_maps import Maps, positions
+from .concepts import (
+    SLOT,
+    Concept,
+    ConceptImages,
+    NewWord,
+    Objective,
+    Prior,
+    PromptRows,
+    Theta,
+    WeightBasis,
+    WordAt,
+)
+from .deltas import Deltas, Weights
 from .editor import require_plain
 from .forecast import Forecast, forecast
-from .rows import Row, alike, joined, weight
+from .rows import Row, alike, joined, masked, weight
 from .watching import Watch, Watching
-from .word_spaces import WordSpace, edges, entry, in_stages, stage_of
+from .word_spaces import WordSpace, edges, entry, in_stages, marks, stage_of
 
 TOGETHER = 2 ** 30  # bytes of weights up to which the rows of a step share a forward
 UNGUIDED = {"guidance": 1.0}  # the strength that guidance-distilled models are told, as they are trained further
@@ -70,9 +83,9 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
     """
     require_plain(model, NODE)
     about = {"trained": [repr(one) for one in trained], "objective": repr(objective)}
-    check(model, clip, images, trained, prior, concept, about)
+    check(model, clip, images, trained, prior, concept, about, objective)
     learner = Learner(model, clip, images, trained, prior, batch, seed, norm, objective)
-    learner.recomputed = bool(recompute)
+    learner.recomputed = bool(recompute) and not learner.maps
     began, losses, looks = time.perf_counter(), list(concept.losses if concept else ()), []
 
     def found() -> Concept:
@@ -117,44 +130,6 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
         return found()
 
 
-
-class Weights:
-    """The θ of a basis in a run, for the network or for the text encoder."""
-
-    def __init__(self, basis: WeightBasis, weights: Mapping[str, Tensor], names: Mapping[str, str], generator):
-        self.basis, self.names, self.weights = basis, names, weights
-        self.theta = {name: {part: t.detach().to(weight.device, torch.float32).requires_grad_(t.requires_grad)
-                             for part, t in basis.start(weight, generator).items()}
-                      for name, weight in weights.items()}
-
-    def leaves(self) -> list[Tensor]:
-        return [t for parts in self.theta.values() for t in parts.values() if t.requires_grad]
-
-    def delta(self, name) -> Tensor:
-        return self.basis.delta(self.theta[name], self.weights[name])
-
-    def saved(self) -> dict[str, Tensor]:
-        return {f"{self.names[name]}.{part}{'_b' * name.endswith('.bias')}": value.detach().cpu().clone()
-                for name, parts in self.theta.items()
-                for part, value in self.basis.saved(parts, self.weights[name]).items()}
-
-
-class Deltas(Mapping):
-    """{weight: what is added to it now}, made when it is asked for."""
-
-    def __init__(self, parts: Iterable[Weights]):
-        self.parts = {name: part for part in parts for name in part.theta}
-
-    def __getitem__(self, name):
-        return self.parts[name].delta(name)
-
-    def __iter__(self):
-        return iter(self.parts)
-
-    def __len__(self):
-        return len(self.parts)
-
-
 class Learner:
     """One run of learning. `begin` is called once the host has loaded the network."""
 
@@ -162,19 +137,22 @@ class Learner:
         self.model, self.images, self.trained, self.prior, self.batch = model, images, trained, prior, batch
         self.prediction, self.norm = prediction_type(model), norm
         self.objective, self.frozen = objective, False
+        self.maps = Maps(model, objective) if objective and objective.resolution else None
         self.generator = torch.Generator().manual_seed(seed)
-        self.word = next((one for one in trained if isinstance(one, NewWord)), None)
-        self.start = self.word.start(vectors_of(clip, self.word.like)) if self.word else {}
-        self.clip = with_words(clip, {self.word.name: self.start}) if self.word else clip
+        self.words = tuple(one for one in trained if isinstance(one, NewWord))
+        self.start = {word.name: word.start(vectors_of(clip, word.like)) for word in self.words}
+        self.marks = marks([{key: v.shape for key, v in start.items()} for start in self.start.values()])
+        self.clip = with_words(clip, dict(zip(self.start, self.marks)))
         self.prompt = next((one for one in trained if isinstance(one, PromptRows)), None)
         self.rows = self.prompt.start() if self.prompt else torch.empty(0)
         self.recomputed = False
-        self.changes_text = bool(self.word or self.prompt and self.prompt.lr) or any(
+        self.changes_text = bool(self.words or self.prompt and self.prompt.lr) or any(
             getattr(one, "text_encoder", False) for one in trained)
         self.network, self.encoder = [], []
-        self.theta: dict[str, Tensor] = {}  # of the word
-        self.stages = getattr(self.word, "stages", 1)
-        self.places = transformers(model.model.diffusion_model) if getattr(self.word, "in_layers", False) else ()
+        self.theta: dict[str, Theta] = {}  # of the words
+        spaces = [word for word in self.words if isinstance(word, WordSpace)]
+        self.stages = max((word.stages for word in spaces), default=1)
+        self.places = transformers(model.model.diffusion_model) if any(word.in_layers for word in spaces) else ()
         self.kept: dict = {}
         self.stand_ins: dict = {}
 
@@ -186,10 +164,11 @@ class Learner:
         for one in self.trained:
             if isinstance(one, NewWord):
                 device = guider.model_patcher.load_device
-                theta = one.begin(self.start, len(self.places), self.generator)
-                self.theta = {key: v.detach().clone().to(device).requires_grad_(v.requires_grad or key in self.start)
-                              for key, v in theta.items()}
-                leaves.append([v for v in self.theta.values() if v.requires_grad])
+                start = self.start[one.name]
+                theta = {key: v.detach().clone().to(device).requires_grad_(v.requires_grad or key in start)
+                         for key, v in one.begin(start, len(self.places), self.generator).items()}
+                self.theta[one.name] = theta
+                leaves.append([v for v in theta.values() if v.requires_grad])
                 continue
             if isinstance(one, PromptRows):
                 self.rows = self.rows.clone().to(guider.model_patcher.load_device).requires_grad_(one.lr > 0)
@@ -228,9 +207,9 @@ class Learner:
         self.optimiser.step()
         if self.objective:
             with torch.no_grad():
-                for key in self.theta.keys() & self.start.keys():
-                    vectors = self.theta[key]
-                    vectors.copy_(self.objective.settled(vectors, self.start[key].to(vectors)))
+                for name, theta in self.theta.items():
+                    for key in theta.keys() & self.start[name].keys():
+                        theta[key].copy_(self.objective.settled(theta[key], self.start[name][key].to(theta[key])))
         return total, *shown
 
     def drawn(self, images, prior) -> list["Row"]:
@@ -315,29 +294,43 @@ class Learner:
             if predicted or objective and objective.base is not None:
                 with self._as_it_was():
                     entries.append(self._entry(example.caption, objective.base if objective else "", x, sigma))
-            rows.append(Row(x, clean, at, tuple(entries), share / count, objective, predicted))
+            masks = torch.stack([m.to(device) for m in example.masks.values()]) if example.masks else None
+            words = self._positions(example, images.identifier) if objective and self.maps else ()
+            rows.append(Row(x, clean, at, tuple(entries), share / count, objective, predicted, masks, words))
         return rows
+
+    def _positions(self, example, identifier) -> tuple:
+        """Of the words that the picture's masks show, in its caption."""
+        key = example.caption, identifier, *example.masks
+        if key not in self.kept:
+            text, *words = (self.text(one, identifier) for one in (example.caption, *example.masks))
+            self.kept[key] = positions(self.clip, text, words)
+        return self.kept[key]
 
     def _loss(self, rows) -> tuple:
         frozen, target = None, torch.cat([row.clean for row in rows])
         if len(rows[0].entries) > 1:
             with self._as_it_was():
-                frozen, before = self._errors(rows, 1, target)
+                frozen, before = self._errors(rows, 1, target, self.options)
             target = before if rows[0].predicted else target
-        errors, found = self._errors(rows, 0, target)
-        if rows[0].objective:
-            errors = rows[0].objective.losses(errors, frozen)
+        objective, maps = rows[0].objective, []
+        options = self.maps.recorded(self.options, maps) if self.maps and rows[0].words else self.options
+        errors, found = self._errors(rows, 0, target, options)
+        if objective:
+            errors = objective.losses(errors, frozen)
+        if self.maps and maps:
+            errors = errors + self.maps.losses(rows, maps)
         shares = torch.tensor([row.share for row in rows], device=errors.device)
         return (errors * shares).sum(), (rows[0].x, found[:1].detach(), float(rows[0].sigma))
 
-    def _errors(self, rows, n, target) -> tuple:
-        """(‖c(σ)·(x̂0 - target)‖² [B] under each row's n-th entry, x̂0)."""
+    def _errors(self, rows, n, target, options) -> tuple:
+        """(‖c(σ)·(x̂0 - target)‖² [B] under each row's n-th entry, where masks show it; x̂0)."""
         x, sigma = (torch.cat([getattr(row, name) for row in rows]) for name in ("x", "sigma"))
         conds = [[joined([row.entries[n] for row in rows])]]
-        found = calc_cond_batch(self.guider.inner_model, conds, x, sigma, self.options)[0].float()
+        found = calc_cond_batch(self.guider.inner_model, conds, x, sigma, options)[0].float()
         data = float(getattr(self.guider.inner_model.model_sampling, "sigma_data", 1.0))
         errors = append_dims(weight(self.prediction, sigma, data), x) * (found - target).square()
-        return errors.flatten(1).mean(1), found
+        return (errors * masked(rows, x) ** 2).flatten(1).mean(1), found
 
     @contextmanager
     def _as_it_was(self):
@@ -366,11 +359,10 @@ class Learner:
         if self.prompt:
             (embedding, extras), = self.prompt.told(self.rows)
             return [embedding, {**UNGUIDED, **extras}]
-        word = f"embedding:{self.word.name}" if self.word and not self.frozen else identifier
-        tokens, words, places = self.clip.tokenize(" ".join(caption.replace(SLOT, f" {word} ").split())), (), ()
-        if self.word and self.theta and not self.frozen and SLOT in caption:
-            words = (self.word.at(self.theta, stage, self.generator if torch.is_grad_enabled() else None),)
-            places = self.places
+        text, words, places = self.text(caption, identifier), (), ()
+        tokens = self.clip.tokenize(text)
+        if "embedding:" in text:
+            words, places = tuple(self._word(word, stage) for word in self.words), () if self.frozen else self.places
         self.clip.load_model()
         encoder = [] if self.frozen else self.encoder
 
@@ -379,14 +371,25 @@ class Learner:
                            self.clip.encode_from_tokens, tokens, return_pooled=True, return_dict=True)
             return {**UNGUIDED, **found}
 
-        return entry(self.clip, encode, [tokens] * (len(places) or 1), [self.start], words, places)
+        return entry(self.clip, encode, [tokens] * (len(places) or 1), self.marks, words, places)
+
+    def text(self, caption, identifier) -> str:
+        """A caption with what it reads in the place of *."""
+        word = f"embedding:{self.words[0].name}" if self.words and not self.frozen else identifier
+        return " ".join(caption.replace(SLOT, f" {word} ").split())
+
+    def _word(self, word, stage) -> WordAt:
+        if self.frozen or not self.theta:
+            return WordAt({encoder: v[None] for encoder, v in self.start[word.name].items()})
+        return word.at(self.theta[word.name], stage, self.generator if torch.is_grad_enabled() else None)
 
     def learned(self) -> tuple:
         words, tables = {}, {}
-        if isinstance(self.word, WordSpace):
-            tables[self.word.name] = self.word.table(self.theta, self.places)
-        elif self.word:
-            words[self.word.name] = {key: v.detach().cpu().clone() for key, v in self.theta.items()}
+        for word in self.words:
+            if isinstance(word, WordSpace):
+                tables[word.name] = word.table(self.theta[word.name], self.places)
+            else:
+                words[word.name] = {key: v.detach().cpu().clone() for key, v in self.theta[word.name].items()}
         prompt = self.prompt.told(self.rows.detach().cpu()) if self.prompt else None
         weights = {name: value for part in (*self.network, *self.encoder) for name, value in part.saved().items()}
         state = {"theta": [leaf.detach().cpu().clone() for leaf in self.leaves],

@@ -1,6 +1,8 @@
 """The rows that learning learns from, and which of them share a forward."""
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .concepts import Objective
@@ -16,6 +18,8 @@ class Row:
     share: of its loss in the step's.
     objective: what it lowers in the place of its own loss.
     predicted: whether the frozen model's prediction, under the last entry, is learned in the place of `clean`.
+    masks: [n,h,w], of what is learned; None learns the whole.
+    words: positions of the masks' words in the text, where an objective reads their maps.
     """
     x: Tensor
     clean: Tensor
@@ -24,6 +28,8 @@ class Row:
     share: float
     objective: Objective | None
     predicted: bool = False
+    masks: Tensor | None = None
+    words: tuple = ()
 
 
 def weight(prediction: str, sigma: Tensor, sigma_data: float = 1.0) -> Tensor:
@@ -31,6 +37,13 @@ def weight(prediction: str, sigma: Tensor, sigma_data: float = 1.0) -> Tensor:
     if prediction in ("v", "edm"):
         return (sigma ** 2 + sigma_data ** 2) / (sigma * sigma_data) ** 2
     return 1 / sigma ** 2
+
+
+def masked(rows: Sequence[Row], x: Tensor) -> Tensor:
+    """What is learned of rows x [B,C,…], [B,1,…]: the union of each one's masks."""
+    one = x.new_ones(x.shape[-2:])
+    found = torch.stack([one if row.masks is None else row.masks.amax(0) for row in rows])
+    return found.view(len(x), *(1 for _ in x.shape[1:-2]), *x.shape[-2:])
 
 
 def alike(row: Row, other: Row) -> bool:

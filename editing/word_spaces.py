@@ -68,18 +68,18 @@ def in_stages(entries: Sequence[list], bounds: Sequence[float]) -> list:
     return [[rows, {**extras, "start_percent": start, "end_percent": end}] for (rows, extras), start, end in found]
 
 
-def entry(clip, encode: Callable[[dict], Mapping], reads: Sequence[Mapping], marks: Sequence[Mapping],
+def entry(clip, encode: Callable[[dict], Mapping], reads: Sequence[Mapping], held: Sequence[Mapping],
           words: Sequence[WordAt], places: tuple[Place, ...]) -> list:
     """One entry of a CONDITIONING.
 
     encode: what the CLIP makes of tokens.
     reads: the host's tokens of what each place reads, or of what all read.
-    marks: {encoder: [n,D]}, what the tokens hold for each of the words.
+    held: {encoder: [n,D]}, what the tokens hold for each of the words.
     """
     varied = [word.added for word in words if word.added]
-    rows = [_spelled(tokens, marks, words, n) for n, tokens in enumerate(reads)] * (2 if varied else 1)
+    rows = [_spelled(tokens, held, words, n) for n, tokens in enumerate(reads)] * (2 if varied else 1)
     together = {key: [row for tokens in rows for row in tokens[key]] for key in rows[0]} if len(rows) > 1 else rows[0]
-    with added(clip, _offsets(reads, marks, words) if varied else {}):
+    with added(clip, _offsets(reads, held, words) if varied else {}):
         extras = dict(encode(together))
     embedding = extras.pop("cond")
     if not places:
@@ -87,12 +87,18 @@ def entry(clip, encode: Callable[[dict], Mapping], reads: Sequence[Mapping], mar
     return layered(embedding.unflatten(1, (len(rows), -1))[0], extras, places)[0]
 
 
-def _spelled(tokens, marks, words, layer) -> dict:
+def marks(shapes: Sequence[Mapping[str, Sequence[int]]]) -> list[dict[str, Tensor]]:
+    """What tokens hold for some words, of {encoder: (n, D)} each. No two vectors are the same."""
+    return [{encoder: torch.arange(n)[:, None] + torch.full((n, width), 100.0 * (number + 1))
+             for encoder, (n, width) in shape.items()} for number, shape in enumerate(shapes)]
+
+
+def _spelled(tokens, held, words, layer) -> dict:
     """Tokens with the words' vectors in place of their marks."""
     if not words:
         return tokens
     found = {key: [list(row) for row in rows] for key, rows in tokens.items()}
-    for mark, word in zip(marks, words):
+    for mark, word in zip(held, words):
         for encoder, v in word.vectors.items():
             for row in found.get(_key(encoder, found), ()):
                 for place, n in _marked(row, mark[encoder]):
@@ -115,10 +121,10 @@ def _marked(row, mark) -> list[tuple[int, int]]:
     return found
 
 
-def _offsets(reads, marks, words) -> dict[str, Tensor]:
+def _offsets(reads, held, words) -> dict[str, Tensor]:
     """What `added` takes: nothing for the rows of keys, the words' for those of values."""
     found: dict = {}
-    for mark, word in zip(marks, words):
+    for mark, word in zip(held, words):
         for encoder, v in word.added.items():
             key = _key(encoder, reads[0])
             rows = [(layer, row) for layer, tokens in enumerate(reads) for row in tokens[key]]
@@ -142,9 +148,8 @@ def prompt(clip, words: Mapping[str, WordTable], text: str, elsewhere: str | Non
         raise ValueError(f"The text {text!r} has none of the concept's words ({', '.join(words)}): write "
                          f"embedding:{next(iter(words))} where it stands.")
     _check(clip, words)
-    marks = [{encoder: torch.arange(v.shape[2])[:, None] + torch.full(v.shape[2:], 100.0 * (n + 1))
-              for encoder, v in table.vectors.items()} for n, table in enumerate(words.values())]
-    clip = with_words(clip, dict(zip(words, marks)))
+    held = marks([{encoder: v.shape[2:] for encoder, v in table.vectors.items()} for table in words.values()])
+    clip = with_words(clip, dict(zip(words, held)))
     if elsewhere is None:
         elsewhere = " ".join(written.sub("", text).split())
     tokens = {one: clip.tokenize(one) for one in (text, elsewhere)}
@@ -167,7 +172,7 @@ def prompt(clip, words: Mapping[str, WordTable], text: str, elsewhere: str | Non
         if key not in kept:
             at = places if varied or len(set(reads)) > 1 else ()
             kept[key] = entry(clip, partial(clip.encode_from_tokens, return_pooled=True, return_dict=True),
-                              [tokens[one] for one in reads[:len(at) or 1]], marks,
+                              [tokens[one] for one in reads[:len(at) or 1]], held,
                               [table.at(stage) for table in words.values()] if varied else (), at)
         entries.append(kept[key])
     return in_stages(entries, bounds)

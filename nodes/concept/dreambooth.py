@@ -114,15 +114,18 @@ class PalimpsestLearnSubject(io.ComfyNode):
                 io.String.Input("new_scene", default="", tooltip=(
                     "The text of the pictures that show it as it learns, best one that no caption says. * stands for "
                     "the subject. Empty: 'a photo of a * dog in a garden'.")),
+                io.Mask.Input("mask", optional=True, tooltip=(
+                    "Where the subject is, one for all pictures or one each. Nothing else of them is learned.")),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), ConceptType.Output(display_name="concept"),
                      io.Image.Output(display_name="looks", tooltip="A picture of the subject at each look, in order.")])
 
     @classmethod
     def execute(cls, model, clip, vae, images, noun, identifier, steps, lr, rank, batch, class_count, cfg, drift,
-                seed, captions="", new_scene="") -> io.NodeOutput:
+                seed, captions="", new_scene="", mask=None) -> io.NodeOutput:
         noun, plain = noun.strip(), f"a photo of a {SLOT} {noun.strip()}"
-        given = PalimpsestConceptImages.execute(images, vae, captions.strip() or plain, identifier).result[0]
+        given = PalimpsestConceptImages.execute(images, vae, captions.strip() or plain, identifier,
+                                                mask=mask).result[0]
         height, width = images.shape[1:3]
         others = PalimpsestClassImages.execute(
             model, clip, vae, noun, class_templates(captions, noun), class_count, width, height, 20, cfg, "ddim",

@@ -1,6 +1,7 @@
 """Concept Images and Class Images."""
 import comfy.samplers
 import torch
+import torch.nn.functional as F
 from comfy_api.latest import io, ui
 
 import nodes
@@ -16,6 +17,14 @@ AT_ONCE = 4  # pictures of the class that are sampled together
 
 def lines(text: str) -> list[str]:
     return [line for line in map(str.strip, text.splitlines()) if line]
+
+
+def on_latents(mask, images, latents):
+    """Masks [N,H,W] of pictures [B,H,W,3] on the cells of their latents."""
+    if mask.shape[1:] != images.shape[1:3]:
+        raise ValueError(f"The masks have {mask.shape[2]} × {mask.shape[1]} pixels, the pictures {images.shape[2]} × "
+                         f"{images.shape[1]}: paint them on the pictures as they are here, after resizing.")
+    return F.interpolate(mask[:, None].float().cpu(), size=latents.shape[-2:])[:, 0]
 
 
 class PalimpsestConceptImages(io.ComfyNode):
@@ -35,11 +44,14 @@ class PalimpsestConceptImages(io.ComfyNode):
                     "What * reads as in the captions, where no new word is learned. Use it in prompts later. A rare "
                     f"token. diffusers: {RARE}.")),
                 ConceptImagesType.Input("more", optional=True, tooltip="More pictures of the same concept."),
+                io.Mask.Input("mask", optional=True, tooltip=(
+                    "Where the concept is, one for all pictures or one each. Nothing else of them is learned. Without "
+                    "it the whole picture is.")),
             ],
             outputs=[ConceptImagesType.Output(display_name="concept images")])
 
     @classmethod
-    def execute(cls, images, vae, captions, identifier, more=None) -> io.NodeOutput:
+    def execute(cls, images, vae, captions, identifier, more=None, mask=None) -> io.NodeOutput:
         texts = lines(captions)
         if len(texts) not in (1, len(images)):
             raise ValueError(f"Concept Images has {len(images)} pictures and {len(texts)} captions: write one line for "
@@ -48,8 +60,14 @@ class PalimpsestConceptImages(io.ComfyNode):
             raise ValueError(f"The pictures of 'more' call the concept {more.identifier!r}, these {identifier!r}: give "
                              "both one identifier.")
         latents = torch.cat([vae.encode(image[None, ..., :3]) for image in images]).cpu()
-        pairs = zip(latents, texts if len(texts) == len(images) else texts * len(images))
-        examples = tuple(Example(latent, text) for latent, text in pairs)
+        masks = [{}] * len(images)
+        if mask is not None:
+            if len(mask) not in (1, len(images)):
+                raise ValueError(f"Concept Images has {len(images)} pictures and {len(mask)} masks: connect one for "
+                                 "all, or one for each.")
+            masks = [{SLOT: one} for one in on_latents(mask, images, latents).expand(len(images), -1, -1)]
+        texts = texts if len(texts) == len(images) else texts * len(images)
+        examples = tuple(Example(*parts) for parts in zip(latents, texts, masks))
         return io.NodeOutput(ConceptImages((*(more.examples if more else ()), *examples), identifier))
 
 

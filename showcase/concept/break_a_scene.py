@@ -1,0 +1,4 @@
+"""Break-A-Scene, shown."""
+from .. import Example
+
+EXAMPLE = Example("Break-A-Scene", elsewhere="Learning takes minutes.")
