@@ -13,6 +13,10 @@ in its values V*, so the same output is
     softmax(q k^T) · M (r a e ⊙ V*)  +  softmax(q* k*^T) · (((1 - r) a e + 1 - a) ⊙ V*)
 
 and no map is made. The second call is skipped where its factor is zero. Self-attention: softmax(q k^T) · V*.
+Where attention joins words and picture, the picture's rows have both maps in one softmax. Their part on words is edited
+as cross-attention is: the picture's values stay in the second call. What self-attention is there, replaces q and k of
+the picture's tokens, and so all its rows and their part on words that are not edited: Shin, Hwang, Kim, Kim, Park, ICCV
+2025 (arXiv:2508.07519). Words look up what they did.
 Differs from the paper: the source's q and k come from the reference branch, so the source never drifts. What another
 pack's patch adds to attention, as IPAdapter's does, is added once.
 Checked against: google/prompt-to-prompt@9c472e4 (Apache-2.0): the maps that its controllers make, one after another,
@@ -25,10 +29,11 @@ import torch
 from torch import Tensor
 
 from ..editing.checks import require_rows
-from ..editing.sites import AttentionEdit, require_all_rows
+from ..editing.sites import AttentionEdit, over_keys, require_all_rows
 from ..editing.word_maps import sampled_tokens
 from ..host.batch import repeat_to_batch_size
 from ..host.canvas import log
+from ..host.network import text_runs
 from ..inversion.trajectory import Inversion
 from .alignment import Pair
 
@@ -127,15 +132,26 @@ class PromptToPrompt(AttentionEdit):
         require_all_rows(rows, len(self.pairs), "target prompts")
         now = self._coefficients(rows.call, v)
         mapped = repeat_to_batch_size(now.mapped, rows.count)
-        tokens = mapped.shape[-1]  # the host may repeat the text's columns: equal values, their probabilities sum
-        out = attention(source.q, source.k, mapped @ v[:, :tokens])  # softmax(q k^T) · M (r a e ⊙ V*)
-        if now.own is None:
+        # softmax(q k^T) · M (r a e ⊙ V*)
+        out = attention(source.q, source.k, self._moved(mapped, v, source.k.shape[1], rows.call.network))
+        if now.own is None and not site.joint:
             return out
-        own = repeat_to_batch_size(now.own, rows.count).repeat(1, v.shape[1] // tokens)[..., None]
+        own = torch.zeros_like(mapped[:, 0]) if now.own is None else repeat_to_batch_size(now.own, rows.count)
+        own = over_keys(own[..., None], rows.call.network, v.shape[1], fill=1)  # pictures' tokens keep theirs
         rest = attention(q, k, own * v)  # softmax(q* k*^T) · (((1 - r) a e + 1 - a) ⊙ V*)
         if site.patched:  # what another pack adds to attention, as IPAdapter does, is in both terms
             rest = rest - attention(q, k, torch.zeros_like(v))
         return out + rest
+
+    @staticmethod
+    def _moved(mapped, v, keys, network) -> Tensor:
+        """M (r a e ⊙ V*) at the source's keys, of a text whose columns the target may have several times."""
+        moved = v.new_zeros(v.shape[0], keys, v.shape[2])
+        runs = zip(text_runs(network, mapped.shape[1], keys), text_runs(network, mapped.shape[2], v.shape[1]))
+        for (key, column, count), (target_key, target_column, target_count) in runs:
+            part = mapped[:, column:column + count, target_column:target_column + target_count]
+            moved[:, key:key + count] = part @ v[:, target_key:target_key + target_count]
+        return moved
 
     def _coefficients(self, call, like) -> State:
         """Those of this σ, on the device and in the dtype of `like`."""

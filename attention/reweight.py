@@ -24,7 +24,7 @@ from torch import Tensor
 from ..editing.checks import require_rows
 from ..editing.masks import latent_mask
 from ..editing.run import Run
-from ..editing.sites import AttentionEdit, mask_of_rows
+from ..editing.sites import AttentionEdit, mask_of_rows, over_keys
 from ..editing.word_maps import sampled_tokens
 from ..host.batch import repeat_to_batch_size
 from ..host.tokens import find_in_some, parse_words
@@ -98,8 +98,8 @@ class Reweight(AttentionEdit):
             return attention(q, k, v)
         if id(prompts) not in state.words:
             state.words[id(prompts)] = tuple(t.to(v) for t in self.values(prompts))
-        repeats = v.shape[1] // len(prompts[0].ids)  # the host may repeat the text's columns
-        c, w = (repeat_to_batch_size(t, rows.count).repeat(1, repeats)[..., None] for t in state.words[id(prompts)])
+        c, w = (over_keys(repeat_to_batch_size(t, rows.count)[..., None], rows.call.network, v.shape[1], fill)
+                for t, fill in zip(state.words[id(prompts)], (1, 0)))
         full = attention(q, k, c * v)  # A (c ⊙ V)
         if state.region is None:
             return full

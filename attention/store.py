@@ -5,7 +5,8 @@ The maps are read along the picture's known trajectory, with the source prompt a
 the sites of one resolution and over steps. editing/word_maps.py says how a map is computed without one of pixels by
 tokens, and how self-attention refines it.
 Differs from the paper: maps are refined by one step of a random walk over self-attention (Dataset Diffusion, Nguyen et
-al., NeurIPS 2023, arXiv:2309.14303, takes powers of it). More steps join objects that look alike.
+al., NeurIPS 2023, arXiv:2309.14303, takes powers of it). More steps join objects that look alike. Where attention joins
+words and picture, a word's map is what the picture's tokens give to its tokens in the one softmax of all.
 Checked against: the paper's equations, on explicit maps of the picture's forwards one by one.
 """
 import math
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..editing.editor import require_plain
 from ..editing.masks import SourceMask, word_mask
 from ..editing.run import attach
-from ..editing.word_maps import WordMaps, nearest_resolution, refining_resolution
+from ..editing.word_maps import WordMaps, nearest_resolution, refining_resolution, word_layers_of
 from ..host.keys import running
 from ..host.sampling import Solver, sample
 from ..host.tokens import Tokens, Word
@@ -39,6 +40,7 @@ class Attention:
     fine: the resolution of the refined maps.
     refined: [B, words, h', w'], their mean over steps. None where another node cuts self-attention into tiles.
     edit: the PROMPT_EDIT whose source they show.
+    layers: the addresses of the attention that shows them, or None for all of the resolution.
     """
     tokens: tuple[Tokens, ...]
     steps: Tensor
@@ -48,6 +50,7 @@ class Attention:
     fine: float
     refined: Tensor | None
     edit: PromptEdit | None = None
+    layers: frozenset | None = None
 
     @cached_property
     def maps(self) -> Tensor:
@@ -102,7 +105,8 @@ def read_maps(model, inversion, resolution=0.25, edit: PromptEdit | None = None)
     resolution, batch = nearest_resolution(model, resolution), inversion.batch
     noise = inversion.at(float(inversion.sigmas[0]))  # an error where no trajectory was kept
     fine = refining_resolution(model, inversion.shape[-2:], resolution)
-    editor = WordMaps(lambda prompts: [tokens.named for tokens in prompts], resolution, fine)
+    layers = word_layers_of(model)
+    editor = WordMaps(lambda prompts: [tokens.named for tokens in prompts], resolution, fine, layers)
     steps, refined = [], []
 
     def solver(denoise, x, sigmas, extra_args, callback, disable):
@@ -122,4 +126,4 @@ def read_maps(model, inversion, resolution=0.25, edit: PromptEdit | None = None)
     sample(attach(model, editor), inversion.conditioning, noise, inversion.sigmas, Solver(solver))
     return Attention(tuple(inversion.tokens[i % len(inversion.tokens)] for i in range(batch)),
                      torch.stack(steps).cpu(), tuple(inversion.sigmas[:-1].tolist()), tuple(inversion.shape[-2:]),
-                     resolution, fine, torch.stack(refined).mean(0) if refined else None, edit)
+                     resolution, fine, torch.stack(refined).mean(0) if refined else None, edit, layers)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..host.batch import options_of, repeat_to_batch_size
-from ..host.network import host_attention, knows_places, shape_of, with_attention
+from ..host.network import host_attention, joins_words, knows_places, shape_of, text_runs, with_attention
 from ..host.tiles import cut
 from .editor import Editor
 
@@ -38,6 +38,8 @@ class Site:
     resolution: the grid's side over the latent's (1, 1/2, 1/4 …).
     heads: of its attention.
     patched: whether another node's function computes it.
+    joint: whether the network's attention joins words and picture: then cross-attention's keys are all tokens, the
+        picture's own last.
     """
     kind: str
     address: tuple
@@ -45,6 +47,7 @@ class Site:
     resolution: float = 1.0
     heads: int = 1
     patched: bool = False
+    joint: bool = False
 
 
 class Source(dict[str, Tensor]):
@@ -90,9 +93,19 @@ class AttentionEditor(Editor):
     @staticmethod
     def install(model_options, edits, call):
         """model_options with every attention of the network wrapped around the function that computes it now."""
+        joint = joins_words(call.network)
+        sites = {at: Site(at.kind, at.address, (), resolution, joint=joint)
+                 for at, resolution in call.run.sites.items()}
         return with_attention(model_options, {
-            at: partial(_around, edits, call, Site(at.kind, at.address, (), resolution))
-            for at, resolution in call.run.sites.items()})
+            at: partial(_around, edits, call, site) for at, site in sites.items()
+            if not (joint and at.kind == "cross") or any(_wanted(edit, call, site) for edit in edits)})
+
+
+def _wanted(edit, call, site) -> bool:
+    """Whether an edit acts or reads at a site in a call."""
+    if call.reads:
+        return any(edit.keeps(call.run, site, level) for level in call.levels)
+    return edit.acts(call.run, site, call.sigma)
 
 
 class AttentionEdit(AttentionEditor):
@@ -131,7 +144,8 @@ def _around(edits, call, site, inner):
     """What computes attention at a site, around the function that did so before."""
     def attention(q, k, v, options):
         _, grid, heads = shape_of(options)
-        seen = Site(site.kind, site.address, grid, site.resolution, heads, inner is not host_attention)
+        seen = Site(site.kind, site.address, grid, site.resolution, heads,
+                    inner is not host_attention and not knows_places(call.network), site.joint)
         if call.reads:
             keep_features(edits, call, seen, options, q=q, k=k, v=v)
             return inner(q, k, v, options)
@@ -160,7 +174,8 @@ def _edited(edits, call, site, inner, q, k, v, options) -> Tensor:
                              f"tokens, the target's of {own_q.shape[1]}: another node cuts at random; set HyperTile's "
                              "swap_size to 1.")
         for observer in (e for e in mine if isinstance(e, AttentionObserver)):
-            plain = _bound(host_attention, alone)  # in self-attention edits look up other values than are given
+            # in self-attention edits look up other values than are given
+            plain = _bound(inner if knows_places(call.network) else host_attention, alone)
             observer.observe(rows, site, own_q, own_k, own_v,
                              plain if site.kind == "self" else _chain(chosen, rows, site, plain))
     return torch.cat(out)
@@ -269,6 +284,15 @@ def mask_at(mask: Tensor, rows: Rows, site: Site) -> Tensor:
 def mask_of_rows(mask: Tensor, rows: Rows, site: Site, like: Tensor) -> Tensor:
     """[rows, tokens, 1], as `like`: what `mask_at` gives for each row."""
     return repeat_to_batch_size(mask_at(mask, rows, site), rows.count)[..., None].to(like)
+
+
+def over_keys(values: Tensor, network, keys: int, fill: float = 0) -> Tensor:
+    """[rows, keys, channels]: values [rows, columns, channels] of a prompt's columns, at the keys of cross-attention
+    that are theirs. Other keys have `fill`."""
+    out = values.new_full((values.shape[0], keys, values.shape[2]), fill)
+    for key, column, count in text_runs(network, values.shape[1], keys):
+        out[:, key:key + count] = values[:, column:column + count]
+    return out
 
 
 def in_rows_of(q: Tensor, *features: Tensor) -> list[Tensor]:

@@ -8,7 +8,8 @@ mean of what it was seen with.
 A word's map is coarse and spotty. A refined map gives each cell what the cells have that it attends to in
 self-attention, S·M, one step of a random walk (Dataset Diffusion, Nguyen et al., NeurIPS 2023, arXiv:2309.14303, takes
 powers of S). This is attention again, with the maps so far as values, so no map of cells by cells is made. One step
-only: more of them join objects that look alike.
+only: more of them join objects that look alike. Where attention joins words and picture, S is what it gives to the
+picture's tokens, over their sum.
 """
 import math
 from collections.abc import Callable, Sequence
@@ -19,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..host.batch import repeat_to_batch_size
-from ..host.network import resolutions
+from ..host.network import resolutions, word_layers
 from ..host.tokens import Tokens, Word, require_columns
 from .masks import word_mask
-from .sites import Attend, AttentionObserver, Rows, Site, in_tiles, window
+from .sites import Attend, AttentionObserver, Rows, Site, in_tiles, over_keys, window
 
 ENOUGH = 24 ** 2  # cells of a grid on which objects have shapes
 
@@ -42,17 +43,20 @@ def looked_up(attention: Attend, site: Site, q: Tensor, k: Tensor, values: Tenso
     for part in values.split(dim, -1):
         padded = F.pad(part, (0, dim - part.shape[-1]))[:, :, None].expand(-1, -1, site.heads, -1).flatten(2)
         out = attention(q, k, padded).unflatten(-1, (site.heads, dim))[..., :part.shape[-1]]
-        parts.append(out.float().mean(2).transpose(1, 2).unflatten(2, site.grid))
+        maps = out.float().mean(2).transpose(1, 2).unflatten(2, site.grid)
+        parts.append(maps.flatten(2, -3).mean(2) if maps.ndim > 4 else maps)  # over a video's frames
     return torch.cat(parts, 1)
 
 
-def word_maps(attention: Attend, site: Site, q: Tensor, k: Tensor, groups: list, length: int) -> Tensor:
-    """[rows, groups, h, w]: the mean over heads of the probability that each cell gives to a group of token positions.
+def word_maps(attention: Attend, site: Site, q: Tensor, k: Tensor, groups: list, columns: int,
+              network=None) -> Tensor:
+    """[rows, groups, h, w]: the mean over heads of the probability that each cell gives to a group of columns.
 
-    groups: for each row, a list of tuples of positions below `length`.
-    length: the text's own length. The host may repeat the text's columns in k.
+    groups: for each row, a list of tuples of columns.
+    columns: how many the text has.
+    network: the host's, where it is no U-Net.
     """
-    return looked_up(attention, site, q, k, one_hot(groups, length, q).repeat(1, k.shape[1] // length, 1))
+    return looked_up(attention, site, q, k, over_keys(one_hot(groups, columns, q), network, k.shape[1]))
 
 
 def spread(attention: Attend, maps: Tensor, rows: Rows, site: Site, q: Tensor, k: Tensor) -> Tensor:
@@ -60,10 +64,15 @@ def spread(attention: Attend, maps: Tensor, rows: Rows, site: Site, q: Tensor, k
     whole = _whole_grid(rows, site)
     size = maps.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)  # so that the compute dtype holds them
     values = F.interpolate(maps / size, size=whole, mode="bilinear").flatten(2).transpose(1, 2)
+    values = values.repeat(1, math.prod(site.grid[:-2]), 1)  # the same in all frames
     values, size = (repeat_to_batch_size(t, rows.count) for t in (values, size))
     if "area" in rows.entry:
         values = window(values, whole, site.grid, rows)
-    return size * looked_up(attention, site, q, k, values.to(q))
+    if not site.joint:
+        return size * looked_up(attention, site, q, k, values.to(q))
+    values = torch.cat([values, torch.ones_like(values[..., :1])], 2)
+    found = looked_up(attention, site, q, k, F.pad(values, (0, 0, k.shape[1] - values.shape[1], 0)).to(q))
+    return size * found[:, :-1] / found[:, -1:].clamp(min=1e-6)
 
 
 def _whole_grid(rows, site) -> tuple:
@@ -124,12 +133,14 @@ class WordMaps(AttentionObserver):
     words: words(prompts) names the words wanted of each of several prompts.
     resolution: of the sites whose maps it gathers.
     fine: the resolution at which self-attention refines the maps of the steps before, or None.
+    layers: the addresses of the sites, or None for all of the resolution.
     needed: whether a run whose prompts carry no words is an error.
     """
     State = Gathered
     words: Callable[[Sequence[Tokens]], list[list[Word]]]
     resolution: float
     fine: float | None = None
+    layers: frozenset | None = None
     needed: bool = True
     follows, name = True, "Refining words' maps"
 
@@ -148,20 +159,24 @@ class WordMaps(AttentionObserver):
         return x
 
     def acts(self, run, site, sigma):
+        if self.layers is not None and site.address not in self.layers or site.joint and site.kind == "self":
+            return False
         return site.resolution == (self.resolution if site.kind == "cross" else self.fine)
 
     def observe(self, rows, site, q, k, v, attention):
         tokens, state = rows.entry.get("palimpsest_tokens"), rows.call.run.state(self)
         if tokens is None:
             return
-        if site.kind == "self":
+        if site.kind == "self" or site.joint and self.fine:
             if state.known is not None and state.known.numel() and not in_tiles(self, rows, site, q):
                 state.refined.add(spread(attention, state.known, rows, site, q, k), rows, site)
+        if site.kind == "self":
             return
         if id(tokens) not in state.positions:
             state.positions[id(tokens)] = [[word.positions for word in words] for words in self.words(tokens)]
         groups = [state.positions[id(tokens)][i % len(tokens)] for i in range(rows.count)]
-        state.maps.add(word_maps(attention, site, q, k, groups, len(tokens[0].ids)), rows, site)
+        maps = word_maps(attention, site, q, k, groups, len(tokens[0].ids), rows.call.network)
+        state.maps.add(maps, rows, site)
 
     def mean(self, run) -> Tensor | None:
         """[rows, words, h, w] of this run so far, 0 outside of all areas, or None before the first."""
@@ -194,9 +209,15 @@ def refining_resolution(model, latent, resolution) -> float:
     return next((r for r in known if math.prod(math.ceil(side * r) for side in latent) >= ENOUGH), known[-1])
 
 
+def word_layers_of(model) -> frozenset | None:
+    """The layers at which a MODEL shows best where words are seen, or None for all of a resolution."""
+    return word_layers(model.model.diffusion_model)
+
+
 def sampled_tokens(run) -> list:
     """The tokens of each sampled entry that carries them, of all its columns."""
     found = [e for e in run.targets() if "palimpsest_tokens" in e]
     for entry in found:
-        require_columns(entry["palimpsest_tokens"], entry["model_conds"]["c_crossattn"].cond)
+        require_columns(entry["palimpsest_tokens"], entry.get("cross_attn", entry["model_conds"]["c_crossattn"].cond),
+                        entry)
     return [e["palimpsest_tokens"] for e in found]

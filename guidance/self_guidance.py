@@ -209,7 +209,7 @@ class SelfGuidance(SourceMaps):
         if tokens is None:
             raise ValueError(f"Self-Guidance looks for {names[0]!r} in the prompt of an INVERSION, and the source "
                              "prompt carries no words: connect Prompt Edit's source to the inversion.")
-        require_columns(tokens, inversion.conditioning[0][0])
+        require_columns(tokens, *inversion.conditioning[0])
         return self._positions(tokens, *names)
 
     @staticmethod

@@ -34,6 +34,7 @@ OVERRIDE, KEY = "optimized_attention_override", "palimpsest.joint"
 SHAPE = "palimpsest.shape"      # the option with the Shape of a site, and of a forward before its heads are known
 FORWARD = "palimpsest.forward"  # the option with the network of a forward and its text's length
 BLOCK = "palimpsest.block"      # the option with the section and number of the block that computes
+CROSS = "palimpsest.cross"      # the option that says that it computes cross-attention
 OTHERS = "palimpsest.others"    # the option with the keys and values of all but the picture's tokens, by chunk
 SECTIONS = "double", "single"
 
@@ -54,6 +55,31 @@ def _nothing(network, options, picture):
     return 0
 
 
+def _first(network, columns):
+    return [(0, 0, columns)]
+
+
+def _flux_text(network, columns):
+    """Flux.2 fills its text up to 512 from the left."""
+    return [(max(0, 512 - columns) if getattr(network.params, "txt_ids_dims", []) == [3] else 0, 0, columns)]
+
+
+def _behind_registers(network, columns):
+    return [(network.register_tokens.shape[1], 0, columns)]
+
+
+def _llama_twice(network, columns):
+    """T5's 128, then Llama's of its last layer, then those of the block's own layer."""
+    return [(0, 0, columns), (columns, 128, columns - 128)]
+
+
+def _hunyuan_text(network, columns):
+    if getattr(network, "cond_type_embedding", None) is not None:
+        raise ValueError("HunyuanVideo 1.5 puts other tokens before the words, and their number is not known here: "
+                         "choose HunyuanVideo 1.0, or an editor without words.")
+    return _first(network, columns)
+
+
 class Family(NamedTuple):
     """Where the picture's tokens are in the attention of a class of networks.
 
@@ -63,6 +89,9 @@ class Family(NamedTuple):
         are left.
     within: the module of a block that computes it, where the block has cross-attention too.
     turned: whether q and k are turned by their place.
+    text: of (network, columns), where the columns of a prompt stand among the tokens that are not the picture's: (the
+        first token, the first column, how many) of each run; None where it is not known.
+    cross: the module of a block that computes cross-attention.
     """
     name: str
     lists: Mapping[str, str]
@@ -70,21 +99,24 @@ class Family(NamedTuple):
     after: Callable | None
     within: str = ""
     turned: bool = True
+    text: Callable | None = _first
+    cross: str = ""
 
 
 BOTH = {"double": "double_blocks", "single": "single_blocks"}
 FAMILIES = {
-    Flux: Family("Flux", BOTH, _words, _references),
+    Flux: Family("Flux", BOTH, _words, _references, text=_flux_text),
     Chroma: Family("Chroma", BOTH, _words, _nothing),
     QwenImageTransformer2DModel: Family("Qwen-Image", {"double": "transformer_blocks"}, _words, _references),
     HiDreamImageTransformer2DModel: Family("HiDream", {
-        "double": "double_stream_blocks", "single": "single_stream_blocks"}, _nothing, None),
-    HunyuanVideo: Family("HunyuanVideo and HunyuanImage", BOTH, None, _nothing),
+        "double": "double_stream_blocks", "single": "single_stream_blocks"}, _nothing, None, text=_llama_twice),
+    HunyuanVideo: Family("HunyuanVideo and HunyuanImage", BOTH, None, _nothing, text=_hunyuan_text),
     NextDiT: Family("Z-Image and Lumina 2", {"single": "layers"}, None, _padding),
-    LTXVModel: Family("LTX-Video", {"single": "transformer_blocks"}, _nothing, _nothing, "attn1"),
-    WanModel: Family("Wan", {"single": "blocks"}, _nothing, _nothing, "self_attn"),
+    LTXVModel: Family("LTX-Video", {"single": "transformer_blocks"}, _nothing, _nothing, "attn1", text=None),
+    WanModel: Family("Wan", {"single": "blocks"}, _nothing, _nothing, "self_attn", cross="cross_attn"),
     OpenAISignatureMMDITWrapper: Family("SD3", {"double": "joint_blocks"}, None, _nothing, turned=False),
-    MMDiT: Family("AuraFlow", {"double": "double_layers", "single": "single_layers"}, None, _nothing, turned=False),
+    MMDiT: Family("AuraFlow", {"double": "double_layers", "single": "single_layers"}, None, _nothing, turned=False,
+                  text=_behind_registers),
 }
 
 
@@ -115,10 +147,38 @@ def resolutions(network) -> dict[tuple, float]:
     return {(*at, call): 1 / _patch(network) for at, block in _blocks(network) for call in range(1 + _alone(block))}
 
 
+def attentions(network) -> dict[Attention, float]:
+    """{every attention: the side of its grid over the latent's}. Joint attention is "self" by what its picture's tokens
+    look up of each other, and "cross" by what they look up of all."""
+    family, found = FAMILIES[type(network)], resolutions(network)
+    return {Attention(kind, at): resolution for at, resolution in found.items() for kind in ("self", "cross")
+            if kind == "self" or family.text and at[2] == 0}
+
+
+def joins(network) -> bool:
+    """Whether words and picture are looked up in one softmax."""
+    return known(network) and not FAMILIES[type(network)].within
+
+
+def text_runs(network, columns: int) -> list[tuple[int, int, int]]:
+    """Where the columns of a prompt stand among the keys of cross-attention, as Family has it."""
+    return FAMILIES[type(network)].text(network, columns)
+
+
+def word_layers(network) -> frozenset:
+    """The addresses at which pictures show best where they see words. Of two sections the last fifth of the first: on
+    Flux blocks 15 to 18, as ConceptAttention (Helbling et al. 2025, arXiv:2502.04320) found. Of one its middle fifth,
+    which nobody measured."""
+    (section, blocks), *others = FAMILIES[type(network)].lists.items()
+    count = len(getattr(network, blocks))
+    first, last = (4 * count // 5, count) if others else (2 * count // 5, 3 * count // 5)
+    return frozenset((section, i, 0) for i in range(first, max(last, first + 1)))
+
+
 def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> dict:
-    """As unet.py's; q, k and v are the picture's tokens."""
+    """As unet.py's; q, k and v are the picture's tokens. In cross-attention k and v are the text's, in joint attention
+    all tokens, the picture's own last."""
     before = model_options["transformer_options"].get(OVERRIDE)
-    around = {at.address: function for at, function in wrap.items()}
 
     def override(func, q, k, v, heads, *args, **kwargs):
         def compute(q, k, v):
@@ -128,15 +188,22 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> d
         if BLOCK not in options:
             return compute(q, k, v)
         split = kwargs.get("skip_reshape", False)
+        network, words = options[FORWARD]
         alone = q.shape[2 if split else 1] == math.prod(options[SHAPE].grid)
-        function = around.get((*options[BLOCK], int(alone and not FAMILIES[type(options[FORWARD][0])].within)))
-        if function is None:
+        address = (*options[BLOCK], int(alone and joins(network)))
+        own, all_ = (wrap.get(Attention(kind, address)) for kind in ("self", "cross"))
+        if options.get(CROSS):
+            if all_ is None or k.shape[1] != words:  # a picture's, beside the words
+                return compute(q, k, v)
+            shape = options[SHAPE]._replace(heads=heads)
+            return all_(lambda q, k, v, _: compute(q, k, v))(q, k, v, {**options, SHAPE: shape})
+        if own is None and (all_ is None or not joins(network)):
             return compute(q, k, v)
         if (args[0] if args else kwargs.get("mask")) is not None:
             raise ValueError("Attention has a mask over its tokens, from another node or a padded prompt, and "
                              f"the editors on this MODEL move some of its {k.shape[-2]} keys: remove that node, or "
                              "encode each prompt by itself.")
-        return _joint(function, compute, q, k, v, heads, split, options)
+        return _joint(own, all_ if joins(network) else None, compute, q, k, v, heads, split, options)
 
     model_options = with_transformer(model_options, **{OVERRIDE: override})
     model_options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, KEY, _told)
@@ -157,28 +224,31 @@ def _told(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
 
 
 def _hooks(network, options):
+    family = FAMILIES[type(network)]
     for at, block in _blocks(network):
-        module = block.get_submodule(FAMILIES[type(network)].within)
-        yield module.register_forward_pre_hook(partial(_entered, at), with_kwargs=True)
-        yield module.register_forward_hook(_left, with_kwargs=True)
+        for name in (family.within, family.cross) if family.cross else (family.within,):
+            module, cross = block.get_submodule(name), bool(name) and name == family.cross
+            yield module.register_forward_pre_hook(partial(_entered, at, cross), with_kwargs=True)
+            yield module.register_forward_hook(_left, with_kwargs=True)
 
 
-def _entered(at, block, args, kwargs):
+def _entered(at, cross, block, args, kwargs):
     if getattr(block, "flipped_img_txt", False):
         raise ValueError("This ComfyUI puts the picture before the words in HunyuanVideo's attention, and the editors "
                          "on this MODEL know the newer order: update ComfyUI to 0.30 or later.")
-    kwargs["transformer_options"][BLOCK] = at
+    kwargs["transformer_options"].update({BLOCK: at, CROSS: cross})
 
 
 def _left(block, args, kwargs, out):
     del kwargs["transformer_options"][BLOCK]
 
 
-def _joint(function, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, split: bool, options: dict) -> Tensor:
+def _joint(own_edit, all_edit, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, split: bool,
+           options: dict) -> Tensor:
     """The output [rows, tokens, channels] of joint attention on q, k, v: [rows, heads, tokens, width] where they are
     split, otherwise [rows, tokens, channels].
 
-    function(inner) computes the picture's part."""
+    own_edit(inner) computes the picture's part from its own tokens, all_edit(inner) inside it from all."""
     axis, shape = 2 if split else 1, options[SHAPE]
     start, end = _place(q.shape[axis], options)
     if q.shape[0] != shape.rows:
@@ -186,29 +256,41 @@ def _joint(function, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, split
                          "rows; remove it.")
     given = (q, k, v) if split else [x.flatten(2) for x in (q, k, v)]  # SD3 splits its v alone
     own = [x.narrow(axis, start, end - start) for x in given]
-    own = [x.transpose(1, 2).flatten(2) if split else x for x in own]
+    own = [_flat(x, split) for x in own]
     others = [torch.cat([x.narrow(axis, 0, start), x.narrow(axis, end, x.shape[axis] - end)], axis) for x in given]
     whole = []
 
+    def unedited():
+        """The host's own call."""
+        whole.append(compute(q, k, v))
+        return whole[-1][:, start:end]
+
     def inner(q_, k_, v_, options):
-        if all(a is b for a, b in zip((q_, k_, v_), own)):  # nothing is edited: the host's own call
-            whole.append(compute(q, k, v))
-            return whole[-1][:, start:end]
+        given_back = all(a is b for a, b in zip((q_, k_, v_), own))
+        if given_back and all_edit is None:
+            return unedited()
         keys, values = (torch.cat(x) for x in zip(*(options[OTHERS][chunk] for chunk in chunks(options))))
         if len(q_) != len(keys):
             raise ValueError(f"An editor shows joint attention {len(q_)} of {len(keys)} rows at a time, as it does "
                              "with a mask for each: give it one mask for all rows.")
         width = q_.shape[-1] // heads  # an editor may give heads more channels, which bias some scores
-        return compute(_formed(q_, heads, split), *(
-            torch.cat([_widened(theirs, heads, width, split), _formed(mine, heads, split)], axis)
-            for theirs, mine in ((keys, k_), (values, v_))))
+        all_ = [torch.cat([_flat(_widened(theirs, heads, width, split), split), mine], 1)
+                for theirs, mine in ((keys, k_), (values, v_))]
+
+        def beside(q, k, v, _):
+            if given_back and all(a is b for a, b in zip((q, k, v), (q_, *all_))):
+                return unedited()
+            return compute(*(_formed(x, heads, split) for x in (q, k, v)))
+
+        return beside(q_, *all_, options) if all_edit is None else all_edit(beside)(q_, *all_, options)
 
     parts = chunks(options)
     if len(set(parts)) < len(parts):
         raise ValueError(f"The target has areas, {len(parts)} of them in a forward, and this MODEL's attention knows "
                          "each token's place in the whole: remove Conditioning (Set Area).")
     shared = dict(zip(parts, zip(*(x.chunk(len(parts)) for x in others[1:]))))
-    out = function(inner)(*own, {**options, SHAPE: shape._replace(heads=heads), OTHERS: shared})
+    edited = own_edit(inner) if own_edit else inner
+    out = edited(*own, {**options, SHAPE: shape._replace(heads=heads), OTHERS: shared})
     if out.shape[1] == q.shape[axis]:
         return out
     rest = whole[-1] if whole else compute(others[0], k, v)
@@ -241,3 +323,7 @@ def _widened(x: Tensor, heads: int, width: int, split: bool) -> Tensor:
 
 def _formed(x: Tensor, heads: int, split: bool) -> Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2) if split else x
+
+
+def _flat(x: Tensor, split: bool) -> Tensor:
+    return x.transpose(1, 2).flatten(2) if split else x

@@ -10,9 +10,10 @@ from . import dit, unet
 from .unet import Attention, Shape, group_norms, head, host_attention, require_unet, residual_branch
 from .unet_inputs import with_added, with_value_inputs, with_widths_measured
 
-__all__ = ["Attention", "attentions", "group_norms", "head", "host_attention", "knows_places", "require_attention",
-           "require_unet", "residual_branch", "resolutions", "shape_of", "turned", "with_added", "with_attention",
-           "with_value_inputs", "with_widths_measured"]
+__all__ = ["Attention", "attentions", "group_norms", "head", "host_attention", "joins_words", "knows_places",
+           "require_attention", "require_unet", "require_words", "residual_branch", "resolutions", "shape_of",
+           "text_runs", "turned", "with_added", "with_attention", "with_value_inputs", "with_widths_measured",
+           "word_layers"]
 
 
 def resolutions(network) -> dict[tuple, float]:
@@ -22,10 +23,27 @@ def resolutions(network) -> dict[tuple, float]:
 
 def attentions(network) -> dict[Attention, float]:
     """{every attention of the network: the side of its grid over the latent's}. Joint attention is the picture's
-    self-attention."""
+    self-attention and the cross-attention of picture and words."""
+    return (dit if dit.known(network) else unet).attentions(network)
+
+
+def joins_words(network) -> bool:
+    """Whether attention joins words and picture in one softmax. Then the keys of its cross-attention are all tokens,
+    the picture's own last."""
+    return dit.joins(network)
+
+
+def text_runs(network, columns: int, keys: int) -> list[tuple[int, int, int]]:
+    """Where the columns of a prompt stand among the keys of cross-attention: (the first key, the first column, how
+    many) of each run. A U-Net's host may repeat them all."""
     if dit.known(network):
-        return {Attention("self", address): resolution for address, resolution in dit.resolutions(network).items()}
-    return unet.attentions(network)
+        return dit.text_runs(network, columns)
+    return [(start, 0, columns) for start in range(0, keys, columns)]
+
+
+def word_layers(network) -> frozenset | None:
+    """The addresses of the cross-attention that shows where words are seen; None: all of a resolution."""
+    return dit.word_layers(network) if dit.known(network) else None
 
 
 def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> dict:
@@ -60,3 +78,13 @@ def require_attention(model, node: str):
         raise ValueError(f"{node} edits the self-attention of U-Nets (SD1.x, SD2.x, SDXL) and of {names}, this MODEL "
                          f"is {type(model.model).__name__} ({type(network).__name__}): choose a checkpoint of those "
                          "families. Another family is added in host/dit.py.")
+
+
+def require_words(model, node: str):
+    """ValueError where the attention of picture and words is not known."""
+    network = model.model.diffusion_model
+    families = {kind: family.name for kind, family in dit.FAMILIES.items() if family.text}
+    if type(network) not in families and not unet.known(network):
+        raise ValueError(f"{node} finds words in the attention of U-Nets (SD1.x, SD2.x, SDXL) and of "
+                         f"{', '.join(families.values())}, this MODEL is {type(model.model).__name__} "
+                         f"({type(network).__name__}): choose a checkpoint of those families, or use masks.")

@@ -195,9 +195,13 @@ def _joined(pieces):
     return Word("".join(piece.text for piece in pieces), sum((piece.positions for piece in pieces), ()))
 
 
-def require_columns(tokens, embedding):
-    """The tokens of a prompt must be those of all the columns of its embedding [rows, columns, channels]."""
-    if embedding.shape[1] != len(tokens[0].ids):
-        raise ValueError(f"{tokens[0].text!r} has {len(tokens[0].ids)} tokens and its CONDITIONING "
-                         f"{embedding.shape[1]} columns: another node appended some, as Conditioning (Concat) does; "
-                         "write it all in one text of Prompt Edit.")
+def require_columns(tokens, embedding, extra):
+    """The tokens of a prompt must be those of all the columns of its embedding [rows, columns, channels], and of
+    Llama's beside it in the entry's `extra`."""
+    columns = embedding.shape[1]
+    if extra.get("conditioning_llama3") is not None and len(tokens[0].streams) > 1:
+        columns += extra["conditioning_llama3"].shape[2]
+    if columns != len(tokens[0].ids):
+        raise ValueError(f"{tokens[0].text!r} has {len(tokens[0].ids)} tokens and its CONDITIONING {columns} columns: "
+                         "another node appended some, as Conditioning (Concat) does, or the MODEL is of another "
+                         "family than the CLIP; write it all in one text of Prompt Edit.")

@@ -16,7 +16,7 @@ def check_source(inversion: Inversion, edit: PromptEdit, node: str):
         if held != pair.source:
             raise ValueError(f"The INVERSION was made from {held.text!r}, but Prompt Edit's source is "
                              f"{pair.source.text!r}: connect the same Prompt Edit to both.")
-    require_columns(inversion.tokens, inversion.conditioning[0][0])
+    require_columns(inversion.tokens, *inversion.conditioning[0])
 
 
 def check_attention(attention, inversion):

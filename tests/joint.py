@@ -6,6 +6,7 @@ import comfy.ldm.lumina.model
 import comfy.model_base
 import comfy.supported_models
 import torch
+from palimpsest.host.tokens import Tokens, Word
 
 import tiny
 from tiny import DIM, POOLED
@@ -99,6 +100,17 @@ def ltx_video(**kwargs):
     return tiny.patcher(LTXV, config, **kwargs)
 
 
+@torch.inference_mode()
+def flux2(**kwargs):
+    """A token a cell. Its text is filled up to 512 from the left."""
+    config = comfy.supported_models.Flux2({
+        **STREAMS, "image_model": "flux2", "in_channels": 128, "out_channels": 128, "vec_in_dim": None,
+        "context_in_dim": DIM, "axes_dim": [8, 8, 8, 8], "theta": 2000, "patch_size": 1, "qkv_bias": False,
+        "guidance_embed": True, "txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True,
+        "ops_bias": False})
+    return tiny.patcher(comfy.model_base.Flux2, config, **kwargs)
+
+
 class LTXV(comfy.model_base.LTXV):
     """Adds the mask of the text's padding, which its text encoder gives."""
 
@@ -113,6 +125,8 @@ JOINT = {"flux": tiny.flux, "chroma": chroma, "qwen": tiny.qwen, "zimage": tiny.
          **({"hunyuan video": hunyuan_video, "hunyuan image": hunyuan_image} if TODAY else {})}
 
 
+# those in which words are found
+WORDS = {**{name: made for name, made in JOINT.items() if name != "ltx video"}, **({"flux2": flux2} if TODAY else {})}
 VIDEO = "hunyuan video", "wan", "ltx video"
 
 
@@ -121,6 +135,24 @@ def cond(tokens=8, batch=1, seed=1):
     (embedding, extra), = tiny.cond(tokens, batch, seed=seed)
     llama = torch.randn(batch, 3, tokens, DIM, generator=torch.Generator().manual_seed(seed))
     return [[embedding, {**extra, "conditioning_llama3": llama}]]
+
+
+def worded(family, *prompts, seed=1):
+    """A CONDITIONING with a row for each prompt, whose words have tokens of their own, in HiDream in two streams."""
+    length, width = 1 + max(len(prompt.split()) for prompt in prompts), 128 if family == "hidream" else 0
+    rows = [cond(width or length, seed=seed + i)[0] for i in range(len(prompts))]
+    extra = {name: torch.cat([row[1][name] for row in rows]) for name in rows[0][1]}
+    extra["conditioning_llama3"] = extra["conditioning_llama3"][:, :, :length]
+    tokens = []
+    for prompt in prompts:
+        words = tuple(Word(word, (i, width + i) if width else (i,)) for i, word in enumerate(prompt.split()))
+        ids = [0] * (width + length)
+        for word in words:
+            for position in word.positions:
+                ids[position] = sum(word.text.encode())
+        tokens.append(Tokens(prompt, tuple(ids), (1.0,) * len(ids), words,
+                             streams=(width, length) if width else (length,)))
+    return [[torch.cat([row[0] for row in rows]), {**extra, "palimpsest_tokens": tuple(tokens)}]]
 
 
 def prompts(*texts):

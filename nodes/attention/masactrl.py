@@ -6,8 +6,8 @@ from ...attention.masactrl import MutualSelfAttention, object_mask
 from ...editing.layers import decoder, roles
 from ...editing.masks import latent_mask, warn_if_wide
 from ...editing.run import attach
-from ...editing.word_maps import WordMaps, nearest_resolution, refining_resolution
-from ...host.network import require_attention, require_unet
+from ...editing.word_maps import WordMaps, nearest_resolution, refining_resolution, word_layers_of
+from ...host.network import require_attention, require_words
 from ...host.sampling import check_family
 from ...host.tokens import parse_words
 from ..checks import check_attention, check_some, check_span, check_words
@@ -66,7 +66,7 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
         check_span(node, start, end, "0.08 and 1")
         check_words(node, source_words, attention)
         if source_words.strip() or target_words.strip():
-            require_unet(model, f"{node} by words")
+            require_words(model, f"{node} by words")
         known = []
         for side, words, mask in (("source", source_words, source_mask), ("target", target_words, target_mask)):
             if words.strip() and mask is not None:
@@ -90,7 +90,7 @@ class PalimpsestMutualSelfAttention(io.ComfyNode):
         if target_words.strip():
             resolution = attention.resolution if attention else nearest_resolution(model, 0.25)
             gather = WordMaps(lambda prompts: parse_words(target_words, prompts), resolution,
-                              refining_resolution(model, size, resolution) if refine else None)
+                              refining_resolution(model, size, resolution) if refine else None, word_layers_of(model))
             model = attach(model, gather)
 
             def gathered(run):

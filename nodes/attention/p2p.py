@@ -6,7 +6,7 @@ from ...attention.alignment import PromptEdit
 from ...attention.p2p import PromptToPrompt
 from ...editing.run import attach
 from ...host.canvas import retract_warnings
-from ...host.network import require_unet, resolutions
+from ...host.network import joins_words, require_words, resolutions
 from ...host.sampling import check_family
 from ...host.tokens import find_in_some, parse_word_values
 from ..auto import Auto
@@ -77,7 +77,7 @@ class PalimpsestAttentionInject(io.ComfyNode):
     @classmethod
     def execute(cls, model, inversion, prompt_edit, cross_start, cross_end, self_start, self_end, cross_resolution,
                 self_resolution, word_weights, word_ends, schedule="as set") -> io.NodeOutput:
-        require_unet(model, "Attention Inject")
+        require_words(model, "Attention Inject")
         check_family(model, inversion)
         check_source(inversion, prompt_edit, "Attention Inject")
         typed, auto = parse_word_values(word_ends), Auto.of(prompt_edit) if schedule == "auto" else None
@@ -85,6 +85,8 @@ class PalimpsestAttentionInject(io.ComfyNode):
         if auto:
             retract_warnings()
             cross_end, self_end, self_resolution = auto.schedule(inversion.shape[-2:])
+        if joins_words(model.model.diffusion_model):  # on one grid
+            cross_resolution = self_resolution = 1.0
         settings = (f"cross_end {cross_end:g}{', 1 for the words that stay' * lasts}, self_end {self_end:g}, "
                     f"self_resolution {self_resolution:g}")
         if auto:

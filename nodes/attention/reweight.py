@@ -3,8 +3,8 @@ from comfy_api.latest import io
 
 from ...attention.reweight import Reweight
 from ...editing.run import attach
-from ...editing.word_maps import WordMaps, nearest_resolution
-from ...host.network import require_unet
+from ...editing.word_maps import WordMaps, nearest_resolution, word_layers_of
+from ...host.network import require_words
 from ...host.tokens import parse_word_values, parse_words
 from ..checks import check_span
 from ..search import aliases
@@ -41,7 +41,7 @@ class PalimpsestAttentionReweight(io.ComfyNode):
     @classmethod
     def execute(cls, model, word_weights, restrained, region_words, threshold, start, end, mask=None) -> io.NodeOutput:
         node = "Attention Re-weight"
-        require_unet(model, node)
+        require_words(model, node)
         check_span(node, start, end, "0 and 1")
         factors, named = parse_word_values(word_weights), bool(region_words.strip())
         if named and mask is not None:
@@ -55,7 +55,8 @@ class PalimpsestAttentionReweight(io.ComfyNode):
                              "nothing: write a word with a factor other than 1, as in 'fluffy: 3'.")
         region, gather = None, None
         if named:
-            gather = WordMaps(lambda prompts: parse_words(region_words, prompts), nearest_resolution(model, 0.25))
+            gather = WordMaps(lambda prompts: parse_words(region_words, prompts), nearest_resolution(model, 0.25),
+                              layers=word_layers_of(model))
             model = attach(model, gather)
         if mask is not None:
             region = mask.float()

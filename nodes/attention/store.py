@@ -6,7 +6,7 @@ from torchvision.transforms.functional import gaussian_blur
 from ...attention.store import read_maps
 from ...editing.masks import covered, picture_mask, warn_if_wide
 from ...host.canvas import retract_warnings
-from ...host.network import require_unet
+from ...host.network import require_words
 from ...host.sampling import check_family
 from ...host.tokens import parse_words
 from ...metrics.drawing import heat_rows, reduced, sheet, veil
@@ -42,7 +42,7 @@ class PalimpsestAttentionStore(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, inversion, prompt_edit, resolution) -> io.NodeOutput:
-        require_unet(model, "Attention Store")
+        require_words(model, "Attention Store")
         check_family(model, inversion)
         check_source(inversion, prompt_edit, "Attention Store")
         return io.NodeOutput(read_maps(model, inversion, resolution, prompt_edit))

@@ -9,7 +9,7 @@ from ...editing.masks import latent_mask
 from ...editing.run import attach
 from ...editing.word_maps import WordMaps
 from ...host.canvas import retract_warnings
-from ...host.network import require_unet
+from ...host.network import require_words
 from ...host.tokens import parse_words, present_words
 from ..auto import Auto
 from ..checks import check_attention, check_trajectory
@@ -84,10 +84,10 @@ class PalimpsestLatentBlend(io.ComfyNode):
         painted = None if mask is None else latent_mask(mask, size)
 
         def maps_of(words, needed=True):
-            return WordMaps(words, attention.resolution, attention.fine if refine else None, needed)
+            return WordMaps(words, attention.resolution, attention.fine if refine else None, attention.layers, needed)
 
         if words:
-            require_unet(model, "Latent Blend by words")
+            require_words(model, "Latent Blend by words")
             check_attention(attention, inversion)
             if threshold >= 1:
                 raise ValueError(f"The mask of {wanted or subtract_words!r} at threshold {threshold} is empty: lower "

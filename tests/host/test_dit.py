@@ -279,8 +279,9 @@ def test_words_areas_and_residual_features_are_refused():
     inversion = inverted()
     with pytest.raises(ValueError, match="feature_end of 0.8 edits the attention of U-Nets .* set feature_end to 0"):
         PalimpsestPlugAndPlay.execute(flux(), inversion, 0.8, 0.5, "", "", True)
-    with pytest.raises(ValueError, match="Mutual Self-Attention by words edits the attention of U-Nets"):
-        PalimpsestMutualSelfAttention.execute(flux(), inversion, 0.0, 1.0, "", "", "cat", 0.1, True)
+    with pytest.raises(ValueError, match=r"by words finds words in .* Wan, SD3, AuraFlow, this MODEL is LTXV .*masks"):
+        PalimpsestMutualSelfAttention.execute(made("ltx video"), inverted(family="ltx video"), 0.0, 1.0, "", "", "cat",
+                                              0.1, True)
     area = [[TARGET[0][0], {**TARGET[0][1], "area": (4, 8, 0, 0)}], *TARGET]
     with pytest.raises(ValueError, match="token's place in the whole: remove Conditioning"):
         sampled(masactrl(flux(), inversion), inversion, area)
