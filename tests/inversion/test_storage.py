@@ -109,7 +109,7 @@ sys.modules["inversion"] = importlib.util.module_from_spec(spec)
 from inversion.storage import load
 known = [make_dataclass(n, f.split()) for n, f in [
     ("Fingerprint", "model latent_format channels prediction weights sigma_data context_width pooled_width"),
-    ("Tokens", "text ids weights words named"), ("Word", "text positions")]]
+    ("Tokens", "text ids weights words named streams"), ("Word", "text positions")]]
 found = load({str(path)!r}, known)
 tensors = [found.sigmas, *found.latents, found.conditioning[0][0], found.theta["uncond"].tensor]
 print(sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest(), "comfy" in sys.modules)
