@@ -47,7 +47,7 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
     if not told and not images.identifier and not any(SLOT in e.caption or e.masks for e in images.examples):
         raise ValueError(f"None of the {len(images.examples)} captions has a *, which stands for the concept, as where "
                          "Class Images are learned from: connect Concept Images.")
-    _check_words(words, [e.caption for e in images.examples])
+    _check_words(words, [e.caption for e in images.examples], objective.negative if objective else None)
     _check_masks(model, images, told, objective)
     for word in words:
         if getattr(word, "in_layers", False):
@@ -94,9 +94,11 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
         check_family(model, concept)
 
 
-def _check_words(words, captions):
-    """ValueError where new words are not in the captions."""
-    if len(words) > 1 and (any(isinstance(word, WordSpace) for word in words) or any(SLOT in c for c in captions)):
+def _check_words(words, captions, negative):
+    """ValueError where new words are not in the captions, or in those with another text for *."""
+    if negative:
+        captions = [*captions, *(c.replace(SLOT, negative) for c in captions)]
+    elif len(words) > 1 and (any(isinstance(word, WordSpace) for word in words) or any(SLOT in c for c in captions)):
         raise ValueError(f"{NODE} has {len(words)} new words ({', '.join(word.name for word in words)}), and a caption "
                          "one * for one of them: learn them one after the other, give one word more vectors, or write "
                          "embedding:NAME for each in the captions, as Break-A-Scene Parts does with New Words.")

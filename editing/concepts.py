@@ -196,13 +196,19 @@ class Objective:
 
     base: what * reads as for the frozen model; None where that is not asked.
     resolution: of the cross-attention whose maps are asked, a share of the latent's side; 0 asks none.
+    negative: what * reads as in the caption that a prediction is guided away from; None does not guide.
     """
     base: str | None = None
     resolution: float = 0.0
+    negative: str | None = None
 
     def losses(self, errors: Tensor, frozen: Tensor | None) -> Tensor:
         """[B] losses of rows, of their errors ‖c(σ)·(x̂0 - x0)‖² [B] and of the frozen model's errors on them."""
         return errors
+
+    def guided(self, shown: Tensor, negative: Tensor) -> Tensor:
+        """The x̂0 that is compared with the picture, of those under the caption and under the negative one."""
+        raise NotImplementedError
 
     def of_maps(self, maps: Tensor, masks: Tensor) -> Tensor:
         """What a picture's loss is more, of its words' maps [n,h',w'] and their masks [n,h,w]."""

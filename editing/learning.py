@@ -49,7 +49,7 @@ from .concepts import (
 from .deltas import Deltas, Weights
 from .editor import require_plain
 from .forecast import Forecast, forecast
-from .rows import Row, alike, joined, masked, weight
+from .rows import Row, grouped, joined, masked, weight
 from .watching import Watch, Watching
 from .word_spaces import WordSpace, edges, entry, in_stages, marks, stage_of
 
@@ -265,14 +265,7 @@ class Learner:
 
     def _groups(self, rows: list["Row"]) -> list[list["Row"]]:
         """The rows in groups that fit one forward."""
-        most = len(rows) if self.model.model_size() <= TOGETHER else 1
-        groups: list[list[Row]] = []
-        for row in rows:
-            group = next((g for g in groups if len(g) < most and alike(g[0], row)), None)
-            if group is None:
-                groups.append(group := [])
-            group.append(row)
-        return groups
+        return grouped(rows, len(rows) if self.model.model_size() <= TOGETHER else 1)
 
     def _rows(self, images, count, share, objective=None, predicted=False) -> list["Row"]:
         """Rows of some pictures, at levels drawn as the model's family was trained."""
@@ -294,6 +287,8 @@ class Learner:
             if predicted or objective and objective.base is not None:
                 with self._as_it_was():
                     entries.append(self._entry(example.caption, objective.base if objective else "", x, sigma))
+            if objective and objective.negative:
+                entries.append(self._entry(example.caption.replace(SLOT, objective.negative), "", x, sigma))
             masks = torch.stack([m.to(device) for m in example.masks.values()]) if example.masks else None
             words = self._positions(example, images.identifier) if objective and self.maps else ()
             rows.append(Row(x, clean, at, tuple(entries), share / count, objective, predicted, masks, words))
@@ -308,14 +303,18 @@ class Learner:
         return self.kept[key]
 
     def _loss(self, rows) -> tuple:
-        frozen, target = None, torch.cat([row.clean for row in rows])
-        if len(rows[0].entries) > 1:
-            with self._as_it_was():
-                frozen, before = self._errors(rows, 1, target, self.options)
-            target = before if rows[0].predicted else target
         objective, maps = rows[0].objective, []
+        frozen, target = None, torch.cat([row.clean for row in rows])
+        if rows[0].predicted or objective and objective.base is not None:
+            with self._as_it_was():
+                before = self._predicted(rows, 1, self.options)
+                frozen = self._errors(rows, before, target)
+            target = before if rows[0].predicted else target
         options = self.maps.recorded(self.options, maps) if self.maps and rows[0].words else self.options
-        errors, found = self._errors(rows, 0, target, options)
+        found = self._predicted(rows, 0, options)
+        if objective and objective.negative:
+            found = objective.guided(found, self._predicted(rows, -1, self.options))
+        errors = self._errors(rows, found, target)
         if objective:
             errors = objective.losses(errors, frozen)
         if self.maps and maps:
@@ -323,14 +322,17 @@ class Learner:
         shares = torch.tensor([row.share for row in rows], device=errors.device)
         return (errors * shares).sum(), (rows[0].x, found[:1].detach(), float(rows[0].sigma))
 
-    def _errors(self, rows, n, target, options) -> tuple:
-        """(‖c(σ)·(x̂0 - target)‖² [B] under each row's n-th entry, where masks show it; x̂0)."""
+    def _predicted(self, rows, n, options) -> Tensor:
+        """x̂0 under each row's n-th entry."""
         x, sigma = (torch.cat([getattr(row, name) for row in rows]) for name in ("x", "sigma"))
         conds = [[joined([row.entries[n] for row in rows])]]
-        found = calc_cond_batch(self.guider.inner_model, conds, x, sigma, options)[0].float()
+        return calc_cond_batch(self.guider.inner_model, conds, x, sigma, options)[0].float()
+
+    def _errors(self, rows, found, target) -> Tensor:
+        """‖c(σ)·(x̂0 - target)‖² [B], where masks show it."""
         data = float(getattr(self.guider.inner_model.model_sampling, "sigma_data", 1.0))
-        errors = append_dims(weight(self.prediction, sigma, data), x) * (found - target).square()
-        return (errors * masked(rows, x) ** 2).flatten(1).mean(1), found
+        scale = weight(self.prediction, torch.cat([row.sigma for row in rows]), data)
+        return (append_dims(scale, found) * (masked(rows, found) * (found - target)).square()).flatten(1).mean(1)
 
     @contextmanager
     def _as_it_was(self):

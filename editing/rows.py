@@ -55,6 +55,17 @@ def alike(row: Row, other: Row) -> bool:
         cond.can_concat(others[name]) for conds, others in pairs for name, cond in conds.items())
 
 
+def grouped(rows: Sequence[Row], most: int) -> list[list[Row]]:
+    """The rows in groups of up to so many that fit one forward."""
+    groups: list[list[Row]] = []
+    for row in rows:
+        group = next((g for g in groups if len(g) < most and alike(g[0], row)), None)
+        if group is None:
+            groups.append(group := [])
+        group.append(row)
+    return groups
+
+
 def joined(entries: list[dict]) -> dict:
     """One processed cond entry for a batch of rows, made as the host joins its conds."""
     first, *others = entries

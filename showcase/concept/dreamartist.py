@@ -1,0 +1,4 @@
+"""DreamArtist, shown."""
+from .. import Example
+
+EXAMPLE = Example("DreamArtist", elsewhere="Learning takes minutes.")
