@@ -14,16 +14,17 @@ import comfy.text_encoders.flux
 import comfy.text_encoders.hidream
 import comfy.text_encoders.hunyuan_image
 import comfy.text_encoders.hunyuan_video
+import comfy.text_encoders.llama
 import comfy.text_encoders.lt
 import comfy.text_encoders.lumina2
 import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.qwen_image
 import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.wan
-import comfy.text_encoders.z_image
 import torch
 from transformers import PreTrainedTokenizerFast
 
+import joint
 import tiny
 from tiny import DIM, POOLED
 
@@ -67,7 +68,15 @@ def small(model, base, **configs):
     return Small
 
 
-QWEN3 = comfy.text_encoders.z_image.Qwen3_4BModel
+class Qwen(comfy.sd1_clip.SDClipModel):
+    """Qwen's without the tower."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(device=device, layer="hidden", layer_idx=-2, dtype=dtype, textmodel_json_config=dict(QWEN),
+                         special_tokens={"pad": 151643}, layer_norm_hidden_state=False, enable_attention_masks=True,
+                         return_attention_masks=True, model_class=comfy.text_encoders.llama.Qwen25_3B)
+
+
 MADE = {
     "flux": (comfy.text_encoders.flux.FluxTokenizer,
              small(comfy.text_encoders.flux.FluxClipModel, None, t5xxl=T5, clip_l=CLIP)),
@@ -75,10 +84,12 @@ MADE = {
     "chroma": (comfy.text_encoders.pixart_t5.PixArtTokenizer,
                small(comfy.text_encoders.pixart_t5.PixArtT5XXL, None, t5xxl=T5)),
     "qwen": (comfy.text_encoders.qwen_image.QwenImageTokenizer,
-             small(comfy.text_encoders.qwen_image.QwenImageTEModel, QWEN3, qwen25_7b=QWEN)),
-    "zimage": (comfy.text_encoders.z_image.ZImageTokenizer,
-               small(comfy.text_encoders.z_image.ZImageTEModel, None, qwen3_4b=QWEN)),
+             small(comfy.text_encoders.qwen_image.QwenImageTEModel, Qwen)),
 }
+if joint.TODAY:
+    import comfy.text_encoders.z_image
+    MADE["zimage"] = (comfy.text_encoders.z_image.ZImageTokenizer,
+                      small(comfy.text_encoders.z_image.ZImageTEModel, None, qwen3_4b=QWEN))
 
 
 @torch.inference_mode()
@@ -120,7 +131,7 @@ def llama(made):
 
 
 TOKENIZERS = {**{name: tokenizer for name, (tokenizer, _) in MADE.items()},
-              "klein": comfy.text_encoders.flux.KleinTokenizer,
+              **({"klein": comfy.text_encoders.flux.KleinTokenizer} if joint.TODAY else {}),
               "auraflow": comfy.text_encoders.aura_t5.AuraT5Tokenizer,
               "ltx video": comfy.text_encoders.lt.LTXVT5Tokenizer,
               "hunyuan image": comfy.text_encoders.hunyuan_image.HunyuanImageTokenizer,

@@ -137,29 +137,23 @@ def cond(tokens=8, batch=1, seed=1):
     return [[embedding, {**extra, "conditioning_llama3": llama}]]
 
 
-def worded(family, *prompts, seed=1):
-    """A CONDITIONING with a row for each prompt, whose words have tokens of their own, in HiDream in two streams."""
-    length, width = 1 + max(len(prompt.split()) for prompt in prompts), 128 if family == "hidream" else 0
-    rows = [cond(width or length, seed=seed + i)[0] for i in range(len(prompts))]
-    extra = {name: torch.cat([row[1][name] for row in rows]) for name in rows[0][1]}
-    extra["conditioning_llama3"] = extra["conditioning_llama3"][:, :, :length]
-    tokens = []
-    for prompt in prompts:
-        words = tuple(Word(word, (i, width + i) if width else (i,)) for i, word in enumerate(prompt.split()))
+def worded(family, *prompts, seed=None, columns=None):
+    """A CONDITIONING with a row for each prompt, whose words have a token each, in HiDream in two streams. Words behind
+    the last column have none. Equal prompts are equal rows, where no seed is given."""
+    length, width = columns or 1 + max(len(prompt.split()) for prompt in prompts), 128 if family == "hidream" else 0
+    rows, tokens = [], []
+    for i, prompt in enumerate(prompts):
+        rows += cond(width or length, seed=sum(prompt.encode()) if seed is None else seed + i)
+        words = tuple(Word(word, (i, width + i) if width else (i,)) for i, word in enumerate(prompt.split()[:length]))
         ids = [0] * (width + length)
         for word in words:
             for position in word.positions:
                 ids[position] = sum(word.text.encode())
         tokens.append(Tokens(prompt, tuple(ids), (1.0,) * len(ids), words,
                              streams=(width, length) if width else (length,)))
-    return [[torch.cat([row[0] for row in rows]), {**extra, "palimpsest_tokens": tuple(tokens)}]]
-
-
-def prompts(*texts):
-    """A CONDITIONING with a row for each text."""
-    rows = [cond(seed=sum(text.encode()))[0] for text in texts]
     extra = {name: torch.cat([row[1][name] for row in rows]) for name in rows[0][1]}
-    return [[torch.cat([row[0] for row in rows]), extra]]
+    extra["conditioning_llama3"] = extra["conditioning_llama3"][:, :, :length]
+    return [[torch.cat([row[0] for row in rows]), {**extra, "palimpsest_tokens": tuple(tokens)}]]
 
 
 def latent(family, model, batch=1, size=(8, 8), seed=3):

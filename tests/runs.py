@@ -47,8 +47,12 @@ def prompts(clip, source, *targets, mode="auto"):
     """
     sources, targets = tokenize_rows(clip, [source] if isinstance(source, str)
                                      else source), tokenize_rows(clip, targets)
-    pairs = tuple(align(sources[i % len(sources)], t, mode) for i, t in enumerate(targets))
-    return encode(clip, sources), encode(clip, targets), PromptEdit(pairs)
+    return encode(clip, sources), encode(clip, targets), edited(sources, targets, mode)
+
+
+def edited(sources, targets, mode):
+    """The PROMPT_EDIT of some Tokens."""
+    return PromptEdit(tuple(align(sources[i % len(sources)], t, mode) for i, t in enumerate(targets)))
 
 
 def relative(a, b):
@@ -87,9 +91,12 @@ def repeated(x, times):
     return x.repeat(times, *[1] * (x.ndim - 1))
 
 
+COLUMNS = 8  # of a transformer's prompts, all of one length
+
+
 class Case:
     """A small model of a family, an inverted source picture with its prompt, and targets. A transformer has no text
-    encoder here, and so no PROMPT_EDIT."""
+    encoder here, but a token a word."""
 
     def __init__(self, family="sd15", source="a red cat on a mat", targets=("a blue cat on a mat",), batch=1, size=8,
                  steps=6,
@@ -98,8 +105,10 @@ class Case:
         self.model, self.clip = parts(family, dtype)
         with torch.inference_mode():
             if self.clip is None:
-                self.source = joint.prompts(*([source] if isinstance(source, str) else source))
-                self.target, self.null, self.edit = joint.prompts(*targets), joint.prompts(""), None
+                sources = [source] if isinstance(source, str) else source
+                self.source, self.target, self.null = (joint.worded(family, *texts, columns=COLUMNS)
+                                                       for texts in (sources, targets, [""]))
+                self.edit = edited(*(c[0][1]["palimpsest_tokens"] for c in (self.source, self.target)), mode)
             else:
                 self.source, self.target, self.edit = prompts(self.clip, source, *targets, mode=mode)
                 self.null = tiny.encode(self.clip, "")

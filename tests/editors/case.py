@@ -27,7 +27,8 @@ class EditorCase:
     bare: it gathers nothing in a run.
     words: it has a threshold on maps, or signs of an L1 norm, which rounding may flip.
     concepts: how many prompts of its own it has predicted in the target's forward.
-    joint: it works on transformers whose attention joins words and picture too.
+    joint: it works on transformers too.
+    finds: it finds words in attention, which is not known on all of them.
     apart: it has a prompt of its own predicted in a forward by itself, under other weights.
     guided: it needs guidance. Many tests of every editor sample at CFG 1, so it stands in GUIDED, not in EDITORS.
     """
@@ -44,6 +45,7 @@ class EditorCase:
     concepts: int = 0
     apart: bool = False
     joint: bool = False
+    finds: bool = False
     guided: bool = False
 
 

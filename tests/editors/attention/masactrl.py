@@ -21,4 +21,4 @@ def mutual_words(case, model=None):
 
 
 CASES = (EditorCase("mutual", mutual, 80, features=True, joint=True),
-         EditorCase("mutual by words", mutual_words, 90, features=True))
+         EditorCase("mutual by words", mutual_words, 90, features=True, joint=True, finds=True))

@@ -26,6 +26,6 @@ def reweight(case, model=None):
     return inject(case, model, weights=f"{word}: 3", ends=f"{word}: {SELF_END}")
 
 
-CASES = (EditorCase("swap", swap, 10, reads=True, acts=True),
+CASES = (EditorCase("swap", swap, 10, reads=True, acts=True, joint=True, finds=True),
          EditorCase("refine", refine, 20, reads=True, acts=True),
-         EditorCase("reweight", reweight, 30, reads=True, acts=True))
+         EditorCase("reweight", reweight, 30, reads=True, acts=True, joint=True, finds=True))

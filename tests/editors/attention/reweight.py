@@ -11,4 +11,4 @@ def weigh(case, model=None):
                                                mask=quarter(case)).result[0]
 
 
-CASES = (EditorCase("weigh", weigh, 250, acts=True),)
+CASES = (EditorCase("weigh", weigh, 250, acts=True, joint=True, finds=True),)

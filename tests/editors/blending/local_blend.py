@@ -28,6 +28,6 @@ def blend_then_inject(case, model=None):
 
 
 CASES = (EditorCase("blend", blend, 40, bare=True, joint=True),
-         EditorCase("blend by words", blend_words, 50, words=True),
+         EditorCase("blend by words", blend_words, 50, words=True, joint=True, finds=True),
          EditorCase("inject, blend", inject_then_blend, 60, reads=True, acts=True, words=True),
          EditorCase("blend, inject", blend_then_inject, 70, reads=True, acts=True, words=True))
