@@ -98,6 +98,7 @@ def other_picture(c, p, words=None, **picture):
     image = c.node("ImageScale", "Its size", image=scene["source"], upscale_method="area", width=size["width"],
                    height=size["height"], crop="center")
     latent = c.node("VAEEncode", "Its latent", pixels=image["IMAGE"], vae=p.loader["VAE"])
+    c.column(300)
     made = c.node("PalimpsestDDIMInvert", "Invert the other picture", model=p.loader["MODEL"], source=words["source"],
                   latent=latent["LATENT"])
     return made

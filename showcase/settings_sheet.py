@@ -25,10 +25,15 @@ SHEET = {"x": "Attention Inject.self_end", "x_values": "0.2, 0.6, 0.8, 1", "y": 
 
 
 def edit(c, p, inversion):
-    """The picture of Attention Inject's edit."""
-    sampled = replay(c, "Sample the edit", injected(c, p, inversion)["MODEL"], inversion, p.words["target"],
-                     p.null["CONDITIONING"], CFG)
-    return c.node("VAEDecode", "Edited", samples=sampled["output"], vae=p.loader["VAE"])["IMAGE"]
+    """The latent of Attention Inject's edit."""
+    return replay(c, "Sample the edit", injected(c, p, inversion)["MODEL"], inversion, p.words["target"],
+                  p.null["CONDITIONING"], CFG)["output"]
+
+
+def compared(c, p, latent):
+    """Its picture, and the sheet."""
+    picture = c.node("VAEDecode", "Edited", samples=latent, vae=p.loader["VAE"])["IMAGE"]
+    c.node("PalimpsestSettingsSheet", None, 440, image=picture, **SHEET)
 
 
 def draw(c):
@@ -42,16 +47,16 @@ def draw(c):
         inversion = inverted(c, p, steps=20)
     with c.group("3  Edit", BROWN):
         c.column(320)
-        picture = edit(c, p, inversion)
+        latent = edit(c, p, inversion)
     c.beside()
     with c.group("4  Compare settings", YELLOW):
         c.column(760)
-        c.node("PalimpsestSettingsSheet", None, 440, image=picture, **SHEET)
+        compared(c, p, latent)
 
 
 def page(c, label):
     p = scene(c, **SHAPE, source=None)
-    c.node("PalimpsestSettingsSheet", image=edit(c, p, inverted(c, p, steps=20)), **SHEET)
+    compared(c, p, edit(c, p, inverted(c, p, steps=20)))
 
 
 WORKFLOW = Drawing("Two settings side by side (Settings Sheet)", draw, 15, shows=("Settings Sheet",))

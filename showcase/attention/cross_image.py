@@ -10,9 +10,8 @@ APPEARANCE = {"seed": 12, "kind": "colour"}
 
 def both(c, p):
     """The inversions of both pictures, with one prompt."""
-    made = inverted(c, p)
     p.other = other_picture(c, p, p.words, **APPEARANCE)
-    return made
+    return inverted(c, p)
 
 
 def transferred(c, p, inversion):

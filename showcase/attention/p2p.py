@@ -56,7 +56,7 @@ def draw(c):
         attention = c.node("PalimpsestAttentionStore", model=loader["MODEL"], inversion=inversion["inversion"],
                            prompt_edit=words["prompt edit"])
         named = c.node("PrimitiveString", "Words that may change", value=WORDS)
-        c.column(640)
+        c.column(520)
         c.node("PalimpsestAttentionHeatmap", None, 500, attention=attention["ATTENTION"], image=p.picture,
                words=SEEN)
         c.column(290)
@@ -66,6 +66,7 @@ def draw(c):
         c.column(290)
         held = c.node("PalimpsestAttentionInject", model=loader["MODEL"], inversion=inversion["inversion"],
                       prompt_edit=words["prompt edit"], **KEEPS)
+        c.column(290)
         blended = c.node("PalimpsestLatentBlend", model=held["MODEL"], inversion=inversion["inversion"],
                          source_words=named["STRING"], attention=attention["ATTENTION"])
         edited = replay(c, "Sample the edit", blended["MODEL"], inversion, words["target"], null["CONDITIONING"], CFG)
@@ -76,7 +77,7 @@ def draw(c):
         c.node("SaveImage", None, 300, images=kept["IMAGE"], filename_prefix="palimpsest/edited")
     c.beside()
     with c.group("5  Compare", YELLOW):
-        c.column(760)
+        c.column(640)
         for when, picture in (("before", decoded), ("after", kept)):
             c.node("PalimpsestEditReport", f"Edit Report {when} compositing", 210, source=p.picture,
                    edited=picture["IMAGE"], reconstruction=replayed["IMAGE"], target=p.scene["exact target"],

@@ -8,9 +8,8 @@ from ..rows import CostRow, SceneRow, alone, output
 
 def both(c, p):
     """The inversions of both pictures."""
-    made = inverted(c, p)
     p.other = other_picture(c, p, seed=4, kind="pose")
-    return made
+    return inverted(c, p)
 
 
 def composed(c, p, inversion):
