@@ -4,6 +4,7 @@ import torch
 from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
 from palimpsest.nodes.inversion.replay import PalimpsestReplay
 
+import joint
 import tiny
 from node_execution import executor  # noqa: F401
 from refusals import blend, counted, counting, inject, maps, plain, refused, replay, store, window
@@ -21,23 +22,21 @@ def test_an_inversion_of_another_family(editor, family):
     case = plain()
     fact, make = OTHERS[family]
     other, calls = counted(make())
-    if family == "flux" and editor.startswith("Attention"):
-        fact = "edits the attention of U-Nets (SD1.x, SD2.x, SDXL), this MODEL is Flux"
-    with refused(calls, fact, "choose a checkpoint" if fact.startswith("edits") else "invert again with this one"):
+    with refused(calls, fact, "invert again with this one"):
         EDITORS[editor](case, other)
 
 
-@pytest.mark.parametrize("family", tiny.FLOWS)
-def test_flow_models_have_no_attention_editors_yet(family):
+def test_a_family_whose_attention_of_words_is_not_known():
     case = counting()
-    flow, calls = counted(tiny.FLOWS[family]())
-    inversion = PalimpsestDDIMInvert.execute(flow, tiny.cond(), {"samples": tiny.latent(flow)}, 2,
+    model, calls = counted(joint.ltx_video())
+    inversion = PalimpsestDDIMInvert.execute(model, joint.cond(), {"samples": joint.latent("ltx video", model)}, 2,
                                              "ddim_uniform").result[0]
+    facts = "SD1.x, SD2.x, SDXL", "Flux, Chroma, Qwen-Image", "this MODEL is LTXV", "choose a checkpoint"
     for act, name in ((inject, "Attention Inject"), (store, "Attention Store")):
-        with refused(calls, name, "SD1.x, SD2.x, SDXL", type(flow.model).__name__, "choose a checkpoint"):
-            act(case, flow, inversion=inversion)
-    with refused(calls, "Latent Blend by words", type(flow.model).__name__, "choose a checkpoint"):
-        blend(case, flow, inversion, target_words="cat", attention=maps())
+        with refused(calls, name, *facts):
+            act(case, model, inversion=inversion)
+    with refused(calls, "Latent Blend by words", *facts):
+        blend(case, model, inversion, target_words="cat", attention=maps())
 
 
 def test_another_pooled_width():
