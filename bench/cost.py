@@ -1,10 +1,11 @@
 """The cost of an edit: time and peak memory of edited runs over plain CFG sampling, on the same attention backend.
 
-    python tools/dev.py bench cost [--only miniature sd15-64 sdxl-64 sd15-128 sdxl-128] [--rounds 5] [--steps 20]
-        [--large-steps 2] [--dtype bfloat16] [--out FILE] [--host-options="--lowvram"]
+    python tools/dev.py bench cost [--only miniature sd15-64 sdxl-64 sd15-128 sdxl-128 flux-64] [--rounds 5]
+        [--steps 20] [--large-steps 2] [--dtype bfloat16] [--out FILE] [--host-options="--lowvram"]
 
 Models: the miniature on 16 × 16 latents, and random U-Nets of SD1.5's and SDXL's shape on 64 × 64 and 128 × 128. SDXL's
-    runs have no editor that follows a gradient, and those on 128 × 128 have only a few editors.
+    runs have no editor that follows a gradient, and those on 128 × 128 have only a few editors. flux-64 is a Flux of a
+    third of the width and a sixth of the blocks: 1024 tokens of a picture and the prompt's.
 Time: each round times every run once, plain and edited in turn. A ratio is edited / plain within one round. Its median
     over the rounds is reported with its range. The ratio of processor times is reported too, because other jobs of the
     machine disturb it less.
@@ -52,7 +53,12 @@ SOURCE, TARGET = "a photo of a red star on green grass", "a photo of a blue star
 CONCEPT = "a blue star"
 CFG, MARGIN, MEMORY = 7.5, 0.1, 1.3
 KINDS = {"SD1.5": (comfy.supported_models.SD15, comfy.model_base.BaseModel),
-         "SDXL": (comfy.supported_models.SDXL, comfy.model_base.SDXL)}
+         "SDXL": (comfy.supported_models.SDXL, comfy.model_base.SDXL),
+         "Flux": (comfy.supported_models.Flux, comfy.model_base.Flux)}
+FLUX = {"image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": CLIP["hidden_size"],
+        "hidden_size": 1024, "mlp_ratio": 4.0, "num_heads": 8, "depth": 3, "depth_single_blocks": 6,
+        "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
+        "txt_ids_dims": []}
 DEFAULTS = {"cross_start": 0.0, "cross_end": 0.8, "self_start": 0.0, "self_end": 0.4, "cross_resolution": 1.0,
             "self_resolution": 0.5, "word_weights": "", "word_ends": ""}
 
@@ -65,7 +71,8 @@ class Bench:
         source, target, null = (tokenize_rows(clip, [text]) for text in (*texts, ""))
         self.source, self.target, self.null = (encode(clip, tokens) for tokens in (source, target, null))
         self.edit = PromptEdit((align(source[0], target[0]),))
-        noise = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(0))
+        channels = model.get_model_object("latent_format").latent_channels
+        noise = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0))
         self.whole = torch.ones(1, 8, 8)  # a mask of all
         self.picture = {"samples": noise if picture is None else picture}
         self.inversion = self.inverted("DDIM")
@@ -124,7 +131,8 @@ MODELS = {  # name: (one of SHAPES or the miniature, the latent's side, what is 
     "miniature": (None, 16, EDITORS), "sd15-64": ("SD1.5", 64, EDITORS),
     "sdxl-64": ("SDXL", 64, {name: row for name, row in EDITORS.items() if not row.gradient and row.rows == 1}),
     **{name: (shape, 128, {name: row for name, row in EDITORS.items() if row.large})
-       for name, shape in (("sd15-128", "SD1.5"), ("sdxl-128", "SDXL"))}}
+       for name, shape in (("sd15-128", "SD1.5"), ("sdxl-128", "SDXL"))},
+    "flux-64": ("Flux", 64, {name: row for name, row in EDITORS.items() if row.joint})}
 
 
 def clocked(runs, rounds) -> dict:
@@ -201,23 +209,28 @@ def benched(shape, side, args):
     model, clip, _ = load_miniature()
     if shape is None:
         return Bench(model, clip, side, args.steps)
-    return Bench(random_unet(shape, args.dtype), clip, side, args.large_steps)
+    return Bench(random_model(shape, args.dtype), clip, side, args.large_steps)
 
 
-def random_unet(shape, dtype="float32", **other):
-    """A U-Net of one of SHAPES with random weights, for the miniature's text embeddings.
+def random_model(shape, dtype="float32", **other):
+    """A U-Net of one of SHAPES, or a FLUX, with random weights, for the miniature's text embeddings.
 
     other: changes to its configuration.
     """
     kind, base = KINDS[shape]
     width = CLIP["hidden_size"]
-    pooled = {"adm_in_channels": width + 6 * 256} if "adm_in_channels" in SHAPES[shape] else {}
-    config = kind({**SHAPES[shape], "context_dim": width, **pooled, **other})
+    if shape == "Flux":
+        config = kind({**FLUX, "context_in_dim": width, **other})
+    else:
+        pooled = {"adm_in_channels": width + 6 * 256} if "adm_in_channels" in SHAPES[shape] else {}
+        config = kind({**SHAPES[shape], "context_dim": width, **pooled, **other})
     config.set_inference_dtype(getattr(torch, dtype), None)
     model = base(config)
     for name, p in model.named_parameters():
-        p.data.normal_(0, p[0].numel() ** -0.5) if p.ndim > 1 else p.data.fill_(float(name.endswith("weight")))
-    model.diffusion_model.out[2].weight.data.mul_(0.2)
+        one = name.endswith(("weight", "scale"))
+        p.data.normal_(0, p[0].numel() ** -0.5) if p.ndim > 1 else p.data.fill_(float(one))
+    network = model.diffusion_model
+    (network.final_layer.linear if shape == "Flux" else network.out[2]).weight.data.mul_(0.2)
     device = comfy.model_management.get_torch_device()
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
 

@@ -31,7 +31,7 @@ from ..miniature.model import load_miniature
 from ..miniature.scenes import held_out_edit
 from ..nodes.guidance.delta_denoise import PalimpsestDeltaDenoise
 from ..showcase.guidance.sega import concepts
-from .cost import EDITORS, Bench, about, clocked, peak, random_unet, ratios
+from .cost import EDITORS, Bench, about, clocked, peak, random_model, ratios
 from .inversions import METHODS
 from .peers import NARROW, TRAINED, Peers
 
@@ -62,7 +62,7 @@ def beside(runs, base, rounds) -> dict:
 
 
 def peers(args) -> dict:
-    model = random_unet("SD1.5", model_channels=args.channels)
+    model = random_model("SD1.5", model_channels=args.channels)
     return measured(Peers(model, load_miniature()[1], args.size, args.steps, args.community), NARROW, args)
 
 

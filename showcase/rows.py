@@ -50,6 +50,7 @@ class CostRow:
     gradient: whether it follows a gradient. If so, it has no promised time.
     large: whether it is measured on the largest latents too.
     rows: the rows of the batch.
+    joint: whether it is measured on a transformer too.
     """
     name: str
     edit: Callable
@@ -57,6 +58,7 @@ class CostRow:
     gradient: bool = False
     large: bool = False
     rows: int = 1
+    joint: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,4 +14,4 @@ EXAMPLE = Example(
     workflows=(WORKFLOW,),
     pages={"PalimpsestFreePromptEdit": before_and_after(WORKFLOW)},
     scenes=(SceneRow("Free-Prompt Edit", on_inversion(PalimpsestFreePromptEdit), 70),),
-    costs=(CostRow("Free-Prompt Edit", alone(PalimpsestFreePromptEdit), 70),))
+    costs=(CostRow("Free-Prompt Edit", alone(PalimpsestFreePromptEdit), 70, joint=True),))

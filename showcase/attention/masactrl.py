@@ -15,4 +15,4 @@ EXAMPLE = Example(
     workflows=(WORKFLOW,),
     pages={"PalimpsestMutualSelfAttention": before_and_after(WORKFLOW)},
     scenes=(SceneRow("MasaCtrl", on_inversion(PalimpsestMutualSelfAttention), 50, crossed=True),),
-    costs=(CostRow("MasaCtrl", alone(PalimpsestMutualSelfAttention), 50, large=True),))
+    costs=(CostRow("MasaCtrl", alone(PalimpsestMutualSelfAttention), 50, large=True, joint=True),))

@@ -159,7 +159,7 @@ EXAMPLE = Example(
     scenes=(SceneRow("Attention Inject", inject, 10, crossed=True),
             SceneRow("Attention Inject (auto)", inject_auto, 12)),
     costs=(CostRow("Attention Inject, whole schedule", lambda b: b.injected(**WHOLE), 10, large=True),
-           CostRow("Attention Inject", lambda b: b.injected(), 20),
+           CostRow("Attention Inject", lambda b: b.injected(), 20, joint=True),
            CostRow("Attention Inject, whole schedule, 4 rows of one picture", lambda b: b.injected(**WHOLE), 900,
                    rows=4)),
     inversions=(InversionRow("plain P2P (drifting source)", ddim.METHOD, 30, source="drifting"),))

@@ -42,4 +42,5 @@ EXAMPLE = Example(
     blueprints=(BLUEPRINT,),
     pages={"PalimpsestPlugAndPlay": before_and_after(WORKFLOW, seed=3)},
     scenes=(SceneRow("Plug-and-Play", on_inversion(PalimpsestPlugAndPlay), 60, crossed=True),),
-    costs=(CostRow("Plug-and-Play", alone(PalimpsestPlugAndPlay), 60),))
+    costs=(CostRow("Plug-and-Play", alone(PalimpsestPlugAndPlay), 60),
+           CostRow("Plug-and-Play, attention alone", alone(PalimpsestPlugAndPlay, feature_end=0.0), 62, joint=True)))

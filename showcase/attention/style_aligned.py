@@ -23,4 +23,6 @@ EXAMPLE = Example(
     elsewhere="A word says each style that the miniature knows, so that sharing attention adds nothing to see.",
     pages={"PalimpsestStyleAligned": page},
     scenes=(SceneRow("Style Aligned (another picture)", edit, 84, kinds=("style",)),),
-    costs=(CostRow("Style Aligned", lambda b: b.other(PalimpsestStyleAligned, inversion=b.inversion), 90),))
+    costs=(CostRow("Style Aligned", lambda b: b.other(PalimpsestStyleAligned, inversion=b.inversion), 90),
+           CostRow("Style Aligned, not normalised", lambda b: b.other(
+               PalimpsestStyleAligned, inversion=b.inversion, normalise=False), 92, joint=True)))

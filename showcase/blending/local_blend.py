@@ -49,5 +49,5 @@ EXAMPLE = Example(
             SceneRow("Inject (auto) + Latent Blend (true mask), CFG 2",
                      on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 18, cfg=2.0),
             SceneRow("Inject + Latent Blend (words)", of_words, 22, kinds=LOCAL, singly=True)),
-    costs=(CostRow("Attention Inject, Latent Blend by words", by_words, 30, large=True),),
+    costs=(CostRow("Attention Inject, Latent Blend by words", by_words, 30, large=True, joint=True),),
     elsewhere="Change a word, step by step (Prompt-to-Prompt)")
