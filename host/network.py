@@ -88,3 +88,4 @@ def require_words(model, node: str):
         raise ValueError(f"{node} finds words in the attention of U-Nets (SD1.x, SD2.x, SDXL) and of "
                          f"{', '.join(families.values())}, this MODEL is {type(model.model).__name__} "
                          f"({type(network).__name__}): choose a checkpoint of those families, or use masks.")
+    text_runs(network, 1, 1)  # raises where the network is of a kind that puts words elsewhere

@@ -168,6 +168,14 @@ def test_prompt_to_prompt_replaces_the_maps_of_words(family):
     assert relative(found, wanted) < 1e-5 and relative(found, plain) > 1e-4
 
 
+@pytest.mark.skipif(not joint.TODAY, reason="ComfyUI 0.3.64 does not know it")
+def test_words_behind_tokens_of_unknown_number_are_refused():
+    """HunyuanVideo 1.5 puts other tokens before them."""
+    with pytest.raises(ValueError, match="1.5 puts other tokens before the words.*choose HunyuanVideo 1.0"):
+        PalimpsestAttentionStore.execute(joint.hunyuan_video(use_cond_type_embedding=True), inverted("hunyuan video"),
+                                         None, 0.25)
+
+
 @pytest.mark.parametrize("family", clips.MADE)
 def test_words_choose_what_may_change(family):
     """From the text in Prompt Edit to a picture that is the source's own outside what the words name."""
