@@ -51,7 +51,7 @@ def columns(family, position, tokens=TOKENS):
 def of_picture(family, total):
     """The picture's own of so many tokens."""
     cells, _ = picture(family)
-    start = {"hidream": 0, "zimage": 32, "wan": 0}.get(family, total - cells)
+    start = {"hidream": 0, "wan": 0, **({"zimage": 32} if joint.TODAY else {})}.get(family, total - cells)
     return slice(start, start + cells)
 
 
@@ -64,13 +64,13 @@ def recorded(family, prompt):
     """q, k, v of every attention that the picture's tokens have with words, at the first step."""
     found, model, inversion = [], made(family).clone(), inverted(family)
     cells, _ = picture(family)
+    length = cells + {"hidream": 128 + 2 * TOKENS, "auraflow": 8 + TOKENS, "flux2": 512,
+                      **({"zimage": 32 + 16} if joint.TODAY else {})}.get(family, TOKENS)
 
     def record(func, q, k, v, heads, *args, **kwargs):
         split = shaped(q, k, v, heads, **kwargs)
         asked, keys = split[0].shape[2], split[1].shape[2]
-        crosses = asked == cells and keys != cells if family == "wan" else asked == keys > cells and (
-            family != "zimage" or keys == 64)
-        if crosses and (family != "lumina2" or keys == cells + TOKENS):
+        if asked == cells != keys if family == "wan" else asked == keys == length:
             found.append(split)
         return func(q, k, v, heads, *args, **kwargs)
 
