@@ -36,6 +36,7 @@ class Editor:
     follows: whether it edits by the target's prompt alone, so that the source's own prompt changes nothing.
     mixes: whether it changes the target's prediction by what it asked for; `answered` then returns the new one.
     replays: whether it is Replay's, which applies what an inversion learned.
+    lower: whether it reads the source where its trajectory was before it came to the target's level (`Run.lower`).
     node: (id, class) of the node that attached it, None outside a graph.
     """
     State: type = NoState
@@ -47,6 +48,7 @@ class Editor:
     follows: bool = False
     mixes: bool = False
     replays: bool = False
+    lower: bool = False
     node: tuple[str, str] | None = None
 
     def __deepcopy__(self, memo):

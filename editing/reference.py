@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .sites import Rows, Site
 
 ROWS, CELLS = 3, 8192  # of one forward that several σ share: rows, and latent cells of all of them
+LEAST = 1e-6  # where the network is asked at σ = 0
 
 
 def levels_together(rows, size, most=ROWS, cells=CELLS) -> int:
@@ -59,9 +60,9 @@ def _encoded(guider, inversion) -> list:
     return encoded(guider, inversion.conditioning, clean, clean)
 
 
-def _readers(run, inversion, sigma) -> list["Editor"]:
-    """The editors that read an INVERSION at σ."""
-    return [e for e in run.editors if e.read_inversion() is inversion and e.reads(run, sigma)]
+def _readers(run, inversion, lower, sigma) -> list["Editor"]:
+    """The editors that read an INVERSION at σ, or where it was before."""
+    return [e for e in run.editors if e.read_inversion() is inversion and e.lower == lower and e.reads(run, sigma)]
 
 
 @dataclass(frozen=True)
@@ -84,32 +85,35 @@ class Reference:
 
     A prompt is None for the source's own, the uuid of the null prompt's entry for that one.
 
-    inversions: those that some editor reads; entries: of each, its prompt's cond list; mixed: of each, whether rows of
-    different σ may share a forward.
-    levels: {(id of an INVERSION, prompt): the σ that were read}.
-    kept: {(id of an INVERSION, prompt, kind and address of a site, area of a tile or None): Kept}.
-    reading, pictures: of the call that reads now, its cond lists, and its rows at each σ.
+    sources: (INVERSION, whether at `Run.lower` of σ) that some editor reads; entries: of each, its prompt's cond list;
+    mixed: of each, whether rows of different σ may share a forward.
+    levels: {(its id and lower, prompt): the σ that were read for}.
+    kept: {(its id and lower, prompt, kind and address of a site, area of a tile or None): Kept}.
+    reading, pictures, source: of the call that reads now, its cond lists, its rows at each σ, and (id of its INVERSION,
+    lower).
     """
 
     def __init__(self, run: "Run"):
         self.steps = run.sigmas[:-1].tolist()
-        self.inversions = inversions_read(run.editors)
-        self.entries = [_encoded(run.guider, inversion) for inversion in self.inversions]
-        self.mixed = [rows_may_mix(run.guider.model_patcher, i.conditioning) for i in self.inversions]
+        self.sources = [(inversion, lower) for lower in (False, True)
+                        for inversion in inversions_read(e for e in run.editors if e.lower == lower)]
+        self.entries = [_encoded(run.guider, inversion) for inversion, _ in self.sources]
+        self.mixed = [rows_may_mix(run.guider.model_patcher, i.conditioning) for i, _ in self.sources]
         self.levels: dict[tuple, tuple] = {}
         self.kept: dict[tuple, Kept] = {}
         self.reading: list = []
         self.pictures = 1
+        self.source: tuple = ()
 
     def keep(self, call: Call, part: Part, site: "Site", features: dict[str, Tensor]):
         """Keeps what a part of a forward shows at a site."""
-        key = id(call.inversion), call.prompts[part.index], site.kind, site.address, part.entry.get("area")
+        key = self.source, call.prompts[part.index], site.kind, site.address, part.entry.get("area")
         self.kept[key] = Kept(features, site.grid, call.levels, self.pictures)
 
     def kept_for(self, editor: "Editor", rows: "Rows", site: "Site") -> Kept:
         """What the source shows to some rows at a site, in their area or in the whole latent."""
         prompt, area = rows.entry.get("palimpsest_prompt"), rows.entry.get("area")
-        key = id(editor.read_inversion()), prompt, site.kind, site.address
+        key = (id(editor.read_inversion()), editor.lower), prompt, site.kind, site.address
         kept = self.kept.get((*key, area)) or self.kept.get((*key, None))
         if kept is None and any(found[:4] == key for found in self.kept):
             raise ValueError("Another node cuts the source into tiles, none of which is the target's area (height, "
@@ -132,41 +136,43 @@ class Reference:
         """One call of the source, at σ and the next steps, for each INVERSION that some editor reads and that was not
         read at σ. nulls: `null_entries` of this evaluation."""
         sigma = float(timestep[0])
-        for i, inversion in enumerate(self.inversions):
-            readers = _readers(run, inversion, sigma)
+        for i, (inversion, lower) in enumerate(self.sources):
+            readers, source = _readers(run, inversion, lower, sigma), (id(inversion), lower)
             prompts = {None: self.entries[i]} if readers else {}
             if any("null" in e.roles for e in readers):
                 prompts |= nulls
-            self._forget(inversion, sigma)
+            self._forget(source, sigma)
             prompts = {prompt: entries for prompt, entries in prompts.items()
-                       if (id(inversion), prompt) not in self.levels}
+                       if (source, prompt) not in self.levels}
             if prompts:
                 self._read(run, executor, model, x_in, timestep, model_options, i, prompts)
 
-    def _forget(self, inversion, sigma):
-        """Drops what was read of an INVERSION at other σ."""
-        stale = {key for key, levels in self.levels.items() if key[0] == id(inversion) and sigma not in levels}
+    def _forget(self, source, sigma):
+        """Drops what was read of a source for other σ."""
+        stale = {key for key, levels in self.levels.items() if key[0] == source and sigma not in levels}
         self.levels = {key: levels for key, levels in self.levels.items() if key not in stale}
         self.kept = {key: kept for key, kept in self.kept.items() if key[:2] not in stale}
 
     def _read(self, run, executor, model, x_in, timestep, model_options, i, prompts):
-        sigma, inversion, conds = float(timestep[0]), self.inversions[i], list(prompts.values())
+        sigma, (inversion, lower), conds = float(timestep[0]), self.sources[i], list(prompts.values())
         texts = (_rows(entry) for prompt, entries in prompts.items() if prompt for entry in entries)
         self.pictures = math.lcm(inversion.batch, *texts)
         mixed = self.mixed[i] and tuple(prompts) == (None,)
         together = levels_together(self.pictures, inversion.shape[-2:]) if mixed else 1
-        readers = [(level, _readers(run, inversion, level)) for level in self._ahead(sigma, together)]
+        readers = [(level, _readers(run, inversion, lower, level)) for level in self._ahead(sigma, together)]
         levels = tuple(level for level, mine in readers if mine)
+        asked = [run.lower(inversion, level) if lower else level for level in levels]
         x = torch.cat([repeat_to_batch_size(run.shown(inversion, level), self.pictures)
-                       for level in levels]).to(x_in)
+                       for level in asked]).to(x_in)
         call = Call(run, conds, sigma, x, inversion, levels, tuple(prompts))
         options = call.install(model_options, dict.fromkeys(e for _, mine in readers for e in mine))
-        self.reading = conds
+        self.reading, self.source = conds, (id(inversion), lower)
+        sigmas = timestep.new_tensor(asked).clamp(min=LEAST)
         try:
-            executor(model, conds, x, timestep.new_tensor(levels).repeat_interleave(self.pictures), options)
+            executor(model, conds, x, sigmas.repeat_interleave(self.pictures), options)
         finally:
             self.reading = []
-        self.levels |= {(id(inversion), prompt): levels for prompt in prompts}
+        self.levels |= {(self.source, prompt): levels for prompt in prompts}
 
     def _ahead(self, sigma, together) -> list:
         """σ and the steps after it, as many as share a forward. If a solver goes between the steps,

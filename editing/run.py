@@ -23,7 +23,7 @@ from ..inversion.grid import CoupledState
 from ..inversion.method import method_of
 from ..inversion.trajectory import Inversion
 from .call import Call
-from .checks import check_finite, check_hooks, check_noise, check_run, inversions_read, warn_of_run
+from .checks import check_finite, check_hooks, check_noise, check_run, inversions_of, inversions_read, warn_of_run
 from .editor import Editor, editors
 from .predictions import Questions
 from .reference import Reference, null_entries
@@ -116,6 +116,13 @@ class Run:
             return inversion.at(sigma)
         return self.coupled.shown(self.coupled.source(inversion)[0])
 
+    def lower(self, inversion: Inversion, sigma: float) -> float:
+        """The level from which the INVERSION's trajectory came to σ; σ itself between its steps, where its levels are
+        noised apart, and where the network saw other latents."""
+        if self.coupled is not None and not self.coupled.on_path:
+            return sigma
+        return method_of(inversion).lower(inversion, sigma)
+
     def landing(self, inversion: Inversion, sigma: float) -> Tensor:
         """The x0 with which the step that is being taken keeps to the INVERSION."""
         if self.coupled is None:
@@ -140,9 +147,12 @@ class Run:
                 log.warning(message, *args)
 
     def warn_if_idle(self, name: str, acts: Callable[[float], bool]):
-        """Warns where an editor acts(σ) at no step of this run. Another sampler may take the steps at which it does."""
+        """Warns where an editor acts(σ) at no step of this run, nor in the middle of one where the method that is
+        replayed asks there. Another sampler may take the steps at which it does."""
         steps = self.sigmas[:-1].tolist()
-        if not any(map(acts, steps)):
+        replayed = map(method_of, inversions_of(e for e in self.editors if e.replays))
+        if not any(map(acts, (s for levels in (self.sigmas, *(m.levels(self.sigmas) for m in replayed))
+                              for s in levels[:-1].tolist()))):
             log.warning("%s acts on none of the %d steps being sampled (sigma %.4g to %.4g): move its start and end, "
                         "unless another sampler takes the steps they name.", name, len(steps), steps[0], steps[-1])
 

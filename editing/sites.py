@@ -8,7 +8,7 @@ Shapes at a site: q, k and v are (rows, tokens, heads · channels), as the host'
 """
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from .run import Run
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # softmax(q kᵀ/√d) v
+BESIDE = "q_beside", "k_beside", "v_beside"  # of the tokens that are looked up beside the picture's
 
 
 @dataclass(frozen=True)
 class Site:
     """Where the network is edited or read.
 
-    kind: "self" or "cross" attention, or "feature" for another module.
+    kind: "self" or "cross" attention, "tokens" for what all tokens of self-attention hold, or "feature" for another
+        module.
     address: the host's name of it, (section, block, depth) of attention.
     grid: of its image tokens, (height, width), of a video's (frames, height, width).
     resolution: the grid's side over the latent's (1, 1/2, 1/4 …).
@@ -51,8 +53,8 @@ class Site:
 
 
 class Source(dict[str, Tensor]):
-    """The source's features for some rows, by the names under which an editor keeps them: q, k and v of attention, the
-    `feature` of another module (features.py)."""
+    """The source's features for some rows, by the names under which an editor keeps them: q, k and v of attention, of
+    tokens those BESIDE too, the `feature` of another module (features.py)."""
 
     @property
     def q(self) -> Tensor:
@@ -96,9 +98,12 @@ class AttentionEditor(Editor):
         joint = joins_words(call.network)
         sites = {at: Site(at.kind, at.address, (), resolution, joint=joint)
                  for at, resolution in call.run.sites.items()}
+        sharing = [e for e in edits if isinstance(e, TokenEdit)]
         return with_attention(model_options, {
             at: partial(_around, edits, call, site) for at, site in sites.items()
-            if not (joint and at.kind == "cross") or any(_wanted(edit, call, site) for edit in edits)})
+            if not (joint and at.kind == "cross") or any(_wanted(edit, call, site) for edit in edits)}, {
+            at: partial(_held, sharing, call, replace(site, kind="tokens")) for at, site in sites.items()
+            if sharing and at.kind == "self"})
 
 
 def _wanted(edit, call, site) -> bool:
@@ -122,6 +127,16 @@ class AttentionEdit(AttentionEditor):
         return attention(q, k, v)
 
 
+class TokenEdit(AttentionEditor):
+    """An edit of what all tokens of self-attention hold, words' too where they are joined, at sites of kind "tokens".
+    Edits of another kind see its result."""
+
+    def held(self, rows: Rows, site: Site, own: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
+        """What the tokens of these rows hold, of what they hold without this edit: q, k and v of the picture's tokens,
+        and BESIDE."""
+        return own
+
+
 class AttentionObserver(AttentionEditor):
     """Looks at attention and leaves it as it is."""
 
@@ -138,6 +153,28 @@ def keep_features(edits, call: "Call", site: Site, options: dict, **features: Te
                   for name in edit.keeps(call.run, site, level)}
         if wanted:
             call.run.reference.keep(call, part, site, {n: x for n, x in zip(features, own) if n in wanted})
+
+
+def _held(edits, call, site, q, k, v, beside, options):
+    """(q, k, v, beside) of all tokens with the edits in them; None where none acts."""
+    _, grid, heads = shape_of(options)
+    seen = replace(site, grid=grid, heads=heads)
+    features = dict(zip(("q", "k", "v", *BESIDE), (q, k, v, *beside)))
+    if call.reads:
+        return keep_features(edits, call, seen, options, **features)
+    acting = [e for e in edits if e.acts(call.run, seen, call.sigma)]
+    parts = call.parts(options) if acting else []
+    if not any(part.role in e.roles for part in parts for e in acting):
+        return None
+    _require_all_tokens(seen, q, options)
+    made = []
+    for part, *own in call.split(options, *features.values()):
+        rows, held = Rows(call, part.entry, len(own[2])), dict(zip(features, own))
+        for edit in (e for e in acting if part.role in e.roles):
+            held = edit.held(rows, seen, held, source_of(edit, rows, seen))
+        made.append([held[name] for name in features])
+    q, k, v, *beside = (torch.cat(x) for x in zip(*made))
+    return q, k, v, beside
 
 
 def _around(edits, call, site, inner):
@@ -184,7 +221,7 @@ def _edited(edits, call, site, inner, q, k, v, options) -> Tensor:
 def _require_all_tokens(site, q, options):
     """ValueError where another node merges tokens."""
     rows, grid, _ = shape_of(options)
-    if site.kind == "self" and q.shape[0] * q.shape[1] != rows * math.prod(grid):
+    if site.kind != "cross" and q.shape[0] * q.shape[1] != rows * math.prod(grid):
         raise ValueError(f"Self-attention has {q.shape[0] * q.shape[1]} queries for {rows} grids of "
                          f"{' x '.join(map(str, grid))} tokens: another node merges tokens, other ones in the "
                          "source than in the target; remove Token Merging.")
@@ -234,8 +271,8 @@ def source_of(editor: Editor, rows: Rows, site: Site) -> Source:
 
     def seen(name):
         x = kept.features[name].unflatten(0, (len(kept.levels), -1))[kept.levels.index(call.sigma)]
-        # the keys and values of cross-attention are the text's
-        if kept.grid != site.grid and (site.kind != "cross" or name == "q"):
+        # the keys and values of cross-attention are the text's, and what is beside the picture has no grid
+        if kept.grid != site.grid and (site.kind != "cross" or name == "q") and name not in BESIDE:
             x = window(x, kept.grid, site.grid, rows)
         count = rows.count * x.shape[0] // kept.pictures  # another pack may cut q into tiles, rows of their own
         return x.expand(count, -1, -1) if x.shape[0] == 1 else repeat_to_batch_size(x, count)

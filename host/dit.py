@@ -2,7 +2,8 @@
 
 Words and picture look up each other there, in one softmax. Edits of self-attention see the picture's own tokens alone,
 on their grid. What they compute for these looks up the words too, and a reference latent's tokens, as the host has
-them; what these look up is left as it was. q and k are seen after the rotation that gives them their place.
+them; what these look up is left as it was, unless an edit changes what tokens hold before any is looked up. q and k are
+seen after the rotation that gives them their place.
 
 A block says its number to the attention inside it by a hook that lives for one forward, because the host tells it in
 some families only. What a family has before and after its picture's tokens stands in the table.
@@ -175,7 +176,8 @@ def word_layers(network) -> frozenset:
     return frozenset((section, i, 0) for i in range(first, max(last, first + 1)))
 
 
-def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> dict:
+def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],
+                   prepare: Mapping[Attention, Callable]) -> dict:
     """As unet.py's; q, k and v are the picture's tokens. In cross-attention k and v are the text's, in joint attention
     all tokens, the picture's own last."""
     before = model_options["transformer_options"].get(OVERRIDE)
@@ -203,7 +205,8 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> d
             raise ValueError("Attention has a mask over its tokens, from another node or a padded prompt, and "
                              f"the editors on this MODEL move some of its {k.shape[-2]} keys: remove that node, or "
                              "encode each prompt by itself.")
-        return _joint(own, all_ if joins(network) else None, compute, q, k, v, heads, split, options)
+        held = prepare.get(Attention("self", address))
+        return _joint(own, all_ if joins(network) else None, held, compute, q, k, v, heads, split, options)
 
     model_options = with_transformer(model_options, **{OVERRIDE: override})
     model_options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, KEY, _told)
@@ -243,12 +246,13 @@ def _left(block, args, kwargs, out):
     del kwargs["transformer_options"][BLOCK]
 
 
-def _joint(own_edit, all_edit, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, split: bool,
+def _joint(own_edit, all_edit, held, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, split: bool,
            options: dict) -> Tensor:
     """The output [rows, tokens, channels] of joint attention on q, k, v: [rows, heads, tokens, width] where they are
     split, otherwise [rows, tokens, channels].
 
-    own_edit(inner) computes the picture's part from its own tokens, all_edit(inner) inside it from all."""
+    own_edit(inner) computes the picture's part from its own tokens, all_edit(inner) inside it from all. held changes
+    what all of them hold before."""
     axis, shape = 2 if split else 1, options[SHAPE]
     start, end = _place(q.shape[axis], options)
     if q.shape[0] != shape.rows:
@@ -258,6 +262,13 @@ def _joint(own_edit, all_edit, compute, q: Tensor, k: Tensor, v: Tensor, heads: 
     own = [x.narrow(axis, start, end - start) for x in given]
     own = [_flat(x, split) for x in own]
     others = [torch.cat([x.narrow(axis, 0, start), x.narrow(axis, end, x.shape[axis] - end)], axis) for x in given]
+    if held is not None:
+        made = held(*own, [_flat(x, split) for x in others], {**options, SHAPE: shape._replace(heads=heads)})
+        if made is not None:
+            *own, beside = made
+            others = [_formed(x, heads, split) for x in beside]
+            q, k, v = (_formed(torch.cat([x[:, :start], mine, x[:, start:]], 1), heads, split)
+                       for x, mine in zip(beside, own))
     whole = []
 
     def unedited():

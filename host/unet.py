@@ -1,5 +1,6 @@
 """The door to the host's U-Nets (SD1.x, SD2.x, SDXL): where attention and features are, and what computes attention."""
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -55,16 +56,30 @@ def attentions(unet) -> dict[Attention, float]:
             for address, resolution in resolutions(unet).items()}
 
 
-def with_attention(model_options: dict, wrap: Mapping[Attention, Callable]) -> dict:
+def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],
+                   prepare: Mapping[Attention, Callable]) -> dict:
     """model_options under which other functions compute some of the attentions.
 
     wrap: {the attention: function(inner) -> the new one}, where inner is what computes it now. All of them are called
-    with (q, k, v, options), each of q, k and v (rows, tokens, heads · channels)."""
+    with (q, k, v, options), each of q, k and v (rows, tokens, heads · channels).
+    prepare: {one of them: function(q, k, v, beside, options) -> (q, k, v, beside) that take their places, or None}.
+    beside: q, k, v of the tokens that take part and are not the picture's. It comes before all others."""
+    wrap = {at: partial(_prepared, around, prepare[at]) if at in prepare else around for at, around in wrap.items()}
     for kind, slot in SLOTS.items():
         mine = {address: around for (of, address), around in wrap.items() if of == kind}
         if mine:
             model_options = with_replaced(model_options, slot, mine, host_attention)
     return model_options
+
+
+def _prepared(around, prepare, inner):
+    def attention(q, k, v, options):
+        none = [x[:, :0] for x in (q, k, v)]
+        q, k, v, _ = prepare(q, k, v, none, options) or (q, k, v, none)
+        return attend(q, k, v, options)
+
+    attend = around(inner)
+    return attention
 
 
 def host_attention(q, k, v, options):

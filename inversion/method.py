@@ -155,6 +155,13 @@ class Method:
                 raise ValueError(f"{self.node} has a {name} of {value}, which is outside {span}: choose one of these.")
         return {name: setting.default for name, setting in self.settings.items()} | dict(given)
 
+    def lower(self, inversion: Inversion, sigma: float) -> float:
+        """The level at which the step that leads to σ begins, 0 for the picture's. σ itself where none leads to it."""
+        level = inversion.level(sigma)
+        if level is None or self.trajectory != "deterministic" or self.middles and level % 2:
+            return sigma
+        return float(inversion.sigmas[level + 1 + self.middles])
+
     def landing(self, inversion: Inversion, sigma: float) -> Tensor:
         """The x0 [B,C,…] with which a step from σ keeps to the source: the clean latent, minus what the step adds."""
         level = inversion.level(sigma)

@@ -24,8 +24,8 @@ AS_ONE = set(map(frozenset, (  # one of the two leaves the other nothing to do
     # the same place
     ("blend", "remove"), ("blend", "shrinking"), ("blend", "objects"), ("remove", "shrinking"),
     ("shrinking", "objects"),
-    # one look-up of one picture's queries and keys
-    ("mutual", "remove"), ("mutual", "cross image"), ("free prompt", "composite"),
+    # one look-up of one picture's queries and keys, or of its values
+    ("mutual", "remove"), ("mutual", "cross image"), ("free prompt", "composite"), ("feature share", "remove"),
     ("remove", "ledits"))))  # on these nets the concept is found outside the place
 PAIRS = [(*pair[::(-1) ** i], FAMILIES[i % len(FAMILIES)]) for i, pair in enumerate(combinations(SINGLE, 2))]
 

@@ -12,6 +12,7 @@ from palimpsest.editing.run import attach
 from palimpsest.editing.sites import AttentionEdit
 from palimpsest.host.network import resolutions
 from palimpsest.host.sampling import Solver, sample
+from palimpsest.nodes.attention.feature_share import PalimpsestFeatureShare
 from palimpsest.nodes.attention.free_prompt import PalimpsestFreePromptEdit
 from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
 from palimpsest.nodes.attention.plug_and_play import PalimpsestPlugAndPlay
@@ -94,9 +95,9 @@ def of_picture(family, words, tokens, found):
     return slice(start, start + tokens) if found == total else None
 
 
-def by_hand(inversion, edit, prompt, tokens, family="flux", beside=0):
+def by_hand(inversion, edit, prompt, tokens, family="flux", beside=0, words_too=False):
     """The run in which edit(q, k, v, source's q, k, v of the picture) gives what the picture's queries look up.
-    beside: tokens of reference latents in the prompt."""
+    beside: tokens of reference latents in the prompt. words_too: whether these and words look it up too."""
     known, calls = [], iter(range(99))
 
     def shaped(q, k, v, heads, skip_reshape=False, **_):
@@ -119,7 +120,9 @@ def by_hand(inversion, edit, prompt, tokens, family="flux", beside=0):
         asked, keys, values = edit(*(x[:, :, own] for x in split), *known[next(calls)])
         rest = [torch.cat([x[:, :, :own.start], x[:, :, own.stop:]], 2) for x in split[1:]]
         out = softmax(*split)
-        out[:, own] = softmax(asked, torch.cat([rest[0], keys], 2), torch.cat([rest[1], values], 2))
+        every = torch.cat([split[0][:, :, :own.start], asked, split[0][:, :, own.stop:]], 2)
+        own = slice(None) if words_too else own
+        out[:, own] = softmax(every[:, :, own], torch.cat([rest[0], keys], 2), torch.cat([rest[1], values], 2))
         return out
 
     under(record, family, inversion, SOURCE)
@@ -142,6 +145,19 @@ def test_an_edit_is_the_explicit_softmaxs(editor, family, size):
     model, tokens = made(family), frames * -(-size[0] // patch) * -(-size[1] // patch)
     found = sampled(put(model, inversion), inversion)
     assert relative(found, by_hand(inversion, edit, TARGET, tokens, family)) < 1e-5
+    assert relative(found, sampled(model, inversion)) > 1e-4
+
+
+@pytest.mark.parametrize("family", JOINT)
+def test_what_the_pictures_tokens_hold_is_looked_up_by_words_too(family):
+    """Feature Share's, of prompts of 5 and 8 tokens."""
+    inversion, model = inverted(family=family), made(family)
+    tokens = math.prod(inversion.shape[1:]) // {"hunyuan image": 1, "ltx video": 1}.get(family, 4)
+    found = sampled(PalimpsestFeatureShare.execute(model, inversion, "Stable Flow", "+q, k, v", everywhere(model), 0.0,
+                                                   1.0, "picture", "same", True).result[0], inversion)
+    wanted = by_hand(inversion, lambda q, k, v, q_s, k_s, v_s: (q + q_s, k_s, v_s), TARGET, tokens, family,
+                     words_too=True)
+    assert relative(found, wanted) < 1e-5
     assert relative(found, sampled(model, inversion)) > 1e-4
 
 
