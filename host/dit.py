@@ -265,7 +265,7 @@ def _joint(own_edit, all_edit, held, compute, q: Tensor, k: Tensor, v: Tensor, h
     if held is not None:
         made = held(*own, [_flat(x, split) for x in others], {**options, SHAPE: shape._replace(heads=heads)})
         if made is not None:
-            *own, beside = made
+            own, beside = list(made[:3]), made[3]
             others = [_formed(x, heads, split) for x in beside]
             q, k, v = (_formed(torch.cat([x[:, :start], mine, x[:, start:]], 1), heads, split)
                        for x, mine in zip(beside, own))
