@@ -210,7 +210,7 @@ def refining_resolution(model, latent, resolution) -> float:
 
 
 def word_layers_of(model) -> frozenset | None:
-    """The layers at which a MODEL shows best where words are seen, or None for all of a resolution."""
+    """The layers of a MODEL at which maps of words are read, or None for all of a resolution."""
     return word_layers(model.model.diffusion_model)
 
 

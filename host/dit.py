@@ -167,9 +167,9 @@ def text_runs(network, columns: int) -> list[tuple[int, int, int]]:
 
 
 def word_layers(network) -> frozenset:
-    """The addresses at which pictures show best where they see words. Of two sections the last fifth of the first: on
-    Flux blocks 15 to 18, as ConceptAttention (Helbling et al. 2025, arXiv:2502.04320) found. Of one its middle fifth,
-    which nobody measured."""
+    """The addresses at which the maps of words are read. Of two sections the last fifth of the first: on Flux blocks 15
+    to 18, whose outputs ConceptAttention (Helbling et al. 2025, arXiv:2502.04320) compares. Of one its middle fifth.
+    Nobody measured the probabilities there."""
     (section, blocks), *others = FAMILIES[type(network)].lists.items()
     count = len(getattr(network, blocks))
     first, last = (4 * count // 5, count) if others else (2 * count // 5, 3 * count // 5)

@@ -42,7 +42,7 @@ def text_runs(network, columns: int, keys: int) -> list[tuple[int, int, int]]:
 
 
 def word_layers(network) -> frozenset | None:
-    """The addresses of the cross-attention that shows where words are seen; None: all of a resolution."""
+    """The addresses of the cross-attention at which maps of words are read; None: all of a resolution."""
     return dit.word_layers(network) if dit.known(network) else None
 
 

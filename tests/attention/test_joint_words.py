@@ -112,9 +112,9 @@ def test_a_words_map_is_what_the_picture_gives_to_its_tokens(family):
 TARGET = "a red big dog sits"
 
 
-def explicit_p2p(family, pair, known):
+def explicit_p2p(family, pair, known, layout):
     """The run in which the picture's rows have the source's probabilities for words with a partner, but for "sits",
-    whose schedule is over. "dog" counts twice."""
+    whose schedule is over. "dog" counts twice. layout: they have the source's q and k of the picture, too."""
     a, e = torch.ones(2, len(pair.target.ids))
     a[list(pair.target.find("sits").positions)], e[list(pair.target.find("dog").positions)] = 0, 2
     model, inversion, calls = made(family).clone(), inverted(family), iter(range(99))
@@ -135,6 +135,10 @@ def explicit_p2p(family, pair, known):
         own, theirs = (of_picture(family, x.shape[2]) for x in (split[0], q_s))
         maps, maps_s = ((x @ y.transpose(-1, -2) * x.shape[-1] ** -0.5).softmax(-1)
                         for x, y in ((split[0], split[1]), (q_s, k_s)))
+        if layout:
+            asked, keys = (x.clone() for x in split[:2])
+            asked[:, :, own], keys[:, :, own] = q_s[:, :, theirs], k_s[:, :, theirs]
+            maps[:, :, own] = (asked[:, :, own] @ keys.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
         edited = maps.clone()
         for j in range(len(pair.target.ids)):
             for n, key in enumerate(keys_of(pair.target, j)):
@@ -152,18 +156,19 @@ def explicit_p2p(family, pair, known):
     return found
 
 
-@pytest.mark.parametrize("family", ["flux", "sd3", "qwen", "zimage", "lumina2", "auraflow", "hidream",
-                                    *["hunyuan image"] * joint.TODAY])
-def test_prompt_to_prompt_replaces_the_maps_of_words(family):
+@pytest.mark.parametrize("family, layout", [
+    *((family, False) for family in ("flux", "sd3", "qwen", "zimage", "lumina2", "auraflow", "hidream",
+                                     *["hunyuan image"] * joint.TODAY)), ("flux", True), ("qwen", True)])
+def test_prompt_to_prompt_replaces_the_maps_of_words(family, layout):
     """In the picture's rows, of a longer target, with a factor and with a word whose schedule is over."""
     source, target = joint.worded(family, SOURCE), joint.worded(family, TARGET, seed=2)
     pair = align(*(c[0][1]["palimpsest_tokens"][0] for c in (source, target)))
     with torch.inference_mode():
         known = recorded(family, source)
-        put = PalimpsestAttentionInject.execute(made(family), inverted(family), PromptEdit((pair,)), 0.0, 1.0, 0.0, 0.0,
-                                                1.0, 1.0, "dog: 2", "sits: 0").result[0]
+        put = PalimpsestAttentionInject.execute(made(family), inverted(family), PromptEdit((pair,)), 0.0, 1.0, 0.0,
+                                                float(layout), 1.0, 1.0, "dog: 2", "sits: 0").result[0]
         found, plain = (sampled(model, inverted(family), target) for model in (put, made(family)))
-        wanted = explicit_p2p(family, pair, known)
+        wanted = explicit_p2p(family, pair, known, layout)
     assert pair.kept[-6:].tolist() == [1, 1, 0, 0, 1, 1]
     assert relative(found, wanted) < 1e-5 and relative(found, plain) > 1e-4
 
