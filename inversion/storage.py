@@ -31,11 +31,15 @@ def save(path, inversion: Inversion, known=()):
     """
     tensors = {}
     names = {kind.__name__: kind for kind in (Theta, *known)}
-    value = {name: _pack(getattr(inversion, name), name, tensors, names) for name in FIELDS}
-    text = json.dumps({"version": VERSION, "inversion": value})
+    value = {name: pack(getattr(inversion, name), name, tensors, names) for name in FIELDS}
+    write(path, tensors, {KEY: json.dumps({"version": VERSION, "inversion": value})})
+
+
+def write(path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]):
+    """Write a safetensors file, at once or not at all. ValueError where it cannot be written."""
     part = Path(f"{path}.part")
     try:
-        save_file(tensors, part, metadata={KEY: text})
+        save_file(dict(tensors), part, metadata=dict(metadata))
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         name = Path(path).name
@@ -60,7 +64,7 @@ def load(path, known=()) -> Inversion:
             record = {} if text is None else json.loads(text)
             if text is not None and record["version"] <= VERSION:
                 names = {kind.__name__: kind for kind in (Theta, *known)}
-                values = {name: _unpack(v, file, names) for name, v in record["inversion"].items()}
+                values = {name: unpack(v, file, names) for name, v in record["inversion"].items()}
                 found = Inversion(**values if record["version"] > 2 else _with_settings(values))
                 _check(found)
                 return found
@@ -100,8 +104,13 @@ def _check(inversion):
     check(inversion)
 
 
-def _pack(value, place, tensors, names):
-    """JSON for a value; its tensors go into `tensors` by their place."""
+def pack(value, place: str, tensors: dict[str, Tensor], names: Mapping[str, type], what: str = "INVERSION",
+         cure: str = "into the source CONDITIONING, and invert again") -> Any:
+    """JSON for a value; its tensors go into `tensors` by their place.
+
+    names: the dataclasses that it may hold.
+    what, cure: of the error where it holds what is neither a tensor nor plain.
+    """
     if isinstance(value, Tensor):
         tensors[place] = value.detach().cpu().contiguous()
         if any(t is not tensors[place] and t.untyped_storage().data_ptr() == tensors[place].untyped_storage().data_ptr()
@@ -111,20 +120,22 @@ def _pack(value, place, tensors, names):
     if value is None or isinstance(value, (str, bool, int)) or isinstance(value, float) and math.isfinite(value):
         return value
     if isinstance(value, (list, tuple)):
-        items = [_pack(v, f"{place}.{i}", tensors, names) for i, v in enumerate(value)]
+        items = [pack(v, f"{place}.{i}", tensors, names, what, cure) for i, v in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
     if is_dataclass(value) and names.get(type(value).__name__) is type(value):
-        held = {f.name: _pack(getattr(value, f.name), f"{place}.{f.name}", tensors, names) for f in fields(value)}
+        held = {f.name: pack(getattr(value, f.name), f"{place}.{f.name}", tensors, names, what, cure)
+                for f in fields(value)}
         return {type(value).__name__: held}
     if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
-        return {"dict": {k: _pack(v, f"{place}.{k}", tensors, names) for k, v in value.items()}}
-    raise ValueError(f"The INVERSION holds a {type(value).__name__} at {place}, which a file of tensors and plain "
-                     "values cannot keep: remove the node that put it into the source CONDITIONING, and invert again.")
+        return {"dict": {k: pack(v, f"{place}.{k}", tensors, names, what, cure) for k, v in value.items()}}
+    raise ValueError(f"The {what} holds a {type(value).__name__} at {place}, which a file of tensors and plain "
+                     f"values cannot keep: remove the node that put it {cure}.")
 
 
-def _unpack(value, file, names) -> Any:
+def unpack(value, file, names: Mapping[str, type]) -> Any:
+    """The value of JSON that `pack` made. file: gives its tensors, as safetensors' safe_open does."""
     if isinstance(value, list):
-        return [_unpack(v, file, names) for v in value]
+        return [unpack(v, file, names) for v in value]
     if not isinstance(value, dict):
         return value
     if len(value) != 1:
@@ -133,8 +144,8 @@ def _unpack(value, file, names) -> Any:
     if kind == "tensor":
         return file.get_tensor(held)
     if kind == "tuple":
-        return tuple(_unpack(v, file, names) for v in held)
-    held = {k: _unpack(v, file, names) for k, v in held.items()}
+        return tuple(unpack(v, file, names) for v in held)
+    held = {k: unpack(v, file, names) for k, v in held.items()}
     if kind == "dict":
         return held
     made = names[kind](**held)

@@ -1,0 +1,72 @@
+"""Save and Load Conditioning."""
+import os
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ...inversion.prompt_storage import SUFFIX, load_prompt, save_prompt
+from ..inversion.storage import KNOWN, find, inside, listed, size_in_words
+from ..search import aliases
+
+WHAT = "an encoded prompt"
+
+
+class PalimpsestSaveConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestSaveConditioning", display_name="Save Conditioning", category="palimpsest/concept",
+            **aliases("save prompt", "store embedding", "keep learned prompt", "export conditioning"),
+            description="Saves an encoded prompt to the output folder, exact to the bit, such as one that Imagic, "
+                        "Forgedit or HiPer learned.",
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="Without ControlNets and hooks."),
+                io.String.Input("filename_prefix", default="conditionings/prompt", tooltip=(
+                    "Folder and name inside the output folder. A number is added. Nothing is overwritten.")),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="The name that Load Conditioning lists.")],
+            is_output_node=True)
+
+    @classmethod
+    def execute(cls, conditioning, filename_prefix) -> io.NodeOutput:
+        output = folder_paths.get_output_directory()
+        inside(os.path.join(output, filename_prefix), output)  # before the host makes a folder
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
+        file = f"{name}_{counter:05}_{SUFFIX}"
+        path = inside(os.path.join(folder, file), output)
+        save_prompt(path, conditioning, KNOWN)
+        text = f"{Path(subfolder, file).as_posix()} [output]"
+        return io.NodeOutput(text, ui=ui.PreviewText(f"{text}, {size_in_words(path)}"))
+
+
+class PalimpsestLoadConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PalimpsestLoadConditioning", display_name="Load Conditioning", category="palimpsest/concept",
+            **aliases("load prompt", "open conditioning", "import learned prompt"),
+            description="Loads an encoded prompt from Save Conditioning. It goes with checkpoints of the family that "
+                        "it was encoded for.",
+            inputs=[io.Combo.Input("file", options=listed(SUFFIX), tooltip=(
+                f"Files named …{SUFFIX} in the output and input folders, newest first. Press R to refresh."))],
+            outputs=[io.Conditioning.Output()])
+
+    @classmethod
+    def validate_inputs(cls, file):
+        try:
+            find(file, SUFFIX, WHAT)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file):
+        state = os.stat(find(file, SUFFIX, WHAT))
+        return state.st_mtime_ns, state.st_size
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        found = load_prompt(find(file, SUFFIX, WHAT), KNOWN)
+        rows, width = found[0][0].shape[1:]
+        return io.NodeOutput(found, ui=ui.PreviewText(f"{rows} rows of {width}"))
