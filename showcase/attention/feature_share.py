@@ -18,6 +18,6 @@ def page(c, label):
 EXAMPLE = Example(
     "RF-Edit, FireFlow, Stable Flow, KV-Edit",
     pages={"PalimpsestFeatureShare": page},
-    costs=(CostRow("Feature Share, values throughout", alone(PalimpsestFeatureShare, end=1.0), 75),),
+    costs=(CostRow("Feature Share, values throughout", alone(PalimpsestFeatureShare, end=1.0), 75, joint=True),),
     elsewhere="It is made for flow models, and the pack ships none. It stands between the MODEL and Replay.",
     unmeasured="It is made for flow models, and the pack ships none.")
