@@ -43,7 +43,7 @@ EXAMPLE = Example(
     pages={"PalimpsestLatentBlend": page},
     scenes=(SceneRow("Inject + Latent Blend (true mask)", on_inversion(PalimpsestLatentBlend, inject, masked=True), 20,
                      crossed=True),
-            SceneRow("Inject + Latent Blend (both auto)", auto, 14),
+            SceneRow("Inject + Latent Blend (both auto)", auto, 14, crossed=True),
             SceneRow("Inject (auto) + Latent Blend (true mask)",
                      on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 16, crossed=True),
             SceneRow("Inject (auto) + Latent Blend (true mask), CFG 2",
