@@ -1,9 +1,11 @@
 """FlowEdit, shown and measured."""
+from functools import partial
+
 from ....inversion.flow.flow_edit import METHOD
 from ....miniature.scenes import held_out_edit
 from ....nodes.blending.local_blend import PalimpsestLatentBlend
 from ... import Example, folds
-from ...drawing import BROWN, GREEN, SCENE
+from ...drawing import BROWN, GREEN, SCENE, Workflow, injected, inverted
 from ...folds import Blueprint, Start
 from ...pictures import both
 from ...rows import InversionRow, SceneRow, as_it_is, on_inversion
@@ -64,9 +66,25 @@ BEGIN = Start(
     {folds.SHOWS: "a photo of a red apple and a white cup on a wooden table",
      folds.WANTED: "a photo of a red apple and a blue cup on a wooden table"}, 6, checkpoint=FLUX,
     models="Flux, SD3, Qwen-Image, Z-Image", more=FAMILIES)
+
+
+def found(c, p, inversion):
+    held = injected(c, p, inversion, schedule="auto")
+    mask = c.node("PalimpsestDiffEditMask", None, 260, model=p.loader["MODEL"], source=p.words["source"],
+                  target=p.words["target"], latent=p.encoded["LATENT"], rule="auto")
+    c.column(320)
+    return c.node("PalimpsestLatentBlend", model=held["MODEL"], inversion=inversion["inversion"], mask=mask["MASK"])
+
+
+WORKFLOW = Workflow(
+    "Change anything, with no mask of your own (FlowEdit)",
+    "2. On SD: 50 steps, CFG 2 to 4.\n\nNo way back to the noise: the picture moves along the difference of what both "
+    "prompts say. DiffEdit Mask finds where, Attention Inject's `auto` reads the kind of edit off the words. Of all "
+    "that needs no mask this comes nearest on the miniature.",
+    found, 65, invert=partial(inverted, kind="PalimpsestFlowEditInvert"), kind="object", seed=3, hard=True)
 EXAMPLE = Example(
     "FlowEdit",
-    workflows=(BEGIN,), blueprints=(BLUEPRINT,),
+    workflows=(BEGIN, WORKFLOW), blueprints=(BLUEPRINT,),
     pages={"PalimpsestFlowEditInvert": both("PalimpsestFlowEditInvert", 20, 2.3, 0.0)},
     inversions=(InversionRow("FlowEdit", METHOD, 182, {"cfg": 1.0}),),
     scenes=(SceneRow("direct path, CFG 2.3", as_it_is, 162, **ON),
