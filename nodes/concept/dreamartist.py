@@ -17,7 +17,7 @@ class PalimpsestDreamArtist(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="PalimpsestDreamArtist", display_name="New Word, Positive and Negative (DreamArtist)",
+            node_id="PalimpsestDreamArtist", display_name="New Word and Its Negative (DreamArtist)",
             category="palimpsest/concept",
             **aliases("one-shot", "negative embedding", "one picture", "style from one image", "textual inversion"),
             description="Learns one picture in two words, one for the prompt and one for the negative prompt (Dong et "
