@@ -12,6 +12,7 @@ drift: dB between those pictures and the ones that the frozen model makes of the
 noun: match of pictures of the bare noun. High means that every one of its class has become the subject.
 seconds: of one core, without class pictures.
 
+With masks, what lies outside of the subject is not learned.
 The prior keeps to what the frozen model predicted of pictures of its class, half of them of the bare noun.
 
 Each learned concept gives one JSON line in output/concepts.jsonl. A line that exists is not measured again. Prints a
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import comfy.sample
 import torch
+import torch.nn.functional as F
 
 from ..concept.custom_diffusion import KeysAndValues
 from ..concept.dreambooth import RARE, AllWeights
@@ -48,8 +50,10 @@ from .stats import paired_bootstrap
 
 ROOT = Path(__file__).parents[1]
 LINES, RESULTS = ROOT / "output" / "concepts.jsonl", ROOT / "bench" / "results" / "concepts.json"
+MASKED = "DreamBooth, LoRA as in Learn a Subject, with masks"
 METHODS = {
     "DreamBooth, LoRA as in Learn a Subject": lambda noun: [LoRA(2e-3, 8, layers="all", text_encoder=True)],
+    MASKED: lambda noun: [LoRA(2e-3, 8, layers="all", text_encoder=True)],
     "DreamBooth, all weights": lambda noun: [AllWeights(2e-4)],
     "Textual Inversion": lambda noun: [TextualInversion("subject", noun, 1, 5e-2)],
     "P+": lambda noun: [ExtendedTextualInversion("subject", noun, 1, 5e-2)],
@@ -114,9 +118,12 @@ def class_texts(noun) -> tuple:
 
 def measure(lab, number, method, with_prior, seed, steps) -> dict:
     one = subject(number)
-    pictures = torch.stack([torch.from_numpy(scenes.render(s)) for s in subject_scenes(number, PICTURES)])
-    given = ConceptImages(tuple(Example(z, one.caption(SEEN[i % len(SEEN)]))
-                                for i, z in enumerate(lab.vae.encode(pictures))), RARE)
+    shows = subject_scenes(number, PICTURES)
+    latents = lab.vae.encode(torch.stack([torch.from_numpy(scenes.render(s)) for s in shows]))
+    areas = torch.stack([torch.from_numpy(scenes.covered(s.objs[0])) for s in shows])
+    masks = F.interpolate(areas[:, None], latents.shape[-2:])[:, 0]
+    given = ConceptImages(tuple(Example(z, one.caption(SEEN[i % len(SEEN)]), {SLOT: mask} if method == MASKED else {})
+                                for i, (z, mask) in enumerate(zip(latents, masks))), RARE)
     prior = Prior(lab.prior(one.noun), 1.0, predicted=True) if with_prior else None
     began = time.process_time()
     learned = learn_concept(lab.model, lab.clip, given, METHODS[method](one.noun), prior, steps, BATCH, seed)
