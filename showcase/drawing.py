@@ -138,6 +138,7 @@ class Workflow:
     start: where Replay starts.
     target: which of Prompt Edit's CONDITIONINGs is sampled.
     prompt: a text that is sampled instead.
+    asked: the title of that prompt.
     exact: whether the scene's target is what it does.
     masked: whether its nodes take the scene's mask.
     """
@@ -152,6 +153,7 @@ class Workflow:
     start: float = 0.0
     target: str = "target"
     prompt: str = ""
+    asked: str = "What lies there"
     masked: bool = False
     hard: bool = False
     exact: bool = True
@@ -176,7 +178,7 @@ class Workflow:
             editor = self.edit(c, p, inversion)
             prompt = p.words[self.target]
             if self.prompt:
-                prompt = encoded(c, p, "What lies there", self.prompt)["CONDITIONING"]
+                prompt = encoded(c, p, self.asked, self.prompt)["CONDITIONING"]
             latent = editor["LATENT"] if inversion is None else replay(
                 c, "Sample the edit", editor["MODEL"], inversion, prompt, p.null["CONDITIONING"], self.cfg,
                 self.start)["output"]

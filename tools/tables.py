@@ -132,7 +132,8 @@ def tasks_in_short(up: str) -> str:
         groups.setdefault(first[title] if many else "More", []).append(
             workflow(title, up).replace(f"[{title}]", f"[{short}]"))
     groups["More"] = groups.pop("More", [])  # at the end
-    return "\n".join([line("", "workflows"), "|---" * 2 + "|",
+    count = f"{len(titles)} workflows of {sum(map(len, nodes().values()))} nodes"
+    return "\n".join([line("", count), "|---" * 2 + "|",
                       *(line(f"**{name}**", " · ".join(links)) for name, links in groups.items())])
 
 

@@ -10,13 +10,6 @@ def excited(c, p, inversion):
     return c.node("PalimpsestAttendExcite", model=p.loader["MODEL"], words="cross")
 
 
-WORKFLOW = Workflow(
-    "Leave nothing of the prompt out (Attend-and-Excite)",
-    "2. *words* are what the prompt names but the picture lacks. On SD: CFG 7.5.\n\nEach step moves the latent until "
-    "every word gets attention somewhere.",
-    excited, 210, kind="add", seed=0)
-
-
 def edit(scenes, model, inversion):
     """What an edit brings is named by its noun."""
     return output(PalimpsestAttendExcite, model=model, words=scenes.changed[0].new[0].names[-1])
@@ -24,8 +17,9 @@ def edit(scenes, model, inversion):
 
 EXAMPLE = Example(
     "Attend-and-Excite",
-    workflows=(WORKFLOW,),
-    pages={"PalimpsestAttendExcite": before_and_after(WORKFLOW)},
+    pages={"PalimpsestAttendExcite": before_and_after(Workflow("", "", excited, kind="add", seed=0))},
     scenes=(SceneRow("Attend-and-Excite", edit, 132, kinds=("object", "add"), singly=True),),
     costs=(CostRow("Attend-and-Excite, a move a step",
-                   alone(PalimpsestAttendExcite, words="star, grass", thresholds=""), 220, gradient=True),))
+                   alone(PalimpsestAttendExcite, words="star, grass", thresholds=""), 220, gradient=True),),
+    elsewhere="The miniature leaves nothing of a prompt out, so no picture of it shows what this adds. It stands between "
+              "the MODEL and any sampler.")

@@ -8,9 +8,9 @@ from ..rows import CostRow, SceneRow, alone, on_inversion, output
 
 WORKFLOW = Workflow(
     "Change a word, held by attention maps (pix2pix-zero)",
-    "2. On SD: CFG 5, and *Edit Direction* with lists of sentences instead of one target.\n\nAt every step a gradient "
-    "pulls the target's attention maps to the source's.",
-    on_model("PalimpsestCrossAttentionGuidance"), 220, seed=8)
+    "2. On SD: CFG 5, `amount` 0.1, and *Edit Direction* with lists of sentences instead of one target.\n\nAt every step "
+    "a gradient pulls the target's attention maps to the source's.",
+    on_model("PalimpsestCrossAttentionGuidance", amount=1.0), 220, seed=8)
 
 
 def direction(c, label):
@@ -37,7 +37,8 @@ def moved(scenes):
 EXAMPLE = Example(
     "pix2pix-zero",
     workflows=(WORKFLOW,),
-    pages={"PalimpsestCrossAttentionGuidance": before_and_after(WORKFLOW), "PalimpsestEditDirection": direction},
+    pages={"PalimpsestCrossAttentionGuidance": before_and_after(
+        WORKFLOW, edit=on_model("PalimpsestCrossAttentionGuidance")), "PalimpsestEditDirection": direction},
     scenes=(SceneRow("Cross-Attention Guidance", on_inversion(PalimpsestCrossAttentionGuidance), 120),
             SceneRow("Cross-Attention Guidance (edit direction)", on_inversion(PalimpsestCrossAttentionGuidance), 121,
                      samples=moved, kinds=("object", "colour", "material", "pose"), singly=True)),
