@@ -7,8 +7,8 @@ from ..rows import CostRow, SceneRow, alone, on_inversion
 
 WORKFLOW = Workflow(
     "Change a pose, keep the looks (MasaCtrl)",
-    "2. On SD: CFG 7.5, `layers` empty.\n\nThe new prompt says the pose and nothing of the looks. The target attends to "
-    "the source's keys and values, which fill it.",
+    "2. On SD: CFG 7.5, `layers` empty.\n\nThe new prompt says the pose and nothing of the looks. The target attends "
+    "to the source's keys and values, which fill it.",
     on_model("PalimpsestMutualSelfAttention", layers="u0-3", null_too=False), 70, kind="pose", seed=1,
     prompt="a photo of a tilted moon on a sand background", asked="The pose")
 EXAMPLE = Example(

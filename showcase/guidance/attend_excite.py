@@ -21,5 +21,5 @@ EXAMPLE = Example(
     scenes=(SceneRow("Attend-and-Excite", edit, 132, kinds=("object", "add"), singly=True),),
     costs=(CostRow("Attend-and-Excite, a move a step",
                    alone(PalimpsestAttendExcite, words="star, grass", thresholds=""), 220, gradient=True),),
-    elsewhere="The miniature leaves nothing of a prompt out, so no picture of it shows what this adds. It stands between "
-              "the MODEL and any sampler.")
+    elsewhere="The miniature leaves nothing of a prompt out, so no picture of it shows what this adds. It stands "
+              "between the MODEL and any sampler.")

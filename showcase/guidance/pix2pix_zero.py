@@ -8,8 +8,8 @@ from ..rows import CostRow, SceneRow, alone, on_inversion, output
 
 WORKFLOW = Workflow(
     "Change a word, held by attention maps (pix2pix-zero)",
-    "2. On SD: CFG 5, `amount` 0.1, and *Edit Direction* with lists of sentences instead of one target.\n\nAt every step "
-    "a gradient pulls the target's attention maps to the source's.",
+    "2. On SD: CFG 5, `amount` 0.1, and *Edit Direction* with lists of sentences instead of one target.\n\nAt every "
+    "step a gradient pulls the target's attention maps to the source's.",
     on_model("PalimpsestCrossAttentionGuidance", amount=1.0), 220, seed=8)
 
 
