@@ -163,7 +163,8 @@ def joins(network) -> bool:
 
 def text_runs(network, columns: int) -> list[tuple[int, int, int]]:
     """Where the columns of a prompt stand among the keys of cross-attention, as Family has it."""
-    return FAMILIES[type(network)].text(network, columns)
+    text = FAMILIES[type(network)].text
+    return text(network, columns) if text else []
 
 
 def word_layers(network) -> frozenset:
@@ -285,23 +286,23 @@ def _joint(own_edit, all_edit, held, compute, q: Tensor, k: Tensor, v: Tensor, h
             raise ValueError(f"An editor shows joint attention {len(q_)} of {len(keys)} rows at a time, as it does "
                              "with a mask for each: give it one mask for all rows.")
         width = q_.shape[-1] // heads  # an editor may give heads more channels, which bias some scores
-        all_ = [torch.cat([_flat(_widened(theirs, heads, width, split), split), mine], 1)
-                for theirs, mine in ((keys, k_), (values, v_))]
+        k_, v_ = (torch.cat([_flat(_widened(theirs, heads, width, split), split), mine], 1)
+                  for theirs, mine in ((keys, k_), (values, v_)))
 
         def beside(q, k, v, _):
-            if given_back and all(a is b for a, b in zip((q, k, v), (q_, *all_))):
+            if given_back and all(a is b for a, b in zip((q, k, v), (q_, k_, v_))):
                 return unedited()
             return compute(*(_formed(x, heads, split) for x in (q, k, v)))
 
-        return beside(q_, *all_, options) if all_edit is None else all_edit(beside)(q_, *all_, options)
+        return (all_edit(beside) if all_edit else beside)(q_, k_, v_, options)
 
     parts = chunks(options)
     if len(set(parts)) < len(parts):
         raise ValueError(f"The target has areas, {len(parts)} of them in a forward, and this MODEL's attention knows "
                          "each token's place in the whole: remove Conditioning (Set Area).")
     shared = dict(zip(parts, zip(*(x.chunk(len(parts)) for x in others[1:]))))
-    edited = own_edit(inner) if own_edit else inner
-    out = edited(*own, {**options, SHAPE: shape._replace(heads=heads), OTHERS: shared})
+    edited, (own_q, own_k, own_v) = own_edit(inner) if own_edit else inner, own
+    out = edited(own_q, own_k, own_v, {**options, SHAPE: shape._replace(heads=heads), OTHERS: shared})
     if out.shape[1] == q.shape[axis]:
         return out
     rest = whole[-1] if whole else compute(others[0], k, v)
