@@ -34,15 +34,18 @@ class Blueprint:
     order: int = LAST
 
 
-def picture_and_words(c, shows: "str | None" = SHOWS, wanted: "str | None" = WANTED):
+def picture_and_words(c, shows: "str | None" = SHOWS, wanted: "str | None" = WANTED, masked=False):
     """The first group: what every blueprint takes, the picture at the model's size, and the prompts.
 
     shows, wanted: how the source and the target prompt are asked for, or None for no such prompt.
+    masked: whether it takes a mask of the picture too.
     """
     with c.group("1  Picture and words", BLUE):
         p = SimpleNamespace(**{name: c.takes(name, name.upper()) for name in ("model", "clip", "vae", "image")})
         c.column(320)
-        p.picture = c.node("PalimpsestModelSize", model=p.model, image=p.image)["IMAGE"]
+        given = {"mask": c.takes("mask", "MASK")} if masked else {}
+        fitted = c.node("PalimpsestModelSize", model=p.model, image=p.image, **given)
+        p.picture, p.mask = fitted["IMAGE"], fitted["MASK"]
         p.latent = c.node("VAEEncode", pixels=p.picture, vae=p.vae)["LATENT"]
         c.column(320)
         source, target = (c.asks(name, "", multiline=True) if name else None for name in (shows, wanted))
@@ -124,6 +127,7 @@ class Start:
     checkpoint: the file that it opens with.
     models: which may be chosen.
     more: what the note says below.
+    masked: whether it takes the mask that is painted on the picture.
     small: whether the template itself takes the miniature and the scene, not a checkpoint and a photo.
     order: its number among the workflows.
     """
@@ -138,6 +142,7 @@ class Start:
     checkpoint: dict = field(default_factory=lambda: CHECKPOINT)
     models: str = "SD1.x, SD2.x or SDXL"
     more: str = ""
+    masked: bool = False
 
     def draw(self, c):
         with c.group("1  Model and picture", BLUE):
@@ -146,16 +151,19 @@ class Start:
             c.note("How to use it", self.about if self.small else own, 420 if self.more else 180)
             if self.small:
                 loader = c.node("PalimpsestLoadMiniature")
-                image = c.node("PalimpsestMiniatureScene", None, 180, **self.scene)["source"]
+                image = (scene := c.node("PalimpsestMiniatureScene", None, 180, **self.scene))["source"]
+                mask = scene["edit mask"]
             else:
                 loader = c.node("CheckpointLoaderSimple", ckpt_name=self.checkpoint["name"])
                 loader.data["properties"]["models"] = [self.checkpoint]
                 image = (photo := c.node("LoadImage", None, 300, image=PHOTO))["IMAGE"]
+                mask = photo["MASK"]
         with c.group("2  In words, and a report", GREEN):
             c.column(540)
             asked = self.tried if self.small else self.asked
             node = c.folded(self.blueprint, inputs=asked | {
-                "model": loader["MODEL"], "clip": loader["CLIP"], "vae": loader["VAE"], "image": image})
+                "model": loader["MODEL"], "clip": loader["CLIP"], "vae": loader["VAE"], "image": image,
+                **({"mask": mask} if self.masked else {})})
             c.node("PreviewImage", "Report", 220, images=node["report"])
         with c.group("3  Edited", YELLOW):
             c.column(460)

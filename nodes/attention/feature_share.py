@@ -69,6 +69,9 @@ class PalimpsestFeatureShare(io.ComfyNode):
             raise ValueError(f"KV-Edit keeps the picture outside a mask, and {NAME} has none: connect a MASK, 1 where "
                              "the edit may write, or choose another preset.")
         mask = None if mask is None else latent_mask(mask, tuple(inversion.shape[-2:]))
+        if mask is not None and not mask.any():
+            raise ValueError(f"{NAME}'s mask is 0 everywhere, so nothing of the picture may change: paint where it "
+                             "may, in Load Image's MaskEditor, or disconnect the mask.")
         lower = own.lower if level == OWN else level == "below"
         model = attach(model, SharedFeatures(
             inversion, layers_of(layers, model, own.layers), start, end, parse_features(features or own.features),

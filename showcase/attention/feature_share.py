@@ -1,9 +1,37 @@
 """Feature Share, shown and measured."""
+from dataclasses import replace
+
 from ...nodes.attention.feature_share import PalimpsestFeatureShare
-from .. import Example
-from ..drawing import CFG, inverted
+from .. import Example, folds
+from ..drawing import BROWN, CFG, GREEN, inverted
+from ..inversion.flow import flow_edit
 from ..pictures import ALONE, sample, scene
 from ..rows import CostRow, alone
+
+
+def painted(c):
+    """The picture moves along the difference of both sentences inside a mask, and looks up what lies around it."""
+    p, settings = folds.picture_and_words(c, masked=True), flow_edit.asked(c)
+    with c.group("2  Ask what the picture shows", GREEN):
+        target = flow_edit.inverted_by(c, p, settings)
+    c.row()
+    with c.group("3  Edit inside the mask", BROWN):
+        c.column(320)
+        shared = c.node("PalimpsestFeatureShare", model=p.model, inversion=p.inversion, preset="KV-Edit",
+                        mask=p.mask)["MODEL"]
+        folds.sampled(c, p, shared, target, settings.start, settings.cfg[1])
+    folds.given_back(c, p, p.mask)
+
+
+BLUEPRINT = folds.Blueprint(
+    "Image Edit (Keep the Background, KV-Edit)",
+    "Paint where the picture may change, and say what it shows before and after. All around stays pixel by pixel, and "
+    "what is new looks it up to fit. For flow models: Flux.1-dev as it opens (the KV-Edit authors' values). Others: as "
+    "Image Edit by Words for flow models (with KV-Edit untuned).", painted, order=45)
+BEGIN = replace(
+    flow_edit.BEGIN, title="Start here - Change only what you paint (Flux, Qwen, Z-Image)", blueprint=BLUEPRINT,
+    about="**Paint** where it may change (right click on the picture, *Open in MaskEditor*). Say what it shows. Copy "
+          "that sentence and **change a word** of it.", order=7, masked=True, more=flow_edit.VALUES)
 
 
 def page(c, label):
@@ -17,7 +45,7 @@ def page(c, label):
 
 EXAMPLE = Example(
     "RF-Edit, FireFlow, Stable Flow, KV-Edit",
+    workflows=(BEGIN,), blueprints=(BLUEPRINT,),
     pages={"PalimpsestFeatureShare": page},
     costs=(CostRow("Feature Share, values throughout", alone(PalimpsestFeatureShare, end=1.0), 75, joint=True),),
-    elsewhere="It is made for flow models, and the pack ships none. It stands between the MODEL and Replay.",
     unmeasured="It is made for flow models, and the pack ships none.")

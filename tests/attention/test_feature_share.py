@@ -129,6 +129,7 @@ def test_the_sources_own_prompt_changes_nothing():
     ({"preset": "RF-Edit", "start": 0.2}, "start of 0.2 and an end of 0, .* set end too .RF-Edit: 0.19"),
     ({"preset": "RF-Edit", "start": 0.4, "end": 0.2}, "runs from 0.4 to 0.2 of the schedule"),
     ({"preset": "KV-Edit"}, "KV-Edit keeps the picture outside a mask, .* connect a MASK"),
+    ({"preset": "KV-Edit", "mask": torch.zeros(1, 8, 8)}, "is 0 everywhere, so nothing .* may change: paint where"),
     ({"preset": "Stable Flow"}, "found on Flux .d0-1, .* this MODEL has d0-1 .1/2., s0-1 .1/2.: name"),
     ({"preset": "FireFlow", "features": "v, +v"}, "features is 'v, .v', but can name each .* write 'v'"),
     ({"preset": "FireFlow", "features": "w"}, "features is 'w'")])

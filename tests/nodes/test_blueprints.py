@@ -11,6 +11,7 @@ from comfy.ldm.flux.model import Flux
 from comfy_api.latest import io
 from palimpsest.miniature.scenes import held_out_edit
 from palimpsest.nodes.miniature import PalimpsestLoadMiniature
+from palimpsest.showcase.attention import feature_share
 from palimpsest.showcase.drawing import SCENE, WORDS
 from palimpsest.showcase.inversion.flow import flow_edit
 
@@ -95,7 +96,11 @@ def on_the_miniature(name, info):
     photo = c.node("ImageScale", image=scene["source"], upscale_method="bicubic", width=WIDTH, height=HEIGHT,
                    crop="disabled")
     c.node("PreviewImage", "photo", images=photo["IMAGE"])
-    given = {"model": loader["MODEL"], "clip": loader["CLIP"], "vae": loader["VAE"], "image": photo["IMAGE"]}
+    area = c.node("ImageScale", "area", image=c.node("MaskToImage", mask=scene["edit mask"])["IMAGE"], width=WIDTH,
+                  upscale_method="bilinear", height=HEIGHT, crop="disabled")
+    mask = c.node("ImageToMask", image=area["IMAGE"], channel="red")
+    given = {"model": loader["MODEL"], "clip": loader["CLIP"], "vae": loader["VAE"], "image": photo["IMAGE"],
+             "mask": mask["MASK"]}
     known = {entry["name"] for entry in saved(name)["nodes"][0]["inputs"]}
     edited = c.folded(BLUEPRINTS[name], inputs={key: of for key, of in {**given, **ASKED}.items() if key in known})
     for output in edited.data["outputs"]:
@@ -126,7 +131,10 @@ def test_it_edits_a_picture_of_any_size_and_leaves_the_rest_untouched(name, serv
         assert "mask" not in shown or difference[shown["mask"][..., 0] == 0].max() <= 1
 
 
-def test_the_one_for_flow_models_edits_on_flux(server, info, monkeypatch):
+# DiffEdit Mask asks both sentences at the host's own guidance
+@pytest.mark.parametrize("title, guidance", [(flow_edit.BLUEPRINT.title, {1.5, 3.5, 5.5}),
+                                             (feature_share.BLUEPRINT.title, {1.5, 5.5})])
+def test_those_for_flow_models_edit_on_flux(title, guidance, server, info, monkeypatch):
     """On a small random Flux, at the authors' guidance, which the model is told in its prompts."""
     flux, heard = tiny.flux(vec_in_dim=tiny.DIM), set()
     flux.model.model_config.side = 64  # where Size for the Model looks
@@ -134,7 +142,7 @@ def test_the_one_for_flow_models_edits_on_flux(server, info, monkeypatch):
     monkeypatch.setattr(PalimpsestLoadMiniature, "execute", classmethod(lambda cls: io.NodeOutput(*parts)))
     monkeypatch.setattr(Flux, "forward", lambda self, *args, **kwargs: (
         heard.add(kwargs["guidance"].flatten()[0].item()) or FORWARD(self, *args, **kwargs)))
-    shown = shown_by(flow_edit.BLUEPRINT.title, server, info)
+    shown = shown_by(title, server, info)
     assert {"image", "mask", "report"} <= shown.keys() and shown["image"].shape == (HEIGHT, WIDTH, 3)
     assert (np.abs(shown["image"].astype(int) - shown["photo"])[shown["mask"] > 127] > 8).mean() > 0.1
-    assert heard == {1.5, 3.5, 5.5}  # the mask's is the same for both sentences
+    assert heard == guidance

@@ -1,5 +1,6 @@
 """FlowEdit, shown and measured."""
 from functools import partial
+from types import SimpleNamespace
 
 from ....inversion.flow.flow_edit import METHOD
 from ....miniature.scenes import held_out_edit
@@ -15,18 +16,32 @@ CFG = "CFG, first sentence", "CFG, second sentence"
 START, REST = "keep more", "keep the rest"
 
 
+def asked(c) -> SimpleNamespace:
+    """What both blueprints ask for: steps, guidance and CFG of both sentences, start."""
+    return SimpleNamespace(
+        steps=c.asks(folds.STEPS, 28), guidance=[c.asks(f"Flux guidance, {name} sentence", value) for name, value in
+                                                 (("first", 1.5), ("second", 5.5))],
+        cfg=[c.asks(name, 1.0) for name in CFG], start=c.asks(START, 0.14))
+
+
+def inverted_by(c, p, settings):
+    """The picture noised to every level, under the source's guidance. Returns the target under its own."""
+    c.column(300)
+    source, target = (
+        c.node("FluxGuidance", f"Guidance of the {name}", conditioning=prompt, guidance=value)["CONDITIONING"]
+        for name, prompt, value in zip(("source", "target"), (p.source["source"], p.words["target"]),
+                                       settings.guidance))
+    p.inversion = c.node("PalimpsestFlowEditInvert", model=p.model, source=source, latent=p.latent, negative=p.null,
+                         steps=settings.steps, cfg=settings.cfg[0])["inversion"]
+    return target
+
+
 def by_words(c):
     """The picture moves along the difference of what both sentences say, where it is large."""
-    p, steps = folds.picture_and_words(c), c.asks(folds.STEPS, 28)
-    guidance = [c.asks(f"Flux guidance, {name} sentence", value) for name, value in (("first", 1.5), ("second", 5.5))]
-    cfg, start, rest = [c.asks(name, 1.0) for name in CFG], c.asks(START, 0.14), c.asks(REST)
+    p, settings = folds.picture_and_words(c), asked(c)
+    rest = c.asks(REST)
     with c.group("2  Ask what the picture shows, and find what changes", GREEN):
-        c.column(300)
-        source, target = (
-            c.node("FluxGuidance", f"Guidance of the {name}", conditioning=prompt, guidance=value)["CONDITIONING"]
-            for name, prompt, value in zip(("source", "target"), (p.source["source"], p.words["target"]), guidance))
-        p.inversion = c.node("PalimpsestFlowEditInvert", model=p.model, source=source, latent=p.latent, negative=p.null,
-                             steps=steps, cfg=cfg[0])["inversion"]
+        target = inverted_by(c, p, settings)
         c.column(290)
         found = c.node("PalimpsestDiffEditMask", None, 260, model=p.model, source=p.words["source"],
                        target=p.words["target"], latent=p.latent, threshold=rest, rule="auto")["MASK"]
@@ -35,7 +50,7 @@ def by_words(c):
     with c.group("3  Edit", BROWN):
         c.column(320)
         blended = c.node("PalimpsestLatentBlend", model=p.model, inversion=p.inversion, mask=mask)["MODEL"]
-        folds.sampled(c, p, blended, target, start, cfg[1])
+        folds.sampled(c, p, blended, target, settings.start, settings.cfg[1])
     folds.given_back(c, p, mask)
 
 
@@ -47,7 +62,7 @@ BLUEPRINT = Blueprint(
     "4 to 8 steps, CFG 1 and 1 (ours, untuned).", by_words, order=15)
 FLUX = {"name": "flux1-dev-fp8.safetensors", "directory": "checkpoints",
         "url": "https://huggingface.co/Comfy-Org/flux1-dev/resolve/main/flux1-dev-fp8.safetensors"}  # as in the host's
-FAMILIES = """
+VALUES = """
 
 | model | steps | CFG, both sentences | keep more |
 |---|---|---|---|
@@ -57,7 +72,7 @@ FAMILIES = """
 | Schnell, Turbo, Lightning (untuned) | 4 to 8 | 1, 1 | 0 |
 
 For a model in three files put **Load Diffusion Model**, **Load CLIP** and **Load VAE** in place of *Load \
-Checkpoint*. *Keep the rest* at 0 lets the whole picture change."""
+Checkpoint*."""
 EDIT = held_out_edit(**SCENE)
 BEGIN = Start(
     "Start here - Change a word (Flux, Qwen, Z-Image)", BLUEPRINT,
@@ -65,7 +80,7 @@ BEGIN = Start(
     {folds.SHOWS: EDIT.source_text, folds.WANTED: EDIT.target_text, CFG[1]: ON["cfg"], START: 0.0},
     {folds.SHOWS: "a photo of a red apple and a white cup on a wooden table",
      folds.WANTED: "a photo of a red apple and a blue cup on a wooden table"}, 6, checkpoint=FLUX,
-    models="Flux, SD3, Qwen-Image, Z-Image", more=FAMILIES)
+    models="Flux, SD3, Qwen-Image, Z-Image", more=VALUES + " *Keep the rest* at 0 lets the whole picture change.")
 
 
 def found(c, p, inversion):
