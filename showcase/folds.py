@@ -107,7 +107,8 @@ def given_back(c, p, mask=None, chosen=None):
 
 
 EDITED = "Edited"
-PHOTO = "palimpsest_example.jpg"  # web/example.js puts it among the host's inputs
+PHOTO = "palimpsest_example.jpg"  # web/example.js puts it among the host's inputs, and the next
+PAINTED = "palimpsest_painted.webp"
 CHECKPOINT = {"name": "v1-5-pruned-emaonly-fp16.safetensors", "directory": "checkpoints",
               "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
                      "v1-5-pruned-emaonly-fp16.safetensors"}  # as in the host's own first template
@@ -156,7 +157,7 @@ class Start:
             else:
                 loader = c.node("CheckpointLoaderSimple", ckpt_name=self.checkpoint["name"])
                 loader.data["properties"]["models"] = [self.checkpoint]
-                image = (photo := c.node("LoadImage", None, 300, image=PHOTO))["IMAGE"]
+                image = (photo := c.node("LoadImage", None, 300, image=PAINTED if self.masked else PHOTO))["IMAGE"]
                 mask = photo["MASK"]
         with c.group("2  In words, and a report", GREEN):
             c.column(540)

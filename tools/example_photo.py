@@ -1,4 +1,5 @@
-"""Draws web/example.jpg, the picture with which the Start-here templates open: an apple and a cup on a table.
+"""Draws web/example.jpg, the picture with which the Start-here templates open: an apple and a cup on a table. In
+web/painted.webp the cup is painted over, as Load Image's MaskEditor does it: what is see-through is the mask.
 
 It is rendered here by tracing rays through a few solids, so that it is free to ship. It is no photograph.
 """
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 PICTURE = Path(__file__).parents[1] / "web" / "example.jpg"
+PAINTED = PICTURE.with_name("painted.webp")
 SIDE, STEPS, FAR = 768, 90, 12.0
 APPLE, CUP = np.array((-.42, 0, .25), np.float32), np.array((.48, 0, -.15), np.float32)
 LIGHT = np.array((-.62, .66, .42), np.float32)
@@ -126,31 +128,39 @@ def lit(start, way):
     made += shine[:, None]
     haze = np.clip((far[met] - 3.4) / 6, 0, 1)[:, None] ** .8
     seen[met] = made * (1 - haze) + seen[met] * haze
-    return seen, far
+    cup = np.zeros(len(way), bool)
+    cup[met] = (what == CLAY) & (distance(p) < .01)  # some rays end in the air
+    return seen, far, cup
 
 
 def main() -> int:
-    from PIL import Image, ImageFilter
+    from PIL import Image, ImageChops, ImageFilter
     eye = np.array((.05, 1.15, 3.1), np.float32)
     ahead = unit(np.array((.03, .30, 0), np.float32) - eye)
     right = unit(np.cross(ahead, (0, 1, 0))).astype(np.float32)
     up = np.cross(right, ahead)
     picture, depth = np.zeros((SIDE, SIDE, 3), np.float32), np.zeros((SIDE, SIDE), np.float32)
+    painted = np.zeros((SIDE, SIDE), bool)
     shifts = ((.25, .25), (.75, .75), (.25, .75), (.75, .25))  # of each pixel's rays
     for dx, dy in shifts:
         v, u = np.mgrid[:SIDE, :SIDE].astype(np.float32)
         u, v = ((u + dx) / SIDE - .5) * .72, (.5 - (v + dy) / SIDE) * .72
         way = unit(ahead + u[..., None] * right + v[..., None] * up).reshape(-1, 3).astype(np.float32)
-        seen, far = lit(np.broadcast_to(eye, way.shape), way)
+        seen, far, cup = lit(np.broadcast_to(eye, way.shape), way)
         picture += seen.reshape(SIDE, SIDE, 3) / len(shifts)
         depth = np.maximum(depth, far.reshape(SIDE, SIDE))
+        painted |= cup.reshape(SIDE, SIDE)
     sharp = Image.fromarray((255 * np.clip(picture / (.9 + picture) * 1.55, 0, 1) ** (1 / 2.2)).astype(np.uint8))
     focus = Image.fromarray((255 * np.clip((depth - 3.9) / 2.5, 0, 1)).astype(np.uint8))
     sharp.paste(sharp.filter(ImageFilter.GaussianBlur(7)), mask=focus.filter(ImageFilter.GaussianBlur(4)))
     grain = np.random.default_rng(0).normal(0, 2.2, (SIDE, SIDE, 1))
     grainy = Image.fromarray(np.clip(np.asarray(sharp) + grain, 0, 255).astype(np.uint8))
     grainy.save(PICTURE, quality=86, optimize=True)
-    print(PICTURE, PICTURE.stat().st_size)
+    mask = Image.fromarray(255 * painted.astype(np.uint8)).filter(ImageFilter.MaxFilter(25))
+    grainy.putalpha(ImageChops.invert(mask))
+    grainy.save(PAINTED, quality=90, exact=True)  # exact: what is see-through keeps its colours
+    for drawn in PICTURE, PAINTED:
+        print(drawn, drawn.stat().st_size)
     return 0
 
 

@@ -30,8 +30,9 @@ BLUEPRINT = folds.Blueprint(
     "Image Edit by Words for flow models (with KV-Edit untuned).", painted, order=45)
 BEGIN = replace(
     flow_edit.BEGIN, title="Start here - Change only what you paint (Flux, Qwen, Z-Image)", blueprint=BLUEPRINT,
-    about="**Paint** where it may change (right click on the picture, *Open in MaskEditor*). Say what it shows. Copy "
-          "that sentence and **change a word** of it.", order=7, masked=True, more=flow_edit.VALUES)
+    about="**Paint** where it may change (right click on the picture, *Open in MaskEditor*; on the example it is the "
+          "cup). Say what it shows. Copy that sentence and **change a word** of it.",
+    order=7, masked=True, more=flow_edit.VALUES)
 
 
 def page(c, label):

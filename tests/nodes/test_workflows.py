@@ -20,7 +20,7 @@ from palimpsest.miniature.hard import an_edit
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, parse_caption
 from palimpsest.showcase.concept.dreambooth import TITLE as LEARNED
 from palimpsest.showcase.drawing import CFG, SCENE, SEEN, WORDS
-from palimpsest.showcase.folds import PHOTO, Start
+from palimpsest.showcase.folds import PAINTED, PHOTO, Start
 from palimpsest.showcase.prompt import TITLE as WRITTEN
 from PIL import Image
 
@@ -151,9 +151,10 @@ def test_it_opens_with_every_node_known_and_every_wire_where_the_host_expects_it
 
 @pytest.fixture
 def photo(tmp_path, monkeypatch):
-    """The example picture among the host's inputs, where web/example.js puts it."""
+    """The example pictures among the host's inputs, where web/example.js puts them."""
     monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
-    shutil.copy(ROOT / "web" / "example.jpg", tmp_path / PHOTO)
+    for name in PHOTO, PAINTED:
+        shutil.copy(ROOT / "web" / name.removeprefix("palimpsest_"), tmp_path / name)
 
 
 @named

@@ -163,8 +163,7 @@ def test_every_workflow_is_drawn_whole(name, view, info):
     saved = json.loads((workflow.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     view.load(name)
     view.page.wait_for_function("count => document.querySelectorAll('[data-node-id] [data-testid=node-title]').length "
-                                "=== count",
-                                arg=len(saved["nodes"]))
+                                "=== count", arg=len(saved["nodes"]))
     view.page.wait_for_timeout(300)
     assert complaint(view) == ""
     drawn = {node["id"]: node for node in view.page.evaluate(DRAWN)}
