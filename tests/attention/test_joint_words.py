@@ -138,7 +138,7 @@ def explicit_p2p(family, pair, known, layout):
         if layout:
             asked, keys = (x.clone() for x in split[:2])
             asked[:, :, own], keys[:, :, own] = q_s[:, :, theirs], k_s[:, :, theirs]
-            maps[:, :, own] = (asked[:, :, own] @ keys.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+            maps[:, :, own] = (asked[:, :, own] @ keys.transpose(-1, -2) * asked.shape[-1] ** -0.5).softmax(-1)
         edited = maps.clone()
         for j in range(len(pair.target.ids)):
             for n, key in enumerate(keys_of(pair.target, j)):
