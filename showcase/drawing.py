@@ -141,6 +141,7 @@ class Workflow:
     asked: the title of that prompt.
     exact: whether the scene's target is what it does.
     masked: whether its nodes take the scene's mask.
+    rows: rows of SceneBench that it is, or is with a mask of one's own; their tables lead to it.
     """
     title: str
     about: str
@@ -157,6 +158,7 @@ class Workflow:
     masked: bool = False
     hard: bool = False
     exact: bool = True
+    rows: tuple[str, ...] = ()
 
     @property
     def scene(self) -> dict:

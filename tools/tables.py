@@ -163,8 +163,11 @@ def best(up: str, splits: tuple, numbers: bool = True) -> str:
     shown = {row.name: [w.title for w in example.workflows] or [example.elsewhere]
              for example in showcase.found().values() for row in example.scenes}
 
+    own = {row: w.title for example in showcase.found().values() for w in example.workflows
+           for row in getattr(w, "rows", ())}
+
     def linked(name):
-        titles = shown.get(editor_of(name), ())
+        titles = [own[name]] if name in own else shown.get(editor_of(name), ())
         return workflow(titles[0], up).replace(f"[{titles[0]}]", f"[{name}]") if titles else name
 
     public, held_out = map(results, splits)
