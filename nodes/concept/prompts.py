@@ -6,10 +6,8 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ...inversion.prompt_storage import SUFFIX, load_prompt, save_prompt
-from ..inversion.storage import KNOWN, find, inside, listed, size_in_words
+from ..inversion.storage import KNOWN, FromFile, inside, size_in_words
 from ..search import aliases
-
-WHAT = "an encoded prompt"
 
 
 class PalimpsestSaveConditioning(io.ComfyNode):
@@ -40,7 +38,9 @@ class PalimpsestSaveConditioning(io.ComfyNode):
         return io.NodeOutput(text, ui=ui.PreviewText(f"{text}, {size_in_words(path)}"))
 
 
-class PalimpsestLoadConditioning(io.ComfyNode):
+class PalimpsestLoadConditioning(FromFile, io.ComfyNode):
+    suffix, what = SUFFIX, "an encoded prompt"
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -48,25 +48,11 @@ class PalimpsestLoadConditioning(io.ComfyNode):
             **aliases("load prompt", "open conditioning", "import learned prompt"),
             description="Loads an encoded prompt from Save Conditioning. It goes with checkpoints of the family that "
                         "it was encoded for.",
-            inputs=[io.Combo.Input("file", options=listed(SUFFIX), tooltip=(
-                f"Files named …{SUFFIX} in the output and input folders, newest first. Press R to refresh."))],
+            inputs=[cls.file_input()],
             outputs=[io.Conditioning.Output()])
 
     @classmethod
-    def validate_inputs(cls, file):
-        try:
-            find(file, SUFFIX, WHAT)
-        except ValueError as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, file):
-        state = os.stat(find(file, SUFFIX, WHAT))
-        return state.st_mtime_ns, state.st_size
-
-    @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        found = load_prompt(find(file, SUFFIX, WHAT), KNOWN)
+        found = load_prompt(cls.path(file), KNOWN)
         rows, width = found[0][0].shape[1:]
         return io.NodeOutput(found, ui=ui.PreviewText(f"{rows} rows of {width}"))

@@ -1,17 +1,13 @@
 """Concept Prompt and Load Concept, for words in layers and stages."""
-import os
-
 from comfy_api.latest import io, ui
 
 from ...editing.layers import numbered, parse_numbers
 from ...editing.word_files import SUFFIX, read_word
 from ...editing.word_spaces import prompt
 from ..checks import check_span
-from ..inversion.storage import find, listed
+from ..inversion.storage import FromFile
 from ..search import aliases
 from .widgets import ConceptType
-
-WHAT = "a concept's word"
 
 
 class PalimpsestConceptPrompt(io.ComfyNode):
@@ -62,7 +58,9 @@ class PalimpsestConceptPrompt(io.ComfyNode):
         return io.NodeOutput(prompt(clip, words, text, elsewhere.strip() or None, chosen, start, end))
 
 
-class PalimpsestLoadConcept(io.ComfyNode):
+class PalimpsestLoadConcept(FromFile, io.ComfyNode):
+    suffix, what = SUFFIX, "a concept's word"
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -70,26 +68,12 @@ class PalimpsestLoadConcept(io.ComfyNode):
             description="Loads a word in layers or stages from Save Concept, for Concept Prompt. LoRA and embedding "
                         "files are loaded by ComfyUI's own nodes.",
             **aliases("open concept", "load word", "load P+", "import concept"),
-            inputs=[io.Combo.Input("file", options=listed(SUFFIX), tooltip=(
-                f"Files named …{SUFFIX} in the output and input folders, newest first. Press R to refresh."))],
+            inputs=[cls.file_input()],
             outputs=[ConceptType.Output(display_name="concept")])
 
     @classmethod
-    def validate_inputs(cls, file):
-        try:
-            find(file, SUFFIX, WHAT)
-        except ValueError as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, file):
-        state = os.stat(find(file, SUFFIX, WHAT))
-        return state.st_mtime_ns, state.st_size
-
-    @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        concept = read_word(find(file, SUFFIX, WHAT))
+        concept = read_word(cls.path(file))
         (name, table), = concept.tables.items()
         text = f"embedding:{name}, {len(table.places) or 1} layers, {table.stages} stages"
         return io.NodeOutput(concept, ui=ui.PreviewText(text))

@@ -28,7 +28,7 @@ def inside(path, folder) -> str:
     return path
 
 
-def find(file, suffix=SUFFIX, what="an inversion") -> str:
+def find(file, suffix, what) -> str:
     """The path of a name such as "palimpsest/cat_00001_.inversion.safetensors [output]" or "… [input]"."""
     folders = {" [output]": folder_paths.get_output_directory(), " [input]": folder_paths.get_input_directory()}
     mark = next((m for m in folders if file.endswith(m)), None)
@@ -41,14 +41,45 @@ def find(file, suffix=SUFFIX, what="an inversion") -> str:
     return path
 
 
-def listed(suffix=SUFFIX) -> list:
-    """The inversions in the output and the input folder, newest first."""
+def listed(suffix) -> list:
+    """The files of a kind in the output and the input folder, newest first."""
     found = []
     folders = {"output": folder_paths.get_output_directory(), "input": folder_paths.get_input_directory()}
     for mark, folder in folders.items():
         found += [(p.stat().st_mtime, f"{p.relative_to(folder).as_posix()} [{mark}]")
                   for p in Path(folder).rglob(f"*{suffix}") if p.is_file()]
     return [name for _, name in sorted(found, reverse=True)]
+
+
+class FromFile:
+    """A node that loads a file of the output or the input folder.
+
+    suffix: how its name ends.
+    what: it holds, for messages.
+    """
+    suffix = what = ""
+
+    @classmethod
+    def file_input(cls):
+        return io.Combo.Input("file", options=listed(cls.suffix), tooltip=(
+            f"Files named …{cls.suffix} in the output and input folders, newest first. Press R to refresh."))
+
+    @classmethod
+    def path(cls, file) -> str:
+        return find(file, cls.suffix, cls.what)
+
+    @classmethod
+    def validate_inputs(cls, file):
+        try:
+            cls.path(file)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file):
+        state = os.stat(cls.path(file))
+        return state.st_mtime_ns, state.st_size
 
 
 def size_in_words(path) -> str:
@@ -103,7 +134,9 @@ class PalimpsestSaveInversion(io.ComfyNode):
         return io.NodeOutput(text, ui=shown(inversion, f"{text}, {size_in_words(path)}", cls))
 
 
-class PalimpsestLoadInversion(io.ComfyNode):
+class PalimpsestLoadInversion(FromFile, io.ComfyNode):
+    suffix, what = SUFFIX, "an inversion"
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -111,26 +144,12 @@ class PalimpsestLoadInversion(io.ComfyNode):
             description="Loads an inversion from Save Inversion. Its latents are read from the file when they are "
                         "needed.",
             **aliases("import inversion", "open inversion", "load inverted latents", "reuse inversion"),
-            inputs=[io.Combo.Input("file", options=listed(), tooltip=(
-                f"Files named …{SUFFIX} in the output and input folders, newest first. Press R to refresh."))],
+            inputs=[cls.file_input()],
             outputs=[InversionType.Output(display_name="inversion")])
 
     @classmethod
-    def validate_inputs(cls, file):
-        try:
-            find(file)
-        except ValueError as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, file):
-        state = os.stat(find(file))
-        return state.st_mtime_ns, state.st_size
-
-    @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        path = find(file)
+        path = cls.path(file)
         inversion = load(path, KNOWN)
         source_conditioning(inversion.conditioning, inversion.batch)
         text = f"{inversion.method}, {inversion.schedule}, {size_in_words(path)}"

@@ -21,6 +21,11 @@ def prompted(prompt):
     return lambda z, sigma: z - sigma.view(-1, 1, 1, 1) * network(z + prompt, sigma.view(-1, 1, 1, 1))
 
 
+def guided(cfg, prompt):
+    """The same guided by CFG from no prompt to a prompt."""
+    return lambda z, sigma: prompted(0)(z, sigma) + cfg * (prompted(prompt)(z, sigma) - prompted(0)(z, sigma))
+
+
 def edited(target, path, moves, sigmas, first=0, **settings):
     return dna_edit.denoise(target, path[first], lambda i, _: path[i if i < 0 else first + i],
                             lambda i, _: moves[first + i], sigmas[first:], disable=True, **settings)
@@ -28,10 +33,10 @@ def edited(target, path, moves, sigmas, first=0, **settings):
 
 @pytest.mark.parametrize("first", [0, 2])
 def test_a_run_ends_as_the_authors_does(first):
-    """From the noisiest level and from a later one, of a picture of odd shape."""
+    """From the noisiest level and from a later one, of a picture of odd shape, at the authors' guidance."""
     x, sigmas = noisy(1, 3, 5, 8), torch.tensor([*AUTHORS["sigmas"], 0.0], dtype=torch.float64)
     path, moves = dna_edit.invert(prompted(0.3), x, sigmas, disable=True, seed=5, flow=True)
-    found = edited(prompted(-0.6), path, moves, sigmas, first, mvg=0.8)
+    found = edited(guided(3.5, -0.6), path, moves, sigmas, first, mvg=0.8)
     torch.testing.assert_close(found.flatten()[:8], torch.tensor(AUTHORS["edits"][str(first)], dtype=torch.float64),
                                rtol=1e-6, atol=1e-6)
     assert relative(found, x) > 0.1
