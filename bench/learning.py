@@ -18,7 +18,8 @@ import torch
 
 from ..concept.dreambooth import RARE, AllWeights
 from ..editing.concepts import ConceptImages, Example
-from ..editing.learning import Learner, learn_concept
+from ..editing.learner import Learner
+from ..editing.learning import learn_concept
 from ..host.memory import Kept, counting
 from ..miniature.model import load_miniature
 from . import twin

@@ -9,52 +9,24 @@ of x0 into one of ε, and into one of the velocity on flow models; c = √(1+σ�
 averaged apart and count λ; x0 of theirs may be what the frozen model predicts. An `Objective` puts another loss in the
 place of the concept's rows' own.
 """
-import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
-from ..host.concept_files import encoder_lora_names, lora_names, vectors_of, with_weights, with_words
-from ..host.gradients import called, differentiable
-from ..host.guiders import PromptGuider, calc_cond_batch, encoded
-from ..host.layered import transformers
+from ..host.concept_files import with_weights, with_words
+from ..host.gradients import differentiable
+from ..host.guiders import PromptGuider
 from ..host.progress import raise_if_cancelled
-from ..host.sampling import (
-    Solver,
-    check_family,
-    fingerprint,
-    prediction_type,
-    sample_euler,
-    sample_with,
-    schedule,
-)
-from ..inversion.grid import append_dims, report_step
+from ..host.sampling import Solver, check_family, fingerprint, sample_with
+from ..inversion.grid import report_step
 from .concept_checks import NODE, check
-from .concept_maps import Maps, positions
-from .concepts import (
-    SLOT,
-    Concept,
-    ConceptImages,
-    NewWord,
-    Objective,
-    Prior,
-    PromptRows,
-    Theta,
-    WeightBasis,
-    WordAt,
-)
-from .deltas import Deltas, Weights
+from .concepts import Concept, ConceptImages, NewWord, Objective, Prior, PromptRows, WeightBasis
 from .editor import require_plain
 from .forecast import Forecast, forecast
-from .rows import Row, grouped, joined, masked, weight
+from .learner import Learner
 from .watching import Watch, Watching
-from .word_spaces import WordSpace, edges, entry, in_stages, marks, stage_of
 
-TOGETHER = 2 ** 30  # bytes of weights up to which the rows of a step share a forward
-UNGUIDED = {"guidance": 1.0}  # the strength that guidance-distilled models are told, as they are trained further
 CLIPPED = 1.0  # diffusers' max_grad_norm
 
 
@@ -101,7 +73,7 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
 
         def solver(denoise, x, sigmas, extra_args, callback, disable):
             learner.begin(guider, extra_args["model_options"], concept.state if concept else None)
-            if told or model.model_size() > TOGETHER:
+            if told or not learner.together:
                 needed = forecast(learner, recompute)
                 if told:
                     told(needed)
@@ -128,272 +100,3 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
         sample_with(guider, images.examples[0].latent[None].float().clone(), torch.linspace(1, 0, steps + 1),
                     Solver(solver), seed=seed)
         return found()
-
-
-class Learner:
-    """One run of learning. `begin` is called once the host has loaded the network."""
-
-    def __init__(self, model, clip, images, trained, prior, batch, seed, norm, objective):
-        self.model, self.images, self.trained, self.prior, self.batch = model, images, trained, prior, batch
-        self.prediction, self.norm = prediction_type(model), norm
-        self.objective, self.frozen = objective, False
-        self.maps = Maps(model, objective) if objective and objective.resolution else None
-        self.generator = torch.Generator().manual_seed(seed)
-        self.words = tuple(one for one in trained if isinstance(one, NewWord))
-        self.start = {word.name: word.start(vectors_of(clip, word.like)) for word in self.words}
-        self.marks = marks([{key: v.shape for key, v in start.items()} for start in self.start.values()])
-        self.clip = with_words(clip, dict(zip(self.start, self.marks)))
-        self.prompt = next((one for one in trained if isinstance(one, PromptRows)), None)
-        self.rows = self.prompt.start() if self.prompt else torch.empty(0)
-        self.recomputed = False
-        self.changes_text = bool(self.words or self.prompt and self.prompt.lr) or any(
-            getattr(one, "text_encoder", False) for one in trained)
-        self.network, self.encoder = [], []
-        self.theta: dict[str, Theta] = {}  # of the words
-        spaces = [word for word in self.words if isinstance(word, WordSpace)]
-        self.stages = max((word.stages for word in spaces), default=1)
-        self.places = transformers(model.model.diffusion_model) if any(word.in_layers for word in spaces) else ()
-        self.kept: dict = {}
-        self.stand_ins: dict = {}
-
-    def begin(self, guider, options, state):
-        self.guider, self.options = guider, options
-        network = dict(guider.inner_model.diffusion_model.named_parameters())
-        names = lora_names(self.model)
-        leaves = []
-        for one in self.trained:
-            if isinstance(one, NewWord):
-                device = guider.model_patcher.load_device
-                start = self.start[one.name]
-                theta = {key: v.detach().clone().to(device).requires_grad_(v.requires_grad or key in start)
-                         for key, v in one.begin(start, len(self.places), self.generator).items()}
-                self.theta[one.name] = theta
-                leaves.append([v for v in theta.values() if v.requires_grad])
-                continue
-            if isinstance(one, PromptRows):
-                self.rows = self.rows.clone().to(guider.model_patcher.load_device).requires_grad_(one.lr > 0)
-                leaves.append([self.rows] if one.lr else [])
-                continue
-            taken = {n: w.detach() for n, w in network.items() if n in names and one.takes(n, w)}
-            self.network.append(Weights(one, taken, names, self.generator))
-            leaves.append(self.network[-1].leaves())
-            if one.text_encoder:
-                called_as = encoder_lora_names(self.clip)
-                inside = dict(self.clip.cond_stage_model.named_parameters())
-                taken = {n: inside[n].detach() for n in called_as if n in inside and one.takes_text(inside[n])}
-                self.encoder.append(Weights(one, taken, called_as, self.generator))
-                leaves[-1] += self.encoder[-1].leaves()
-        self.leaves = [t for group in leaves for t in group]
-        self.clipped = [t for part in (*self.network, *self.encoder) for t in part.leaves()]
-        groups = [{"params": group, "lr": one.lr, **({"weight_decay": 0.0} if isinstance(one, PromptRows) else {})}
-                  for group, one in zip(leaves, self.trained)]
-        self.optimiser = torch.optim.AdamW(groups)
-        if state is not None:
-            with torch.no_grad():
-                for leaf, value in zip(self.leaves, state["theta"], strict=True):
-                    leaf.copy_(value)
-            self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
-            self.generator.set_state(state["generator"].clone())
-
-    def deltas(self) -> Mapping[str, Tensor]:
-        """What is added to the network's weights."""
-        return Deltas([] if self.frozen else self.network)
-
-    def step(self) -> tuple:
-        """One update. Returns (the loss, one row's noisy x, its clean prediction, its σ)."""
-        self.optimiser.zero_grad(set_to_none=True)
-        total, shown = self.differentiate(self.drawn(self.images, self.prior))
-        torch.nn.utils.clip_grad_norm_(self.clipped, self.norm)
-        self.optimiser.step()
-        if self.objective:
-            with torch.no_grad():
-                for name, theta in self.theta.items():
-                    for key in theta.keys() & self.start[name].keys():
-                        theta[key].copy_(self.objective.settled(theta[key], self.start[name][key].to(theta[key])))
-        return total, *shown
-
-    def drawn(self, images, prior) -> list["Row"]:
-        """A step's rows of some pictures, and as many of a prior."""
-        rows = self._rows(images, self.batch, 1.0, self.objective)
-        if prior:
-            rows += self._rows(prior.images, self.batch, prior.weight, predicted=prior.predicted)
-        return rows
-
-    def differentiate(self, rows) -> tuple:
-        """Adds the gradients of some rows. Returns (the loss, what `step` shows of a row)."""
-        total, shown = 0.0, ()
-        for group in self._groups(rows):
-            loss, shown = self._loss(group)
-            if loss.requires_grad:  # not where only a word learns and the captions do not have it
-                loss.backward()
-            total += float(loss.detach())
-        return total, shown
-
-    @contextmanager
-    def fixed(self):
-        """While it lasts the same is drawn each time."""
-        drawing, self.generator = self.generator, torch.Generator().manual_seed(0)
-        try:
-            yield
-        finally:
-            self.generator = drawing
-
-    def loss_of(self, images, count) -> float:
-        """The mean loss of rows that are the same each time."""
-        with self.fixed():
-            return self.losses(self._rows(images, count, 1.0, self.objective if images is self.images else None))
-
-    def losses(self, rows) -> float:
-        return sum(float(self._loss(group)[0]) for group in self._groups(rows))
-
-    def picture(self, caption, steps, cfg) -> Tensor:
-        """A picture [1,C,…] of a caption, as VAE Decode takes it, of the same noise each time."""
-        model, like = self.guider.inner_model, self.images.examples[0].latent[None].float()
-        device, sigmas = self.guider.model_patcher.load_device, schedule(self.model, "simple", steps)
-        noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(device)
-        none = torch.zeros_like(noise)
-        conds = [encoded(self.guider, self.conditioning(text, self.images.identifier), none, none)
-                 for text in (caption, "")]
-
-        def guided(x, sigma, **kwargs):
-            raise_if_cancelled()
-            shown, null = calc_cond_batch(model, conds, x, sigma, self.options)
-            return null + cfg * (shown - null)
-
-        x = model.model_sampling.noise_scaling(sigmas[:1].to(device), noise, torch.zeros_like(noise))
-        return model.process_latent_out(sample_euler(guided, x, sigmas.to(device), disable=True)).cpu()
-
-    def _groups(self, rows: list["Row"]) -> list[list["Row"]]:
-        """The rows in groups that fit one forward."""
-        return grouped(rows, len(rows) if self.model.model_size() <= TOGETHER else 1)
-
-    def _rows(self, images, count, share, objective=None, predicted=False) -> list["Row"]:
-        """Rows of some pictures, at levels drawn as the model's family was trained."""
-        model, device = self.guider.inner_model, self.guider.model_patcher.load_device
-        rows = []
-        for i in torch.randint(len(images.examples), (count,), generator=self.generator).tolist():
-            example = images.examples[i]
-            clean = model.process_latent_in(example.latent[None].float().clone())
-            if self.prediction == "flow":  # logit-normal, through the model's own shift (SD3, 2403.03206)
-                percent = torch.randn((), generator=self.generator).sigmoid()
-                sigma = float(model.model_sampling.percent_to_sigma(float(percent)))
-            else:
-                levels = model.model_sampling.sigmas
-                sigma = float(levels[int(torch.randint(len(levels), (), generator=self.generator))])
-            noise = torch.randn(clean.shape, generator=self.generator).to(device)
-            at, clean = torch.tensor([sigma], device=device), clean.to(device)
-            x = model.model_sampling.noise_scaling(at, noise, clean)
-            entries = [self._entry(example.caption, images.identifier, x, sigma)]
-            if predicted or objective and objective.base is not None:
-                with self._as_it_was():
-                    entries.append(self._entry(example.caption, objective.base if objective else "", x, sigma))
-            if objective and objective.negative:
-                entries.append(self._entry(example.caption.replace(SLOT, objective.negative), "", x, sigma))
-            masks = torch.stack([m.to(device) for m in example.masks.values()]) if example.masks else None
-            words = self._positions(example, images.identifier) if objective and self.maps else ()
-            rows.append(Row(x, clean, at, tuple(entries), share / count, objective, predicted, masks, words))
-        return rows
-
-    def _positions(self, example, identifier) -> tuple:
-        """Of the words that the picture's masks show, in its caption."""
-        key = example.caption, identifier, *example.masks
-        if key not in self.kept:
-            text, *words = (self.text(one, identifier) for one in (example.caption, *example.masks))
-            self.kept[key] = positions(self.clip, text, words)
-        return self.kept[key]
-
-    def _loss(self, rows) -> tuple:
-        objective, maps = rows[0].objective, []
-        frozen, target = None, torch.cat([row.clean for row in rows])
-        if rows[0].predicted or objective and objective.base is not None:
-            with self._as_it_was():
-                before = self._predicted(rows, 1, self.options)
-                frozen = self._errors(rows, before, target)
-            target = before if rows[0].predicted else target
-        options = self.maps.recorded(self.options, maps) if self.maps and rows[0].words else self.options
-        found = self._predicted(rows, 0, options)
-        if objective and objective.negative:
-            found = objective.guided(found, self._predicted(rows, -1, self.options))
-        errors = self._errors(rows, found, target)
-        if objective:
-            errors = objective.losses(errors, frozen)
-        if self.maps and maps:
-            errors = errors + self.maps.losses(rows, maps)
-        shares = torch.tensor([row.share for row in rows], device=errors.device)
-        return (errors * shares).sum(), (rows[0].x, found[:1].detach(), float(rows[0].sigma))
-
-    def _predicted(self, rows, n, options) -> Tensor:
-        """x̂0 under each row's n-th entry."""
-        x, sigma = (torch.cat([getattr(row, name) for row in rows]) for name in ("x", "sigma"))
-        conds = [[joined([row.entries[n] for row in rows])]]
-        return calc_cond_batch(self.guider.inner_model, conds, x, sigma, options)[0].float()
-
-    def _errors(self, rows, found, target) -> Tensor:
-        """‖c(σ)·(x̂0 - target)‖² [B], where masks show it."""
-        data = float(getattr(self.guider.inner_model.model_sampling, "sigma_data", 1.0))
-        scale = weight(self.prediction, torch.cat([row.sigma for row in rows]), data)
-        return (append_dims(scale, found) * (masked(rows, found) * (found - target)).square()).flatten(1).mean(1)
-
-    @contextmanager
-    def _as_it_was(self):
-        """While it lasts the model has learned nothing."""
-        self.frozen = True
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.frozen = False
-
-    def _entry(self, caption, identifier, x, sigma) -> dict:
-        """The processed cond entry of a caption at σ. While the text changes it serves one row."""
-        key = caption, identifier, x.shape, self.frozen
-        if self.changes_text and not self.frozen or key not in self.kept:
-            like, stage = torch.zeros_like(x), stage_of(self.guider.inner_model.model_sampling, sigma, self.stages)
-            self.kept[key] = encoded(self.guider, [self.told(caption, identifier, stage)], like, like)[0]
-        return self.kept[key]
-
-    def conditioning(self, caption, identifier) -> list:
-        """The CONDITIONING of a caption, with what is trained in place of *."""
-        return in_stages([self.told(caption, identifier, stage) for stage in range(self.stages)], edges(self.stages))
-
-    def told(self, caption, identifier, stage) -> list:
-        """An entry of it, for a stage of sampling."""
-        if self.prompt:
-            (embedding, extras), = self.prompt.told(self.rows)
-            return [embedding, {**UNGUIDED, **extras}]
-        text, words, places = self.text(caption, identifier), (), ()
-        tokens = self.clip.tokenize(text)
-        if "embedding:" in text:
-            words, places = tuple(self._word(word, stage) for word in self.words), () if self.frozen else self.places
-        self.clip.load_model()
-        encoder = [] if self.frozen else self.encoder
-
-        def encode(tokens):
-            found = called(self.clip.cond_stage_model, self.stand_ins, lambda: Deltas(encoder),
-                           self.clip.encode_from_tokens, tokens, return_pooled=True, return_dict=True)
-            return {**UNGUIDED, **found}
-
-        return entry(self.clip, encode, [tokens] * (len(places) or 1), self.marks, words, places)
-
-    def text(self, caption, identifier) -> str:
-        """A caption with what it reads in the place of *."""
-        word = f"embedding:{self.words[0].name}" if self.words and not self.frozen else identifier
-        return " ".join(caption.replace(SLOT, f" {word} ").split())
-
-    def _word(self, word, stage) -> WordAt:
-        if self.frozen or not self.theta:
-            return WordAt({encoder: v[None] for encoder, v in self.start[word.name].items()})
-        return word.at(self.theta[word.name], stage, self.generator if torch.is_grad_enabled() else None)
-
-    def learned(self) -> tuple:
-        words, tables = {}, {}
-        for word in self.words:
-            if isinstance(word, WordSpace):
-                tables[word.name] = word.table(self.theta[word.name], self.places)
-            else:
-                words[word.name] = {key: v.detach().cpu().clone() for key, v in self.theta[word.name].items()}
-        prompt = self.prompt.told(self.rows.detach().cpu()) if self.prompt else None
-        weights = {name: value for part in (*self.network, *self.encoder) for name, value in part.saved().items()}
-        state = {"theta": [leaf.detach().cpu().clone() for leaf in self.leaves],
-                 "optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state()}
-        return words, tables, weights, prompt, state

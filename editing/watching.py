@@ -44,7 +44,7 @@ class Look:
 
 
 class Watching:
-    """The looks of a run. `learner` is learning.py's.
+    """The looks of a run. `learner` is learner.py's.
 
     sheet: the pictures so far side by side, as a latent of sampler space.
     """

@@ -5,8 +5,8 @@ import torch
 from diffusers import DDPMScheduler
 from palimpsest.bench import twin
 from palimpsest.concept.dreambooth import AllWeights
-from palimpsest.editing import learning
 from palimpsest.editing.concepts import Prior
+from palimpsest.editing.learner import Learner
 from palimpsest.editing.learning import learn_concept
 from palimpsest.nodes.concept.dreambooth import PalimpsestLearnSubject, class_templates
 
@@ -101,8 +101,8 @@ def test_a_subject_is_learned_by_one_node_which_stops_and_keeps_the_best(of_subj
 
     def learned(steps):
         left = {True: iter(of_subject), False: iter(of_class)}
-        monkeypatch.setattr(learning.Learner, "loss_of", lambda self, shown, count: next(left[shown is self.images]))
-        monkeypatch.setattr(learning.Learner, "picture", picture)
+        monkeypatch.setattr(Learner, "loss_of", lambda self, shown, count: next(left[shown is self.images]))
+        monkeypatch.setattr(Learner, "picture", picture)
         return PalimpsestLearnSubject.execute(
             model, clip, Pixels(), pictures, "star", "sks", steps, 1e-2, 4, 1, 2, 1.0, 0.1, 0,
             "a * star on grass\na * star at night", "a * star on sand").result

@@ -7,9 +7,12 @@ from comfy.model_management import InterruptProcessingException
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.lora import LoRA
 from palimpsest.concept.textual_inversion import TextualInversion
-from palimpsest.editing import concept_checks, learning
+from palimpsest.editing import concept_checks, learner, learning
 from palimpsest.editing.concepts import ConceptImages, Prior
+from palimpsest.editing.deltas import Weights
+from palimpsest.editing.learner import Learner
 from palimpsest.editing.learning import applied, learn_concept
+from palimpsest.host.concept_files import lora_names
 from palimpsest.host.gradients import differentiable
 from palimpsest.host.guiders import PromptGuider, prompted
 from palimpsest.host.sampling import Solver, sample_with
@@ -70,7 +73,7 @@ def test_what_was_learned_predicts_as_in_training(family):
     basis = LoRA(1e-2, layers="all")
     learned = learn_concept(model, clip, images(model), [basis], steps=3)
     inside = dict(model.model.diffusion_model.named_parameters())
-    names = learning.lora_names(model)
+    names = lora_names(model)
     deltas = {}
     for name, called in names.items():
         if name.endswith("weight") and f"{called}.lora_up.weight" in learned.weights:
@@ -98,7 +101,7 @@ def test_nothing_changes_at_strength_0():
 def test_a_run_leaves_model_and_clip_as_they_were(end, monkeypatch):
     model, clip = tiny.sd15(), tiny.clip()
     before, first = weights(model, clip), prediction(model)
-    step = learning.Learner.step
+    step = Learner.step
 
     def interrupted(self):
         found = step(self)
@@ -106,7 +109,7 @@ def test_a_run_leaves_model_and_clip_as_they_were(end, monkeypatch):
             raise InterruptProcessingException
         return (float("nan"), *found[1:]) if end == "failed" else found
 
-    monkeypatch.setattr(learning.Learner, "step", interrupted)
+    monkeypatch.setattr(Learner, "step", interrupted)
     trained = [AllWeights(1e-2, text_encoder=True), TextualInversion("thing", "dog", 1, 1e-2)]
     if end == "done":
         learn_concept(model, clip, images(model), trained, steps=2)
@@ -162,7 +165,7 @@ def test_rows_one_after_the_other_learn_what_they_learn_together(trained, monkey
     given = ConceptImages((*sizes[0].examples, *sizes[1].examples), "sks")
     prior = Prior(images(model, ("a dog",), seed=9), 0.5)
     together = learn_concept(model, clip, given, trained, prior, steps=2, batch=4)
-    monkeypatch.setattr(learning, "TOGETHER", 0)
+    monkeypatch.setattr(learner, "TOGETHER", 0)
     alone = learn_concept(model, clip, given, trained, prior, steps=2, batch=4)
     assert alone.losses == pytest.approx(together.losses, rel=1e-5)
     pairs = [(alone.weights[name], together.weights[name]) for name in together.weights]
@@ -236,5 +239,5 @@ def test_what_learns_is_a_leaf_on_any_device():
     """An optimiser refuses what was moved there with its history. No number is needed on the device meta."""
     weight = torch.zeros(4, 6, device="meta")
     for basis in (LoRA(1e-2), AllWeights(1e-2)):
-        leaves = learning.Weights(basis, {"w": weight}, {}, torch.Generator()).leaves()
+        leaves = Weights(basis, {"w": weight}, {}, torch.Generator()).leaves()
         assert leaves and all(leaf.is_leaf and leaf.device == weight.device for leaf in leaves)

@@ -4,6 +4,7 @@ import torch
 from palimpsest.concept.lora import LoRA
 from palimpsest.editing import learning
 from palimpsest.editing.concepts import Prior
+from palimpsest.editing.learner import Learner
 from palimpsest.editing.learning import applied, learn_concept
 from palimpsest.editing.watching import Watch
 
@@ -18,7 +19,7 @@ BASIS = [LoRA(1e-2)]
 def told(monkeypatch, concept, prior=()):
     """Looks that measure these losses, one after the other."""
     left = {True: iter(concept), False: iter(prior)}
-    monkeypatch.setattr(learning.Learner, "loss_of", lambda self, shown, count: next(left[shown is self.images]))
+    monkeypatch.setattr(Learner, "loss_of", lambda self, shown, count: next(left[shown is self.images]))
 
 
 def learned(steps, watch=None, prior=False):
