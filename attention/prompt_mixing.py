@@ -14,14 +14,16 @@ With o and b the indicators of O and B, and attention linear in its values, no m
     out = S* V + (1 - b) ⊙ [Δ((1 - b) ⊙ V) - (1 - o) ⊙ Δ((1 - o) ⊙ (1 - b) ⊙ V)],    Δ(X) = S X - S* X.
 
 Without B this is S V - (1 - o) ⊙ Δ((1 - o) ⊙ V).
+Where attention joins words and picture, V(P') are the words' values in a forward of P' at the same latent, and only the
+picture's tokens look them up. Words then count as places outside O and B.
 Background: late in the schedule (35 of 50) everything outside the object is taken from the source's latent. That is
 Latent Blend.
 Differs from the paper: O is cut at a share of the words' largest value, not at a probability of 0.05, and may be soft.
-The background's segments are not clustered from self-attention.
+The background's segments are not clustered from self-attention. Joint attention is ours, untuned.
 Checked against: the paper's equations, on explicit maps, and orpatashnik/local-prompt-mixing@4bc225d (no licence, read
 for its formula alone).
 """
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 
 import torch
@@ -30,10 +32,11 @@ from torch import Tensor
 from ..editing.checks import require_rows
 from ..editing.editor import Editor
 from ..editing.layers import SelfAttentionEdit
-from ..editing.sites import in_tiles, mask_of_rows
-from ..editing.word_maps import sampled_tokens
+from ..editing.sites import AttentionEdit, in_tiles, mask_of_rows
+from ..editing.word_maps import sampled_tokens, text_columns
+from ..editing.word_values import word_values
 from ..host.batch import repeat_to_batch_size
-from ..host.network import with_value_inputs
+from ..host.network import text_runs, with_value_inputs
 
 NAME = "Prompt Mixing"
 
@@ -51,15 +54,7 @@ class MixedValues(Editor):
     name = NAME
 
     def begin(self, run):
-        if not sampled_tokens(run):
-            raise ValueError(f"{NAME} mixes values into the picture's prompt, but the positive being sampled is a "
-                             "prompt that Prompt Edit did not make: connect Prompt Edit's source CONDITIONING to the "
-                             "sampler.")
-        width = run.targets()[0]["model_conds"]["c_crossattn"].cond.shape[-1]
-        if self.embedding.shape[-1] != width:
-            raise ValueError(f"The mixed prompt is {self.embedding.shape[-1]} wide, the positive being sampled "
-                             f"{width}: encode both with the MODEL's own CLIP.")
-        require_rows(run, len(self.embedding), NAME, "mixed prompts")
+        check_mixed(self.embedding, run)
         run.warn_if_idle(NAME, lambda sigma: run.within(sigma, self.start, self.end))
 
     @staticmethod
@@ -84,6 +79,65 @@ class MixedValues(Editor):
         other = repeat_to_batch_size(self.embedding, len(v))[:, None, :length].to(v)
         own[:, :, :other.shape[2]] = other
         return own.flatten(1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class MixedWords(AttentionEdit):
+    """The same where words are no inputs of each attention, from P' seen with the latent being sampled.
+
+    mix: the CONDITIONING of P', of one entry.
+    """
+    mix: list
+    start: float
+    end: float
+    name, rank = NAME, 1  # other edits of cross-attention are given the mixed values
+
+    @dataclass
+    class State:
+        """values: `word_values` of P' and the latent x."""
+        x: Tensor | None = None
+        values: dict = field(default_factory=dict)
+
+    @property
+    def prompts(self):
+        return [self.mix]
+
+    def begin(self, run):
+        check_mixed(self.mix[0][0], run)
+        run.warn_if_idle(NAME, lambda sigma: self._active(run, sigma))
+
+    def _active(self, run, sigma):
+        return run.within(sigma, self.start, self.end)
+
+    def conditions(self, run, conds, sigma):
+        state = run.state(self)
+        if self._active(run, sigma) and state.x is not run.x:
+            state.x, state.values = run.x, word_values(run, run.prompts(self)[0], run.x, sigma)
+        return conds
+
+    def acts(self, run, site, sigma):
+        return site.kind == "cross" and self._active(run, sigma)
+
+    def attend(self, rows, site, q, k, v, source, attention):
+        if rows.entry.get("palimpsest_tokens") is None:
+            return attention(q, k, v)
+        mixed, runs = v.clone(), text_runs(rows.call.network, text_columns(rows.entry), v.shape[1])
+        for (key, _, count), other in zip(runs, rows.call.run.state(self).values[site.address]):
+            other = repeat_to_batch_size(other, len(v))[:, :count]
+            mixed[:, key:key + other.shape[1]] = other
+        return attention(q, k, mixed)  # softmax(Q K(P)^T) · V(P')
+
+
+def check_mixed(embedding: Tensor, run):
+    """ValueError where P' [B, tokens, channels] cannot be mixed into the prompt being sampled."""
+    if not sampled_tokens(run):
+        raise ValueError(f"{NAME} mixes values into the picture's prompt, but the positive being sampled is a prompt "
+                         "that Prompt Edit did not make: connect Prompt Edit's source CONDITIONING to the sampler.")
+    width = run.targets()[0]["model_conds"]["c_crossattn"].cond.shape[-1]
+    if embedding.shape[-1] != width:
+        raise ValueError(f"The mixed prompt is {embedding.shape[-1]} wide, the positive being sampled {width}: encode "
+                         "both with the MODEL's own CLIP.")
+    require_rows(run, len(embedding), NAME, "mixed prompts")
 
 
 @dataclass(frozen=True, eq=False)

@@ -214,6 +214,13 @@ def word_layers_of(model) -> frozenset | None:
     return word_layers(model.model.diffusion_model)
 
 
+def text_columns(entry) -> int:
+    """How many columns the text of a processed cond entry has, where `text_runs` finds them."""
+    tokens = entry.get("palimpsest_tokens")
+    read = tokens and tokens[0].streams  # what other encoders than CLIP's read may be filled up
+    return len(tokens[0].ids) if read else entry["model_conds"]["c_crossattn"].cond.shape[1]
+
+
 def sampled_tokens(run) -> list:
     """The tokens of each sampled entry that carries them, of all its columns."""
     found = [e for e in run.targets() if "palimpsest_tokens" in e]

@@ -10,9 +10,10 @@ where a concept's mask is the intersection of two:
 
 Differs from the paper: M¹ stands alone in the first fifth of the schedule (t > 800), and the smoothing is a Gaussian of
 variance 1/2 on 3 × 3 places. Both are as in the authors' code (diffusers' LEditsPPPipelineStableDiffusion). Their SDXL
-pipeline leaves M¹ out unless it is asked for. Here the masks are those of the paper on every model. Transformers whose
-attention joins words and picture (Flux, SD3) have no cross-attention for M¹: the node refuses them.
-Checked against: diffusers 0.42.1, whole runs.
+pipeline leaves M¹ out unless it is asked for. Here the masks are those of the paper on every model. Where attention
+joins words and picture, the map is what the picture's tokens give to the words in the one softmax, at the layers where
+words are read; ours, untuned.
+Checked against: diffusers 0.42.1, whole runs. In joint attention: the equations, on explicit maps.
 """
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,12 +21,12 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from ..editing.masks import smoothed
+from ..editing.masks import mask_for, smoothed
 from ..editing.predictions import asked_by
 from ..editing.sites import Rows, Site
 from ..editing.word_maps import on_whole_grid, word_maps
 from ..host.batch import options_of
-from ..host.network import host_attention, shape_of, with_attention
+from ..host.network import host_attention, joins_words, knows_places, shape_of, with_attention
 from .sega import SEGA, Concept, largest
 
 ATTENTION_ALONE = 1 - 800.5 / 999  # percent of the schedule: t > 800
@@ -45,10 +46,12 @@ class LEDITS(SEGA):
     """All concepts of a MODEL.
 
     resolution: of the grid whose cross-attention is read, its side over the latent's.
+    layers: the addresses at which it is read, or None for all of the resolution.
     """
     momentum: float = 0.0
     beta: float = 0.0
     resolution: float = 0.25
+    layers: frozenset | None = None
     name = "LEDITS++"
 
     @dataclass
@@ -63,19 +66,23 @@ class LEDITS(SEGA):
         return with_attention(model_options, {
             (kind, address): partial(partial, editor.record, call, address)
             for (kind, address), resolution in call.run.sites.items()
-            if kind == "cross" and resolution == editor.resolution})
+            if kind == "cross" and resolution == editor.resolution
+            and (editor.layers is None or address in editor.layers)})
 
     def record(self, call, address, inner, q, k, v, options):
         """What `inner` computes at a site. The maps of the concepts' words go into the run's state."""
         _, grid, heads = shape_of(options)
-        site = Site("cross", address, grid, self.resolution, heads)
+        site = Site("cross", address, grid, self.resolution, heads, joint=joins_words(call.network))
+        plain = inner if knows_places(call.network) else host_attention
         for part, *own in call.split(options, q, k):
             asked = asked_by(self, part.entry)
             if asked is not None:
                 tokens, alone = self.concepts[asked].tokens, options_of(options, part.chunk)
                 words = [[sum((word.positions for word in t.words), ())] for t in tokens]
                 rows = [words[i % len(words)] for i in range(len(own[0]))]
-                maps, seen = word_maps(partial(_attention, alone), site, *own, rows, len(tokens[0].ids)), torch.ones(())
+                maps = word_maps(lambda q, k, v: plain(q, k, v, alone), site, *own, rows, len(tokens[0].ids),
+                                 call.network)
+                seen = torch.ones(())
                 if "area" in part.entry:
                     maps, seen = on_whole_grid(maps, Rows(call, part.entry, len(maps)), site)
                 call.run.state(self).maps.setdefault(asked, []).append((maps[:, 0], seen))
@@ -85,11 +92,8 @@ class LEDITS(SEGA):
         maps, seen = map(sum, zip(*run.state(self).maps.pop(self.concepts.index(concept))))
         maps = maps / seen.clamp(min=1)
         # M¹, at the nearest place
-        attended = F.interpolate(largest(smoothed(maps)[:, None], concept.threshold), psi.shape[-2:]).to(psi)
+        attended = F.interpolate(largest(smoothed(maps)[:, None], concept.threshold), psi.shape[-2:])[:, 0]
+        attended = mask_for(attended, psi)
         if not run.within(sigma, ATTENTION_ALONE, 1.0):
             return attended
         return attended * largest(psi.abs().sum(1, keepdim=True), concept.threshold)  # M¹·M²
-
-
-def _attention(options, q, k, v):
-    return host_attention(q, k, v, options)

@@ -12,8 +12,8 @@ from .unet_inputs import with_added, with_value_inputs, with_widths_measured
 
 __all__ = ["Attention", "attentions", "group_norms", "head", "host_attention", "joins_words", "knows_places",
            "require_attention", "require_unet", "require_words", "residual_branch", "resolutions", "shape_of",
-           "text_runs", "turned", "with_added", "with_attention", "with_value_inputs", "with_widths_measured",
-           "word_layers"]
+           "takes_value_inputs", "text_runs", "turned", "with_added", "with_attention", "with_value_inputs",
+           "with_widths_measured", "word_layers"]
 
 
 def resolutions(network) -> dict[tuple, float]:
@@ -68,6 +68,11 @@ def knows_places(network) -> bool:
     return dit.known(network)
 
 
+def takes_value_inputs(network) -> bool:
+    """Whether `with_value_inputs` reaches what the values of cross-attention are made from."""
+    return not dit.known(network)
+
+
 def turned(network) -> bool:
     """Whether each token's place turns its q and k, which then have no statistics of their own."""
     return dit.known(network) and dit.FAMILIES[type(network)].turned
@@ -83,12 +88,12 @@ def require_attention(model, node: str):
                          "families. Another family is added in host/dit.py.")
 
 
-def require_words(model, node: str):
-    """ValueError where the attention of picture and words is not known."""
+def require_words(model, node: str, instead="use masks"):
+    """ValueError where the attention of picture and words is not known. instead: what works there."""
     network = model.model.diffusion_model
     families = {kind: family.name for kind, family in dit.FAMILIES.items() if family.text}
     if type(network) not in families and not unet.known(network):
         raise ValueError(f"{node} finds words in the attention of U-Nets (SD1.x, SD2.x, SDXL) and of "
                          f"{', '.join(families.values())}, this MODEL is {type(model.model).__name__} "
-                         f"({type(network).__name__}): choose a checkpoint of those families, or use masks.")
+                         f"({type(network).__name__}): choose a checkpoint of those families, or {instead}.")
     text_runs(network, 1, 1)  # raises where the network is of a kind that puts words elsewhere

@@ -6,6 +6,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from palimpsest.editing.editor import editors
 from palimpsest.host.keys import RUN
 
 import tiny
@@ -76,10 +77,10 @@ def watch(case, model, guider=None, order=("positive", "negative"), run=None, cf
 
     def apply(executor, x, t, c_concat, c_crossattn, control, options, *args, **extra):
         x0 = executor(x, t, c_concat, c_crossattn, control, options, *args, **extra)
-        if x.requires_grad:  # a forward for an editor's gradient
+        run = options.get(RUN)
+        if x.requires_grad or run is None and editors(model):  # a forward of an editor's own
             return x0
         chunks = list(zip(options["cond_or_uncond"], options["uuids"], x0.chunk(len(options["uuids"]))))
-        run = options.get(RUN)
         read = run is not None and bool(run.reference.reading)
         noted.extend((float(options["sigmas"][0]), read, *chunk, control is not None, len(chunks)) for chunk in chunks)
         return x0

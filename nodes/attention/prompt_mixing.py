@@ -5,11 +5,11 @@ import torch
 from comfy.utils import repeat_to_batch_size
 from comfy_api.latest import io
 
-from ...attention.prompt_mixing import MixedValues, PreservedShapes
+from ...attention.prompt_mixing import MixedValues, MixedWords, PreservedShapes
 from ...editing.layers import coarse
 from ...editing.masks import latent_mask
 from ...editing.run import attach
-from ...host.network import require_unet
+from ...host.network import require_words, takes_value_inputs
 from ...host.sampling import check_family
 from ...host.tokens import parse_words
 from ..checks import check_attention, check_prompt_alone, check_some, check_span, check_words
@@ -62,7 +62,7 @@ class PalimpsestPromptMixing(io.ComfyNode):
     def execute(cls, model, mix, start, end, preserve, object, threshold, preserve_end, layers, inversion=None,
                 mask=None, attention=None, refine=True) -> io.NodeOutput:
         node = "Prompt Mixing"
-        require_unet(model, node)
+        require_words(model, node)
         check_span(node, start, end, "0.14 and 0.34")
         check_words(node, preserve + object, attention)
         if len(mix) != 1:
@@ -73,7 +73,8 @@ class PalimpsestPromptMixing(io.ComfyNode):
             has, lacks = (("something to preserve", "INVERSION") if keeps else
                           ("INVERSION or object", "words or MASK to preserve"))
             raise ValueError(f"{node} has {has} but no {lacks}: connect both to preserve shapes, or none.")
-        model = attach(model, MixedValues(mix[0][0], start, end))
+        alone = takes_value_inputs(model.model.diffusion_model)
+        model = attach(model, MixedValues(mix[0][0], start, end) if alone else MixedWords(mix, start, end))
         if not keeps:
             return io.NodeOutput(model)
         check_family(model, inversion)

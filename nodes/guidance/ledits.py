@@ -3,9 +3,9 @@ from comfy_api.latest import io
 
 from ...editing.editor import editor_of
 from ...editing.run import attach
-from ...editing.word_maps import nearest_resolution
+from ...editing.word_maps import nearest_resolution, word_layers_of
 from ...guidance.ledits import LEDITS, Grounded
-from ...host.network import require_unet
+from ...host.network import require_words
 from ...host.tokens import encode, tokenize_rows
 from ..checks import check_concept
 from ..search import aliases
@@ -31,7 +31,7 @@ class PalimpsestLEDITS(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, concept, direction, scale, warmup, cooldown, threshold) -> io.NodeOutput:
         check_concept("LEDITS++", scale, warmup, cooldown)
-        require_unet(model, "LEDITS++", ", or use SEGA Guidance with momentum 0, which needs no words' attention")
+        require_words(model, "LEDITS++", "use SEGA Guidance with momentum 0, which needs no words' attention")
         tokens = tokenize_rows(clip, [concept])
         if not tokens[0].words:
             raise ValueError("LEDITS++ looks for its concept's words in the picture, but the concept is empty: write "
@@ -39,5 +39,6 @@ class PalimpsestLEDITS(io.ComfyNode):
         before = editor_of(model, LEDITS)
         added = Grounded(encode(clip, tokens), -scale if direction == "remove" else scale, warmup, cooldown, threshold,
                          tokens=tokens)
-        editor = LEDITS((*(before.concepts if before else ()), added), resolution=nearest_resolution(model, 0.25))
+        editor = LEDITS((*(before.concepts if before else ()), added), resolution=nearest_resolution(model, 0.25),
+                        layers=word_layers_of(model))
         return io.NodeOutput(attach(model, editor, replacing=before))

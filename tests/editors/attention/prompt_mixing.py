@@ -10,4 +10,4 @@ def mixing(case, model=None):
                                           inversion=case.inversion, mask=quarter(case)).result[0]
 
 
-CASES = (EditorCase("mixing", mixing, 120, features=True),)
+CASES = (EditorCase("mixing", mixing, 120, features=True, joint=True, finds=True),)
