@@ -1,6 +1,8 @@
 """What cannot be learned, said before anything is computed."""
 import re
 
+import torch
+
 from ..host.concept_files import encoder_lora_names, lora_names, word_exists
 from ..host.memory import total_bytes
 from ..host.network import require_unet
@@ -47,8 +49,12 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
     if not told and not images.identifier and not any(SLOT in e.caption or e.masks for e in images.examples):
         raise ValueError(f"None of the {len(images.examples)} captions has a *, which stands for the concept, as where "
                          "Class Images are learned from: connect Concept Images.")
-    _check_words(words, [e.caption for e in images.examples], objective.negative if objective else None)
+    captions = [e.caption for e in images.examples]
+    if objective and objective.reads:
+        captions = [caption.replace(SLOT, objective.reads) for caption in captions]
+    _check_words(words, captions, objective.negative if objective else None)
     _check_masks(model, images, told, objective)
+    _check_contrasts(words, captions, objective)
     for word in words:
         if getattr(word, "in_layers", False):
             require_unet(model, type(word).__name__)
@@ -114,6 +120,21 @@ def _check_words(words, captions, negative):
 
 def _has(caption, name) -> bool:
     return re.search(rf"embedding:{name}(?![A-Za-z0-9_-])", caption) is not None
+
+
+def _check_contrasts(words, captions, objective):
+    """ValueError where an objective compares a new word with others, and one of both lacks."""
+    for caption in captions if objective else ():
+        for name, near, far in objective.contrasts(caption, torch.Generator()):
+            kind = type(objective).__name__
+            if not words or name not in (SLOT, *(word.name for word in words)):
+                raise ValueError(f"{kind} compares the new word {name} with known ones, and what learns are the words "
+                                 f"{', '.join(word.name for word in words) or 'of no node'}: connect New Word, under "
+                                 "the same name.")
+            if not near or not far:
+                raise ValueError(f"{kind} draws a new word towards {near or 'no words'!r} and away from "
+                                 f"{far or 'no words'!r} for the caption {caption!r}: give both, as the things that a "
+                                 "relation joins in 'cat * stone'.")
 
 
 def _check_masks(model, images, told, objective):

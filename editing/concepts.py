@@ -3,7 +3,7 @@
 A paper's file derives from `WeightBasis` or makes a `NewWord` (concept/); `learning.py` trains them.
 """
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -194,13 +194,17 @@ class Prior:
 class Objective:
     """What the concept's rows lower in the place of their own loss. A subclass is a frozen dataclass.
 
+    reads: what * reads as where that is not the first new word.
     base: what * reads as for the frozen model; None where that is not asked.
     resolution: of the cross-attention whose maps are asked, a share of the latent's side; 0 asks none.
     negative: what * reads as in the caption that a prediction is guided away from; None does not guide.
+    skew: by which noisier levels are drawn more often than clean ones, 0 to 1. 0 draws them as the family was trained.
     """
+    reads: str = ""
     base: str | None = None
     resolution: float = 0.0
     negative: str | None = None
+    skew: float = 0.0
 
     def losses(self, errors: Tensor, frozen: Tensor | None) -> Tensor:
         """[B] losses of rows, of their errors ‖c(σ)·(x̂0 - x0)‖² [B] and of the frozen model's errors on them."""
@@ -212,6 +216,14 @@ class Objective:
 
     def of_maps(self, maps: Tensor, masks: Tensor) -> Tensor:
         """What a picture's loss is more, of its words' maps [n,h',w'] and their masks [n,h,w]."""
+        raise NotImplementedError
+
+    def contrasts(self, caption: str, generator: torch.Generator) -> Sequence[tuple[str, str, str]]:
+        """[(a new word's name or *, known words that it is drawn towards, words that it is kept from)] of a row."""
+        return ()
+
+    def of_word(self, vectors: Tensor, near: Tensor, far: Tensor) -> Tensor:
+        """What a row's loss is more, of a new word's vectors [n,D] and those of its contrast's words."""
         raise NotImplementedError
 
     def settled(self, vectors: Tensor, start: Tensor) -> Tensor:

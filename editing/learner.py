@@ -16,7 +16,7 @@ from ..inversion.grid import append_dims
 from .concept_maps import Maps, positions
 from .concepts import SLOT, NewWord, PromptRows, Theta, WordAt
 from .deltas import Deltas, Weights
-from .rows import Row, grouped, joined, masked, weight
+from .rows import Row, grouped, joined, level, masked, weight
 from .word_spaces import WordSpace, edges, entry, in_stages, marks, stage_of
 
 TOGETHER = 2 ** 30  # bytes of weights up to which the rows of a step share a forward
@@ -167,12 +167,7 @@ class Learner:
         for i in torch.randint(len(images.examples), (count,), generator=self.generator).tolist():
             example = images.examples[i]
             clean = model.process_latent_in(example.latent[None].float().clone())
-            if self.prediction == "flow":  # logit-normal, through the model's own shift (SD3, 2403.03206)
-                percent = torch.randn((), generator=self.generator).sigmoid()
-                sigma = float(model.model_sampling.percent_to_sigma(float(percent)))
-            else:
-                levels = model.model_sampling.sigmas
-                sigma = float(levels[int(torch.randint(len(levels), (), generator=self.generator))])
+            sigma = level(model.model_sampling, self.prediction, objective.skew if objective else 0.0, self.generator)
             noise = torch.randn(clean.shape, generator=self.generator).to(device)
             at, clean = torch.tensor([sigma], device=device), clean.to(device)
             x = model.model_sampling.noise_scaling(at, noise, clean)
@@ -184,8 +179,23 @@ class Learner:
                 entries.append(self._entry(example.caption.replace(SLOT, objective.negative), "", x, sigma))
             masks = torch.stack([m.to(device) for m in example.masks.values()]) if example.masks else None
             words = self._positions(example, images.identifier) if objective and self.maps else ()
-            rows.append(Row(x, clean, at, tuple(entries), share / count, objective, predicted, masks, words))
+            contrasts = self._contrasts(objective, example.caption) if objective else ()
+            rows.append(Row(x, clean, at, tuple(entries), share / count, objective, predicted, masks, words, contrasts))
         return rows
+
+    def _contrasts(self, objective, caption) -> tuple:
+        """Of a row, with vectors in the place of known words."""
+        return tuple((self.words[0].name if name == SLOT else name, *(vectors_of(self.clip, text) for text in known))
+                     for name, *known in objective.contrasts(caption, self.generator))
+
+    def _contrasted(self, row) -> Tensor:
+        """What a row's loss is more by its contrasts."""
+        total, stage = row.sigma.new_zeros(()), self._stage(float(row.sigma))
+        for name, near, far in row.contrasts:
+            word = next(word for word in self.words if word.name == name)
+            for encoder, v in self._word(word, stage).vectors.items():
+                total = total + row.objective.of_word(v.flatten(0, 1), near[encoder].to(v), far[encoder].to(v))
+        return total
 
     def _positions(self, example, identifier) -> tuple:
         """Of the words that the picture's masks show, in its caption."""
@@ -212,6 +222,8 @@ class Learner:
             errors = objective.losses(errors, frozen)
         if self.maps and maps:
             errors = errors + self.maps.losses(rows, maps)
+        if rows[0].contrasts:
+            errors = errors + torch.stack([self._contrasted(row) for row in rows])
         shares = torch.tensor([row.share for row in rows], device=errors.device)
         return (errors * shares).sum(), (rows[0].x, found[:1].detach(), float(rows[0].sigma))
 
@@ -241,9 +253,12 @@ class Learner:
         """The processed cond entry of a caption at σ. While the text changes it serves one row."""
         key = caption, identifier, x.shape, self.frozen
         if self.changes_text and not self.frozen or key not in self.kept:
-            like, stage = torch.zeros_like(x), stage_of(self.guider.inner_model.model_sampling, sigma, self.stages)
-            self.kept[key] = encoded(self.guider, [self.told(caption, identifier, stage)], like, like)[0]
+            like, told = torch.zeros_like(x), self.told(caption, identifier, self._stage(sigma))
+            self.kept[key] = encoded(self.guider, [told], like, like)[0]
         return self.kept[key]
+
+    def _stage(self, sigma) -> int:
+        return stage_of(self.guider.inner_model.model_sampling, sigma, self.stages)
 
     def conditioning(self, caption, identifier) -> list:
         """The CONDITIONING of a caption, with what is trained in place of *."""
@@ -270,7 +285,9 @@ class Learner:
 
     def text(self, caption, identifier) -> str:
         """A caption with what it reads in the place of *."""
-        word = f"embedding:{self.words[0].name}" if self.words and not self.frozen else identifier
+        word = identifier
+        if self.words and not self.frozen:
+            word = self.objective and self.objective.reads or f"embedding:{self.words[0].name}"
         return " ".join(caption.replace(SLOT, f" {word} ").split())
 
     def _word(self, word, stage) -> WordAt:

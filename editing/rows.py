@@ -1,4 +1,5 @@
 """The rows that learning learns from, and which of them share a forward."""
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ class Row:
     predicted: whether the frozen model's prediction, under the last entry, is learned in the place of `clean`.
     masks: [n,h,w], of what is learned; None learns the whole.
     words: positions of the masks' words in the text, where an objective reads their maps.
+    contrasts: (a new word's name, {encoder: [p,D]} of words near it, the same of words far from it).
     """
     x: Tensor
     clean: Tensor
@@ -30,6 +32,19 @@ class Row:
     predicted: bool = False
     masks: Tensor | None = None
     words: tuple = ()
+    contrasts: tuple = ()
+
+
+def level(sampling, prediction: str, skew: float, generator: torch.Generator) -> float:
+    """A row's σ, drawn as the model's family was trained, or by a skew. sampling: the host's model_sampling."""
+    levels = sampling.sigmas
+    if skew:  # ReVersion's f(t), 2303.13495
+        shares = 1 - skew * torch.cos(math.pi * torch.arange(len(levels)) / len(levels))
+        return float(levels[int(torch.multinomial(shares, 1, generator=generator))])
+    if prediction == "flow":  # logit-normal, through the model's own shift (SD3, 2403.03206)
+        percent = torch.randn((), generator=generator).sigmoid()
+        return float(sampling.percent_to_sigma(float(percent)))
+    return float(levels[int(torch.randint(len(levels), (), generator=generator))])
 
 
 def weight(prediction: str, sigma: Tensor, sigma_data: float = 1.0) -> Tensor:

@@ -1,14 +1,18 @@
-"""Custom Diffusion: the keys and values of cross-attention learn, and nothing else."""
+"""Custom Diffusion: keys and values of cross-attention learn, and nothing else. Prompt-to-Prompt edits with them."""
 import pytest
 import torch
 from palimpsest.concept.custom_diffusion import KeysAndValues
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.textual_inversion import TextualInversion
-from palimpsest.editing.learning import learn_concept
+from palimpsest.editing.learning import applied, learn_concept
+from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
+from palimpsest.nodes.prompt import PalimpsestPromptEdit
 
 import tiny
 from concepts import Texts, images
 from node_execution import executor  # noqa: F401  runs every test as the host does
+from replaying import invert, replay
+from runs import relative
 
 
 def test_its_step_is_that_of_all_weights_on_keys_and_values():
@@ -37,3 +41,30 @@ def test_a_model_without_cross_attention_is_refused():
     model = tiny.flux()
     with pytest.raises(ValueError, match="train LoRA Weights"):
         learn_concept(model, Texts(), images(model), [KeysAndValues(1e-3)])
+
+
+def edited(model, clip, target, weights=""):
+    """A picture of a cat as another word, by Prompt-to-Prompt."""
+    source, target, edit = PalimpsestPromptEdit.execute(clip, "a cat on a mat", target, "auto").result
+    inversion = invert(model, steps=3, source=source)[0]
+    put = PalimpsestAttentionInject.execute(model, inversion, edit, 0.0, 0.5, 0.0, 0.4, 1.0, 0.5, weights, "").result[0]
+    return replay(put, inversion, prompt=target), edit.pairs[0]
+
+
+def test_a_learned_word_is_edited_as_any_word():
+    """Custom-Edit (Choi et al. 2023, arXiv:2305.15779). A word that holds the vector of a known one is edited as that
+    is; what was learned in keys and values shows; and two vectors share the place of one token."""
+    model, clip = tiny.sd15(), tiny.clip()
+    given, text = images(model), "a embedding:thing on a mat"
+    plain, _ = edited(model, clip, "a dog on a mat")
+    held = learn_concept(model, clip, given, [TextualInversion("thing", "dog", 1, 1e-3)], steps=0)
+    same, pair = edited(*applied(model, clip, held), text)
+    assert torch.equal(same, plain) and pair.mode == "replace"
+    trained = [KeysAndValues(1e-1), TextualInversion("thing", "dog", 2, 1e-1)]
+    custom = applied(model, clip, learn_concept(model, clip, given, trained, steps=1))
+    found, pair = edited(*custom, text)
+    assert relative(found, plain) > 1e-3
+    cat, places = pair.source.find("cat").positions, pair.target.find("embedding:thing").positions
+    assert len(places) == 2 and pair.mapper[list(cat)][:, list(places)].tolist() == [[0.5, 0.5]]
+    stronger, _ = edited(*custom, text, "embedding:thing: 4")
+    assert relative(stronger, found) > 1e-3

@@ -1,0 +1,4 @@
+"""Lego, shown."""
+from .. import Example
+
+EXAMPLE = Example("Lego", elsewhere="Learning takes minutes.")

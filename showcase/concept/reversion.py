@@ -1,0 +1,4 @@
+"""ReVersion, shown."""
+from .. import Example
+
+EXAMPLE = Example("ReVersion", elsewhere="Learning takes minutes.")
