@@ -214,6 +214,15 @@ class Objective:
         """The x̂0 that is compared with the picture, of those under the caption and under the negative one."""
         raise NotImplementedError
 
+    def beside(self, caption: str) -> Sequence[str]:
+        """Texts under which the model, as far as it has learned, is asked too, without a gradient. Beside no base."""
+        return ()
+
+    def compared(self, found: Tensor, others: Sequence[Tensor], noise: Tensor) -> Tensor:
+        """What rows' losses are more, [B], of their x̂0 and of those under the texts beside theirs. noise: of each row,
+        for a picture of size 1."""
+        raise NotImplementedError
+
     def of_maps(self, maps: Tensor, masks: Tensor) -> Tensor:
         """What a picture's loss is more, of its words' maps [n,h',w'] and their masks [n,h,w]."""
         raise NotImplementedError

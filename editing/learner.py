@@ -175,6 +175,9 @@ class Learner:
             if predicted or objective and objective.base is not None:
                 with self._as_it_was():
                     entries.append(self._entry(example.caption, objective.base if objective else "", x, sigma))
+            with torch.no_grad():
+                entries += [self._entry(text, "", x, sigma) for text in (
+                    objective.beside(example.caption) if objective else ())]
             if objective and objective.negative:
                 entries.append(self._entry(example.caption.replace(SLOT, objective.negative), "", x, sigma))
             masks = torch.stack([m.to(device) for m in example.masks.values()]) if example.masks else None
@@ -220,6 +223,7 @@ class Learner:
         errors = self._errors(rows, found, target)
         if objective:
             errors = objective.losses(errors, frozen)
+            errors = errors + self._compared(rows, found)
         if self.maps and maps:
             errors = errors + self.maps.losses(rows, maps)
         if rows[0].contrasts:
@@ -233,11 +237,25 @@ class Learner:
         conds = [[joined([row.entries[n] for row in rows])]]
         return calc_cond_batch(self.guider.inner_model, conds, x, sigma, options)[0].float()
 
+    def _compared(self, rows, found) -> Tensor | float:
+        """What rows' losses are more by the texts beside theirs, where masks show it."""
+        objective = rows[0].objective
+        with torch.no_grad():
+            others = [self._predicted(rows, 1 + n, self.options) for n in range(len(objective.beside("")))]
+        if not others:
+            return 0.0
+        shown, sigma = masked(rows, found), torch.cat([row.sigma for row in rows])
+        noise = sigma / (1 - sigma) if self.prediction == "flow" else sigma / self._size()
+        return objective.compared(shown * found, [shown * other for other in others], noise)
+
     def _errors(self, rows, found, target) -> Tensor:
         """‖c(σ)·(x̂0 - target)‖² [B], where masks show it."""
-        data = float(getattr(self.guider.inner_model.model_sampling, "sigma_data", 1.0))
-        scale = weight(self.prediction, torch.cat([row.sigma for row in rows]), data)
+        scale = weight(self.prediction, torch.cat([row.sigma for row in rows]), self._size())
         return (append_dims(scale, found) * (masked(rows, found) * (found - target)).square()).flatten(1).mean(1)
+
+    def _size(self) -> float:
+        """Of a picture's values, as the network takes them."""
+        return float(getattr(self.guider.inner_model.model_sampling, "sigma_data", 1.0))
 
     @contextmanager
     def _as_it_was(self):
