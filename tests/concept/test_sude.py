@@ -1,4 +1,6 @@
 """SuDe: its loss against the authors' lines on equal predictions, and a step on diffusers' network."""
+import math
+
 import pytest
 import torch
 from palimpsest.bench import twin
@@ -61,8 +63,18 @@ def test_the_first_step_is_that_loss_beside_the_pictures():
     assert learned.losses[0] == pytest.approx(float(expected), rel=1e-3)
 
 
-def test_a_flow_model_learns_by_it():
-    model, clip, ((objective,),) = tiny.flux(), Texts(), PalimpsestSuDe.execute(0.4, "").result
-    runs = [learn_concept(model, clip, images(model, (CAPTION,)), [LoRA(1e-3)], steps=1, objective=asked)
-            for asked in (objective, None)]
-    assert runs[0].losses != runs[1].losses and all(torch.isfinite(torch.tensor(run.losses)).all() for run in runs)
+def test_a_flow_model_learns_by_it_and_the_class_stays(monkeypatch):
+    """A gradient comes through the subject's prediction alone, and σ is told as that of a picture of size 1."""
+    model, ((objective,),), told = tiny.flux(), PalimpsestSuDe.execute(0.4, "").result, []
+    compared = Inheritance.compared
+
+    def noted(self, found, others, noise):
+        told.append(([one.requires_grad for one in (found, *others)], float(noise)))
+        return compared(self, found, others, noise)
+
+    monkeypatch.setattr(Inheritance, "compared", noted)
+    with_it, plain = (learn_concept(model, Texts(), images(model, (CAPTION,)), [LoRA(1e-3)], steps=1, objective=asked)
+                      for asked in (objective, None))
+    (learns, noise), = told
+    assert learns == [True, False, False] and noise > 0
+    assert with_it.losses != plain.losses and all(math.isfinite(loss) for loss in with_it.losses)
