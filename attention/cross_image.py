@@ -12,11 +12,13 @@ Appearance guidance reads the prediction without the exchange too, ε_×, and ta
 masks of the object where they are given.
 A' is no linear function of A, because of the clip: most of a peaked row is below μ (β - 1) / β, where the clip holds it
 at zero. So maps are made for what contrast changes, (A' - A) V_app, some queries at a time. Without contrast none is.
-A V_app comes from whatever computes attention there, so that another pack's patch and other edits act.
+A V_app comes from whatever computes attention there, so that another pack's patch and other edits act. Where attention
+joins words and picture, the appearance's part of a row is contrasted, and words keep theirs.
 Differs from the paper: K_app and V_app are read at the inversion's own latents. AdaIN acts on the predicted x0 with the
 appearance's clean latent, which any sampler carries on. The authors' code, but not the paper, takes K and V of the
 structure at every fifth step before the 40th. This is left out, since it brings back the structure's own looks in six
-of 57 steps. Their network also runs FreeU, for which the host has a node.
+of 57 steps. Their network also runs FreeU, for which the host has a node. On transformers the layers are ours, untuned.
+K_app has its place in it there, if places turn keys: what lies alike is matched more.
 Checked against: the paper's equations, on explicit maps. Its layers, steps, contrast, guidance and AdaIN are those of
 garibida/cross-image-attention@ee2080c (MIT), read and not run.
 """
@@ -25,7 +27,8 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from ..editing.layers import SelfAttentionEdit, self_attention_layers
+from ..editing.layers import SelfAttentionEdit, decoder, self_attention_layers
+from ..editing.masks import mask_for
 from ..editing.predictions import Asked, asked_by
 from ..editing.sites import in_rows_of
 from ..host.batch import repeat_to_batch_size
@@ -47,18 +50,20 @@ def contrasted(q: Tensor, k: Tensor, v: Tensor, heads: int, contrast: float) -> 
 
 
 def two_finest(unet) -> frozenset:
-    """The up section's self-attention on its two finest grids."""
+    """The up section's self-attention on its two finest grids; on a transformer `decoder`'s."""
     mine = [p for p in self_attention_layers(unet) if p.section == "u"]
+    if not mine:
+        return decoder(unet, 0)
     finest = sorted({p.resolution for p in mine})[-2:]
     return frozenset(p.address for p in mine if p.resolution in finest)
 
 
 def statistics(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, deviation) of each channel of x [B, C, h, w], each [B, C, 1, 1], where the mask [B, h, w] is 1."""
-    m = repeat_to_batch_size(mask, len(x))[:, None].to(x)
-    count = m.sum((2, 3), keepdim=True)
-    mean = (m * x).sum((2, 3), keepdim=True) / count
-    return mean, ((m * (x - mean) ** 2).sum((2, 3), keepdim=True) / (count - 1).clamp(min=1) + 1e-5).sqrt()
+    """(mean, deviation) of each channel of x [B, C, …, h, w], each [B, C, 1, …], where the mask [B, h, w] is 1."""
+    m, over = mask_for(mask, x).expand_as(x[:, :1]), tuple(range(2, x.ndim))
+    count = m.sum(over, keepdim=True)
+    mean = (m * x).sum(over, keepdim=True) / count
+    return mean, ((m * (x - mean) ** 2).sum(over, keepdim=True) / (count - 1).clamp(min=1) + 1e-5).sqrt()
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +106,11 @@ class CrossImage(SelfAttentionEdit):
         out = attention(q, source.k, source.v)  # A V_app
         if self.contrast == 1:
             return out
-        return out + contrasted(q, *in_rows_of(q, source.k, source.v), site.heads, self.contrast).to(out)
+        change = contrasted(q, *in_rows_of(q, source.k, source.v), site.heads, self.contrast)
+        if site.joint:  # of what the row gives to all
+            share = (attention(q, source.k, source.v + 1) - out).float().unflatten(-1, (site.heads, -1))
+            change = (change.unflatten(-1, (site.heads, -1)) * share.mean(-1, keepdim=True)).flatten(-2)
+        return out + change.to(out)
 
     def asks(self, run, sigma):
         """The prediction without the exchange."""
@@ -122,5 +131,5 @@ class CrossImage(SelfAttentionEdit):
             return x0
         clean = repeat_to_batch_size(self.inversion.latents[-1], len(x0)).to(x0)
         (mean, std), (mean_a, std_a) = statistics(x0, self.structure), statistics(clean, self.appearance)
-        m = repeat_to_batch_size(self.structure, len(x0))[:, None].to(x0)
+        m = mask_for(self.structure, x0)
         return x0 * (1 - m) + ((x0 - mean) / std * std_a + mean_a) * m  # AdaIN

@@ -1,16 +1,19 @@
 """Losses on the target's cross-attention maps, and their gradient, which most moves of the latent follow.
 
-Maps are made at the sites that a loss reads, and in that forward only. Edits of attention need none (sites.py).
+Maps are made at the sites that a loss reads, and in that forward only. Edits of attention need none (sites.py). In
+joint attention they are over the words alone, as cross-attention's are: the picture's part of the softmax is left out.
 """
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..host.gradients import derivative, without_control_weights
 from ..host.guiders import predictions
-from ..host.network import Attention, shape_of, with_attention
+from ..host.network import Attention, shape_of, text_runs, with_attention
 from ..host.progress import raise_if_cancelled
 from ..host.sampling import prediction_type
 from .call import Call
@@ -49,9 +52,33 @@ class _Shown(AttentionObserver):
         self.look(rows, site, q, k)
 
 
-def of_text(maps: Tensor, rows: Rows) -> Tensor:
-    """Maps [..., tokens] over the text of the rows' entry. The host may repeat a shorter one's columns."""
-    return maps.unflatten(-1, (-1, rows.entry["model_conds"]["c_crossattn"].cond.shape[1])).sum(-2)
+def text_maps(q: Tensor, k: Tensor, site: Site, network, columns: int) -> Tensor:
+    """A [B,heads,cells,columns] of what q gives to a text of so many columns among the keys of a cross-attention, over
+    what it gives to all of them. A column that has several keys has their sum."""
+    runs = text_runs(network, columns, k.shape[1])
+    keys = torch.cat([k[:, key:key + count] for key, _, count in runs], 1)
+    maps = cross_attention_maps(q, keys, site.heads).split([count for *_, count in runs], -1)
+    return reduce(torch.add, (F.pad(A, (column, columns - column - count))
+                              for A, (_, column, count) in zip(maps, runs)))
+
+
+def on_grid(maps: Tensor, site: Site) -> Tensor:
+    """Maps [B,cells,…] as [B,h,w,…], the mean over a video's frames."""
+    return maps.unflatten(1, (-1, *site.grid[-2:])).mean(1)
+
+
+def noise_of(run, sigma: float) -> float:
+    """The deviation of the noise in the papers' latent z at σ: √(1 - ᾱ), or σ on flow models."""
+    return sigma if _flow(run) else sigma / (1 + sigma ** 2) ** 0.5
+
+
+def _flow(run) -> bool:
+    return prediction_type(run.guider.model_patcher) == "flow"
+
+
+def at_words(resolution: float, layers: frozenset | None) -> Callable[[Site], bool]:
+    """Chooses the sites of a resolution, or those of its that are among some addresses."""
+    return lambda site: site.resolution == resolution and (layers is None or site.address in layers)
 
 
 def loss_gradient(run, x: Tensor, sigma: float, at: Callable, look: Callable, loss: Callable,
@@ -74,5 +101,5 @@ def loss_gradient(run, x: Tensor, sigma: float, at: Callable, look: Callable, lo
         found = loss()
         if found is None:
             return x.new_zeros(len(x)), torch.zeros_like(x)
-        scale = 1 if prediction_type(run.guider.model_patcher) == "flow" else 1 + sigma ** 2
+        scale = 1 if _flow(run) else 1 + sigma ** 2
         return found.detach(), scale * derivative(found.sum(), seen, run.guider.inner_model)

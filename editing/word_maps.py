@@ -216,9 +216,19 @@ def word_layers_of(model) -> frozenset | None:
 
 def text_columns(entry) -> int:
     """How many columns the text of a processed cond entry has, where `text_runs` finds them."""
-    tokens = entry.get("palimpsest_tokens")
-    read = tokens and tokens[0].streams  # what other encoders than CLIP's read may be filled up
-    return len(tokens[0].ids) if read else entry["model_conds"]["c_crossattn"].cond.shape[1]
+    return _columns(entry, entry["model_conds"]["c_crossattn"].cond)
+
+
+def source_columns(inversion) -> int:
+    """The same of an INVERSION's prompt."""
+    embedding, extra = inversion.conditioning[0]
+    return _columns(extra, embedding)
+
+
+def _columns(extra, embedding):
+    tokens = extra.get("palimpsest_tokens")
+    # what other encoders than CLIP's read may be filled up in the embedding
+    return len(tokens[0].ids) if tokens and tokens[0].streams else embedding.shape[1]
 
 
 def sampled_tokens(run) -> list:

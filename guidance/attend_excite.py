@@ -11,7 +11,8 @@ most 20 times. Every token of a named word counts on its own.
 
 Differs from the paper: the softmax leaves out the last column too, the Gaussian is that of LEDITS++, and a refinement
 makes one move more than it needs. All three are as in the authors' code (diffusers'
-StableDiffusionAttendAndExcitePipeline).
+StableDiffusionAttendAndExcitePipeline). Of other text encoders the softmax leaves out what a template has before the
+prompt, and nothing after it. Joint attention is ours, untuned.
 Checked against: diffusers 0.42.1, whole runs.
 """
 from dataclasses import dataclass, field
@@ -19,11 +20,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..editing.attention_loss import cross_attention_maps, loss_gradient, of_text
+from ..editing.attention_loss import at_words, loss_gradient, on_grid, text_maps
 from ..editing.latent_move import Mover
 from ..editing.masks import smoothed
-from ..editing.word_maps import sampled_tokens
-from ..host.tokens import parse_words
+from ..editing.word_maps import sampled_tokens, text_columns
+from ..host.tokens import Tokens, parse_words
 from ..inversion.grid import append_dims
 
 THRESHOLDS = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}  # share of the schedule: what every word's max A_s must reach there
@@ -36,8 +37,16 @@ def neglect(maps: Tensor, text: list, named: list) -> Tensor:
     return (1 - peaks).clamp(min=0).amax()  # lines 6 and 8
 
 
-def text_positions(ids) -> list:
-    """All positions but each chunk's BOS and its last."""
+def text_positions(tokens: Tokens) -> list:
+    """All positions but each CLIP chunk's BOS and its last, and what another encoder's template has before the
+    prompt."""
+    ids, found, start = tokens.ids, [], 0
+    for length in tokens.streams:
+        own = range(start, start + length)
+        found += range(min((p for p in tokens.words[0].positions if p in own), default=start), own.stop)
+        start = own.stop
+    if found:
+        return found
     starts = [p for p, token in enumerate(ids) if token == ids[0]]
     left_out = {*starts, *((p - 1) % len(ids) for p in starts)}
     return [p for p in range(len(ids)) if p not in left_out]
@@ -49,6 +58,7 @@ class AttendExcite(Mover):
 
     words: their names, as a list in a text.
     resolution: of the grid whose maps are read, its side over the latent's.
+    layers: the addresses at which they are read, or None for all of the resolution.
     scale: α at the first step.
     end: the percent of the schedule at which it ends.
     thresholds: ((percent, what max A_s must reach there), …).
@@ -60,6 +70,7 @@ class AttendExcite(Mover):
     end: float = 0.5
     thresholds: tuple = tuple(THRESHOLDS.items())
     refinements: int = 20
+    layers: frozenset | None = None
     name = "Attend-and-Excite"
 
     @dataclass
@@ -109,15 +120,16 @@ class AttendExcite(Mover):
         def record(rows, site, q, k):
             tokens = rows.entry["palimpsest_tokens"]
             if tokens:
-                maps = of_text(cross_attention_maps(q, k, site.heads).mean(1), rows).unflatten(1, site.grid)
+                columns = text_columns(rows.entry)
+                maps = on_grid(text_maps(q, k, site, rows.call.network, columns).mean(1), site)
                 found.setdefault(rows.entry["uuid"], (tokens, []))[1].append(maps)
 
         def loss():
             entries = []
             for tokens, maps in found.values():
                 n = len(tokens)
-                entries.append(torch.stack([neglect(A, text_positions(tokens[i % n].ids), named[id(tokens)][i % n])
+                entries.append(torch.stack([neglect(A, text_positions(tokens[i % n]), named[id(tokens)][i % n])
                                             for i, A in enumerate(torch.stack(maps).mean(0))]))
             return torch.stack(entries).amax(0) if entries else None
 
-        return loss_gradient(run, x, sigma, lambda site: site.resolution == self.resolution, record, loss)
+        return loss_gradient(run, x, sigma, at_words(self.resolution, self.layers), record, loss)

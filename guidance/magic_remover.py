@@ -8,7 +8,8 @@ falls to its least value,
 A is the object's map, the geometric mean of its words' maps. Each of these is a mean over sites and heads, summed over
 the word's tokens. A_0 is the first that is seen, and m is 1 where the object lies. Before half of the schedule there
 are two moves a step (the classifier optimisation), then one. Outside m the source's latents are put back at every step.
-In x = z/√ᾱ and σ, with c = √(1 + σ²), a move is x <- x - s·σ·c·m ⊙ ∇_x L, where s is 1.
+In x = z/√ᾱ and σ, with c = √(1 + σ²), a move is x <- x - s·σ·c·m ⊙ ∇_x L, where s is 1. On flow models x is z, and a
+move is s·σ·m ⊙ ∇_x L.
 
 A prompt that does not name the object is not moved for, and costs no gradient. Each of several objects of a picture is
 moved in its own place, all look up what lies outside all places, and the source is held outside all.
@@ -22,6 +23,7 @@ This differs from the program:
 - Every move is made before the step. The program puts the last one into its direction.
 - The gradient is taken without the features that are looked up.
 - The picture is held by the inversion's own latents, not by null-text optimisation.
+- Joint attention of words and picture is ours, untuned: A is over the words alone, and words are looked up as before.
 Checked against: reconstructed (from the abstract and that program).
 """
 import math
@@ -30,12 +32,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..editing.attention_loss import cross_attention_maps, loss_gradient, of_text
+from ..editing.attention_loss import at_words, loss_gradient, noise_of, text_maps
 from ..editing.checks import require_rows
 from ..editing.latent_move import Mover
 from ..editing.masks import Anchored, mask_for
 from ..editing.sites import AttentionEdit, in_tiles, mask_at
-from ..editing.word_maps import sampled_tokens
+from ..editing.word_maps import sampled_tokens, text_columns
 from ..host.batch import repeat_to_batch_size
 from ..host.tokens import find_in_some
 from ..inversion.trajectory import Inversion
@@ -83,6 +85,7 @@ class MagicRemover(Mover, AttentionEdit):
     place: m [masks, h, w] at the latent's size.
     scale: s.
     resolution: of the grid whose maps are read, its side over the latent's.
+    layers: the addresses at which they are read, or None for all of the resolution.
     start, end: percents of the schedule.
     """
     inversion: Inversion
@@ -92,6 +95,7 @@ class MagicRemover(Mover, AttentionEdit):
     resolution: float = 0.25
     start: float = 0.15
     end: float = 1.0
+    layers: frozenset | None = None
     roles, name = ("target", "null"), "MagicRemover"
     rank = -0.5  # inside what passes it values, which are not looked up; outside Style Aligned (-1), which adds keys
 
@@ -140,16 +144,18 @@ class MagicRemover(Mover, AttentionEdit):
         outside = repeat_to_batch_size(outside, len(q))[..., None]
         # the softmax is over all keys, so that other packs see all, and those in m count as 0
         share = attention(q, source.k, outside.expand_as(source.v))
-        if any(isinstance(e, AttentionEdit) and e.rank < self.rank and e.acts(run, site, sigma) for e in run.editors):
-            # Style Aligned's own keys count as well
-            share = share + 1 - attention(q, source.k, torch.ones_like(source.v))
+        if site.joint or any(isinstance(e, AttentionEdit) and e.rank < self.rank and e.acts(run, site, sigma)
+                             for e in run.editors):
+            # words count as well, and Style Aligned's own keys
+            inside = (attention(q, source.k, torch.ones_like(source.v)) - share).unflatten(-1, (site.heads, -1))
+            share = (1 - inside.float().mean(-1, keepdim=True)).expand(inside.shape).flatten(-2).to(share)
         return attention(q, source.k, outside * source.v) / share.clamp(min=1e-4)
 
     def move(self, run, x, sigma):
         if self.scale and any(run.state(self).named.values()) and self.reads(run, sigma):
-            m, amount = mask_for(self.place, x), self.scale * sigma / (1 + sigma ** 2) ** 0.5
+            m, amount = mask_for(self.place, x), self.scale * noise_of(run, sigma)
             for _ in range(2 if run.within(sigma, self.start, TWICE) else 1):
-                x = x - amount * m * loss_gradient(run, x, sigma, lambda site: site.resolution == self.resolution,
+                x = x - amount * m * loss_gradient(run, x, sigma, at_words(self.resolution, self.layers),
                                                    *self._activation(run))[1]
         return x
 
@@ -160,7 +166,7 @@ class MagicRemover(Mover, AttentionEdit):
         def record(rows, site, q, k):
             named = state.named.get(id(rows.entry.get("palimpsest_tokens")))
             if named:
-                found = of_text(cross_attention_maps(q, k, site.heads).mean(1), rows)
+                found = text_maps(q, k, site, rows.call.network, text_columns(rows.entry)).mean(1)
                 found = object_map(found, [named[i % len(named)] for i in range(rows.count)])
                 maps.setdefault(rows.entry["uuid"], []).append((found, mask_at(self.place, rows, site)))
 

@@ -18,7 +18,8 @@ appearance is of the last site's map. Ψ is what the decoder gives to the networ
 
 Differs from the paper: T turns about the centroid of shape*_k (the authors': of A_k), and the words of an object make
 one map, their sum (the authors': a term a token). v, w_a and the span of the schedule are what did best on the
-miniature. The authors leave σ_t out.
+miniature. The authors leave σ_t out. On flow models x is z and x0 moves as far. In joint attention of words and picture
+the maps are over the words alone, at the layers where words are read, ours, untuned; there is no Ψ.
 Checked against: authors' code, their Colab for SDXL, written out in a test. Its maps are those of ("output", 1), depths
 1 to 3, at a quarter of the latent's side, enlarged to half of it.
 """
@@ -29,10 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..editing.attention_loss import cross_attention_maps, loss_gradient, of_text
+from ..editing.attention_loss import loss_gradient, noise_of, on_grid, text_maps
 from ..editing.features import FeatureEdit
 from ..editing.sites import AttentionEdit, Rows, Site, source_of
-from ..editing.word_maps import sampled_tokens
+from ..editing.word_maps import sampled_tokens, source_columns, text_columns
 from ..host.network import head
 from ..host.tokens import parse_words, require_columns
 from ..inversion.trajectory import Inversion
@@ -222,7 +223,7 @@ class SelfGuidance(SourceMaps):
         if self.reads(run, sigma):
             run.read(x, sigma)
             gradient = self.energy_gradient(run, x, sigma)[1]
-            run.state(self).guidance = self.scale * sigma ** 2 / (1 + sigma ** 2) * gradient  # v·σ²·∇_x g
+            run.state(self).guidance = self.scale * noise_of(run, sigma) ** 2 * gradient  # v·σ²·∇_x g
         return x
 
     def after(self, run, x0, sigma):
@@ -234,17 +235,20 @@ class SelfGuidance(SourceMaps):
         """(g [B], c²·∂g/∂x); of several target entries the mean."""
         layouts, maps, appearances, state = {}, {}, {}, run.state(self)
 
+        def attended(rows, site, q, k, columns):
+            return on_grid(text_maps(q, k, site, rows.call.network, columns).mean(1), site)
+
         def source_maps(reader, rows, site, positions):
             source = source_of(reader, rows, site)
-            attended = cross_attention_maps(source.q, source.k, site.heads).mean(1).unflatten(1, site.grid)
-            return self._object_maps(attended, positions, site)
+            columns = source_columns(reader.inversion)
+            return self._object_maps(attended(rows, site, source.q, source.k, columns), positions, site)
 
         def record(rows, site, q, k):
             tokens, uuid = rows.entry.get("palimpsest_tokens"), rows.entry["uuid"]
             if tokens is None:
                 return
-            attended = of_text(cross_attention_maps(q, k, site.heads).mean(1), rows).unflatten(1, site.grid)
-            ours = self._object_maps(attended, state.target[id(tokens)], site)
+            mine = attended(rows, site, q, k, text_columns(rows.entry))
+            ours = self._object_maps(mine, state.target[id(tokens)], site)
             theirs = source_maps(self, rows, site, state.source)
             layouts.setdefault(uuid, []).append(self.layout_energy(ours, theirs))
             object_ = source_maps(self.donor, rows, site, state.donor)[0] if self.donor else theirs[0]
@@ -263,9 +267,8 @@ class SelfGuidance(SourceMaps):
             terms = [sum(found) / len(found) + appearances.get(uuid, 0) for uuid, found in layouts.items()]
             return sum(terms) / len(terms) if terms else None
 
-        reader = TargetFeatures(self.inversion, self.start, self.end, record=record_features)
-        return loss_gradient(run, x, sigma, lambda site: site.address in self.sites, record, energy,
-                             [reader])
+        readers = [TargetFeatures(self.inversion, self.start, self.end, record=record_features)] * bool(self.features)
+        return loss_gradient(run, x, sigma, lambda site: site.address in self.sites, record, energy, readers)
 
     @staticmethod
     def _object_maps(maps, positions, site) -> list:
@@ -275,7 +278,7 @@ class SelfGuidance(SourceMaps):
                  for n in range(len(positions[0]))]
         if site.resolution >= 0.5:
             return found
-        size = [round(n * 0.5 / site.resolution) for n in site.grid]
+        size = [round(n * 0.5 / site.resolution) for n in site.grid[-2:]]
         return [F.interpolate(A[:, None], size, mode="bilinear")[:, 0] for A in found]
 
     def layout_energy(self, ours: list, theirs: list) -> Tensor:

@@ -51,8 +51,9 @@ def shaped(q, k, v, heads, skip_reshape=False, **_):
     return (q, k, v) if skip_reshape else [x.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
 
 
-def recorded(family, prompt, tokens=TOKENS):
-    """q, k, v of every attention that the picture's tokens have with words, of so many, at the first step."""
+def recorded(family, prompt, tokens=TOKENS, x=None):
+    """q, k, v of every attention that the picture's tokens have with words, of so many, at the first step, of the
+    inversion's latent or of x."""
     found, model, inversion = [], made(family).clone(), inverted(family)
     cells, _ = picture(family)
     length = cells + {"hidream": 128 + 2 * tokens, "auraflow": 8 + tokens, "flux2": 512,
@@ -66,7 +67,8 @@ def recorded(family, prompt, tokens=TOKENS):
         return func(q, k, v, heads, *args, **kwargs)
 
     model.model_options["transformer_options"][OVERRIDE] = record
-    sample(model, prompt, model.model.process_latent_out(inversion.path[0]), inversion.sigmas, Solver())
+    x = inversion.path[0] if x is None else x
+    sample(model, prompt, model.model.process_latent_out(x), inversion.sigmas, Solver())
     return found
 
 

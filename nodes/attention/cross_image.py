@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ...attention.cross_image import CrossImage, two_finest
 from ...editing.masks import latent_mask
 from ...editing.run import attach
-from ...host.network import require_unet, resolutions
+from ...host.network import require_attention, resolutions
 from ..checks import check_span, check_trajectory
 from ..search import aliases
 from ..widgets import InversionType, layers_input, layers_of, share_input
@@ -36,7 +36,8 @@ class PalimpsestCrossImageAttention(io.ComfyNode):
                 io.Float.Input("contrast", default=1.67, min=1.0, max=10.0, step=0.01, tooltip=(
                     "Contrast of the attention maps. Higher attends to fewer places. 1: off, no map is made. Paper: "
                     "1.67.")),
-                layers_input("the two finest grids of the up section (SD1.x and SD2.x: u3-8; SDXL: u)"),
+                layers_input("the two finest grids of the up section (SD1.x and SD2.x: u3-8; SDXL: u), on transformers "
+                             "the latter half of the last kind of block (ours, untuned)"),
                 io.Mask.Input("structure_mask", optional=True, tooltip=(
                     "1 on the object of the structure picture. AdaIN acts only there.")),
                 io.Mask.Input("appearance_mask", optional=True, tooltip=(
@@ -48,7 +49,7 @@ class PalimpsestCrossImageAttention(io.ComfyNode):
     def execute(cls, model, appearance, start, end, coarse_end, adain_start, swap_guidance, contrast, layers,
                 structure_mask=None, appearance_mask=None) -> io.NodeOutput:
         node = "Cross-Image Attention"
-        require_unet(model, node)
+        require_attention(model, node)
         check_trajectory(model, appearance, node)
         check_span(node, start, max(end, coarse_end), "0.1 and 0.9")
         size = tuple(appearance.shape[-2:])

@@ -50,7 +50,7 @@ class PalimpsestPromptMixing(io.ComfyNode):
                 threshold_input("a probability of 0.05"),
                 share_input("preserve_end", 0.8, "Shapes are preserved up to this share of the schedule. Paper: step "
                                                  "40 of 50."),
-                layers_input(f"shapes are preserved on {COARSE}"),
+                layers_input(f"shapes are preserved on {COARSE}, on transformers all (ours, untuned)"),
                 InversionType.Input("inversion", optional=True, tooltip="Inversion of the source, to preserve shapes."),
                 io.Mask.Input("mask", optional=True, tooltip="1 where shapes should stay, besides the words' areas."),
                 AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words."),

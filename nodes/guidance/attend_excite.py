@@ -2,9 +2,9 @@
 from comfy_api.latest import io
 
 from ...editing.run import attach
-from ...editing.word_maps import nearest_resolution
+from ...editing.word_maps import nearest_resolution, word_layers_of
 from ...guidance.attend_excite import THRESHOLDS, AttendExcite
-from ...host.network import require_unet
+from ...host.network import require_words
 from ...host.tokens import parse_word_values
 from ..search import aliases
 
@@ -42,7 +42,7 @@ class PalimpsestAttendExcite(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, words, scale, end, thresholds, refinements, resolution) -> io.NodeOutput:
-        require_unet(model, "Attend-and-Excite")
+        require_words(model, "Attend-and-Excite", "leave it out")
         if not words.strip():
             raise ValueError("Attend-and-Excite needs words, but none is named: write the words of the prompt that "
                              "must appear, as in 'cat, frog'.")
@@ -55,5 +55,6 @@ class PalimpsestAttendExcite(io.ComfyNode):
         if not all(0 <= n <= 1 for pair in levels for n in pair):
             raise ValueError("Thresholds are shares of the schedule with levels, both 0 to 1, but these are "
                              f"{thresholds!r}: write them as in '0: 0.05, 0.2: 0.5, 0.4: 0.8'.")
-        editor = AttendExcite(words, nearest_resolution(model, resolution), scale, end, levels, refinements)
+        editor = AttendExcite(words, nearest_resolution(model, resolution), scale, end, levels, refinements,
+                              word_layers_of(model))
         return io.NodeOutput(attach(model, editor))

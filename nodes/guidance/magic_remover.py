@@ -6,9 +6,9 @@ from comfy_api.latest import io
 from ...editing.editor import editor_of, editors
 from ...editing.masks import latent_mask, warn_if_wide, word_mask
 from ...editing.run import attach
-from ...editing.word_maps import nearest_resolution
+from ...editing.word_maps import nearest_resolution, word_layers_of
 from ...guidance.magic_remover import MagicRemover, Surroundings, object_map, union
-from ...host.network import require_unet
+from ...host.network import require_attention, require_words
 from ...host.tokens import parse_words
 from ..checks import check_attention, check_trajectory
 from ..search import aliases
@@ -49,7 +49,7 @@ class PalimpsestMagicRemover(io.ComfyNode):
     @classmethod
     def execute(cls, model, inversion, words, threshold, scale, start, end, mask=None, attention=None,
                 refine=True) -> io.NodeOutput:
-        require_unet(model, "MagicRemover")
+        (require_words if words.strip() else require_attention)(model, "MagicRemover")
         check_trajectory(model, inversion, "MagicRemover")
         if (mask is None) == (attention is None):
             has = "neither MASK nor ATTENTION" if mask is None else "both MASK and ATTENTION"
@@ -77,6 +77,7 @@ class PalimpsestMagicRemover(io.ComfyNode):
         if inversion.tokens:
             parse_words(words, inversion.tokens)  # an unknown word is an error
         names = tuple(filter(str.strip, re.split(r"[,\n]", words)))
-        removers = [*before, MagicRemover(inversion, names, place, scale, resolution, start, end)]
+        removers = [*before, MagicRemover(inversion, names, place, scale, resolution, start, end,
+                                            word_layers_of(model))]
         around = Surroundings(inversion, union([e.place for e in removers]), min(e.start for e in removers))
         return io.NodeOutput(attach(attach(model, removers[-1]), around, replacing=editor_of(model, Surroundings)))

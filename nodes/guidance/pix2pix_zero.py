@@ -3,8 +3,9 @@ import torch
 from comfy_api.latest import io
 
 from ...editing.run import attach
+from ...editing.word_maps import word_layers_of
 from ...guidance.pix2pix_zero import CrossAttentionGuidance, edit_direction
-from ...host.network import require_unet
+from ...host.network import require_words
 from ...host.sampling import check_family
 from ...host.tokens import encode, tokenize_rows
 from ..search import aliases
@@ -36,12 +37,13 @@ class PalimpsestCrossAttentionGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, inversion, amount, start, end) -> io.NodeOutput:
-        require_unet(model, "Cross-Attention Guidance")
+        require_words(model, "Cross-Attention Guidance", "take Free-Prompt Edit to keep the structure")
         check_family(model, inversion)
         if start >= end:
             raise ValueError(f"Cross-Attention Guidance starts at {start:g} and ends at {end:g}, so no step is left: "
                              "lower start or raise end (paper: 0 and 1).")
-        return io.NodeOutput(attach(model, CrossAttentionGuidance(inversion, amount, start, end)))
+        return io.NodeOutput(attach(model, CrossAttentionGuidance(inversion, amount, start, end,
+                                                                  word_layers_of(model))))
 
 
 class PalimpsestEditDirection(io.ComfyNode):

@@ -4,6 +4,7 @@ import torch
 from diffusers import StableDiffusionAttendAndExcitePipeline
 from palimpsest.bench import twin
 from palimpsest.guidance.attend_excite import neglect, text_positions
+from palimpsest.host.tokens import Tokens
 
 from moving_latents import CFG, STEPS, case, excite, host_run, model, noise, pipeline
 from runs import relative
@@ -42,7 +43,7 @@ def test_what_is_neglected_is_the_word_with_the_lowest_peak():
     assert float(neglect(maps, [1, 2, 3], [1, 3])) == pytest.approx(1 - float(smooth.max()), abs=1e-6)
     there = peak + corner * torch.tensor([0, 0, 2.0]).softmax(0)[0] + (1 - peak - corner) / 3
     assert float(neglect(maps, [1, 2, 3], [1])) == pytest.approx(1 - float(there), abs=1e-6)
-    assert text_positions((9, 1, 2, 0, 9, 3, 0, 0)) == [1, 2, 5, 6]
+    assert text_positions(Tokens("", (9, 1, 2, 0, 9, 3, 0, 0), (1.0,) * 8, ())) == [1, 2, 5, 6]
 
 
 def test_a_refinement_stops_where_every_word_is_attended_to(monkeypatch):

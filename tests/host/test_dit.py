@@ -10,8 +10,10 @@ from palimpsest.editing.layers import decoder, listed, parse_layers, self_attent
 from palimpsest.editing.replay import replay
 from palimpsest.editing.run import attach
 from palimpsest.editing.sites import AttentionEdit
+from palimpsest.guidance.magic_remover import MagicRemover
 from palimpsest.host.network import resolutions
 from palimpsest.host.sampling import Solver, sample
+from palimpsest.nodes.attention.cross_image import PalimpsestCrossImageAttention
 from palimpsest.nodes.attention.feature_share import PalimpsestFeatureShare
 from palimpsest.nodes.attention.free_prompt import PalimpsestFreePromptEdit
 from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
@@ -75,8 +77,8 @@ def under(function, family, inversion, prompt):
     return sample(model, prompt, latent, inversion.sigmas, Solver())
 
 
-def softmax(q, k, v):
-    out = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
+def softmax(q, k, v, changed=lambda maps: maps):
+    out = changed((q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)) @ v
     return out.transpose(1, 2).flatten(2)
 
 
@@ -95,9 +97,10 @@ def of_picture(family, words, tokens, found):
     return slice(start, start + tokens) if found == total else None
 
 
-def by_hand(inversion, edit, prompt, tokens, family="flux", beside=0, words_too=False):
+def by_hand(inversion, edit, prompt, tokens, family="flux", beside=0, words_too=False, changed=lambda maps: maps):
     """The run in which edit(q, k, v, source's q, k, v of the picture) gives what the picture's queries look up.
-    beside: tokens of reference latents in the prompt. words_too: whether these and words look it up too."""
+    beside: tokens of reference latents in the prompt. words_too: whether these and words look it up too. changed:
+    what the probabilities become, those of the picture last."""
     known, calls = [], iter(range(99))
 
     def shaped(q, k, v, heads, skip_reshape=False, **_):
@@ -122,7 +125,7 @@ def by_hand(inversion, edit, prompt, tokens, family="flux", beside=0, words_too=
         out = softmax(*split)
         every = torch.cat([split[0][:, :, :own.start], asked, split[0][:, :, own.stop:]], 2)
         own = slice(None) if words_too else own
-        out[:, own] = softmax(every[:, :, own], torch.cat([rest[0], keys], 2), torch.cat([rest[1], values], 2))
+        out[:, own] = softmax(every[:, :, own], torch.cat([rest[0], keys], 2), torch.cat([rest[1], values], 2), changed)
         return out
 
     under(record, family, inversion, SOURCE)
@@ -157,6 +160,46 @@ def test_what_the_pictures_tokens_hold_is_looked_up_by_words_too(family):
                                                    1.0, "picture", "same", True).result[0], inversion)
     wanted = by_hand(inversion, lambda q, k, v, q_s, k_s, v_s: (q + q_s, k_s, v_s), TARGET, tokens, family,
                      words_too=True)
+    assert relative(found, wanted) < 1e-5
+    assert relative(found, sampled(model, inversion)) > 1e-4
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3", "qwen", "wan"])
+def test_an_appearance_is_looked_up_with_contrast(family):
+    """In the picture's part of the softmax. Words keep theirs."""
+    inversion, model = inverted(family=family), made(family)
+    tokens = 48 if family == "wan" else 16
+
+    def contrasted(maps):
+        rest, mine = maps.split([maps.shape[-1] - tokens, tokens], -1)
+        share = mine.sum(-1, keepdim=True)
+        mine = (((mine / share - 1 / tokens) * 1.67 + 1 / tokens).clamp(0, 1)) * share
+        return torch.cat([rest, mine], -1)
+
+    def put(adain):
+        return PalimpsestCrossImageAttention.execute(model, inversion, 0.0, 1.0, 1.0, adain, 1.0, 1.67,
+                                                     everywhere(model)).result[0]
+
+    found = sampled(put(1.0), inversion)
+    wanted = by_hand(inversion, lambda q, k, v, q_s, k_s, v_s: (q, k_s, v_s), TARGET, tokens, family,
+                     changed=contrasted)
+    assert relative(found, wanted) < 1e-5
+    assert relative(found, sampled(masactrl(model, inversion), inversion)) > 1e-5
+    found, source = (model.model.process_latent_in(x).flatten(2) for x in (
+        sampled(put(0.0), inversion), picture(family=family)["samples"]))
+    for statistic in (torch.mean, torch.std):
+        torch.testing.assert_close(statistic(found, 2), statistic(source, 2), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["flux", "sd35 medium"])
+def test_what_lies_in_an_objects_place_is_not_looked_up(family):
+    """MagicRemover's filling. Words are looked up as before."""
+    inversion, model, place = inverted(family=family), made(family), torch.zeros(1, 8, 8)
+    place[..., :4] = 1
+    outside = torch.arange(16) % 4 > 1
+    found = sampled(attach(model, MagicRemover(inversion, (), place, start=0.0)), inversion)
+    wanted = by_hand(inversion, lambda q, k, v, q_s, k_s, v_s: (q, k_s[:, :, outside], v_s[:, :, outside]), TARGET, 16,
+                     family)
     assert relative(found, wanted) < 1e-5
     assert relative(found, sampled(model, inversion)) > 1e-4
 

@@ -10,4 +10,4 @@ def excite(case, model=None):
                                           0.25).result[0]
 
 
-CASES = (EditorCase("excite", excite, 130, moves=True),)
+CASES = (EditorCase("excite", excite, 130, moves=True, joint=True, finds=True),)

@@ -10,4 +10,5 @@ def remove(case, model=None):
                                           CROSS_END, mask=quarter(case)).result[0]
 
 
-CASES = (EditorCase("remove", remove, 160, reads=True, acts=True, null_too=True, moves=True),)
+CASES = (EditorCase("remove", remove, 160, reads=True, acts=True, null_too=True, moves=True, joint=True,
+                    finds=True),)

@@ -8,4 +8,4 @@ def pull(case, model=None):
     return PalimpsestCrossAttentionGuidance.execute(model or case.model, case.inversion, 1.0, 0.0, CROSS_END).result[0]
 
 
-CASES = (EditorCase("pull", pull, 140, reads=True, acts=True, moves=True),)
+CASES = (EditorCase("pull", pull, 140, reads=True, acts=True, moves=True, joint=True, finds=True),)
