@@ -65,11 +65,12 @@ class Sharing:
         """The output for q, k, v [rows, tokens, channels] that share the reference's, as many rows."""
         if self.normalised:
             q, k = adain(q, reference.q), adain(k, reference.k)  # Q̂_t, K̂_t
-        keys, values = torch.cat([k, self.scale * reference.k], 1), torch.cat([v, reference.v], 1)
-        if self.shift:  # score_r <- scale · score_r + shift
-            bias = torch.cat([x.new_full(x.shape[1:2], shift) for x, shift in ((k, 0.0), (reference.k, self.shift))])
-            return biased(q, keys, values, bias, heads, attention)
-        return attention(q, keys, values)
+        theirs = reference.k if self.scale == 1 else self.scale * reference.k
+        if not self.shift:
+            return attention(q, torch.cat([k, theirs], 1), torch.cat([v, reference.v], 1))
+        bias = torch.cat([x.new_full(x.shape[1:2], shift) for x, shift in ((k, 0.0), (theirs, self.shift))])
+        # score_r <- scale · score_r + shift
+        return biased(q, torch.cat([k, theirs], 1), torch.cat([v, reference.v], 1), bias, heads, attention)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +78,18 @@ class ReferencePicture(SelfAttentionEdit):
     """Every row shares the inversion's picture."""
     _: KW_ONLY
     share: Sharing
-    needs, name = "qkv", NAME
+    name = NAME
     lends = True
     rank = -1  # others know no more keys than the grid has
 
+    @property
+    def needs(self):
+        return "qkv" if self.share.normalised else "kv"
+
     def attend(self, rows, site, q, k, v, source, attention):
         _require_all(rows, q)
-        k, v, *reference = in_rows_of(q, k, v, source.q, source.k, source.v)
-        return self.share(q, k, v, Source(zip("qkv", reference)), site.heads, attention)
+        k, v, *reference = in_rows_of(q, k, v, *(source[name] for name in self.needs))
+        return self.share(q, k, v, Source(zip(self.needs, reference)), site.heads, attention)
 
 
 @dataclass(frozen=True, eq=False)

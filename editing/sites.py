@@ -152,7 +152,9 @@ def keep_features(edits, call: "Call", site: Site, options: dict, **features: Te
         wanted = {name for edit in call.readers(part.index, edits) for level in call.levels
                   for name in edit.keeps(call.run, site, level)}
         if wanted:
-            call.run.reference.keep(call, part, site, {n: x for n, x in zip(features, own) if n in wanted})
+            # a view would keep all that the network made beside it, on Flux seven times as much
+            call.run.reference.keep(call, part, site, {n: x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
+                                                       for n, x in zip(features, own) if n in wanted})
 
 
 def _held(edits, call, site, q, k, v, beside, options):

@@ -1,12 +1,13 @@
 """Joint attention of words and picture: edits against an explicit softmax with slices written by hand."""
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from comfy.ldm.flux.model import Flux
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from palimpsest.editing.inverting import invert
-from palimpsest.editing.layers import decoder, listed, parse_layers, self_attention_layers
+from palimpsest.editing.layers import SelfAttentionEdit, decoder, listed, parse_layers, self_attention_layers
 from palimpsest.editing.replay import replay
 from palimpsest.editing.run import attach
 from palimpsest.editing.sites import AttentionEdit
@@ -230,6 +231,25 @@ def test_a_style_is_shared_beside_the_words(family):
             style(True)
         with pytest.raises(ValueError, match="across a batch edits .* U-Nets .* or connect the INVERSION"):
             PalimpsestStyleAligned.execute(model, 0.0, 1.0, 0.0, 1.0, False, "", True)
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3", "wan"])
+def test_what_is_kept_of_the_source_holds_no_more_than_itself(family):
+    """A view of Flux's values would keep the queries and keys too, and in its single blocks four times as much."""
+    inversion, held = inverted(family=family), []
+
+    @dataclass(frozen=True, eq=False)
+    class Weighed(SelfAttentionEdit):
+        needs, name = "v", "Weighed"
+
+        def attend(self, rows, site, q, k, v, source, attention):
+            found = {id(kept): kept for kept in rows.call.run.reference.kept.values()}.values()
+            held.extend((x.nbytes, x.untyped_storage().nbytes()) for kept in found for x in kept.features.values())
+            return attention(q, k, v)
+
+    layers = frozenset(resolutions(made(family).model.diffusion_model))
+    sampled(attach(made(family), Weighed(inversion, layers, 0.0, 1.0)), inversion)
+    assert held and all(alone == whole for alone, whole in held)
 
 
 @pytest.mark.skipif(not joint.TODAY, reason="ComfyUI 0.3.64 does not count a reference latent's tokens")
