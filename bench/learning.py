@@ -3,8 +3,8 @@
     python tools/dev.py bench learning [--steps 10] [--batch 4]
 
 All weights of the miniature learn from the same rows, in turn: here, here with the network's blocks computed twice, and
-as in diffusers' train_dreambooth.py (its U-Net, MSE of ε, clipping, AdamW). Seconds are the median step's, memory the
-most that autograd keeps at a time. Writes bench/results/learning.json.
+as in diffusers' train_dreambooth.py (its U-Net, MSE of ε, clipping, AdamW). Seconds are the median step's, of one core;
+memory is the most that autograd keeps at a time. Writes bench/results/learning.json.
 """
 import argparse
 import json
@@ -33,9 +33,9 @@ def ours(model, clip, given, batch, steps, recompute) -> tuple[list, int]:
     spent, step = [], Learner.step
 
     def timed(self):
-        began = time.perf_counter()
+        began = time.process_time()
         out = step(self)
-        spent.append(time.perf_counter() - began)
+        spent.append(time.process_time() - began)
         return out
 
     Learner.step = timed
@@ -89,9 +89,9 @@ class Theirs:
 def timed(step: Callable, steps: int) -> list:
     spent = []
     for _ in range(steps):
-        began = time.perf_counter()
+        began = time.process_time()
         step()
-        spent.append(time.perf_counter() - began)
+        spent.append(time.process_time() - began)
     return spent
 
 

@@ -11,7 +11,7 @@ Four things stand in the way of a backward pass.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from weakref import WeakSet
 
@@ -23,12 +23,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .options import WrappersMP, with_transformer, with_wrapper
-from .recomputing import blocks, recomputed
+from .recomputing import blocks, forwards, recomputed
 
 KEY = "palimpsest.gradients"
 # bytes of weights: larger models compute in bf16, or SDXL's graph at 1024 px outgrows 24 GB (bench gradients)
 FP32 = 4 * 2 ** 30
 
+MADE: dict[int, Callable] = {}  # {storage of a changed weight: what makes it}, while a module computes with it
 WATCHED: list = []  # called with (what holds it, a tensor) that autograd saves
 Deltas = Callable[[], Mapping[str, Tensor]] | None  # {weight: what is added to it}, asked in each forward
 
@@ -68,7 +69,7 @@ def _recording():
     """Autograd outside the executor's inference mode, in-place writes and fused kernels taken care of."""
     training, copying = getattr(management, "in_training", False), _CopyBeforeWrite()
     with (torch.inference_mode(False), torch.enable_grad(), copying,
-          torch.autograd.graph.saved_tensors_hooks(copying.pack, _Held.unpack)):
+          torch.autograd.graph.saved_tensors_hooks(copying.pack, lambda kept: kept.unpack())):
         management.in_training = True
         try:
             yield
@@ -92,6 +93,17 @@ class _Held:
         return self.tensor
 
 
+class _Again:
+    """A changed weight that autograd saved, or a view of it. It is made again."""
+
+    def __init__(self, make, tensor):
+        self.make, self.view = make, (tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def unpack(self):
+        with torch._C.DisableTorchFunction():
+            return self.make().detach().as_strided(*self.view)
+
+
 class _CopyBeforeWrite(TorchFunctionMode):
     """Copies what autograd saved before a function writes into its storage.
 
@@ -104,22 +116,39 @@ class _CopyBeforeWrite(TorchFunctionMode):
         self.held = defaultdict(WeakSet)  # by storage, which lives as long as what holds it
 
     def pack(self, tensor):
-        held = _Held(tensor.detach())  # the tensor itself would keep its graph, and be kept by it
-        for watch in WATCHED:
-            watch(held, tensor)
-        self.held[tensor.untyped_storage().data_ptr()].add(held)
-        return held
+        with torch._C.DisableTorchFunction():
+            storage = tensor.untyped_storage()
+            make = MADE.get(storage._cdata)
+            if make:
+                return _Again(make, tensor)
+            held = _Held(tensor.detach())  # the tensor itself would keep its graph, and be kept by it
+            for watch in WATCHED:
+                watch(held, tensor)
+            self.held[storage.data_ptr()].add(held)
+            return held
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        name = getattr(function, "__name__", "").partition(".")[0]  # of an operator's overload
-        writes = name == "__setitem__" or name.startswith("__i") or name.endswith("_") and not name.endswith("__")
-        if writes or "out" in kwargs or kwargs.get("inplace"):
+        if _writes(getattr(function, "__name__", "")) or "out" in kwargs or kwargs.get("inplace"):
             for tensor in tree_leaves((args[:1], kwargs.get("out"))):
                 if isinstance(tensor, torch.Tensor):
                     for held in self.held.pop(tensor.untyped_storage().data_ptr(), ()):
                         held.keep(held.tensor.clone())
         return function(*args, **kwargs)
+
+
+@cache
+def _writes(name: str) -> bool:
+    """Whether a function of this name writes into its first argument."""
+    name = name.partition(".")[0]  # of an operator's overload
+    return name == "__setitem__" or name.startswith("__i") or name.endswith("_") and not name.endswith("__")
+
+
+@contextmanager
+def unrecorded():
+    """While it lasts nothing is recorded inside `differentiable`, for writes into tensors that no graph has saved."""
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        yield
 
 
 @contextmanager
@@ -185,8 +214,9 @@ def _recomputing(network, stand_ins: dict, deltas: Deltas, function, *args, **kw
 
     def weights(name, block):
         held = {n: f"{name}.{n}" for n, _ in (*block.named_parameters(), *block.named_buffers())}
-        changed = _changed(stand_ins, lambda: {key: added[key] for key in held.values() if key in added})
-        found = {n: changed.get(f"network.{key}", stand_ins.get(f"network.{key}")) for n, key in held.items()}
+        changed = _changed(stand_ins, lambda: added)
+        found = {n: changed[f"network.{key}"]() if key in added else stand_ins.get(f"network.{key}")
+                 for n, key in held.items()}
         return {n: tensor for n, tensor in found.items() if tensor is not None}
 
     @contextmanager
@@ -211,8 +241,35 @@ def called(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
                    if id(t) not in theirs]
         # all of them: one moved between devices is no inference tensor by name, but has no version either
         stand_ins.update({name: _alias(t) for name, t in tensors if type(t) is torch.Tensor})
-    with _copied(brought):
-        return torch.func.functional_call(call, {**stand_ins, **_changed(stand_ins, deltas)}, (function, *args), kwargs)
+    changed, making = _changed(stand_ins, deltas), {}
+    for name, module in call.named_modules():
+        if hasattr(module, "weight_function"):  # the host lets it change its weights itself
+            made = {n: changed.pop(f"{name}.{n}") for n in module._parameters if f"{name}.{n}" in changed}
+            if made:
+                making[module] = _Making(module, made)
+    with _copied(brought), forwards(making):
+        others = {name: make() for name, make in changed.items()}
+        return torch.func.functional_call(call, {**stand_ins, **others}, (function, *args), kwargs)
+
+
+class _Making:
+    """What stands in a module's forward. Its changed weights are made when it is called, and gone when it returns."""
+
+    def __init__(self, module, made):
+        self.module, self.own, self.made = module, module.forward, made
+
+    def __call__(self, *args, **kwargs):
+        held, before, made = self.module._parameters, dict(self.module._parameters), {}
+        try:
+            for name, make in self.made.items():
+                held[name] = make()
+                made[held[name].untyped_storage()._cdata] = make
+            MADE.update(made)
+            return self.own(*args, **kwargs)
+        finally:
+            held.update(before)
+            for place in made:
+                MADE.pop(place, None)
 
 
 def _brought(network) -> list:
@@ -220,16 +277,22 @@ def _brought(network) -> list:
     return [m for m in network.modules() if hasattr(m, "_v")]
 
 
-def _changed(stand_ins, deltas: Deltas) -> dict:
-    """The weights that something is added to. Larger models keep their 16 bits, smaller ones are computed in fp32."""
+def _changed(stand_ins, deltas: Deltas) -> dict[str, Callable]:
+    """{weight that something is added to: what makes it}. Larger models keep their 16 bits, smaller ones are computed
+    in fp32."""
     added = deltas() if deltas else {}
-    weights = {f"network.{name}": delta for name, delta in added.items()}
-    if not weights.keys() <= stand_ins.keys():
-        raise ValueError(f"{len(weights.keys() - stand_ins.keys())} weights are to be learned that the host's dynamic "
-                         "memory may take away: start ComfyUI with --disable-dynamic-vram.")
+    lacking = [name for name in added if f"network.{name}" not in stand_ins]
+    if lacking:
+        raise ValueError(f"{len(lacking)} weights are to be learned that the host's dynamic memory may take away: "
+                         "start ComfyUI with --disable-dynamic-vram.")
     large = sum(t.nbytes for t in stand_ins.values()) > FP32
-    return {name: (stand_ins[name].float() + delta).to(stand_ins[name].dtype if large else torch.float32)
-            for name, delta in weights.items()}
+
+    def make(name):
+        weight = stand_ins[f"network.{name}"]
+        found = weight + added[name]
+        return found.to(weight.dtype) if large else found
+
+    return {f"network.{name}": partial(make, name) for name in added}
 
 
 @contextmanager

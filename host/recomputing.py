@@ -33,19 +33,26 @@ def recomputed(network, weights: Weights, recording):
         are made of get their gradients.
     recording: the context in which autograd records, inside a backward pass.
     """
-    found = blocks(network)
-    before = {name: block.__dict__.get("forward") for name, block in found.items()}
     # without it, a block whose input needs no gradient would have no backward pass
     anchor = torch.zeros(1, requires_grad=True)
+    with forwards({block: _Forward(name, block, weights, recording, anchor)
+                   for name, block in blocks(network).items()}):
+        yield
+
+
+@contextmanager
+def forwards(standing: Mapping):
+    """While it lasts these stand in modules' forwards: {module: callable}."""
+    before = {module: module.__dict__.get("forward") for module in standing}
     try:
-        for name, block in found.items():
-            block.forward = _Forward(name, block, weights, recording, anchor)
+        for module, forward in standing.items():
+            module.forward = forward
         yield
     finally:
-        for name, block in found.items():
-            del block.forward
-            if before[name] is not None:
-                block.forward = before[name]
+        for module, forward in before.items():
+            del module.forward
+            if forward is not None:
+                module.forward = forward
 
 
 class _Body(torch.nn.Module):

@@ -8,6 +8,8 @@ from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing import forecast
 from palimpsest.editing.concepts import Prior
 from palimpsest.editing.learning import learn_concept
+from palimpsest.host.gradients import MADE
+from palimpsest.host.memory import counting
 from palimpsest.miniature.model import load_miniature
 
 import tiny
@@ -34,6 +36,17 @@ def test_blocks_that_are_computed_twice_have_the_same_gradients(family, trained)
     assert twice.losses == pytest.approx(once.losses, rel=1e-6)
     assert len(gradients(once)) and relative(gradients(twice), gradients(once)) < 1e-5
     assert not any("forward" in vars(module) for module in model.model.diffusion_model.modules())
+
+
+def test_changed_weights_are_made_again_in_the_backward_pass_and_not_kept():
+    """What is kept is less than the weights alone would be."""
+    model, clip = tiny.sd15(), tiny.clip()
+    network = model.model.diffusion_model
+    with counting(network) as kept:
+        learned = learn_concept(model, clip, images(model), TRAINED["all"], steps=1)
+    assert len(gradients(learned)) == sum(p.numel() for p in network.parameters())
+    assert 0 < kept.most < sum(p.nbytes for p in network.parameters())
+    assert not any("forward" in vars(module) for module in network.modules()) and not MADE
 
 
 def test_a_step_says_what_it_needs_and_the_crops_say_it_of_the_whole(monkeypatch):
