@@ -210,11 +210,13 @@ def _on_stand_ins(stand_ins, deltas: Deltas, recompute, executor, *args, **kwarg
 def _recomputing(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
     """`called`, whose blocks take their weights themselves, in each of their passes."""
     added: Mapping = deltas() if deltas else {}
+    changed: dict[str, Callable] = {}
     inside = {f"{name}.{n}" for name, block in blocks(network).items() for n, _ in block.named_parameters()}
 
     def weights(name, block):
         held = {n: f"{name}.{n}" for n, _ in (*block.named_parameters(), *block.named_buffers())}
-        changed = _changed(stand_ins, lambda: added)
+        if added and not changed:  # the first call of a block is the first that has the stand-ins
+            changed.update(_changed(stand_ins, lambda: added))
         found = {n: changed[f"network.{key}"]() if key in added else stand_ins.get(f"network.{key}")
                  for n, key in held.items()}
         return {n: tensor for n, tensor in found.items() if tensor is not None}
