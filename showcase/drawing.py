@@ -88,7 +88,10 @@ def on_injected(kind, masked=False):
 
 
 def other_picture(c, p, words=None, **picture):
-    """The inversion of a second picture. words: the Prompt Edit of its prompt, None for its scene's own text."""
+    """The inversion of a second picture, and its scene's mask.
+
+    words: the Prompt Edit of its prompt, None for its scene's own text.
+    """
     scene = c.node("PalimpsestMiniatureScene", OTHER, 150, **picture)
     c.column(300)
     words = words or c.node("PalimpsestPromptEdit", "Its prompt", clip=p.loader["CLIP"], source=scene["source text"],
@@ -101,7 +104,7 @@ def other_picture(c, p, words=None, **picture):
     c.column(300)
     made = c.node("PalimpsestDDIMInvert", "Invert the other picture", model=p.loader["MODEL"], source=words["source"],
                   latent=latent["LATENT"])
-    return made
+    return made["inversion"], scene["edit mask"]
 
 
 @dataclass(frozen=True)
@@ -184,10 +187,10 @@ class Workflow:
             latent = editor["LATENT"] if inversion is None else replay(
                 c, "Sample the edit", editor["MODEL"], inversion, prompt, p.null["CONDITIONING"], self.cfg,
                 self.start)["output"]
-        c.beside()
-        with c.group("4  Compare", YELLOW):
-            c.column(640)
             edited = c.node("VAEDecode", "Edited", samples=latent, vae=p.loader["VAE"])
+        c.beside()
+        with c.group("4  Compare", YELLOW):  # clear of the minimap, which lies at the window's corner
+            c.column(640)
+            c.node("SaveImage", None, 220, images=edited["IMAGE"], filename_prefix="palimpsest/edited")
             known = {"target": p.scene["exact target"], "mask": p.mask} if self.exact else {}
-            c.node("PalimpsestEditReport", None, 230, source=p.picture, edited=edited["IMAGE"], **known)
-            c.node("SaveImage", None, 380, images=edited["IMAGE"], filename_prefix="palimpsest/edited")
+            c.node("PalimpsestEditReport", None, 210, source=p.picture, edited=edited["IMAGE"], **known)

@@ -177,10 +177,11 @@ class Canvas:
         return {"id": made_id(self.name), "revision": 0,
                 "last_node_id": max([len(self.nodes), *(fold.before + len(fold.nodes) for fold in self.folds)]),
                 "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links, "groups": self.groups,
-                **inside, "config": {}, "extra": {"ds": self._view()} | self.extra, "version": .4}
+                **inside, "config": {}, "version": .4,
+                "extra": {"ds": self._view(), "readableFrom": READABLE} | self.extra}
 
     def _view(self) -> dict:
-        """The zoom and the corner with which a frontend opens it that does not choose them itself."""
+        """The zoom and the corner with which it opens, by web/view.js where the frontend chooses an unreadable one."""
         frames = [group["bounding"] for group in self.groups] or [[0, 0, 400, 400]]
         left, top = min(x for x, *_ in frames), min(y for _, y, *_ in frames)
         wide = max(x + width for x, _, width, _ in frames) - left

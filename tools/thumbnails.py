@@ -18,19 +18,28 @@ SIDE, GAP, LABEL = 260, 8, 24  # of a tile
 ENDS = "Save Image", "Edited"  # titles of the nodes that show an edit
 
 
-def on_the_miniature(workflow, info: dict) -> dict:
-    """The prompt of a workflow on the miniature."""
+def drawn_small(workflow, info: dict) -> dict:
+    """The canvas of a workflow on the miniature."""
     from palimpsest.showcase.folds import Start
     small = replace(workflow, small=True).draw if isinstance(workflow, Start) else getattr(workflow, "small", None)
     canvas = Canvas(info, workflow.title)
     (small or workflow.draw)(canvas)
-    return to_api(json.loads(json.dumps(canvas.json())), info)
+    return json.loads(json.dumps(canvas.json()))
 
 
-def unedited(graph: dict) -> "dict | None":
-    """The prompt without its editors: what is sampled is the model as it was loaded. None where nothing is sampled."""
-    loader = next(n for n, node in graph.items() if node["class_type"] == "PalimpsestLoadMiniature")
+def on_the_miniature(workflow, info: dict) -> dict:
+    """The prompt of a workflow on the miniature."""
+    return to_api(drawn_small(workflow, info), info)
+
+
+def unedited(workflow, info: dict) -> dict:
+    """The prompt of a workflow without its editors: what is sampled is the model as it was loaded."""
+    graph = on_the_miniature(workflow, info)
     sampled = [n for n, node in graph.items() if node["class_type"] == "PalimpsestReplay"]
+    if not sampled:  # it has no inversion
+        from palimpsest.showcase.drawing import inverted
+        return on_the_miniature(replace(workflow, invert=inverted, edit=lambda c, p, inversion: p.loader), info)
+    loader = next(n for n, node in graph.items() if node["class_type"] == "PalimpsestLoadMiniature")
     alone = {n: node | {"inputs": node["inputs"] | {"model": [loader, 0]}} if n in sampled else node
              for n, node in graph.items()}
     # an edit that was set into its source again is shown before that
@@ -39,7 +48,7 @@ def unedited(graph: dict) -> "dict | None":
     ends = [n for n, node in graph.items() if node["_meta"]["title"] in ENDS and "images" in node["inputs"]]
     for n in ends if decoded else ():
         alone[n] = alone[n] | {"inputs": alone[n]["inputs"] | {"images": [decoded, 0]}}
-    return alone if sampled else None
+    return alone
 
 
 def page(tiles: dict):
@@ -90,9 +99,8 @@ def main(names) -> int:
             workflow, graph = shown[name], on_the_miniature(shown[name], info)
             if workflow.scene:
                 tiles = {"source": (an_edit(**workflow.scene).source_image * 255).round().astype(np.uint8)}
-                if alone := unedited(graph):
-                    found = ran(name, alone)
-                    tiles["the prompt alone"] = next(found[title] for title in ENDS if title in found)
+                found = ran(name, unedited(workflow, info))
+                tiles["the prompt alone"] = next(found[title] for title in ENDS if title in found)
                 found = ran(name, graph)
                 tiles["edited"] = next(found[title] for title in ENDS if title in found)
                 difference = torch.tensor(np.abs(tiles["edited"].astype(float) - tiles["source"])).mean(-1)

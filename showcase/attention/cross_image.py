@@ -10,12 +10,12 @@ APPEARANCE = {"seed": 12, "kind": "colour"}
 
 def both(c, p):
     """The inversions of both pictures, with one prompt."""
-    p.other = other_picture(c, p, p.words, **APPEARANCE)
+    p.other, _ = other_picture(c, p, p.words, **APPEARANCE)
     return inverted(c, p)
 
 
 def transferred(c, p, inversion):
-    return c.node("PalimpsestCrossImageAttention", model=p.loader["MODEL"], appearance=p.other["inversion"])
+    return c.node("PalimpsestCrossImageAttention", model=p.loader["MODEL"], appearance=p.other)
 
 
 WORKFLOW = Workflow(

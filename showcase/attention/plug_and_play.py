@@ -11,7 +11,8 @@ WORKFLOW = Workflow(
     "Repaint in the same layout (Plug-and-Play)",
     "2. On SD: CFG 7.5.\n\nThe source's residual features and self-attention keep the layout. The target prompt "
     "repaints it.",
-    on_model("PalimpsestPlugAndPlay"), 80, kind="background", seed=0)
+    on_model("PalimpsestPlugAndPlay"), 80, kind="background", seed=3)
+
 
 def repaint(c):
     """The picture's features keep its layout, the prompt repaints it all."""
@@ -40,7 +41,7 @@ EXAMPLE = Example(
     "Plug-and-Play",
     workflows=(WORKFLOW, START),
     blueprints=(BLUEPRINT,),
-    pages={"PalimpsestPlugAndPlay": before_and_after(WORKFLOW, seed=3)},
+    pages={"PalimpsestPlugAndPlay": before_and_after(WORKFLOW)},
     scenes=(SceneRow("Plug-and-Play", on_inversion(PalimpsestPlugAndPlay), 60, crossed=True),),
     costs=(CostRow("Plug-and-Play", alone(PalimpsestPlugAndPlay), 60),
            CostRow("Plug-and-Play, attention alone", alone(PalimpsestPlugAndPlay, feature_end=0.0), 62, joint=True)))

@@ -7,10 +7,10 @@ from ..rows import CostRow, SceneRow, output
 from ..rows import concept as brought
 
 
-def concept(c, p, inversion=None, **settings):
-    added = encoded(c, p, "Concept", "a photo of a blue star")
+def concept(c, p, inversion=None):
+    added = encoded(c, p, "Concept", "a photo of a blue dotted circle")
     return c.node("PalimpsestSEGAGuidance", model=p.loader["MODEL"], concept=added["CONDITIONING"], threshold=0.75,
-                  **settings)
+                  warmup=0.4)
 
 
 def concept_and_regions(c, p, inversion):
@@ -24,8 +24,8 @@ def concept_and_regions(c, p, inversion):
 WORKFLOW = Workflow(
     "Add a concept (SEGA)",
     "2. *Concept* is what to add or remove. Chain one *SEGA Guidance* per concept. On SD: CFG 7.5, threshold "
-    "0.9.\n\nThe source prompt is sampled. The concept acts only where the model sees it.",
-    concept_and_regions, 150, target="source")
+    "0.9, warmup 0.2.\n\nThe source prompt is sampled. The concept acts only where the model sees it.",
+    concept_and_regions, 150, seed=1, target="source")
 
 
 def regions(c, label):
@@ -52,8 +52,7 @@ def concepts(count):
 EXAMPLE = Example(
     "SEGA",
     workflows=(WORKFLOW,),
-    pages={"PalimpsestSEGAGuidance": before_and_after(WORKFLOW, "source prompt alone",
-                                                      edit=lambda *given: concept(*given, scale=3)),
+    pages={"PalimpsestSEGAGuidance": before_and_after(WORKFLOW, "source prompt alone", edit=concept),
            "PalimpsestSEGARegions": regions},
     scenes=(SceneRow("SEGA", edit, 140, samples="source"),),
     costs=(CostRow("SEGA, one concept", concepts(1), 160, large=True),

@@ -18,7 +18,7 @@ from PIL import Image
 
 import workflow
 from browser import CHROMIUM, frontend
-from canvas import TITLE, declared, is_widget
+from canvas import READABLE, TITLE, declared, is_widget
 from comfy_server import Server, free_port
 from demo import execute
 from environment import SetupError
@@ -34,7 +34,6 @@ DRAWN = """() => [...document.querySelectorAll('[data-node-id]')].map(node => ({
     size: [node.offsetWidth, node.offsetHeight]}))"""
 LINKED = """() => app.graph.nodes.map(node => ({type: node.type, errors: node.has_errors,
     open: node.inputs.filter(input => input.link === null).map(input => input.name)}))"""
-
 # By workflow, the width of its card's picture in the template browser.
 THUMBNAILS = """async names => {
     const widths = {}
@@ -47,8 +46,6 @@ THUMBNAILS = """async names => {
     }
     return widths
 }"""
-
-
 # The ids of the nodes that the node search finds for each text, once the frontend knows which nodes are popular.
 FOUND = """async texts => {
     const stores = document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s
@@ -59,7 +56,6 @@ FOUND = """async texts => {
 TYPED = ("change word", "remove object", "prompt to prompt", "photo to cartoon", "change background", "keep the face",
          "inpaint without model", "rf inversion", "mask from text", "move object")
 aliased = pytest.mark.skipif(not search.KNOWN, reason="this host knows no aliases")
-
 OWN, BY_WORDS = "own.safetensors", "Image Edit by Words (SD1.5, SD2, SDXL)"
 # Puts the miniature in the place of a checkpoint, and gives few steps to the blueprint on the canvas.
 SMALL = """() => {
@@ -152,8 +148,12 @@ def test_the_template_browser_shows_every_workflow_and_a_click_opens_it(view):
     dialog.get_by_test_id(f"template-workflow-{workflow.MAIN}").click()
     dialog.wait_for(state="hidden")
     saved = json.loads((workflow.FOLDER / f"{workflow.MAIN}.json").read_text(encoding="utf-8"))
-    view.page.wait_for_function("count => app.graph.nodes.length === count", arg=len(saved["nodes"]))
+    view.page.wait_for_function("([count, zoom]) => app.graph.nodes.length === count && app.canvas.ds.scale >= zoom",
+                                arg=[len(saved["nodes"]), READABLE])
     assert complaint(view) == ""
+    saved["extra"]["ds"]["scale"] = 0.4  # a copy of one's own opens as it was saved
+    view.page.evaluate("graph => app.loadGraphData(graph)", saved)
+    assert view.page.evaluate("app.canvas.ds.scale") == 0.4
 
 
 @pytest.mark.parametrize("name", workflow.drawings())

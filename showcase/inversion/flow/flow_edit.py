@@ -72,7 +72,7 @@ VALUES = """
 | Schnell, Turbo, Lightning (untuned) | 4 to 8 | 1, 1 | 0 |
 
 For a model in three files put **Load Diffusion Model**, **Load CLIP** and **Load VAE** in place of *Load \
-Checkpoint*."""
+Checkpoint*. ComfyUI 0.3.64 knows no Z-Image."""
 EDIT = held_out_edit(**SCENE)
 BEGIN = Start(
     "Start here - Change a word (Flux, Qwen, Z-Image)", BLUEPRINT,

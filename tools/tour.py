@@ -1,0 +1,74 @@
+"""Every template as a new user meets it: opened from the template browser, run by the button.
+
+Pictures of both go into output/tour, and a line of each template says how it ended. One that asks for a checkpoint
+opens as it is and runs on the miniature. COMFYUI_PATH names the host. Give names of workflows to see only these.
+"""
+import json
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from browser import LAPTOP, frontend
+from comfy_server import Server, free_port
+from pack import NAME, ROOT, find_host, load_pack
+from thumbnails import drawn_small
+from workflow import FOLDER, drawings, host_nodes, object_info
+
+OUT = ROOT / "output" / "tour"
+
+
+def files(graphs):
+    """(folder, name) of each model that the templates ask for."""
+    return {(model["directory"], model["name"]) for graph in graphs for node in graph["nodes"]
+            for model in node.get("properties", {}).get("models", ())}
+
+
+def main(names) -> int:
+    logging.disable(logging.WARNING)
+    load_pack()
+    host_nodes()
+    info, shown = object_info(), drawings()
+    saved = {name: json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in names or shown}
+    failed = []
+    OUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
+        for folder, name in files(saved.values()):
+            place = Path(base) / "models" / folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
+        with (Server(find_host(), Path(sys.executable), Path(base), free_port(), log=OUT / "log") as server,
+              frontend(server, *LAPTOP) as view):
+            page, dialog = view.page, view.page.get_by_role("dialog")
+            page.set_default_timeout(1_200_000)  # one of them learns for minutes
+
+            def seen(name):
+                page.mouse.move(1000, LAPTOP[1] - 20)  # no tooltip
+                page.wait_for_timeout(4000)
+                page.screenshot(path=str(OUT / f"{name}.png"))
+
+            for name, graph in saved.items():
+                page.get_by_role("button", name="Templates").first.click()
+                dialog.get_by_text(NAME, exact=True).first.click()
+                dialog.get_by_test_id(f"template-workflow-{name}").click()
+                dialog.wait_for(state="hidden")
+                seen(name)
+                zoom = page.evaluate("app.canvas.ds.scale")
+                if files([graph]):
+                    page.evaluate("graph => app.loadGraphData(graph)", drawn_small(shown[name], info))
+                begun = time.monotonic()
+                end = view.run()
+                print(f"{name}: zoom {zoom:.2f}, {end['kind']} after {time.monotonic() - begun:.0f} s",
+                      *view.errors, flush=True)
+                seen(f"{name}, run")
+                if end["kind"] != "execution_success" or view.errors:
+                    failed.append(name)
+                    view.errors.clear()
+                server.post("/free", {"free_memory": True})
+    print(f"{len(saved) - len(failed)} of {len(saved)} opened and ran; their pictures are in {OUT}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
