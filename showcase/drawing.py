@@ -87,8 +87,8 @@ def on_injected(kind, masked=False):
     return edit
 
 
-def other_picture(c, p, words=None, **picture):
-    """The inversion of a second picture, and its scene's mask.
+def other_picture(c, p, words=None, masked=False, **picture):
+    """The inversion of a second picture, and its scene's mask if it is `masked`, both in the size of the first.
 
     words: the Prompt Edit of its prompt, None for its scene's own text.
     """
@@ -98,13 +98,21 @@ def other_picture(c, p, words=None, **picture):
                             target=scene["source text"])
     size = c.node("GetImageSize", "The first picture's size", image=p.picture)
     c.column(300)
-    image = c.node("ImageScale", "Its size", image=scene["source"], upscale_method="area", width=size["width"],
-                   height=size["height"], crop="center")
-    latent = c.node("VAEEncode", "Its latent", pixels=image["IMAGE"], vae=p.loader["VAE"])
+
+    def sized(title, image):
+        return c.node("ImageScale", title, image=image, upscale_method="area", width=size["width"],
+                      height=size["height"], crop="center")["IMAGE"]
+
+    latent = c.node("VAEEncode", "Its latent", pixels=sized("Its size", scene["source"]), vae=p.loader["VAE"])
     c.column(300)
     made = c.node("PalimpsestDDIMInvert", "Invert the other picture", model=p.loader["MODEL"], source=words["source"],
-                  latent=latent["LATENT"])
-    return made["inversion"], scene["edit mask"]
+                  latent=latent["LATENT"])["inversion"]
+    if not masked:
+        return made, None
+    picture = c.node("MaskToImage", mask=scene["edit mask"])["IMAGE"]
+    c.column(300)
+    scaled = sized("Its mask's size", picture)
+    return made, c.node("ImageToMask", "Its mask", image=scaled, channel="red")["MASK"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ CFG = 2.5  # of the help page and of SceneBench
 
 def both(c, p):
     """The inversions of both pictures."""
-    p.other, p.there = other_picture(c, p, **OBJECT)
+    p.other, p.there = other_picture(c, p, masked=True, **OBJECT)
     return inverted(c, p)
 
 
