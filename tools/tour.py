@@ -19,10 +19,34 @@ from workflow import FOLDER, drawings, host_nodes, object_info
 OUT = ROOT / "output" / "tour"
 
 
-def files(graphs):
-    """(folder, name) of each model that the templates ask for."""
-    return {(model["directory"], model["name"]) for graph in graphs for node in graph["nodes"]
+def files(graph):
+    """(folder, name) of each model that a template asks for."""
+    return {(model["directory"], model["name"]) for node in graph["nodes"]
             for model in node.get("properties", {}).get("models", ())}
+
+
+def met(view, name: str, small: "dict | None") -> bool:
+    """Opens a template and runs it, or `small` in its place. Returns whether both went without an error."""
+    page, dialog = view.page, view.page.get_by_role("dialog")
+    page.set_default_timeout(1_200_000)  # one of them learns for minutes
+
+    def seen(title):
+        page.mouse.move(1000, LAPTOP[1] - 20)  # no tooltip
+        page.wait_for_timeout(4000)
+        page.screenshot(path=str(OUT / f"{title}.png"))
+
+    page.get_by_role("button", name="Templates").first.click()
+    dialog.get_by_text(NAME, exact=True).first.click()
+    dialog.get_by_test_id(f"template-workflow-{name}").click()
+    dialog.wait_for(state="hidden")
+    seen(name)
+    zoom, begun = page.evaluate("app.canvas.ds.scale"), time.monotonic()
+    if small:
+        page.evaluate("graph => app.loadGraphData(graph)", small)
+    end = view.run()["kind"]
+    print(f"{name}: zoom {zoom:.2f}, {end} after {time.monotonic() - begun:.0f} s", *view.errors, flush=True)
+    seen(f"{name}, run")
+    return end == "execution_success" and not view.errors
 
 
 def main(names) -> int:
@@ -33,39 +57,16 @@ def main(names) -> int:
     saved = {name: json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in names or shown}
     failed = []
     OUT.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
-        for folder, name in files(saved.values()):
-            place = Path(base) / "models" / folder / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.touch()
-        with (Server(find_host(), Path(sys.executable), Path(base), free_port(), log=OUT / "log") as server,
-              frontend(server, *LAPTOP) as view):
-            page, dialog = view.page, view.page.get_by_role("dialog")
-            page.set_default_timeout(1_200_000)  # one of them learns for minutes
-
-            def seen(name):
-                page.mouse.move(1000, LAPTOP[1] - 20)  # no tooltip
-                page.wait_for_timeout(4000)
-                page.screenshot(path=str(OUT / f"{name}.png"))
-
-            for name, graph in saved.items():
-                page.get_by_role("button", name="Templates").first.click()
-                dialog.get_by_text(NAME, exact=True).first.click()
-                dialog.get_by_test_id(f"template-workflow-{name}").click()
-                dialog.wait_for(state="hidden")
-                seen(name)
-                zoom = page.evaluate("app.canvas.ds.scale")
-                if files([graph]):
-                    page.evaluate("graph => app.loadGraphData(graph)", drawn_small(shown[name], info))
-                begun = time.monotonic()
-                end = view.run()
-                print(f"{name}: zoom {zoom:.2f}, {end['kind']} after {time.monotonic() - begun:.0f} s",
-                      *view.errors, flush=True)
-                seen(f"{name}, run")
-                if end["kind"] != "execution_success" or view.errors:
+    for name, graph in saved.items():
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:  # each has a new user
+            for folder, model in files(graph):
+                place = Path(base) / "models" / folder / model
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.touch()
+            with (Server(find_host(), Path(sys.executable), Path(base), free_port(), log=OUT / "log") as server,
+                  frontend(server, *LAPTOP) as view):
+                if not met(view, name, drawn_small(shown[name], info) if files(graph) else None):
                     failed.append(name)
-                    view.errors.clear()
-                server.post("/free", {"free_memory": True})
     print(f"{len(saved) - len(failed)} of {len(saved)} opened and ran; their pictures are in {OUT}")
     return bool(failed)
 
