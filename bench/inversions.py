@@ -105,16 +105,17 @@ class Scenes:
             return invert(method, model, self.source, self.latent, steps, **settings).inversion
         return learn(method, model, invert("DDIM", model, self.source, self.latent, steps).inversion, **settings)
 
-    def replay(self, inversion, prompt, cfg, read_by=None, edit=lambda model: model, **inject):
+    def replay(self, inversion, prompt, cfg, read_by=None, edit=lambda model: model, start=0.0, **inject):
         """Pictures of a prompt sampled from an inversion with edit(MODEL).
 
+        start: where Replay starts.
         inject: inputs of Attention Inject, which then reads `read_by`.
         """
-        model, *start = replay(self.parts[0], inversion)
+        model, *begun = replay(self.parts[0], inversion, start)
         model = edit(model)
         if inject:
             model = PalimpsestAttentionInject.execute(model, read_by or inversion, **inject).result[0]
-        return self.parts[2].decode(sample(model, start, prompt, self.null, cfg))
+        return self.parts[2].decode(sample(model, begun, prompt, self.null, cfg))
 
     def drifting(self, inversion, cfg):
         """The INVERSION with the latents of a source branch that is sampled along at this CFG, in place of its own."""

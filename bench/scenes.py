@@ -84,7 +84,8 @@ def edited(scenes, inversion, name, cfg):
     if inversion is None:
         return scenes.parts[2].decode(row.edit(scenes, scenes.parts[0], None)["samples"])
     prompt = row.samples(scenes) if callable(row.samples) else getattr(scenes, row.samples)
-    return scenes.replay(inversion, prompt, row.cfg or cfg, edit=lambda model: row.edit(scenes, model, inversion))
+    return scenes.replay(inversion, prompt, row.cfg or cfg, edit=lambda model: row.edit(scenes, model, inversion),
+                         start=row.start)
 
 
 def single(inversion, one, i):

@@ -23,6 +23,7 @@ class SceneRow:
     on: the row of the inversions that it stands on.
     crossed: whether it is measured on other inversions too.
     cfg: its guidance, if it has its own.
+    start: where Replay starts.
     singly: whether it names words, so that each picture is edited alone.
     """
     name: str
@@ -33,6 +34,7 @@ class SceneRow:
     on: str = "DDIM"
     crossed: bool = False
     cfg: float | None = None
+    start: float = 0.0
     singly: bool = False
 
     @property
