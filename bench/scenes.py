@@ -310,22 +310,22 @@ def told(name: str) -> bool:
     return bool(editor) and EDITORS[editor].told
 
 
-def best_table(public, held_out, linked=str, numbers=True) -> str:
+def best_table(public, held_out, linked=str) -> str:
     """The best choice for each kind of edit, chosen on the public split, and plain sampling beside it.
 
-    linked(row): its name in the table. numbers: whether the held-out split's stand beside it.
+    linked(row): its name in the table.
     """
     def cells(name, row):
-        return [linked(name) if name else "", *(c.cell(row) for c in columns)]
+        return [linked(name) if name else "", *(c.cell(row) for c in BY_KIND)]
 
-    columns, named = (BY_KIND, ["success", "to the target"]) if numbers else ((), [])
+    named = "success", "to the target"
     lines = [line("kind of edit", "with whatever helps", *named, "without a MASK or another picture", *named,
                   *(f"plain sampling: {title}" for title in named))]
     lines.append("|---" * (lines[0].count("|") - 1) + "|")
     found = best(public, held_out, EDIT_KINDS, told)
     for (kind, *first), (_, *second) in zip(found[::2], found[1::2]):
         plain = held_out.get("DDIM, plain", {"kinds": {}})["kinds"].get(kind, {})
-        lines.append(line(kind, *cells(*first), *cells(*second), *(c.cell(plain) for c in columns)))
+        lines.append(line(kind, *cells(*first), *cells(*second), *(c.cell(plain) for c in BY_KIND)))
     return "\n".join(lines)
 
 

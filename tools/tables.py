@@ -8,7 +8,7 @@ Run as a script it writes them again in every document that has their marks. COM
 `<!-- concepts -->`: what `dev.py bench concepts` measured. `<!-- fits -->`: what `dev.py bench fits` counted.
 `<!-- scenes -->` and `<!-- hard scenes -->`: what `dev.py bench scenes` measured on the held-out splits.
 `<!-- best -->` and `<!-- best, hard -->`: the best choice for each kind of edit, chosen on the public split where that
-    is measured. `<!-- best, in short -->`: the same without numbers.
+    is measured.
 """
 import ast
 import json
@@ -157,7 +157,7 @@ def scenes(up: str, split: str) -> str:
     return tables(results(split))
 
 
-def best(up: str, splits: tuple, numbers: bool = True) -> str:
+def best(up: str, splits: tuple) -> str:
     from palimpsest import showcase
     from palimpsest.bench.scenes import best_table, editor_of, results
     shown = {row.name: [w.title for w in example.workflows] or [example.elsewhere]
@@ -171,14 +171,13 @@ def best(up: str, splits: tuple, numbers: bool = True) -> str:
         return workflow(titles[0], up).replace(f"[{titles[0]}]", f"[{name}]") if titles else name
 
     public, held_out = map(results, splits)
-    return best_table((public or held_out)["measured"], held_out["measured"], linked, numbers)
+    return best_table((public or held_out)["measured"], held_out["measured"], linked)
 
 
 TABLES = {"techniques": techniques, "tasks": tasks, "tasks, in short": tasks_in_short,
           "inversions": inversions, "concepts": concepts, "fits": fits,
           "scenes": partial(scenes, split="held-out"), "hard scenes": partial(scenes, split="hard-held-out"),
           "best": partial(best, splits=("public", "held-out")),
-          "best, in short": partial(best, splits=("public", "held-out"), numbers=False),
           "best, hard": partial(best, splits=("hard-public", "hard-held-out"))}
 
 
