@@ -211,19 +211,22 @@ def _recomputing(network, stand_ins: dict, deltas: Deltas, function, *args, **kw
     """`called`, whose blocks take their weights themselves, in each of their passes."""
     added: Mapping = deltas() if deltas else {}
     changed: dict[str, Callable] = {}
-    inside = {f"{name}.{n}" for name, block in blocks(network).items() for n, _ in block.named_parameters()}
+    # found once, as a walk of the network takes long beside a small block's pass
+    brought = _brought(network)
+    names = {name: {n: f"{name}.{n}" for n, _ in (*block.named_parameters(), *block.named_buffers())}
+             for name, block in blocks(network).items()}
+    inside = {key for held in names.values() for key in held.values()}
 
-    def weights(name, block):
-        held = {n: f"{name}.{n}" for n, _ in (*block.named_parameters(), *block.named_buffers())}
+    def weights(name):
         if added and not changed:  # the first call of a block is the first that has the stand-ins
             changed.update(_changed(stand_ins, lambda: added))
         found = {n: changed[f"network.{key}"]() if key in added else stand_ins.get(f"network.{key}")
-                 for n, key in held.items()}
+                 for n, key in names[name].items()}
         return {n: tensor for n, tensor in found.items() if tensor is not None}
 
     @contextmanager
     def recording():
-        with _recording(), _copied(_brought(network)):
+        with _recording(), _copied(brought):
             yield
 
     with recomputed(network, weights, recording):

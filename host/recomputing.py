@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 UNET = ResBlock, BasicTransformerBlock
-Weights = Callable[[str, torch.nn.Module], Mapping[str, Tensor]]
+Weights = Callable[[str], Mapping[str, Tensor]]
 
 
 def blocks(network) -> dict[str, Any]:
@@ -29,8 +29,8 @@ def blocks(network) -> dict[str, Any]:
 def recomputed(network, weights: Weights, recording):
     """While it lasts a forward keeps of its blocks no more than what goes into them.
 
-    weights: (a block's name, block) -> its weights by their names in it, asked in each of its passes. Leaves that they
-        are made of get their gradients.
+    weights: a block's name -> its weights by their names in it, asked in each of its passes. Leaves that they are made
+        of get their gradients.
     recording: the context in which autograd records, inside a backward pass.
     """
     # without it, a block whose input needs no gradient would have no backward pass
@@ -71,7 +71,7 @@ class _Forward:
 
     def __init__(self, name, block, weights, recording, anchor):
         self.body = _Body(block)
-        self.weights = lambda: {f"block.{n}": t for n, t in weights(name, block).items()}
+        self.weights = lambda: {f"block.{n}": t for n, t in weights(name).items()}
         self.recording, self.anchor = recording, anchor
 
     def __call__(self, *args, **kwargs):
