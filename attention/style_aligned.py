@@ -13,7 +13,7 @@ As in the authors' code the null prompt's rows share what r shows under the null
 mean and variance over the tokens of both pictures. They wrap LayerNorms alike, which changes nothing: those normalise
 each token.
 Differs from the paper: K_r and V_r of a given picture are read at the inversion's own latents. On transformers whose
-queries and keys are turned by their place there is no AdaIN.
+queries and keys are turned by their place there is no AdaIN; words stand beside both pictures' tokens in the softmax.
 Checked against: google/style-aligned@2faf0af (Apache-2.0), a whole run (numbers in tests/data/null_rows.json).
 """
 from dataclasses import KW_ONLY, dataclass
@@ -25,10 +25,11 @@ from torch import Tensor
 from ..editing.features import FeatureEdit
 from ..editing.layers import SelfAttentionEdit
 from ..editing.sites import Attend, AttentionEdit, Source, in_rows_of, source_of
-from ..host.network import group_norms
+from ..host.network import group_norms, knows_places
 from ..inversion.trajectory import Inversion
 
 NAME = "Style Aligned"
+NEVER = -1e4  # a score that gives no share, and of which fp16 still tells the difference
 
 
 def adain(x: Tensor, reference: Tensor) -> Tensor:
@@ -39,14 +40,14 @@ def adain(x: Tensor, reference: Tensor) -> Tensor:
 
 
 def biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int, attention: Attend) -> Tensor:
-    """Attention with bias[key] added to the scores, through any function that divides scores by the root of a head's
-    width.
+    """Attention with bias [rows or 1, keys] added to the scores, through any function that divides scores by the root
+    of a head's width.
 
     Each head gets eight more channels, which suits the kernels, and one of them carries the bias."""
     dim = q.shape[-1] // heads
     wide = dim + 8
     q, k, v = (F.pad(x.unflatten(-1, (heads, dim)), (0, 8)) for x in (q * (wide / dim) ** 0.5, k, v))
-    q[..., dim], k[..., dim] = wide ** 0.5, bias.to(k)[:, None]
+    q[..., dim], k[..., dim] = wide ** 0.5, bias.to(k)[..., None]
     return attention(*(x.flatten(2) for x in (q, k, v))).unflatten(-1, (heads, wide))[..., :dim].flatten(2)
 
 
@@ -61,15 +62,18 @@ class Sharing:
     shift: float
     normalised: bool
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, reference: Source, heads: int, attention: Attend) -> Tensor:
-        """The output for q, k, v [rows, tokens, channels] that share the reference's, as many rows."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, reference: Source, heads: int, attention: Attend,
+                 alone: int = 0) -> Tensor:
+        """The output for q, k, v [rows, tokens, channels] that share the reference's, as many rows; the first `alone`
+        of them do not."""
         if self.normalised:
             q, k = adain(q, reference.q), adain(k, reference.k)  # Q̂_t, K̂_t
         theirs = reference.k if self.scale == 1 else self.scale * reference.k
-        if not self.shift:
+        if not self.shift and not alone:
             return attention(q, torch.cat([k, theirs], 1), torch.cat([v, reference.v], 1))
-        bias = torch.cat([x.new_full(x.shape[1:2], shift) for x, shift in ((k, 0.0), (theirs, self.shift))])
-        # score_r <- scale · score_r + shift
+        bias = k.new_zeros(len(k) if alone else 1, k.shape[1] + theirs.shape[1])
+        bias[:, k.shape[1]:] = self.shift  # score_r <- scale · score_r + shift
+        bias[:alone, k.shape[1]:] = NEVER
         return biased(q, torch.cat([k, theirs], 1), torch.cat([v, reference.v], 1), bias, heads, attention)
 
 
@@ -120,6 +124,9 @@ class ReferenceRow(AttentionEdit):
     def attend(self, rows, site, q, k, v, source, attention):
         _require_all(rows, q)
         k, v = in_rows_of(q, k, v)
+        if knows_places(rows.call.network):  # takes all rows at once, each beside words of its own
+            reference = Source((name, x[:1].expand_as(x)) for name, x in zip("qkv", (q, k, v)))
+            return self.share(q, k, v, reference, site.heads, attention, alone=1)
         tiles = len(q) // rows.count  # of each picture
         first, others = ([x[:tiles] for x in (q, k, v)], [x[tiles:] for x in (q, k, v)])
         reference = Source(zip("qkv", (x.repeat(rows.count - 1, 1, 1) for x in first)))

@@ -14,7 +14,7 @@ picture's between. One softmax of q k^T is then the field. The sampler goes on f
 Differs from the paper: the object's rows have Q^r (K^m)^T, where the authors transpose Q^m (K^r)^T. Between M and M_u
 the authors have the sampled picture's logits alone, and Q^m (K^r)^T toward the object. The reference lies on a canvas
 of the main picture's size, the object where it is to be. Pictures are inverted with their own prompts, not with the
-authors' exceptional one.
+authors' exceptional one. In joint attention of words and picture the composed queries look up the target's words too.
 Checked against: the paper's equations, at every site of a run. Shilin-LU/TF-ICON@efc6945 (MIT) was read and not run,
 for its start, its schedule, and which logits stand where.
 """

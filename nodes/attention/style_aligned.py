@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ...attention.style_aligned import ReferencePicture, ReferenceRow, SharedNorms, Sharing
 from ...editing.layers import roles, self_attention_layers
 from ...editing.run import attach
-from ...host.network import group_norms, require_attention, require_unet, turned
+from ...host.network import group_norms, require_attention, turned
 from ...host.sampling import check_family
 from ..checks import check_span
 from ..search import aliases
@@ -51,8 +51,6 @@ class PalimpsestStyleAligned(io.ComfyNode):
                 share_norms=True) -> io.NodeOutput:
         node = "Style Aligned"
         require_attention(model, node)
-        if inversion is None:
-            require_unet(model, f"{node} across a batch", ", or connect the INVERSION of the style's picture")
         network = model.model.diffusion_model
         if normalise and turned(network):
             raise ValueError(f"{node} with normalise gives queries and keys the reference's mean and deviation, and on "

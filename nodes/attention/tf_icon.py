@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ...attention.tf_icon import Composite, Donor
 from ...editing.masks import latent_mask
 from ...editing.run import attach
-from ...host.network import require_unet
+from ...host.network import require_attention
 from ...metrics.masks import grow as grown
 from ..checks import check_trajectory
 from ..search import aliases
@@ -43,7 +43,7 @@ class PalimpsestInjectComposite(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, inversion, reference, mask, margin, attention_end, blend_end, seed) -> io.NodeOutput:
-        require_unet(model, "Inject Composite")
+        require_attention(model, "Inject Composite")
         for given in (inversion, reference):
             check_trajectory(model, given, "Inject Composite")
         if inversion.shape != reference.shape:

@@ -1,140 +1,42 @@
 """Joint attention of words and picture: edits against an explicit softmax with slices written by hand."""
-import math
 from dataclasses import dataclass
 
 import pytest
 import torch
 from comfy.ldm.flux.model import Flux
-from comfy_extras.nodes_custom_sampler import SamplerCustom
 from palimpsest.editing.inverting import invert
-from palimpsest.editing.layers import SelfAttentionEdit, decoder, listed, parse_layers, self_attention_layers
-from palimpsest.editing.replay import replay
+from palimpsest.editing.layers import SelfAttentionEdit, decoder, listed, parse_layers
 from palimpsest.editing.run import attach
 from palimpsest.editing.sites import AttentionEdit
-from palimpsest.guidance.magic_remover import MagicRemover
 from palimpsest.host.network import resolutions
-from palimpsest.host.sampling import Solver, sample
-from palimpsest.nodes.attention.cross_image import PalimpsestCrossImageAttention
 from palimpsest.nodes.attention.feature_share import PalimpsestFeatureShare
 from palimpsest.nodes.attention.free_prompt import PalimpsestFreePromptEdit
 from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
 from palimpsest.nodes.attention.plug_and_play import PalimpsestPlugAndPlay
-from palimpsest.nodes.attention.style_aligned import PalimpsestStyleAligned
 from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
 
 import joint
 import tiny
 from joint import JOINT
+from joint_by_hand import (
+    OVERRIDE,
+    SOURCE,
+    TARGET,
+    by_hand,
+    cells,
+    everywhere,
+    flux,
+    free_prompt,
+    inverted,
+    made,
+    masactrl,
+    picture,
+    sampled,
+)
 from node_execution import executor  # noqa: F401
-from runs import kept, relative
+from runs import relative
 
-OVERRIDE, SOURCE, TARGET = "optimized_attention_override", joint.cond(5), joint.cond(8, seed=4)
 SIZES = [(8, 8), (7, 10)]  # an odd side is padded to whole patches
-
-
-@kept
-def made(family):
-    return JOINT[family]()
-
-
-def flux():
-    return made("flux")
-
-
-def picture(size=(8, 8), batch=1, family="flux"):
-    return {"samples": joint.latent(family, made(family), batch, size)}
-
-
-@kept
-def inverted(size=(8, 8), batch=1, family="flux"):
-    return invert("DDIM", made(family), SOURCE, picture(size, batch, family),
-                  sigmas=torch.tensor([0.8, 0.0])).inversion
-
-
-def everywhere(model):
-    """All layers."""
-    return ", ".join({p.section for p in self_attention_layers(model.model.diffusion_model)})
-
-
-def masactrl(model, inversion, **given):
-    return PalimpsestMutualSelfAttention.execute(model, inversion, 0.0, 1.0, everywhere(model), "", "", 0.1, True,
-                                                 **given).result[0]
-
-
-def free_prompt(model, inversion):
-    return PalimpsestFreePromptEdit.execute(model, inversion, 0.0, 1.0, everywhere(model)).result[0]
-
-
-def sampled(model, inversion, prompt=TARGET, cfg=1.0, negative=TARGET):
-    _, solver, sigmas, latent = replay(model, inversion)
-    return SamplerCustom.execute(model, False, 0, cfg, prompt, negative, solver, sigmas, latent).result[0]["samples"]
-
-
-def under(function, family, inversion, prompt):
-    """One step under an attention function of our own."""
-    model = made(family).clone()
-    model.model_options["transformer_options"][OVERRIDE] = function
-    latent = model.model.process_latent_out(inversion.path[0])
-    return sample(model, prompt, latent, inversion.sigmas, Solver())
-
-
-def softmax(q, k, v, changed=lambda maps: maps):
-    out = changed((q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)) @ v
-    return out.transpose(1, 2).flatten(2)
-
-
-# {family: (tokens, those before the picture's), of so many words and tokens of the picture}
-PLACES = {"wan": lambda words, tokens: (tokens, 0), "ltx video": lambda words, tokens: (tokens, 0),
-          "hidream": lambda words, tokens: (tokens + 3 * words, 0),
-          "auraflow": lambda words, tokens: (8 + words + tokens, 8 + words),
-          **({"zimage": lambda words, tokens: (32 + -(-tokens // 32) * 32, 32)} if joint.TODAY else {})}
-
-
-def of_picture(family, words, tokens, found):
-    """The picture's own of the tokens that some attention has, or None where it is none that is edited."""
-    total, start = PLACES.get(family, lambda words, tokens: (words + tokens, words))(words, tokens)
-    if found == tokens and family == "sd35 medium":
-        return slice(0, tokens)
-    return slice(start, start + tokens) if found == total else None
-
-
-def by_hand(inversion, edit, prompt, tokens, family="flux", beside=0, words_too=False, changed=lambda maps: maps):
-    """The run in which edit(q, k, v, source's q, k, v of the picture) gives what the picture's queries look up.
-    beside: tokens of reference latents in the prompt. words_too: whether these and words look it up too. changed:
-    what the probabilities become, those of the picture last."""
-    known, calls = [], iter(range(99))
-
-    def shaped(q, k, v, heads, skip_reshape=False, **_):
-        """[rows, heads, tokens, width]"""
-        return (q, k, v) if skip_reshape else [x.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2)
-                                               for x in (q, k, v)]
-
-    def record(func, q, k, v, heads, *args, **kwargs):
-        split = shaped(q, k, v, heads, **kwargs)
-        own = of_picture(family, 5, tokens, split[0].shape[2])
-        if own and split[1].shape[2] == split[0].shape[2]:
-            known.append([x[:, :, own] for x in split])
-        return func(q, k, v, heads, *args, **kwargs)
-
-    def explicit(func, q, k, v, heads, *args, **kwargs):
-        split = shaped(q, k, v, heads, **kwargs)
-        own = of_picture(family, 8, tokens, split[0].shape[2] - beside)
-        if not own or split[1].shape[2] != split[0].shape[2]:
-            return func(q, k, v, heads, *args, **kwargs)
-        asked, keys, values = edit(*(x[:, :, own] for x in split), *known[next(calls)])
-        rest = [torch.cat([x[:, :, :own.start], x[:, :, own.stop:]], 2) for x in split[1:]]
-        out = softmax(*split)
-        every = torch.cat([split[0][:, :, :own.start], asked, split[0][:, :, own.stop:]], 2)
-        own = slice(None) if words_too else own
-        out[:, own] = softmax(every[:, :, own], torch.cat([rest[0], keys], 2), torch.cat([rest[1], values], 2), changed)
-        return out
-
-    under(record, family, inversion, SOURCE)
-    found = under(explicit, family, inversion, prompt)
-    assert next(calls) == len(known) == len(resolutions(made(family).model.diffusion_model))
-    return found
-
-
 EDITS = {"masactrl": (masactrl, lambda q, k, v, q_s, k_s, v_s: (q, k_s, v_s)),
          "free prompt": (free_prompt, lambda q, k, v, q_s, k_s, v_s: (q_s, k_s, v))}
 
@@ -156,81 +58,13 @@ def test_an_edit_is_the_explicit_softmaxs(editor, family, size):
 def test_what_the_pictures_tokens_hold_is_looked_up_by_words_too(family):
     """Feature Share's, of prompts of 5 and 8 tokens."""
     inversion, model = inverted(family=family), made(family)
-    tokens = math.prod(inversion.shape[1:]) // {"hunyuan image": 1, "ltx video": 1}.get(family, 4)
+    tokens = cells(inversion, family)
     found = sampled(PalimpsestFeatureShare.execute(model, inversion, "Stable Flow", "+q, k, v", everywhere(model), 0.0,
                                                    1.0, "picture", "same", True).result[0], inversion)
     wanted = by_hand(inversion, lambda q, k, v, q_s, k_s, v_s: (q + q_s, k_s, v_s), TARGET, tokens, family,
                      words_too=True)
     assert relative(found, wanted) < 1e-5
     assert relative(found, sampled(model, inversion)) > 1e-4
-
-
-@pytest.mark.parametrize("family", ["flux", "sd3", "qwen", "wan"])
-def test_an_appearance_is_looked_up_with_contrast(family):
-    """In the picture's part of the softmax. Words keep theirs."""
-    inversion, model = inverted(family=family), made(family)
-    tokens = 48 if family == "wan" else 16
-
-    def contrasted(maps):
-        rest, mine = maps.split([maps.shape[-1] - tokens, tokens], -1)
-        share = mine.sum(-1, keepdim=True)
-        mine = (((mine / share - 1 / tokens) * 1.67 + 1 / tokens).clamp(0, 1)) * share
-        return torch.cat([rest, mine], -1)
-
-    def put(adain):
-        return PalimpsestCrossImageAttention.execute(model, inversion, 0.0, 1.0, 1.0, adain, 1.0, 1.67,
-                                                     everywhere(model)).result[0]
-
-    found = sampled(put(1.0), inversion)
-    wanted = by_hand(inversion, lambda q, k, v, q_s, k_s, v_s: (q, k_s, v_s), TARGET, tokens, family,
-                     changed=contrasted)
-    assert relative(found, wanted) < 1e-5
-    assert relative(found, sampled(masactrl(model, inversion), inversion)) > 1e-5
-    found, source = (model.model.process_latent_in(x).flatten(2) for x in (
-        sampled(put(0.0), inversion), picture(family=family)["samples"]))
-    for statistic in (torch.mean, torch.std):
-        torch.testing.assert_close(statistic(found, 2), statistic(source, 2), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("family", ["flux", "sd35 medium"])
-def test_what_lies_in_an_objects_place_is_not_looked_up(family):
-    """MagicRemover's filling. Words are looked up as before."""
-    inversion, model, place = inverted(family=family), made(family), torch.zeros(1, 8, 8)
-    place[..., :4] = 1
-    outside = torch.arange(16) % 4 > 1
-    found = sampled(attach(model, MagicRemover(inversion, (), place, start=0.0)), inversion)
-    wanted = by_hand(inversion, lambda q, k, v, q_s, k_s, v_s: (q, k_s[:, :, outside], v_s[:, :, outside]), TARGET, 16,
-                     family)
-    assert relative(found, wanted) < 1e-5
-    assert relative(found, sampled(model, inversion)) > 1e-4
-
-
-@pytest.mark.parametrize("family", ["sd3", "auraflow", "flux"])
-def test_a_style_is_shared_beside_the_words(family):
-    """Its tokens count twice, which is a shift of their scores by ln 2. Where places turn q and k, they are not
-    normalised."""
-    inversion, model, normalise = inverted(family=family), made(family), family != "flux"
-
-    def style(normalise):
-        return PalimpsestStyleAligned.execute(model, 0.0, 1.0, math.log(2), 1.0, normalise, "", True,
-                                              inversion=inversion).result[0]
-
-    def normalised(x, x_s):
-        (mean, deviation), (mean_s, deviation_s) = ((y.mean(2, keepdim=True), (y.var(2, keepdim=True) + 1e-5).sqrt())
-                                                    for y in (x, x_s))
-        return (x - mean) / deviation * deviation_s + mean_s if normalise else x
-
-    def edit(q, k, v, q_s, k_s, v_s):
-        return normalised(q, q_s), torch.cat([normalised(k, k_s), k_s, k_s], 2), torch.cat([v, v_s, v_s], 2)
-
-    found = sampled(style(normalise), inversion)
-    assert relative(found, by_hand(inversion, edit, TARGET, 16, family)) < 1e-5
-    assert relative(found, sampled(model, inversion)) > 1e-4
-    if family == "flux":
-        with pytest.raises(ValueError, match="Flux, each token's place has turned them: turn normalise off"):
-            style(True)
-        with pytest.raises(ValueError, match="across a batch edits .* U-Nets .* or connect the INVERSION"):
-            PalimpsestStyleAligned.execute(model, 0.0, 1.0, 0.0, 1.0, False, "", True)
 
 
 @pytest.mark.parametrize("family", ["flux", "sd3", "wan"])

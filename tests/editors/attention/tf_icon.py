@@ -11,4 +11,4 @@ def composite(case, model=None):
                                              CROSS_END, SELF_END, 0).result[0]
 
 
-CASES = (EditorCase("composite", composite, 220, features=True),)
+CASES = (EditorCase("composite", composite, 220, features=True, joint=True),)
