@@ -86,7 +86,7 @@ def fresh_noise(scenes, cfg: float, steps: int, first: int) -> Tensor:
     latent = torch.zeros_like(scenes.latent["samples"])
     noise = torch.stack([torch.randn(latent.shape[1:], generator=torch.Generator().manual_seed(SEED + first + i))
                          for i in range(len(latent))])
-    made = comfy.sample.sample(model, noise, steps, cfg, "euler", "ddim_uniform", scenes.target, scenes.null, latent,
+    made = comfy.sample.sample(model, noise, steps, cfg, "euler", scenes.scheduler, scenes.target, scenes.null, latent,
                                disable_pbar=True, seed=0)
     return vae.decode(made)
 

@@ -27,6 +27,7 @@ import torch
 from .. import showcase
 from ..editing.inverting import invert, learn
 from ..editing.replay import replay, retrace
+from ..host.sampling import prediction_type
 from ..host.tokens import encode, tokenize_rows
 from ..metrics.edits import edit_scores
 from ..metrics.masks import background_mask
@@ -53,10 +54,12 @@ class Scenes:
     """Several edits as one batch: pictures, masks, conditionings, and the sources' round trips.
 
     changed: what each edit's words change (words.Changed).
+    scheduler: the one that the model's kind wants, in place of a method's own on a flow model.
     """
 
     def __init__(self, parts, edits):
         self.parts, self.edits = parts, edits
+        self.scheduler = "simple" if prediction_type(parts[0]) == "flow" else "ddim_uniform"
         _, clip, vae = parts
         self.pictures = torch.stack([torch.from_numpy(e.source_image) for e in edits])
         self.masks = torch.stack([torch.from_numpy(e.mask) for e in edits])
@@ -92,7 +95,7 @@ class Scenes:
         model, _, vae = self.parts
         pictures = torch.stack([torch.from_numpy(render(scene)) for scene in drawn])
         return invert("DDIM", model, self.encoded([scene.caption() for scene in drawn]),
-                      {"samples": vae.encode(pictures)}, len(inversion.sigmas) - 1).inversion
+                      {"samples": vae.encode(pictures)}, len(inversion.sigmas) - 1, self.scheduler).inversion
 
     def invert(self, row: InversionRow, cfg, steps, **changed):
         """The INVERSION of the sources by a row's method, at its defaults except what the row or the caller sets."""
@@ -101,9 +104,12 @@ class Scenes:
         if guidance and "uncond" not in method.theta:
             guidance["negative"] = self.null
         settings = {**guidance, **(row.settings(steps) if callable(row.settings) else row.settings), **changed}
-        if method.invert or method.along:
-            return invert(method, model, self.source, self.latent, steps, **settings).inversion
-        return learn(method, model, invert("DDIM", model, self.source, self.latent, steps).inversion, **settings)
+        if not method.invert and not method.along:
+            path = invert("DDIM", model, self.source, self.latent, steps, self.scheduler).inversion
+            return learn(method, model, path, **settings)
+        if self.scheduler == "simple":
+            settings["scheduler"] = "simple"
+        return invert(method, model, self.source, self.latent, steps, **settings).inversion
 
     def replay(self, inversion, prompt, cfg, read_by=None, edit=lambda model: model, start=0.0, **inject):
         """Pictures of a prompt sampled from an inversion with edit(MODEL).

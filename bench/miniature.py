@@ -1,9 +1,10 @@
 """How well the miniature follows its captions.
 
-    python tools/dev.py bench miniature [--captions 200] [--cfg 2 3 5]
+    python tools/dev.py bench miniature [--captions 200] [--cfg 2 3 5] [--model flow]
 
-Writes bench/results/miniature.json: text-to-image accuracy per attribute by the scene reader (one row per CFG), the
-autoencoder's PSNR and the reader's accuracy on held-out scenes, and the seconds for one picture.
+Writes bench/results/miniature.json, or miniature-flow.json of the flow model: text-to-image accuracy per attribute by
+the scene reader (one row per CFG), the autoencoder's PSNR and the reader's accuracy on held-out scenes, and the seconds
+for one picture.
 """
 from __future__ import annotations
 
@@ -16,11 +17,12 @@ from pathlib import Path
 import torch
 
 from ..miniature import scenes
-from ..miniature.model import load_miniature
+from ..miniature.model import load_flow_miniature, load_miniature
 from ..miniature.picture import sample
 from ..miniature.reader import read
 
-RESULTS = Path(__file__).parent / "results" / "miniature.json"
+RESULTS = Path(__file__).parent / "results"
+MODELS = {"sd": (load_miniature, "ddim on ddim_uniform", ""), "flow": (load_flow_miniature, "euler on simple", "-flow")}
 
 
 def accuracy(pictures: torch.Tensor, drawn: list[scenes.Scene]) -> dict[str, float]:
@@ -48,12 +50,12 @@ def in_batches(captions: list[str], cfg: float, loaded, size: int = 25) -> torch
     return torch.cat([sample(*loaded, captions[i:i + size], cfg=cfg, seed=i) for i in starts])
 
 
-def measure(captions: int, scales: list[float]) -> dict:
+def measure(captions: int, scales: list[float], load, sampler: str) -> dict:
     drawn = [scenes.held_out_scene(i) for i in range(captions)]
     truth = torch.stack([torch.from_numpy(scenes.render(s)) for s in drawn])
-    loaded = load_miniature()
+    loaded = load()
     smeared = loaded[2].decode(loaded[2].encode(truth))
-    report = {"captions": captions, "steps": 50, "sampler": "ddim on ddim_uniform",
+    report = {"captions": captions, "steps": 50, "sampler": sampler,
               "autoencoder": {"mean PSNR, dB": psnr(smeared, truth).mean().item(),
                               "PSNR of the mean error, dB": -10 * (smeared - truth).square().mean().log10().item(),
                               "lowest PSNR, dB": psnr(smeared, truth).min().item()},
@@ -71,11 +73,13 @@ def main(argv: list[str] | None = None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=int, default=200)
     parser.add_argument("--cfg", type=float, nargs="+", default=[2, 3, 5, 7.5])
+    parser.add_argument("--model", choices=MODELS, default="sd")
     args = parser.parse_args(argv)
-    report = measure(args.captions, args.cfg)
-    RESULTS.parent.mkdir(exist_ok=True)
+    load, sampler, kind = MODELS[args.model]
+    report = measure(args.captions, args.cfg, load, sampler)
+    RESULTS.mkdir(exist_ok=True)
     text = json.dumps(report, indent=1)
-    RESULTS.write_text(text + "\n")
+    (RESULTS / f"miniature{kind}.json").write_text(text + "\n")
     print(text)
 
 

@@ -1,7 +1,7 @@
 """SceneBench: edits whose exact answer is known, by any inversion and any editor.
 
     python tools/dev.py bench scenes [--split public] [--cases 60] [--steps 50] [--cfg 4] [--inversion NAME ...]
-        [--editor NAME ...] [--kind KIND ...] [--workers N [--address HOST:PORT]]
+        [--editor NAME ...] [--kind KIND ...] [--model flow] [--workers N [--address HOST:PORT]]
 
 A case is one edit of a miniature scene: source picture, two prompts, edit mask and exact target picture. There are
 eight kinds of edit, and 60 cases of each kind are 480 cases. There are four splits (splits.py). Choose settings on
@@ -10,6 +10,7 @@ caption states.
 Editors are those of the showcase, inversions the rows of bench/inversions.py. Both have their nodes' defaults unless a
 row says otherwise. An editor is measured on its own inversion, which is DDIM for most, and a few on those of CROSSED
 too. Some are for certain kinds of edit only. Floors, ceilings and ghosts (bench/floors.py) are rows too.
+With `--model flow` the miniature flow model edits the same scenes. An editor that refuses it has no row.
 
 Each case gives one JSON line in output/scenes/:
 success: the scene reader sees what was asked for. On the hard splits the reader of details (miniature/details.py) does,
@@ -47,7 +48,7 @@ from ..metrics.drawing import sheet, tile
 from ..metrics.edits import edit_numbers, edit_scores, ideal_edit
 from ..metrics.pixels import psnr
 from ..miniature.details import read_asked, read_details
-from ..miniature.model import load_miniature
+from ..miniature.model import FLOW, load_flow_miniature, load_miniature
 from ..miniature.reader import read
 from ..miniature.scenes import EDIT_KINDS, visible
 from ..showcase.rows import NO_INVERSION, SceneRow, as_it_is
@@ -62,11 +63,11 @@ RESULTS, LINES = ROOT / "bench" / "results" / "scenes", ROOT / "output" / "scene
 WEIGHTS = ROOT / "miniature" / "miniature.safetensors", ROOT / "miniature" / "reader.safetensors"
 DETAILS = (ROOT / "miniature" / "details.py",)
 
-
 EDITORS = {row.name: row for row in (SceneRow("plain", as_it_is, crossed=True), *showcase.collected("scenes"))}
 OWN = list(dict.fromkeys(row.on for row in EDITORS.values()))  # inversions that some editors stand on
-CROSSED = "Negative-prompt", "Null-text", "Edit-friendly DDPM", "FlowEdit", "DDCM, one noise"
-INVERSIONS = list(dict.fromkeys([*OWN, *CROSSED]))
+CROSSED = {"sd": ("Negative-prompt", "Null-text", "Edit-friendly DDPM", "FlowEdit", "DDCM, one noise"),
+           "flow": ("FireFlow", "RF-Solver", "Uni-Inv", "RF-Inversion", "FlowEdit", "DNAEdit")}
+MODELS = {"sd": load_miniature, "flow": load_flow_miniature}
 REFERENCES = "fresh noise", "another picture", *GHOSTS, "identifiable", "ideal edit"
 COMPARED = "success", "asked", "details", "kept", "background_psnr", "target_psnr"
 COLUMNS = (Column("cases", "cases"), Column("success", "success", "%"), Column("asked", "asked", "%"),
@@ -94,11 +95,12 @@ def single(inversion, one, i):
     return replace(inversion, latents=[x[i:i + 1] for x in inversion.path], conditioning=one.source)
 
 
-def editors_on(inversion, kind, chosen) -> list:
+def editors_on(inversion, kind, chosen, model="sd") -> list:
     """Those of the chosen editors that are measured on an inversion, for a kind of edit."""
     return [name for name in chosen if kind in (EDITORS[name].kinds or EDIT_KINDS)
+            and EDITORS[name].only in ("", model)
             and (EDITORS[name].on == inversion
-                 or EDITORS[name].crossed and (inversion in CROSSED or inversion not in OWN))]
+                 or EDITORS[name].crossed and (inversion in CROSSED[model] or inversion not in OWN))]
 
 
 class Counter:
@@ -187,8 +189,14 @@ def measure(scenes, known, inversion_name, editors, args):
             inversion = scenes.invert(METHODS[inversion_name], args.cfg, args.steps)
         replayed, spent = scenes.replay(inversion, scenes.source, args.cfg), (counted,)
     for name in editors:
-        with Counter(scenes.parts[0]) as counted:
-            made = edited(scenes, inversion, name, args.cfg)
+        try:
+            with Counter(scenes.parts[0]) as counted:
+                made = edited(scenes, inversion, name, args.cfg)
+        except ValueError as refused:
+            if args.model == "sd":
+                raise
+            print(f"{name}: {refused}", flush=True)
+            continue
         yield name, {**score(scenes, known, made, replayed), **cost(len(scenes.edits), counted, *spent)}, made
 
 
@@ -210,9 +218,10 @@ def cost(cases, *counters) -> dict:
 class Measurer:
     """Measures parts of SceneBench: editors on one inversion, over cases of one kind from `start` on."""
 
-    def __init__(self, split, cases, batch, steps, cfg):
-        self.split, self.args = SPLITS[split], argparse.Namespace(cases=cases, batch=batch, steps=steps, cfg=cfg)
-        self.models, self.prepared = load_miniature(), (None, None, None)
+    def __init__(self, split, cases, batch, steps, cfg, model="sd"):
+        self.split = SPLITS[split]
+        self.args = argparse.Namespace(cases=cases, batch=batch, steps=steps, cfg=cfg, model=model)
+        self.models, self.prepared = MODELS[model](), (None, None, None)
         comfy.utils.set_progress_bar_enabled(False)
 
     def rows(self, kind, start, inversion, editors):
@@ -241,11 +250,11 @@ def run(args, lines: Path):
     for start in range(0, args.cases, args.batch):
         for kind in args.kind:
             names = [f"{kind}-{n}" for n in numbered(split, start, args)]
-            chosen = {NOBODY: REFERENCES} | {i: editors_on(i, kind, args.editor) for i in args.inversion}
+            chosen = {NOBODY: REFERENCES} | {i: editors_on(i, kind, args.editor, args.model) for i in args.inversion}
             missing = {i: [e for e in editors if not {(n, i, e) for n in names} <= held]
                        for i, editors in chosen.items()}
             groups.append([(kind, start, i, editors) for i, editors in missing.items() if editors])
-    settings = {name: getattr(args, name) for name in ("split", "cases", "batch", "steps", "cfg")}
+    settings = {name: getattr(args, name) for name in ("split", "cases", "batch", "steps", "cfg", "model")}
     if any(groups):
         spread(Measurer, settings, [g for g in groups if g], lambda *row: write(lines, held, *row), args)
 
@@ -274,21 +283,26 @@ def stored(lines: Path) -> dict:
 
 
 @cache
-def version(split) -> str:
+def version(split, model="sd") -> str:
     """A short name of the miniature's and its reader's weights, and of a split's pictures and what is read of them."""
-    read_with = WEIGHTS + DETAILS * SPLITS[split].details
+    read_with = WEIGHTS + DETAILS * SPLITS[split].details + (FLOW,) * (model == "flow")
     pictures = [edit.target_image.tobytes() for kind in EDIT_KINDS for edit in SPLITS[split].edits(kind, range(2))]
     return hashlib.sha256(b"".join([*(path.read_bytes() for path in read_with), *pictures])).hexdigest()[:8]
 
 
-def results(split, folder=None) -> dict:
-    path = (folder or RESULTS) / f"{split}.json"
+def named(split, model="sd") -> str:
+    """What the files of results are called by."""
+    return split if model == "sd" else f"{model}-{split}"
+
+
+def results(split, folder=None, model="sd") -> dict:
+    path = (folder or RESULTS) / f"{named(split, model)}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def ordered(found) -> dict:
     """Rows in the order of inversions and editors."""
-    inversions = [NOBODY, "DDIM", *CROSSED, *METHODS, NO_INVERSION]
+    inversions = [NOBODY, "DDIM", *CROSSED["sd"], *METHODS, NO_INVERSION]
     order = {f"{i}, {e}": None for i in dict.fromkeys(inversions) for e in (REFERENCES if i == NOBODY else EDITORS)}
     return {name: found[name] for name in order if name in found}
 
@@ -336,7 +350,8 @@ def draw(args, pictures: Path):
         edit = split.edit(split.first, kind)
         made = [tile(torch.from_numpy(getattr(edit, f"{n}_image")), f"{kind}: {n}") for n in ("source", "target")]
         for inversion in (NOBODY, *args.inversion):
-            for editor in REFERENCES[:1] if inversion == NOBODY else editors_on(inversion, kind, args.editor):
+            chosen = REFERENCES[:1] if inversion == NOBODY else editors_on(inversion, kind, args.editor, args.model)
+            for editor in chosen:
                 path = pictures / f"{kind} {inversion} {editor}.png"
                 if not path.exists():  # measured on another machine
                     continue
@@ -353,29 +368,33 @@ def main():
     parser.add_argument("--split", choices=SPLITS, default="public")
     parser.add_argument("--cases", type=int, default=60, help="of each kind")
     parser.add_argument("--kind", nargs="+", choices=EDIT_KINDS, default=list(EDIT_KINDS))
-    parser.add_argument("--inversion", nargs="+", choices=[*METHODS, NO_INVERSION], default=INVERSIONS)
+    parser.add_argument("--inversion", nargs="+", choices=[*METHODS, NO_INVERSION],
+                        help="those that editors stand on, if none is named")
     parser.add_argument("--editor", nargs="+", choices=EDITORS, default=list(EDITORS))
+    parser.add_argument("--model", choices=MODELS, default="sd")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=4.0)
     parser.add_argument("--batch", type=int, default=15, help="cases that are edited together")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     add_arguments(parser)
     args = parser.parse_args()
-    lines = LINES / f"{args.split} {args.steps} steps CFG {args.cfg:g} {version(args.split)}.jsonl"
+    args.inversion = args.inversion or list(dict.fromkeys([*OWN, *CROSSED[args.model]]))
+    stem, measured = named(args.split, args.model), version(args.split, args.model)
+    lines = LINES / f"{stem} {args.steps} steps CFG {args.cfg:g} {measured}.jsonl"
     lines.parent.mkdir(parents=True, exist_ok=True)
     run(args, lines)
-    settings = {"split": args.split, "steps": args.steps, "cfg": args.cfg, "version": version(args.split)}
+    settings = {"split": args.split, "steps": args.steps, "cfg": args.cfg, "version": measured}
     last = SPLITS[args.split].first + args.cases
     rows = [r for r in stored(lines).values() if int(r["case"].rpartition("-")[2]) < last]
-    before = results(args.split, args.out)
+    before = results(args.split, args.out, args.model)
     found = before["measured"] if before.get("settings") == settings else {}
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     result = {"settings": settings, "machine": machine,
               "measured": ordered({**found, **summary(rows, EDIT_KINDS, COMPARED)})}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"{args.split}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (args.out / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(args, lines.with_suffix(""))
     print(tables(result))
-    public = results(args.split.replace("held-out", "public"), args.out)
+    public = results(args.split.replace("held-out", "public"), args.out, args.model)
     if public and "held-out" in args.split:
         print("", best_table(public["measured"], result["measured"]), sep="\n")

@@ -1,6 +1,7 @@
 """Loads the miniature into the host's own classes."""
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import comfy.clip_model
@@ -16,10 +17,10 @@ import comfy.taesd.taesd
 import torch
 from safetensors.torch import load_file
 
-from .networks import CLIP, HEADS, SCALE, UNET, Autoencoder
+from .networks import CLIP, FLUX, HEADS, SCALE, UNET, WORDS, Autoencoder
 from .scenes import SIZE
 
-WEIGHTS = Path(__file__).with_name("miniature.safetensors")
+WEIGHTS, FLOW = (Path(__file__).with_name(f"{name}.safetensors") for name in ("miniature", "flow"))
 PATCHER = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 CLIP_NAMES = {"token.": "embeddings.token_embedding.", "pos.": "embeddings.position_embedding.",
               "layers.": "encoder.layers.", "final.": "final_layer_norm."}
@@ -32,6 +33,14 @@ def load_miniature(weights: Path = WEIGHTS) -> tuple:
     """
     state = load_file(weights)
     return _model(weights), _clip(_part(state, "text."), state["vocab"]), _vae(_part(state, "ae."))
+
+
+def load_flow_miniature(weights: Path = FLOW) -> tuple:
+    """The flow model with the miniature's text encoder and autoencoder, as `load_miniature` gives them. Its CLIP reads
+    `WORDS` tokens at a time."""
+    state = load_file(WEIGHTS)
+    clip = _clip(_part(state, "text."), state["vocab"], WORDS)
+    return _flow_model(weights), clip, _vae(_part(state, "ae."))
 
 
 def _part(state: dict, prefix: str) -> dict:
@@ -54,7 +63,7 @@ class _Config(comfy.supported_models.SD15):
 
 
 def _model(weights: Path, disable_dynamic: bool = False):
-    management, whole = comfy.model_management, load_file(weights)
+    whole = load_file(weights)
     state = _part(whole, "unet.")
     config = _Config({**UNET, "use_checkpoint": False, "adm_in_channels": None, "use_temporal_attention": False,
                       "use_temporal_resblock": False})
@@ -63,36 +72,57 @@ def _model(weights: Path, disable_dynamic: bool = False):
     config.side = SIZE
     if "preview" in whole:
         config.latent_format = Latents(whole["preview"])
-    device = management.get_torch_device()
-    count = sum(v.numel() for v in state.values())
+    return _patcher(config, state, _model, weights, disable_dynamic)
+
+
+class _FlowConfig(comfy.supported_models.Flux):
+    latent_format = comfy.latent_formats.SD15
+    sampling_settings = {"shift": 0.0}
+
+
+def _flow_model(weights: Path, disable_dynamic: bool = False):
+    config = _FlowConfig({"image_model": "flux", **FLUX})
+    config.side = SIZE
+    return _patcher(config, load_file(weights), _flow_model, weights, disable_dynamic)
+
+
+def _patcher(config, state: dict, again, weights: Path, disable_dynamic: bool):
+    """A MODEL of the host's class. again: the function that the host calls to load it for another device."""
+    management = comfy.model_management
+    device, count = management.get_torch_device(), sum(v.numel() for v in state.values())
     dtype = management.unet_dtype(model_params=count, supported_dtypes=config.supported_inference_dtypes)
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, config.supported_inference_dtypes))
     model = config.get_model({}, "", device=management.unet_inital_load_device(count, dtype))
     model.diffusion_model.load_state_dict(state)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else PATCHER
     patcher = kind(model.eval(), load_device=device, offload_device=management.unet_offload_device())
-    patcher.cached_patcher_init = (_model, (weights,))    # lets the host rebuild the model for another device
+    patcher.cached_patcher_init = (again, (weights,))    # lets the host rebuild the model for another device
     return patcher
 
 
 class _ClipL(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options=None):
-        super().__init__(device=device, dtype=dtype, textmodel_json_config=dict(CLIP), return_projected_pooled=False,
+    def __init__(self, device="cpu", dtype=None, model_options=None, length=CLIP["max_position_embeddings"]):
+        super().__init__(device=device, dtype=dtype, max_length=length, return_projected_pooled=False,
+                         textmodel_json_config={**CLIP, "max_position_embeddings": length},
                          model_options=model_options or {})
 
 
 class _Clip(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options=None):
-        super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=_ClipL)
+    def __init__(self, device="cpu", dtype=None, model_options=None, **length):
+        super().__init__(device=device, dtype=dtype, model_options=model_options or {},
+                         clip_model=partial(_ClipL, **length))
 
 
-def _clip(state: dict, vocab: torch.Tensor):
-    clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, _Clip))
+def _clip(state: dict, vocab: torch.Tensor, length: int = CLIP["max_position_embeddings"]):
+    """length: the tokens of a chunk."""
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, partial(_Clip, length=length))
+    clip = comfy.sd.CLIP(target, tokenizer_data={"clip_l_max_length": length})
     rows = state["token.weight"].float()
     table = rows.mean(0).repeat(49408, 1)    # words that no caption uses get the mean
     table[vocab] = rows
     full = {new + k[len(old):]: v for old, new in CLIP_NAMES.items() for k, v in state.items() if k.startswith(old)}
     full["embeddings.token_embedding.weight"] = table
+    full["embeddings.position_embedding.weight"] = full["embeddings.position_embedding.weight"][:length]
     clip.cond_stage_model.clip_l.transformer.text_model.load_state_dict(full)
     return clip
 

@@ -1,7 +1,7 @@
 """The miniature's networks as they are trained. `model.py` puts them into the host's classes.
 
-There are four: an 8x autoencoder, a CLIP-shaped text encoder over the words of the captions, the scene reader, and the
-host's U-Net with small settings. Together they take under 24 MB in fp16.
+There are five: an 8x autoencoder, a CLIP-shaped text encoder over the words of the captions, the scene reader, and the
+host's U-Net and Flux with small settings. Together they take under 38 MB in fp16.
 """
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ UNET = dict(image_size=32, model_channels=64, num_res_blocks=[1, 1],
             channel_mult=[1, 2], transformer_depth=[1, 1], transformer_depth_middle=1,
             transformer_depth_output=[1, 1, 1, 1], context_dim=128,
             use_spatial_transformer=True, use_linear_in_transformer=False, legacy=False)
+FLUX = dict(in_channels=4, out_channels=4, vec_in_dim=None, context_in_dim=128, hidden_size=192, mlp_ratio=3.0,
+            num_heads=6, depth=3, depth_single_blocks=6, axes_dim=[8, 12, 12], theta=10_000, patch_size=2,
+            qkv_bias=True, guidance_embed=False, txt_ids_dims=[])
+WORDS = 24
+"""Rows of text that the flow model reads."""
 HEADS = dict(num_heads=-1, num_head_channels=32)
 CLIP = dict(num_hidden_layers=2, hidden_size=128, num_attention_heads=4, intermediate_size=256, hidden_act="quick_gelu",
             max_position_embeddings=77, eos_token_id=49407, layer_norm_eps=1e-5, model_type="clip_text_model")

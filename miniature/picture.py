@@ -27,10 +27,12 @@ def loss_curve(curve: list[tuple[int, float]], path: Path, width: int = 640, hei
 
 
 def sample(model, clip, vae, captions: list[str], steps: int = 50, cfg: float = 3., seed: int = 0) -> torch.Tensor:
-    """Pictures (B, 128, 128, 3) of captions, sampled with the host's DDIM on ddim_uniform.
+    """Pictures (B, 128, 128, 3) of captions, sampled with the host's DDIM on ddim_uniform, a flow model with Euler on
+    simple.
 
     All captions are sampled in one run, as rows of one CONDITIONING.
     """
+    import comfy.model_base
     import comfy.sample
     encode = clip.encode_from_tokens_scheduled
     rows = [encode(clip.tokenize(c))[0] for c in captions]
@@ -39,8 +41,9 @@ def sample(model, clip, vae, captions: list[str], steps: int = 50, cfg: float = 
     channels = model.model.latent_format.latent_channels
     latent = torch.zeros(len(captions), channels, scenes.SIZE // 8, scenes.SIZE // 8)
     noise = comfy.sample.prepare_noise(latent, seed)
-    out = comfy.sample.sample(model, noise, steps, cfg, "ddim", "ddim_uniform", positive, encode(clip.tokenize("")),
-                              latent, seed=seed, disable_pbar=True)
+    flow = isinstance(model.model, comfy.model_base.Flux)
+    out = comfy.sample.sample(model, noise, steps, cfg, *(("euler", "simple") if flow else ("ddim", "ddim_uniform")),
+                              positive, encode(clip.tokenize("")), latent, seed=seed, disable_pbar=True)
     return vae.decode(out)
 
 

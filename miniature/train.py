@@ -1,10 +1,11 @@
 """Trains the miniature: autoencoder, reader, then U-Net with text encoder. Draws the loss curve and a sample grid.
 
-    python tools/dev.py train [--minutes 150] [--start] [--channels 4] [--rich] [--work FOLDER] [--out FOLDER]
+    python tools/dev.py train [--minutes 150] [--start] [--channels 4] [--rich] [--flow] [--work FOLDER] [--out FOLDER]
 
 On a CPU, two workers of one thread each share a batch, in bfloat16. On a GPU there is one worker. Unfinished work is
 kept in `training/work/`, and a second call continues it. `--start` begins from the shipped weights instead of from
 nothing, where their shapes fit. `--channels` sets those of the latent. `--rich` trains on scenes with light and looks.
+`--flow` trains the flow model on the shipped autoencoder's latents (train_flow.py).
 """
 from __future__ import annotations
 
@@ -91,10 +92,11 @@ class Fit:
     worker computes, so that other programs on the machine do not shorten a training.
     """
 
-    def __init__(self, name: str, net, loss, minutes: float, rate: float, work: Path):
+    def __init__(self, name: str, net, loss, minutes: float, rate: float, work: Path, optimiser=None):
         self.name, self.net, self.loss, self.seconds, self.rate = name, net, loss, minutes * 60, rate
         self.path, self.device = work / f"{name}.pt", next(net.parameters()).device
-        self.optimiser = torch.optim.AdamW(net.parameters(), rate, betas=(.9, .99), weight_decay=1e-2, fused=True)
+        self.optimiser = optimiser or torch.optim.AdamW(net.parameters(), rate, betas=(.9, .99), weight_decay=1e-2,
+                                                        fused=True)
         self.average = copy.deepcopy(net).requires_grad_(False).eval()
         self.step, self.spent, self.curve = 0, 0., []
         if self.path.exists():
@@ -332,9 +334,14 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--start", action="store_true", help="start from the shipped weights")
     parser.add_argument("--channels", type=int, default=CHANNELS, help="of the latent")
     parser.add_argument("--rich", action="store_true", help="train on scenes with light and looks")
+    parser.add_argument("--flow", action="store_true", help="train the flow model")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the weights")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    if args.flow:
+        from .train_flow import train as train_flow
+        train_flow(args.minutes, args.work, args.out)
+        return
     curve = train(args.minutes, args.work, args.out, args.start, SCENES, args.channels, args.rich)
     from .picture import loss_curve, sample_grid
     (args.out / "training").mkdir(exist_ok=True)

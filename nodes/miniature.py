@@ -3,10 +3,12 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..miniature.hard import an_edit
-from ..miniature.model import load_miniature
+from ..miniature.model import load_flow_miniature, load_miniature
 from ..miniature.scenes import EDIT_KINDS, render
 from ..miniature.subjects import SEEN, UNSEEN, subject, subject_scenes
 from .search import aliases
+
+MODELS = {"SD": load_miniature, "Flux": load_flow_miniature}
 
 
 class PalimpsestLoadMiniature(io.ComfyNode):
@@ -17,16 +19,21 @@ class PalimpsestLoadMiniature(io.ComfyNode):
             display_name="Load Miniature",
             category="palimpsest/miniature",
             description="A small text-to-image model included in the pack. 128 px pictures of simple scenes: 'a "
-                        "photo of a red striped star on a grass background'. ComfyUI treats it as an SD model.",
+                        "photo of a red striped star on a grass background'. ComfyUI treats it as an SD model, or as "
+                        "a Flux.",
             **aliases("tiny model", "test model", "demo model", "try without checkpoint", "small checkpoint",
-                      "no download"),
-            inputs=[],
+                      "no download", "flow model"),
+            inputs=[
+                io.Combo.Input("model", options=list(MODELS), default="SD", optional=True, tooltip=(
+                    "SD: a U-Net that predicts noise. Flux: a transformer that predicts velocity (a flow model). "
+                    "Both read the same texts and share the VAE.")),
+            ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(*load_miniature())
+    def execute(cls, model="SD") -> io.NodeOutput:
+        return io.NodeOutput(*MODELS[model]())
 
 
 class PalimpsestMiniatureScene(io.ComfyNode):

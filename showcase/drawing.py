@@ -14,22 +14,27 @@ FIRST = 1360  # px, the width of the first group
 WORDS, SEEN = "star", "green, dotted, star, sky, background"  # of that scene's source
 BLUE, GREEN, VIOLET, BROWN, YELLOW = "#3f789e", "#8A8", "#a1309b", "#b06634", "#b58b2a"
 
+FAMILIES = {"SD": "**Load Checkpoint** (SD 1.x, 2.x or SDXL)",
+            "Flux": "a loader of Flux, SD3, Qwen-Image or Z-Image"}
 OWN_MODEL = """### With your own model and picture
-1. Put **Load Checkpoint** (SD 1.x, 2.x or SDXL) in place of *Load Miniature*, and **Load Image** in place \
+1. Put {loader} in place of *Load Miniature*, and **Load Image** in place \
 of *Miniature Scene*. *Size for the Model* scales any picture{mask} to what your model likes.
 """
 
 
-def picture_and_words(c, note: str, tall: int, picture: dict, target: bool = True, masked: bool = False):
+def picture_and_words(c, note: str, tall: int, picture: dict, target: bool = True, masked: bool = False,
+                      model: str = "SD"):
     """The first group. Returns its nodes by name: loader, scene, words (Prompt Edit), encoded, and picture and mask at
     the model's size.
 
     picture: what Miniature Scene is given.
     masked: whether an editor takes the scene's mask.
+    model: which miniature.
     """
     c.column(360)
-    c.note("How to use your own", OWN_MODEL.format(mask=" and its mask" if masked else "") + note, tall)
-    loader = c.node("PalimpsestLoadMiniature")
+    own = OWN_MODEL.format(loader=FAMILIES[model], mask=" and its mask" if masked else "")
+    c.note("How to use your own", own + note, tall)
+    loader = c.node("PalimpsestLoadMiniature", model=model)
     c.column(300)
     scene = c.node("PalimpsestMiniatureScene", None, 220, **picture)
     c.column(300)
@@ -152,6 +157,7 @@ class Workflow:
     asked: the title of that prompt.
     exact: whether the scene's target is what it does.
     masked: whether its nodes take the scene's mask.
+    model: which miniature.
     rows: rows of SceneBench that it is, or is with a mask of one's own; their tables lead to it.
     """
     title: str
@@ -167,6 +173,7 @@ class Workflow:
     prompt: str = ""
     asked: str = "What lies there"
     masked: bool = False
+    model: str = "SD"
     hard: bool = False
     exact: bool = True
     rows: tuple[str, ...] = ()
@@ -178,7 +185,7 @@ class Workflow:
 
     def draw(self, c):
         with c.group("1  Picture and words", BLUE):
-            p = picture_and_words(c, self.about, 370, self.scene, masked=self.masked)
+            p = picture_and_words(c, self.about, 370, self.scene, masked=self.masked, model=self.model)
             p.null = encoded(c, p, "Null prompt", "")
         c.row()
         inversion = None

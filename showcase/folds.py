@@ -127,6 +127,7 @@ class Start:
     tried: what is typed in there.
     checkpoint: the file that it opens with.
     models: which may be chosen.
+    miniature: which miniature shows it.
     more: what the note says below.
     masked: whether it takes the mask that is painted on the picture.
     small: whether the template itself takes the miniature and the scene, not a checkpoint and a photo.
@@ -142,6 +143,7 @@ class Start:
     small: bool = False
     checkpoint: dict = field(default_factory=lambda: CHECKPOINT)
     models: str = "SD1.x, SD2.x or SDXL"
+    miniature: str = "SD"
     more: str = ""
     masked: bool = False
 
@@ -151,7 +153,7 @@ class Start:
             own = OWN.format(ask=self.about, models=self.models) + self.more
             c.note("How to use it", self.about if self.small else own, 420 if self.more else 180)
             if self.small:
-                loader = c.node("PalimpsestLoadMiniature")
+                loader = c.node("PalimpsestLoadMiniature", model=self.miniature)
                 image = (scene := c.node("PalimpsestMiniatureScene", None, 180, **self.scene))["source"]
                 mask = scene["edit mask"]
             else:

@@ -11,9 +11,9 @@ HIGH = 7.5  # the papers' CFG
 ALONE = "target prompt alone"
 
 
-def scene(c, seed=12, kind="colour", source="source", hard=False):
+def scene(c, seed=12, kind="colour", source="source", hard=False, model="SD"):
     """The miniature, a scene and its words, as the workflows take them."""
-    p = picture_and_words(c, "", 0, {"seed": seed, "kind": kind, "hard": hard})
+    p = picture_and_words(c, "", 0, {"seed": seed, "kind": kind, "hard": hard}, model=model)
     p.null = encoded(c, p, "Null prompt", "")
     if source:
         show(c, source, p.picture)
@@ -43,7 +43,7 @@ def before_and_after(workflow, without=ALONE, **changed):
     """A workflow's run: the source, then the same prompt from the same inversion without the editor and with it."""
     def draw(c, label):
         w = replace(workflow, **changed)
-        p = scene(c, **w.scene)
+        p = scene(c, **w.scene, model=w.model)
         inversion = w.invert(c, p)
         words = encoded(c, p, "Prompt", w.prompt)["CONDITIONING"] if w.prompt else w.target
         sample(c, without, p, inversion, words, w.cfg, w.start)
@@ -59,10 +59,10 @@ def back_and_edited(c, label):
     sample(c, "target prompt, CFG 3", p, inversion, "target", CFG)
 
 
-def returns(kind, steps, at=1.0, schedule=(), **settings):
+def returns(kind, steps, at=1.0, schedule=(), model="SD", **settings):
     """The source prompt, replayed from DDIM's inversion and from this one on the same schedule."""
     def draw(c, label):
-        p = scene(c)
+        p = scene(c, model=model)
         sample(c, "DDIM Invert", p, inverted(c, p, steps=steps, **dict(schedule)), cfg=at)
         sample(c, label, p, invert(c, p, kind, steps, **dict(schedule), **settings), cfg=at)
     return draw
@@ -77,10 +77,10 @@ def edits(kind, steps=10, at=HIGH, seed=12, edit="colour", **settings):
     return draw
 
 
-def both(kind, steps, at, start, **settings):
+def both(kind, steps, at, start, model="SD", **settings):
     """Source and target prompt, replayed from one inversion."""
     def draw(c, label):
-        p = scene(c)
+        p = scene(c, model=model)
         inversion = invert(c, p, kind, steps, **settings)
         sample(c, "back", p, inversion)
         sample(c, "target prompt", p, inversion, "target", at, start)

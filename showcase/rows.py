@@ -25,6 +25,7 @@ class SceneRow:
     cfg: its guidance, if it has its own.
     start: where Replay starts.
     singly: whether it names words, so that each picture is edited alone.
+    only: the model that it is for, "flow". Empty: both.
     """
     name: str
     edit: Callable
@@ -36,6 +37,7 @@ class SceneRow:
     cfg: float | None = None
     start: float = 0.0
     singly: bool = False
+    only: str = ""
 
     @property
     def told(self) -> bool:

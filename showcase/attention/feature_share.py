@@ -1,12 +1,13 @@
 """Feature Share, shown and measured."""
 from dataclasses import replace
+from functools import partial
 
 from ...nodes.attention.feature_share import PalimpsestFeatureShare
 from .. import Example, folds
 from ..drawing import BROWN, CFG, GREEN, inverted
 from ..inversion.flow import flow_edit
 from ..pictures import ALONE, sample, scene
-from ..rows import CostRow, alone
+from ..rows import CostRow, SceneRow, alone, on_inversion
 
 
 def painted(c):
@@ -44,9 +45,13 @@ def page(c, label):
     sample(c, label, p, inversion, "target", CFG, model=shared["MODEL"])
 
 
+shared = partial(on_inversion, PalimpsestFeatureShare)
 EXAMPLE = Example(
     "RF-Edit, FireFlow, Stable Flow, KV-Edit",
     workflows=(BEGIN,), blueprints=(BLUEPRINT,),
     pages={"PalimpsestFeatureShare": page},
     costs=(CostRow("Feature Share, values throughout", alone(PalimpsestFeatureShare, end=1.0), 75, joint=True),),
-    unmeasured="It is made for flow models, and the pack ships none.")
+    scenes=(SceneRow("Feature Share (RF-Edit)", shared(preset="RF-Edit"), 86, on="RF-Solver", only="flow"),
+            SceneRow("Feature Share (FireFlow)", shared(preset="FireFlow"), 87, on="FireFlow", only="flow"),
+            SceneRow("Feature Share (KV-Edit, true mask)", shared(preset="KV-Edit", masked=True), 88, on="FlowEdit",
+                     cfg=2.3, only="flow")))
