@@ -1,11 +1,14 @@
 """Plug-and-Play, shown and measured."""
-from ...miniature.scenes import held_out_edit
+from ...miniature.hard import an_edit
 from ...nodes.attention.plug_and_play import PalimpsestPlugAndPlay
 from .. import Example, folds
 from ..drawing import BROWN, CFG, GREEN, Workflow, on_model
 from ..folds import Blueprint, Start
 from ..pictures import before_and_after
 from ..rows import CostRow, SceneRow, alone, on_inversion
+
+SCENE = {"seed": 55, "kind": "colour", "hard": True}  # its arms are in no caption
+LAYOUT, OUTLINES = "keep the layout", "keep outlines"
 
 WORKFLOW = Workflow(
     "Repaint in the same layout (Plug-and-Play)",
@@ -23,7 +26,7 @@ def repaint(c):
     with c.group("3  Edit", BROWN):
         c.column(320)
         held = c.node("PalimpsestPlugAndPlay", model=p.model, inversion=p.inversion,
-                      feature_end=c.asks("keep the layout"), attention_end=c.asks("keep outlines"))
+                      feature_end=c.asks(LAYOUT), attention_end=c.asks(OUTLINES))
         folds.sampled(c, p, held["MODEL"], p.target)
     folds.given_back(c, p)
 
@@ -32,10 +35,10 @@ BLUEPRINT = Blueprint(
     "Image Edit (Keep the Layout, Repaint)",
     "Restyle a picture: another style or material for all of it, every thing in its place. For any SD1.x, SD2.x or "
     "SDXL checkpoint.", repaint, order=30)
-SCENE = {"seed": 14, "kind": "style"}
 START = Start(
     "Start here - Restyle", BLUEPRINT, "Say **how it should look**.", SCENE,
-    {folds.WANTED: held_out_edit(**SCENE).target_text, folds.GUIDANCE: CFG},
+    {folds.WANTED: an_edit(**SCENE).source_text.replace("photo", "sketch"), folds.GUIDANCE: CFG, folds.STEPS: 20,
+     LAYOUT: 1.0, OUTLINES: 1.0},
     {folds.WANTED: "a watercolour painting of an apple and a cup on a table"}, 4)
 EXAMPLE = Example(
     "Plug-and-Play",

@@ -16,7 +16,7 @@ WORKFLOW = Workflow(
     "Vary an object's shape (Prompt Mixing)",
     "2. On SD: CFG 7.5, `start` 0.14, `end` 0.34: the miniature shapes things until its last steps.\n\nIn that part of "
     "the schedule the other word's values shape the object. Around it the source prompt keeps layout and appearance.",
-    partial(mixed, start=0.0, end=0.9), 100, kind="object", target="source")
+    partial(mixed, start=0.0, end=0.9), 100, kind="object", seed=3, target="source")
 
 
 def edit(scenes, model, inversion):
@@ -26,7 +26,6 @@ def edit(scenes, model, inversion):
 EXAMPLE = Example(
     "Prompt mixing",
     workflows=(WORKFLOW,),
-    pages={"PalimpsestPromptMixing": before_and_after(
-        WORKFLOW, "source prompt alone", edit=mixed, seed=3)},
+    pages={"PalimpsestPromptMixing": before_and_after(WORKFLOW, "source prompt alone", edit=mixed)},
     scenes=(SceneRow("Prompt Mixing", edit, 75, samples="source", kinds=("object",)),),
     costs=(CostRow("Prompt Mixing", lambda b: b.other(PalimpsestPromptMixing, mix=b.source), 80),))

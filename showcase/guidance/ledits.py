@@ -14,7 +14,7 @@ from ..rows import concept as brought
 
 
 def concept(c, p, inversion):
-    return c.node("PalimpsestLEDITS", model=p.loader["MODEL"], clip=p.loader["CLIP"], concept="blue star",
+    return c.node("PalimpsestLEDITS", model=p.loader["MODEL"], clip=p.loader["CLIP"], concept="yellow ring",
                   threshold=0.75)
 
 
@@ -22,7 +22,8 @@ WORKFLOW = Workflow(
     "Add a concept to a picture (LEDITS++)",
     "2. On SD: threshold 0.9. On SDXL: 50 steps.\n\nThe noise maps of a fast solver return the picture. The concept "
     "acts where its words' attention and its guidance agree.",
-    concept, 160, invert=partial(inverted, kind="PalimpsestLEDITSInvert"), target="source", cfg=1.0)
+    concept, 160, invert=partial(inverted, kind="PalimpsestLEDITSInvert"), seed=5, target="source", cfg=1.0,
+    exact=False)
 
 
 def edit(scenes, model, inversion):

@@ -96,7 +96,7 @@ WORKFLOW = Workflow(
     "2. On SD: 50 steps, CFG 2 to 4. A MASK of your own goes into *Latent Blend*.\n\nNo way back to the noise: the "
     "picture moves along the difference of what both prompts say. DiffEdit Mask finds where, Attention Inject's `auto` "
     "reads the kind of edit off the words. Of all that needs no mask this comes nearest on the miniature.",
-    found, 65, invert=partial(inverted, kind="PalimpsestFlowEditInvert"), kind="object", seed=3, hard=True,
+    found, 65, invert=partial(inverted, kind="PalimpsestFlowEditInvert"), seed=114, hard=True,
     rows=("FlowEdit, Inject + Latent Blend (DiffEdit's mask, both auto)", "FlowEdit, Inject + Latent Blend (both auto)",
           "FlowEdit, Inject (auto) + Latent Blend (true mask)"))
 EXAMPLE = Example(
