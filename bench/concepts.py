@@ -4,15 +4,16 @@
 
 A subject (miniature/subjects.py) is an object with two colours, a pattern and a mark that no caption states. Each
 method learns it from four pictures, with and without class-prior preservation, at the settings below.
-match: dB to exact renders inside the object, on seen and unseen grounds. Another subject has 8, the subject's own
-pictures through the autoencoder 17 to 26.
+match: dB to exact renders inside the object, on seen and unseen grounds, and how far that is below the subject's own
+pictures through the autoencoder, which have 17 to 26. Another subject has 8.
 class: the share of pictures of other objects of the class, and of other classes, whose colour, shape and ground read
 as their captions say.
 drift: dB between those pictures and the ones that the frozen model makes of the same noise. Higher is less drift.
 noun: match of pictures of the bare noun. High means that every one of its class has become the subject.
 seconds: of one core, without class pictures.
 
-With masks, what lies outside of the subject is not learned.
+With masks, what lies outside of the subject is not learned. DreamArtist has the first picture alone, Break-A-Scene one
+picture that shows the next subject too, its words learn for all the steps and then a LoRA does.
 The prior keeps to what the frozen model predicted of pictures of its class, half of them of the bare noun.
 
 Each learned concept gives one JSON line in output/concepts.jsonl. A line that exists is not measured again. Prints a
@@ -24,13 +25,16 @@ import argparse
 import json
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.sample
 import torch
 import torch.nn.functional as F
 
+from ..concept.break_a_scene import MaskAttention, caption, unions
 from ..concept.custom_diffusion import KeysAndValues
+from ..concept.dreamartist import ENDING, PositiveNegative
 from ..concept.dreambooth import RARE, AllWeights
 from ..concept.lora import LoRA
 from ..concept.neti import NeuralSpaceTime
@@ -51,21 +55,26 @@ from .stats import paired_bootstrap
 ROOT = Path(__file__).parents[1]
 LINES, RESULTS = ROOT / "output" / "concepts.jsonl", ROOT / "bench" / "results" / "concepts.json"
 MASKED = "DreamBooth, LoRA as in Learn a Subject, with masks"
+TWO_WORDS, PARTS = "DreamArtist, one picture", "Break-A-Scene, one picture of two"
+WORD, OTHER = "subject", "other"  # names of what is learned
 METHODS = {
     "DreamBooth, LoRA as in Learn a Subject": lambda noun: [LoRA(2e-3, 8, layers="all", text_encoder=True)],
     MASKED: lambda noun: [LoRA(2e-3, 8, layers="all", text_encoder=True)],
     "DreamBooth, all weights": lambda noun: [AllWeights(2e-4)],
-    "Textual Inversion": lambda noun: [TextualInversion("subject", noun, 1, 5e-2)],
-    "P+": lambda noun: [ExtendedTextualInversion("subject", noun, 1, 5e-2)],
-    "ProSpect": lambda noun: [PromptSpectrum("subject", noun, 1, 5e-2)],
-    "NeTI": lambda noun: [NeuralSpaceTime("subject", noun, 1, 8e-3)],
+    "Textual Inversion": lambda noun: [TextualInversion(WORD, noun, 1, 5e-2)],
+    "P+": lambda noun: [ExtendedTextualInversion(WORD, noun, 1, 5e-2)],
+    "ProSpect": lambda noun: [PromptSpectrum(WORD, noun, 1, 5e-2)],
+    "NeTI": lambda noun: [NeuralSpaceTime(WORD, noun, 1, 8e-3)],
     "Custom Diffusion": lambda noun: [KeysAndValues(2e-3)],
     "DreamBooth, LoRA on attention": lambda noun: [LoRA(3e-3)],
     "SVDiff": lambda noun: [SpectralShifts(3e-2)],
+    TWO_WORDS: lambda noun: [TextualInversion(name, noun, 1, 5e-2) for name in (WORD, WORD + ENDING)],
+    PARTS: lambda noun: [LoRA(2e-3, 8, layers="all")],  # under the words, which learn before
 }
-WORDS = "Textual Inversion", "P+", "ProSpect", "NeTI"  # which a prior does not concern
+WORDS = "Textual Inversion", "P+", "ProSpect", "NeTI", TWO_WORDS, PARTS  # which are learned without a prior
+OBJECTIVES = {TWO_WORDS: PositiveNegative(f"embedding:{WORD}{ENDING}", 3.0), PARTS: MaskAttention()}
 BATCH, PICTURES, SAMPLED, CFG = 4, 4, 20, 3.0
-NUMBERS = "seen", "unseen", "class", "drift", "noun", "seconds"
+NUMBERS = "seen", "unseen", "class", "drift", "noun", "seconds", "ceiling"
 
 
 class Lab:
@@ -75,21 +84,23 @@ class Lab:
         self.model, self.clip, self.vae = load_miniature()
         self.made: dict = {}
 
-    def sample(self, model, clip, texts, seed, words=None):
-        """Pictures [B,H,W,3] of some texts. words: in layers or stages, so that each text has a run of its own."""
+    def sample(self, model, clip, texts, seed, words=None, without=()):
+        """Pictures [B,H,W,3] of some texts.
+
+        words: in layers or stages, so that each text has a run of its own.
+        without: a negative prompt of each text.
+        """
         if words:
             noise = comfy.sample.prepare_noise(torch.zeros(len(texts), 4, 16, 16), seed)
             prompts = [prompt(clip, words, text) if "embedding:" in text else
                        clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]
-            return self.vae.decode(torch.cat([self._made(model, clip, one, n[None], seed)
+            null = together(clip, [""])
+            return self.vae.decode(torch.cat([self._made(model, one, null, n[None], seed)
                                               for one, n in zip(prompts, noise)]))
-        rows = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in texts]
-        together = [[torch.cat([row[0] for row in rows]), {}]]
         noise = comfy.sample.prepare_noise(torch.zeros(len(texts), 4, 16, 16), seed)
-        return self.vae.decode(self._made(model, clip, together, noise, seed))
+        return self.vae.decode(self._made(model, together(clip, texts), together(clip, without or [""]), noise, seed))
 
-    def _made(self, model, clip, conditioning, noise, seed):
-        null = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    def _made(self, model, conditioning, null, noise, seed):
         empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros_like(noise))
         return comfy.sample.sample(model, noise, SAMPLED, CFG, "ddim", "ddim_uniform", conditioning, null, empty,
                                    seed=seed, disable_pbar=True)
@@ -109,6 +120,12 @@ class Lab:
         return ConceptImages(tuple(Example(z, text) for z, text in zip(latents, texts)))
 
 
+def together(clip, texts) -> list:
+    """One CONDITIONING of some texts, a row each."""
+    rows = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in texts]
+    return [[torch.cat([row[0] for row in rows]), {}]]
+
+
 def class_texts(noun) -> tuple:
     others = [s for s in scenes.SHAPES if s != noun]
     pairs = [(c, g) for c, g in zip(list(scenes.COLOURS) * 2, scenes.GROUNDS * 3) if (c, g) not in scenes.CLASHES]
@@ -116,21 +133,46 @@ def class_texts(noun) -> tuple:
     return (*own, *(f"a photo of a {c} {s} on a {g} background" for s, (c, g) in zip(others, pairs[8:12])))
 
 
-def measure(lab, number, method, with_prior, seed, steps) -> dict:
-    one = subject(number)
-    shows = subject_scenes(number, PICTURES)
+def given(lab, number, method) -> ConceptImages:
+    """What a method learns a subject from."""
+    one, shows = subject(number), subject_scenes(number, 1 if method == TWO_WORDS else PICTURES)
+    if method == PARTS:
+        beside = (replace(subject(n).obj, x=x, y=y, r=0.19) for n, (x, y) in zip((number, number + 1), scenes.PAIRS[0]))
+        shows = [replace(shows[0], objs=tuple(beside))]
     latents = lab.vae.encode(torch.stack([torch.from_numpy(scenes.render(s)) for s in shows]))
-    areas = torch.stack([torch.from_numpy(scenes.covered(s.objs[0])) for s in shows])
-    masks = F.interpolate(areas[:, None], latents.shape[-2:])[:, 0]
-    given = ConceptImages(tuple(Example(z, one.caption(SEEN[i % len(SEEN)]), {SLOT: mask} if method == MASKED else {})
-                                for i, (z, mask) in enumerate(zip(latents, masks))), RARE)
+    areas = [torch.stack([torch.from_numpy(scenes.covered(o)) for o in s.objs]) for s in shows]
+    masks = [F.interpolate(area[:, None], latents.shape[-2:])[:, 0] for area in areas]
+    if method == PARTS:
+        found = dict(zip((f"embedding:{WORD}", f"embedding:{OTHER}"), masks[0]))
+        return ConceptImages(tuple(Example(latents[0], caption(words), {word: found[word] for word in words})
+                                   for words in unions([*found])))
+    return ConceptImages(tuple(Example(z, one.caption(SEEN[i % len(SEEN)]), {SLOT: mask[0]} if method == MASKED else {})
+                               for i, (z, mask) in enumerate(zip(latents, masks))), RARE)
+
+
+def ceiling(lab, number) -> float:
+    """The match of a subject's own pictures through the autoencoder."""
+    pictures = torch.stack([torch.from_numpy(scenes.render(s)) for s in subject_scenes(number, PICTURES)])
+    return float(match(lab.vae.decode(lab.vae.encode(pictures)), subject(number)).mean())
+
+
+def measure(lab, number, method, with_prior, seed, steps) -> dict:
+    one, images, model, clip = subject(number), given(lab, number, method), lab.model, lab.clip
     prior = Prior(lab.prior(one.noun), 1.0, predicted=True) if with_prior else None
+    objective, word = OBJECTIVES.get(method), f"embedding:{WORD}"
     began = time.process_time()
-    learned = learn_concept(lab.model, lab.clip, given, METHODS[method](one.noun), prior, steps, BATCH, seed)
+    if method == PARTS:
+        both = [TextualInversion(name, subject(n).noun, 1, 5e-2) for name, n in ((WORD, number), (OTHER, number + 1))]
+        model, clip = applied(model, clip, learn_concept(model, clip, images, both, None, steps, BATCH, seed,
+                                                         objective=objective))
+    learned = learn_concept(model, clip, images, METHODS[method](one.noun), prior, steps, BATCH, seed,
+                            objective=objective)
     seconds = time.process_time() - began
-    model, clip = applied(lab.model, lab.clip, learned)
-    word = "embedding:subject" if learned.words or learned.tables else RARE
-    shown = lab.sample(model, clip, [one.caption(g).replace(SLOT, word) for g in (*SEEN, *UNSEEN)], 11, learned.tables)
+    model, clip = applied(model, clip, learned)
+    said = [f"a photo of {SLOT} on a {g} background" if method == PARTS else one.caption(g) for g in (*SEEN, *UNSEEN)]
+    word = word if method in WORDS else RARE
+    without = [text.replace(SLOT, word + ENDING) for text in said] if method == TWO_WORDS else ()
+    shown = lab.sample(model, clip, [text.replace(SLOT, word) for text in said], 11, learned.tables, without)
     found, texts = match(shown, one), class_texts(one.noun)
     others, before = lab.sample(model, clip, texts, 12), lab.frozen(texts, 12)
     wanted = [scenes.parse_caption(text) for text in texts]
@@ -139,7 +181,7 @@ def measure(lab, number, method, with_prior, seed, steps) -> dict:
     noun = lab.sample(model, clip, [one.caption(g).replace(f"{SLOT} ", "") for g in SEEN], 13)
     return {"seen": float(found[:len(SEEN)].mean()), "unseen": float(found[len(SEEN):].mean()),
             "class": sum(right) / len(right), "drift": float(psnr(others, before).mean()),
-            "noun": float(match(noun, one).mean()), "seconds": seconds}
+            "noun": float(match(noun, one).mean()), "seconds": seconds, "ceiling": ceiling(lab, number)}
 
 
 def interval(values) -> tuple:
@@ -151,9 +193,11 @@ def interval(values) -> tuple:
 
 
 def table(measured) -> str:
-    lines = ["| | n | match, seen | unseen | class right | drift | bare noun | seconds |", "|---|" + "---|" * 7]
+    lines = ["| | n | match, seen (below the ceiling) | unseen | class right | drift | bare noun | seconds |",
+             "|---|" + "---|" * 7]
     for name, row in measured.items():
         said = {n: _decibels(*row[n]) for n in ("seen", "unseen", "drift", "noun")}
+        said |= {n: f"{said[n]} ({row['ceiling'][0] - row[n][0]:.1f})" for n in ("seen", "unseen")}
         cells = [str(row["n"]), said["seen"], said["unseen"], f"{row['class'][0]:.0%}", said["drift"], said["noun"],
                  f"{row['seconds'][0]:.0f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -177,7 +221,8 @@ def main():
     kept = [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()] if LINES.exists() else []
     rows, keys = {}, ("subject", "method", "prior", "seed", "steps")
     for row in kept:
-        rows[tuple(row[key] for key in keys)] = row
+        if row.keys() >= {*NUMBERS}:
+            rows[tuple(row[key] for key in keys)] = row
     with torch.inference_mode():
         lab = None if args.table else Lab()
         asked = [(n, m, p, s, args.steps) for n in range(args.subjects) for s in range(args.seeds) for m in args.only

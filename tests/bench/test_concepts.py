@@ -3,6 +3,7 @@ import json
 import sys
 
 import pytest
+import torch
 from palimpsest.bench import concepts
 
 METHOD = "Textual Inversion"
@@ -15,12 +16,23 @@ def test_the_table_says_intervals_where_there_are_some(tmp_path, monkeypatch, ca
     monkeypatch.setattr(concepts, "LINES", tmp_path / "lines.jsonl")
     monkeypatch.setattr(concepts, "RESULTS", tmp_path / "results.json")
     key = {"method": METHOD, "prior": False, "seed": 0, "steps": 100}
-    numbers = {name: 2.0 for name in concepts.NUMBERS}
+    numbers = {name: 2.0 for name in concepts.NUMBERS} | {"ceiling": 5.5}
     concepts.LINES.write_text("".join(json.dumps({"subject": n, **key, **numbers, "drift": drift}) + "\n"
                                       for n, drift in enumerate(drifts)))
     monkeypatch.setattr(sys, "argv", ["concepts", "--table", "--only", METHOD, "--subjects", str(len(drifts))])
     concepts.main()
     row = capsys.readouterr().out.splitlines()[-1].split(" | ")
-    assert (row[0], row[1], row[5]) == (f"| {METHOD}", str(len(drifts)), said)
+    assert (row[0], row[1], row[2], row[5]) == (f"| {METHOD}", str(len(drifts)), "2.0 dB (3.5)", said)
     measured = json.loads(concepts.RESULTS.read_text())["measured"]
     assert concepts.table(measured).splitlines()[-1].split(" | ") == row
+
+
+def test_methods_of_one_picture_have_one_and_its_parts_are_both_subjects():
+    lab = concepts.Lab()
+    one, parts, usual = (concepts.given(lab, 0, name).examples for name in (concepts.TWO_WORDS, concepts.PARTS, METHOD))
+    assert len(one) == 1 and len(usual) == concepts.PICTURES and torch.equal(one[0].latent, usual[0].latent)
+    names = [f"embedding:{name}" for name in (concepts.WORD, concepts.OTHER)]
+    assert [list(e.masks) for e in parts] == [names[:1], names[1:], names, names]
+    first, second = parts[2].masks.values()
+    assert first[:, 8:].sum() == second[:, :8].sum() == 0 and first.sum() > 9 < second.sum()
+    assert not torch.equal(parts[0].latent, one[0].latent) and concepts.ceiling(lab, 0) > 18
