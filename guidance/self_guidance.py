@@ -19,7 +19,8 @@ appearance is of the last site's map. Ψ is what the decoder gives to the networ
 Differs from the paper: T turns about the centroid of shape*_k (the authors': of A_k), and the words of an object make
 one map, their sum (the authors': a term a token). v, w_a and the span of the schedule are what did best on the
 miniature. The authors leave σ_t out. On flow models x is z and x0 moves as far. In joint attention of words and picture
-the maps are over the words alone, at the layers where words are read, ours, untuned; there is no Ψ.
+the maps are over the words alone, at the layers where words are read, and a transformer's Ψ is the tokens that its head
+is given, each with mean 0 and variance 1 as most heads make it first: both ours, untuned.
 Checked against: authors' code, their Colab for SDXL, written out in a test. Its maps are those of ("output", 1), depths
 1 to 3, at a quarter of the latent's side, enlarged to half of it.
 """
@@ -122,11 +123,13 @@ class SourceFeatures(FeatureEdit):
     """Reads a picture's Ψ.
 
     start, end: percents of the schedule.
+    tokens: the network's `head_tokens`.
     """
     inversion: Inversion
     start: float
     end: float
     lends: bool = False
+    tokens: tuple | None = None
 
     def modules(self, unet):
         return {("out",): head(unet)}
@@ -137,8 +140,19 @@ class SourceFeatures(FeatureEdit):
     def acts(self, run, sigma):
         return False
 
+    def grid(self, out):
+        return self.tokens[0][-2:] if self.tokens else super().grid(out)
+
     def shown(self, module, x, out):
-        return x.flatten(2).transpose(1, 2)
+        return self.psi(x).flatten(2).transpose(1, 2)
+
+    def psi(self, x) -> Tensor:
+        """Ψ [B,C,H,W] of what the head is given; the mean over a video's frames."""
+        if self.tokens is None:
+            return x
+        grid, own = self.tokens
+        x = F.layer_norm(x[:, own].float(), x.shape[-1:])
+        return x.transpose(1, 2).unflatten(2, (-1, *grid[-2:])).mean(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +164,7 @@ class TargetFeatures(SourceFeatures):
         return True
 
     def edited(self, rows, site, module, x, out):
-        self.record(rows, site, x)
+        self.record(rows, site, self.psi(x))
         return out
 
 
@@ -267,7 +281,8 @@ class SelfGuidance(SourceMaps):
             terms = [sum(found) / len(found) + appearances.get(uuid, 0) for uuid, found in layouts.items()]
             return sum(terms) / len(terms) if terms else None
 
-        readers = [TargetFeatures(self.inversion, self.start, self.end, record=record_features)] * bool(self.features)
+        readers = [TargetFeatures(self.inversion, self.start, self.end, tokens=self.features.tokens,
+                                  record=record_features)] if self.features else []
         return loss_gradient(run, x, sigma, lambda site: site.address in self.sites, record, energy, readers)
 
     @staticmethod

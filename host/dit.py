@@ -93,6 +93,7 @@ class Family(NamedTuple):
     text: of (network, columns), where the columns of a prompt stand among the tokens that are not the picture's: (the
         first token, the first column, how many) of each run; None where it is not known.
     cross: the module of a block that computes cross-attention.
+    head: the module that is given what the last block makes.
     """
     name: str
     lists: Mapping[str, str]
@@ -102,22 +103,26 @@ class Family(NamedTuple):
     turned: bool = True
     text: Callable | None = _first
     cross: str = ""
+    head: str = "final_layer"
 
 
 BOTH = {"double": "double_blocks", "single": "single_blocks"}
 FAMILIES = {
     Flux: Family("Flux", BOTH, _words, _references, text=_flux_text),
     Chroma: Family("Chroma", BOTH, _words, _nothing),
-    QwenImageTransformer2DModel: Family("Qwen-Image", {"double": "transformer_blocks"}, _words, _references),
+    QwenImageTransformer2DModel: Family("Qwen-Image", {"double": "transformer_blocks"}, _words, _references,
+                                        head="norm_out"),
     HiDreamImageTransformer2DModel: Family("HiDream", {
         "double": "double_stream_blocks", "single": "single_stream_blocks"}, _nothing, None, text=_llama_twice),
     HunyuanVideo: Family("HunyuanVideo and HunyuanImage", BOTH, None, _nothing, text=_hunyuan_text),
     NextDiT: Family("Z-Image and Lumina 2", {"single": "layers"}, None, _padding),
-    LTXVModel: Family("LTX-Video", {"single": "transformer_blocks"}, _nothing, _nothing, "attn1", text=None),
-    WanModel: Family("Wan", {"single": "blocks"}, _nothing, _nothing, "self_attn", cross="cross_attn"),
+    LTXVModel: Family("LTX-Video", {"single": "transformer_blocks"}, _nothing, _nothing, "attn1", text=None,
+                      head="norm_out"),
+    WanModel: Family("Wan", {"single": "blocks"}, _nothing, _nothing, "self_attn", cross="cross_attn",
+                     head="head"),
     OpenAISignatureMMDITWrapper: Family("SD3", {"double": "joint_blocks"}, None, _nothing, turned=False),
     MMDiT: Family("AuraFlow", {"double": "double_layers", "single": "single_layers"}, None, _nothing, turned=False,
-                  text=_behind_registers),
+                  text=_behind_registers, head="final_linear"),
 }
 
 
@@ -175,6 +180,22 @@ def word_layers(network) -> frozenset:
     count = len(getattr(network, blocks))
     first, last = (4 * count // 5, count) if others else (2 * count // 5, 3 * count // 5)
     return frozenset((section, i, 0) for i in range(first, max(last, first + 1)))
+
+
+def head(network) -> torch.nn.Module:
+    """What turns the last block's tokens into the prediction."""
+    return network.get_submodule(FAMILIES[type(network)].head)
+
+
+def head_tokens(network, size: tuple) -> tuple[tuple, slice]:
+    """(their grid, which they are) of the picture's tokens among those that the head is given, of a latent of this size
+    ([frames,] height, width)."""
+    family, grid = FAMILIES[type(network)], (*size[:-2], *(-(-side // _patch(network)) for side in size[-2:]))
+    picture = math.prod(grid)
+    if family.before is not None:  # the others before them are gone by then
+        return grid, slice(0, picture)
+    after = family.after(network, {}, picture) if family.after else 0
+    return grid, slice(-picture - after, -after or None)
 
 
 def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],

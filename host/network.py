@@ -7,13 +7,13 @@ them knows which family it is.
 from collections.abc import Callable, Mapping
 
 from . import dit, unet
-from .unet import Attention, Shape, group_norms, head, host_attention, require_unet, residual_branch
+from .unet import Attention, Shape, group_norms, host_attention, require_unet, residual_branch
 from .unet_inputs import with_added, with_value_inputs, with_widths_measured
 
-__all__ = ["Attention", "attentions", "group_norms", "head", "host_attention", "joins_words", "knows_places",
-           "require_attention", "require_unet", "require_words", "residual_branch", "resolutions", "shape_of",
-           "takes_value_inputs", "text_runs", "turned", "with_added", "with_attention", "with_value_inputs",
-           "with_widths_measured", "word_layers"]
+__all__ = ["Attention", "attentions", "group_norms", "head", "head_tokens", "host_attention", "joins_words",
+           "knows_places", "require_attention", "require_unet", "require_words", "residual_branch", "resolutions",
+           "shape_of", "takes_value_inputs", "text_runs", "turned", "with_added", "with_attention",
+           "with_value_inputs", "with_widths_measured", "word_layers"]
 
 
 def resolutions(network) -> dict[tuple, float]:
@@ -44,6 +44,16 @@ def text_runs(network, columns: int, keys: int) -> list[tuple[int, int, int]]:
 def word_layers(network) -> frozenset | None:
     """The addresses of the cross-attention at which maps of words are read; None: all of a resolution."""
     return dit.word_layers(network) if dit.known(network) else None
+
+
+def head(network):
+    """What turns the network's last features into the prediction."""
+    return (dit if dit.known(network) else unet).head(network)
+
+
+def head_tokens(network, size: tuple) -> tuple[tuple, slice] | None:
+    """Of a transformer (their grid, which they are) of the picture's tokens among those that the head is given."""
+    return dit.head_tokens(network, size) if dit.known(network) else None
 
 
 def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],

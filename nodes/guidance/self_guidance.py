@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ...editing.run import attach
 from ...editing.word_maps import nearest_resolution, word_layers_of
 from ...guidance.self_guidance import SelfGuidance, SourceFeatures, SourceMaps, map_sites
-from ...host.network import require_unet, require_words, resolutions
+from ...host.network import head_tokens, require_words, resolutions
 from ...host.sampling import check_family
 from ..search import aliases
 from ..widgets import InversionType
@@ -38,7 +38,7 @@ class PalimpsestSelfGuidance(io.ComfyNode):
                                        "object in place."),
                 io.Float.Input("appearance", default=0.05, min=0.0, max=10.0, step=0.01,
                                tooltip="Weight of the objects' appearance, against 1 for their shapes. Higher makes "
-                                       "the object harder to move. Transformers need it 0."),
+                                       "the object harder to move. Untuned on transformers."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the schedule where it begins."),
                 io.Float.Input("end", default=0.8, min=0.0, max=1.0, step=0.01,
@@ -66,8 +66,6 @@ class PalimpsestSelfGuidance(io.ComfyNode):
                 resolution, shape=1.0, position=0.0, size=0.0, looks=None, looks_words="") -> io.NodeOutput:
         require_words(model, "Self-Guidance", "leave it out")
         layers = word_layers_of(model)
-        if layers and appearance:
-            require_unet(model, f"Self-Guidance with appearance {appearance:g}", ", or set appearance to 0")
         check_family(model, inversion)
         if looks is not None:
             check_family(model, looks)
@@ -84,11 +82,12 @@ class PalimpsestSelfGuidance(io.ComfyNode):
             raise ValueError(f"Self-Guidance starts at {start:g} and ends at {end:g}, so no step is left: lower start "
                              "or raise end (0 and 0.8 work well).")
         sites = layers or map_sites(resolutions(model.model.diffusion_model), nearest_resolution(model, resolution))
-        features = None if layers else SourceFeatures(inversion, start, end)
+        tokens = head_tokens(model.model.diffusion_model, tuple(inversion.shape[1:]))
+        features = SourceFeatures(inversion, start, end, tokens=tokens) if appearance else None
         donor, donor_features = None, None
         if looks is not None:
             donor = SourceMaps(looks, sites, start, end, lends=True)
-            donor_features = SourceFeatures(looks, start, end, lends=True)
+            donor_features = SourceFeatures(looks, start, end, lends=True, tokens=tokens)
         for reader in filter(None, (features, donor, donor_features)):
             model = attach(model, reader)
         return io.NodeOutput(attach(model, SelfGuidance(

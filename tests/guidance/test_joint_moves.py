@@ -7,9 +7,9 @@ from palimpsest.editing.sites import Site
 from palimpsest.guidance.attend_excite import AttendExcite, neglect
 from palimpsest.guidance.magic_remover import MagicRemover, activation, object_map
 from palimpsest.guidance.pix2pix_zero import CrossAttentionGuidance
-from palimpsest.guidance.self_guidance import SelfGuidance
+from palimpsest.guidance.self_guidance import SelfGuidance, SourceFeatures
 from palimpsest.host.keys import running
-from palimpsest.host.network import resolutions, word_layers
+from palimpsest.host.network import head_tokens, resolutions, word_layers
 from palimpsest.host.sampling import Solver, sample
 
 import joint
@@ -85,13 +85,9 @@ def guide(family):
     return editor, editor.energy_gradient, explicit
 
 
-@pytest.mark.parametrize("made_by, family", [
-    (excite, "sd3"), (pull, "qwen"), (pull, "flux"), (remove, "zimage"), (remove, "auraflow"),
-    (guide, "lumina2"), *[(guide, "flux2")] * joint.TODAY, (excite, "wan")])
-def test_a_loss_is_of_the_words_share_and_its_gradient_is_how_it_changes(made_by, family):
-    target, source = joint.worded(family, TARGET, seed=2), joint.worded(family, SOURCE)
-    editor, gradient_of, explicit = made_by(family)
-    inversion, found = inverted(family), []
+def first_step(family, target, editors, gradient_of):
+    """(x, a loss and its gradient there, the noise's share at σ = 0.5) beside the source's noisiest latent."""
+    found, model, inversion = [], made(family), inverted(family)
 
     def walk(denoise, x, sigmas, extra_args, callback, disable):
         denoise(x, sigmas[:1], **extra_args)
@@ -100,11 +96,58 @@ def test_a_loss_is_of_the_words_share_and_its_gradient_is_how_it_changes(made_by
         found.extend((x, *gradient_of(run, x, float(sigmas[0])), noise_of(run, 0.5)))
         return x
 
+    for editor in editors:
+        model = attach(model, editor)
+    noise = model.model.process_latent_out(inversion.path[0])
+    sample(model, target, noise + 0.1 * torch.randn(noise.shape, generator=torch.Generator().manual_seed(5)),
+           inversion.sigmas, Solver(walk))
+    return found
+
+
+HEADS = {"qwen": "norm_out", "wan": "head", "auraflow": "final_linear"}
+
+
+def psi(family, prompt, x=None):
+    """[1, channels, h, w]: each of the picture's tokens that the head is given, less its mean, over its deviation."""
+    found, (cells, frames) = [], picture(family)
+    head = getattr(made(family).model.diffusion_model, HEADS.get(family, "final_layer"))
+    hook = head.register_forward_pre_hook(lambda head, inputs: found.append(inputs[0]))
+    recorded(family, prompt, prompt[0][0].shape[1], x)
+    hook.remove()
+    given, = found
+    own = given[:, of_picture(family, given.shape[1]) if family in ("zimage", "lumina2") else slice(0, cells)]
+    own = (own - own.mean(-1, keepdim=True)) / (own.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
+    side = round((cells / frames) ** 0.5)
+    return own.transpose(1, 2).unflatten(2, (frames, side, side)).mean(2)
+
+
+@pytest.mark.parametrize("family", [name for name in joint.WORDS if name != "hidream"])  # a word has two columns there
+def test_what_an_object_looks_like_is_what_the_head_is_given(family):
+    """Where the last layer's map of a word is over half."""
+    target, source, inversion = joint.worded(family, TARGET, seed=2), joint.worded(family, SOURCE), inverted(family)
+    tokens = head_tokens(made(family).model.diffusion_model, tuple(inversion.shape[1:]))
+    features = SourceFeatures(inversion, 0.0, 1.0, tokens=tokens)
+    editor = SelfGuidance(inversion, layers(family), 0.0, 1.0, words="a", shape=0.0, appearance=1.0, features=features)
     with torch.inference_mode():
-        noise = made(family).model.process_latent_out(inversion.path[0])
-        sample(attach(made(family), editor), target, noise + 0.1 * torch.randn(
-            noise.shape, generator=torch.Generator().manual_seed(5)), inversion.sigmas, Solver(walk))
-        x, loss, gradient, share = found
+        x, loss, gradient, _ = first_step(family, target, [features, editor], editor.energy_gradient)
+        step = 0.005 * gradient / gradient.norm()
+        maps = [on_grid(family, words_alone(family, prompt, count, at)[-1])[..., 0]
+                for prompt, count, at in ((target, TOKENS, x), (source, 5, None))]
+        here, more, less = (editor.appearance_energy(maps[:1], maps[1:], psi(family, target, at), [psi(family, source)])
+                            for at in (x, x + step, x - step))
+    assert loss[0] > 1e-3
+    torch.testing.assert_close(loss, here, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(gradient.norm(), (more - less)[0] / 0.01, rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("made_by, family", [
+    (excite, "sd3"), (pull, "qwen"), (pull, "flux"), (remove, "zimage"), (remove, "auraflow"),
+    (guide, "lumina2"), *[(guide, "flux2")] * joint.TODAY, (excite, "wan")])
+def test_a_loss_is_of_the_words_share_and_its_gradient_is_how_it_changes(made_by, family):
+    target, source = joint.worded(family, TARGET, seed=2), joint.worded(family, SOURCE)
+    editor, gradient_of, explicit = made_by(family)
+    with torch.inference_mode():
+        x, loss, gradient, share = first_step(family, target, [editor], gradient_of)
         step = 0.02 * gradient / gradient.norm()
         known = words_alone(family, source, 5)
         here, more, less = (words_alone(family, target, TOKENS, at) for at in (x, x + step, x - step))
