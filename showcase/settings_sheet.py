@@ -25,15 +25,14 @@ SHEET = {"x": "Attention Inject.self_end", "x_values": "0.2, 0.6, 0.8, 1", "y": 
 
 
 def edit(c, p, inversion):
-    """The latent of Attention Inject's edit."""
-    return replay(c, "Sample the edit", injected(c, p, inversion)["MODEL"], inversion, p.words["target"],
-                  p.null["CONDITIONING"], CFG)["output"]
+    """The picture of Attention Inject's edit."""
+    latent = replay(c, "Sample the edit", injected(c, p, inversion)["MODEL"], inversion, p.words["target"],
+                    p.null["CONDITIONING"], CFG)["output"]
+    return c.node("VAEDecode", "Edited", samples=latent, vae=p.loader["VAE"])["IMAGE"]
 
 
-def compared(c, p, latent):
-    """Its picture, and the sheet."""
-    picture = c.node("VAEDecode", "Edited", samples=latent, vae=p.loader["VAE"])["IMAGE"]
-    c.node("PalimpsestSettingsSheet", None, 440, image=picture, **SHEET)
+def compared(c, edited):
+    c.node("PalimpsestSettingsSheet", None, 440, image=edited, **SHEET)
 
 
 def draw(c):
@@ -47,16 +46,16 @@ def draw(c):
         inversion = inverted(c, p, steps=20)
     with c.group("3  Edit", BROWN):
         c.column(320)
-        latent = edit(c, p, inversion)
+        edited = edit(c, p, inversion)
     c.beside()
     with c.group("4  Compare settings", YELLOW):
         c.column(760)
-        compared(c, p, latent)
+        compared(c, edited)
 
 
 def page(c, label):
     p = scene(c, **SHAPE, source=None)
-    compared(c, p, edit(c, p, inverted(c, p, steps=20)))
+    compared(c, edit(c, p, inverted(c, p, steps=20)))
 
 
 WORKFLOW = Drawing("Two settings side by side (Settings Sheet)", draw, 15, shows=("Settings Sheet",))
