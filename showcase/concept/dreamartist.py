@@ -1,4 +1,5 @@
 """DreamArtist, shown."""
 from .. import Example
 
-EXAMPLE = Example("DreamArtist", elsewhere="Learning takes minutes.")
+EXAMPLE = Example("DreamArtist", elsewhere="From one picture its two words do not learn more of the miniature's "
+                                           "objects in 80 steps than their first words say.")

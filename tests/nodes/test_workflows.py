@@ -18,6 +18,7 @@ from comfy_execution.utils import get_executing_context
 from palimpsest.host.sizes import fitted
 from palimpsest.miniature.hard import an_edit
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, parse_caption
+from palimpsest.showcase.concept.break_a_scene import TITLE as PARTED
 from palimpsest.showcase.concept.dreambooth import TITLE as LEARNED
 from palimpsest.showcase.drawing import CFG, SCENE, SEEN, WORDS
 from palimpsest.showcase.folds import PAINTED, PHOTO, Start
@@ -76,8 +77,9 @@ def prompt(name, info, steps=STEPS, cfg=CFG):
             node |= {"class_type": "PrimitiveString", "inputs": {"value": "a photo of a red apple and a white cup"}}
         node["inputs"].update({"steps": steps} if "steps" in node["inputs"] else {})
         node["inputs"].update({"iterations": 1} if "iterations" in node["inputs"] else {})
+        node["inputs"].update({"batch": 1} if "batch" in node["inputs"] else {})
         if "class_count" in node["inputs"]:
-            node["inputs"].update(class_count=2, steps=1, batch=1)
+            node["inputs"].update(class_count=2, steps=1)
     if name == workflow.MAIN:
         graph[demo.titled(graph, "Sample the edit")]["inputs"]["cfg"] = cfg
     return graph
@@ -164,7 +166,8 @@ def test_it_runs_as_it_is_and_ends_in_pictures(name, server, info, done, photo):
     shown = run.pictures(graph)
     words = "Attention Heatmap", "Attention Mask"
     ends = {workflow.MAIN: (*words, "Save Image", *demo.REPORTS.values()), workflow.MAPS: (*words, "The mask"),
-            SHEET: ("Settings Sheet",), WRITTEN: ("Edited", "Report"), LEARNED: ("As it learned", "In a new place")}
+            SHEET: ("Settings Sheet",), WRITTEN: ("Edited", "Report"), LEARNED: ("As it learned", "In a new place"),
+            PARTED: DRAWN[PARTED].shows}
     usual = ("Edited", "Report") if isinstance(DRAWN[name], Start) else ("Save Image", "Edit Report")
     for title in ends.get(name, usual):
         assert shown[title] and all(picture.std() > 1 for picture in shown[title])
