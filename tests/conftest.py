@@ -1,9 +1,11 @@
 """The pack and the real host, loaded once for the whole run."""
+import functools
 import gc
 import logging
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pack import ROOT, load_pack
@@ -22,6 +24,8 @@ import torch  # noqa: E402
 from comfy_api.latest import io  # noqa: E402
 
 torch.set_num_threads(1)
+# the host reads it in every attention, which took a twentieth of all tests' time
+free_memory = psutil.virtual_memory = functools.cache(psutil.virtual_memory)
 
 
 def _execute(cls, *args, **kwargs):
@@ -68,6 +72,11 @@ def pytest_collection_finish():
     """What is loaded by now stays. Without it each of the host's garbage collections takes most of a second."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)  # by itself Python collects a hundred times a second
+
+
+def pytest_runtest_setup():
+    free_memory.cache_clear()
 
 
 @pytest.fixture
