@@ -4,7 +4,7 @@ from functools import partial
 
 from ...nodes.attention.feature_share import PalimpsestFeatureShare
 from .. import Example, folds
-from ..drawing import BROWN, CFG, GREEN, inverted
+from ..drawing import BROWN, CFG, GREEN, Workflow, inverted
 from ..inversion.flow import flow_edit
 from ..pictures import ALONE, sample, scene
 from ..rows import CostRow, SceneRow, alone, on_inversion
@@ -36,8 +36,21 @@ BEGIN = replace(
     order=7, masked=True, more=flow_edit.VALUES)
 
 
+def held(c, p, inversion):
+    return c.node("PalimpsestFeatureShare", model=p.loader["MODEL"], inversion=inversion["inversion"],
+                  preset="FireFlow", end=END)
+
+
+WORKFLOW = Workflow(
+    "Change a word on a flow model (FireFlow)",
+    "2. On Flux: 8 steps, CFG 1, a FluxGuidance of 1 behind the source and of 2 behind the target, *end* 0.\n\n"
+    "Back to the noise in one evaluation a step. Then the first steps hold the source's values. Later ends keep more. "
+    "*preset* RF-Edit goes with RF-Solver Invert, Stable Flow with any inversion.",
+    held, 67, invert=partial(inverted, kind="PalimpsestFireFlowInvert", steps=20), model="Flux")
+
+
 def page(c, label):
-    p = scene(c, seed=0, kind="object")
+    p = scene(c, seed=0, kind="object", model="Flux")
     inversion = inverted(c, p, "PalimpsestRFInversionInvert", steps=28, scheduler="simple", gamma=0.0)
     shared = c.node("PalimpsestFeatureShare", model=p.loader["MODEL"], inversion=inversion["inversion"],
                     preset="KV-Edit", mask=p.mask)
@@ -45,10 +58,11 @@ def page(c, label):
     sample(c, label, p, inversion, "target", CFG, model=shared["MODEL"])
 
 
+END = 0.4  # of the miniature
 shared = partial(on_inversion, PalimpsestFeatureShare)
 EXAMPLE = Example(
     "RF-Edit, FireFlow, Stable Flow, KV-Edit",
-    workflows=(BEGIN,), blueprints=(BLUEPRINT,),
+    workflows=(BEGIN, WORKFLOW), blueprints=(BLUEPRINT,),
     pages={"PalimpsestFeatureShare": page},
     costs=(CostRow("Feature Share, values throughout", alone(PalimpsestFeatureShare, end=1.0), 75, joint=True),),
     scenes=(SceneRow("Feature Share (RF-Edit)", shared(preset="RF-Edit"), 86, on="RF-Solver", only="flow"),

@@ -6,6 +6,7 @@ from ...rows import InversionRow
 
 EXAMPLE = Example(
     "FireFlow",
-    pages={"PalimpsestFireFlowInvert": returns("PalimpsestFireFlowInvert", 10, schedule={"scheduler": "simple"})},
+    pages={"PalimpsestFireFlowInvert": returns("PalimpsestFireFlowInvert", 10, schedule={"scheduler": "simple"},
+                                               model="Flux")},
     inversions=(InversionRow("FireFlow", METHOD, 47),),
-    elsewhere="It is made for flow models, and the pack ships none. On the canvas it stands where DDIM Invert does.")
+    elsewhere="Change a word on a flow model (FireFlow)")

@@ -80,7 +80,8 @@ BEGIN = Start(
     {folds.SHOWS: EDIT.source_text, folds.WANTED: EDIT.target_text, CFG[1]: ON["cfg"], START: 0.0},
     {folds.SHOWS: "a photo of a red apple and a white cup on a wooden table",
      folds.WANTED: "a photo of a red apple and a blue cup on a wooden table"}, 6, checkpoint=FLUX,
-    models="Flux, SD3, Qwen-Image, Z-Image", more=VALUES + " *Keep the rest* at 0 lets the whole picture change.")
+    models="Flux, SD3, Qwen-Image, Z-Image", miniature="Flux",
+    more=VALUES + " *Keep the rest* at 0 lets the whole picture change.")
 
 
 def found(c, p, inversion):

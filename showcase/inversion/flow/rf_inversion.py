@@ -6,6 +6,7 @@ from ...rows import InversionRow
 
 EXAMPLE = Example(
     "RF-Inversion",
-    pages={"PalimpsestRFInversionInvert": returns("PalimpsestRFInversionInvert", 20, schedule={"scheduler": "simple"})},
+    pages={"PalimpsestRFInversionInvert": returns("PalimpsestRFInversionInvert", 20, schedule={"scheduler": "simple"},
+                                                  model="Flux")},
     inversions=(InversionRow("RF-Inversion", METHOD, 48),),
-    elsewhere="It is made for flow models, and the pack ships none. On the canvas it stands where DDIM Invert does.")
+    elsewhere="Change a picture as a whole on a flow model (RF-Inversion)")

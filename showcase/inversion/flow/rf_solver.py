@@ -6,6 +6,7 @@ from ...rows import InversionRow
 
 EXAMPLE = Example(
     "RF-Solver",
-    pages={"PalimpsestRFSolverInvert": returns("PalimpsestRFSolverInvert", 10, schedule={"scheduler": "simple"})},
+    pages={"PalimpsestRFSolverInvert": returns("PalimpsestRFSolverInvert", 10, schedule={"scheduler": "simple"},
+                                               model="Flux")},
     inversions=(InversionRow("RF-Solver", METHOD, 46),),
-    elsewhere="It is made for flow models, and the pack ships none. On the canvas it stands where DDIM Invert does.")
+    elsewhere="Change a word on a flow model (FireFlow)")

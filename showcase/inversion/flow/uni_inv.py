@@ -6,6 +6,7 @@ from ...rows import InversionRow
 
 EXAMPLE = Example(
     "Uni-Inv",
-    pages={"PalimpsestUniInvert": returns("PalimpsestUniInvert", 10, schedule={"scheduler": "simple"})},
+    pages={"PalimpsestUniInvert": returns("PalimpsestUniInvert", 10, schedule={"scheduler": "simple"},
+                                          model="Flux")},
     inversions=(InversionRow("Uni-Inv", METHOD, 45),),
-    elsewhere="It is made for flow models, and the pack ships none. On the canvas it stands where DDIM Invert does.")
+    elsewhere="Change a word, with no mask (Uni-Edit)")
