@@ -65,6 +65,12 @@ def equal(a, b):
     return a[1] == b[1] and all(map(torch.equal, a[0], b[0])) and len(a[0]) == len(b[0])
 
 
+@kept
+def sampled_first(family):
+    """What the unedited MODEL sampled before any test."""
+    return case(family).sample(sampler="dpmpp_2m")
+
+
 @pytest.fixture
 def unchanged():
     """Checks, after the test's runs, that MODELs, weights and values are unchanged and sample the same bytes."""
@@ -72,7 +78,8 @@ def unchanged():
 
     def watch(case, *models):
         weights = {k: v.clone() for k, v in case.model.model.state_dict().items()}
-        before = [(m, case.sample(m, sampler="dpmpp_2m"), state(m)) for m in (case.model, *models)]
+        before = [(case.model, sampled_first(case.family), state(case.model)),
+                  *((m, case.sample(m, sampler="dpmpp_2m"), state(m)) for m in models)]
         checks.append((case, weights, inputs(case), before))
 
     yield watch
