@@ -27,7 +27,7 @@ def test_four_rows_of_one_picture_are_four_runs(editor, family, cfg):
         assert_close(together[row], c.sample(model, latent=starts[row:row + 1], cfg=cfg)[0])
 
 
-@each_with("prompts", ["plain", "both long"], 0, joint=THIRDS[1])
+@each_with("prompts", ["plain", "both long"], 0, joint=THIRDS[1], some=1)
 def test_two_targets_in_a_batch_are_two_runs(editor, family, prompts):
     """From equal starts. Four rows repeat the two targets."""
     source, target = PROMPTS[prompts]

@@ -10,7 +10,7 @@ from watching import case, of, predictions
 JOINT = THIRDS[1][:2]  # others' random networks round more than an editor moves them
 
 
-@each_with("dtype", [torch.float16, torch.bfloat16], 1, joint=JOINT)
+@each_with("dtype", [torch.float16, torch.bfloat16], 1, joint=JOINT, some=1)
 def test_half_precision_is_near_fp32(editor, family, dtype):
     """The plain model shows what a CPU rounds. With an editor, a prediction at the source's latents has no larger
     error. A run's error is no larger than the editor's own magnification of an error of the noise in fp32. Two cases
