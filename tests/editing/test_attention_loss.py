@@ -5,7 +5,6 @@ from palimpsest.editing.editor import editors
 from palimpsest.host.keys import running
 from palimpsest.host.sampling import Solver
 from palimpsest.nodes.guidance.pix2pix_zero import PalimpsestEditDirection
-from palimpsest.nodes.guidance.self_guidance import PalimpsestSelfGuidance
 
 import joint
 import tiny
@@ -60,8 +59,6 @@ def test_what_cannot_work_is_said_before_the_first_model_call():
         pull(c.model, c.inversion, start=0.5, end=0.5)
     with pytest.raises(ValueError, match="this MODEL is LTXV"):
         excite(joint.ltx_video())
-    with pytest.raises(ValueError, match="appearance 0.05 edits the attention of U-Nets .* or set appearance to 0"):
-        PalimpsestSelfGuidance.execute(tiny.flux(), c.inversion, "cat", 0.3, 0.0, 1.0, "", 50.0, 0.05, 0.0, 0.8, 0.5)
     with pytest.raises(ValueError, match="0 source sentences and 2 target sentences"):
         PalimpsestEditDirection.execute(c.clip, "", CATS, c.source, 1.0)
     with pytest.raises(ValueError, match="would change nothing"):
