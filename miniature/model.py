@@ -17,7 +17,7 @@ import comfy.taesd.taesd
 import torch
 from safetensors.torch import load_file
 
-from .networks import CLIP, FLUX, HEADS, SCALE, UNET, WORDS, Autoencoder
+from .networks import CLIP, HEADS, SCALE, UNET, WORDS, Autoencoder, flux_settings
 from .scenes import SIZE
 
 WEIGHTS, FLOW = (Path(__file__).with_name(f"{name}.safetensors") for name in ("miniature", "flow"))
@@ -81,9 +81,12 @@ class _FlowConfig(comfy.supported_models.Flux):
 
 
 def _flow_model(weights: Path, disable_dynamic: bool = False):
-    config = _FlowConfig({"image_model": "flux", **FLUX})
+    settings, state = flux_settings(), load_file(weights)
+    if "txt_ids_dims" not in settings:  # ComfyUI 0.3.64 has another name for the norms' weights
+        state = {name.replace("_norm.weight", "_norm.scale"): value for name, value in state.items()}
+    config = _FlowConfig({"image_model": "flux", **settings})
     config.side = SIZE
-    return _patcher(config, load_file(weights), _flow_model, weights, disable_dynamic)
+    return _patcher(config, state, _flow_model, weights, disable_dynamic)
 
 
 def _patcher(config, state: dict, again, weights: Path, disable_dynamic: bool):

@@ -17,7 +17,7 @@ UNET = dict(image_size=32, model_channels=64, num_res_blocks=[1, 1],
             channel_mult=[1, 2], transformer_depth=[1, 1], transformer_depth_middle=1,
             transformer_depth_output=[1, 1, 1, 1], context_dim=128,
             use_spatial_transformer=True, use_linear_in_transformer=False, legacy=False)
-FLUX = dict(in_channels=4, out_channels=4, vec_in_dim=None, context_in_dim=128, hidden_size=192, mlp_ratio=3.0,
+FLUX = dict(in_channels=4, out_channels=4, vec_in_dim=1, context_in_dim=128, hidden_size=192, mlp_ratio=3.0,
             num_heads=6, depth=3, depth_single_blocks=6, axes_dim=[8, 12, 12], theta=10_000, patch_size=2,
             qkv_bias=True, guidance_embed=False, txt_ids_dims=[])
 WORDS = 24
@@ -150,6 +150,12 @@ class ReaderNet(nn.Module):
     def forward(self, x):
         logits = self.head(F.dropout(self.body(x), .1, self.training))
         return dict(zip(READER_HEADS, logits.split([len(v) for v in READER_HEADS.values()], -1)))
+
+
+def flux_settings() -> dict:
+    """FLUX, as far as the host knows its names: 0.3.64 does not know all."""
+    from comfy.ldm.flux.model import FluxParams
+    return {name: value for name, value in FLUX.items() if name in FluxParams.__dataclass_fields__}
 
 
 def new_unet(device="cpu", z: int = CHANNELS):

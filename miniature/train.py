@@ -122,11 +122,11 @@ class Fit:
         return float(loss.detach())
 
     def _update(self, nets):
-        grads = [[p.grad for p in n.parameters()] for n in nets]
+        grads = [[p.grad for p in n.parameters() if p.requires_grad] for n in nets]
         for other in grads[1:]:
             torch._foreach_add_(grads[0], other)
         torch._foreach_div_(grads[0], len(nets))
-        for p, g in zip(self.net.parameters(), grads[0]):
+        for p, g in zip((p for p in self.net.parameters() if p.requires_grad), grads[0]):
             p.grad = g
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
         done = self.spent / self.seconds

@@ -23,7 +23,7 @@ from torch import nn
 
 from . import train as whole
 from .model import FLOW
-from .networks import FLUX, WORDS, Autoencoder, TextEncoder, new_unet
+from .networks import WORDS, Autoencoder, TextEncoder, flux_settings, new_unet
 
 SCENES, RATE = 40_000, 1e-3
 
@@ -59,8 +59,8 @@ class Single(SingleStreamBlock):
     """As Double."""
     def forward(self, x, vec, pe, **_):
         mod, _ = self.modulation(vec)
-        qkv, mlp = self.linear1(apply_mod(self.pre_norm(x), 1 + mod.scale, mod.shift)).split(
-            [3 * self.hidden_size, self.mlp_hidden_dim_first], -1)
+        both = self.linear1(apply_mod(self.pre_norm(x), 1 + mod.scale, mod.shift))
+        qkv, mlp = both.tensor_split([3 * self.hidden_size], -1)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         found = attention(*self.norm(q, k, v), v, pe)
         return x + mod.gate * self.linear2(torch.cat((found, self.mlp_act(mlp)), 2))
@@ -68,11 +68,11 @@ class Single(SingleStreamBlock):
 
 def new_flow(device="cpu"):
     """The host's Flux with fresh weights, in fp32, for training: x (B, 4, H, W), σ (B,), text (B, n, 128) to v."""
-    net = Flux(**FLUX, dtype=torch.float32, device=device, operations=comfy.ops.disable_weight_init)
+    net = Flux(**flux_settings(), dtype=torch.float32, device=device, operations=comfy.ops.disable_weight_init)
     for name, p in net.named_parameters():
         if p.ndim == 1:
             nn.init.constant_(p, float("norm" in name))
-        elif any(part in name for part in ("mod.lin", "modulation", "final_layer")):
+        elif any(part in name for part in ("mod.lin", "modulation", "final_layer", "vector_in")):
             nn.init.zeros_(p)
         else:
             nn.init.xavier_uniform_(p)
@@ -80,6 +80,7 @@ def new_flow(device="cpu"):
         block.__class__ = Double
     for block in net.single_blocks:
         block.__class__ = Single
+    net.vector_in.requires_grad_(False)  # it reads no pooled text
     return net
 
 

@@ -7,7 +7,7 @@ from comfy.ldm.flux.model import Flux
 from palimpsest.bench.miniature import accuracy
 from palimpsest.miniature import scenes, train_flow
 from palimpsest.miniature.model import FLOW, load_flow_miniature, load_miniature
-from palimpsest.miniature.networks import FLUX, WORDS
+from palimpsest.miniature.networks import WORDS, flux_settings
 from palimpsest.miniature.picture import sample
 from palimpsest.miniature.train_flow import new_flow
 from safetensors.torch import load_file
@@ -20,7 +20,7 @@ def flow():
 
 def test_it_is_trained_as_the_host_runs_it():
     """Every weight is drawn, since fresh ones end in zeros."""
-    ours, theirs = new_flow(), Flux(**FLUX, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    ours, theirs = new_flow(), Flux(**flux_settings(), dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     g = torch.Generator().manual_seed(0)
     for p in ours.parameters():
         p.data = torch.randn(p.shape, generator=g) * .1
