@@ -1,7 +1,7 @@
 """The miniature's networks as they are trained. `model.py` puts them into the host's classes.
 
 There are five: an 8x autoencoder, a CLIP-shaped text encoder over the words of the captions, the scene reader, and the
-host's U-Net and Flux with small settings. Together they take under 38 MB in fp16.
+host's U-Net and Flux with small settings. Together they take under 30 MB in fp16.
 """
 from __future__ import annotations
 

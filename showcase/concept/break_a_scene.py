@@ -44,14 +44,14 @@ def draw(c):
         for name, like in zip(NAMES, THINGS):
             more = {"more": words} if words else {}
             words = c.node("PalimpsestNewWord", name=name, like=like, lr=3e-2, **more)["trainable"]
-        c.column(340)
         model, clip = p.loader["MODEL"], p.loader["CLIP"]
         for title, trained, steps in (("Learn the words", words, 60), ("Learn the weights", weights, 35)):
+            c.column(340)
             node = c.node("PalimpsestLearnConcept", title, model=model, clip=clip, images=parts, trainable=trained,
                           objective=apart, steps=steps, batch=4)
             model, clip = node["MODEL"], node["CLIP"]
-            c.column(340)
     with c.group("4  New pictures", BROWN):
+        c.column(300)
         null = c.node("CLIPTextEncode", "Null prompt", clip=p.loader["CLIP"], text="")
         empty = c.node("EmptyLatentImage", width=128, height=128)
         for title, (words, ground) in NEW.items():

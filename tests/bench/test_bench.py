@@ -191,13 +191,17 @@ def test_a_table_says_how_sure_its_numbers_are():
     assert row == "| DDIM, b | 90% ±19, 29.5 ±1.7 dB |  |"  # it was not measured on styles
 
 
-def test_a_row_runs_where_it_belongs():
-    on = [(i, k, scenes.editors_on(i, k, scenes.EDITORS)) for i in scenes.METHODS for k in EDIT_KINDS]
+@pytest.mark.parametrize("model, other", [("sd", "Null-text"), ("flow", "Uni-Inv")])
+def test_a_row_runs_where_it_belongs(model, other):
+    on = [(i, k, scenes.editors_on(i, k, scenes.EDITORS, model)) for i in scenes.METHODS for k in EDIT_KINDS]
     for name, row in scenes.EDITORS.items():
         where = {(i, k) for i, k, editors in on if name in editors}
         assert {k for _, k in where} <= set(row.kinds or EDIT_KINDS)
-        if row.on in scenes.METHODS:
-            assert {i for i, _ in where} >= {row.on} and ("Null-text" in {i for i, _ in where}) == row.crossed, name
+        if row.only not in ("", model):
+            assert not where, name
+        elif row.on in scenes.METHODS:
+            seen = {i for i, _ in where}
+            assert row.on in seen and (other in seen) == (row.crossed or row.on == other), name
     assert scenes.editors_on(scenes.NO_INVERSION, "colour", scenes.EDITORS) == ["Delta Denoise"]
 
 

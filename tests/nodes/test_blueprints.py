@@ -139,7 +139,7 @@ def test_those_for_flow_models_edit_on_flux(title, guidance, server, info, monke
     flux, heard = tiny.flux(vec_in_dim=tiny.DIM), set()
     flux.model.model_config.side = 64  # where Size for the Model looks
     parts = flux, tiny.clip(), tiny.taesd(16)
-    monkeypatch.setattr(PalimpsestLoadMiniature, "execute", classmethod(lambda cls: io.NodeOutput(*parts)))
+    monkeypatch.setattr(PalimpsestLoadMiniature, "execute", classmethod(lambda cls, model: io.NodeOutput(*parts)))
     monkeypatch.setattr(Flux, "forward", lambda self, *args, **kwargs: (
         heard.add(kwargs["guidance"].flatten()[0].item()) or FORWARD(self, *args, **kwargs)))
     shown = shown_by(title, server, info)
