@@ -7,6 +7,7 @@ Run as a script it writes them again in every document that has their marks. COM
 `<!-- inversions -->` to `<!-- /inversions -->`: what `dev.py bench inversions` measured.
 `<!-- concepts -->`: what `dev.py bench concepts` measured. `<!-- fits -->`: what `dev.py bench fits` counted.
 `<!-- scenes -->` and `<!-- hard scenes -->`: what `dev.py bench scenes` measured on the held-out splits.
+`<!-- flow scenes -->`: what it measured with the flow miniature on the public one.
 `<!-- best -->` and `<!-- best, hard -->`: the best choice for each kind of edit, chosen on the public split where that
     is measured.
 """
@@ -152,9 +153,9 @@ def fits(up: str) -> str:
     return table(json.loads(RESULTS.read_text(encoding="utf-8"))["rows"])
 
 
-def scenes(up: str, split: str) -> str:
+def scenes(up: str, split: str, model: str = "sd") -> str:
     from palimpsest.bench.scenes import results, tables
-    return tables(results(split))
+    return tables(results(split, model=model))
 
 
 def best(up: str, splits: tuple) -> str:
@@ -177,6 +178,7 @@ def best(up: str, splits: tuple) -> str:
 TABLES = {"techniques": techniques, "tasks": tasks, "tasks, in short": tasks_in_short,
           "inversions": inversions, "concepts": concepts, "fits": fits,
           "scenes": partial(scenes, split="held-out"), "hard scenes": partial(scenes, split="hard-held-out"),
+          "flow scenes": partial(scenes, split="public", model="flow"),
           "best": partial(best, splits=("public", "held-out")),
           "best, hard": partial(best, splits=("hard-public", "hard-held-out"))}
 
