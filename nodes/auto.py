@@ -16,6 +16,11 @@ SCHEDULES = {  # kind: (cross_end, self_end)
     "style": (0.0, 1.0), "material": (0.8, 0.8), "colour": (0.4, 1.0), "": (0.8, 0.4)}
 """Chosen on public scenes of the miniature, as bench/scenes.py measures them. Without a kind: Attention Inject's
 defaults."""
+JOINT = {
+    "delete": (0.3, 0.0), "add": (0.1, 0.0), "pose": (0.1, 0.0), "object": (0.1, 0.0), "background": (0.5, 0.5),
+    "style": (0.8, 0.4), "material": (0.3, 0.3), "colour": (0.8, 0.8), "": (0.2, 0.0)}
+"""The same where words and picture share one softmax, chosen on the miniature flow model. Every layer there has the one
+grid, so what a U-Net needs to keep a shape keeps the thing itself."""
 LASTING = {"delete"}
 """Kinds in which the words that stay keep the source's maps to the end. Else the target draws them once more, where the
 others went."""
@@ -63,10 +68,13 @@ class Auto:
                              "ATTENTION, or set choose_words to 'as set'.")
         return cls.of(attention.edit)
 
-    def schedule(self, latent) -> tuple[float, float, float]:
-        """cross_end, self_end and self_resolution on a latent (height, width): the least that a change asks for."""
-        kinds = self._kinds
-        cross_end, self_end = map(min, zip(*(SCHEDULES[kind] for kind in kinds)))
+    def schedule(self, latent, joint=False) -> tuple[float, float, float]:
+        """cross_end, self_end and self_resolution on a latent (height, width): the least that a change asks for.
+
+        joint: whether words and picture share one softmax.
+        """
+        kinds, chosen = self._kinds, JOINT if joint else SCHEDULES
+        cross_end, self_end = map(min, zip(*(chosen[kind] for kind in kinds)))
         return cross_end, self_end, min(1.0, max(FINEST, TOKENS / min(latent) if kinds <= LAYOUT else 0.0))
 
     @property

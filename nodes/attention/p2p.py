@@ -82,10 +82,11 @@ class PalimpsestAttentionInject(io.ComfyNode):
         check_source(inversion, prompt_edit, "Attention Inject")
         typed, auto = parse_word_values(word_ends), Auto.of(prompt_edit) if schedule == "auto" else None
         lasts = auto is not None and auto.lasts and not typed
+        joint = joins_words(model.model.diffusion_model)
         if auto:
             retract_warnings()
-            cross_end, self_end, self_resolution = auto.schedule(inversion.shape[-2:])
-        if joins_words(model.model.diffusion_model):  # on one grid
+            cross_end, self_end, self_resolution = auto.schedule(inversion.shape[-2:], joint)
+        if joint:  # on one grid
             cross_resolution = self_resolution = 1.0
         settings = (f"cross_end {cross_end:g}{', 1 for the words that stay' * lasts}, self_end {self_end:g}, "
                     f"self_resolution {self_resolution:g}")

@@ -7,7 +7,7 @@ from palimpsest.editing.edit_kind import KINDS
 from palimpsest.editing.editor import editors
 from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
 from palimpsest.nodes.attention.store import PalimpsestAttentionMask, PalimpsestAttentionStore
-from palimpsest.nodes.auto import LAYOUT, SCHEDULES, Auto
+from palimpsest.nodes.auto import JOINT, LAYOUT, SCHEDULES, Auto
 from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
 from palimpsest.showcase.rows import output
 
@@ -37,15 +37,16 @@ def masked(attention, **inputs):
     return output(PalimpsestAttentionMask, attention=attention, **inputs)
 
 
-def test_every_kind_has_a_schedule_that_injects_something():
-    assert SCHEDULES.keys() == {*KINDS, ""} and all(any(ends) for ends in SCHEDULES.values())
+@pytest.mark.parametrize("schedules", [SCHEDULES, JOINT], ids=["U-Net", "transformer"])
+def test_every_kind_has_a_schedule_that_injects_something(schedules):
+    assert schedules.keys() == {*KINDS, ""} and all(any(ends) for ends in schedules.values())
 
 
 @pytest.mark.parametrize("page", ["PalimpsestAttentionInject.md", "PalimpsestAttentionInject/zh.md"])
 def test_the_help_page_states_the_schedules_loosest_first(page):
     text = (ROOT / "web" / "docs" / page).read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\w+)[:：].*? \| ([\d.]+) \| ([\d.]+) \|", text, re.MULTILINE)
-    assert [(kind, float(cross), float(own)) for kind, cross, own in rows] == [(k, *SCHEDULES[k]) for k in KINDS]
+    rows = re.findall(r"^\| (\w+)[:：].*? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+)[,，] ?([\d.]+) \|", text, re.MULTILINE)
+    assert [(kind, *map(float, ends)) for kind, *ends in rows] == [(k, *SCHEDULES[k], *JOINT[k]) for k in KINDS]
 
 
 def test_inject_hands_on_a_line_of_what_was_set_or_chosen():
@@ -70,6 +71,15 @@ def test_inject_takes_the_least_that_the_changes_of_all_rows_ask_for(targets, ki
     auto = case.sample(inject(case, schedule="auto", cross_end=1.0, self_end=1.0, self_resolution=0.25))
     assert torch.equal(auto, case.sample(inject(case, **given)))
     assert not torch.equal(auto, case.sample(inject(case, **{**given, "self_end": 1.0, "cross_end": 1.0})))
+
+
+@pytest.mark.parametrize("family, chosen", [("flux", JOINT), ("wan", SCHEDULES)])
+def test_where_words_and_picture_share_a_softmax_less_is_kept(family, chosen):
+    case = Case(family, targets=[TARGETS["object"]], steps=4)
+    auto = case.sample(inject(case, schedule="auto"))
+    given = [case.sample(inject(case, cross_end=cross_end, self_end=self_end))
+             for cross_end, self_end in (chosen["object"], (JOINT if chosen is SCHEDULES else SCHEDULES)["object"])]
+    assert torch.equal(auto, given[0]) and not torch.equal(auto, given[1])
 
 
 @pytest.mark.parametrize("typed, ends", [("", "red: 1, cat: 1, mat: 1"), ("cat: 0", "cat: 0")])
