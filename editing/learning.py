@@ -86,6 +86,8 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                     raise ValueError(f"The loss is no number in step {step + 1} of {steps}, at sigma {sigma:.3g} with "
                                      f"weights in {m.model_dtype()}: lower the learning rate, or start ComfyUI with "
                                      "--force-fp32.")
+                if watching:
+                    watching.follow(step + 1)
                 stop = watching is not None and watching.due(step + 1) and watching.look(step + 1)
                 sheet = watching.sheet if watching else None
                 report_step(callback, step, noisy, sigmas[step], clean if sheet is None else sheet)
