@@ -15,6 +15,7 @@ seconds: of one core, without class pictures.
 With masks, what lies outside of the subject is not learned. DreamArtist has the first picture alone, Break-A-Scene one
 picture that shows the next subject too, its words learn for all the steps and then a LoRA does.
 Learn a Subject looks at itself ten times and keeps the best look.
+With the prior there are twice the steps, as diffusers advises.
 The prior keeps to what the frozen model predicted of pictures of its class, half of them of the bare noun.
 
 Each learned concept gives one JSON line in output/concepts.jsonl. A line that exists is not measured again. Prints a
@@ -168,6 +169,7 @@ def measure(lab, number, method, with_prior, seed, steps) -> dict:
         both = [TextualInversion(name, subject(n).noun, 1, 5e-2) for name, n in ((WORD, number), (OTHER, number + 1))]
         model, clip = applied(model, clip, learn_concept(model, clip, images, both, None, steps, BATCH, seed,
                                                          objective=objective))
+    steps *= 1 + with_prior
     watch = Watch(max(steps // 10, 1)) if method.startswith(SUBJECT) else None
     learned = learn_concept(model, clip, images, METHODS[method](one.noun), prior, steps, BATCH, seed, watch=watch,
                             objective=objective)
