@@ -31,7 +31,7 @@ class Watch:
     """
     every: int
     caption: str = ""
-    drift: float = 0.1
+    drift: float = 0.3
     patience: int = 3
     steps: int = 15
     cfg: float = 7.5

@@ -95,7 +95,7 @@ class PalimpsestLearnSubject(io.ComfyNode):
                     "What your subject is called in prompts, before the noun: 'a photo of a sks dog'. A rare token. "
                     f"diffusers: {RARE}.")),
                 io.Int.Input("steps", default=500, min=1, max=100_000,
-                             tooltip="The most updates. diffusers: 500. The miniature: 150."),
+                             tooltip="The most updates. diffusers: 500. The miniature: 300."),
                 rate_input(1e-4, "diffusers: 1e-4. The miniature: 2e-3."),
                 io.Int.Input("rank", default=8, min=1, max=1024, tooltip="Width of LoRA's matrices. diffusers: 4."),
                 io.Int.Input("batch", default=1, min=1, max=256, tooltip=(
@@ -104,7 +104,7 @@ class PalimpsestLearnSubject(io.ComfyNode):
                     "Pictures of the class that the model makes first. diffusers: 100.")),
                 io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1,
                                tooltip="Of the pictures that it makes. The miniature: 3."),
-                io.Float.Input("drift", default=0.1, min=0.0, max=10.0, step=0.01, tooltip=(
+                io.Float.Input("drift", default=0.3, min=0.0, max=10.0, step=0.01, tooltip=(
                     "By which share the class's loss may grow. Looks at which it has grown more are not kept.")),
                 io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True,
                              tooltip="Of pictures, levels and noise. Equal seeds learn equal weights."),
