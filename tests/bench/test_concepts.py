@@ -15,7 +15,7 @@ METHOD = "Textual Inversion"
 def test_the_table_says_intervals_where_there_are_some(tmp_path, monkeypatch, capsys, drifts, said):
     monkeypatch.setattr(concepts, "LINES", tmp_path / "lines.jsonl")
     monkeypatch.setattr(concepts, "RESULTS", tmp_path / "results.json")
-    key = {"method": METHOD, "prior": False, "seed": 0, "steps": 100}
+    key = {"method": METHOD, "prior": False, "seed": 0, "steps": 200}
     numbers = {name: 2.0 for name in concepts.NUMBERS} | {"ceiling": 5.5}
     concepts.LINES.write_text("".join(json.dumps({"subject": n, **key, **numbers, "drift": drift}) + "\n"
                                       for n, drift in enumerate(drifts)))
