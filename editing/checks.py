@@ -111,13 +111,14 @@ def warn_of_run(run: "Run", sampler):
 
 
 def check_noise(run: "Run", x: Tensor, sigma: float):
-    """ValueError on a start without the noise of its level; a warning where it is other noise than the inversion's."""
+    """ValueError on a start without the noise of its level; a warning where it is other noise than the inversion's,
+    unless an editor is made for that and nothing is replayed."""
     begun = [i for i in inversions_of(e for e in run.editors if not e.lends) if i.latents]
     known = [repeat_to_batch_size(run.shown(i, sigma), x.shape[0]).to(x) for i in begun]
     apart, noisy = min((((x - z).norm() / z.norm(), z.norm()) for z in known), default=(0, 0))
     if 4 * x.norm() < noisy:
         raise ValueError(f"Sampling starts at sigma {sigma:.3g} from a latent of {100 * x.norm() / noisy:.0f} % of the "
                          "INVERSION's norm there, a picture without its noise: connect Replay's LATENT.")
-    if apart > 0.5:
+    if apart > 0.5 and (any(e.replays for e in run.editors) or not any(e.anew for e in run.editors)):
         log.warning("Sampling starts from other noise than the inversion (%.0f %% of its norm apart at sigma %.3g): "
                     "connect Replay's LATENT and SAMPLER, or turn add_noise off.", 100 * apart, sigma)

@@ -32,6 +32,7 @@ class Editor:
     prompts: CONDITIONINGs of its own; `run.prompts(self)` has them encoded.
     roles: the rows that it acts on, "target" and "null".
     lends: whether its inversion is of another picture than the one sampled, so that no run begins at its noise.
+    anew: whether it is made for new noise, so that no run need begin at its inversion's.
     holds: whether it keeps a part of the picture as it was; then it has the last word, wherever it stands in the chain.
     follows: whether it edits by the target's prompt alone, so that the source's own prompt changes nothing.
     mixes: whether it changes the target's prediction by what it asked for; `answered` then returns the new one.
@@ -44,6 +45,7 @@ class Editor:
     prompts: Sequence[list] = ()
     roles: Sequence[str] = ("target",)
     lends: bool = False
+    anew: bool = False
     holds: bool = False
     follows: bool = False
     mixes: bool = False

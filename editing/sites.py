@@ -33,8 +33,8 @@ BESIDE = "q_beside", "k_beside", "v_beside"  # of the tokens that are looked up 
 class Site:
     """Where the network is edited or read.
 
-    kind: "self" or "cross" attention, "tokens" for what all tokens of self-attention hold, or "feature" for another
-        module.
+    kind: "self" or "cross" attention, "beside" for what joint attention's other tokens look up of all, "tokens" for
+        what all tokens of self-attention hold, or "feature" for another module.
     address: the host's name of it, (section, block, depth) of attention.
     grid: of its image tokens, (height, width), of a video's (frames, height, width).
     resolution: the grid's side over the latent's (1, 1/2, 1/4 …).
@@ -86,7 +86,11 @@ class Rows:
 
 
 class AttentionEditor(Editor):
-    """Base of what acts or looks at sites of attention."""
+    """Base of what acts or looks at sites of attention.
+
+    words_too: whether it is asked at sites of kind "beside".
+    """
+    words_too: bool = False
 
     def acts(self, run: "Run", site: Site, sigma: float) -> bool:
         """Whether it acts on the rows of its roles here."""
@@ -99,9 +103,14 @@ class AttentionEditor(Editor):
         sites = {at: Site(at.kind, at.address, (), resolution, joint=joint)
                  for at, resolution in call.run.sites.items()}
         sharing = [e for e in edits if isinstance(e, TokenEdit)]
+        words_too = [e for e in edits if e.words_too]
+        beside = {at._replace(kind="beside"): replace(site, kind="beside") for at, site in sites.items()
+                  if joint and at.kind == "self" and any(_wanted(edit, call, replace(site, kind="beside"))
+                                                        for edit in words_too)}
         return with_attention(model_options, {
             at: partial(_around, edits, call, site) for at, site in sites.items()
-            if not (joint and at.kind == "cross") or any(_wanted(edit, call, site) for edit in edits)}, {
+            if not (joint and at.kind == "cross") or any(_wanted(edit, call, site) for edit in edits)} | {
+            at: partial(_around, words_too, call, site) for at, site in beside.items()}, {
             at: partial(_held, sharing, call, replace(site, kind="tokens")) for at, site in sites.items()
             if sharing and at.kind == "self"})
 
@@ -223,7 +232,7 @@ def _edited(edits, call, site, inner, q, k, v, options) -> Tensor:
 def _require_all_tokens(site, q, options):
     """ValueError where another node merges tokens."""
     rows, grid, _ = shape_of(options)
-    if site.kind != "cross" and q.shape[0] * q.shape[1] != rows * math.prod(grid):
+    if site.kind in ("self", "tokens") and q.shape[0] * q.shape[1] != rows * math.prod(grid):
         raise ValueError(f"Self-attention has {q.shape[0] * q.shape[1]} queries for {rows} grids of "
                          f"{' x '.join(map(str, grid))} tokens: another node merges tokens, other ones in the "
                          "source than in the target; remove Token Merging.")

@@ -2,8 +2,8 @@
 
 Words and picture look up each other there, in one softmax. Edits of self-attention see the picture's own tokens alone,
 on their grid. What they compute for these looks up the words too, and a reference latent's tokens, as the host has
-them; what these look up is left as it was, unless an edit changes what tokens hold before any is looked up. q and k are
-seen after the rotation that gives them their place.
+them. What these look up is left as it was, unless an edit asks for it ("beside") or changes what tokens hold before any
+is looked up. q and k are seen after the rotation that gives them their place.
 
 A block says its number to the attention inside it by a hook that lives for one forward, because the host tells it in
 some families only. What a family has before and after its picture's tokens stands in the table.
@@ -201,7 +201,8 @@ def head_tokens(network, size: tuple) -> tuple[tuple, slice]:
 def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],
                    prepare: Mapping[Attention, Callable]) -> dict:
     """As unet.py's; q, k and v are the picture's tokens. In cross-attention k and v are the text's, in joint attention
-    all tokens, the picture's own last."""
+    all tokens, the picture's own last. Attention of the kind "beside" is what the other tokens of joint attention look
+    up: q is theirs, k and v are all tokens' in their order."""
     before = model_options["transformer_options"].get(OVERRIDE)
 
     def override(func, q, k, v, heads, *args, **kwargs):
@@ -215,7 +216,7 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],
         network, words = options[FORWARD]
         alone = q.shape[2 if split else 1] == math.prod(options[SHAPE].grid)
         address = (*options[BLOCK], int(alone and joins(network)))
-        own, all_ = (wrap.get(Attention(kind, address)) for kind in ("self", "cross"))
+        own, all_, beside = (wrap.get(Attention(kind, address)) for kind in ("self", "cross", "beside"))
         if options.get(CROSS):
             if all_ is None or k.shape[1] != words:  # a picture's, beside the words
                 return compute(q, k, v)
@@ -228,7 +229,7 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],
                              f"the editors on this MODEL move some of its {k.shape[-2]} keys: remove that node, or "
                              "encode each prompt by itself.")
         held = prepare.get(Attention("self", address))
-        return _joint(own, all_ if joins(network) else None, held, compute, q, k, v, heads, split, options)
+        return _joint(own, all_ if joins(network) else None, beside, held, compute, q, k, v, heads, split, options)
 
     model_options = with_transformer(model_options, **{OVERRIDE: override})
     model_options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, KEY, _told)
@@ -268,13 +269,13 @@ def _left(block, args, kwargs, out):
     del kwargs["transformer_options"][BLOCK]
 
 
-def _joint(own_edit, all_edit, held, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, split: bool,
+def _joint(own_edit, all_edit, beside_edit, held, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, split: bool,
            options: dict) -> Tensor:
     """The output [rows, tokens, channels] of joint attention on q, k, v: [rows, heads, tokens, width] where they are
     split, otherwise [rows, tokens, channels].
 
-    own_edit(inner) computes the picture's part from its own tokens, all_edit(inner) inside it from all. held changes
-    what all of them hold before."""
+    own_edit(inner) computes the picture's part from its own tokens, all_edit(inner) inside it from all, beside_edit(
+    inner) the other tokens' part. held changes what all of them hold before."""
     axis, shape = 2 if split else 1, options[SHAPE]
     start, end = _place(q.shape[axis], options)
     if q.shape[0] != shape.rows:
@@ -326,8 +327,13 @@ def _joint(own_edit, all_edit, held, compute, q: Tensor, k: Tensor, v: Tensor, h
     out = edited(own_q, own_k, own_v, {**options, SHAPE: shape._replace(heads=heads), OTHERS: shared})
     if out.shape[1] == q.shape[axis]:
         return out
-    rest = whole[-1] if whole else compute(others[0], k, v)
-    after = end if whole else start
+    if beside_edit:
+        asked, keys, values = (_flat(x if split else x.flatten(2), split) for x in (others[0], k, v))
+        rest = beside_edit(lambda q, k, v, _: compute(*(_formed(x, heads, split) for x in (q, k, v))))(
+            asked, keys, values, {**options, SHAPE: shape._replace(heads=heads)})
+    else:
+        rest = whole[-1] if whole else compute(others[0], k, v)
+    after = end if whole and not beside_edit else start
     return torch.cat([rest[:, :start], out, rest[:, after:]], 1)
 
 
