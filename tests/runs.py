@@ -60,6 +60,12 @@ def relative(a, b):
     return float((a - b).norm() / b.norm())
 
 
+def percent(model, sigma):
+    """The share of the schedule after which levels are under σ."""
+    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+    return next(p / 1000 for p in range(1001) if to_sigma(p / 1000) < sigma)
+
+
 def cancelled_in(forward, model, call) -> int:
     """Cancels call() in a forward of the model. Returns the number of forwards.
 

@@ -15,7 +15,7 @@ from palimpsest.nodes.attention.feature_share import PalimpsestFeatureShare
 
 import tiny
 from node_execution import executor  # noqa: F401
-from runs import kept, relative
+from runs import kept, percent, relative
 
 AUTHORS = json.loads((Path(__file__).parents[1] / "data" / "feature_share.json").read_text())
 SIGMAS = torch.tensor(AUTHORS["sigmas"])
@@ -46,12 +46,6 @@ def sampled(model, inversion, target, latent=None, **settings):
     start = start if latent is None else {"samples": model.model.process_latent_out(latent)}
     found = SamplerCustom.execute(edited, False, 0, 1.0, target, target, solver, sigmas, start).result[0]["samples"]
     return model.model.process_latent_in(found)
-
-
-def percent(model, sigma):
-    """The share of the schedule after which levels are under σ."""
-    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
-    return next(p / 1000 for p in range(1001) if to_sigma(p / 1000) < sigma)
 
 
 # method, its settings, single blocks, words, the node's settings, and the level where the last share ends
