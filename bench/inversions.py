@@ -22,6 +22,8 @@ import statistics
 from functools import cached_property
 from pathlib import Path
 
+import comfy.sample
+import comfy.samplers
 import torch
 
 from .. import showcase
@@ -111,13 +113,21 @@ class Scenes:
             settings["scheduler"] = "simple"
         return invert(method, model, self.source, self.latent, steps, **settings).inversion
 
-    def replay(self, inversion, prompt, cfg, read_by=None, edit=lambda model: model, start=0.0, **inject):
+    def replay(self, inversion, prompt, cfg, read_by=None, edit=lambda model: model, start=0.0, anew=False, **inject):
         """Pictures of a prompt sampled from an inversion with edit(MODEL).
 
         start: where Replay starts.
+        anew: whether it begins there with new noise on the sources, of each edit's own seed.
         inject: inputs of Attention Inject, which then reads `read_by`.
         """
         model, *begun = replay(self.parts[0], inversion, start)
+        if anew:
+            noise = torch.stack([torch.randn(x.shape, generator=torch.Generator().manual_seed(e.target.seed))
+                                 for x, e in zip(self.latent["samples"], self.edits)])
+            made = comfy.sample.sample_custom(edit(self.parts[0]), noise, cfg, comfy.samplers.sampler_object("euler"),
+                                              begun[1], prompt, self.null, self.latent["samples"], disable_pbar=True,
+                                              seed=0)
+            return self.parts[2].decode(made)
         model = edit(model)
         if inject:
             model = PalimpsestAttentionInject.execute(model, read_by or inversion, **inject).result[0]

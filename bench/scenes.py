@@ -86,7 +86,7 @@ def edited(scenes, inversion, name, cfg):
         return scenes.parts[2].decode(row.edit(scenes, scenes.parts[0], None)["samples"])
     prompt = row.samples(scenes) if callable(row.samples) else getattr(scenes, row.samples)
     return scenes.replay(inversion, prompt, row.cfg or cfg, edit=lambda model: row.edit(scenes, model, inversion),
-                         start=row.start)
+                         start=row.start, anew=row.anew)
 
 
 def single(inversion, one, i):

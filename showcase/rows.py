@@ -24,6 +24,7 @@ class SceneRow:
     crossed: whether it is measured on other inversions too.
     cfg: its guidance, if it has its own.
     start: where Replay starts.
+    anew: whether it begins there with new noise on the source, not with the inversion's.
     singly: whether it names words, so that each picture is edited alone.
     only: the model that it is for, "flow". Empty: both.
     """
@@ -36,6 +37,7 @@ class SceneRow:
     crossed: bool = False
     cfg: float | None = None
     start: float = 0.0
+    anew: bool = False
     singly: bool = False
     only: str = ""
 

@@ -35,8 +35,9 @@ def on_the_miniature(workflow, info: dict) -> dict:
 def unedited(workflow, info: dict) -> dict:
     """The prompt of a workflow without its editors: what is sampled is the model as it was loaded."""
     graph = on_the_miniature(workflow, info)
-    sampled = [n for n, node in graph.items() if node["class_type"] == "PalimpsestReplay"]
-    if not sampled:  # it has no inversion
+    sampled = next((found for kind in ("PalimpsestReplay", "SamplerCustom") if (
+        found := [n for n, node in graph.items() if node["class_type"] == kind])), None)
+    if not sampled:  # the editor gives a LATENT
         from palimpsest.showcase.drawing import inverted
         return on_the_miniature(replace(workflow, invert=inverted, edit=lambda c, p, inversion: p.loader), info)
     loader = next(n for n, node in graph.items() if node["class_type"] == "PalimpsestLoadMiniature")

@@ -217,6 +217,16 @@ def test_a_picture_edited_alone_is_a_row_of_its_batch():
     assert (words - together).abs().max() > 0.05
 
 
+def test_new_noise_is_each_scenes_own():
+    made = scenes.Scenes(scenes.load_flow_miniature(), [held_out_edit(n, "add") for n in (0, 3)])
+    with torch.inference_mode():
+        inversion = made.invert(scenes.METHODS["DDIM"], 4.0, 2)
+        together, plain = (scenes.edited(made, inversion, name, 4.0) for name in ("new noise", "plain"))
+        apart = [scenes.edited(one, scenes.single(inversion, one, i), "new noise", 4.0)
+                 for i, one in enumerate(made.singles)]
+    assert torch.allclose(together, torch.cat(apart), atol=1e-3) and (plain - together).abs().max() > 0.05
+
+
 @pytest.mark.parametrize("source, target, old, new, same", [
     ("a photo of a red star on a sky background", "a photo of a blue star on a sky background",
      ["red#1", "star#1"], ["blue#1", "star#1"], []),
