@@ -112,8 +112,9 @@ PAINTED = "palimpsest_painted.webp"
 CHECKPOINT = {"name": "v1-5-pruned-emaonly-fp16.safetensors", "directory": "checkpoints",
               "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
                      "v1-5-pruned-emaonly-fp16.safetensors"}  # as in the host's own first template
+WORD = "In the first box say what it shows. Copy that sentence into the second and **change a word** of it."
 OWN = """1. Choose **your checkpoint** ({models}) and **your picture**, of any size.
-2. {ask} Press **Run**. To see how it works, open the node by the arrow at its corner."""
+2. {ask} Press **Run**. To see how it works, open the node by the arrow at its corner, or by *Enter subgraph*."""
 
 
 @dataclass(frozen=True)
@@ -167,14 +168,16 @@ class Start:
             node = c.folded(self.blueprint, inputs=asked | {
                 "model": loader["MODEL"], "clip": loader["CLIP"], "vae": loader["VAE"], "image": image,
                 **({"mask": mask} if self.masked else {})})
-            c.node("PreviewImage", "Report", 220, images=node["report"])
+            report = c.node("PreviewImage", "Report", 220, images=node["report"])
         with c.group("3  Edited", YELLOW):
             c.column(460)
             shown = c.node("PreviewImage", EDITED, 480, images=node["image"])
-        if not self.small:  # what App mode shows
-            given = [(loader, "ckpt_name"), (photo, "image"), *((node, name) for name in asked)]
-            c.extra["linearData"] = {"inputs": [[str(of.data["id"]), name] for of, name in given],
-                                     "outputs": [str(shown.data["id"])]}
+        # what App mode shows; of a scene, the report alone shows the source
+        chosen = [] if self.small else [(loader, "ckpt_name"), (photo, "image")]
+        outputs = [report, shown] if self.small else [shown]
+        c.extra["linearData"] = {
+            "inputs": [[str(of.data["id"]), name] for of, name in [*chosen, *((node, name) for name in asked)]],
+            "outputs": [str(output.data["id"]) for output in outputs]}
 
 
 def scaled(c, title, image, size, method):

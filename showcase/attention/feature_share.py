@@ -32,7 +32,7 @@ BLUEPRINT = folds.Blueprint(
 BEGIN = replace(
     flow_edit.BEGIN, title="Start here - Change only what you paint (Flux, Qwen, Z-Image)", blueprint=BLUEPRINT,
     about="**Paint** where it may change (right click on the picture, *Open in MaskEditor*; on the example it is the "
-          "cup). Say what it shows. Copy that sentence and **change a word** of it.",
+          "cup). " + folds.WORD,
     order=7, masked=True, more=flow_edit.VALUES)
 
 
@@ -43,9 +43,9 @@ def held(c, p, inversion):
 
 WORKFLOW = Workflow(
     "Change a word on a flow model (FireFlow)",
-    "2. On Flux: 8 steps, CFG 1, a FluxGuidance of 1 behind the source and of 2 behind the target, *end* 0.\n\n"
-    "Back to the noise in one evaluation a step. Then the first steps hold the source's values. Later ends keep more. "
-    "*preset* RF-Edit goes with RF-Solver Invert, Stable Flow with any inversion.",
+    "2. On Flux: 8 steps, CFG 1, a FluxGuidance of 1 behind the source and of 2 behind the target, *end* 0 (the "
+    "preset's own).\n\nBack to the noise in one evaluation a step. Then the first steps hold the source's values. "
+    "Later ends keep more. *preset* RF-Edit goes with RF-Solver Invert, Stable Flow with any inversion.",
     held, 67, invert=partial(inverted, kind="PalimpsestFireFlowInvert", steps=20), model="Flux")
 
 

@@ -138,14 +138,14 @@ The small model knows simple scenes: other shapes, colours and grounds. For your
 TRY = Start("Try without a model", BY_WORDS, TRIED, SCENE, {
     folds.SHOWS: EDIT.source_text, folds.WANTED: EDIT.target_text, folds.GUIDANCE: CFG}, {}, 5, small=True)
 START = Start(
-    "Start here - Change a word", BY_WORDS, "Say what it shows. Copy that sentence and **change a word** of it.",
-    SCENE, TRY.tried, {
+    "Start here - Change a word", BY_WORDS, folds.WORD, SCENE, TRY.tried, {
         folds.SHOWS: "a photo of a red apple and a white cup on a wooden table",
         folds.WANTED: "a photo of a red apple and a blue cup on a wooden table"}, 1)
 OTHER = held_out_edit(**MOVED)
 BEFORE = Start(
     "Start here - Change the background", BACKGROUND,
-    "Say what it shows. Copy that sentence and **change the place** in it. Name **what stays** in words of the first.",
+    "In the first box say what it shows. Copy that sentence into the second and **change the place** in it. Name "
+    "**what stays** in words of the first.",
     MOVED, {folds.SHOWS: OTHER.source_text, folds.WANTED: OTHER.target_text, STAY: "green, checkered, heart",
             folds.GUIDANCE: CFG}, {
         folds.SHOWS: "a photo of a red apple and a white cup on a wooden table",

@@ -41,7 +41,8 @@ BLUEPRINT = Blueprint(
 SCENE = {"seed": 11, "kind": "delete"}
 START = Start(
     "Start here - Remove an object", BLUEPRINT,
-    "Say what it shows, **name the thing** to remove, and say what lies behind it.",
+    "In the first box say what it shows, in the second what lies behind the thing. **Name the thing** to remove in "
+    "words of the first.",
     SCENE, {folds.SHOWS: held_out_edit(**SCENE).source_text, BEHIND: WORKFLOW.prompt, REMOVED: "blue, square",
             folds.GUIDANCE: CFG},
     {folds.SHOWS: "a photo of a red apple and a white cup on a wooden table", BEHIND: "a photo of a wooden table",

@@ -6,18 +6,19 @@ import io
 import json
 import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from palimpsest.nodes import search
-from palimpsest.showcase.folds import CHECKPOINT, EDITED
+from palimpsest.showcase.folds import CHECKPOINT, EDITED, GUIDANCE, SHOWS, WANTED
 from palimpsest.showcase.inversion.flow.flow_edit import FLUX
 from palimpsest.showcase.prompt import READER
 from PIL import Image
 
 import workflow
-from browser import CHROMIUM, frontend
+from browser import CHROMIUM, TRY, frontend
 from canvas import READABLE, TITLE, declared, is_widget
 from comfy_server import Server, free_port
 from demo import execute
@@ -243,6 +244,40 @@ def test_ones_own_photo_is_edited_in_eight_gestures(view, server):
     gestures.append(view.run())
     assert gestures[-1]["kind"] == "execution_success" and len(gestures) <= 8
     assert shown_size(view, EDITED) == [300, 211]
+
+
+@contextmanager
+def app_mode(page, name):
+    """The workflow shown as a form, and its fields' names."""
+    toggle = "app.extensionManager.command.execute('Comfy.ToggleLinear')"
+    page.evaluate(toggle)
+    try:
+        page.get_by_test_id("linear-workflow-info").get_by_text(name, exact=True).wait_for()
+        yield page.get_by_test_id("builder-widget-label").all_inner_texts()
+    finally:
+        page.evaluate(toggle)
+
+
+@pytest.mark.parametrize("name", [name for name in workflow.drawings() if name.startswith("Start here")])
+def test_app_mode_asks_for_model_picture_and_words(name, view):
+    saved = json.loads((workflow.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    view.load(name)
+    with app_mode(view.page, name) as fields:
+        assert fields == [field for _, field in saved["extra"]["linearData"]["inputs"]]
+        assert fields[:2] == ["ckpt_name", "image"] and len(fields) > 2
+
+
+def test_app_modes_run_button_ends_in_pictures(view):
+    view.load(TRY)
+    view.page.evaluate(SMALL)
+    with app_mode(view.page, TRY) as fields:
+        assert fields == [SHOWS, WANTED, GUIDANCE]
+        run = view.page.get_by_test_id("linear-run-button").get_by_role("button", name="Run", exact=True)
+        assert view.run(run)["kind"] == "execution_success"
+        view.page.wait_for_function("""() => {
+            const widths = [...document.images].filter(image => image.offsetParent).map(image => image.naturalWidth)
+            return widths.includes(128) && widths.some(width => width > 800)  // the edit, and its report
+        }""")
 
 
 def test_a_blueprint_is_found_placed_and_run(view):

@@ -75,8 +75,7 @@ For a model in three files put **Load Diffusion Model**, **Load CLIP** and **Loa
 Checkpoint*. ComfyUI 0.3.64 knows no Z-Image."""
 EDIT = held_out_edit(**SCENE)
 BEGIN = Start(
-    "Start here - Change a word (Flux, Qwen, Z-Image)", BLUEPRINT,
-    "Say what it shows. Copy that sentence and **change a word** of it.", SCENE,
+    "Start here - Change a word (Flux, Qwen, Z-Image)", BLUEPRINT, folds.WORD, SCENE,
     {folds.SHOWS: EDIT.source_text, folds.WANTED: EDIT.target_text, CFG[1]: ON["cfg"], START: 0.0},
     {folds.SHOWS: "a photo of a red apple and a white cup on a wooden table",
      folds.WANTED: "a photo of a red apple and a blue cup on a wooden table"}, 6, checkpoint=FLUX,
