@@ -22,7 +22,7 @@ WORKFLOW = Workflow(
     "Add a concept to a picture (LEDITS++)",
     "2. On SD: threshold 0.9. On SDXL: 50 steps.\n\nThe noise maps of a fast solver return the picture. The concept "
     "acts where its words' attention and its guidance agree.",
-    concept, 160, invert=partial(inverted, kind="PalimpsestLEDITSInvert"), seed=5, target="source", cfg=1.0,
+    concept, 160, invert=partial(inverted, kind="PalimpsestLEDITSInvert", steps=25), seed=5, target="source", cfg=1.0,
     exact=False)
 
 
