@@ -112,13 +112,9 @@ def _key(encoder, tokens) -> str:
 
 
 def _marked(row, mark) -> list[tuple[int, int]]:
-    """[(the place of a mark in a row of tokens, the number of its vector)]."""
-    found: list = []
-    for place, (token, *_) in enumerate(row):
-        n = len(found) % len(mark)
-        if torch.is_tensor(token) and torch.equal(token.float().cpu(), mark[n]):
-            found.append((place, n))
-    return found
+    """[(the place of a mark in a row of tokens, the number of its vector)]. The host may part a long word over two."""
+    given = [(place, token.float().cpu()) for place, (token, *_) in enumerate(row) if torch.is_tensor(token)]
+    return [(place, n) for place, token in given for n, own in enumerate(mark) if torch.equal(token, own)]
 
 
 def _offsets(reads, held, words) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from palimpsest.editing.concepts import Concept, WordTable
 from palimpsest.editing.word_files import KEY, read_word, word_file
 from palimpsest.editing.word_spaces import prompt
-from palimpsest.host.concept_files import lora_file
+from palimpsest.host.concept_files import lora_file, with_words
 from palimpsest.host.layered import transformers
 from palimpsest.host.sampling import fingerprint
 from palimpsest.nodes.concept.words import PalimpsestConceptPrompt
@@ -64,6 +64,18 @@ def test_a_text_of_two_chunks_is_read_whole():
     assert rows.shape[1] == 2 * 77 * LAYERS and relative(rows[:, ::LAYERS], wanted) < 1e-6
     with pytest.raises(ValueError, match="different numbers of chunks"):
         prompt(clip, {"one": table(places)}, text, "a cat")
+
+
+@pytest.mark.parametrize("before", [10, 70])
+def test_a_word_of_many_vectors_has_them_all_where_the_text_parts_it(before):
+    """The host parts a word of eight or more over two chunks. `prompt` gives the word's own vectors in its place, as
+    an embedding's file does."""
+    _, clip, _ = parts()
+    vectors = torch.randn(1, 1, 10, tiny.DIM, generator=torch.Generator().manual_seed(3))
+    text = "very " * before + "embedding:long dog"
+    (found, _), = prompt(clip, {"long": WordTable({"clip_l": vectors})}, text)
+    (wanted, _), = tiny.encode(with_words(clip, {"long": {"clip_l": vectors[0, 0]}}), text)
+    assert found.shape[1] == (77 if before == 10 else 154) and relative(found, wanted) < 1e-6
 
 
 def test_words_that_do_not_go_together_are_refused():
