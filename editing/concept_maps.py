@@ -27,11 +27,16 @@ class Maps:
 
     def losses(self, rows: Sequence[Row], found: Sequence[Tensor]) -> Tensor:
         """[B] of rows, of the maps [B,heads,cells,keys] of their forward."""
-        length = rows[0].entries[0]["model_conds"]["c_crossattn"].cond.shape[1]
-        maps = torch.cat(list(found), 1).mean(1).unflatten(-1, (-1, length)).sum(-2)  # the host may repeat columns
+        maps = torch.cat(list(found), 1).mean(1)
         maps = maps.unflatten(1, [math.ceil(side * self.resolution) for side in rows[0].x.shape[-2:]])
-        return torch.stack([self.objective.of_maps(torch.stack([own[..., list(word)].sum(-1) for word in row.words]),
-                                                   row.masks) for row, own in zip(rows, maps)])
+        return torch.stack([self.objective.of_maps(self._words(row, own), row.masks) for row, own in zip(rows, maps)])
+
+    @staticmethod
+    def _words(row: Row, maps: Tensor) -> Tensor:
+        """[n,h',w'] of a row's words, of its maps [h',w',keys]. The host may repeat the columns of a shorter text."""
+        columns = row.entries[0]["model_conds"]["c_crossattn"].cond.shape[1]
+        maps = maps.unflatten(-1, (-1, columns)).sum(-2)
+        return torch.stack([maps[..., list(word)].sum(-1) for word in row.words])
 
 
 def positions(clip, caption: str, words: Sequence[str]) -> tuple:

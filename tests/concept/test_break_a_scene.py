@@ -13,6 +13,7 @@ from palimpsest.concept.break_a_scene import MaskAttention, caption, unions
 from palimpsest.concept.custom_diffusion import KeysAndValues
 from palimpsest.concept.p_plus import ExtendedTextualInversion
 from palimpsest.concept.textual_inversion import TextualInversion
+from palimpsest.editing import learner
 from palimpsest.editing.concepts import ConceptImages, Example, Prior
 from palimpsest.editing.learning import learn_concept
 from palimpsest.host.concept_files import lora_names
@@ -107,6 +108,20 @@ def test_a_step_equals_the_authors_program():
     assert len(maps) == 3 and learned.losses[0] == pytest.approx(float(loss), rel=1e-4)
     assert relative(torch.cat([g.flatten() for g in found.values()]), torch.cat([g.flatten() for g in wanted])) < 1e-4
     assert len(found) == len(means) - len(WORDS) and all(mean.any() for mean in means)
+
+
+def test_captions_of_unequal_length_share_a_step(monkeypatch):
+    """Each word's map is read at its own place, whether the rows share a forward or not."""
+    model, clip = tiny.sd15(), tiny.clip()
+    latents = model.model.process_latent_out(tiny.latent(model, 2, SIZE, 3))
+    texts = f"a photo of {NAMES[0]}", "very " * 90 + NAMES[0]
+    given = ConceptImages(tuple(Example(z, text, {NAMES[0]: masks()[NAMES[0]]}) for z, text in zip(latents, texts)))
+    losses = []
+    for together in (2 ** 30, 0):
+        monkeypatch.setattr(learner, "TOGETHER", together)
+        losses.append([learn_concept(model, clip, given, [WORDS[0]], steps=1, batch=2, seed=seed,
+                                     objective=MaskAttention(1.0)).losses[0] for seed in (0, 5)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
