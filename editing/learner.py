@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..host.concept_files import encoder_lora_names, lora_names, vectors_of, with_words
 from ..host.gradients import called, unrecorded
@@ -324,5 +325,7 @@ class Learner:
         prompt = self.prompt.told(self.rows.detach().cpu()) if self.prompt else None
         weights = {name: value for part in (*self.network, *self.encoder) for name, value in part.saved().items()}
         state = {"theta": [leaf.detach().cpu().clone() for leaf in self.leaves],
-                 "optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state()}
+                 "optimiser": tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True),
+                                            self.optimiser.state_dict()),
+                 "generator": self.generator.get_state()}
         return words, tables, weights, prompt, state

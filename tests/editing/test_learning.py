@@ -139,6 +139,17 @@ def test_equal_seeds_learn_equal_bytes_and_half_the_steps_twice_are_all_of_them(
     assert learn_concept(model, clip, given, trained, steps=2, batch=2, seed=7, concept=half).losses == whole.losses
 
 
+def test_a_concept_that_was_saved_on_the_way_stays_as_it_was():
+    """What it needs to go on is its own, on the CPU, and no longer the run's."""
+    model, clip, parts = tiny.sd15(), tiny.clip(), []
+    given, trained = images(model), [LoRA(1e-2)]
+    learn_concept(model, clip, given, trained, steps=4, save_every=2, save=parts.append)
+    half = learn_concept(model, clip, given, trained, steps=2)
+    for one, other in zip(*(concept.state["optimiser"]["state"].values() for concept in (parts[0], half)), strict=True):
+        assert one["exp_avg"].device.type == "cpu" and torch.equal(one["exp_avg"], other["exp_avg"])
+        assert torch.equal(one["step"], other["step"])
+
+
 def test_a_prior_by_predictions_asks_nothing_at_first_and_then_what_the_frozen_model_says():
     """Of a class picture without noise to guess, the loss is the distance of the two models alone."""
     model, clip = tiny.sd15(), tiny.clip()
