@@ -78,7 +78,9 @@ def _once(learner, height, width) -> tuple[int, float]:
     encoder = [learner.clip.cond_stage_model] if learner.clip else []
     with counting(learner.guider.inner_model.diffusion_model, *encoder) as kept:
         began = time.perf_counter()
-        learner.differentiate(_rows(learner, height, width))
+        rows = _rows(learner, height, width)
+        with learner.fixed():
+            learner.differentiate(rows)
         seconds = time.perf_counter() - began
     for leaf in learner.leaves:
         leaf.grad = None

@@ -4,6 +4,8 @@ import torch
 from palimpsest.concept.dco import DCO
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.lora import LoRA
+from palimpsest.concept.neti import NeuralSpaceTime
+from palimpsest.concept.reversion import Steering
 from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing import forecast
 from palimpsest.editing.concepts import Prior
@@ -75,6 +77,15 @@ def test_blocks_are_computed_twice_where_memory_is_short_and_learning_is_refused
     assert short.losses == pytest.approx(plain.losses, rel=1e-6)
     with pytest.raises(ValueError, match="GB are free: take smaller pictures"):
         learn(1000)
+
+
+def test_a_forecast_changes_nothing_of_what_is_learned():
+    """Not where a loss draws anew, as this word's dropout in its contrast does."""
+    model, clip = tiny.sd15(), tiny.clip()
+    given, word = images(model, ("cat * stone",)), NeuralSpaceTime("thing", "cat", 1, 1e-3)
+    plain, foretold = (learn_concept(model, clip, given, [word], steps=2, objective=Steering(), told=told)
+                       for told in (None, lambda forecast: None))
+    assert plain.losses == foretold.losses
 
 
 @pytest.mark.parametrize("prior, objective, passes", [(None, None, 1), (False, None, 1), (True, None, 3),
