@@ -1,5 +1,6 @@
 """Which column fills which input of a workflow, and the workflow that a row asks for."""
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,12 @@ class Binding:
         try:
             if self.kind in NUMBERS:
                 number = NUMBERS[self.kind](given)
-                if number != float(given):
+                if number != number or self.kind == "INT" and not isinstance(given, str) and number != given:
                     raise ValueError
                 return number
             if self.kind == "BOOLEAN":
                 return given if isinstance(given, bool) else WORDS[str(given).lower()]
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise TableError(f"row {row.number}: {self.column} is {given!r}, but {self.input!r} takes "
                              f"{self.kind}") from None
         return str(given) if self.kind == "STRING" else given
@@ -58,6 +59,13 @@ def read_workflow(path: Path) -> dict:
 
 def title(graph: dict, node: str) -> str:
     return graph[node].get("_meta", {}).get("title", node)
+
+
+def names(graph: dict) -> dict:
+    """{node: its title, or its number where another has that title too}."""
+    titles = {node: title(graph, node) for node in graph}
+    count = Counter(titles.values())
+    return {node: called if count[called] == 1 else node for node, called in titles.items()}
 
 
 def find(graph: dict, place: str) -> tuple[str, str]:
@@ -86,7 +94,14 @@ def bind(graph: dict, info: dict, columns, chosen: dict) -> list[Binding]:
     if not places:
         raise TableError(f"no column is bound to an input: name them, as --set \"Node title.input=column\"; the table "
                          f"has {', '.join(columns)}")
-    return [_binding(graph, info, *find(graph, place), column) for place, column in places.items()]
+    found = {}
+    for place, column in places.items():
+        binding = _binding(graph, info, *find(graph, place), column)
+        other = found.setdefault((binding.node, binding.input), binding)
+        if other is not binding:
+            raise TableError(f"{other.column!r} and {column!r} both fill {binding.input!r} of "
+                             f"{title(graph, binding.node)!r}: leave one out")
+    return list(found.values())
 
 
 def _names_an_input(graph: dict, column: str) -> bool:

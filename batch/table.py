@@ -47,13 +47,16 @@ class Row:
 def read_table(path: Path) -> list[Row]:
     """The rows of a file or folder. TableError if it has none."""
     if path.is_dir():
-        files = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+        files = [p for p in sorted(path.rglob("*")) if p.is_file()]
         found = _members((p.relative_to(path).as_posix(), Picture(p.relative_to(path).as_posix(), p)) for p in files)
     elif not path.is_file():
         raise TableError(f"there is no table {path}: name a folder of pictures, or a .csv, .parquet or .tar file")
     elif path.suffix == ".csv":
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            found = list(csv.DictReader(file))
+        try:
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                found = list(csv.DictReader(file))
+        except UnicodeDecodeError as error:
+            raise TableError(f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it so") from None
         for number, values in enumerate(found, 1):
             if None in values or None in values.values():
                 raise TableError(f"row {number} of {path} has {'more' if None in values else 'fewer'} cells than the "
@@ -77,15 +80,29 @@ def _members(files) -> list[dict]:
     for name, file in files:
         folder, _, last = name.rpartition("/")
         stem, _, kind = last.partition(".")
+        if not stem:  # a hidden file
+            continue
         row = rows.setdefault(f"{folder}/{stem}" if folder else stem, {})
-        part, suffix = kind.rpartition(".")[0], Path(last).suffix.lower()
-        if suffix in PICTURES:
-            row[part or "picture"] = file
-        elif suffix == ".txt":
-            row[part or "txt"] = file.read().decode("utf-8").strip()
-        elif suffix == ".json":
-            row.update(json.loads(file.read()))
+        found = _columns(file, *kind.rpartition(".")[::2])
+        twice = row.keys() & found.keys()
+        if twice:
+            raise TableError(f"{name} is the second file of its row with {min(twice)!r}: the part of the name before "
+                             "the first dot makes the row, so rename one of them")
+        row |= found
     return [{"name": name, **row} for name, row in rows.items() if row]
+
+
+def _columns(file: Picture, part: str, suffix: str) -> dict:
+    """What a file gives to its row."""
+    suffix = f".{suffix.lower()}"
+    if suffix in PICTURES:
+        return {part or "picture": file}
+    try:
+        if suffix == ".txt":
+            return {part or "txt": file.read().decode("utf-8").strip()}
+        return dict(json.loads(file.read())) if suffix == ".json" else {}
+    except (ValueError, TypeError) as error:
+        raise TableError(f"{file.place} cannot be read ({error}): text is UTF-8, JSON an object of columns") from None
 
 
 def _parquet(path: Path) -> list[dict]:

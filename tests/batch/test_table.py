@@ -1,10 +1,13 @@
 """What a table's rows are, which inputs they fill, and what is said of a table that will not do."""
 import json
 import tarfile
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pytest
-from palimpsest.batch.binding import bind, read_workflow
+from palimpsest.batch.binding import Binding, bind, read_workflow
 from palimpsest.batch.plan import plan, shapes
 from palimpsest.batch.table import Picture, Row, TableError, read_table, with_grid
 from PIL import Image
@@ -102,10 +105,50 @@ def test_a_key_holds_all_that_decides_a_result(folder):
     ("a\n5\n", {"Edit v1.5.stepz": "a"}, r"'Edit v1\.5' has no input 'stepz': it has picture, text, end, steps, way"),
     ("a\n5\n", {}, "no column is bound to an input"),
     ("2.steps\n", {}, "has no rows"),
+    ("2.steps,Edit v1.5.steps\n5,6\n", {}, r"'2\.steps' and 'Edit v1\.5\.steps' both fill 'steps' of 'Edit v1\.5'"),
+    ("2.end\nnan\n", {}, "row 1: .* takes FLOAT"),
 ])
 def test_a_table_that_will_not_do_is_told_by_its_row(text, chosen, said, folder):
     with pytest.raises(TableError, match=said):
         planned(csv(folder, text), chosen, folder)
+
+
+def test_seeds_of_64_bits_are_filled_in_whole_and_no_number_is_cut_off():
+    seed = Binding("seed", "3", "seed", "INT")
+    for given in (2 ** 64 - 1, str(2 ** 53 + 1), 5.0, Decimal("5")):
+        assert seed.value(Row(1, {"seed": given}), Path()) == int(given)
+    for given in (5.5, Decimal("5.5"), float("inf"), float("nan"), [1]):
+        with pytest.raises(TableError, match="row 1: seed is .* but 'seed' takes INT"):
+            seed.value(Row(1, {"seed": given}), Path())
+    assert Binding("end", "2", "end", "FLOAT").value(Row(1, {"end": Decimal("0.1")}), Path()) == 0.1
+
+
+def test_a_column_of_days_is_part_of_a_key(folder):
+    def key(day):
+        return planned([Row(1, {"2.text": "a cat", "day": date(2026, 1, day)})], {}, folder).jobs[0].key
+
+    assert key(1) == key(1) != key(2)
+
+
+@pytest.mark.parametrize("name, data, said", [
+    ("cat.jpg", b"", r"cat\.png is the second file of its row with 'picture': .* rename one of them"),
+    ("mouse.txt", b"\xe9", r"mouse\.txt cannot be read \(.*: text is UTF-8"),
+    ("mouse.json", b"[1]", r"mouse\.json cannot be read \(.* JSON an object"),
+    ("table.csv", "2.text\né\n".encode("latin-1"), r"table\.csv is not in UTF-8")])
+def test_files_that_make_no_row_are_told_by_their_names(name, data, said, folder):
+    (folder / name).write_bytes(data)
+    with pytest.raises(TableError, match=said):
+        read_table(folder / name if name == "table.csv" else folder)
+
+
+def test_hidden_files_are_no_rows(folder):
+    wanted = [row.values["name"] for row in read_table(folder)]
+    (folder / "._cat.png").write_bytes(b"what a Mac adds to an archive")
+    with tarfile.open(folder.parent / "hidden.tar", "w") as archive:
+        for path in sorted(folder.rglob("*.*")):
+            archive.add(path, path.relative_to(folder))
+    for table in (folder, folder.parent / "hidden.tar"):
+        assert [row.values["name"] for row in read_table(table)] == wanted
 
 
 def test_a_picture_that_nothing_can_read_is_its_rows_failure_alone(folder):
