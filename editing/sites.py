@@ -325,8 +325,17 @@ def mask_at(mask: Tensor, rows: Rows, site: Site) -> Tensor:
     require_all_rows(rows, len(mask), "masks")
     if "area" in rows.entry:
         mask = cut(mask, rows.entry["area"])
-    cells = F.adaptive_avg_pool2d(mask.float(), site.grid[-2:]).flatten(1)
+    cells = _pooled(mask.float(), site.grid[-2:]).flatten(1)
     return cells.repeat(1, math.prod(site.grid[:-2]))  # the same in all frames
+
+
+def _pooled(mask: Tensor, grid: tuple) -> Tensor:
+    """The mean of [masks, h, w] over each token's cells, a power of two on a side. The last token of a row has fewer
+    where the sides are odd. Another node's grids have equal parts."""
+    sides = [2 ** max(0, math.ceil(math.log2(side / tokens))) for side, tokens in zip(mask.shape[-2:], grid)]
+    if [math.ceil(side / own) for side, own in zip(mask.shape[-2:], sides)] == [*grid]:
+        return F.avg_pool2d(mask, sides, ceil_mode=True)
+    return F.adaptive_avg_pool2d(mask, grid)
 
 
 def mask_of_rows(mask: Tensor, rows: Rows, site: Site, like: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
 """A site of attention sees a mask in its entry's own window."""
+import math
+
+import pytest
 import torch
 from palimpsest.editing.sites import Rows, Site, mask_at
 
@@ -13,3 +16,19 @@ def test_a_mask_is_seen_in_the_entrys_own_window():
     torch.testing.assert_close(mask_at(m, Rows(Call(Run((2,))), {}, 2), whole_), means.flatten(1))
     area = Rows(Call(Run((2,))), {"area": (4, 6, 2, 0)}, 2)  # height, width, y, x
     torch.testing.assert_close(mask_at(m, area, window), means[:, 1:3, :3].flatten(1))
+
+
+@pytest.mark.parametrize("height, width, side", [(9, 8, 2), (135, 240, 2), (33, 34, 4), (9, 65, 8), (3, 5, 4)])
+def test_an_odd_latents_mask_is_the_mean_of_the_cells_that_a_token_has(height, width, side):
+    """The host fills patches up at the right and lower edge, and a U-Net's strides begin at the left and upper one."""
+    m = torch.rand(1, height, width, generator=torch.Generator().manual_seed(1))
+    grid = math.ceil(height / side), math.ceil(width / side)
+    found = mask_at(m, Rows(Call(Run((1,))), {}, 1), Site("self", (), grid))
+    wanted = [m[0, y:y + side, x:x + side].mean() for y in range(0, height, side) for x in range(0, width, side)]
+    torch.testing.assert_close(found, torch.stack(wanted)[None])
+
+
+def test_a_grid_of_another_node_has_equal_parts_of_a_mask():
+    m = torch.rand(1, 12, 12, generator=torch.Generator().manual_seed(1))
+    found = mask_at(m, Rows(Call(Run((1,))), {}, 1), Site("self", (), (5, 5)))
+    assert torch.equal(found, torch.nn.functional.adaptive_avg_pool2d(m, 5).flatten(1))
