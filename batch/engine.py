@@ -179,6 +179,7 @@ class Engine:
             self._died(seat, item, cause(error, seat.process))
             return
         except ray.exceptions.RayTaskError as error:
+            seat.sent = set()  # it may not have kept them
             self._feed(seat)
             self.lost(item, cause(error))
             return

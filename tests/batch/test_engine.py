@@ -41,14 +41,18 @@ class Ran:
     """A run of rows: what became of each, the order in which processes had them, and what was told of workers."""
 
     def __init__(self, groups, tmp_path, watch=lambda ran: None, made=STUB, settings=None):
-        self.found, self.gone, self.told, self.nodes = {}, {}, [], set()
+        self.found, self.gone, self.told, self.nodes, self.sent = {}, {}, [], set(), {}
         self.seen, self.watch = tmp_path / "seen", watch
         jobs = [[SimpleNamespace(name=name) for name in group] for group in groups]
         self.engine = engine.Engine(made, {"seen": str(self.seen)} if settings is None else settings, engine.Options(),
-                                    lambda item, seat: (item.job.name,), self.done,
+                                    self.args, self.done,
                                     lambda item, why: self.gone.update({item.job.name: why}),
                                     lambda seat, words: self.told.append(words))
         self.engine.run(jobs)
+
+    def args(self, item, seat):
+        self.sent[item.job.name], seat.sent = seat.sent, {item.job.name}
+        return item.job.name,
 
     def done(self, item, found):
         assert item.job.name not in self.found
@@ -86,6 +90,7 @@ def test_a_row_that_ends_its_worker_is_given_up_and_all_others_are_done(cluster,
     assert set(ran.found) == set("abcde") and set(ran.gone) == {"poison", "raises"}
     assert ran.gone["poison"].startswith("it ended its worker 2 times: its process was killed")
     assert "a mistake" in ran.gone["raises"]
+    assert ran.sent["raises"] == {"b"} and not ran.sent["c"], "nobody knows whether it kept its pictures"
     assert Counter(name for _, name in ran.processes()) == Counter(
         ["a", "poison", "poison", "b", "raises", "c", "d", "e"])
 
