@@ -19,7 +19,7 @@ from environment import host_version
 from pack import ROOT, find_host
 from workflow import object_info
 
-from .binding import bind, read_workflow
+from .binding import bind, read_workflow, title
 from .engine import Engine, NoWorkers, Options
 from .output import Store
 from .plan import plan, shapes
@@ -92,6 +92,11 @@ class Batch:
         if unknown and not args.isolate:
             raise TableError(f"ComfyUI and this pack have no node {', '.join(unknown)}: name its pack with --pack "
                              "FOLDER, or use --isolate, which starts a ComfyUI with all its packs")
+        known = {title(graph, node): None for node in graph}
+        strange = [named for named in args.picture if named not in known]
+        if strange:
+            raise TableError(f"--picture names {strange[0]!r}, and no node of the workflow has that title: it has "
+                             + ", ".join(map(repr, known)))
         bindings = bind(graph, info, columns, dict(args.set))
         folder = args.table if args.table.is_dir() else args.table.parent
         about = versions() | {"pictures": args.picture, "format": args.format}
@@ -110,8 +115,9 @@ class Batch:
 
     def send(self, item, seat) -> tuple:
         """A row's workflow, and the pictures that its worker does not have from the row before."""
-        pictures, seat.sent, before = item.job.pictures, {*item.job.pictures}, seat.sent
-        return self.plan.graph_of(item.job), {n: p.read() for n, p in pictures.items() if n not in before}
+        pictures = {name: p.read() for name, p in item.job.pictures.items() if name not in seat.sent}
+        seat.sent = {*item.job.pictures}
+        return self.plan.graph_of(item.job), pictures
 
     def forecast(self) -> str:
         """What the run will take, from a few rows on one worker. Nothing is kept."""
@@ -126,6 +132,7 @@ class Batch:
         for what in found:
             if what["error"]:
                 raise TableError(f"{what['node']}: {what['error']}")
+        found = found[1:] if len(groups) > 1 else found
         return forecast(found, len(groups), sum(map(len, groups)), engine.workers)
 
     def run(self) -> int:

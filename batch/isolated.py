@@ -19,7 +19,7 @@ import comfy_server
 from pack import NAME, find_host
 
 from .binding import title
-from .worker import failure, kept_pictures, numbers, whereabouts
+from .worker import failure, kept_pictures, numbers, tidied, whereabouts
 
 POLL = 0.02  # seconds between two questions whether a row is done
 
@@ -28,7 +28,7 @@ class Server:
     """The same as a `worker.Worker`. A server that ends takes this process with it, as a row does there."""
 
     def __init__(self, packs=(), pictures=(), form="png"):
-        self.kept, self.form, host = set(pictures), form, find_host()
+        self.kept, self.form, self.shown, host = set(pictures), form, {}, find_host()
         self.base = Path(tempfile.mkdtemp(prefix="palimpsest-batch-"))
         (self.base / "custom_nodes").mkdir()
         others = [p for p in (host / "custom_nodes").glob("*") if p.name not in ("__pycache__", NAME)]
@@ -49,6 +49,7 @@ class Server:
         for name, data in pictures.items():
             (self.base / "input" / name).write_bytes(data)
         found = self._run(graph)
+        tidied(self.base, graph, self.shown, self._place)
         memory = psutil.Process(self.server.process.pid).memory_info().rss
         return found | {"seconds": time.perf_counter() - begun, "evaluations": None, **whereabouts(), "memory": memory}
 
@@ -66,6 +67,7 @@ class Server:
                     print((self.base / "log").read_text(errors="replace")[-2000:], file=sys.stderr, flush=True)
                     os._exit(1)
         ran = history[answer["prompt_id"]]
+        self.shown = ran["outputs"]
         told = dict(ran["status"]["messages"])
         if ran["status"]["status_str"] != "success":
             data = told.get("execution_error") or told["execution_interrupted"]

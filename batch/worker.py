@@ -24,7 +24,7 @@ from comfy_server import refusal
 from headless import Executor, place
 from pack import find_host
 
-from .binding import title
+from .binding import names, title
 
 FOLDERS = "input", "output", "temp"
 TIDY = 10.0  # seconds between two collections of garbage, as in the host's own loop
@@ -79,17 +79,9 @@ class Worker:
                 "inverted": any(gives_inversion(graph[n]["class_type"]) for n in graph.keys() - cached)}
 
     def _tidy(self, graph):
-        """Delete files that no cached node can still show, and what Python holds in circles."""
-        named = {v for node in graph.values() for v in node["inputs"].values() if isinstance(v, str)}
-        for file in (self.base / "input").iterdir():
-            if file.is_file() and file.name not in named:
-                file.unlink()
+        """Delete files that nothing needs any more, and what Python holds in circles."""
         shown = getattr(self.executor.host, "history_result", {"outputs": {}})["outputs"]
-        live = {place(i) for ui in shown.values() for i in ui.get("images", ())}
-        for kind in FOLDERS[1:]:
-            for file in (self.base / kind).rglob("*"):
-                if file.is_file() and file not in live:
-                    file.unlink()
+        tidied(self.base, graph, shown, place)
         if time.monotonic() > self.tidied + TIDY:
             gc.collect()
             comfy.model_management.soft_empty_cache()
@@ -107,6 +99,20 @@ def host_nodes(packs=()):
         if not asyncio.run(nodes.load_custom_node(str(pack))):
             raise RuntimeError(f"the node pack {pack} cannot be loaded: try --isolate, which starts a whole ComfyUI")
     return server
+
+
+def tidied(base: Path, graph: dict, shown: dict, place):
+    """Delete what stands in a worker's folders, but for the files that a workflow loads and those that a cached node
+    can still show. place(image): its file."""
+    named = {v for node in graph.values() for v in node["inputs"].values() if isinstance(v, str)}
+    for file in (base / "input").iterdir():
+        if file.is_file() and file.name not in named:
+            file.unlink()
+    live = {place(i) for ui in shown.values() for i in ui.get("images", ())}
+    for kind in FOLDERS[1:]:
+        for file in (base / kind).rglob("*"):
+            if file.is_file() and file not in live:
+                file.unlink()
 
 
 def failure(error: str, node: str, exception: str) -> dict:
@@ -136,13 +142,14 @@ def counted():
 
 
 def kept_pictures(graph: dict, shown: dict, kept: set, form: str, place) -> dict:
-    """{title: files' bytes} of the nodes that are kept, or of all that save pictures. place(image): its file."""
+    """{name: files' bytes} of the nodes that are kept, or of all that save pictures, in the workflow's order.
+    place(image): its file."""
     found = {}
-    for node, ui in shown.items():
-        named = title(graph, node)
-        files = [i for i in ui.get("images", ()) if (named in kept if kept else i["type"] == "output")]
+    for node, name in names(graph).items():
+        files = [i for i in shown.get(node, {}).get("images", ())
+                 if (title(graph, node) in kept if kept else i["type"] == "output")]
         if files:
-            found[named] = [encoded(place(i).read_bytes(), form) for i in files]
+            found[name] = [encoded(place(i).read_bytes(), form) for i in files]
     return found
 
 
@@ -157,13 +164,13 @@ def encoded(data: bytes, form: str) -> bytes:
 
 
 def numbers(graph: dict, shown: dict) -> dict:
-    """{title: {name: number}} of the texts that nodes show as lines `name: number unit`."""
+    """{node's name: {name: number}} of the texts that nodes show as lines `name: number unit`."""
     found = {}
-    for node, ui in shown.items():
-        for line in "\n".join(map(str, ui.get("text", ()))).splitlines():
+    for node, called in names(graph).items():
+        for line in "\n".join(map(str, shown.get(node, {}).get("text", ()))).splitlines():
             name, colon, value = line.partition(": ")
             try:
-                found.setdefault(title(graph, node), {})[name] = float(value.split()[0].rstrip("%"))
+                found.setdefault(called, {})[name] = float(value.split()[0].rstrip("%"))
             except (ValueError, IndexError):
                 continue
     return {name: values for name, values in found.items() if values}

@@ -2,15 +2,18 @@
 import errno
 import json
 from collections import deque
+from types import SimpleNamespace
 
 import folder_paths
 import numpy as np
+import psutil
 import pytest
 
 pytest.importorskip("ray", reason="the extra `batch` is not installed")
 import pyarrow.parquet  # noqa: E402
-from palimpsest.batch import command, output, report, worker  # noqa: E402
+from palimpsest.batch import command, isolated, output, report, worker  # noqa: E402
 from palimpsest.batch.engine import Item  # noqa: E402
+from palimpsest.batch.table import Picture  # noqa: E402
 from palimpsest.tests.batch.graphs import GRAPH  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -191,6 +194,72 @@ def test_rows_that_the_host_refuses_are_told_before_any_runs(batch, tmp_path, ca
     assert "zebra" in capsys.readouterr().err
     assert batch(graph=GRAPH) == 1
     assert "have no node BatchTestFault: name its pack with --pack" in capsys.readouterr().err
+
+
+def test_nodes_of_one_title_keep_their_pictures_in_the_workflows_order(batch, tmp_path):
+    """ComfyUI runs nodes that need nothing of each other in any order."""
+    twice = {**PHOTOS, "whole": {"class_type": "SaveImage", "inputs": {"images": ["photo", 0], "filename_prefix": "w"}}}
+    twice = {node: {**found, "_meta": {"title": "Save Image"}} if found["class_type"] == "SaveImage" else found
+             for node, found in twice.items()}
+    assert batch(graph=twice) == 0
+    (name, rows), = runs(tmp_path).items()
+    for row in rows.values():
+        sizes = [Image.open(tmp_path / "out" / name / picture).width for picture in row["pictures"]]
+        assert sizes == [8, 16]
+    shown = {node: {"text": [f"n: {n}"]} for n, node in enumerate(("whole", "saved", "small"))}
+    assert worker.numbers(twice, shown) == {"saved": {"n": 1.0}, "whole": {"n": 0.0}, "Scale": {"n": 2.0}}
+
+
+def test_pictures_of_a_node_that_is_not_there_are_not_promised(batch, tmp_path, capsys):
+    assert batch("--picture", "Sacle") == 1
+    assert "--picture names 'Sacle', and no node" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_picture_that_could_not_be_read_is_not_taken_for_sent(batch, tmp_path, monkeypatch):
+    """Two rows of one picture: reading fails for the first, and for the second no more."""
+    seat, sent = type("Seat", (), {"sent": set()})(), []
+
+    def run(alone, groups):
+        items = [Item(job) for group in groups for job in group][:2]
+        read = Picture.read
+        monkeypatch.setattr(Picture, "read", lambda picture: (_ for _ in ()).throw(OSError("the share is gone")))
+        with pytest.raises(OSError, match="the share is gone"):
+            alone.send(items[0], seat)
+        monkeypatch.setattr(Picture, "read", read)
+        sent.extend(alone.send(item, seat)[1] for item in items)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Alone, "run", run)
+    assert batch("--grid", "Scale.scale_by=0.5,0.25") == 130
+    assert len(sent[0]) == 1 and not sent[1]
+
+
+def test_a_server_of_its_own_keeps_the_files_of_its_last_row_alone(tmp_path, monkeypatch):
+    """Its folders would hold every picture of a run, and those that were loaded."""
+    server = object.__new__(isolated.Server)
+    server.base, server.server, server.shown = tmp_path, SimpleNamespace(process=psutil.Process()), {}
+    for kind in worker.FOLDERS:
+        (tmp_path / kind).mkdir()
+
+    def run(graph):
+        name = graph["photo"]["inputs"]["image"]
+        (tmp_path / "output" / name).write_bytes(b"made")
+        server.shown = {"saved": {"images": [{"type": "output", "subfolder": "", "filename": name}]}}
+        return worker.failure("", "", "")
+
+    monkeypatch.setattr(server, "_run", run)
+    for name in ("a.png", "b.png"):
+        server({"photo": {"class_type": "LoadImage", "inputs": {"image": name}}}, {name: b"given"})
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.glob("*/*"))] == [
+        "input/b.png", "output/b.png"]
+
+
+def test_a_dry_run_of_groups_of_one_row_leaves_out_the_first_which_loads_the_model(batch, monkeypatch, capsys):
+    seconds = iter([1000.0, 1.0])
+    monkeypatch.setattr(worker.Worker, "__call__", lambda *_: {
+        "seconds": next(seconds), "evaluations": 4, "pictures": {}, "error": ""})
+    assert batch("--dry-run") == 0
+    assert "0:00:01 on these workers (0:00:03 on one)" in capsys.readouterr().out
 
 
 def test_a_dry_run_tells_groups_time_and_disk_and_leaves_nothing(batch, tmp_path, capsys):
