@@ -245,15 +245,16 @@ def controlled(family, apply):
     return c.sample(positive=positive, negative=negative)
 
 
-@each_with("apply", [plainly, advanced], 2, some=1)
+@each_with("apply", [advanced, plainly], 2, some=1)
 def test_a_control_net_on_the_target_never_meets_the_source(editor, family, apply, split):
+    """Remove reads the source under the null prompt too, and meets the one that the host puts on both prompts."""
     c = case(family)
     model, (positive, negative) = EDITORS[editor](c), apply(c)
     found, chunks = watch(c, model, positive=positive, negative=negative)
     free, unguided = watched(editor, family)
     percents = (0.2, 0.6) if apply is advanced else (0.0, 1.0)
     wanted = {k.role for k in chunks if k.role != "reference" and (k.role == "positive" or apply is plainly)}
-    if editor in ("noise mask", "sine", "reward"):  # their own rows are compared with the target's, or mixed with it
+    if editor in ("noise mask", "sine", "reward", "uni edit"):  # their own rows are compared with the target's, or mixed with it
         wanted |= {k.role for k in chunks if k.role.startswith("added")}
     for k in chunks:
         assert k.controlled == (k.role in wanted and limit(c, percents[0]) >= k.sigma >= limit(c, percents[1]))
