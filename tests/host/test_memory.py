@@ -14,8 +14,8 @@ from editors import CONCEPTS, EDITORS
 from runs import Case
 
 HEADS = 2
-# of latents whose map is larger than the parts of it that are held at once, and of those for editors that act on coarser
-# grids alone, whose maps of a smaller latent are smaller than what plain sampling makes
+# of latents whose map is larger than the parts of it that are held at once, and of those for editors that act on
+# coarser grids alone, whose maps of a smaller latent are smaller than what plain sampling makes
 SIZES = {"cross image": 64, "free prompt": 64, "mixing": 64}
 LONG = " in front of a very small house on a green hill far away" * 7  # three chunks of tokens
 

@@ -254,7 +254,8 @@ def test_a_control_net_on_the_target_never_meets_the_source(editor, family, appl
     free, unguided = watched(editor, family)
     percents = (0.2, 0.6) if apply is advanced else (0.0, 1.0)
     wanted = {k.role for k in chunks if k.role != "reference" and (k.role == "positive" or apply is plainly)}
-    if editor in ("noise mask", "sine", "reward", "uni edit"):  # their own rows are compared with the target's, or mixed with it
+    # their own rows are compared with the target's, or mixed with it
+    if editor in ("noise mask", "sine", "reward", "uni edit"):
         wanted |= {k.role for k in chunks if k.role.startswith("added")}
     for k in chunks:
         assert k.controlled == (k.role in wanted and limit(c, percents[0]) >= k.sigma >= limit(c, percents[1]))
