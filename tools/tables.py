@@ -7,7 +7,7 @@ Run as a script it writes them again in every document that has their marks. COM
 `<!-- inversions -->` to `<!-- /inversions -->`: what `dev.py bench inversions` measured.
 `<!-- concepts -->`: what `dev.py bench concepts` measured. `<!-- fits -->`: what `dev.py bench fits` counted.
 `<!-- scenes -->` and `<!-- hard scenes -->`: what `dev.py bench scenes` measured on the held-out splits.
-`<!-- flow scenes -->`: what it measured with the flow miniature on the public one.
+`<!-- flow scenes -->` and `<!-- flow held-out scenes -->`: what it measured with the flow miniature on those two.
 `<!-- best -->` and `<!-- best, hard -->`: the best choice for each kind of edit, chosen on the public split where that
     is measured.
 """
@@ -179,6 +179,7 @@ TABLES = {"techniques": techniques, "tasks": tasks, "tasks, in short": tasks_in_
           "inversions": inversions, "concepts": concepts, "fits": fits,
           "scenes": partial(scenes, split="held-out"), "hard scenes": partial(scenes, split="hard-held-out"),
           "flow scenes": partial(scenes, split="public", model="flow"),
+          "flow held-out scenes": partial(scenes, split="held-out", model="flow"),
           "best": partial(best, splits=("public", "held-out")),
           "best, hard": partial(best, splits=("hard-public", "hard-held-out"))}
 
