@@ -31,7 +31,7 @@ def test_four_rows_of_one_picture_are_four_runs(editor, family, cfg):
 def test_two_targets_in_a_batch_are_two_runs(editor, family, prompts):
     """From equal starts. Four rows repeat the two targets."""
     source, target = PROMPTS[prompts]
-    targets = (target, target.replace("blue", "green"))
+    targets = target, target.replace("blue cat on a mat", "mat on a green cat")  # words elsewhere
     c, alone = made(family, source, targets), [made(family, source, (t,)) for t in targets]
     together = c.sample(EDITORS[editor](c), latent=repeated(c.noise, 4))
     found = [a.sample(EDITORS[editor](a)) for a in alone]
