@@ -11,6 +11,7 @@ place of the concept's rows' own.
 """
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -92,7 +93,8 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                 sheet = watching.sheet if watching else None
                 report_step(callback, step, noisy, sigmas[step], clean if sheet is None else sheet)
                 if save and save_every and (step + 1) % save_every == 0:
-                    save(found())
+                    with watching.averaged() if watching else nullcontext():
+                        save(found())
                 if stop:
                     break
             if watching:

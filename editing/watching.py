@@ -75,7 +75,7 @@ class Watching:
     def look(self, step: int) -> bool:
         """Looks once. Returns whether learning should stop."""
         learner, watch = self.learner, self.watch
-        with torch.no_grad(), self._averaged():
+        with torch.no_grad(), self.averaged():
             concept = learner.loss_of(learner.images, ROWS)
             prior = learner.loss_of(learner.prior.images, ROWS) if learner.prior else None
             picture = learner.picture(watch.caption, watch.steps, watch.cfg) if watch.caption else None
@@ -100,7 +100,7 @@ class Watching:
         return [look for look in self.looks if look.step <= self.best[0].step]
 
     @contextmanager
-    def _averaged(self):
+    def averaged(self):
         """While it lasts, what is trained has its average's values."""
         last = [leaf.detach().clone() for leaf in self.learner.leaves]
         self._put(self.average)

@@ -252,7 +252,7 @@ def app_mode(page, name):
     toggle = "app.extensionManager.command.execute('Comfy.ToggleLinear')"
     page.evaluate(toggle)
     try:
-        page.get_by_test_id("linear-workflow-info").get_by_text(name, exact=True).wait_for()
+        page.get_by_test_id("linear-workflow-info").filter(has_text=name).wait_for()  # numbered if opened before
         yield page.get_by_test_id("builder-widget-label").all_inner_texts()
     finally:
         page.evaluate(toggle)

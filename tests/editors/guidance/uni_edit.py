@@ -5,7 +5,7 @@ from editors.case import EditorCase
 
 
 def uni_edit(case, model=None):
-    return PalimpsestUniEditGuidance.execute(model or case.model, case.source, 2.0).result[0]
+    return PalimpsestUniEditGuidance.execute(model or case.model, case.source, 1.0).result[0]
 
 
 CASES = (EditorCase("uni edit", uni_edit, bare=True, concepts=1),)
