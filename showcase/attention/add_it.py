@@ -16,8 +16,8 @@ def begun(c, p):
     """The inversion, and what a sampler takes for structure transfer: the picture's own latent with new noise, at the
     level of a later step."""
     inversion = inverted(c, p, steps=STEPS, scheduler="simple")
-    later = c.node("SplitSigmasDenoise", "Where sampling begins", sigmas=inversion["sigmas"], denoise=LATER)["low_sigmas"]
-    euler = c.node("KSamplerSelect", sampler_name="euler")["SAMPLER"]
+    later = c.node("SplitSigmasDenoise", "Start later", sigmas=inversion["sigmas"], denoise=LATER)["low_sigmas"]
+    euler = c.node("KSamplerSelect", "Sampler", sampler_name="euler")["SAMPLER"]
     return inversion["inversion"], {"sampler": euler, "sigmas": later, "latent_image": p.encoded["LATENT"],
                                     "add_noise": True, "noise_seed": 0, "cfg": CFG}
 
