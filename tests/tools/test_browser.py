@@ -23,50 +23,14 @@ from canvas import READABLE, TITLE, declared, is_widget
 from comfy_server import Server, free_port
 from demo import execute
 from environment import SetupError
+from in_the_page import DRAWN, FOUND, LINKED, SMALL, THUMBNAILS
 from pack import NAME, ROOT, find_host
 from searches import BEHIND, FIRST, SEARCHES
 
-# What Nodes 2.0 draws of each node, in the canvas's units: its title, texts that are cut off, whether a note scrolls.
-DRAWN = """() => [...document.querySelectorAll('[data-node-id]')].map(node => ({
-    id: +node.dataset.nodeId, title: node.querySelector('[data-testid=node-title]').innerText.trim(),
-    cut: [...node.querySelectorAll('.truncate')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText),
-    scrolled: [...node.querySelectorAll('*')].some(e => e.scrollHeight > e.clientHeight + 1
-        && getComputedStyle(e).overflowY === 'auto' && e.innerText.length > 50),
-    size: [node.offsetWidth, node.offsetHeight]}))"""
-LINKED = """() => app.graph.nodes.map(node => ({type: node.type, errors: node.has_errors,
-    open: node.inputs.filter(input => input.link === null).map(input => input.name)}))"""
-# By workflow, the width of its card's picture in the template browser.
-THUMBNAILS = """async names => {
-    const widths = {}
-    for (const name of names) {
-        const card = () => document.querySelector(`[data-testid="template-workflow-${name}"]`)
-        while (!card()) await new Promise(requestAnimationFrame)
-        card().scrollIntoView()
-        while (!card().querySelector('img')?.complete) await new Promise(requestAnimationFrame)
-        widths[name] = card().querySelector('img').naturalWidth
-    }
-    return widths
-}"""
-# The ids of the nodes that the node search finds for each text, once the frontend knows which nodes are popular.
-FOUND = """async texts => {
-    const stores = document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s
-    while (!stores.get('nodeFrequency')?.isLoaded) await new Promise(requestAnimationFrame)
-    const search = text => stores.get('nodeDef').nodeSearchService.searchNode(text, [], {limit: 64})
-    return Object.fromEntries(texts.map(text => [text, search(text).map(node => node.name)]))
-}"""
 TYPED = ("change word", "remove object", "prompt to prompt", "photo to cartoon", "change background", "keep the face",
          "inpaint without model", "rf inversion", "mask from text", "move object")
 aliased = pytest.mark.skipif(not search.KNOWN, reason="this host knows no aliases")
 OWN, BY_WORDS = "own.safetensors", "Image Edit by Words (SD1.5, SD2, SDXL)"
-# Puts the miniature in the place of a checkpoint, and gives few steps to the blueprint on the canvas.
-SMALL = """() => {
-    const graph = app.graph, fold = graph.nodes.find(node => node.isSubgraphNode?.())
-    const old = graph.nodes.find(node => node.type === 'CheckpointLoaderSimple')
-    const small = graph.add(LiteGraph.createNode('PalimpsestLoadMiniature'))
-    for (const output of [0, 1, 2]) small.connect(output, fold, output)
-    if (old) graph.remove(old)
-    fold.widgets.find(widget => widget.name === 'steps').value = 2
-    return fold.id }"""
 
 
 @pytest.fixture(scope="module")
