@@ -20,7 +20,8 @@ Differs from the paper: γ is given. Their code can also find one at step 5, by 
 the target's picture 1.05 times as much as the source's. It smooths a photo by img2img at strength 0.1, and inverts it
 with two fixed-point iterations; here any INVERSION serves, at its own latents. m is refined by SAM there, and here by
 self-attention. On U-Nets, which the paper does not try, self-attention has no words.
-Checked against: a whole run of NVlabs/addit@06135ef on equal weights (numbers in tests/data/add_it.json).
+Checked against: a whole run of NVlabs/addit@06135ef on a small Flux of equal weights, its blending off (numbers in
+tests/data/add_it.json).
 """
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
