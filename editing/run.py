@@ -216,6 +216,8 @@ def _outer_sample(executor, *args, **kwargs):
 def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, *args,
                     **kwargs):
     retract_warnings()
+    if len(sigmas) < 2:  # one level, as SplitSigmas leaves at an end: no step, so nothing to edit
+        return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
     options = extra_args["model_options"]["transformer_options"]
     run = Run(guider, sigmas, tuple(latent_image.shape), options[KEY])
     check_finite(latent_image)

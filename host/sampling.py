@@ -81,6 +81,8 @@ class Solver(comfy.samplers.Sampler):
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
                disable_pbar=False):
+        if len(sigmas) < 2:  # no step, though a method's own solver may have something to look up at each level
+            return latent_image
         if denoise_mask is not None:
             raise ValueError("The LATENT carries a noise_mask, and this SAMPLER adds no noise to mask: remove Set "
                              "Latent Noise Mask; Latent Blend (Inversion) on the MODEL keeps what lies outside a mask.")

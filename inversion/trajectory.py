@@ -185,7 +185,8 @@ def describe(sigmas: Tensor, scheduler="", steps=None) -> str:
 def check_schedule(sigmas: Tensor):
     """SIGMAS of a whole trajectory: [S+1] float32, S ≥ 1, descending, the last 0."""
     if sigmas.ndim != 1 or len(sigmas) < 2:
-        raise ValueError(f"SIGMAS of shape {list(sigmas.shape)} hold no step: an inversion needs at least two levels.")
+        raise ValueError(f"SIGMAS of shape {list(sigmas.shape)} hold no step, an inversion needs two levels "
+                         "or more: connect a scheduler node (not split), or leave the input empty.")
     if sigmas.dtype != torch.float32 or sigmas.device.type != "cpu":
         raise ValueError(f"SIGMAS are {sigmas.dtype} on {sigmas.device}: give float32 on cpu.")
     values = sigmas.tolist()
