@@ -10,11 +10,14 @@ from ..host.hooks import hooks_of, known_hooks
 from ..host.network import knows_places
 from ..host.options import compiled
 from ..host.sampling import adds_noise, digest
+from ..inversion.method import method_of
 from ..inversion.trajectory import Inversion
 from .editor import Editor, overrides
 
 if TYPE_CHECKING:
     from .run import Run
+
+OFF_PATH = 1e-3  # of its norm; a latent that near is the source's
 
 
 def inversions_of(chosen: Iterable[Editor]) -> list[Inversion]:
@@ -108,6 +111,19 @@ def warn_of_run(run: "Run", sampler):
             log.warning("The prompt being sampled is the source's own, and the editors on this MODEL (%d) change "
                         "nothing then: connect the target CONDITIONING to the sampler, or rewrite a word of it.",
                         len(acting))
+
+
+def warn_of_start(stepped: Inversion | None, latent: Tensor, sigma: float):
+    """Warns where an INVERSION's own steps begin between two of them, at σ, from a latent that other steps made."""
+    if stepped is None or not stepped.level(sigma) or not method_of(stepped).hands_on:
+        return
+    source = repeat_to_batch_size(stepped.at(sigma), len(latent)).to(latent)
+    apart = (latent - source).norm() / source.norm()
+    if apart > OFF_PATH:
+        log.warning("%s's steps hand on %s, which no LATENT holds: this sampler begins at sigma %.3g without it, from "
+                    "a latent %.1f %% off the source's, and gives another picture than one sampler for all steps. Let "
+                    "one take them all, or begin from Replay's LATENT.", stepped.method, method_of(stepped).hands_on,
+                    sigma, 100 * apart)
 
 
 def check_noise(run: "Run", x: Tensor, sigma: float):

@@ -23,7 +23,16 @@ from ..inversion.grid import CoupledState
 from ..inversion.method import method_of
 from ..inversion.trajectory import Inversion
 from .call import Call
-from .checks import check_finite, check_hooks, check_noise, check_run, inversions_of, inversions_read, warn_of_run
+from .checks import (
+    check_finite,
+    check_hooks,
+    check_noise,
+    check_run,
+    inversions_of,
+    inversions_read,
+    warn_of_run,
+    warn_of_start,
+)
 from .editor import Editor, editors
 from .predictions import Questions
 from .reference import Reference, null_entries
@@ -221,8 +230,10 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
     options = extra_args["model_options"]["transformer_options"]
     run = Run(guider, sigmas, tuple(latent_image.shape), options[KEY])
     check_finite(latent_image)
-    check_run(run, getattr(executor.class_obj, "inversion", None))
+    stepped = getattr(executor.class_obj, "inversion", None)
+    check_run(run, stepped)
     warn_of_run(run, executor.class_obj)
+    warn_of_start(stepped, latent_image, float(sigmas[0]))
     run.start(noise, latent_image, denoise_mask)
     options[RUN] = run
     try:

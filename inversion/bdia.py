@@ -117,4 +117,4 @@ def check(*, steps, gamma, **_):
 
 METHOD = Method("BDIA", "BDIA Invert", inverted, steps=10, cfg=1.0, settings={
     "gamma": Setting(GAMMA, 0.1, 1.0, needed=True)}, check=check, guided=True, theta=OFFSETS, reverse=reverse,
-    coupled=True)
+    coupled=True, hands_on="the latent of the step before")

@@ -121,4 +121,5 @@ def inverted(*args, **kwargs) -> Found:
 
 
 METHOD = Method("EDICT", "EDICT Invert", inverted, cfg=1.0, settings={"p": Setting(P, 0.5, 1.0, needed=True)},
-                guided=True, theta={"y_minus_x": Kept("level", "step")}, reverse=reverse, coupled=True)
+                guided=True, theta={"y_minus_x": Kept("level", "step")}, reverse=reverse, coupled=True,
+                hands_on="the second latent")

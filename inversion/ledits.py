@@ -94,4 +94,4 @@ def inverted(model, x, sigmas, *args, seed, last_residual: str, **kwargs) -> Fou
 METHOD = Method("LEDITS++", "LEDITS++ Invert", inverted, steps=30, cfg=1.0, takes=("together",), no_flow=NO_DDPM,
                 settings={"seed": SEED, "last_residual": LAST_RESIDUAL},
                 theta=NOISE_MAPS | {"denoised": Kept("step", "step")}, trajectory="independent", reverse=reverse,
-                residual="z")
+                hands_on="the denoised picture of the step before", residual="z")

@@ -97,6 +97,8 @@ class Method:
     middles: whether its latents lie in the middle of each step too. Replay's SIGMAS leave these levels out.
     coupled: whether that solver holds two latents, or steps through middles. The network then sees, and a blend moves,
     what its CoupledState (grid.py) says. Of other methods the network sees the trajectory's latent of each level.
+    hands_on: what a step of that solver hands on to the next beside the latent, in words. A run that another sampler
+    began has lost it, and a warning says so.
     residual: the θ_F whose last entry the last step adds to x0 as it is.
     every: whether each step so adds its own.
     """
@@ -123,6 +125,7 @@ class Method:
     reverse: Callable[[Inversion], Callable] | None = None
     middles: bool = False
     coupled: bool = False
+    hands_on: str = ""
     residual: str = ""
     every: bool = False
 

@@ -89,4 +89,4 @@ def inverted(*args, mvg, **kwargs) -> Found:
 
 METHOD = Method("DNAEdit", "DNAEdit Invert", inverted, steps=28, scheduler="simple", takes=("flow",),
                 settings={"mvg": Setting(0.8, 0.0, 1.0, needed=True), "seed": SEED}, theta={"dx": Kept("step", "step")},
-                reverse=reverse, coupled=True)
+                reverse=reverse, coupled=True, hands_on="the picture that moves with the edit")

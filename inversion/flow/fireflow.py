@@ -16,4 +16,5 @@ Checked against: HolmesShuan/FireFlow-Fast-Inversion-of-Rectified-Flow-for-Image
 from ..method import Method
 from .rf_solver import both_ways
 
-METHOD = Method("FireFlow", "FireFlow Invert", steps=8, scheduler="simple", **both_ways(reuse=True))
+METHOD = Method("FireFlow", "FireFlow Invert", steps=8, scheduler="simple", hands_on="the last velocity",
+                **both_ways(reuse=True))

@@ -1,0 +1,59 @@
+"""The steps of one schedule in two samplers, by the host's SplitSigmas: what a LATENT carries over, and what not."""
+import re
+
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import SamplerCustom, SplitSigmas
+from palimpsest.editing.inverting import invert
+from palimpsest.inversion.method import methods
+
+from node_execution import executor  # noqa: F401
+from refusals import plain, replay
+from runs import kept, relative
+
+METHODS = {name: method for name, method in methods().items() if method.invert or method.along}
+HANDS_ON = [name for name, method in METHODS.items() if method.hands_on]
+LOST = "which no LATENT holds"
+
+
+@kept
+def inverted(name):
+    case = plain()
+    return invert(name, case.model, case.source, {"samples": case.latent}, 6).inversion
+
+
+def sampled(start, sigmas, latent, prompt, cfg):
+    case, (model, solver, *_) = plain(), start
+    return SamplerCustom.execute(model, False, 0, cfg, prompt, case.null, solver, sigmas, latent).result[0]
+
+
+def in_two(name, prompt, cfg, step):
+    """(the picture of two samplers, that of one)."""
+    start = replay(plain(), inversion=inverted(name))
+    early, late = SplitSigmas.execute(start[2], step).result
+    halfway = sampled(start, early, start[3], prompt, cfg)
+    return [sampled(start, *rest, prompt, cfg)["samples"] for rest in ((late, halfway), start[2:])]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_two_samplers_give_what_one_gives_or_a_warning(name, step, caplog):
+    """A warning if and only if the method's steps hand on more than a latent."""
+    apart = relative(*in_two(name, plain().target, 4.0, step))
+    assert (apart > 1e-4) == (name in HANDS_ON), apart
+    said = re.findall(f"{re.escape(name)}'s steps hand on .*, {LOST}: this sampler begins at sigma "
+                      f"{float(replay(plain(), inversion=inverted(name))[2][step]):.3g}", caplog.text)
+    assert len(said) == caplog.text.count(LOST) == (name in HANDS_ON)
+
+
+@pytest.mark.parametrize("name", HANDS_ON)
+def test_no_warning_where_replay_starts_later(name, caplog):
+    late = replay(plain(), inversion=inverted(name), start=0.5)
+    sampled(late, late[2], {"samples": torch.cat([late[3]["samples"]] * 2)}, plain().target, 4.0)
+    assert len(late[2]) < len(inverted(name).sigmas) and LOST not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["EDICT", "BDIA", "LEDITS++"])
+def test_no_warning_where_the_first_sampler_returned_on_the_sources_path(name, caplog):
+    assert relative(*in_two(name, plain().source, 1.0, 3)) < 1e-4
+    assert LOST not in caplog.text
