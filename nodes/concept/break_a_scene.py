@@ -42,7 +42,7 @@ class PalimpsestSceneParts(io.ComfyNode):
         words, examples = [f"embedding:{name}" for name in found], []
         for pixels, areas in [(image, masks)] + [(image.flip(2), masks.flip(2))] * flip:
             latents = vae.encode(pixels[..., :3]).cpu()
-            shown = dict(zip(words, on_latents(areas, pixels, latents)))
+            shown = dict(zip(words, on_latents(areas, pixels, vae, latents)))
             examples += [Example(latents[0], caption(chosen), {word: shown[word] for word in chosen})
                          for chosen in unions(words)]
         return io.NodeOutput(ConceptImages(tuple(examples)))

@@ -19,12 +19,13 @@ def lines(text: str) -> list[str]:
     return [line for line in map(str.strip, text.splitlines()) if line]
 
 
-def on_latents(mask, images, latents):
-    """Masks [N,H,W] of pictures [B,H,W,3] on the cells of their latents."""
+def on_latents(mask, images, vae, latents):
+    """Masks [N,H,W] of pictures [B,H,W,3] on the cells of their latents, cropped as the VAE crops what it encodes."""
     if mask.shape[1:] != images.shape[1:3]:
         raise ValueError(f"The masks have {mask.shape[2]} × {mask.shape[1]} pixels, the pictures {images.shape[2]} × "
                          f"{images.shape[1]}: paint them on the pictures as they are here, after resizing.")
-    return F.interpolate(mask[:, None].float().cpu(), size=latents.shape[-2:])[:, 0]
+    seen = vae.vae_encode_crop_pixels(mask[..., None].expand(-1, -1, -1, 3))[..., 0]
+    return F.interpolate(seen[:, None].float().cpu(), size=latents.shape[-2:])[:, 0]
 
 
 class PalimpsestConceptImages(io.ComfyNode):
@@ -65,7 +66,7 @@ class PalimpsestConceptImages(io.ComfyNode):
             if len(mask) not in (1, len(images)):
                 raise ValueError(f"Concept Images has {len(images)} pictures and {len(mask)} masks: connect one for "
                                  "all, or one for each.")
-            masks = [{SLOT: one} for one in on_latents(mask, images, latents).expand(len(images), -1, -1)]
+            masks = [{SLOT: one} for one in on_latents(mask, images, vae, latents).expand(len(images), -1, -1)]
         texts = texts if len(texts) == len(images) else texts * len(images)
         examples = tuple(Example(*parts) for parts in zip(latents, texts, masks))
         return io.NodeOutput(ConceptImages((*(more.examples if more else ()), *examples), identifier))

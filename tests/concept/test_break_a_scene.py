@@ -179,6 +179,22 @@ def test_concept_images_are_learned_where_their_mask_shows_them():
     assert same == whole and 0 < part < whole and faint == pytest.approx(whole / 4, rel=1e-5)
 
 
+@pytest.mark.parametrize("height, width", [(37, 46), (32, 47), (39, 40)])
+def test_masks_are_cropped_as_the_vae_crops_their_picture(height, width):
+    """To multiples of 8, from both sides: a pixel of the picture stands in the cell that shows it."""
+    rows, columns = height // 8, width // 8
+    cells = torch.rand(2, rows, columns, generator=torch.Generator().manual_seed(2)).round()
+    mask = torch.rand(2, height, width, generator=torch.Generator().manual_seed(3))
+    top, left = height % 8 // 2, width % 8 // 2
+    mask[:, top:top + rows * 8, left:left + columns * 8] = cells.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    picture, vae = torch.rand(2, height, width, 3), tiny.taesd()
+    given, = PalimpsestConceptImages.execute(picture, vae, "a photo of *", "sks", None, mask).result
+    scene, = PalimpsestSceneParts.execute(picture[:1], mask, vae, "cup\nbear", False).result
+    for found in ([e.masks["*"] for e in given.examples], [scene.examples[-1].masks[name] for name in NAMES]):
+        assert torch.equal(torch.stack(found), cells)
+    assert all(e.latent.shape[-2:] == cells.shape[1:] for e in (*given.examples, *scene.examples))
+
+
 def refused(match, call, *args, **kwargs):
     with pytest.raises(ValueError, match=match):
         call(*args, **kwargs)
