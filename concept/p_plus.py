@@ -9,7 +9,8 @@ A prompt in the space P says the same to every cross-attention of the U-Net. A p
 All vectors begin as the one of a word that says roughly what it is. With equal vectors it is Textual Inversion.
 
 Differs from the paper: without its optional term that draws the vectors to where the table of tokens is dense. The
-layers of one transformer share a vector; SD1.x has one layer in each of its 16, SDXL 70 in 11.
+layers of one transformer share a vector; SD1.x has one layer in each of its 16, SDXL 70 in 11. SDXL's pooled text,
+which the paper's model has not, is one for the whole network: that of the first layer, p_1.
 Checked against: the paper's equation; which layer reads which prompt, against the order of
 NeuralTextualInversion/NeTI@28edf306f9584b3b4f6dd6f37e603e70f445462b, on diffusers' network.
 """

@@ -70,7 +70,7 @@ def in_stages(entries: Sequence[list], bounds: Sequence[float]) -> list:
 
 def entry(clip, encode: Callable[[dict], Mapping], reads: Sequence[Mapping], held: Sequence[Mapping],
           words: Sequence[WordAt], places: tuple[Place, ...]) -> list:
-    """One entry of a CONDITIONING.
+    """One entry of a CONDITIONING. Its pooled text, where a model reads one, is the first place's.
 
     encode: what the CLIP makes of tokens.
     reads: the host's tokens of what each place reads, or of what all read.

@@ -92,6 +92,25 @@ def test_sdxl_learns_a_vector_for_each_encoder_and_transformer():
         prediction(tiny.sd15(), [told])
 
 
+def test_sdxls_pooled_text_is_the_first_layers():
+    """As if all layers had its vector; or the text that it reads elsewhere."""
+    model, clip = tiny.sdxl(), tiny.sdxl_clip()
+    places = transformers(model.model.diffusion_model)
+    generator = torch.Generator().manual_seed(SEED)
+    vectors = {name: torch.randn(1, len(places), 1, tiny.DIM // 2, generator=generator)
+               for name in ("clip_l", "clip_g")}
+    alike = {name: v[:, :1].expand_as(v) for name, v in vectors.items()}
+
+    def pooled(vectors, layers=None):
+        told, = prompt(clip, {"thing": WordTable(vectors, places)}, TEXT, "a red cat", layers)
+        return told[1]["pooled_output"]
+
+    assert relative(pooled(vectors), pooled(alike)) < 1e-6
+    assert relative(pooled(vectors), pooled({name: v.flip(1) for name, v in vectors.items()})) > 1e-3
+    plain = tiny.encode(clip, "a red cat")[0][1]["pooled_output"]
+    assert relative(pooled(vectors, frozenset(places[1:])), plain) < 1e-6
+
+
 def test_layers_read_their_own_text():
     """Those that are named read the text, the others what stands elsewhere."""
     model, clip, _, concept = case()
