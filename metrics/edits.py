@@ -64,7 +64,9 @@ def edit_numbers(source: Tensor, edited: Tensor, reconstruction: Tensor | None =
     target_psnr, target_mask_psnr: edited against the exact target, whole and inside the mask
     reconstruction_psnr, reconstruction_ssim: reconstruction against source
     changed: share of the pixels that changed by more than CHANGED
-    edit_share, background_share: share of the picture in the mask and in the background
+    edit_share, background_share: share of the picture in the mask, where grey counts in part, and in the background
+
+    To the other numbers all that is above 0 is inside the mask.
 
     tick(done, total) is called before each tile is measured. It may raise to stop.
     """
@@ -75,8 +77,8 @@ def edit_numbers(source: Tensor, edited: Tensor, reconstruction: Tensor | None =
         background = background_mask(mask)
         measures |= dict(background_psnr=(psnr, edited, source, background),
                          background_ssim=(ssim, edited, source, background))
-        shares = {f"{name}_share": m.count_nonzero((1, 2)).double() / m[0].numel()
-                  for name, m in (("edit", mask > 0), ("background", background))}
+        shares = {f"{name}_share": m.mean((1, 2), dtype=torch.double)
+                  for name, m in (("edit", mask), ("background", background))}
     if reconstruction is not None:
         measures |= dict(reconstruction_psnr=(psnr, reconstruction, source),
                          reconstruction_ssim=(ssim, reconstruction, source))

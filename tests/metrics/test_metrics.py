@@ -209,6 +209,16 @@ def test_edit_numbers_are_the_measures_by_name():
     assert numbers["psnr"][1] == math.inf and numbers["changed"][1] == 0
 
 
+def test_a_soft_mask_covers_its_mean_and_its_grey_is_no_background():
+    a, b, mask = waves(1., 64, 64), waves(1.3, 64, 64), torch.zeros(2, 64, 64)
+    mask[0, 20:40, 24:44] = 0.25
+    mask[1, 20:40, 24:44] = torch.linspace(0.05, 1, 20)
+    found = edit_numbers(a, b, mask=mask, target=1 - a)
+    hard = edit_numbers(a, b, mask=(mask > 0).float(), target=1 - a)
+    assert found["edit_share"].tolist() == pytest.approx([400 * 0.25 / 64 ** 2, 400 * 0.525 / 64 ** 2])
+    assert all(torch.equal(found[name], hard[name]) for name in found if name != "edit_share")
+
+
 def test_sizes_that_differ_are_an_error():
     for sizes, given in (("52x40, 52x39", (A, B[:, :39])), ("52x40, 52x40, 51x40", (A, B, BOX[:, :, :51]))):
         with pytest.raises(ValueError, match=f"of sizes {sizes}: give all one size"):
