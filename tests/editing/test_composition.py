@@ -98,6 +98,17 @@ def test_the_same_result_however_the_host_batches(editor, family, prompts, split
     assert_close(apart, together)
 
 
+@each_in_turn(2)
+def test_the_prompts_own_columns_may_be_the_repeated_ones(editor, family, split):
+    """Of a null prompt that is longer, which only words' editors could tell."""
+    c = case(family)
+    model, null = EDITORS[editor](c), tiny.encode(c.clip, LONG)
+    together, chunks = watch(c, model, negative=null)
+    assert any(k.together > 1 for k in of(chunks, "positive"))
+    split(c)
+    assert_close(watch(c, model, negative=null)[0], together)
+
+
 @each_with("sampler", ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde"], 2, joint=JOINT, some=2)
 def test_the_source_is_read_once_a_sigma_and_only_where_an_editor_reads(editor, family, sampler):
     c = case(family)
