@@ -31,6 +31,26 @@ def test_the_reference_shows_what_the_source_alone_shows(family):
             assert_rounding(mine, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_are_kept_in_the_networks_own_precision(family, dtype):
+    """Bit for bit, where each level is read by itself, in a forward of the target's shape."""
+    case = Case(family, dtype=dtype, steps=2)
+    notes = {}
+    case.predictions(apart(attach(case.model, Noted(case.inversion, notes))), case.source)
+    for *mine, source in (n for found in notes.values() for n in found):
+        for a, b in zip(mine, (source.q, source.k, source.v), strict=True):
+            assert a.dtype == b.dtype == dtype and torch.equal(a, b)
+
+
+def apart(model):
+    """The MODEL with another pack's wrapper, with which each step is read by itself."""
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another pack", lambda executor, *args,
+                               **kwargs: executor(*args, **kwargs))
+    return model
+
+
 def rows_of_forwards(run, case, *args, **kwargs):
     """(result, rows of each of the network's forwards). Counted without a wrapper, because a wrapper
     would keep the steps apart."""
@@ -51,11 +71,8 @@ def test_small_sources_are_read_for_several_steps_at_once(family):
     whole = torch.ones(len(case.edit.pairs[0].target.ids))
     edited = attach(case.model, PromptToPrompt(case.inversion, case.edit.pairs, 0.0, (0.8 * whole,), (whole,),
                                                0.0, 0.4))
-    apart = edited.clone()
-    apart.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another pack", lambda executor, *args,
-                               **kwargs: executor(*args, **kwargs))
     (a, together), (b, alone) = (rows_of_forwards(Case.predictions, case, model, case.target, 7.5)
-                                 for model in (edited, apart))
+                                 for model in (edited, apart(edited)))
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
     assert alone == [1, 2] * 5 + [2] * 2
     # 3 rows for 3 steps, then 2 for 2. 2 steps are not read
