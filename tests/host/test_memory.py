@@ -14,10 +14,10 @@ from editors import CONCEPTS, EDITORS
 from runs import Case
 
 HEADS = 2
-# of latents whose map is larger than the parts of it that are held at once, and of those for editors that act on
-# coarser grids alone, whose maps of a smaller latent are smaller than what plain sampling makes
-SIZES = {"cross image": 64, "free prompt": 64, "mixing": 64}
-LONG = " in front of a very small house on a green hill far away" * 7  # three chunks of tokens
+# of latents whose map is larger than the parts of it that are held at once, and of those for editors that act or look
+# on coarser grids, whose maps of a smaller latent are smaller than what plain sampling makes
+SIZES = dict.fromkeys(("cross image", "free prompt", "mixing", "excite", "pull", "guide", "remove"), 64)
+LONG = " in front of a very small house on a green hill far away" * 7  # two chunks of tokens
 
 
 class Largest(TorchDispatchMode):
@@ -74,11 +74,10 @@ def test_a_map_would_be_larger_than_anything_plain_sampling_makes():
 
 
 def needed(editor):
-    """What an editor may hold at once if its paper reads maps: parts of them (contrast), or only
-    cross-attention's (losses)."""
+    """What an editor may hold at once if its paper reads maps: parts of them (contrast), or cross-attention's of all
+    grids (a loss)."""
     tokens = len(case().edit.pairs[0].target.ids)
-    return {"cross image": cross_image.CELLS, "pull": HEADS * 32 ** 2 * tokens,
-            "excite": HEADS * 32 ** 2 * tokens}.get(editor, 0)
+    return {"cross image": cross_image.CELLS, "pull": HEADS * 64 ** 2 * tokens}.get(editor, 0)
 
 
 @pytest.mark.parametrize("editor", {**EDITORS, "everywhere": everywhere})
