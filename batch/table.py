@@ -46,27 +46,24 @@ class Row:
 
 def read_table(path: Path) -> list[Row]:
     """The rows of a file or folder. TableError if it has none."""
+    kind = path.suffix.lower()
     if path.is_dir():
         files = [p for p in sorted(path.rglob("*")) if p.is_file()]
         found = _members((p.relative_to(path).as_posix(), Picture(p.relative_to(path).as_posix(), p)) for p in files)
     elif not path.is_file():
         raise TableError(f"there is no table {path}: name a folder of pictures, or a .csv, .parquet or .tar file")
-    elif path.suffix == ".csv":
-        try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                found = list(csv.DictReader(file))
-        except UnicodeDecodeError as error:
-            raise TableError(f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it so") from None
-        for number, values in enumerate(found, 1):
-            if None in values or None in values.values():
-                raise TableError(f"row {number} of {path} has {'more' if None in values else 'fewer'} cells than the "
-                                 "header: mend it, or quote the text that holds commas")
-    elif path.suffix == ".parquet":
+    elif kind == ".csv":
+        found = _csv(path)
+    elif kind == ".parquet":
         found = _parquet(path)
-    elif path.suffix == ".tar":
-        with tarfile.open(path) as archive:
-            found = _members((m.name, Picture(f"{path.name}:{m.name}", path, m.offset_data, m.size))
-                             for m in archive if m.isfile())
+    elif kind == ".tar":
+        try:
+            with tarfile.open(path, "r:") as archive:
+                found = _members((m.name, Picture(f"{path.name}:{m.name}", path, m.offset_data, m.size))
+                                 for m in archive if m.isfile())
+        except tarfile.TarError as error:
+            raise TableError(f"{path} cannot be read as a tar file without compression ({error}): make it anew, or "
+                             "unpack it and name the folder") from None
     else:
         raise TableError(f"{path} is no table: name a folder of pictures, or a .csv, .parquet or .tar file")
     if not found:
@@ -105,9 +102,32 @@ def _columns(file: Picture, part: str, suffix: str) -> dict:
         raise TableError(f"{file.place} cannot be read ({error}): text is UTF-8, JSON an object of columns") from None
 
 
+def _csv(path: Path) -> list[dict]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            rows, header = list(table), table.fieldnames or ()
+    except UnicodeDecodeError as error:
+        raise TableError(f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it so") from None
+    except csv.Error as error:
+        raise TableError(f"{path} cannot be read beyond line {table.line_num} ({error}): look for a quotation mark "
+                         "that is not closed") from None
+    twice = next((column for column in header if header.count(column) > 1), None)
+    if twice is not None:
+        raise TableError(f"{path} has {header.count(twice)} columns {twice!r}: rename or delete all but one")
+    for number, values in enumerate(rows, 1):
+        if None in values or None in values.values():
+            raise TableError(f"row {number} of {path} has {'more' if None in values else 'fewer'} cells than the "
+                             "header: mend it, or quote the text that holds commas")
+    return rows
+
+
 def _parquet(path: Path) -> list[dict]:
     import pyarrow.parquet
-    rows = pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise TableError(f"{path} cannot be read as Parquet ({error}): write or download it anew") from None
     for number, row in enumerate(rows, 1):
         for name, value in row.items():
             if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # a picture of Hugging Face's

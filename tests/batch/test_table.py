@@ -1,4 +1,5 @@
 """What a table's rows are, which inputs they fill, and what is said of a table that will not do."""
+import io
 import json
 import tarfile
 from datetime import date
@@ -139,6 +140,36 @@ def test_files_that_make_no_row_are_told_by_their_names(name, data, said, folder
     (folder / name).write_bytes(data)
     with pytest.raises(TableError, match=said):
         read_table(folder / name if name == "table.csv" else folder)
+
+
+def torn_tar(compressed=False):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz" if compressed else "w") as archive:
+        part = tarfile.TarInfo("cat.png")
+        part.size = 3000
+        archive.addfile(part, io.BytesIO(bytes(part.size)))
+    return file.getvalue() if compressed else file.getvalue()[:2000]
+
+
+@pytest.mark.parametrize("name, data, said", [
+    ("t.tar", b"nonsense", r"t\.tar cannot be read as a tar file"),
+    ("t.tar", torn_tar(), r"t\.tar cannot be read as a tar file .*: make it anew"),
+    ("t.tar", torn_tar(compressed=True), r"tar file without compression .*: .* unpack it and name the folder"),
+    ("t.csv", b'a,b\n1,"' + b"x" * 150_000, r"t\.csv cannot be read beyond line 1 .* mark that is not closed"),
+    ("t.csv", b"a,b,a\n1,2,3\n", r"t\.csv has 2 columns 'a'"),
+    ("t.parquet", b"nonsense", r"t\.parquet cannot be read as Parquet .*: write or download it anew")],
+    ids=["no tar", "torn tar", "compressed tar", "open quotation", "a column twice", "no Parquet"])
+def test_a_broken_table_is_told_with_what_to_do(name, data, said, tmp_path):
+    if name == "t.parquet":
+        pytest.importorskip("pyarrow.parquet", reason="Ray's data part brings it")
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(TableError, match=f"(?s){said}"):
+        read_table(tmp_path / name)
+
+
+def test_a_tables_kind_may_be_written_large(folder):
+    (folder / "T.CSV").write_text("2.text\na cat\n")
+    assert read_table(folder / "T.CSV")[0].values == {"2.text": "a cat"}
 
 
 def test_hidden_files_are_no_rows(folder):
