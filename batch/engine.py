@@ -175,13 +175,13 @@ class Engine:
         item = seat.item
         try:
             found = ray.get(seat.ref)
-        except ray.exceptions.RayActorError as error:
-            self._died(seat, item, cause(error, seat.process))
-            return
         except ray.exceptions.RayTaskError as error:
             seat.sent = set()  # it may not have kept them
             self._feed(seat)
             self.lost(item, cause(error))
+            return
+        except ray.exceptions.RayError as error:  # each way to end has a class of its own
+            self._died(seat, item, cause(error, seat.process))
             return
         self.stillborn = 0
         if item is None:
@@ -217,6 +217,7 @@ class Engine:
 
     def _died(self, seat, item, why):
         self.tell(seat, f"ended: {why}")
+        ray.kill(seat.actor)  # where its result alone was lost, it still has its core
         if item is None:
             self.stillborn += 1
             if self.stillborn >= STARTS:
@@ -247,7 +248,9 @@ def cause(error, process=0) -> str:
     """Why a worker ended, in a line: what Ray says, and the last error in the process's log, where that is at hand."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     said = lines[-1].replace("The actor is dead because its worker process has died. ", "").partition(" Some common")[0]
-    if "End of file" in said:
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        said = "Ray ended its process because its machine ran low on memory: take fewer --workers"
+    elif "End of file" in said:
         said = "its process was killed (by the system, for lack of memory, or by hand) or crashed"
     logs = Path("/tmp/ray", ray.get_runtime_context().get_session_name(), "logs")
     for log in logs.glob(f"worker-*-{process}.err") if process else ():

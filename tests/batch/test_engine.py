@@ -95,6 +95,22 @@ def test_a_row_that_ends_its_worker_is_given_up_and_all_others_are_done(cluster,
         ["a", "poison", "poison", "b", "raises", "c", "d", "e"])
 
 
+def test_a_worker_that_ray_ends_for_memory_has_died(cluster, tmp_path, monkeypatch):
+    """Ray's memory monitor has an error of its own for it."""
+    get = ray.get
+
+    def low(ref):
+        try:
+            return get(ref)
+        except ray.exceptions.RayActorError:
+            raise ray.exceptions.OutOfMemoryError("1 worker(s) were killed\nRefer to the documentation") from None
+
+    monkeypatch.setattr(ray, "get", low)
+    ran = Ran([["a", "poison", "b"], ["c"]], tmp_path)
+    assert set(ran.found) == set("abc") and set(ran.gone) == {"poison"}
+    assert "2 times: Ray ended its process because its machine ran low on memory: take fewer" in ran.gone["poison"]
+
+
 def test_a_worker_that_grows_is_replaced_and_a_row_without_memory_is_tried_alone(cluster, tmp_path):
     ran = Ran([["a", "grows", "b", "large", "c", "huge", "d"]], tmp_path)
     assert {n: f for n, f in ran.found.items() if n in ("large", "huge")} == {
