@@ -57,8 +57,9 @@ class Plan:
 
 def plan(graph: dict, bindings: list[Binding], rows: list[Row], versions: dict, folder: Path, grouped="") -> Plan:
     """grouped: the column whose equal values make a group. Without one, rows of one picture are a group."""
-    if grouped and grouped not in rows[0].values:
-        raise TableError(f"the table has no column {grouped!r} to group by: it has {', '.join(rows[0].values)}")
+    lacking = next((row for row in rows if grouped and grouped not in row.values), None)
+    if lacking:
+        raise TableError(f"row {lacking.number} has no {grouped!r} to group by: it has {', '.join(lacking.values)}")
     about = {"workflow": graph, "bindings": [[b.column, b.node, b.input] for b in bindings], **versions}
     run, seen, jobs, files = digest(about), {}, [], {}
     for row in rows:

@@ -81,6 +81,12 @@ def test_a_grid_runs_every_setting_on_every_row_and_a_picture_is_one_group(folde
     assert len(planned(rows, {}, folder, grouped="2.way").groups(found.jobs)) == 2
 
 
+def test_a_row_without_the_column_to_group_by_is_told(folder):
+    rows = [Row(1, {"2.text": "a", "who": "me"}), Row(2, {"2.text": "b"})]
+    with pytest.raises(TableError, match="row 2 has no 'who' to group by: it has 2.text"):
+        planned(rows, {}, folder, grouped="who")
+
+
 def test_a_key_holds_all_that_decides_a_result(folder):
     def keys(text="a cat", photo="cat.png", graph=GRAPH, versions="1"):
         found = planned([Row(1, {"Photo.image": photo, "2.text": text})], {}, folder, versions, graph=graph)
