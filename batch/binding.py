@@ -15,13 +15,11 @@ class Binding:
     """A column and the input of a node that it fills.
 
     kind: the input's type, PICTURE if it names a file of the host's input folder, or "" if nobody knows it.
-    choices: those of a COMBO.
     """
     column: str
     node: str
     input: str
     kind: str
-    choices: tuple = ()
 
     def value(self, row: Row, folder: Path):
         """A row's value as the input takes it; a Picture for a picture. folder: where a table's file names begin."""
@@ -121,9 +119,7 @@ def _binding(graph, info, node, name, column) -> Binding:
     type_, options = (*inputs[name], {})[:2]
     if options.get("image_upload"):
         return Binding(column, node, name, "PICTURE")
-    if isinstance(type_, list) or type_ == "COMBO":
-        return Binding(column, node, name, "COMBO", tuple(type_ if isinstance(type_, list) else options["options"]))
-    return Binding(column, node, name, type_)
+    return Binding(column, node, name, "COMBO" if isinstance(type_, list) else type_)
 
 
 def filled(graph: dict, bindings: list[Binding], values: dict) -> dict:

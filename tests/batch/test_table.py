@@ -87,6 +87,13 @@ def test_a_row_without_the_column_to_group_by_is_told(folder):
         planned(rows, {}, folder, grouped="who")
 
 
+def test_a_choice_that_the_host_asks_for_elsewhere_can_be_bound(folder):
+    """Its list is not in the host's answer."""
+    info = {"Edit": {"input": {"required": {"way": ["COMBO", {"remote": {"route": "/ways"}}]}}}}
+    binding, = bind({"2": GRAPH["2"]}, info, ["2.way"], {})
+    assert binding.kind == "COMBO" and binding.value(Row(1, {"2.way": "b"}), folder) == "b"
+
+
 def test_a_key_holds_all_that_decides_a_result(folder):
     def keys(text="a cat", photo="cat.png", graph=GRAPH, versions="1"):
         found = planned([Row(1, {"Photo.image": photo, "2.text": text})], {}, folder, versions, graph=graph)
