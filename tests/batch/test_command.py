@@ -85,12 +85,13 @@ def runs(tmp_path):
 
 
 def test_a_folder_of_photos_becomes_pictures_and_rows(batch, tmp_path):
-    assert batch("--grid", "Scale.scale_by=0.5,0.25", "--format", "webp") == 0
+    assert batch("--grid", "Scale.scale_by=0.5, 0.25", "--grid", "Scale.upscale_method=area, bicubic",
+                 "--format", "webp") == 0
     (name, rows), = runs(tmp_path).items()
     about = json.loads((tmp_path / "out" / name / "run.json").read_text())
     assert about["workflow"] == PHOTOS and about["ComfyUI"] and about["palimpsest"]
     parts = pyarrow.parquet.read_table(tmp_path / "out" / name / "parts")
-    assert parts.num_rows == 6 and json.loads(parts.schema.metadata[b"palimpsest"]) == about
+    assert parts.num_rows == 12 and json.loads(parts.schema.metadata[b"palimpsest"]) == about
     sizes, shades = [], []
     for row in parts.to_pylist():
         with Image.open(tmp_path / "out" / name / row["pictures"][0]) as image:
