@@ -113,6 +113,7 @@ def grid(cells: Sequence[Tensor], columns: Sequence[str], rows: Sequence[str]) -
     for picture in range(max(len(cell) for cell in cells)):
         tiles = [tile(cell[picture % len(cell)], "") for cell in cells]
         width = max(t.width for t in tiles)
+        tiles = [_widened(t, width) for t in tiles]
         heads = [_label(text, width, width) for text in columns]
         lines = [heads, *(tiles[i:i + len(columns)] for i in range(0, len(tiles), len(columns)))]
         if any(rows):
@@ -166,6 +167,12 @@ def _label(text: str, width: int, of: int) -> Image.Image:
     for i, words in enumerate(lines):
         ImageDraw.Draw(page).text((0, line * (i + 1) - line // 4), words, INK, font, "ls")
     return page
+
+
+def _widened(page: Image.Image, width: int) -> Image.Image:
+    wide = Image.new("RGB", (width, page.height), PAPER)
+    wide.paste(page)
+    return wide
 
 
 def _font(width: int):

@@ -198,3 +198,16 @@ def test_pictures_stand_under_their_columns_and_beside_their_rows():
     one, two = (settings_sheet.grid(cells, [text] * 3, [""] * 2).shape for text in ("short", "a long text " * 5))
     assert two[1] > one[1] and two[2] == one[2]
     assert settings_sheet.grid(cells, ["a"] * 3, ["one"] * 2).shape[2] > one[2]
+
+
+def test_columns_stand_in_line_though_a_setting_changes_the_pictures_size():
+    """Of two columns, with the sizes in turn."""
+    sides, colours = (64, 400, 400, 64), torch.cat([torch.eye(3), 1 - torch.eye(3)[:1]])
+    cells = [colour.expand(1, side, side, 3) for side, colour in zip(sides, colours)]
+    for rows in (["one", "two"], ["", ""]):
+        page = settings_sheet.grid(cells, ["a", "b"], rows)
+        shown = [(page - colour).abs().amax(-1).lt(1 / 255)[0].nonzero() for colour in colours]
+        lefts, tops = ([int(places[:, side].min()) for places in shown] for side in (1, 0))
+        assert lefts[0] == lefts[2] and lefts[1] == lefts[3] and tops[0] == tops[1] and tops[2] == tops[3]
+        ink = (page[0, :tops[0] - 2].amin((0, 2)) < 0.5).nonzero().flatten()
+        assert all((ink - left).abs().min() < 10 for left in lefts[:2])  # a label begins where its column does
