@@ -27,7 +27,7 @@ def files(graph):
 
 def met(view, name: str, small: "dict | None") -> bool:
     """Opens a template and runs it, or `small` in its place. Returns whether both went without an error."""
-    page, dialog = view.page, view.page.get_by_role("dialog")
+    page = view.page
     page.set_default_timeout(1_200_000)  # one of them learns for minutes
 
     def seen(title):
@@ -35,10 +35,7 @@ def met(view, name: str, small: "dict | None") -> bool:
         page.wait_for_timeout(4000)
         page.screenshot(path=str(OUT / f"{title}.png"))
 
-    page.get_by_role("button", name="Templates").first.click()
-    dialog.get_by_text(NAME, exact=True).first.click()
-    dialog.get_by_test_id(f"template-workflow-{name}").click()
-    dialog.wait_for(state="hidden")
+    view.choose(name)
     seen(name)
     zoom, begun = page.evaluate("app.canvas.ds.scale"), time.monotonic()
     if small:
