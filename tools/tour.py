@@ -12,7 +12,7 @@ from pathlib import Path
 
 from browser import LAPTOP, frontend
 from comfy_server import Server, free_port
-from pack import NAME, ROOT, find_host, load_pack
+from pack import ROOT, find_host, load_pack
 from thumbnails import drawn_small
 from workflow import FOLDER, drawings, host_nodes, object_info
 
