@@ -13,6 +13,8 @@ import pyarrow.parquet
 from .plan import Job, Plan
 
 PART = 256
+MARKS = (("png", 0, b"\x89PNG"), ("webp", 8, b"WEBP"), ("gif", 0, b"GIF8"), ("mp4", 4, b"ftyp"),
+         ("webm", 0, b"\x1aE\xdf\xa3"))  # what files of a kind hold, and where
 SCHEMA = pyarrow.schema([
     ("key", "string"), ("row", "int64"), ("group", "string"), ("values", "string"), ("error", "string"),
     ("node", "string"), ("exception", "string"), ("attempts", "int64"), ("pictures", pyarrow.list_(pyarrow.string())),
@@ -73,7 +75,7 @@ class Store:
             self.pack()
 
     def _picture(self, key, number, data) -> str:
-        kind = "png" if data.startswith(b"\x89PNG") else "webp" if data[8:12] == b"WEBP" else "jpg"
+        kind = next((kind for kind, at, mark in MARKS if data[at:at + len(mark)] == mark), "jpg")
         name = f"pictures/{key[:2]}/{key}{f'-{number}' if number else ''}.{kind}"
         (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         replaced(self.folder / name, data)

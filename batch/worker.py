@@ -16,7 +16,7 @@ import comfy.utils
 import execution
 import folder_paths
 import psutil
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 import nodes
 import workflow
@@ -154,12 +154,17 @@ def kept_pictures(graph: dict, shown: dict, kept: set, form: str, place) -> dict
 
 
 def encoded(data: bytes, form: str) -> bytes:
-    """A picture's file in another form, with the settings for high quality."""
+    """A picture's file in another form, with the settings for high quality. A video stays as it is."""
     if form == "png":
         return data
-    with Image.open(io.BytesIO(data)) as image:
-        file = io.BytesIO()
-        image.save(file, form, quality=95)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if getattr(image, "is_animated", False):
+                return data
+            file = io.BytesIO()
+            image.save(file, form, quality=95)
+    except UnidentifiedImageError:
+        return data
     return file.getvalue()
 
 

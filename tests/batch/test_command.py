@@ -211,6 +211,22 @@ def test_nodes_of_one_title_keep_their_pictures_in_the_workflows_order(batch, tm
     assert worker.numbers(twice, shown) == {"saved": {"n": 1.0}, "whole": {"n": 0.0}, "Scale": {"n": 2.0}}
 
 
+def test_videos_are_kept_as_they_are_under_their_own_kind(tmp_path):
+    frames = [Image.fromarray(np.full((8, 8, 3), shade, np.uint8)) for shade in (0, 255)]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "still.png")
+    (tmp_path / "film.mp4").write_bytes(bytes(4) + b"ftypisom")
+    files = [{"filename": p.name, "type": "output"} for p in sorted(tmp_path.iterdir())]
+    kept = worker.kept_pictures({"1": {"class_type": "SaveVideo", "inputs": {}}}, {"1": {"images": files}}, set(),
+                                "webp", lambda image: tmp_path / image["filename"])["1"]
+    film, moving, still = kept
+    assert film == (tmp_path / "film.mp4").read_bytes() and moving == (tmp_path / "moving.webp").read_bytes()
+    assert still[8:12] == b"WEBP"
+    store = SimpleNamespace(folder=tmp_path)
+    names = [output.Store._picture(store, "key", number, data) for number, data in enumerate(kept)]
+    assert [name.rpartition(".")[2] for name in names] == ["mp4", "webp", "webp"]
+
+
 def test_pictures_of_a_node_that_is_not_there_are_not_promised(batch, tmp_path, capsys):
     assert batch("--picture", "Sacle") == 1
     assert "--picture names 'Sacle', and no node" in capsys.readouterr().err and not (tmp_path / "out").exists()
