@@ -29,11 +29,10 @@ import torch
 from torch import Tensor
 
 from ..editing.checks import require_rows
-from ..editing.sites import AttentionEdit, over_keys, require_all_rows
+from ..editing.sites import AttentionEdit, moved, over_keys, require_all_rows
 from ..editing.word_maps import sampled_tokens
 from ..host.batch import repeat_to_batch_size
 from ..host.canvas import log
-from ..host.network import text_runs
 from ..inversion.trajectory import Inversion
 from .alignment import Pair
 
@@ -133,7 +132,7 @@ class PromptToPrompt(AttentionEdit):
         now = self._coefficients(rows.call, v)
         mapped = repeat_to_batch_size(now.mapped, rows.count)
         # softmax(q k^T) · M (r a e ⊙ V*)
-        out = attention(source.q, source.k, self._moved(mapped, v, source.k.shape[1], rows.call.network))
+        out = attention(source.q, source.k, moved(mapped, v, source.k.shape[1], rows.call.network))
         if now.own is None and not site.joint:
             return out
         own = torch.zeros_like(mapped[:, 0]) if now.own is None else repeat_to_batch_size(now.own, rows.count)
@@ -142,16 +141,6 @@ class PromptToPrompt(AttentionEdit):
         if site.patched:  # what another pack adds to attention, as IPAdapter does, is in both terms
             rest = rest - attention(q, k, torch.zeros_like(v))
         return out + rest
-
-    @staticmethod
-    def _moved(mapped, v, keys, network) -> Tensor:
-        """M (r a e ⊙ V*) at the source's keys, of a text whose columns the target may have several times."""
-        moved = v.new_zeros(v.shape[0], keys, v.shape[2])
-        runs = zip(text_runs(network, mapped.shape[1], keys), text_runs(network, mapped.shape[2], v.shape[1]))
-        for (key, column, count), (target_key, target_column, target_count) in runs:
-            part = mapped[:, column:column + count, target_column:target_column + target_count]
-            moved[:, key:key + count] = part @ v[:, target_key:target_key + target_count]
-        return moved
 
     def _coefficients(self, call, like) -> State:
         """Those of this σ, on the device and in the dtype of `like`."""

@@ -38,6 +38,8 @@ class Editor:
     mixes: whether it changes the target's prediction by what it asked for; `answered` then returns the new one.
     replays: whether it is Replay's, which applies what an inversion learned.
     lower: whether it reads the source where its trajectory was before it came to the target's level (`Run.lower`).
+    middle: the percent of the schedule at whose level it reads the source until the target is there; 0: at the target's
+        own level.
     node: (id, class) of the node that attached it, None outside a graph.
     """
     State: type = NoState
@@ -51,6 +53,7 @@ class Editor:
     mixes: bool = False
     replays: bool = False
     lower: bool = False
+    middle: float = 0.0
     node: tuple[str, str] | None = None
 
     def __deepcopy__(self, memo):
@@ -59,6 +62,11 @@ class Editor:
     def read_inversion(self) -> Inversion | None:
         """The INVERSION that it reads: its field `inversion`, where it has one."""
         return getattr(self, "inversion", None)
+
+    @property
+    def where(self) -> tuple[bool, float]:
+        """Where it reads the source. Editors of one INVERSION that read at the same place share what it shows."""
+        return self.lower, self.middle
 
     def begin(self, run: "Run"):
         """Before the first model call: raise ValueError on what cannot work."""

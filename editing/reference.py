@@ -3,8 +3,8 @@
 They are not stored for fifty steps. The INVERSION knows the source's latent at this σ exactly, so they are computed
 again from it and the branch never drifts. It is a call of its own, before the target's, whose forwards keep their shape
 and order: a run with the branch on and no edit is bit-identical to one without. A forward of one row takes longer than
-half a forward of two, so small latents are read for several steps at once. Kept features live for the steps of one
-forward.
+half a forward of two, so small latents are read for several steps at once, and so is a source that is read at one level
+for all of them. Kept features live for the steps of one forward.
 
 The target's rows read what the source shows under its own prompt. The null prompt's rows read what it shows under the
 null prompt, a second entry of the same call. It is there only where an editor acts on those rows.
@@ -60,23 +60,23 @@ def _encoded(guider, inversion) -> list:
     return encoded(guider, inversion.conditioning, clean, clean)
 
 
-def _readers(run, inversion, lower, sigma) -> list["Editor"]:
-    """The editors that read an INVERSION at σ, or where it was before."""
-    return [e for e in run.editors if e.read_inversion() is inversion and e.lower == lower and e.reads(run, sigma)]
+def _readers(run, inversion, where, sigma) -> list["Editor"]:
+    """The editors that read an INVERSION at σ, or elsewhere for it."""
+    return [e for e in run.editors if e.read_inversion() is inversion and e.where == where and e.reads(run, sigma)]
 
 
 @dataclass(frozen=True)
 class Kept:
     """What the source shows at a site.
 
-    features: {name: (rows, tokens, channels)}, σ by σ in their rows.
+    features: {name: (rows, tokens, channels)}, level by level in their rows.
     grid: of the site.
-    levels: the σ.
-    pictures: the rows of each σ.
+    levels: {σ: the number of its rows}; several σ may have the same.
+    pictures: the rows of each.
     """
     features: Mapping[str, Tensor] = field(default_factory=dict)
     grid: tuple = ()
-    levels: tuple = ()
+    levels: Mapping[float, int] = field(default_factory=dict)
     pictures: int = 1
 
 
@@ -85,35 +85,36 @@ class Reference:
 
     A prompt is None for the source's own, the uuid of the null prompt's entry for that one.
 
-    sources: (INVERSION, whether at `Run.lower` of σ) that some editor reads; entries: of each, its prompt's cond list;
-    mixed: of each, whether rows of different σ may share a forward.
-    levels: {(its id and lower, prompt): the σ that were read for}.
-    kept: {(its id and lower, prompt, kind and address of a site, area of a tile or None): Kept}.
-    reading, pictures, source: of the call that reads now, its cond lists, its rows at each σ, and (id of its INVERSION,
-    lower).
+    sources: (INVERSION, `Editor.where`) that some editor reads; entries: of each, its prompt's cond list; mixed: of
+    each, whether rows of different levels may share a forward.
+    levels: {(its id and where, prompt): the σ that were read for}.
+    kept: {(its id and where, prompt, kind and address of a site, area of a tile or None): Kept}.
+    reading, pictures, rows, source: of the call that reads now, its cond lists, its rows at each level, {σ: which of
+    these levels}, and (id of its INVERSION, where).
     """
 
     def __init__(self, run: "Run"):
         self.steps = run.sigmas[:-1].tolist()
-        self.sources = [(inversion, lower) for lower in (False, True)
-                        for inversion in inversions_read(e for e in run.editors if e.lower == lower)]
+        self.sources = [(inversion, where) for where in sorted({e.where for e in run.editors})
+                        for inversion in inversions_read(e for e in run.editors if e.where == where)]
         self.entries = [_encoded(run.guider, inversion) for inversion, _ in self.sources]
         self.mixed = [rows_may_mix(run.guider.model_patcher, i.conditioning) for i, _ in self.sources]
         self.levels: dict[tuple, tuple] = {}
         self.kept: dict[tuple, Kept] = {}
         self.reading: list = []
         self.pictures = 1
+        self.rows: dict[float, int] = {}
         self.source: tuple = ()
 
     def keep(self, call: Call, part: Part, site: "Site", features: dict[str, Tensor]):
         """Keeps what a part of a forward shows at a site."""
         key = self.source, call.prompts[part.index], site.kind, site.address, part.entry.get("area")
-        self.kept[key] = Kept(features, site.grid, call.levels, self.pictures)
+        self.kept[key] = Kept(features, site.grid, self.rows, self.pictures)
 
     def kept_for(self, editor: "Editor", rows: "Rows", site: "Site") -> Kept:
         """What the source shows to some rows at a site, in their area or in the whole latent."""
         prompt, area = rows.entry.get("palimpsest_prompt"), rows.entry.get("area")
-        key = (id(editor.read_inversion()), editor.lower), prompt, site.kind, site.address
+        key = (id(editor.read_inversion()), editor.where), prompt, site.kind, site.address
         kept = self.kept.get((*key, area)) or self.kept.get((*key, None))
         if kept is None and any(found[:4] == key for found in self.kept):
             raise ValueError("Another node cuts the source into tiles, none of which is the target's area (height, "
@@ -136,8 +137,8 @@ class Reference:
         """One call of the source, at σ and the next steps, for each INVERSION that some editor reads and that was not
         read at σ. nulls: `null_entries` of this evaluation."""
         sigma = float(timestep[0])
-        for i, (inversion, lower) in enumerate(self.sources):
-            readers, source = _readers(run, inversion, lower, sigma), (id(inversion), lower)
+        for i, (inversion, where) in enumerate(self.sources):
+            readers, source = _readers(run, inversion, where, sigma), (id(inversion), where)
             prompts = {None: self.entries[i]} if readers else {}
             if any("null" in e.roles for e in readers):
                 prompts |= nulls
@@ -154,20 +155,22 @@ class Reference:
         self.kept = {key: kept for key, kept in self.kept.items() if key[:2] not in stale}
 
     def _read(self, run, executor, model, x_in, timestep, model_options, i, prompts):
-        sigma, (inversion, lower), conds = float(timestep[0]), self.sources[i], list(prompts.values())
+        sigma, (inversion, where), conds = float(timestep[0]), self.sources[i], list(prompts.values())
         texts = (_rows(entry) for prompt, entries in prompts.items() if prompt for entry in entries)
         self.pictures = math.lcm(inversion.batch, *texts)
-        mixed = self.mixed[i] and tuple(prompts) == (None,)
-        together = levels_together(self.pictures, inversion.shape[-2:]) if mixed else 1
-        readers = [(level, _readers(run, inversion, lower, level)) for level in self._ahead(sigma, together)]
-        levels = tuple(level for level, mine in readers if mine)
-        asked = [run.lower(inversion, level) if lower else level for level in levels]
-        x = torch.cat([repeat_to_batch_size(run.shown(inversion, level), self.pictures)
-                       for level in asked]).to(x_in)
+        alone = tuple(prompts) == (None,)  # what the null prompt says may change from step to step
+        together = levels_together(self.pictures, inversion.shape[-2:]) if alone and self.mixed[i] else 1
+        readers = {level: mine for level in self._ahead(sigma, len(self.steps) if alone and where[1] else together)
+                   if (mine := _readers(run, inversion, where, level))}
+        asked = {level: run.read_at(inversion, where, level) for level in readers}
+        at = list(dict.fromkeys(asked.values()))[:together]
+        self.rows = {level: at.index(read) for level, read in asked.items() if read in at}
+        levels = tuple(self.rows)
+        x = torch.cat([repeat_to_batch_size(run.shown(inversion, level), self.pictures) for level in at]).to(x_in)
         call = Call(run, conds, sigma, x, inversion, levels, tuple(prompts))
-        options = call.install(model_options, dict.fromkeys(e for _, mine in readers for e in mine))
-        self.reading, self.source = conds, (id(inversion), lower)
-        sigmas = timestep.new_tensor(asked).clamp(min=LEAST)
+        options = call.install(model_options, dict.fromkeys(e for level in levels for e in readers[level]))
+        self.reading, self.source = conds, (id(inversion), where)
+        sigmas = timestep.new_tensor(at).clamp(min=LEAST)
         try:
             executor(model, conds, x, sigmas.repeat_interleave(self.pictures), options)
         finally:

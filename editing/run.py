@@ -132,6 +132,17 @@ class Run:
             return sigma
         return method_of(inversion).lower(inversion, sigma)
 
+    def read_at(self, inversion: Inversion, where: tuple[bool, float], sigma: float) -> float:
+        """The level at which an editor that reads there (`Editor.where`) is shown the INVERSION at σ."""
+        lower, middle = where
+        if not middle:
+            return self.lower(inversion, sigma) if lower else sigma
+        level = self._level(middle)
+        if sigma <= level or self.coupled is not None and not self.coupled.on_path:
+            return sigma
+        steps = method_of(inversion).sigmas(inversion)[:-1].tolist()
+        return min(sigma, *sorted(steps, key=lambda own: abs(own - level))[:1])
+
     def landing(self, inversion: Inversion, sigma: float) -> Tensor:
         """The x0 with which the step that is being taken keeps to the INVERSION."""
         if self.coupled is None:

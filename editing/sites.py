@@ -17,7 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..host.batch import options_of, repeat_to_batch_size
-from ..host.network import host_attention, joins_words, knows_places, shape_of, text_runs, with_attention
+from ..host.network import (
+    host_attention,
+    joins_words,
+    knows_places,
+    shape_of,
+    text_runs,
+    tokens_beside,
+    with_attention,
+)
 from ..host.tiles import cut
 from .editor import Editor
 
@@ -42,6 +50,7 @@ class Site:
     patched: whether another node's function computes it.
     joint: whether the network's attention joins words and picture: then cross-attention's keys are all tokens, the
         picture's own last.
+    beside: how many of those keys stand before the picture's own.
     """
     kind: str
     address: tuple
@@ -50,6 +59,7 @@ class Site:
     heads: int = 1
     patched: bool = False
     joint: bool = False
+    beside: int = 0
 
 
 class Source(dict[str, Tensor]):
@@ -193,7 +203,8 @@ def _around(edits, call, site, inner):
     def attention(q, k, v, options):
         _, grid, heads = shape_of(options)
         seen = Site(site.kind, site.address, grid, site.resolution, heads,
-                    inner is not host_attention and not knows_places(call.network), site.joint)
+                    inner is not host_attention and not knows_places(call.network), site.joint,
+                    tokens_beside(options))
         if call.reads:
             keep_features(edits, call, seen, options, q=q, k=k, v=v)
             return inner(q, k, v, options)
@@ -281,7 +292,7 @@ def source_of(editor: Editor, rows: Rows, site: Site) -> Source:
     require_all_rows(rows, kept.pictures, "pictures of the INVERSION")
 
     def seen(name):
-        x = kept.features[name].unflatten(0, (len(kept.levels), -1))[kept.levels.index(call.sigma)]
+        x = kept.features[name].unflatten(0, (1 + max(kept.levels.values()), -1))[kept.levels[call.sigma]]
         # the keys and values of cross-attention are the text's, and what is beside the picture has no grid
         if kept.grid != site.grid and (site.kind != "cross" or name == "q") and name not in BESIDE:
             x = window(x, kept.grid, site.grid, rows)
@@ -349,6 +360,17 @@ def over_keys(values: Tensor, network, keys: int, fill: float = 0) -> Tensor:
     out = values.new_full((values.shape[0], keys, values.shape[2]), fill)
     for key, column, count in text_runs(network, values.shape[1], keys):
         out[:, key:key + count] = values[:, column:column + count]
+    return out
+
+
+def moved(mapped, v: Tensor, keys: int, network) -> Tensor:
+    """[rows, keys, channels]: M V at the source's keys, of values v at the target's. mapped: M [rows, source's columns,
+    target's]. A text's columns may stand there several times; other keys have 0."""
+    out = v.new_zeros(v.shape[0], keys, v.shape[2])
+    runs = zip(text_runs(network, mapped.shape[1], keys), text_runs(network, mapped.shape[2], v.shape[1]))
+    for (key, column, count), (target_key, target_column, target_count) in runs:
+        part = mapped[:, column:column + count, target_column:target_column + target_count]
+        out[:, key:key + count] = part @ v[:, target_key:target_key + target_count]
     return out
 
 

@@ -36,6 +36,7 @@ SHAPE = "palimpsest.shape"      # the option with the Shape of a site, and of a 
 FORWARD = "palimpsest.forward"  # the option with the network of a forward and its text's length
 BLOCK = "palimpsest.block"      # the option with the section and number of the block that computes
 CROSS = "palimpsest.cross"      # the option that says that it computes cross-attention
+BESIDE = "palimpsest.beside"    # the option with the number of the tokens that are not the picture's
 OTHERS = "palimpsest.others"    # the option with the keys and values of all but the picture's tokens, by chunk
 SECTIONS = "double", "single"
 
@@ -131,10 +132,10 @@ def known(network) -> bool:
     return type(network) in FAMILIES
 
 
-def _blocks(network):
+def blocks(network):
     """((section, number), block) of every block, in the order in which they run."""
-    for section, blocks in FAMILIES[type(network)].lists.items():
-        for i, block in enumerate(getattr(network, blocks)):
+    for section, name in FAMILIES[type(network)].lists.items():
+        for i, block in enumerate(getattr(network, name)):
             yield (section, i), block
 
 
@@ -150,7 +151,7 @@ def _patch(network) -> int:
 
 def resolutions(network) -> dict[tuple, float]:
     """{address of every block: the side of its grid over the latent's}, in the order in which they run."""
-    return {(*at, call): 1 / _patch(network) for at, block in _blocks(network) for call in range(1 + _alone(block))}
+    return {(*at, call): 1 / _patch(network) for at, block in blocks(network) for call in range(1 + _alone(block))}
 
 
 def attentions(network) -> dict[Attention, float]:
@@ -176,8 +177,8 @@ def word_layers(network) -> frozenset:
     """The addresses at which the maps of words are read. Of two sections the last fifth of the first: on Flux blocks 15
     to 18, whose outputs ConceptAttention (Helbling et al. 2025, arXiv:2502.04320) compares. Of one its middle fifth.
     Nobody measured the probabilities there."""
-    (section, blocks), *others = FAMILIES[type(network)].lists.items()
-    count = len(getattr(network, blocks))
+    (section, name), *others = FAMILIES[type(network)].lists.items()
+    count = len(getattr(network, name))
     first, last = (4 * count // 5, count) if others else (2 * count // 5, 3 * count // 5)
     return frozenset((section, i, 0) for i in range(first, max(last, first + 1)))
 
@@ -232,11 +233,11 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],
         return _joint(own, all_ if joins(network) else None, beside, held, compute, q, k, v, heads, split, options)
 
     model_options = with_transformer(model_options, **{OVERRIDE: override})
-    model_options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, KEY, _told)
+    model_options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, KEY, told)
     return with_hooks(model_options, BLOCK, _hooks)
 
 
-def _told(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
+def told(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
     """One forward of the host's apply_model, whose options tell its attention where words and picture are."""
     network = executor.class_obj.diffusion_model
     if "image_cond" in kwargs:
@@ -251,7 +252,7 @@ def _told(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
 
 def _hooks(network, options):
     family = FAMILIES[type(network)]
-    for at, block in _blocks(network):
+    for at, block in blocks(network):
         for name in (family.within, family.cross) if family.cross else (family.within,):
             module, cross = block.get_submodule(name), bool(name) and name == family.cross
             yield module.register_forward_pre_hook(partial(_entered, at, cross), with_kwargs=True)
@@ -277,7 +278,7 @@ def _joint(own_edit, all_edit, beside_edit, held, compute, q: Tensor, k: Tensor,
     own_edit(inner) computes the picture's part from its own tokens, all_edit(inner) inside it from all, beside_edit(
     inner) the other tokens' part. held changes what all of them hold before."""
     axis, shape = 2 if split else 1, options[SHAPE]
-    start, end = _place(q.shape[axis], options)
+    start, end = place(q.shape[axis], options)
     if q.shape[0] != shape.rows:
         raise ValueError(f"Attention has {q.shape[0]} rows, where {shape.rows} were expected: another node changes the "
                          "rows; remove it.")
@@ -324,7 +325,8 @@ def _joint(own_edit, all_edit, beside_edit, held, compute, q: Tensor, k: Tensor,
                          "each token's place in the whole: remove Conditioning (Set Area).")
     shared = dict(zip(parts, zip(*(x.chunk(len(parts)) for x in others[1:]))))
     edited, (own_q, own_k, own_v) = own_edit(inner) if own_edit else inner, own
-    out = edited(own_q, own_k, own_v, {**options, SHAPE: shape._replace(heads=heads), OTHERS: shared})
+    out = edited(own_q, own_k, own_v, {**options, SHAPE: shape._replace(heads=heads), OTHERS: shared,
+                                       BESIDE: others[1].shape[axis]})
     if out.shape[1] == q.shape[axis]:
         return out
     if beside_edit:
@@ -337,7 +339,7 @@ def _joint(own_edit, all_edit, beside_edit, held, compute, q: Tensor, k: Tensor,
     return torch.cat([rest[:, :start], out, rest[:, after:]], 1)
 
 
-def _place(tokens: int, options: dict) -> tuple[int, int]:
+def place(tokens: int, options: dict) -> tuple[int, int]:
     """The first of the picture's own tokens, and the one after their last, among all."""
     (network, words), grid = options[FORWARD], options[SHAPE].grid
     family, picture = FAMILIES[type(network)], math.prod(grid)

@@ -12,7 +12,7 @@ from .unet_inputs import with_added, with_value_inputs, with_widths_measured
 
 __all__ = ["Attention", "attentions", "group_norms", "head", "head_tokens", "host_attention", "joins_words",
            "knows_places", "require_attention", "require_unet", "require_words", "residual_branch", "resolutions",
-           "shape_of", "takes_value_inputs", "text_runs", "turned", "with_added", "with_attention",
+           "shape_of", "takes_value_inputs", "text_runs", "tokens_beside", "turned", "with_added", "with_attention",
            "with_value_inputs", "with_widths_measured", "word_layers"]
 
 
@@ -71,6 +71,11 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],
 def shape_of(options: dict) -> Shape:
     """The shape of the attention that is called with these options."""
     return options[dit.SHAPE] if dit.SHAPE in options else unet.shape_of(options)
+
+
+def tokens_beside(options: dict) -> int:
+    """How many keys of the joint attention that is called with these options stand before the picture's own."""
+    return options.get(dit.BESIDE, 0)
 
 
 def knows_places(network) -> bool:
