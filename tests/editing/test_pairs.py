@@ -26,8 +26,10 @@ AS_ONE = set(map(frozenset, (  # one of the two leaves the other nothing to do
     ("shrinking", "objects"),
     # one look-up of one picture's queries and keys, or of its values
     ("mutual", "remove"), ("mutual", "cross image"), ("free prompt", "composite"), ("feature share", "remove"),
+    ("mid-step features", "composite"),
     ("remove", "ledits"))))  # on these nets the concept is found outside the place
-LATE = {"swap", "reweight", "free prompt"}  # two of them are told apart by a third step
+# two of them are told apart by a third step
+LATE = {"swap", "reweight", "free prompt", "mid-step features", "mid-step words"}
 PAIRS = [(*pair[::(-1) ** i], FAMILIES[i % len(FAMILIES)]) for i, pair in enumerate(combinations(SINGLE, 2))]
 
 

@@ -4,7 +4,7 @@ from functools import cache, partial
 import pytest
 import torch
 from comfy.ldm.modules.attention import attention_basic, attention_pytorch
-from palimpsest.attention import cross_image
+from palimpsest.attention import cross_image, reflex
 from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
 from palimpsest.nodes.attention.store import PalimpsestAttentionStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,7 +16,8 @@ from runs import Case
 HEADS = 2
 # of latents whose map is larger than the parts of it that are held at once, and of those for editors that act or look
 # on coarser grids, whose maps of a smaller latent are smaller than what plain sampling makes
-SIZES = dict.fromkeys(("cross image", "free prompt", "mixing", "excite", "pull", "guide", "remove"), 64)
+SIZES = dict.fromkeys(("cross image", "free prompt", "mixing", "excite", "pull", "guide", "remove", "mid-step features",
+                       "mid-step words"), 64)
 LONG = " in front of a very small house on a green hill far away" * 7  # two chunks of tokens
 
 
@@ -67,7 +68,7 @@ def test_a_map_would_be_larger_than_anything_plain_sampling_makes():
     recorder finds one that is made."""
     tokens = len(case().edit.pairs[0].target.ids)
     assert min(HEADS * 32 ** 4, HEADS * 32 ** 2 * tokens) > plain()
-    assert HEADS * 64 ** 4 > max(plain(64), cross_image.CELLS)
+    assert HEADS * 64 ** 4 > max(plain(64), cross_image.CELLS, reflex.CELLS)
     model = everywhere(case())
     assert largest(case().sample, through(attention_basic, model), cfg=1.0) == HEADS * 32 ** 4
     assert largest(case().sample, through(attention_pytorch, model), cfg=1.0) < HEADS * 32 ** 2 * tokens
@@ -77,7 +78,8 @@ def needed(editor):
     """What an editor may hold at once if its paper reads maps: parts of them (contrast), or cross-attention's of all
     grids (a loss)."""
     tokens = len(case().edit.pairs[0].target.ids)
-    return {"cross image": cross_image.CELLS, "pull": HEADS * 64 ** 2 * tokens}.get(editor, 0)
+    return {"cross image": cross_image.CELLS, "mid-step features": reflex.CELLS, "mid-step words": reflex.CELLS,
+            "pull": HEADS * 64 ** 2 * tokens}.get(editor, 0)
 
 
 @pytest.mark.parametrize("editor", {**EDITORS, "everywhere": everywhere})
