@@ -10,7 +10,7 @@ from palimpsest.editing.editor import editors
 from palimpsest.host.keys import RUN
 
 import tiny
-from editors import ACTS, CROSS_END, EDITORS, READS, STEPS
+from editors import ACTS, CROSS_END, EDITORS, LATER, READS, STEPS
 from runs import Case, kept, parts, pictures, repeated
 
 LONG = "soft light, " * 26  # 78 tokens
@@ -118,12 +118,13 @@ def of(chunks, role):
     return [c for c in chunks if c.role == role]
 
 
-def acts(editor, case, sigma, editors=ACTS):
-    return editor in editors and sigma >= limit(case, CROSS_END)
+def acts(editor, case, sigma):
+    begun = editor not in LATER or sigma < case.sigmas[0]
+    return editor in ACTS and begun and sigma >= limit(case, CROSS_END)
 
 
 def reads(editor, case, sigma):
-    return acts(editor, case, sigma, READS)
+    return editor in READS and sigma >= limit(case, CROSS_END)
 
 
 def limit(case, percent):

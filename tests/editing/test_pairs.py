@@ -12,7 +12,7 @@ from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
 from palimpsest.nodes.guidance.magic_remover import PalimpsestMagicRemover
 from palimpsest.nodes.inversion.replay import PalimpsestReplay
 
-from editors import EDITORS, FAMILIES, GUIDED, STEPS
+from editors import EDITORS, FAMILIES, GUIDED, LATER, STEPS
 from every import ALIKE, INVERSIONS
 from explicit import HEADS, SIDE, Call, Run, apply_maps, attention, features, relative, softmax_maps
 from runs import Case, kept
@@ -26,7 +26,7 @@ AS_ONE = set(map(frozenset, (  # one of the two leaves the other nothing to do
     ("shrinking", "objects"),
     # one look-up of one picture's queries and keys, or of its values
     ("mutual", "remove"), ("mutual", "cross image"), ("free prompt", "composite"), ("feature share", "remove"),
-    ("mid-step features", "composite"),
+    ("mid-step features", "composite"), ("dreammatcher", "remove"),
     ("remove", "ledits"))))  # on these nets the concept is found outside the place
 # two of them are told apart by a third step
 LATE = {"swap", "reweight", "free prompt", "mid-step features", "mid-step words"}
@@ -57,7 +57,7 @@ def corner(x):
 def test_two_editors(first, second, family):
     """The run ends well and both editors act. If one of the two holds the source, its corner comes back unchanged.
     Every editor stands before half of the others and after half."""
-    steps = 3 if {first, second} <= LATE else 2
+    steps = 3 if {first, second} <= LATE or {first, second} & LATER else 2
     c, each = case(family, steps), () if {first, second} in AS_ONE else (first, second)
     others = [plain(family, steps), *(alone(editor, family, steps) for editor in each)]
     found = c.sample(EVERY[second](c, EVERY[first](c)))

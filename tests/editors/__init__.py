@@ -36,7 +36,8 @@ def those(field):
 # case.py says what each of them means.
 FEATURES = those("features")
 READS, ACTS = those("reads") | FEATURES, those("acts") | FEATURES
-NULL_TOO, MOVES, BARE, WORDS, APART = (those(field) for field in ("null_too", "moves", "bare", "words", "apart"))
+NULL_TOO, MOVES, BARE, WORDS, APART, LATER = (
+    those(field) for field in ("null_too", "moves", "bare", "words", "apart", "later"))
 FAMILIES = list(tiny.UNETS)
 ON_JOINT, THIRDS = [case.name for case in EVERY if case.joint], [list(JOINT)[i::3] for i in range(3)]
 FINDS = those("finds")

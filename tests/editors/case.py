@@ -22,6 +22,7 @@ class EditorCase:
     acts: it changes the network's predictions of the target, until CROSS_END.
     features: it reads and acts, on every entry of the target until CROSS_END. The other editors leave an entry that
         Prompt Edit did not make to itself from SELF_END on.
+    later: it acts from the second step on.
     null_too: it also reads the source under the null prompt, for that prompt's rows.
     moves: it moves the latent itself, so no prompt, not even the null prompt, is predicted at the given one.
     bare: it gathers nothing in a run.
@@ -38,6 +39,7 @@ class EditorCase:
     reads: bool = False
     acts: bool = False
     features: bool = False
+    later: bool = False
     null_too: bool = False
     moves: bool = False
     bare: bool = False
