@@ -7,13 +7,13 @@ them knows which family it is.
 from collections.abc import Callable, Mapping
 
 from . import dit, unet
-from .unet import Attention, Shape, group_norms, host_attention, require_unet, residual_branch
+from .unet import Attention, Shape, enlarging, group_norms, host_attention, require_unet, residual_branch
 from .unet_inputs import with_added, with_value_inputs, with_widths_measured
 
-__all__ = ["Attention", "attentions", "group_norms", "head", "head_tokens", "host_attention", "joins_words",
-           "knows_places", "require_attention", "require_unet", "require_words", "residual_branch", "resolutions",
-           "shape_of", "takes_value_inputs", "text_runs", "tokens_beside", "turned", "with_added", "with_attention",
-           "with_value_inputs", "with_widths_measured", "word_layers"]
+__all__ = ["Attention", "attentions", "enlarging", "group_norms", "head", "head_tokens", "host_attention",
+           "joins_words", "knows_places", "require_attention", "require_unet", "require_words", "residual_branch",
+           "resolutions", "shape_of", "takes_value_inputs", "text_runs", "tokens_beside", "turned", "with_added",
+           "with_attention", "with_value_inputs", "with_widths_measured", "word_layers"]
 
 
 def resolutions(network) -> dict[tuple, float]:

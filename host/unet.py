@@ -104,6 +104,12 @@ def residual_branch(unet, number: int) -> torch.nn.Module:
     return unet.output_blocks[number][0].out_layers[-1]
 
 
+def enlarging(unet) -> dict[tuple, torch.nn.Module]:
+    """{("enlarged", number of an output block): what ends it by enlarging its grid}, in the order in which they run."""
+    return {("enlarged", number): module for number, block in enumerate(unet.output_blocks) for module in block
+            if isinstance(module, Upsample)}
+
+
 def head(unet) -> torch.nn.Module:
     """What turns the decoder's features into the prediction."""
     return unet.out
