@@ -6,6 +6,7 @@ Run as a script it writes them again in every document that has their marks. COM
 `<!-- tasks -->` to `<!-- /tasks -->`: every workflow, by what it does. `<!-- tasks, in short -->`: by its first word.
 `<!-- inversions -->` to `<!-- /inversions -->`: what `dev.py bench inversions` measured.
 `<!-- concepts -->`: what `dev.py bench concepts` measured. `<!-- fits -->`: what `dev.py bench fits` counted.
+`<!-- dreammatcher -->`: what `dev.py bench dreammatcher` measured.
 `<!-- scenes -->` and `<!-- hard scenes -->`: what `dev.py bench scenes` measured on the held-out splits.
 `<!-- flow scenes -->` and `<!-- flow held-out scenes -->`: what it measured with the flow miniature on those two.
 `<!-- best -->` and `<!-- best, hard -->`: the best choice for each kind of edit, chosen on the public split where that
@@ -148,6 +149,11 @@ def concepts(up: str) -> str:
     return table(json.loads(RESULTS.read_text(encoding="utf-8"))["measured"])
 
 
+def dreammatcher(up: str) -> str:
+    from palimpsest.bench.dreammatcher import RESULTS, table
+    return table(json.loads(RESULTS.read_text(encoding="utf-8"))["measured"])
+
+
 def fits(up: str) -> str:
     from palimpsest.bench.fits import RESULTS, table
     return table(json.loads(RESULTS.read_text(encoding="utf-8"))["rows"])
@@ -176,7 +182,7 @@ def best(up: str, splits: tuple) -> str:
 
 
 TABLES = {"techniques": techniques, "tasks": tasks, "tasks, in short": tasks_in_short,
-          "inversions": inversions, "concepts": concepts, "fits": fits,
+          "inversions": inversions, "concepts": concepts, "dreammatcher": dreammatcher, "fits": fits,
           "scenes": partial(scenes, split="held-out"), "hard scenes": partial(scenes, split="hard-held-out"),
           "flow scenes": partial(scenes, split="public", model="flow"),
           "flow held-out scenes": partial(scenes, split="held-out", model="flow"),
