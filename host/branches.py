@@ -7,14 +7,18 @@ kept is a copy.
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import comfy.ldm.chroma.layers
+import comfy.ldm.flux.layers
 import torch
-from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
 from torch import nn
 
 from . import dit
 from .options import WrappersMP, with_hooks, with_wrapper
 
 KEY = "palimpsest.branches"
+LAYERS = comfy.ldm.flux.layers, comfy.ldm.chroma.layers  # Chroma has its own blocks, of the same parts, on 0.3.64
+DOUBLE, SINGLE = (tuple(filter(None, (getattr(part, f"{name}StreamBlock") for part in LAYERS)))
+                  for name in ("Double", "Single"))
 
 
 def branches(network: nn.Module) -> frozenset:
@@ -24,7 +28,7 @@ def branches(network: nn.Module) -> frozenset:
 
 def _blocks(network):
     return [(at, block) for at, block in (dit.blocks(network) if dit.known(network) else ())
-            if isinstance(block, (DoubleStreamBlock, SingleStreamBlock))]
+            if isinstance(block, DOUBLE + SINGLE)]
 
 
 def with_branches(model_options: dict, edits: Mapping[tuple, Callable]) -> dict:
@@ -34,7 +38,7 @@ def with_branches(model_options: dict, edits: Mapping[tuple, Callable]) -> dict:
         for at, block in _blocks(network):
             edit, given = edits.get((*at, 0)), {}
             if edit:
-                before = block.img_norm2 if isinstance(block, DoubleStreamBlock) else block
+                before = block.img_norm2 if isinstance(block, DOUBLE) else block
                 yield before.register_forward_pre_hook(partial(_keep, given))
                 yield block.register_forward_hook(partial(_add, given, edit, options))
 

@@ -20,6 +20,7 @@ import tiny
 from explicit import Call, Run, attention, features
 from joint import JOINT
 from joint_by_hand import SOURCE, TARGET, cells, in_source, inverted, made, of_picture, sampled, shaped, softmax, under
+from node_execution import executor  # noqa: F401
 from runs import Case, kept, percent, relative
 from style_edits import SITE
 from tiny import UNETS

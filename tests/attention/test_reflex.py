@@ -23,6 +23,7 @@ import joint_words
 import tiny
 from explicit import Call, Run, apply_maps, attention, features, softmax_maps
 from joint_words import OVERRIDE, SOURCE, columns, of_picture, picture, recorded, shaped
+from node_execution import executor  # noqa: F401
 from runs import Case, kept, relative
 from style_edits import SITE
 
