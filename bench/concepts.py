@@ -1,6 +1,6 @@
 """Learned concepts whose exact look is known: is it the subject, and is the class still the class?
 
-    python tools/dev.py bench concepts [--subjects 8] [--seeds 1] [--only NAME ...] [--steps 200]
+    python tools/dev.py bench concepts [--subjects 8] [--seeds 1] [--only NAME ...] [--steps 400]
 
 A subject (miniature/subjects.py) is an object with two colours, a pattern and a mark that no caption states. Each
 method learns it from four pictures, with and without class-prior preservation, at the settings below.
@@ -15,7 +15,6 @@ seconds: of one core, without class pictures.
 With masks, what lies outside of the subject is not learned. DreamArtist has the first picture alone, Break-A-Scene one
 picture that shows the next subject too, its words learn for all the steps and then a LoRA does.
 Learn a Subject looks at itself ten times and keeps the best look.
-With the prior there are twice the steps, as diffusers advises.
 The prior keeps to what the frozen model predicted of pictures of its class, half of them of the bare noun.
 
 Each learned concept gives one JSON line in output/concepts.jsonl. A line that exists is not measured again. Prints a
@@ -62,8 +61,8 @@ MASKED = f"{SUBJECT}, with masks"
 TWO_WORDS, PARTS = "DreamArtist, one picture", "Break-A-Scene, one picture of two"
 WORD, OTHER = "subject", "other"  # names of what is learned
 METHODS = {
-    SUBJECT: lambda noun: [LoRA(2e-3, 8, layers="all", text_encoder=True)],
-    MASKED: lambda noun: [LoRA(2e-3, 8, layers="all", text_encoder=True)],
+    SUBJECT: lambda noun: [LoRA(4e-3, 8, layers="all", text_encoder=True)],
+    MASKED: lambda noun: [LoRA(4e-3, 8, layers="all", text_encoder=True)],
     "DreamBooth, all weights": lambda noun: [AllWeights(2e-4)],
     "Textual Inversion": lambda noun: [TextualInversion(WORD, noun, 1, 5e-2)],
     "P+": lambda noun: [ExtendedTextualInversion(WORD, noun, 1, 5e-2)],
@@ -169,7 +168,6 @@ def measure(lab, number, method, with_prior, seed, steps) -> dict:
         both = [TextualInversion(name, subject(n).noun, 1, 5e-2) for name, n in ((WORD, number), (OTHER, number + 1))]
         model, clip = applied(model, clip, learn_concept(model, clip, images, both, None, steps, BATCH, seed,
                                                          objective=objective))
-    steps *= 1 + with_prior
     watch = Watch(max(steps // 10, 1)) if method.startswith(SUBJECT) else None
     learned = learn_concept(model, clip, images, METHODS[method](one.noun), prior, steps, BATCH, seed, watch=watch,
                             objective=objective)
@@ -218,7 +216,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subjects", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()

@@ -33,7 +33,7 @@ from ..showcase.rows import output
 from .concepts import BATCH, CFG, METHODS, RARE, SAMPLED, SUBJECT, Lab, given, interval
 
 RESULTS = Path(__file__).parent / "results" / "dreammatcher.json"
-STEPS = 200
+STEPS = 400
 ALONE = "the learned MODEL alone"
 SETTINGS = {ALONE: None, "DreamMatcher": {}, "threshold 0 (soft)": {"threshold": 0.0}, "cycle 1": {"cycle": 1.0}}
 NUMBERS = "seen", "unseen", "rim", "time"

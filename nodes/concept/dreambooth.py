@@ -96,7 +96,7 @@ class PalimpsestLearnSubject(io.ComfyNode):
                     f"diffusers: {RARE}.")),
                 io.Int.Input("steps", default=500, min=1, max=100_000,
                              tooltip="The most updates. diffusers: 500. The miniature: 300."),
-                rate_input(1e-4, "diffusers: 1e-4. The miniature: 2e-3."),
+                rate_input(1e-4, "diffusers: 1e-4. The miniature: 2e-3 to 4e-3."),
                 io.Int.Input("rank", default=8, min=1, max=1024, tooltip="Width of LoRA's matrices. diffusers: 4."),
                 io.Int.Input("batch", default=1, min=1, max=256, tooltip=(
                     "Pictures an update, and as many of the class. diffusers: 1. The miniature: 4.")),

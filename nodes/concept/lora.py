@@ -15,7 +15,7 @@ class PalimpsestLearnLoRA(io.ComfyNode):
             description="Lets a concept be learned as LoRA: two thin matrices beside each weight (Hu et al. 2021). The "
                         "file is small and works in every LoRA loader.",
             inputs=[
-                rate_input(1e-4, "diffusers: 1e-4. The miniature: 2e-3."),
+                rate_input(1e-4, "diffusers: 1e-4. The miniature: 2e-3 to 4e-3."),
                 io.Int.Input("rank", default=4, min=1, max=1024, tooltip=(
                     "Width of the two matrices. Higher can learn more details, and more by heart. diffusers: 4.")),
                 io.Float.Input("alpha", default=0.0, min=0.0, max=1024.0, step=0.5, tooltip=(
