@@ -10,6 +10,7 @@ from palimpsest.nodes.inversion.replay import PalimpsestReplay
 
 import tiny
 from dpm_solver import STEPS, invert, scheduler
+from node_execution import executor  # noqa: F401
 from runs import relative
 
 
