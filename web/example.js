@@ -8,12 +8,14 @@ const PICTURES = {
     "palimpsest_painted.webp": "painted.webp",
 };
 
+// Whether it is there now. Where it is not, Load Image says what it lacks.
 async function upload(name) {
     const picture = await fetch(new URL(PICTURES[name], import.meta.url));
+    if (!picture.ok) return false;
     const form = new FormData();
     form.append("image", new File([await picture.blob()], name));
     form.append("overwrite", "true");
-    await api.fetchApi("/upload/image", { method: "POST", body: form });
+    return (await api.fetchApi("/upload/image", { method: "POST", body: form })).ok;
 }
 
 app.registerExtension({
@@ -24,8 +26,7 @@ app.registerExtension({
         for (const name of listed ? Object.keys(PICTURES) : []) {
             const asks = graph.nodes.some(node => node.type === "LoadImage" && node.widgets_values?.[0] === name);
             if (!asks || listed.includes(name)) continue;
-            await upload(name);
-            listed.push(name);
+            if (await upload(name)) listed.push(name);
         }
     },
 });
