@@ -19,7 +19,8 @@ def test_the_table_says_intervals_where_there_are_some(tmp_path, monkeypatch, ca
     numbers = {name: 2.0 for name in concepts.NUMBERS} | {"ceiling": 5.5}
     concepts.LINES.write_text("".join(json.dumps({"subject": n, **key, **numbers, "drift": drift}) + "\n"
                                       for n, drift in enumerate(drifts)))
-    monkeypatch.setattr(sys, "argv", ["concepts", "--table", "--only", METHOD, "--subjects", str(len(drifts))])
+    monkeypatch.setattr(sys, "argv", ["concepts", "--table", "--only", METHOD, "--subjects", str(len(drifts)),
+                                      "--steps", "200"])
     concepts.main()
     row = capsys.readouterr().out.splitlines()[-1].split(" | ")
     assert (row[0], row[1], row[2], row[5]) == (f"| {METHOD}", str(len(drifts)), "2.0 dB (3.5)", said)
