@@ -22,7 +22,8 @@ Differs from the paper: written from the authors' code, which has the constants.
 of 28 steps before they invert it, under an empty prompt and at guidance 0, and read it under the source's; any
 INVERSION serves here, read under its own prompt. Their blending of latents, where the words that change are looked up,
 is Latent Blend's. Theirs has no null prompt: its rows take F and A_II as the source shows them under it, their words
-unscaled. Blocks other than Flux's have no F here. On U-Nets, which they do not try, A_II and A_IT are two softmaxes.
+unscaled. Blocks other than Flux's have no F here, and SD3.5 Medium's second attention keeps its own maps. On U-Nets,
+which they do not try, A_II and A_IT are two softmaxes.
 Checked against: whole runs of wlaud1001/ReFlex@ed12134 on a small Flux of equal weights, with a source prompt and
 without, no blending (numbers in tests/data/reflex.json).
 """

@@ -101,6 +101,6 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                 looks.extend(watching.keep_best())
             return x
 
-        sample_with(guider, images.examples[0].latent[None].float().clone(), torch.linspace(1, 0, max(steps, 1) + 1),
-                    Solver(solver), seed=seed)
+        levels = torch.linspace(1, 0, max(steps, 1) + 1)  # a sampler of no level is not called
+        sample_with(guider, images.examples[0].latent[None].float().clone(), levels, Solver(solver), seed=seed)
         return found()
