@@ -39,6 +39,14 @@ def columns(family, position, tokens=TOKENS):
             "hidream": [cells + p for p in (position, 128 + position, 128 + tokens + position)]}.get(family, [position])
 
 
+def keys_of(family, tokens, position):
+    """The keys of a prompt's token. HiDream has those of its second encoder twice."""
+    if family != "hidream":
+        return columns(family, position, len(tokens.ids))
+    start = picture(family)[0] + position
+    return [start, start + tokens.streams[1]] if position >= 128 else [start]
+
+
 def of_picture(family, total):
     """The picture's own of so many tokens."""
     cells, _ = picture(family)

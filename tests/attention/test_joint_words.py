@@ -20,6 +20,7 @@ from joint_words import (
     TOKENS,
     columns,
     inverted,
+    keys_of,
     made,
     of_picture,
     picture,
@@ -67,12 +68,6 @@ def explicit_p2p(family, pair, known, layout):
     longer = len(pair.target.ids) - len(pair.source.ids)
     total = known[0][0].shape[2] + longer * (2 if family == "hidream" else 1)
 
-    def keys_of(tokens, position):
-        if family != "hidream":
-            return columns(family, position, len(tokens.ids))
-        start = picture(family)[0] + position
-        return [start, start + tokens.streams[1]] if position >= 128 else [start]
-
     def edit(func, q, k, v, heads, *args, **kwargs):
         split = shaped(q, k, v, heads, **kwargs)
         if split[0].shape[2] != split[1].shape[2] or split[0].shape[2] not in (total, known[0][0].shape[2]):
@@ -87,8 +82,8 @@ def explicit_p2p(family, pair, known, layout):
             maps[:, :, own] = (asked[:, :, own] @ keys.transpose(-1, -2) * asked.shape[-1] ** -0.5).softmax(-1)
         edited = maps.clone()
         for j in range(len(pair.target.ids)):
-            for n, key in enumerate(keys_of(pair.target, j)):
-                moved = sum(pair.mapper[i, j] * maps_s[:, :, theirs, keys_of(pair.source, i)[n]]
+            for n, key in enumerate(keys_of(family, pair.target, j)):
+                moved = sum(pair.mapper[i, j] * maps_s[:, :, theirs, keys_of(family, pair.source, i)[n]]
                             for i in pair.mapper[:, j].nonzero()[:, 0].tolist())
                 mine = maps[:, :, own, key]
                 edited[:, :, own, key] = e[j] * a[j] * (pair.kept[j] * moved + (1 - pair.kept[j]) * mine) + (

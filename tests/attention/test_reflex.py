@@ -22,7 +22,7 @@ import joint
 import joint_words
 import tiny
 from explicit import Call, Run, apply_maps, attention, features, softmax_maps
-from joint_words import OVERRIDE, SOURCE, columns, of_picture, picture, recorded, shaped
+from joint_words import OVERRIDE, SOURCE, keys_of, of_picture, picture, recorded, shaped
 from node_execution import executor  # noqa: F401
 from runs import Case, kept, relative
 from style_edits import SITE
@@ -97,12 +97,6 @@ def plainly(family, target, known, pair, top, scale):
     mine_tokens, total = tokens_of(target), known[0][0].shape[2]
     longer = len(mine_tokens.ids) - sum(len(t.ids) for t in inversion.tokens)
 
-    def keys_of(tokens, position):
-        if family != "hidream":
-            return columns(family, position, len(tokens.ids))
-        start = picture(family)[0] + position
-        return [start, start + tokens.streams[1]] if position >= 128 else [start]
-
     def edit(func, q, k, v, heads, *args, **kwargs):
         split = shaped(q, k, v, heads, **kwargs)
         lengths = total, total + longer * (2 if family == "hidream" else 1)
@@ -115,11 +109,11 @@ def plainly(family, target, known, pair, top, scale):
         edited = maps.clone()
         edited[:, :, own, own] = adapted(maps[:, :, own, own], maps_s[:, :, theirs, theirs], top)
         for j in range(len(mine_tokens.ids)):
-            for n, key in enumerate(keys_of(mine_tokens, j)):
+            for n, key in enumerate(keys_of(family, mine_tokens, j)):
                 edited[:, :, own, key] *= scale
                 if pair and pair.kept[j]:
                     edited[:, :, own, key] = sum(
-                        pair.mapper[i, j] * maps_s[:, :, theirs, keys_of(pair.source, i)[n]]
+                        pair.mapper[i, j] * maps_s[:, :, theirs, keys_of(family, pair.source, i)[n]]
                         for i in pair.mapper[:, j].nonzero()[:, 0].tolist())
         return (edited @ split[2]).transpose(1, 2).flatten(2)
 
