@@ -1,10 +1,11 @@
 """Where words are: Attention Mask against the true object, on held-out scenes.
 
-    python tools/dev.py bench masks [--count 6] [--steps 20] [--seed 0] [--words all shape]
+    python tools/dev.py bench masks [--count 6] [--steps 20] [--seed 0] [--words all shape] [--model flow]
 
 The first scenes of each kind of edit are inverted (DDIM), and their words are mapped at Attention Store's default. The
 words of the edited object become a mask of the picture's size: at each threshold (0: automatic), with plain maps, which
-is Prompt-to-Prompt's LocalBlend, and with refined maps.
+is Prompt-to-Prompt's LocalBlend, and with refined maps. With `--model flow` the miniature flow model maps them, and
+Concept Attention maps the object's shape, all other shapes of the scene and "background", over all double blocks.
 IoU is with the pixels that the object covers. "wide" is the share of scenes whose mask covers over two thirds of the
 picture. Writes bench/results/masks.json and prints the table.
 """
@@ -16,8 +17,9 @@ import torch
 
 from ..editing.inverting import invert
 from ..editing.masks import WIDE
-from ..miniature.model import load_miniature
+from ..miniature.model import load_flow_miniature, load_miniature
 from ..miniature.scenes import EDIT_KINDS, covered, held_out_edit
+from ..nodes.attention.concept_attention import PalimpsestConceptAttention
 from ..nodes.attention.store import PalimpsestAttentionMask, PalimpsestAttentionStore
 from ..nodes.prompt import PalimpsestPromptEdit
 
@@ -43,8 +45,8 @@ def named(edit, which="all"):
     return ", ".join(names), one
 
 
-def masks(edits, parts, steps, which):
-    """(true masks [B, H, W], {(refine, threshold): masks})."""
+def masks(edits, parts, steps, which, flow):
+    """(true masks [B, H, W], {(maps, threshold): masks})."""
     model, clip, vae = parts
     pictures = torch.stack([torch.from_numpy(e.source_image) for e in edits])
     found, true = {}, []
@@ -54,11 +56,16 @@ def masks(edits, parts, steps, which):
         source, _, aligned = PalimpsestPromptEdit.execute(clip, edit.source_text, edit.target_text, "auto").result
         inversion = invert("DDIM", model, source, {"samples": vae.encode(picture[None])}, steps).inversion
         attention = PalimpsestAttentionStore.execute(model, inversion, aligned, 0.25).result[0]
-        for refine in (False, True):
+        maps = {"as they are": (attention, words, False), "refined": (attention, words, True)}
+        if flow:
+            concepts = dict.fromkeys([one.shape, *(o.shape for o in edit.source.objs), "background"])
+            maps["of concepts"] = (PalimpsestConceptAttention.execute(
+                model, clip, inversion, ", ".join(concepts), "d", False).result[0], one.shape, True)
+        for name, (attention, named_, refine) in maps.items():
             for threshold in THRESHOLDS:
-                mask = PalimpsestAttentionMask.execute(attention, words, threshold, 0, 0.0, picture[None],
+                mask = PalimpsestAttentionMask.execute(attention, named_, threshold, 0, 0.0, picture[None],
                                                        refine).result[0]
-                found.setdefault((refine, threshold), []).append(mask)
+                found.setdefault((name, threshold), []).append(mask)
     return torch.stack(true), {key: torch.cat(made) for key, made in found.items()}
 
 
@@ -75,24 +82,26 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="number of the first held-out edit")
     parser.add_argument("--words", nargs="+", choices=("all", "shape"), default=["all", "shape"], help="of the object")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--model", choices=("flow",), help="the miniature flow model, in place of the U-Net")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     measured = {}
     with torch.inference_mode():
-        parts = load_miniature()
+        flow = args.model == "flow"
+        parts = load_flow_miniature() if flow else load_miniature()
         for which in args.words:
             rows = {}
             for kind in EDIT_KINDS:
                 edits = [held_out_edit(args.seed + i, kind) for i in range(args.count)]
-                true, found = masks(edits, parts, args.steps, which)
+                true, found = masks(edits, parts, args.steps, which, flow)
                 for key, made in found.items():
                     rows.setdefault(key, {})[kind] = iou(made, true), made.mean((1, 2)) > WIDE
-            for (refine, threshold), kinds in rows.items():
-                maps = ("refined" if refine else "as they are") + ("" if which == "all" else ", the shape alone")
-                name = f"{maps} | {threshold:g}"
+            for (maps, threshold), kinds in rows.items():
+                name = f"{maps}{'' if which == 'all' else ', the shape alone'} | {threshold:g}"
                 every, wide = (torch.cat([numbers[i].float() for numbers in kinds.values()]) for i in (0, 1))
                 measured[name] = {**{kind: numbers[0].mean().item() for kind, numbers in kinds.items()},
                                   "all": every.mean().item(), "least": every.min().item(), "wide": wide.mean().item()}
     settings = {n: v for n, v in vars(args).items() if n != "out"}
-    args.out.write_text(json.dumps({"settings": settings, "measured": measured}, indent=1) + "\n", encoding="utf-8")
+    out = args.out or (RESULTS.with_name("masks-flow.json") if args.model else RESULTS)
+    out.write_text(json.dumps({"settings": settings, "measured": measured}, indent=1) + "\n", encoding="utf-8")
     print(table(measured))

@@ -95,6 +95,7 @@ class Family(NamedTuple):
         first token, the first column, how many) of each run; None where it is not known.
     cross: the module of a block that computes cross-attention.
     head: the module that is given what the last block makes.
+    apart: whether no token of the text knows of another before the blocks.
     """
     name: str
     lists: Mapping[str, str]
@@ -105,14 +106,15 @@ class Family(NamedTuple):
     text: Callable | None = _first
     cross: str = ""
     head: str = "final_layer"
+    apart: bool = False
 
 
 BOTH = {"double": "double_blocks", "single": "single_blocks"}
 FAMILIES = {
-    Flux: Family("Flux", BOTH, _words, _references, text=_flux_text),
-    Chroma: Family("Chroma", BOTH, _words, _nothing),
+    Flux: Family("Flux", BOTH, _words, _references, text=_flux_text, apart=True),
+    Chroma: Family("Chroma", BOTH, _words, _nothing, apart=True),
     QwenImageTransformer2DModel: Family("Qwen-Image", {"double": "transformer_blocks"}, _words, _references,
-                                        head="norm_out"),
+                                        head="norm_out", apart=True),
     HiDreamImageTransformer2DModel: Family("HiDream", {
         "double": "double_stream_blocks", "single": "single_stream_blocks"}, _nothing, None, text=_llama_twice),
     HunyuanVideo: Family("HunyuanVideo and HunyuanImage", BOTH, None, _nothing, text=_hunyuan_text),
@@ -121,9 +123,9 @@ FAMILIES = {
                       head="norm_out"),
     WanModel: Family("Wan", {"single": "blocks"}, _nothing, _nothing, "self_attn", cross="cross_attn",
                      head="head"),
-    OpenAISignatureMMDITWrapper: Family("SD3", {"double": "joint_blocks"}, None, _nothing, turned=False),
+    OpenAISignatureMMDITWrapper: Family("SD3", {"double": "joint_blocks"}, None, _nothing, turned=False, apart=True),
     MMDiT: Family("AuraFlow", {"double": "double_layers", "single": "single_layers"}, None, _nothing, turned=False,
-                  text=_behind_registers, head="final_linear"),
+                  text=_behind_registers, head="final_linear", apart=True),
 }
 
 
@@ -181,6 +183,13 @@ def word_layers(network) -> frozenset:
     count = len(getattr(network, name))
     first, last = (4 * count // 5, count) if others else (2 * count // 5, 3 * count // 5)
     return frozenset((section, i, 0) for i in range(first, max(last, first + 1)))
+
+
+def text_blocks(network) -> frozenset:
+    """The addresses of the blocks in which words have weights of their own, where no token of the text knows of another
+    before them: one token more then changes none of the others."""
+    family = FAMILIES[type(network)]
+    return frozenset(at for at in resolutions(network) if family.apart and at[0] == "double" and at[2] == 0)
 
 
 def head(network) -> torch.nn.Module:

@@ -11,9 +11,10 @@ from .unet import Attention, Shape, enlarging, group_norms, host_attention, requ
 from .unet_inputs import with_added, with_value_inputs, with_widths_measured
 
 __all__ = ["Attention", "attentions", "enlarging", "group_norms", "head", "head_tokens", "host_attention",
-           "joins_words", "knows_places", "require_attention", "require_unet", "require_words", "residual_branch",
-           "resolutions", "shape_of", "takes_value_inputs", "text_runs", "tokens_beside", "turned", "with_added",
-           "with_attention", "with_value_inputs", "with_widths_measured", "word_layers"]
+           "joins_words", "knows_places", "require_attention", "require_text_blocks", "require_unet", "require_words",
+           "residual_branch", "resolutions", "shape_of", "takes_value_inputs", "text_blocks", "text_runs",
+           "tokens_beside", "turned", "with_added", "with_attention", "with_value_inputs", "with_widths_measured",
+           "word_layers"]
 
 
 def resolutions(network) -> dict[tuple, float]:
@@ -44,6 +45,11 @@ def text_runs(network, columns: int, keys: int) -> list[tuple[int, int, int]]:
 def word_layers(network) -> frozenset | None:
     """The addresses of the cross-attention at which maps of words are read; None: all of a resolution."""
     return dit.word_layers(network) if dit.known(network) else None
+
+
+def text_blocks(network) -> frozenset:
+    """The addresses of blocks in which words have weights of their own, and a token more changes no other's."""
+    return dit.text_blocks(network) if dit.known(network) else frozenset()
 
 
 def head(network):
@@ -112,3 +118,13 @@ def require_words(model, node: str, instead="use masks"):
                          f"{', '.join(families.values())}, this MODEL is {type(model.model).__name__} "
                          f"({type(network).__name__}): choose a checkpoint of those families, or {instead}.")
     text_runs(network, 1, 1)  # raises where the network is of a kind that puts words elsewhere
+
+
+def require_text_blocks(model, node: str):
+    """ValueError where a MODEL has no `text_blocks`."""
+    network = model.model.diffusion_model
+    if not text_blocks(network):
+        names = ", ".join(family.name for family in dit.FAMILIES.values() if family.apart)
+        raise ValueError(f"{node} needs blocks in which words have a stream of their own, as {names} have, this MODEL "
+                         f"is {type(model.model).__name__} ({type(network).__name__}): use Attention Store, with words "
+                         "of the source.")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ..attention.alignment import Pair, PromptEdit
-from ..attention.store import Attention
+from ..attention.maps import Attention
 from ..editing.edit_kind import KINDS, Edit, read_edit
 from ..editing.edit_words import FUNCTION
 from ..host.canvas import log, note

@@ -23,8 +23,9 @@ def check_attention(attention, inversion):
     """ATTENTION and INVERSION must show the same pictures."""
     def describe(prompts, pictures, size):
         return f"{pictures} pictures on a latent of {size[0]} × {size[1]} ({', '.join(repr(t.text) for t in prompts)})"
+    shown = attention.tokens if attention.source is None else attention.source
     mine, theirs = (describe(tokens or (), pictures, size) for tokens, pictures, size in (
-        (dict.fromkeys(attention.tokens), len(attention.maps), attention.latent),
+        (dict.fromkeys(shown), len(attention.maps), attention.latent),
         (dict.fromkeys(inversion.tokens or ()), inversion.batch, inversion.shape[-2:])))
     if mine != theirs:
         raise ValueError(f"The ATTENTION is of {mine}, but the INVERSION of {theirs}: connect the same INVERSION to "

@@ -28,8 +28,8 @@ ROOMS = {
 }
 OUTSIDE = {"tests", "batch", "bench", "tools"}  # these may import anything
 # The files in a room of papers that are not papers. Papers may import them, and they may import papers.
-SHARED = {".attention.alignment", ".inversion.grid", ".inversion.method", ".inversion.pivotal_tuning",
-          ".inversion.prompt_storage", ".inversion.storage", ".inversion.trajectory"}
+SHARED = {".attention.alignment", ".attention.maps", ".inversion.grid", ".inversion.method",
+          ".inversion.pivotal_tuning", ".inversion.prompt_storage", ".inversion.storage", ".inversion.trajectory"}
 # The one paper that a paper may import.
 PARENTS = {".guidance.ledits": ".guidance.sega", ".inversion.cycle_diffusion": ".inversion.ddpm",
            ".inversion.flow.fireflow": ".inversion.flow.rf_solver", ".inversion.flow.flow_edit": ".inversion.ddcm",

@@ -121,6 +121,14 @@ def test_masks_of_words_are_measured_against_the_true_object_and_lie_on_it(tmp_p
         assert kind != "delete" or masks.iou(a[None], b[None]) > 0.9
 
 
+def test_masks_of_concepts_lie_on_a_flow_models_object(tmp_path, monkeypatch):
+    monkeypatch.setattr(masks, "EDIT_KINDS", ("colour", "style"))
+    run(masks, monkeypatch, "--model", "flow", "--count", 1, "--steps", 6, "--words", "all", "--out",
+        tmp_path / "masks.json")
+    found = json.loads((tmp_path / "masks.json").read_text())["measured"]
+    assert found["of concepts | 0"]["all"] > 0.5 > found["refined | 0"]["all"]
+
+
 def test_masks_from_differences_are_measured_and_auto_knows_a_new_background(tmp_path, monkeypatch, capsys):
     out = tmp_path / "differences.json"
     monkeypatch.setattr(differences, "EDIT_KINDS", ("colour", "background"))
