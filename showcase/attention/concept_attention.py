@@ -1,6 +1,7 @@
 """Concept Attention, shown."""
-from .. import Example
+from .. import Example, folds
 from ..drawing import BLUE, GREEN, VIOLET, Drawing, picture_and_words
+from ..folds import Blueprint
 from ..pictures import scene
 
 ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The target is not used.
@@ -44,8 +45,36 @@ def page(c, label):
     c.node("PalimpsestAttentionHeatmap", attention=attention, image=p.picture)
 
 
+def mask_from_concepts(c):
+    """Where the model sees things that are named, as a mask of the original's size and as heat maps."""
+    p = folds.picture_and_words(c, wanted=None)
+    concepts, words = c.asks("things in it", ""), c.asks("which to mask", "")
+    with c.group("2  Invert, and find the things", GREEN):
+        c.column(290)
+        source = c.node("FluxGuidance", conditioning=p.words["source"], guidance=1.0)["CONDITIONING"]
+        inversion = c.node("PalimpsestDDIMInvert", model=p.model, source=source, latent=p.latent,
+                           steps=c.asks(folds.STEPS, 20), scheduler="simple")
+        attention = c.node("PalimpsestConceptAttention", model=p.model, clip=p.clip, inversion=inversion["inversion"],
+                           concepts=concepts)["ATTENTION"]
+        c.column(290)
+        mask = c.node("PalimpsestAttentionMask", None, 240, attention=attention, words=words, image=p.picture,
+                      **{name: c.asks(name, value) for name, value in folds.EDGE.items()})["MASK"]
+        c.column(400)
+        maps = c.node("PalimpsestAttentionHeatmap", None, 560, attention=attention, image=p.picture)
+    with c.group("3  Mask at full size", VIOLET):
+        c.column(290)
+        c.gives("mask", folds.full_mask(c, mask, c.node("GetImageSize", image=p.image)))
+    c.gives("heat maps", maps["IMAGE"])
+
+
+BLUEPRINT = Blueprint(
+    "Mask from Words (Flux, Qwen, SD3)",
+    "A mask of things that you name, for inpainting or compositing. Name all that the picture has, and which of it to "
+    "mask. It is the sight of the checkpoint itself: no other model is needed.", mask_from_concepts,
+    "Conditioning & Preprocessors/Segmentation & Mask", 51)
 EXAMPLE = Example(
     "ConceptAttention",
     workflows=(Drawing("Mask from concepts on a flow model (Concept Attention)", draw, 21,
                        shows=("Miniature Scene", "The mask", "Attention Heatmap")),),
+    blueprints=(BLUEPRINT,),
     pages={"PalimpsestConceptAttention": page})

@@ -11,7 +11,7 @@ from comfy.ldm.flux.model import Flux
 from comfy_api.latest import io
 from palimpsest.miniature.scenes import held_out_edit
 from palimpsest.nodes.miniature import PalimpsestLoadMiniature
-from palimpsest.showcase.attention import feature_share
+from palimpsest.showcase.attention import concept_attention, feature_share
 from palimpsest.showcase.drawing import SCENE, WORDS
 from palimpsest.showcase.inversion.flow import flow_edit
 
@@ -29,7 +29,8 @@ named = pytest.mark.parametrize("name", BLUEPRINTS)
 EDIT = held_out_edit(**SCENE)
 ASKED = {"what the picture shows": EDIT.source_text, "what it should show": EDIT.target_text, "steps": 2,
          "what lies behind it": "a photo of a sky background", "words that stay as they are": WORDS,
-         "words that may change": "", "words to remove": WORDS, "words to find": WORDS}
+         "words that may change": "", "words to remove": WORDS, "words to find": WORDS,
+         "things in it": f"{WORDS}, background", "which to mask": WORDS}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,8 @@ def on_the_miniature(name, info):
     """The prompt of a blueprint on the miniature, with a scene at another size in the place of a photo."""
     c = Canvas(info, "a test")
     c.column(300)
-    loader = c.node("PalimpsestLoadMiniature")
+    flow = name == concept_attention.BLUEPRINT.title
+    loader = c.node("PalimpsestLoadMiniature", model="Flux" if flow else "SD")
     scene = c.node("PalimpsestMiniatureScene", **SCENE)
     photo = c.node("ImageScale", image=scene["source"], upscale_method="bicubic", width=WIDTH, height=HEIGHT,
                    crop="disabled")
