@@ -160,15 +160,15 @@ class Batch:
             done(item, failure(f"row {item.job.row.number}: {why}", "the worker", "died" if item.losses else "failed"))
 
         try:
-            for job in (job for job in todo if job.broken):
-                found = failure(job.broken, "the table", "unreadable picture")
-                store.add(job, found, 0)
-                progress.row(found)
-            groups = self.plan.groups(job for job in todo if not job.broken)
-            if groups:
-                self.engine(done, lost, progress.worker).run(groups)
+            with store:
+                for job in (job for job in todo if job.broken):
+                    found = failure(job.broken, "the table", "unreadable picture")
+                    store.add(job, found, 0)
+                    progress.row(found)
+                groups = self.plan.groups(job for job in todo if not job.broken)
+                if groups:
+                    self.engine(done, lost, progress.worker).run(groups)
         finally:
-            store.pack()
             progress.say(progress.line())
         return sum(store.held[job.key] for job in self.plan.jobs)
 

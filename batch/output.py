@@ -5,6 +5,7 @@ Every PART lines become a Parquet file. So a run that is broken off anywhere goe
 """
 import json
 import os
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pyarrow
@@ -52,6 +53,14 @@ class Store:
         if whole != text:
             replaced(self.journal, whole)
         return lines
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        """Pack what is there. An error of the run is told, not that of packing: the journal holds its rows."""
+        with suppress(OSError) if error else nullcontext():
+            self.pack()
 
     def add(self, job: Job, found: dict, attempts: int):
         """A row is done. An OSError names it."""
@@ -102,7 +111,11 @@ class Store:
 
     def _write(self, path, table):
         draft = path.with_suffix(".draft")
-        pyarrow.parquet.write_table(table, draft)
+        try:
+            pyarrow.parquet.write_table(table, draft)
+        except OSError as error:
+            raise OSError(error.errno, f"{path} could not be written ({error.strerror}): make room, and the same command "
+                                       "writes it") from None
         os.replace(draft, path)
 
     def rows(self) -> list[dict]:

@@ -143,19 +143,24 @@ def test_a_picture_that_nothing_can_read_is_one_failed_row(batch, tmp_path):
 
 
 def test_a_full_disk_names_its_row_and_the_next_run_goes_on_with_it(batch, tmp_path, monkeypatch, capsys):
-    write = output.replaced
+    """A disk that is full has no room for the Parquet file either."""
+    write, room = output.replaced, iter([True, False])
 
-    def full(path, data):
-        if len(list((tmp_path / "out").glob("*/pictures/*/*.png"))) == 1 and path.suffix == ".png":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, data)
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(output, "replaced", full)
-    assert batch() == 1
-    said = capsys.readouterr().err
-    assert "row 2 could not be written (No space left on device): make room in" in said and len(said.splitlines()) == 1
-    monkeypatch.setattr(output, "replaced", write)
-    assert batch() == 0 and "3 rows, 1 done before" in capsys.readouterr().out
+    monkeypatch.setattr(output, "replaced", lambda path, data: (
+        full() if path.suffix == ".png" and not next(room) else write(path, data)))
+    with monkeypatch.context() as patch:
+        patch.setattr(pyarrow.parquet, "write_table", full)
+        assert batch() == 1
+        said = capsys.readouterr().err
+        assert "row 2 could not be written (No space left on device): make room in" in said
+        assert len(said.splitlines()) == 1
+        monkeypatch.setattr(output, "replaced", write)
+        assert batch() == 1 and "3 rows, 1 done before" in (said := capsys.readouterr()).out
+        assert "000000.parquet could not be written (No space left on device): make room, and" in said.err
+    assert batch() == 0 and "3 rows, 3 done before" in capsys.readouterr().out
     assert sorted(*runs(tmp_path).values()) == [1, 2, 3]
 
 
