@@ -7,6 +7,7 @@ from pathlib import Path
 from .table import Picture, Row, TableError
 
 NUMBERS = {"INT": int, "FLOAT": float}
+WIDGETS = {*NUMBERS, "STRING", "BOOLEAN", "COMBO", "*"}  # what an input takes that is typed in
 WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -24,8 +25,10 @@ class Binding:
     def value(self, row: Row, folder: Path):
         """A row's value as the input takes it; a Picture for a picture. folder: where a table's file names begin."""
         given = row.values.get(self.column)
-        if given is None:
-            raise TableError(f"row {row.number} has no {self.column!r}: fill it in, or leave the row out")
+        nothing = given is None or self.kind not in NUMBERS and given != given  # NaN, as pandas writes nothing
+        if nothing or self.kind == "PICTURE" and given == "":
+            named = f" ({row.values['name']})" if "name" in row.values else ""
+            raise TableError(f"row {row.number}{named} has no {self.column!r}: fill it in, or leave the row out")
         if self.kind == "PICTURE":
             return given if isinstance(given, Picture) else Picture(str(given), folder / str(given))
         if isinstance(given, Picture):
@@ -38,6 +41,8 @@ class Binding:
                 return number
             if self.kind == "BOOLEAN":
                 return given if isinstance(given, bool) else WORDS[str(given).lower()]
+            if self.kind == "STRING" and isinstance(given, (list, dict)):
+                raise ValueError
         except (ValueError, KeyError, TypeError, OverflowError):
             raise TableError(f"row {row.number}: {self.column} is {given!r}, but {self.input!r} takes "
                              f"{self.kind}") from None
@@ -50,7 +55,8 @@ def read_workflow(path: Path) -> dict:
         graph = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TableError(f"{path} cannot be read as a workflow: {error}") from None
-    if not isinstance(graph, dict) or not all(isinstance(n, dict) and "class_type" in n for n in graph.values()):
+    if not graph or not isinstance(graph, dict) or not all(isinstance(n, dict) and "class_type" in n
+                                                           for n in graph.values()):
         raise TableError(f"{path} is no workflow in API format: in ComfyUI choose File > Export (API)")
     return graph
 
@@ -70,6 +76,7 @@ def find(graph: dict, place: str) -> tuple[str, str]:
     """(node, input) of "Node title.input" or "id.input"."""
     named, _, name = place.rpartition(".")
     found = [named] if named in graph else [node for node in graph if title(graph, node) == named]
+    found = [node for node in found if name in graph[node]["inputs"]] or found
     if not found:
         raise TableError(f"{place!r} names no node: the workflow has "
                          + ", ".join(repr(title(graph, node)) for node in graph))
@@ -113,13 +120,30 @@ def _binding(graph, info, node, name, column) -> Binding:
         if name not in graph[node]["inputs"]:
             raise TableError(f"{title(graph, node)!r} has no input {name!r}: it has {', '.join(graph[node]['inputs'])}")
         return Binding(column, node, name, "")
-    inputs = {n: spec for part in ("required", "optional") for n, spec in info[kind]["input"].get(part, {}).items()}
+    inputs = _inputs(info, kind)
     if name not in inputs:
         raise TableError(f"{title(graph, node)!r} has no input {name!r}: it has {', '.join(inputs)}")
-    type_, options = (*inputs[name], {})[:2]
+    type_, options = inputs[name]
     if options.get("image_upload"):
         return Binding(column, node, name, "PICTURE")
-    return Binding(column, node, name, "COMBO" if isinstance(type_, list) else type_)
+    type_ = "COMBO" if isinstance(type_, list) else type_
+    if isinstance(graph[node]["inputs"].get(name), list) and not WIDGETS & {*type_.split(",")}:
+        raise TableError(f"{name!r} of {title(graph, node)!r} takes {type_} from another node: no column can fill it")
+    return Binding(column, node, name, type_)
+
+
+def _inputs(info, kind) -> dict:
+    """{input: (its type, its options)} of a node."""
+    parts = info[kind]["input"] if kind in info else {}
+    return {n: (*spec, {})[:2] for part in ("required", "optional") for n, spec in parts.get(part, {}).items()}
+
+
+def fixed_pictures(graph: dict, info: dict, bindings: list[Binding]) -> list[tuple[str, str]]:
+    """(node, "Node title.input") of the files that a workflow loads and no column names."""
+    bound = {(b.node, b.input) for b in bindings}
+    uploads = ((node, name) for node, found in graph.items()
+               for name, (_, options) in _inputs(info, found["class_type"]).items() if options.get("image_upload"))
+    return [(node, f"{names(graph)[node]}.{name}") for node, name in uploads if (node, name) not in bound]
 
 
 def filled(graph: dict, bindings: list[Binding], values: dict) -> dict:

@@ -130,8 +130,8 @@ def _parquet(path: Path) -> list[dict]:
         raise TableError(f"{path} cannot be read as Parquet ({error}): write or download it anew") from None
     for number, row in enumerate(rows, 1):
         for name, value in row.items():
-            if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # a picture of Hugging Face's
-                value = value["bytes"]
+            if isinstance(value, dict) and value.keys() == {"bytes", "path"}:  # a picture of Hugging Face's
+                row[name] = value = value["bytes"] or value["path"]
             if isinstance(value, bytes):
                 row[name] = Picture(f"{path.name}, row {number}, {name}", held=value)
     return rows
@@ -139,5 +139,8 @@ def _parquet(path: Path) -> list[dict]:
 
 def with_grid(rows: list[Row], grid: dict) -> list[Row]:
     """Every row with every combination of settings. grid: {column: its values}. The rows keep their numbers."""
+    twice = next((name for row in rows for name in row.values if name in grid), None)
+    if twice:
+        raise TableError(f"the table has a column {twice!r}, which --grid fills too: leave one out")
     combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     return [replace(row, values=row.values | more) for row in rows for more in combinations]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from palimpsest.batch.binding import Binding, bind, read_workflow
+from palimpsest.batch.binding import Binding, bind, find, read_workflow
 from palimpsest.batch.plan import plan, shapes
 from palimpsest.batch.table import Picture, Row, TableError, read_table, with_grid
 from PIL import Image
@@ -121,6 +121,8 @@ def test_a_key_holds_all_that_decides_a_result(folder):
     ("2.steps\n", {}, "has no rows"),
     ("2.steps,Edit v1.5.steps\n5,6\n", {}, r"'2\.steps' and 'Edit v1\.5\.steps' both fill 'steps' of 'Edit v1\.5'"),
     ("2.end\nnan\n", {}, "row 1: .* takes FLOAT"),
+    ("a\n5\n", {"2.picture": "a"}, r"'picture' of 'Edit v1\.5' takes IMAGE from another node: no column can fill it"),
+    ("name,Photo.image\ncat,cat.png\nmouse,\n", {}, r"row 2 \(mouse\) has no 'Photo\.image': fill it in"),
 ])
 def test_a_table_that_will_not_do_is_told_by_its_row(text, chosen, said, folder):
     with pytest.raises(TableError, match=said):
@@ -135,6 +137,40 @@ def test_seeds_of_64_bits_are_filled_in_whole_and_no_number_is_cut_off():
         with pytest.raises(TableError, match="row 1: seed is .* but 'seed' takes INT"):
             seed.value(Row(1, {"seed": given}), Path())
     assert Binding("end", "2", "end", "FLOAT").value(Row(1, {"end": Decimal("0.1")}), Path()) == 0.1
+
+
+@pytest.mark.parametrize("given, said", [(None, "has no 'text'"), (float("nan"), "has no 'text'"),
+                                         (["a cat", "a pet"], r"text is \['a cat', 'a pet'\], but 'text' takes STRING"),
+                                         ({"en": "a cat"}, "text is .* but 'text' takes STRING")])
+def test_what_is_no_text_becomes_none(given, said):
+    """A NaN is what pandas writes where nothing was."""
+    with pytest.raises(TableError, match=f"row 1:? {said}"):
+        Binding("text", "2", "text", "STRING").value(Row(1, {"text": given}), Path())
+
+
+def test_nodes_of_one_title_are_told_apart_by_their_inputs():
+    twins = {"1": {**GRAPH["1"], "_meta": {"title": "Edit"}}, "2": {**GRAPH["2"], "_meta": {"title": "Edit"}}}
+    assert find(twins, "Edit.steps") == ("2", "steps") and find(twins, "Edit.image") == ("1", "image")
+    with pytest.raises(TableError, match=r"'Edit\.steps' could be each of the nodes 2, 3: use .* 2\.steps"):
+        find(twins | {"3": twins["2"]}, "Edit.steps")
+
+
+def test_a_picture_of_hugging_faces_is_bytes_or_a_file(folder):
+    pq = pytest.importorskip("pyarrow.parquet", reason="Ray's data part brings it")
+    import pyarrow
+    held = (folder / "cat.png").read_bytes()
+    pq.write_table(pyarrow.table({"photo": [{"bytes": held, "path": None}, {"bytes": None, "path": "cat.png"},
+                                            {"bytes": None, "path": None}]}), folder / "t.parquet")
+    binding = Binding("photo", "1", "image", "PICTURE")
+    one, two, three = read_table(folder / "t.parquet")
+    assert binding.value(one, folder).read() == binding.value(two, folder).read() == held
+    with pytest.raises(TableError, match="row 3 has no 'photo'"):
+        binding.value(three, folder)
+
+
+def test_a_grid_does_not_cover_a_column():
+    with pytest.raises(TableError, match="the table has a column '2.end', which --grid fills too"):
+        with_grid([Row(1, {"2.end": "0.5"})], {"2.end": ["0.4"]})
 
 
 def test_a_column_of_days_is_part_of_a_key(folder):
@@ -203,7 +239,8 @@ def test_a_picture_that_nothing_can_read_is_its_rows_failure_alone(folder):
 
 
 def test_a_drawing_of_the_canvas_is_no_workflow_for_the_api(tmp_path):
-    (tmp_path / "w.json").write_text(json.dumps({"nodes": [], "links": []}))
-    with pytest.raises(TableError, match=r"no workflow in API format: in ComfyUI choose File > Export \(API\)"):
-        read_workflow(tmp_path / "w.json")
+    for drawing in {"nodes": [], "links": []}, {}:
+        (tmp_path / "w.json").write_text(json.dumps(drawing))
+        with pytest.raises(TableError, match=r"no workflow in API format: in ComfyUI choose File > Export \(API\)"):
+            read_workflow(tmp_path / "w.json")
     assert Picture("held", held=b"1").read() == b"1"
