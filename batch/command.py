@@ -11,6 +11,7 @@ that decides its results. The same command goes on where a run was broken off. d
 import argparse
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,7 +20,7 @@ from environment import host_version
 from pack import ROOT, find_host
 from workflow import object_info
 
-from .binding import bind, read_workflow, title
+from .binding import bind, fixed_pictures, read_workflow, title
 from .engine import Engine, NoWorkers, Options
 from .output import Store
 from .plan import plan, shapes
@@ -60,6 +61,9 @@ def arguments(given=None):
     parser.add_argument("--retry-failed", action="store_true", help="do the rows that failed again, and what is left")
     parser.add_argument("--dry-run", action="store_true", help="check the rows, measure two of them, print the plan")
     args = parser.parse_args(given)
+    twice = [place for place, count in Counter(place for place, _ in args.set + args.grid).items() if count > 1]
+    if twice:
+        parser.error(f"{twice[0]!r} is given twice: one --set, or one --grid with all its values")
     if args.workers != "auto" and (not args.workers.isdigit() or args.workers == "0"):
         parser.error(f"--workers is {args.workers!r}: give auto, or a number from 1 up")
     return args
@@ -76,7 +80,7 @@ class Batch:
     def __init__(self, args):
         self.args = args
         graph = read_workflow(args.workflow)
-        grid = {place: [value.strip() for value in values.split(",")] for place, values in args.grid}
+        grid = {place: [*dict.fromkeys(value.strip() for value in values.split(","))] for place, values in args.grid}
         rows = with_grid(read_table(args.table), grid)
         columns = list(dict.fromkeys(name for row in rows for name in row.values))
         host = Worker([] if args.isolate else [p.resolve() for p in args.pack])
@@ -97,14 +101,17 @@ class Batch:
         if strange:
             raise TableError(f"--picture names {strange[0]!r}, and no node of the workflow has that title: it has "
                              + ", ".join(map(repr, known)))
-        bindings = bind(graph, info, columns, dict(args.set))
+        bindings = bind(graph, info, columns, dict(args.set) | {place: place for place, _ in args.grid})
         folder = args.table if args.table.is_dir() else args.table.parent
         about = versions() | {"pictures": args.picture, "format": args.format}
         self.plan = plan(graph, bindings, rows, about, folder.resolve(), args.group_by)
         for job in () if unknown else shapes(self.plan):
             refused, _ = host.check(self.plan.graph_of(job), {n: p.read() for n, p in job.pictures.items()})
             if refused:
-                raise TableError(f"row {job.row.number}: {refused}")
+                fixed = [place for node, place in fixed_pictures(graph, info, bindings) if f"node {node}:" in refused]
+                hint = (f": workers have the table's pictures alone, so give it --set \"{fixed[0]}=COLUMN\", or for "
+                        f"one file --grid \"{fixed[0]}=FILE\"") if fixed else ""
+                raise TableError(f"row {job.row.number}: {refused}{hint}")
 
     def engine(self, done, lost, tell=lambda seat, words: None) -> Engine:
         a = self.args

@@ -114,8 +114,8 @@ class Store:
         try:
             pyarrow.parquet.write_table(table, draft)
         except OSError as error:
-            raise OSError(error.errno, f"{path} could not be written ({error.strerror}): make room, and the same command "
-                                       "writes it") from None
+            raise OSError(error.errno, f"{path} could not be written ({error.strerror}): make room, and the same "
+                                       "command writes it") from None
         os.replace(draft, path)
 
     def rows(self) -> list[dict]:

@@ -61,7 +61,8 @@ class Worker:
         for name, data in pictures.items():
             (self.base / "input" / name).write_bytes(data)
         valid, error, outputs, wrong = asyncio.run(execution.validate_prompt("batch", graph, None))
-        return "" if valid else refusal({"error": error, "node_errors": wrong}), outputs
+        # Where some outputs are fine the host would run those alone.
+        return "" if valid and not wrong else refusal({"error": error or {}, "node_errors": wrong}), outputs
 
     def _run(self, graph, pictures) -> dict:
         refused, outputs = self.check(graph, pictures)

@@ -85,7 +85,7 @@ def runs(tmp_path):
 
 
 def test_a_folder_of_photos_becomes_pictures_and_rows(batch, tmp_path):
-    assert batch("--grid", "Scale.scale_by=0.5, 0.25", "--grid", "Scale.upscale_method=area, bicubic",
+    assert batch("--grid", "Scale.scale_by=0.5, 0.25, 0.5", "--grid", "Scale.upscale_method=area, bicubic",
                  "--format", "webp") == 0
     (name, rows), = runs(tmp_path).items()
     about = json.loads((tmp_path / "out" / name / "run.json").read_text())
@@ -198,6 +198,12 @@ def test_rows_that_the_host_refuses_are_told_before_any_runs(batch, tmp_path, ca
     assert "row 1: node small: Value -1.0 smaller than min" in said and not (tmp_path / "out").exists()
     assert batch("--grid", "small.upscale_method=area,zebra") == 1
     assert "zebra" in capsys.readouterr().err
+    for place, said in (("Sacle.scale_by", "names no node"), ("Scale.scale", "has no input 'scale'")):
+        assert batch("--grid", f"{place}=0.5,0.25") == 1 and said in capsys.readouterr().err
+    fixed = {**PHOTOS, "other": {"class_type": "LoadImage", "inputs": {"image": "other.png"}},
+             "also": {"class_type": "SaveImage", "inputs": {"images": ["other", 0], "filename_prefix": "o"}}}
+    assert batch(graph=fixed) == 1
+    assert 'so give it --set "other.image=COLUMN", or for one file --grid "other.image=FILE"' in capsys.readouterr().err
     assert batch(graph=GRAPH) == 1
     assert "have no node BatchTestFault: name its pack with --pack" in capsys.readouterr().err
 
@@ -230,6 +236,13 @@ def test_videos_are_kept_as_they_are_under_their_own_kind(tmp_path):
     store = SimpleNamespace(folder=tmp_path)
     names = [output.Store._picture(store, "key", number, data) for number, data in enumerate(kept)]
     assert [name.rpartition(".")[2] for name in names] == ["mp4", "webp", "webp"]
+
+
+@pytest.mark.parametrize("option", ["--set", "--grid"])
+def test_an_input_that_is_named_twice_is_refused(option, batch, capsys):
+    with pytest.raises(SystemExit):
+        batch(option, "Scale.scale_by=0.5", option, "Scale.scale_by=0.25")
+    assert "'Scale.scale_by' is given twice" in capsys.readouterr().err
 
 
 def test_pictures_of_a_node_that_is_not_there_are_not_promised(batch, tmp_path, capsys):
