@@ -23,7 +23,7 @@ from workflow import object_info
 from .binding import bind, fixed_pictures, read_workflow, title
 from .engine import Engine, NoWorkers, Options
 from .output import Store
-from .plan import plan, shapes
+from .plan import plan, shapes, whole
 from .report import Progress, forecast
 from .table import TableError, read_table, with_grid
 from .worker import Worker, failure
@@ -122,7 +122,7 @@ class Batch:
 
     def send(self, item, seat) -> tuple:
         """A row's workflow, and the pictures that its worker does not have from the row before."""
-        pictures = {name: p.read() for name, p in item.job.pictures.items() if name not in seat.sent}
+        pictures = {name: whole(p) for name, p in item.job.pictures.items() if name not in seat.sent}
         seat.sent = {*item.job.pictures}
         return self.plan.graph_of(item.job), pictures
 

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .binding import Binding, filled
 from .table import Picture, Row, TableError
@@ -97,8 +97,22 @@ def _named(picture: Picture) -> tuple[str, str]:
         data = picture.read()
         with Image.open(io.BytesIO(data)) as image:
             return f"{hashlib.sha256(data).hexdigest()[:32]}.{(image.format or 'png').lower()}", ""
+    except UnidentifiedImageError:
+        return f"unreadable {picture.place}", "it is no picture of a known kind"
     except Exception as error:  # whatever its decoder raises
         return f"unreadable {picture.place}", str(error).replace(str(picture.path), picture.place)
+
+
+def whole(picture: Picture) -> bytes:
+    """A picture's file. OSError where its end is missing, which the host would draw grey."""
+    data = picture.read()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("RGB", (image.width // 8, image.height // 8))  # which spares most of a JPEG's decoding
+            image.load()
+    except Exception as error:  # whatever its decoder raises
+        raise OSError(f"{picture.place}, {error}: replace it") from None
+    return data
 
 
 def shapes(plan: Plan) -> list[Job]:

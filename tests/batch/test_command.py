@@ -1,6 +1,7 @@
 """The command around the engine: which rows are to do, what is written, what is said before and instead of a run."""
 import errno
 import json
+import os
 from collections import deque
 from types import SimpleNamespace
 
@@ -44,7 +45,11 @@ class Alone:
                 self.lost(item, "it ended its worker 2 times: killed")
                 continue
             failed = worker.failure("no such thing: choose another", "Scale", "ValueError")
-            graph, pictures = self.send(item, seat)
+            try:
+                graph, pictures = self.send(item, seat)
+            except OSError as error:
+                self.lost(item, f"its picture cannot be read: {error}")
+                continue
             self.done(item, failed if item.job.row.number in Alone.fails else self.work(graph, pictures))
         self.work.close()
 
@@ -136,10 +141,14 @@ def test_a_changed_workflow_is_another_run(batch, tmp_path):
 
 def test_a_picture_that_nothing_can_read_is_one_failed_row(batch, tmp_path):
     (tmp_path / "photos" / "b.png").write_bytes(b"no picture")
-    assert batch() == 0
-    (_, rows), = runs(tmp_path).items()
-    assert [n for n, r in rows.items() if r["error"]] == [2]
-    assert rows[2]["error"].startswith("row 2: the picture b.png cannot be read")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    noise.save(tmp_path / "photos" / "c.png")
+    os.truncate(tmp_path / "photos" / "c.png", 6000)  # ComfyUI would draw the rest grey
+    assert batch("--grid", "Scale.scale_by=0.5,0.25", "--grid", "Scale.upscale_method=area") == 0
+    rows = pyarrow.parquet.read_table(next((tmp_path / "out").iterdir()) / "parts").to_pylist()
+    assert [r["row"] for r in rows if not r["error"]] == [1, 1]
+    for number, said in (2, "row 2: the picture b.png cannot be read (it is no picture"), (3, "row 3: its picture can"):
+        assert [r["error"].startswith(said) for r in rows if r["row"] == number] == [True, True]
 
 
 def test_a_full_disk_names_its_row_and_the_next_run_goes_on_with_it(batch, tmp_path, monkeypatch, capsys):

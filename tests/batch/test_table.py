@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from palimpsest.batch.binding import Binding, bind, find, read_workflow
-from palimpsest.batch.plan import plan, shapes
+from palimpsest.batch.plan import plan, shapes, whole
 from palimpsest.batch.table import Picture, Row, TableError, read_table, with_grid
 from PIL import Image
 
@@ -236,6 +236,16 @@ def test_a_picture_that_nothing_can_read_is_its_rows_failure_alone(folder):
     found = planned(csv(folder, "Photo.image\ncat.png\ntorn.png\nmissing.png\n"), {}, folder)
     assert [bool(job.broken) for job in found.jobs] == [False, True, True]
     assert found.jobs[1].broken.startswith("row 2: the picture torn.png cannot be read") and len(shapes(found)) == 1
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_a_picture_whose_end_is_missing_is_not_sent(kind, tmp_path):
+    shades = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(shades).save(tmp_path / "whole", kind)
+    data = (tmp_path / "whole").read_bytes()
+    assert whole(Picture("whole", tmp_path / "whole")) == data
+    with pytest.raises(OSError, match="torn, .*: replace it"):
+        whole(Picture("torn", held=data[:len(data) * 3 // 4]))
 
 
 def test_a_drawing_of_the_canvas_is_no_workflow_for_the_api(tmp_path):
