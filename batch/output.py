@@ -37,6 +37,7 @@ class Store:
             replaced(about, json.dumps(plan.about, indent=1).encode())
         self.schema = SCHEMA.with_metadata({"palimpsest": json.dumps(plan.about)})
         self.waiting = self._read_journal()
+        self._forget_mended(plan)
         self.held = {row["key"]: bool(row["error"]) for part in self.parts.glob("*.parquet")
                      for row in pyarrow.parquet.read_table(part, columns=["key", "error"]).to_pylist()}
         self.packed = {*self.held}
@@ -53,6 +54,19 @@ class Store:
         if whole != text:
             replaced(self.journal, whole)
         return lines
+
+    def _forget_mended(self, plan: Plan):
+        """Drop the failures of rows whose picture has changed since: they have another key now."""
+        failed = [line for line in self.waiting.values() if line["error"]]
+        for part in self.parts.glob("*.parquet"):
+            failed += pyarrow.parquet.read_table(part, columns=["key", "values"],
+                                                 filters=[("error", "!=", "")]).to_pylist()
+        keys = {job.key for job in plan.jobs}
+        failed = [line for line in failed if line["key"] not in keys]
+        wanted = {values(job) for job in plan.jobs} if failed else set()
+        mended = {line["key"] for line in failed if line["values"] in wanted}
+        self._drop(mended)
+        self.waiting = {key: line for key, line in self.waiting.items() if key not in mended}
 
     def __enter__(self):
         return self
@@ -94,20 +108,23 @@ class Store:
         """Make the journal's lines a Parquet file. A row that was done again leaves the file that holds its failure."""
         if not self.waiting:
             return
-        again = self.packed & self.waiting.keys()
-        for part in sorted(self.parts.glob("*.parquet")) if again else ():
-            old = pyarrow.parquet.read_table(part)
-            kept = [key not in again for key in old["key"].to_pylist()]
-            if not any(kept):
-                part.unlink()
-            elif not all(kept):
-                self._write(part, old.filter(pyarrow.array(kept)))
+        self._drop(self.packed & self.waiting.keys())
         numbers = [int(part.stem) for part in self.parts.glob("*.parquet")]
         self._write(self.parts / f"{max(numbers, default=-1) + 1:06}.parquet",
                     pyarrow.Table.from_pylist(list(self.waiting.values()), self.schema))
         replaced(self.journal, b"")
         self.packed |= self.waiting.keys()
         self.waiting = {}
+
+    def _drop(self, keys: set):
+        """Take rows out of the Parquet files."""
+        for part in sorted(self.parts.glob("*.parquet")) if keys else ():
+            old = pyarrow.parquet.read_table(part)
+            kept = [key not in keys for key in old["key"].to_pylist()]
+            if not any(kept):
+                part.unlink()
+            elif not all(kept):
+                self._write(part, old.filter(pyarrow.array(kept)))
 
     def _write(self, path, table):
         draft = path.with_suffix(".draft")

@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import tempfile
 from collections import deque
 from types import SimpleNamespace
 
@@ -66,6 +67,7 @@ def batch(tmp_path, monkeypatch, host):
     for kind in worker.FOLDERS:
         monkeypatch.setattr(folder_paths, f"{kind}_directory", getattr(folder_paths, f"{kind}_directory"))
     monkeypatch.setattr(command, "Engine", Alone)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for name, value in (("fails", ()), ("ends", ()), ("stop", None)):
         monkeypatch.setattr(Alone, name, value)
     (tmp_path / "photos").mkdir()
@@ -149,6 +151,11 @@ def test_a_picture_that_nothing_can_read_is_one_failed_row(batch, tmp_path):
     assert [r["row"] for r in rows if not r["error"]] == [1, 1]
     for number, said in (2, "row 2: the picture b.png cannot be read (it is no picture"), (3, "row 3: its picture can"):
         assert [r["error"].startswith(said) for r in rows if r["row"] == number] == [True, True]
+    for name in "bc":  # "replace it"
+        noise.save(tmp_path / "photos" / f"{name}.png")
+    assert batch("--grid", "Scale.scale_by=0.5,0.25", "--grid", "Scale.upscale_method=area") == 0
+    rows = pyarrow.parquet.read_table(next((tmp_path / "out").iterdir()) / "parts").to_pylist()
+    assert sorted(r["row"] for r in rows) == [1, 1, 2, 2, 3, 3] and not any(r["error"] for r in rows)
 
 
 def test_a_full_disk_names_its_row_and_the_next_run_goes_on_with_it(batch, tmp_path, monkeypatch, capsys):
