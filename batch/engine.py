@@ -80,7 +80,8 @@ def connect(options: Options) -> tuple[int, float, float]:
             ray.init(**place, log_to_driver=False, logging_level="error", namespace="palimpsest")
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise NoWorkers(f"no Ray can be used at {options.address or 'this machine'}: {error} (a cluster that asks "
-                            "for a token gets it from RAY_AUTH_TOKEN or ~/.ray/auth_token)") from None
+                            "for a token gets it where RAY_AUTH_MODE is token, from RAY_AUTH_TOKEN or "
+                            "~/.ray/auth_token)") from None
     has = ray.cluster_resources()
     cores, gpus = int(has.get("CPU", 1)), has.get("GPU", 0)
     share = options.gpus if gpus else 0

@@ -132,6 +132,18 @@ def test_more_workers_than_there_is_room_for_are_refused(asked, said, cluster):
         engine.connect(asked)
 
 
+def test_a_cluster_that_cannot_be_joined_is_told_with_what_a_token_needs(monkeypatch):
+    """Ray sends no token where its mode is not set."""
+    def refused(**place):
+        assert place["address"] == "10.0.0.1:6379"
+        raise ConnectionError("InvalidAuthToken")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refused)
+    with pytest.raises(engine.NoWorkers, match="10.0.0.1:6379: InvalidAuthToken .*RAY_AUTH_MODE is token, from"):
+        engine.connect(engine.Options(address="10.0.0.1:6379"))
+
+
 def test_the_cluster_file_of_the_documents_is_one_of_rays():
     yaml = pytest.importorskip("yaml")
     from ray.autoscaler._private.util import prepare_config, validate_config
