@@ -6,7 +6,7 @@ from uuid import UUID
 
 from torch import Tensor
 
-from ..host.batch import Chunk, chunks, no_part
+from ..host.batch import Chunk, chunks, equal_parts, no_part
 from ..host.tiles import with_tiles_located
 from ..inversion.trajectory import Inversion
 from .editor import overrides
@@ -101,7 +101,7 @@ class Call:
     def split(self, options: dict, *tensors: Tensor) -> Iterator[tuple]:
         """(Part, its rows of each of the tensors) of a forward with these transformer_options."""
         found = self.parts(options)
-        return zip(found, *(x.chunk(len(found)) for x in tensors))
+        return zip(found, *(equal_parts(x, len(found)) for x in tensors))
 
     def part(self, chunk: Chunk) -> Part:
         """What the rows of a chunk are of.

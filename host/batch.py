@@ -6,7 +6,7 @@ from uuid import UUID
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
-__all__ = ["TILES", "Chunk", "chunks", "no_part", "options_of", "repeat_to_batch_size", "split"]
+__all__ = ["TILES", "Chunk", "chunks", "equal_parts", "no_part", "options_of", "repeat_to_batch_size", "split"]
 TILES = "palimpsest.tiles"  # the option that names the area of each chunk, where another node cuts the latent
 
 
@@ -37,7 +37,15 @@ def no_part(options: dict) -> bool:
 def split(options: dict, *tensors: Tensor) -> Iterator[tuple]:
     """(Chunk, its rows of each of the tensors) of a forward."""
     found = chunks(options)
-    return zip(found, *(x.chunk(len(found)) for x in tensors))
+    return zip(found, *(equal_parts(x, len(found)) for x in tensors))
+
+
+def equal_parts(x: Tensor, count: int) -> tuple[Tensor, ...]:
+    """The rows of a forward in as many equal parts."""
+    if len(x) % count:
+        raise ValueError(f"A forward has {len(x)} rows for {count} prompts, so nobody can tell which rows are whose: "
+                         "remove the node that adds rows to it or leaves some out.")
+    return x.chunk(count)
 
 
 def options_of(options: dict, chunk: Chunk) -> dict:

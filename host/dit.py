@@ -27,7 +27,7 @@ from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from comfy.ldm.wan.model import WanModel
 from torch import Tensor
 
-from .batch import chunks
+from .batch import chunks, equal_parts
 from .options import WrappersMP, with_hooks, with_transformer, with_wrapper
 from .unet import Attention, Shape
 
@@ -332,7 +332,7 @@ def _joint(own_edit, all_edit, beside_edit, held, compute, q: Tensor, k: Tensor,
     if len(set(parts)) < len(parts):
         raise ValueError(f"The target has areas, {len(parts)} of them in a forward, and this MODEL's attention knows "
                          "each token's place in the whole: remove Conditioning (Set Area).")
-    shared = dict(zip(parts, zip(*(x.chunk(len(parts)) for x in others[1:]))))
+    shared = dict(zip(parts, zip(*(equal_parts(x, len(parts)) for x in others[1:]))))
     edited, (own_q, own_k, own_v) = own_edit(inner) if own_edit else inner, own
     out = edited(own_q, own_k, own_v, {**options, SHAPE: shape._replace(heads=heads), OTHERS: shared,
                                        BESIDE: others[1].shape[axis]})
