@@ -1,7 +1,7 @@
 """PIE-Bench (Ju et al. 2023, arXiv:2310.01506) with your own checkpoint, on its pictures, prompts, masks and
 conventions.
 
-    python tools/dev.py bench pie FOLDER [--checkpoint FILE] [--inversion NAME] [--editor NAME ...] [--count 700]
+    python tools/dev.py bench pie FOLDER [--checkpoint FILE] [--inversion NAME ...] [--editor NAME ...] [--count 700]
         [--steps 50] [--cfg 7.5] [--clip-vision FILE --clip-text FILE] [--workers N [--address HOST:PORT]]
 
 FOLDER holds mapping_file.json and annotation_images/. Without a checkpoint the miniature edits, which knows no
@@ -119,10 +119,11 @@ class Measurer:
         args, case = self.args, Case(self.args.folder, number, entry)
         with torch.inference_mode():
             scenes = Scenes(self.models, [case])
-            inversion = scenes.invert(METHODS[args.inversion], args.cfg, args.steps)
+            inversions = {by: scenes.invert(METHODS[by], args.cfg, args.steps)
+                          for by in dict.fromkeys(by for by, _ in missing) if by != NOBODY}
             for by, editor in missing:
                 made = (REFERENCES[editor](scenes, args) if by == NOBODY else
-                        edited(scenes, inversion, editor, args.cfg))
+                        edited(scenes, inversions[by], editor, args.cfg))
                 yield {"case": number, "kind": case.kind, "inversion": by, "editor": editor,
                        **measure(case, scenes, made, self.clip)},
 
@@ -131,7 +132,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--checkpoint")
-    parser.add_argument("--inversion", choices=METHODS, default="DDIM")
+    parser.add_argument("--inversion", nargs="+", choices=METHODS, default=["DDIM"])
     parser.add_argument("--editor", nargs="+", choices=[n for n, row in EDITORS.items()
                                                           if not row.told and not row.kinds and row.on == "DDIM"],
                         default=["plain", "Attention Inject"])
@@ -150,7 +151,7 @@ def main():
     rows = {key: r for key, r in stored(args.out).items() if about.items() <= r.items()}
     args.out.parent.mkdir(exist_ok=True)
     chosen = entries(args.folder, args.count)
-    wanted = [(NOBODY, r) for r in REFERENCES] + [(args.inversion, e) for e in args.editor]
+    wanted = [(NOBODY, r) for r in REFERENCES] + [(i, e) for i in args.inversion for e in args.editor]
     missing = {n: [pair for pair in wanted if (n, *pair) not in rows] for n, _ in chosen}
 
     def write(measured):

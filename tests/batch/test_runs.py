@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import folder_paths
+import numpy as np
 import psutil
 import pytest
 
@@ -17,8 +18,11 @@ ray = pytest.importorskip("ray", reason="the extra `batch` is not installed")
 import pyarrow.parquet  # noqa: E402
 from palimpsest.batch.isolated import Server  # noqa: E402
 from palimpsest.batch.worker import FOLDERS, Worker  # noqa: E402
-from palimpsest.bench import scenes  # noqa: E402
+from palimpsest.bench import pie, scenes  # noqa: E402
+from palimpsest.bench.summary import NOBODY  # noqa: E402
+from palimpsest.miniature.scenes import held_out_edit  # noqa: E402
 from palimpsest.tests.batch.graphs import GRAPH  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from pack import ROOT  # noqa: E402
 
@@ -144,6 +148,31 @@ def test_scene_bench_gives_the_same_lines_by_workers(tmp_path, monkeypatch):
         assert ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1"
     finally:
         ray.shutdown()
+
+
+def test_pie_bench_gives_the_same_lines_by_workers(tmp_path, monkeypatch):
+    (tmp_path / "annotation_images").mkdir()
+    edit = held_out_edit(0, "colour")
+    Image.fromarray((edit.source_image * 255).astype(np.uint8)).save(tmp_path / "annotation_images" / "a.png")
+    (tmp_path / "mapping_file.json").write_text(json.dumps({"0": {
+        "image_path": "a.png", "original_prompt": edit.source_text, "editing_prompt": edit.target_text,
+        "editing_type_id": "1", "mask": [128 * 40, 128 * 30]}}))
+
+    def lines(name, *more):
+        monkeypatch.setattr(sys, "argv", ["pie", str(tmp_path), "--steps", "2", "--out", str(tmp_path / name),
+                                          "--inversion", "DDIM", "Negative-prompt", "--editor", "plain", *more])
+        pie.main()
+        return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    try:
+        alone = lines("alone")
+        assert lines("by workers", "--workers", "1") == alone
+    finally:
+        ray.shutdown()
+    assert [(row["inversion"], row["editor"]) for row in alone] == [
+        (NOBODY, "autoencoder"), (NOBODY, "fresh noise"), ("DDIM", "plain"), ("Negative-prompt", "plain")]
+    assert alone[2]["pie_psnr"] != alone[3]["pie_psnr"]
 
 
 def test_pictures_and_numbers_are_those_of_a_process_alone(ran, monkeypatch):
