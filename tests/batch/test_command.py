@@ -319,6 +319,22 @@ def test_a_dry_run_tells_groups_time_and_disk_and_leaves_nothing(batch, tmp_path
     assert "6 rows in 3 groups, on 2 workers" in said and "MB of pictures" in said and not (tmp_path / "out").exists()
 
 
+def test_progress_tells_rate_time_left_failures_and_workers(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
+    progress = report.Progress(total=100, before=20)
+    one, two = SimpleNamespace(number=1), SimpleNamespace(number=2)
+    for seat, words in (one, "is ready, process 7"), (two, "is ready, process 8"), (two, "ended: it was killed"):
+        progress.worker(seat, words)
+    now[0] = 60.0
+    for number in range(25):
+        progress.row({"error": "" if number else "no"})
+    assert progress.line() == "45 of 120 rows, 1 failed, 25.0 a minute, 0:03:00 left; 1 workers, 1 ended"
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == ["worker 1 is ready, process 7", "worker 2 is ready, process 8", "worker 2 ended: it was killed"]
+    assert len(said) == 4 and said[3].startswith("21 of 120 rows, 1 failed"), "a line every 15 seconds, not every row"
+
+
 def test_a_forecast_counts_an_inversion_a_group():
     def row(seconds, evaluations, size):
         return {"seconds": seconds, "evaluations": evaluations, "pictures": {"Save": [b"0" * size]}}
