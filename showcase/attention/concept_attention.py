@@ -9,7 +9,7 @@ ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The 
 need not stand in the sentence. On Flux leave `layers` empty.
 4. Run. *Attention Heatmap* shows each concept, *Attention Mask* takes those that you write there.
 
-The mask fits any node that takes one: *Latent Blend (Inversion)*, *Feature Share* (KV-Edit), *FlowEdit Invert*."""
+The mask fits any node that takes one: *Latent Blend (Inversion)*, *Feature Share* (KV-Edit), *ImageCompositeMasked*."""
 PICTURE = {"seed": 0, "kind": "colour"}
 THING, AROUND = "heart", "background"
 
