@@ -1,6 +1,6 @@
 """What a step of learning costs: beside diffusers' DreamBooth step on equal weights, and with blocks computed twice.
 
-    python tools/dev.py bench learning [--steps 10] [--batch 4]
+    python tools/dev.py bench learning [--steps 3] [--batch 4]
 
 All weights of the miniature learn from the same rows, in turn: here, here with the network's blocks computed twice, and
 as in diffusers' train_dreambooth.py (its U-Net, MSE of ε, clipping, AdamW). Seconds are the median step's, of one core;
@@ -25,11 +25,12 @@ from ..miniature.model import load_miniature
 from . import twin
 
 RESULTS = Path(__file__).parent / "results" / "learning.json"
+HERE = {"here": False, "blocks twice": True}  # whether blocks are computed twice
 RATE, TEXT = 1e-4, "a photo of a * star on a grass background"
 
 
-def ours(model, clip, given, batch, steps, recompute) -> tuple[list, int]:
-    """(seconds of each step, bytes that autograd keeps)."""
+def ours(model, clip, given, batch, steps, recompute) -> list:
+    """Seconds of each step."""
     spent, step = [], Learner.step
 
     def timed(self):
@@ -40,11 +41,17 @@ def ours(model, clip, given, batch, steps, recompute) -> tuple[list, int]:
 
     Learner.step = timed
     try:
-        with counting(model.model.diffusion_model, clip.cond_stage_model) as kept:
-            learn_concept(model, clip, given, [AllWeights(RATE)], steps=steps, batch=batch, recompute=recompute)
+        learn_concept(model, clip, given, [AllWeights(RATE)], steps=steps, batch=batch, recompute=recompute)
     finally:
         Learner.step = step
-    return spent, kept.most
+    return spent
+
+
+def kept_here(model, clip, given, batch, recompute) -> int:
+    """Bytes that autograd keeps of a step. Counting takes time, so it has a step of its own."""
+    with counting(model.model.diffusion_model, clip.cond_stage_model) as kept:
+        ours(model, clip, given, batch, 1, recompute)
+    return kept.most
 
 
 class Theirs:
@@ -97,21 +104,22 @@ def timed(step: Callable, steps: int) -> list:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    seconds: dict[str, list] = {"here": [], "blocks twice": [], "diffusers": []}
+    seconds: dict[str, list] = {name: [] for name in (*HERE, "diffusers")}
     with torch.inference_mode():
         model, clip, _ = load_miniature()
         given = ConceptImages(tuple(Example(z, TEXT) for z in torch.randn(4, 4, 16, 16)), RARE)
         with torch.inference_mode(False):
             theirs = Theirs(model, clip, given, args.batch)
             kept = {"diffusers": theirs.kept()}
-        for _ in range(3):  # in turn, so that what else the machine does falls on all
-            for name, recompute in (("here", False), ("blocks twice", True)):
-                spent, kept[name] = ours(model, clip, given, args.batch, args.steps + 1, recompute)
-                seconds[name] += spent[1:]
+        for name, recompute in HERE.items():
+            kept[name] = kept_here(model, clip, given, args.batch, recompute)
+        for _ in range(10):  # in turn, so that what else the machine does falls on all
+            for name, recompute in HERE.items():
+                seconds[name] += ours(model, clip, given, args.batch, args.steps + 1, recompute)[1:]
             with torch.inference_mode(False):
                 seconds["diffusers"] += timed(theirs, args.steps)
     rows = {name: {"seconds": statistics.median(found), "kept": kept[name]} for name, found in seconds.items()}

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .options import WrappersMP, with_transformer, with_wrapper
-from .recomputing import blocks, forwards, recomputed
+from .recomputing import again, forwards, recomputed
 
 KEY = "palimpsest.gradients"
 # bytes of weights: larger models compute in bf16, or SDXL's graph at 1024 px outgrows 24 GB (bench gradients)
@@ -214,7 +214,7 @@ def _recomputing(network, stand_ins: dict, deltas: Deltas, function, *args, **kw
     # found once, as a walk of the network takes long beside a small block's pass
     brought = _brought(network)
     names = {name: {n: f"{name}.{n}" for n, _ in (*block.named_parameters(), *block.named_buffers())}
-             for name, block in blocks(network).items()}
+             for name, block in again(network).items()}
     inside = {key for held in names.values() for key in held.values()}
 
     def weights(name):

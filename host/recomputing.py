@@ -25,6 +25,11 @@ def blocks(network) -> dict[str, Any]:
                      if isinstance(several, torch.nn.ModuleList) for place, m in several.named_children()}
 
 
+def again(network) -> dict[str, Any]:
+    """Those that are computed again: all but the last, whose backward pass comes first, while all else is kept."""
+    return dict(list(blocks(network).items())[:-1])
+
+
 @contextmanager
 def recomputed(network, weights: Weights, recording):
     """While it lasts a forward keeps of its blocks no more than what goes into them.
@@ -36,7 +41,7 @@ def recomputed(network, weights: Weights, recording):
     # without it, a block whose input needs no gradient would have no backward pass
     anchor = torch.zeros(1, requires_grad=True)
     with forwards({block: _Forward(name, block, weights, recording, anchor)
-                   for name, block in blocks(network).items()}):
+                   for name, block in again(network).items()}):
         yield
 
 
@@ -111,7 +116,7 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         with ctx.recording():
-            given = [t.detach().clone().requires_grad_(needed)
+            given = [t.detach().requires_grad_(needed)  # the block runs on copies of them
                      for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[3:])]
             pairs = [(t, g) for t, g in zip(ctx.run(given), gradients) if g is not None and t.requires_grad]
             if pairs:

@@ -12,6 +12,7 @@ from palimpsest.editing.concepts import Prior
 from palimpsest.editing.learning import learn_concept
 from palimpsest.host.gradients import MADE
 from palimpsest.host.memory import counting
+from palimpsest.host.recomputing import _Body, blocks
 from palimpsest.miniature.model import load_miniature
 
 import tiny
@@ -38,6 +39,20 @@ def test_blocks_that_are_computed_twice_have_the_same_gradients(family, trained)
     assert twice.losses == pytest.approx(once.losses, rel=1e-6)
     assert len(gradients(once)) and relative(gradients(twice), gradients(once)) < 1e-5
     assert not any("forward" in vars(module) for module in model.model.diffusion_model.modules())
+
+
+def test_all_blocks_but_the_last_run_again_in_the_backward_pass(monkeypatch):
+    model, runs = tiny.sd15(), []
+    named, run = {block: name for name, block in blocks(model.model.diffusion_model).items()}, _Body.forward
+
+    def noted(self, *args, **kwargs):
+        runs.append(named[self.block])
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(_Body, "forward", noted)
+    learn_concept(model, tiny.clip(), images(model), TRAINED["lora"], steps=1, recompute=True)
+    *others, _ = named.values()
+    assert len(others) > 2 and runs == [*others, *reversed(others)]
 
 
 def test_changed_weights_are_made_again_in_the_backward_pass_and_not_kept():
