@@ -49,6 +49,9 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
     if not told and not images.identifier and not any(SLOT in e.caption or e.masks for e in images.examples):
         raise ValueError(f"None of the {len(images.examples)} captions has a *, which stands for the concept, as where "
                          "Class Images are learned from: connect Concept Images.")
+    if objective and objective.pictures and objective.pictures != len(images.examples):
+        raise ValueError(f"{type(objective).__name__} knows {objective.pictures} pictures, Concept Images has "
+                         f"{len(images.examples)}: give both the same pictures in one order.")
     captions = [e.caption for e in images.examples]
     if objective and objective.reads:
         captions = [caption.replace(SLOT, objective.reads) for caption in captions]

@@ -199,12 +199,28 @@ class Objective:
     resolution: of the cross-attention whose maps are asked, a share of the latent's side; 0 asks none.
     negative: what * reads as in the caption that a prediction is guided away from; None does not guide.
     skew: by which noisier levels are drawn more often than clean ones, 0 to 1. 0 draws them as the family was trained.
+    pictures: how many it knows more of than their captions say; 0 where none.
+    lr: of AdamW, of what it learns of its own.
     """
     reads: str = ""
     base: str | None = None
     resolution: float = 0.0
     negative: str | None = None
     skew: float = 0.0
+    pictures: int = 0
+    lr: float = 0.0
+
+    def begin(self, generator: torch.Generator) -> Theta:
+        """What it learns of its own where it knows pictures, on the CPU in fp32. It is not kept."""
+        raise NotImplementedError
+
+    def pictured(self, theta: Theta, number: int, prompt: Tensor) -> Tensor:
+        """The rows [1,T,C] of a prompt with what it knows of a picture more, under which that one is shown too."""
+        raise NotImplementedError
+
+    def parted(self, pictured: Tensor, alone: Tensor, whole: Tensor, text: Tensor) -> Tensor:
+        """[B] losses, of those under the prompt with that and alone, and of the means [B,C] of both prompts' rows."""
+        raise NotImplementedError
 
     def losses(self, errors: Tensor, frozen: Tensor | None) -> Tensor:
         """[B] losses of rows, of their errors ‖c(σ)·(x̂0 - x0)‖² [B] and of the frozen model's errors on them."""

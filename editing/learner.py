@@ -44,6 +44,7 @@ class Learner:
             getattr(one, "text_encoder", False) for one in trained)
         self.network, self.encoder = [], []
         self.theta: dict[str, Theta] = {}  # of the words
+        self.own: Theta = {}  # of the objective
         spaces = [word for word in self.words if isinstance(word, WordSpace)]
         self.stages = max((word.stages for word in spaces), default=1)
         self.places = transformers(model.model.diffusion_model) if any(word.in_layers for word in spaces) else ()
@@ -77,10 +78,14 @@ class Learner:
                 taken = {n: inside[n].detach() for n in called_as if n in inside and one.takes_text(inside[n])}
                 self.encoder.append(Weights(one, taken, called_as, self.generator))
                 leaves[-1] += self.encoder[-1].leaves()
+        if self.objective and self.objective.pictures:
+            device = guider.model_patcher.load_device
+            self.own = {name: v.to(device).requires_grad_() for name, v in self.objective.begin(self.generator).items()}
+            leaves.append(list(self.own.values()))
         self.leaves = [t for group in leaves for t in group]
         self.clipped = [t for part in (*self.network, *self.encoder) for t in part.leaves()]
         groups = [{"params": group, "lr": one.lr, **({"weight_decay": 0.0} if isinstance(one, PromptRows) else {})}
-                  for group, one in zip(leaves, self.trained)]
+                  for group, one in zip(leaves, [*self.trained, self.objective])]
         fused = all(t.device.type in ("cpu", "cuda") for t in self.leaves)  # one pass in place of six
         self.optimiser = torch.optim.AdamW(groups, fused=fused)
         if state is not None:
@@ -182,11 +187,27 @@ class Learner:
                     objective.beside(example.caption) if objective else ())]
             if objective and objective.negative:
                 entries.append(self._entry(example.caption.replace(SLOT, objective.negative), "", x, sigma))
+            if objective and objective.pictures:
+                entries.append(self._pictured(objective, i, entries[0]))
             masks = torch.stack([m.to(device) for m in example.masks.values()]) if example.masks else None
             words = self._positions(example, images.identifier) if objective and self.maps else ()
             contrasts = self._contrasts(objective, example.caption) if objective else ()
             rows.append(Row(x, clean, at, tuple(entries), share / count, objective, predicted, masks, words, contrasts))
         return rows
+
+    def _pictured(self, objective, number, entry) -> dict:
+        """A processed cond entry with what the objective knows of a picture more."""
+        prompt = entry["model_conds"]["c_crossattn"]
+        shown = objective.pictured(self.own, number, prompt.cond)
+        return {**entry, "model_conds": {**entry["model_conds"], "c_crossattn": type(prompt)(shown)}}
+
+    def _parted(self, rows, alone, target) -> Tensor:
+        """The losses of rows that are shown with and without that."""
+        pictured = self._errors(rows, self._predicted(rows, -1, self.options), target)
+        # their means, as captions may have unequal numbers of rows
+        whole, text = (torch.cat([row.entries[n]["model_conds"]["c_crossattn"].cond.mean(1) for row in rows])
+                       for n in (-1, 0))
+        return rows[0].objective.parted(pictured, alone, whole, text)
 
     def _contrasts(self, objective, caption) -> tuple:
         """Of a row, with vectors in the place of known words."""
@@ -226,6 +247,7 @@ class Learner:
         if objective:
             errors = objective.losses(errors, frozen)
             errors = errors + self._compared(rows, found)
+            errors = self._parted(rows, errors, target) if objective.pictures else errors
         if self.maps and maps:
             errors = errors + self.maps.losses(rows, maps)
         if rows[0].contrasts:

@@ -14,7 +14,7 @@ from pack import ROOT, load_pack
 
 FOLDER, PAGES = ROOT / "locales", ROOT / "web" / "docs"
 HOST_TYPES = {"MODEL", "CLIP", "VAE", "IMAGE", "MASK", "LATENT", "SIGMAS", "SAMPLER", "CONDITIONING",
-              "STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"}
+              "CLIP_VISION_OUTPUT", "STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"}
 
 
 def infos() -> list:
