@@ -40,7 +40,7 @@ def with_branches(model_options: dict, edits: Mapping[tuple, Callable]) -> dict:
             if edit:
                 before = block.img_norm2 if isinstance(block, DOUBLE) else block
                 yield before.register_forward_pre_hook(partial(_keep, given))
-                yield block.register_forward_hook(partial(_add, given, edit, options))
+                yield block.register_forward_hook(partial(_add, given, edit), with_kwargs=True)
 
     model_options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, dit.KEY, dit.told)
     return with_hooks(model_options, KEY, register)
@@ -50,8 +50,9 @@ def _keep(given, module, inputs):
     given["before"] = inputs[0].clone()
 
 
-def _add(given, edit, options, block, inputs, out):
+def _add(given, edit, block, inputs, kwargs, out):
     """A block's output, with another sum of the picture's tokens where the edit says so."""
+    options = kwargs["transformer_options"]  # the host counts a reference latent's tokens in these, of its own
     whole, *words = out if isinstance(out, tuple) else (out,)
     count = sum(x.shape[1] for x in words)  # single blocks have them among all tokens
     start, end = (i - count for i in dit.place(count + whole.shape[1], options))

@@ -196,11 +196,15 @@ def test_blocks_add_what_they_add_in_the_source(family):
         assert relative(plain[i], alone[i]) > 1e-4
 
 
-@pytest.mark.parametrize("family", FLUX)
-def test_what_they_add_goes_on_in_the_target(family):
-    """A run whose branches are replaced by hand, by hooks that write the source's."""
+@pytest.mark.parametrize("family, references", [
+    *((family, []) for family in FLUX), *[("flux", [torch.ones(1, 16, 6, 8)])] * joint.TODAY])
+def test_what_they_add_goes_on_in_the_target(family, references):
+    """A run whose branches are replaced by hand, by hooks that write the source's. A reference latent's tokens, which
+    stand behind the picture's, keep what is added to them."""
     model, inversion = joint_words.made(family), joint_words.inverted(family)
-    target, cells = joint.worded(family, TARGET, seed=2), picture(family)[0]
+    target, behind = joint.worded(family, TARGET, seed=2), 12 * len(references)
+    target[0][1].update({"reference_latents": references} if references else {})
+    own = slice(-picture(family)[0] - behind, -behind or None)
     put = mid_step(model=model, inversion=inversion, feature_layers="d1, s0", **{**ALL, "self_end": 0.0})
     with torch.inference_mode():
         alone, = added(family, model, lambda: joint_words.sampled(model, inversion, joint.worded(family, SOURCE)))
@@ -209,12 +213,12 @@ def test_what_they_add_goes_on_in_the_target(family):
 
         def leave(i, block, inputs, out):
             whole = out[0] if isinstance(out, tuple) else out
-            whole[:, -cells:] = held.pop(i) + alone[i]
+            whole[:, own] = held.pop(i) + alone[i]
 
         for i, block in ((1, network.double_blocks[1]), (2, network.single_blocks[0])):
             inner = getattr(block, "img_norm2", block)
             hooks += [inner.register_forward_pre_hook(
-                lambda module, inputs, i=i: held.update({i: inputs[0][:, -cells:].clone()})),
+                lambda module, inputs, i=i: held.update({i: inputs[0][:, own].clone()})),
                 block.register_forward_hook(partial(leave, i))]
         try:
             wanted = joint_words.sampled(model, inversion, target)
