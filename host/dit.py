@@ -253,6 +253,9 @@ def told(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
         raise ValueError(f"The prompt has a picture of {tuple(kwargs['image_cond'].shape[-2:])} cells (HiDream-E1), "
                          "which stands beside each row of the sampled one in attention, and the editors on this MODEL "
                          "know only grids of their own: remove InstructPixToPixConditioning, or the editors.")
+    if any(getattr(block, "flipped_img_txt", False) for _, block in blocks(network)):
+        raise ValueError("This ComfyUI puts the picture before the words in HunyuanVideo's attention, and the editors "
+                         "on this MODEL know the newer order: update ComfyUI to 0.30 or later.")
     frames = x.shape[2:-2] if x.shape[2:-2] != (1,) else ()
     grid = (*frames, *(-(-side // _patch(network)) for side in x.shape[-2:]))
     options = {**options, FORWARD: (network, c_crossattn.shape[1]), SHAPE: Shape(len(x), grid, 0)}
@@ -269,9 +272,6 @@ def _hooks(network, options):
 
 
 def _entered(at, cross, block, args, kwargs):
-    if getattr(block, "flipped_img_txt", False):
-        raise ValueError("This ComfyUI puts the picture before the words in HunyuanVideo's attention, and the editors "
-                         "on this MODEL know the newer order: update ComfyUI to 0.30 or later.")
     kwargs["transformer_options"].update({BLOCK: at, CROSS: cross})
 
 

@@ -228,6 +228,17 @@ def test_what_they_add_goes_on_in_the_target(family, references):
     assert relative(found, wanted) < 1e-5 < 1e-4 < relative(found, plain)
 
 
+@pytest.mark.skipif(not joint.TODAY, reason="ComfyUI 0.3.64 has the order that this test pretends")
+@pytest.mark.parametrize("settings", [{"self_end": 0.0}, {"feature_end": 0.0}])
+def test_a_host_with_the_picture_before_the_words_is_refused(settings, monkeypatch):
+    """By an edit of branches alone as by one of attention."""
+    model, inversion = joint_words.made("hunyuan video"), joint_words.inverted("hunyuan video")
+    put = mid_step(model=model, inversion=inversion, **{**ALL, **settings})
+    monkeypatch.setattr(model.model.diffusion_model.double_blocks[0], "flipped_img_txt", True, raising=False)
+    with pytest.raises(ValueError, match="picture before the words .* update ComfyUI to 0.30 or later"):
+        joint_words.sampled(put, inversion, joint.worded("hunyuan video", TARGET))
+
+
 def forwards(model, run):
     """[(rows, timestep, latent)] of the network's forwards in run()."""
     seen, network = [], model.model.diffusion_model
