@@ -176,18 +176,20 @@ class AdaptedAttention(AttentionEdit):
 
     def _shared_out(self, site, q, k, v, source) -> Iterator[Tensor]:
         """(the sum of A_II over K · A*_II/(sum over K) - A_II) V*_I inside K, [rows, some tokens, channels] each."""
-        q_s, k_s, q, k, v_ = (x.unflatten(-1, (site.heads, -1)).transpose(1, 2) for x in (
+        # in half precision scores may be equal where K ends, or infinite
+        q_s, k_s, q, k, v_ = (x.float().unflatten(-1, (site.heads, -1)).transpose(1, 2) for x in (
             source.q, source.k, q, k, v))
         count = k.shape[2]
         for mine, theirs in zip(*(x.split(max(1, CELLS // (k_s.shape[2] * len(q) * site.heads)), 2)
                                   for x in (q, q_s))):
-            maps = (theirs @ k_s.transpose(-1, -2) * theirs.shape[-1] ** -0.5).float().softmax(-1)[..., -count:]
+            maps = (theirs @ k_s.transpose(-1, -2) * theirs.shape[-1] ** -0.5).softmax(-1)[..., -count:]
             least = maps.topk(min(self.top, count), -1).values[..., -1:]
             inside = maps > least  # K
-            scores = (mine @ k.transpose(-1, -2) * mine.shape[-1] ** -0.5).float()
+            scores = mine @ k.transpose(-1, -2) * mine.shape[-1] ** -0.5
             shares = scores.masked_fill(~inside, -torch.inf).softmax(-1).nan_to_num(0)  # A*_II/(sum over K)
             maps = maps * inside
-            yield ((maps.sum(-1, keepdim=True) * shares - maps).to(v_) @ v_).transpose(1, 2).flatten(2)
+            rest = (maps.sum(-1, keepdim=True) * shares - maps) @ v_
+            yield rest.transpose(1, 2).flatten(2).to(v)
 
     def _coefficients(self, run, like) -> tuple[Tensor, Tensor]:
         state = run.state(self)

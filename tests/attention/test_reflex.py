@@ -150,6 +150,23 @@ def test_self_attention_of_a_unet_is_the_adapted_map(whole):
     assert (found - apply_maps(wanted, v)).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("dtype, size", [(torch.bfloat16, 2.0), (torch.float16, 100.0)])
+def test_half_precision_finds_the_same_largest_entries(dtype, size):
+    """Where bf16 has no scores between those of the entries, and where fp16's are infinite."""
+    run = Run()
+    run.within = lambda sigma, start, end: end == 1.0
+    q, k, v, q_s, k_s = (*features(1, 0, 256), *features(1, 1, 256)[:2])
+    q, k, q_s, k_s = (size * x for x in (q, k, q_s, k_s))
+    given = [x.to(dtype) for x in (q, k, v, q_s, k_s if size == 2 else q_s)]
+    editor = AdaptedAttention(None, (), frozenset({SITE.address}), frozenset(), 1.0, 0.0, 20, 4.0)
+
+    def attend(q, k, v, q_s, k_s):
+        return editor.attend(Rows(Call(run), {"palimpsest_prompt": None}, 1), replace(SITE, grid=(16, 16)), q, k, v,
+                             Source(q=q_s, k=k_s), lambda q, k, v: attention(*(x.double() for x in (q, k, v))).to(v))
+
+    assert relative(attend(*given).double(), attend(*(x.double() for x in given))) < 5e-3
+
+
 def added(family, model, run):
     """What each block adds last to the picture's tokens of each forward: [{number among all: tensor}] of run()."""
     network, seen, before = model.model.diffusion_model, [], {}
