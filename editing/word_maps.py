@@ -71,7 +71,8 @@ def spread(attention: Attend, maps: Tensor, rows: Rows, site: Site, q: Tensor, k
     if not site.joint:
         return size * looked_up(attention, site, q, k, values.to(q))
     values = torch.cat([values, torch.ones_like(values[..., :1])], 2)
-    found = looked_up(attention, site, q, k, F.pad(values, (0, 0, k.shape[1] - values.shape[1], 0)).to(q))
+    behind = k.shape[1] - site.beside - values.shape[1]  # those of another picture that an edit shows
+    found = looked_up(attention, site, q, k, F.pad(values, (0, 0, site.beside, behind)).to(q))
     return size * found[:, :-1] / found[:, -1:].clamp(min=1e-6)
 
 
@@ -168,7 +169,8 @@ class WordMaps(AttentionObserver):
         if tokens is None:
             return
         if site.kind == "self" or site.joint and self.fine:
-            if state.known is not None and state.known.numel() and not in_tiles(self, rows, site, q):
+            if (state.known is not None and state.known.numel() and not in_tiles(self, rows, site, q)
+                    and not self._lacks(rows, site, k)):
                 state.refined.add(spread(attention, state.known, rows, site, q, k), rows, site)
         if site.kind == "self":
             return
@@ -177,6 +179,16 @@ class WordMaps(AttentionObserver):
         groups = [state.positions[id(tokens)][i % len(tokens)] for i in range(rows.count)]
         maps = word_maps(attention, site, q, k, groups, len(tokens[0].ids), rows.call.network)
         state.maps.add(maps, rows, site)
+
+    def _lacks(self, rows, site, k) -> bool:
+        """Whether an editor has joint attention look up some of the picture's places only, and does not say which.
+        Warns once a run."""
+        count, places = k.shape[1] - site.beside, math.prod(site.grid)
+        if site.joint and count < places:
+            rows.call.run.warn_once(self, "%s is left out where another editor's mask lets attention look up %d of %d "
+                                          "places: take the mask off that editor, or turn refine off.", self.name,
+                                    count, places)
+        return site.joint and count < places
 
     def mean(self, run) -> Tensor | None:
         """[rows, words, h, w] of this run so far, 0 outside of all areas, or None before the first."""

@@ -39,6 +39,19 @@ def test_maps_are_refined_in_an_areas_window():
                                rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("behind", [0, 5])
+def test_joint_maps_are_refined_by_the_pictures_own_places(behind):
+    """Between words and what an edit shows of another picture."""
+    maps = torch.rand(1, 2, SIDE, SIDE, generator=torch.Generator().manual_seed(3)).double()
+    (q, _, _), (_, k, _) = features(2, 0), features(2, 1, tokens=3 + SIDE ** 2 + behind)
+    rows = Rows(Call(Run()), {}, 2)
+    site = Site("cross", ("double", 0, 0), (SIDE, SIDE), 0.5, HEADS, joint=True, beside=3)
+    own = softmax_maps(q, k).mean(1)[..., 3:3 + SIDE ** 2]
+    wanted = own @ maps.flatten(2).transpose(1, 2) / own.sum(-1, keepdim=True)
+    torch.testing.assert_close(spread(attention, maps, rows, site, q, k).flatten(2), wanted.transpose(1, 2).float(),
+                               rtol=1e-5, atol=1e-6, check_dtype=False)
+
+
 @pytest.mark.parametrize("side, share, fine", [(64, 0.25, 0.5), (64, 0.5, 0.5), (64, 1.0, 1.0), (96, 0.25, 0.25),
                                                (16, 0.25, 1.0)])
 def test_maps_are_refined_where_objects_have_shapes(side, share, fine):
