@@ -3,9 +3,10 @@
 A node that no changed setting reaches is not made again, so the variants share it with the prompt. The host caches each
 new node by its inputs, as it caches every node.
 """
-import re
+import csv
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from comfy_execution.graph_utils import is_link
@@ -33,8 +34,11 @@ class Setting:
     present: Any
 
     def values(self, text: str) -> dict[str, Any]:
-        """{as written: value}. Texts stand one a line, others may also stand between commas."""
-        written = filter(None, map(str.strip, re.split(r"\n" if self.kind == "STRING" else r"[,\n]", text)))
+        """{as written: value}. Texts stand one a line. Others may also stand between commas, and in quotes, as in CSV,
+        where they have commas themselves."""
+        lines = text.splitlines()
+        items = lines if self.kind == "STRING" else chain(*csv.reader(lines, skipinitialspace=True))
+        written = filter(None, map(str.strip, items))
         found = {one: self._value(one) for one in written}
         if not found:
             raise ValueError(f"{self.called} has no values to try: write some, "
@@ -48,7 +52,8 @@ class Setting:
         if self.kind == "COMBO":
             known = self.options.get("options", [written])
             found = [one for one in known if str(one) == written]
-            return found[0] if found else self._refuse(written, f"is one of {', '.join(map(str, known))}")
+            listed = ", ".join(f'"{one}"' if "," in str(one) else str(one) for one in known)
+            return found[0] if found else self._refuse(written, f"is one of {listed}")
         if self.kind == "BOOLEAN":
             found = SWITCH.get(written.lower())
             return self._refuse(written, "is true or false") if found is None else found

@@ -7,6 +7,7 @@ import execution
 import pytest
 import torch
 from comfy_execution.utils import get_executing_context
+from palimpsest.host.variants import Setting
 from palimpsest.nodes import settings_sheet
 
 import nodes
@@ -171,6 +172,17 @@ def test_what_cannot_be_tried_is_said_before_anything_runs(sheet, said, server, 
     told = run.host.status_messages[-1][1]["exception_message"]
     assert not [words for words in said if words not in told], told
     assert set(run.executed) <= {"sheet", "scene", "load"}  # these two show or need nothing
+
+
+def test_a_choice_with_a_comma_stands_in_quotes_as_in_csv():
+    """As a file's name may have one."""
+    lora = Setting("1", "lora_name", "Load LoRA.lora_name", "COMBO", {"options": ["ink, wet.pt", "oil.pt"]}, "oil.pt")
+    for text in ('oil.pt,  "ink, wet.pt"', 'oil.pt\n\n"ink, wet.pt"'):
+        assert [*lora.values(text)] == ["oil.pt", "ink, wet.pt"]
+    with pytest.raises(ValueError, match="'ink' is no value .* is one of \"ink, wet.pt\", oil.pt: change it"):
+        lora.values("ink, wet.pt")
+    text = Setting("1", "text", "Prompt.text", "STRING", {}, "")
+    assert [*text.values('a "red", big cat\nhen')] == ['a "red", big cat', "hen"]
 
 
 def test_two_nodes_of_one_title_are_told_apart_by_number(server, monkeypatch):  # noqa: F811
