@@ -36,3 +36,17 @@ SMALL = """() => {
     if (old) graph.remove(old)
     fold.widgets.find(widget => widget.name === 'steps').value = 2
     return fold.id }"""
+# The words on Attention Heatmap once the pictures of a run come after those of the next one.
+OVERTAKEN = """async () => {
+    const node = app.graph.nodes.find(node => node.type === 'PalimpsestAttentionHeatmap')
+    const found = app.nodeOutputs[node.id], [{picture, words}] = found.palimpsest_words
+    const decode = Image.prototype.decode, {promise, resolve} = Promise.withResolvers(), slow = []
+    Image.prototype.decode = function () { return slow[slow.push(promise.then(() => decode.call(this))) - 1] }
+    node.onExecuted({palimpsest_words: [{picture, words: words.slice(0, 1)}]})
+    Image.prototype.decode = decode
+    node.onExecuted(found)
+    await new Promise(later => setTimeout(later, 500))
+    resolve()
+    await Promise.all(slow)
+    await new Promise(later => setTimeout(later, 500))
+    return [...document.querySelectorAll('.palimpsest-words button')].map(button => button.textContent) }"""

@@ -111,7 +111,10 @@ async function show(node, pictures) {
             button.setAttribute("aria-pressed", isChosen(words, button.textContent))
     }
     root.onpointerenter = root.onfocusin = refresh // the field may have been written in
-    root.replaceChildren(...await Promise.all(pictures.map(picture => view(node, picture, refresh))))
+    widget.latest = pictures
+    const views = await Promise.all(pictures.map(picture => view(node, picture, refresh)))
+    if (widget.latest !== pictures) return // a later run's are shown
+    root.replaceChildren(...views)
     refresh()
 }
 

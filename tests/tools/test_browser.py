@@ -23,7 +23,7 @@ from canvas import READABLE, TITLE, declared, is_widget
 from comfy_server import Server, free_port
 from demo import execute
 from environment import SetupError
-from in_the_page import DRAWN, FOUND, LINKED, SMALL, THUMBNAILS
+from in_the_page import DRAWN, FOUND, LINKED, OVERTAKEN, SMALL, THUMBNAILS
 from pack import NAME, ROOT, find_host
 from searches import BEHIND, FIRST, SEARCHES
 
@@ -356,6 +356,7 @@ def test_a_word_is_seen_on_the_picture_and_chosen_by_mouse_and_keyboard(vue, vie
     assert page.evaluate("app.graph.nodes.find(node => node.type === 'PrimitiveString').widgets[0].value") == "star"
     assert view.run()["kind"] == "execution_success"
     assert field() == "sky, background"
+    assert page.evaluate(OVERTAKEN) == names.split()
 
 
 @pytest.mark.parametrize("locale, words", [("en", "Turns a picture into noise"), ("zh", "把图像变成噪声")])
