@@ -57,9 +57,10 @@ class ObjectAware(Anchored):
         return [e for e in run.editors if isinstance(e, ObjectAware) and e.inversion is self.inversion]
 
     def seen(self, run, x, sigma) -> Tensor:
-        """The places that were free before this step: one that begins here begins with the source's latent."""
+        """The places that were free before this step: one that begins here begins with the source's latent. Those of a
+        sampler's first step may have begun in another one."""
         free = run.state(self).free
-        return torch.zeros(1, *x.shape[-2:]) if free is None else free
+        return self.mask(run, x, sigma) if free is None else free
 
     def mask(self, run, x, sigma) -> Tensor:
         m = torch.zeros(x.shape[0], *x.shape[-2:])
