@@ -121,6 +121,9 @@ class Descriptors(FeatureEdit):
     def acts(self, run, sigma):
         return self.reads(run, sigma)
 
+    def hands_on(self, run, sigma):
+        return "what matches in both pictures" if self.acts(run, sigma) else ""
+
     def shown(self, module, x, out):
         return out.flatten(2).transpose(1, 2)
 

@@ -69,6 +69,9 @@ class NoiseMask(Anchored):
                              "(CFGGuider), or compare with the source.")
         run.warn_if_idle(self.name, lambda sigma: run.within(sigma, self.start, 1.0))
 
+    def hands_on(self, run, sigma):
+        return "the mask" if run.within(sigma, self.start, 1.0) else ""
+
     def asks(self, run, sigma):
         state = run.state(self)
         known = state.sigma == sigma or state.mask is not None and not run.within(sigma, self.start, self.end)

@@ -9,7 +9,7 @@ from ..host.canvas import concerning, log
 from ..host.hooks import hooks_of, known_hooks
 from ..host.network import knows_places
 from ..host.options import compiled
-from ..host.sampling import adds_noise, digest
+from ..host.sampling import Solver, adds_noise, digest
 from ..inversion.method import method_of
 from ..inversion.trajectory import Inversion
 from .editor import Editor, overrides
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 OFF_PATH = 1e-3  # of its norm; a latent that near is the source's
+BEGUN = 0.15     # of the schedule; of few steps the first may stand as late
 
 
 def inversions_of(chosen: Iterable[Editor]) -> list[Inversion]:
@@ -117,13 +118,35 @@ def warn_of_start(stepped: Inversion | None, latent: Tensor, sigma: float):
     """Warns where an INVERSION's own steps begin between two of them, at σ, from a latent that other steps made."""
     if stepped is None or not stepped.level(sigma) or not method_of(stepped).hands_on:
         return
-    source = repeat_to_batch_size(stepped.at(sigma), len(latent)).to(latent)
-    apart = (latent - source).norm() / source.norm()
+    apart = _apart(latent, stepped, sigma)
     if apart > OFF_PATH:
         log.warning("%s's steps hand on %s, which no LATENT holds: this sampler begins at sigma %.3g without it, from "
                     "a latent %.1f %% off the source's, and gives another picture than one sampler for all steps. Let "
                     "one take them all, or begin from Replay's LATENT.", stepped.method, method_of(stepped).hands_on,
                     sigma, 100 * apart)
+
+
+def warn_of_memory(run: "Run", sampler, noise: Tensor, latent: Tensor):
+    """Warns where a sampler goes on from another one's LATENT, in the middle of the schedule and with no noise of its
+    own, and an editor's steps hand on more."""
+    sigma = float(run.sigmas[0])
+    held = [getattr(sampler, "inversion", None), *inversions_of(run.editors)]
+    known = [i for i in held if i and i.latents and i.level(sigma) is not None]
+    if (not run.within(sigma, BEGUN, 1.0) or noise.any() and not isinstance(sampler, Solver)
+            or any(_apart(latent, i, sigma) <= OFF_PATH for i in known)):
+        return
+    for editor in run.editors:
+        if lost := editor.hands_on(run, sigma):
+            with concerning(editor.node):
+                log.warning("%s's steps hand on %s, which no LATENT holds: this sampler begins at sigma %.3g without "
+                            "it, and gives another picture than one sampler for all steps. Let one take them all.",
+                            editor.name, lost, sigma)
+
+
+def _apart(latent, inversion, sigma):
+    """How far a latent is from the INVERSION's at σ, as a share of its norm."""
+    source = repeat_to_batch_size(inversion.at(sigma), len(latent)).to(latent)
+    return (latent - source).norm() / source.norm()
 
 
 def check_noise(run: "Run", x: Tensor, sigma: float):

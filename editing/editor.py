@@ -71,6 +71,11 @@ class Editor:
     def begin(self, run: "Run"):
         """Before the first model call: raise ValueError on what cannot work."""
 
+    def hands_on(self, run: "Run", sigma: float) -> str:
+        """What its steps before σ hand on to the one there beside the latent, in words. A sampler that goes on where
+        another one ended begins without it."""
+        return ""
+
     def before(self, run: "Run", x: Tensor, sigma: float) -> Tensor:
         """The x that the model will see."""
         return x

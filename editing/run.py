@@ -30,6 +30,7 @@ from .checks import (
     check_run,
     inversions_of,
     inversions_read,
+    warn_of_memory,
     warn_of_run,
     warn_of_start,
 )
@@ -245,6 +246,7 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
     check_run(run, stepped)
     warn_of_run(run, executor.class_obj)
     warn_of_start(stepped, latent_image, float(sigmas[0]))
+    warn_of_memory(run, executor.class_obj, noise, latent_image)
     run.start(noise, latent_image, denoise_mask)
     options[RUN] = run
     try:

@@ -94,6 +94,9 @@ class SEGA(Editor):
                              "an empty negative.")
         run.warn_if_idle(self.name, lambda sigma: any(run.within(sigma, c.start, c.end) for c in self.concepts))
 
+    def hands_on(self, run, sigma):
+        return "the momentum" if self.momentum and any(run.within(sigma, 0.0, c.end) for c in self.concepts) else ""
+
     def region(self, run, concept, psi, sigma) -> Tensor:
         """1 where ψ [B,C,…] is kept, else 0. Its channels may be one for all."""
         return largest(psi, concept.threshold)

@@ -3,13 +3,16 @@ import re
 
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import SamplerCustom, SplitSigmas
+from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom, SplitSigmas
 from palimpsest.editing.inverting import invert
+from palimpsest.host.sampling import schedule
 from palimpsest.inversion.method import methods
+from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance
 
+from editors import EDITORS
 from node_execution import executor  # noqa: F401
 from refusals import plain, replay
-from runs import kept, relative
+from runs import Case, kept, relative
 
 METHODS = {name: method for name, method in methods().items() if method.invert or method.along}
 HANDS_ON = [name for name, method in METHODS.items() if method.hands_on]
@@ -44,6 +47,36 @@ def test_two_samplers_give_what_one_gives_or_a_warning(name, step, caplog):
     said = re.findall(f"{re.escape(name)}'s steps hand on .*, {LOST}: this sampler begins at sigma "
                       f"{float(replay(plain(), inversion=inverted(name))[2][step]):.3g}", caplog.text)
     assert len(said) == caplog.text.count(LOST) == (name in HANDS_ON)
+
+
+REMEMBERED = {"sega": "SEGA Guidance's steps hand on the momentum", "noise mask": "Noise Mask's steps hand on the mask",
+              "dreammatcher": "DreamMatcher's steps hand on what matches in both pictures"}
+
+
+@pytest.mark.parametrize("editor", [*REMEMBERED, "swap", "objects"])
+def test_an_editor_that_hands_on_more_than_a_latent_says_so(editor, caplog):
+    """Of the others two samplers make what one makes."""
+    case = Case(steps=8)
+    model = EDITORS[editor](case)
+    one, halfway = case.sample(model), case.sample(model, sigmas=case.sigmas[:5])
+    assert LOST not in caplog.text
+    two = case.sample(model, sigmas=case.sigmas[4:], latent=halfway)
+    assert (relative(two, one) > 1e-4) == (editor in REMEMBERED)
+    assert caplog.text.count(LOST) == (editor in REMEMBERED) and REMEMBERED.get(editor, "") in caplog.text
+
+
+@pytest.mark.parametrize("start, noise, momentum, said", [
+    (3, False, 0.1, 1), (3, True, 0.1, 0), (3, False, 0.0, 0), (0, False, 0.1, 0)])
+def test_an_editor_without_an_inversion_says_so_where_a_sampler_has_no_noise_of_its_own(start, noise, momentum, said,
+                                                                                       caplog):
+    """Image to image has, and no LATENT goes before the first step."""
+    case = plain()
+    model = PalimpsestSEGAGuidance.execute(case.model, case.target, "add", 5.0, 0.2, 1.0, 0.9, 1.0, momentum,
+                                           0.4).result[0]
+    sigmas = schedule(case.model, "simple", 6)
+    SamplerCustom.execute(model, noise, 0, 4.0, case.source, case.null, KSamplerSelect.execute("euler").result[0],
+                          sigmas[start:], {"samples": case.noise})
+    assert caplog.text.count(LOST) == said
 
 
 @pytest.mark.parametrize("name", HANDS_ON)
