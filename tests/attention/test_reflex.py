@@ -49,27 +49,44 @@ def tokens_of(conditioning):
 
 
 @kept
-def begun():
+def begun(steps=28, shape=(8, 8), seed=3):
     """A MODEL and the INVERSION of its picture under an empty prompt, as the authors' numbers were made."""
     model = tiny.flux(mlp_ratio=4.0, depth_single_blocks=3)
+    latent = torch.randn(1, 16, *shape, generator=torch.Generator().manual_seed(seed))
     sigma_of = model.get_model_object("model_sampling").percent_to_sigma
-    sigmas = torch.tensor([*(float(sigma_of(i / 28)) for i in range(28)), 0.0])
-    return model, invert("DDIM", model, prompt("", 0.0), {"samples": tiny.latent(model)}, sigmas=sigmas).inversion
+    sigmas = torch.tensor([*(float(sigma_of(i / steps)) for i in range(steps)), 0.0])
+    return model, invert("DDIM", model, prompt("", 0.0), {"samples": latent}, sigmas=sigmas).inversion
 
 
-@pytest.mark.parametrize("name, source, settings", [
-    ("words", "a red cat sits", {"feature_layers": "d1, s0", "layers": "s1-2"}),
-    ("no source prompt", "", {"feature_layers": "d0", "layers": "d1, s0-1", "feature_end": 0.23, "self_end": 0.41})])
-def test_a_whole_run_gives_the_authors_numbers(name, source, settings):
-    """28 steps with their constants, which are the defaults, but for the layers of a small network and k."""
-    model, inversion = begun()
-    inversion, target = replace(inversion, conditioning=prompt(source, 3.5)), prompt("a red dog sits", 3.5)
+LAYERS = {"words": {"feature_layers": "d1, s0", "layers": "s1-2"},
+          "no source prompt": {"feature_layers": "d0", "layers": "d1, s0-1"}}
+
+
+def authors_run(picture, source, target, **settings):
+    model, inversion = begun(*picture)
+    inversion, target = replace(inversion, conditioning=prompt(source, 3.5)), prompt(target, 3.5)
     edit = {"prompt_edit": PromptEdit((align(inversion.tokens[0], tokens_of(target)),))} if source else {}
     edited = mid_step(model=model, inversion=inversion, top_k=6, **settings, **edit)
     _, solver, sigmas, latent = replay(edited, inversion)
     found = SamplerCustom.execute(edited, False, 0, 1.0, target, target, solver, sigmas, latent).result[0]["samples"]
-    found = model.model.process_latent_in(found)[0, 0, 2:4, 2:6].flatten()
+    return model.model.process_latent_in(found)[0, 0]
+
+
+@pytest.mark.parametrize("name, source, ends", [
+    ("words", "a red cat sits", {}), ("no source prompt", "", {"feature_end": 0.23, "self_end": 0.41})])
+def test_a_whole_run_gives_the_authors_numbers(name, source, ends):
+    """28 steps with their constants, which are the defaults, but for the layers of a small network and k."""
+    found = authors_run((), source, "a red dog sits", **LAYERS[name], **ends)[2:4, 2:6].flatten()
     torch.testing.assert_close(found, torch.tensor(AUTHORS[name]), rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("name, source, ends", [
+    ("words", "a small red cat sits", (2.5, 3.5, 5.5)), ("no source prompt", "", (3.5, 6.5, 0))])
+def test_a_wide_picture_in_other_steps_gives_the_authors_numbers(name, source, ends):
+    """On 3 x 5 tokens, with words gone and words new. Each end lies between two steps."""
+    settings = {key: end / 17 for key, end in zip(("feature_end", "self_end", "cross_end"), ends)}
+    found = authors_run((17, (6, 10), 5), source, "a red dog sits still", middle=8 / 17, **LAYERS[name], **settings)
+    torch.testing.assert_close(found[2:4, 3:7].flatten(), torch.tensor(AUTHORS[f"{name}, wide"]), rtol=0, atol=3e-6)
 
 
 def test_its_layers_are_the_authors_on_flux_and_as_large_a_part_elsewhere():
