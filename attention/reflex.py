@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..editing.checks import require_rows
 from ..editing.features import BranchEdit
 from ..editing.layers import self_attention_layers
 from ..editing.sites import AttentionEdit, moved, over_keys, require_all_rows, source_of
@@ -118,6 +119,7 @@ class AdaptedAttention(AttentionEdit):
             raise ValueError(f"{NAME} edits towards {', '.join(repr(t.text) for t in self._targets)}, the positive "
                              "being sampled is another prompt: connect Prompt Edit's target CONDITIONING to the "
                              "sampler.")
+        require_rows(run, len(self.pairs) or 1, "Prompt Edit", "target prompts")
         run.warn_if_idle(NAME, lambda sigma: self.reads(run, sigma))
 
     @property

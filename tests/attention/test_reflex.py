@@ -361,5 +361,10 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(ValueError, match="edits towards 'a red dog sits', .* connect Prompt Edit's target"):
         SamplerCustom.execute(edited, False, 0, 1.0, hen, hen, Solver(), inversion.sigmas, {
             "samples": model.model.process_latent_out(inversion.path[0])})
+    (both, extra), = joint.worded("flux", "a red dog sits", "a red hen sits", columns=512)
+    two = PromptEdit(tuple(align(tokens_of(cat), tokens_of(target)) for target in (dog, hen)))
+    with pytest.raises(ValueError, match="has 2 target prompts, the latent being sampled 3 rows"):
+        SamplerCustom.execute(put(prompt_edit=two), False, 0, 1.0, [[both, extra]], hen, Solver(), inversion.sigmas, {
+            "samples": model.model.process_latent_out(torch.cat([inversion.path[0]] * 3))})
     with pytest.raises(ValueError, match="connect the same Prompt Edit to both"):
         put(prompt_edit=PromptEdit((align(*map(tokens_of, (dog, hen))),)))
