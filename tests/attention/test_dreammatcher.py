@@ -36,7 +36,7 @@ def randn(seed, *shape):
 def both(channels, side, seed):
     """[2, channels, side, side]: what a layer shows of Y, which is X moved to the right, and of X."""
     x = randn(seed, channels, side, side)
-    return torch.stack([x.roll(side // 4, -1) + 0.3 * randn(seed + 1, channels, side, side), x])
+    return torch.stack([x.roll(max(1, side // 4), -1) + 0.3 * randn(seed + 1, channels, side, side), x])
 
 
 def matching(cycle=0.4, threshold=0.05):
@@ -53,12 +53,12 @@ def attended(editor, side, q, k, v, theirs, m):
     return editor.attend(Rows(Call(run), {}, len(q)), site, q, k, v, Source(v=theirs), attention)
 
 
-@pytest.mark.parametrize("side", [8, 4])
-def test_a_layer_gives_what_the_authors_code_does(side):
+@pytest.mark.parametrize("side, coarse, fine", [(8, 4, 8), (4, 4, 8), (5, 3, 5)])
+def test_a_layer_gives_what_the_authors_code_does(side, coarse, fine):
     q, k, v, theirs = (randn(10 + i, 1, side * side, HEADS * DIM) for i in range(4))
     m = torch.rand(1, side, side, generator=torch.Generator().manual_seed(20))
     editor, found = matching()
-    psi = descriptors([both(12, 4, 1), both(6, 8, 3)])
+    psi = descriptors([both(12, coarse, 1), both(6, fine, 3)])
     found.matched = lambda rows, site: tuple(x[None] for x in matches(psi, site.grid))
     got = attended(editor, side, q, k, v, theirs, m)
     assert relative(got.flatten()[::7], torch.tensor(AUTHORS[str(side)])) < 1e-5
