@@ -196,16 +196,15 @@ def test_a_second_command_on_the_same_folder_is_refused_while_the_first_runs(bat
 
 
 def test_a_line_that_was_cut_off_is_a_row_to_do_again(batch, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(output.Store, "pack", lambda store: None)  # as if the driver were killed
-    assert batch() == 0
-    journal, = (tmp_path / "out").glob("*/journal.jsonl")
-    journal.write_bytes(journal.read_bytes()[:-20])
-    monkeypatch.undo()
-    monkeypatch.setattr(command, "Engine", Alone)
-    args = command.arguments([str(tmp_path / "graph.json"), str(tmp_path / "photos"), "--out", str(tmp_path / "out"),
-                              "--set", "Photo.image=picture"])
-    command.Batch(args).run()
-    assert "3 rows, 2 done before" in capsys.readouterr().out and sorted(*runs(tmp_path).values()) == [1, 2, 3]
+    """The driver is killed while it writes, and after it did that row again."""
+    with monkeypatch.context() as killed:
+        killed.setattr(output.Store, "pack", lambda store: None)
+        assert batch() == 0
+        journal, = (tmp_path / "out").glob("*/journal.jsonl")
+        journal.write_bytes(journal.read_bytes()[:-20])
+        assert batch() == 0 and "3 rows, 2 done before" in capsys.readouterr().out
+    assert batch() == 0 and "3 rows, 3 done before" in capsys.readouterr().out
+    assert sorted(*runs(tmp_path).values()) == [1, 2, 3]
 
 
 def test_rows_that_the_host_refuses_are_told_before_any_runs(batch, tmp_path, capsys):
