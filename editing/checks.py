@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 OFF_PATH = 1e-3  # of its norm; a latent that near is the source's
-BEGUN = 0.15     # of the schedule; of few steps the first may stand as late
+BEGUN = 0.15     # of the schedule; of few steps the first may stand later
 
 
 def inversions_of(chosen: Iterable[Editor]) -> list[Inversion]:
@@ -132,7 +132,8 @@ def warn_of_memory(run: "Run", sampler, noise: Tensor, latent: Tensor):
     sigma = float(run.sigmas[0])
     held = [getattr(sampler, "inversion", None), *inversions_of(run.editors)]
     known = [i for i in held if i and i.latents and i.level(sigma) is not None]
-    if (not run.within(sigma, BEGUN, 1.0) or noise.any() and not isinstance(sampler, Solver)
+    begun = max(BEGUN, 1.2 / max(len(run.sigmas) - 1, 1))  # leading spacing begins a step below the noisiest level
+    if (not run.within(sigma, begun, 1.0) or noise.any() and not isinstance(sampler, Solver)
             or any(_apart(latent, i, sigma) <= OFF_PATH for i in known)):
         return
     for editor in run.editors:

@@ -10,6 +10,7 @@ need not stand in the sentence. On Flux leave `layers` empty.
 4. Run. *Attention Heatmap* shows each concept, *Attention Mask* takes those that you write there.
 
 The mask fits any node that takes one: *Latent Blend (Inversion)*, *Feature Share* (KV-Edit), *ImageCompositeMasked*."""
+TITLE = "Mask from concepts on a flow model (Concept Attention)"
 PICTURE = {"seed": 0, "kind": "colour"}
 THING, AROUND = "heart", "background"
 
@@ -74,7 +75,7 @@ BLUEPRINT = Blueprint(
     "Conditioning & Preprocessors/Segmentation & Mask", 51)
 EXAMPLE = Example(
     "ConceptAttention",
-    workflows=(Drawing("Mask from concepts on a flow model (Concept Attention)", draw, 21,
+    workflows=(Drawing(TITLE, draw, 21,
                        shows=("Miniature Scene", "The mask", "Attention Heatmap")),),
     blueprints=(BLUEPRINT,),
     pages={"PalimpsestConceptAttention": page})

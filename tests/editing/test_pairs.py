@@ -23,7 +23,7 @@ QUARTER = {"blend", "shrinking", "objects", "remove"}  # their masks leave the u
 AS_ONE = set(map(frozenset, (  # one of the two leaves the other nothing to do
     # the same place
     ("blend", "remove"), ("blend", "shrinking"), ("blend", "objects"), ("remove", "shrinking"),
-    ("shrinking", "objects"),
+    ("shrinking", "objects"), ("objects", "remove"),
     # one look-up of one picture's queries and keys, or of its values
     ("mutual", "remove"), ("mutual", "cross image"), ("free prompt", "composite"), ("feature share", "remove"),
     ("mid-step features", "composite"), ("dreammatcher", "remove"),

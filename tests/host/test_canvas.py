@@ -73,6 +73,7 @@ class Graph:
 
 @pytest.fixture
 def graph(server):  # noqa: F811
+    canvas._warnings.clear()  # of graphs in other files
     canvas.watch_queue()
     before = server.send_sync
     yield Graph(server)

@@ -18,6 +18,7 @@ from comfy_execution.utils import get_executing_context
 from palimpsest.host.sizes import fitted
 from palimpsest.miniature.hard import an_edit
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, parse_caption
+from palimpsest.showcase.attention.concept_attention import TITLE as CONCEPTS
 from palimpsest.showcase.attention.dreammatcher import TITLE as MATCHED
 from palimpsest.showcase.concept.break_a_scene import TITLE as PARTED
 from palimpsest.showcase.concept.dreambooth import TITLE as LEARNED
@@ -168,7 +169,7 @@ def test_it_runs_as_it_is_and_ends_in_pictures(name, server, info, done, photo):
     words = "Attention Heatmap", "Attention Mask"
     ends = {workflow.MAIN: (*words, "Save Image", *demo.REPORTS.values()), workflow.MAPS: (*words, "The mask"),
             SHEET: ("Settings Sheet",), WRITTEN: ("Edited", "Report"), LEARNED: ("As it learned", "In a new place"),
-            PARTED: DRAWN[PARTED].shows, MATCHED: DRAWN[MATCHED].shows}
+            PARTED: DRAWN[PARTED].shows, MATCHED: DRAWN[MATCHED].shows, CONCEPTS: DRAWN[CONCEPTS].shows[1:]}
     usual = ("Edited", "Report") if isinstance(DRAWN[name], Start) else ("Save Image", "Edit Report")
     for title in ends.get(name, usual):
         assert shown[title] and all(picture.std() > 1 for picture in shown[title])
