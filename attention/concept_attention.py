@@ -108,6 +108,9 @@ def with_concepts(conditioning: list, concepts: Tensor) -> list:
     """A CONDITIONING whose text has concepts [n, channels] behind it, and names no words any more."""
     longer = []
     for text, extra in conditioning:
+        if text.shape[2] != concepts.shape[1]:
+            raise ValueError(f"{NAME}'s CLIP gives its concepts {concepts.shape[1]} channels, and the INVERSION's "
+                             f"prompt has {text.shape[2]}: connect the CLIP that encoded the source.")
         extra = {name: value for name, value in extra.items() if name != "palimpsest_tokens"}
         if extra.get("attention_mask") is not None:
             extra["attention_mask"] = F.pad(extra["attention_mask"], (0, len(concepts)), value=1)

@@ -183,6 +183,12 @@ def test_other_families_are_refused(family):
         PalimpsestConceptAttention.execute(model, flow()[1], inverted(family), "cat, mat", "", False)
 
 
+def test_concepts_of_another_text_encoder_are_refused():
+    model, calls = counted(made("flux"))
+    with refused(calls, "7 channels", f"prompt has {tiny.DIM}", "CLIP that encoded the source"):
+        read_concepts(model, inverted("flux"), some(2, 7), text_blocks(model.model.diffusion_model))
+
+
 def test_a_unet_is_refused():
     case = plain()
     model, calls = counted(case.model)
