@@ -61,10 +61,9 @@ def masks(edits, parts, steps, which, flow):
             concepts = dict.fromkeys([one.shape, *(o.shape for o in edit.source.objs), "background"])
             maps["of concepts"] = (PalimpsestConceptAttention.execute(
                 model, clip, inversion, ", ".join(concepts), "d", False).result[0], one.shape, True)
-        for name, (attention, named_, refine) in maps.items():
+        for name, (seen, asked, refine) in maps.items():
             for threshold in THRESHOLDS:
-                mask = PalimpsestAttentionMask.execute(attention, named_, threshold, 0, 0.0, picture[None],
-                                                       refine).result[0]
+                mask = PalimpsestAttentionMask.execute(seen, asked, threshold, 0, 0.0, picture[None], refine).result[0]
                 found.setdefault((name, threshold), []).append(mask)
     return torch.stack(true), {key: torch.cat(made) for key, made in found.items()}
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from comfy.model_management import InterruptProcessingException
 from palimpsest.attention.concept_attention import embedded, read_concepts, with_concepts
 from palimpsest.bench.masks import iou, named
+from palimpsest.editing.editor import editors
 from palimpsest.editing.inverting import invert
 from palimpsest.host.network import text_blocks
 from palimpsest.host.sampling import Solver, sample
@@ -107,6 +109,25 @@ def test_the_picture_is_read_as_it_is_without_concepts(family, monkeypatch):
         sample(made(family), inversion.conditioning, inversion.path[0], inversion.sigmas, Solver(plainly))
     assert torch.equal(read[0], alone[0]) or family == "flux2"
     assert relative(read[0], alone[0]) < 0.1
+
+
+def test_a_cancelled_reading_leaves_nothing_in_the_model(monkeypatch):
+    model, inversion, layers = made("flux"), inverted("flux"), {("double", 1, 0)}
+    network = model.model.diffusion_model
+    held = {name: weight.clone() for name, weight in network.state_dict().items()}
+
+    def cancelled(*_):
+        raise InterruptProcessingException
+
+    with torch.inference_mode():
+        before = read_concepts(model, inversion, some(2), layers).maps
+        with monkeypatch.context() as cancelling, pytest.raises(InterruptProcessingException):
+            cancelling.setattr("palimpsest.attention.concept_attention.report_step", cancelled)
+            read_concepts(model, inversion, some(2), layers)
+        after = read_concepts(model, inversion, some(2), layers).maps
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    assert not editors(model) and OVERRIDE not in model.model_options["transformer_options"]
+    assert torch.equal(before, after) and all(torch.equal(w, held[n]) for n, w in network.state_dict().items())
 
 
 @kept

@@ -67,6 +67,14 @@ def test_two_editors(first, second, family):
         torch.testing.assert_close(corner(found), corner(c.latent), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("first, second", [("objects", "remove"), ("remove", "objects")])
+def test_objects_leave_to_magic_remover_what_lies_in_their_place(first, second):
+    """From the first step on, so that the two of them are it alone."""
+    c = case("sd2", 2)
+    found = c.sample(EVERY[second](c, EVERY[first](c)))
+    torch.testing.assert_close(found, alone("remove", "sd2", 2), rtol=0, atol=1e-5)
+
+
 def part(c, rows, columns):
     """A mask in pixels of some latent cells."""
     mask = torch.zeros(1, *(8 * side for side in c.latent.shape[-2:]))

@@ -66,7 +66,7 @@ def test_an_editor_that_hands_on_more_than_a_latent_says_so(editor, caplog):
 
 
 @pytest.mark.parametrize("start, noise, momentum, said", [
-    (3, False, 0.1, 1), (3, True, 0.1, 0), (3, False, 0.0, 0), (0, False, 0.1, 0)])
+    (3, False, 0.1, 1), (4, False, 0.1, 1), (3, True, 0.1, 0), (3, False, 0.0, 0), (0, False, 0.1, 0)])
 def test_an_editor_without_an_inversion_says_so_where_a_sampler_has_no_noise_of_its_own(start, noise, momentum, said,
                                                                                        caplog):
     """Image to image has, and no LATENT goes before the first step."""
