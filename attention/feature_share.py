@@ -18,10 +18,11 @@ without inversion is FlowEdit's path, noised anew at every level, where the sour
 
 Differs from the papers: where prompts differ in length, words keep the target's features. KV-Edit's code begins at the
 noisiest level with the latent of the one before; here it is the INVERSION's. Its later scale on attention to the
-background is left out. On U-Nets, which the papers do not try, the picture's tokens are all.
-Checked against: whole runs of wangjiangshan0725/RF-Solver-Edit@3388e29, HolmesShuan/FireFlow@98588a6 and
-Xilluill/KV-Edit@77129a2, both of its forms, on equal weights (numbers in tests/data/feature_share.json). Stable Flow's
-layers and rows are those of snap-research/stable-flow@c99ac0e, read and not run.
+background is left out. Stable Flow's code gives its source the cleanest noisy latent in the second step, then those of
+two steps before; here each level has its own. On U-Nets, which the papers do not try, the picture's tokens are all.
+Checked against: whole runs of wangjiangshan0725/RF-Solver-Edit@3388e29, HolmesShuan/FireFlow@98588a6,
+Xilluill/KV-Edit@77129a2, both of its forms, and snap-research/stable-flow@c99ac0e, on equal weights (numbers in
+tests/data/feature_share.json).
 """
 import re
 from collections.abc import Callable, Mapping

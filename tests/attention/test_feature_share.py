@@ -1,5 +1,6 @@
-"""Feature Share against whole runs of three authors' code, its presets on Flux's schedule, and what it refuses."""
+"""Feature Share against whole runs of four authors' code, its presets on Flux's schedule, and what it refuses."""
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,24 @@ def test_a_whole_run_gives_the_authors_numbers(name):
     if "mask" in settings:
         outside = MASK[0, ::8, ::8] == 0
         assert relative(found[..., outside], inversion.path[-1][..., outside]) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["stable_flow", "stable_flow_level"])
+def test_a_whole_run_of_stable_flow_gives_the_authors_numbers(name):
+    """Their source's row holds the cleanest of the noisy latents in the second step and then those of two steps before.
+    With its list put right it has each level's own, as an INVERSION has."""
+    model, guidance = tiny.flux(mlp_ratio=4.0), AUTHORS["guidance"]["stable_flow"]
+    source, target = prompt(1, guidance[0], 512), prompt(4, guidance[1], 512)
+    sigmas = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0])
+    inversion = invert("DDIM", model, source, {"samples": tiny.latent(model)}, sigmas=sigmas).inversion
+    held = [0, 3, 0, 1, 4] if name == "stable_flow" else range(5)
+    source = replace(inversion, latents=tuple(inversion.latents[i] for i in held))
+    _, solver, sigmas, start = replay(model, inversion)
+    edited = share(model, source, "Stable Flow", layers="d0, s1")
+    found = SamplerCustom.execute(edited, False, 0, 1.0, target, target, solver, sigmas, start).result[0]["samples"]
+    found = model.model.process_latent_in(found)
+    torch.testing.assert_close(found[0, 0, 2:4, 2:6].flatten(), torch.tensor(AUTHORS[name]), rtol=0, atol=1e-5)
+    assert relative(found, sampled(model, inversion, target)) > 1e-2
 
 
 @pytest.mark.parametrize("preset, steps, shared", [
