@@ -15,8 +15,11 @@ in the mean over blocks (on Flux the last four with two streams, 15 to 18 of 19)
 and its first token stands for it.
 Differs from the paper: the picture is read along an INVERSION, at each of its levels, where theirs gets new noise at
 one. Concepts have the pooled text of the source's prompt, theirs on Flux has zeros. On other families layers are ours.
-Checked against: helblazer811/ConceptAttention@db30c4d (no licence; run beside ours on a small Flux of equal weights,
-numbers in tests/data/concept_attention.json) and, on the other families, attention by one masked softmax.
+The authors' SD3 code compares o_x that looked up the concepts, and a token of padding, in the prompt's place; here it
+is the formula's, as on Flux. On Flux.2 they put all concepts where the last token but one stands, here they stand
+behind the text, and divide the mean scores by 1000 before the softmax.
+Checked against: helblazer811/ConceptAttention@db30c4d (no licence; run beside ours on a small Flux, SD3 and Flux.2 of
+equal weights, numbers in tests/data/concept_attention.json) and, on all families, attention by one masked softmax.
 """
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +33,7 @@ from ..editing.run import attach
 from ..editing.sites import AttentionEdit
 from ..editing.word_maps import Mean, word_layers_of
 from ..host.keys import running
-from ..host.network import text_runs
+from ..host.network import text_filled, text_runs
 from ..host.sampling import Solver, sample
 from ..host.tokens import Tokens, Word, encode, tokenize
 from ..inversion.grid import report_step
@@ -104,8 +107,9 @@ def embedded(clip, concepts: Sequence[str]) -> Tensor:
     return torch.stack(rows)
 
 
-def with_concepts(conditioning: list, concepts: Tensor) -> list:
-    """A CONDITIONING whose text has concepts [n, channels] behind it, and names no words any more."""
+def with_concepts(conditioning: list, concepts: Tensor, network) -> list:
+    """A CONDITIONING whose text has concepts [n, channels] behind it, and names no words any more. The network's text
+    is filled up first, so that no token before the concepts has another place."""
     longer = []
     for text, extra in conditioning:
         if text.shape[2] != concepts.shape[1]:
@@ -114,6 +118,7 @@ def with_concepts(conditioning: list, concepts: Tensor) -> list:
         extra = {name: value for name, value in extra.items() if name != "palimpsest_tokens"}
         if extra.get("attention_mask") is not None:
             extra["attention_mask"] = F.pad(extra["attention_mask"], (0, len(concepts)), value=1)
+        text = F.pad(text, (0, 0, text_filled(network, text.shape[1]), 0))
         longer.append([torch.cat([text, concepts.to(text).expand(len(text), -1, -1)], 1), extra])
     return longer
 
@@ -125,7 +130,8 @@ def read_concepts(model, inversion: Inversion, concepts: dict[str, Tensor], laye
     concepts: {their names: their embeddings [channels]}.
     """
     require_plain(model, NAME)
-    conditioning = with_concepts(inversion.conditioning, torch.stack([*concepts.values()]))
+    conditioning = with_concepts(inversion.conditioning, torch.stack([*concepts.values()]),
+                                 model.model.diffusion_model)
     editor = Concepts(len(concepts), conditioning[0][0].shape[1], layers, normalise)
     noise, steps = inversion.at(float(inversion.sigmas[0])), []  # an error where no trajectory was kept
 

@@ -61,9 +61,14 @@ def _first(network, columns):
     return [(0, 0, columns)]
 
 
+def text_filled(network, columns: int) -> int:
+    """How many columns of zeros the host puts before a prompt of so many: Flux.2's text is filled up to 512."""
+    fills = type(network) is Flux and getattr(network.params, "txt_ids_dims", []) == [3]
+    return max(0, 512 - columns) if fills else 0
+
+
 def _flux_text(network, columns):
-    """Flux.2 fills its text up to 512 from the left."""
-    return [(max(0, 512 - columns) if getattr(network.params, "txt_ids_dims", []) == [3] else 0, 0, columns)]
+    return [(text_filled(network, columns), 0, columns)]
 
 
 def _behind_registers(network, columns):

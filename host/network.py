@@ -12,9 +12,9 @@ from .unet_inputs import with_added, with_value_inputs, with_widths_measured
 
 __all__ = ["Attention", "attentions", "enlarging", "group_norms", "head", "head_tokens", "host_attention",
            "joins_words", "knows_places", "require_attention", "require_text_blocks", "require_unet", "require_words",
-           "residual_branch", "resolutions", "shape_of", "takes_value_inputs", "text_blocks", "text_runs",
-           "tokens_beside", "turned", "with_added", "with_attention", "with_value_inputs", "with_widths_measured",
-           "word_layers"]
+           "residual_branch", "resolutions", "shape_of", "takes_value_inputs", "text_blocks", "text_filled",
+           "text_runs", "tokens_beside", "turned", "with_added", "with_attention", "with_value_inputs",
+           "with_widths_measured", "word_layers"]
 
 
 def resolutions(network) -> dict[tuple, float]:
@@ -50,6 +50,11 @@ def word_layers(network) -> frozenset | None:
 def text_blocks(network) -> frozenset:
     """The addresses of blocks in which words have weights of their own, and a token more changes no other's."""
     return dit.text_blocks(network) if dit.known(network) else frozenset()
+
+
+def text_filled(network, columns: int) -> int:
+    """How many columns of zeros the host puts before a prompt of so many."""
+    return dit.text_filled(network, columns) if dit.known(network) else 0
 
 
 def head(network):
