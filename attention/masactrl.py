@@ -79,8 +79,10 @@ class MutualSelfAttention(SelfAttentionEdit):
         out = torch.empty_like(q)
         for i, keys in enumerate(inside):  # row r has mask r mod their number
             mine = slice(i, None, len(inside))
-            f_o, f_b = (attention(q[mine], *_only(side, source.k[mine], source.v[mine])) for side in (keys, ~keys))
-            out[mine] = f_o * m[mine] + f_b * (1 - m[mine])  # section 3.3
+            asked = slice(None) if site.joint else mine  # joint attention's words are those of all rows
+            f_o, f_b = (attention(q[asked], *_only(side, source.k[asked], source.v[asked])) for side in (keys, ~keys))
+            made = f_o * m[asked] + f_b * (1 - m[asked])  # section 3.3
+            out[mine] = made[mine] if site.joint else made
         return out
 
 

@@ -319,6 +319,8 @@ def _joint(own_edit, all_edit, beside_edit, held, compute, q: Tensor, k: Tensor,
         if given_back and all_edit is None:
             return unedited()
         keys, values = (torch.cat(x) for x in zip(*(options[OTHERS][chunk] for chunk in chunks(options))))
+        if not keys.shape[axis]:  # nothing stands beside the picture, as in Wan
+            keys, values = keys[:len(q_)], values[:len(q_)]
         if len(q_) != len(keys):
             raise ValueError(f"An editor shows joint attention {len(q_)} of {len(keys)} rows at a time, as it does "
                              "with a mask for each: give it one mask for all rows.")
