@@ -102,7 +102,8 @@ def ltx_video(**kwargs):
 
 @torch.inference_mode()
 def flux2(**kwargs):
-    """A token a cell. Its text is filled up to 512 from the left."""
+    """A token a cell. Its text is filled up to 512 from the left. Its last layer is scaled up too."""
+    kwargs.setdefault("output", 1.0)
     config = comfy.supported_models.Flux2({
         **STREAMS, "image_model": "flux2", "in_channels": 128, "out_channels": 128, "vec_in_dim": None,
         "context_in_dim": DIM, "axes_dim": [8, 8, 8, 8], "theta": 2000, "patch_size": 1, "qkv_bias": False,
@@ -122,12 +123,12 @@ class LTXV(comfy.model_base.LTXV):
 JOINT = {"flux": tiny.flux, "chroma": chroma, "qwen": tiny.qwen, "zimage": tiny.zimage, "lumina2": lumina2,
          "sd3": tiny.sd3, "sd35 medium": sd35_medium, "auraflow": aura_flow, "hidream": hidream, "wan": wan,
          "ltx video": ltx_video,
-         **({"hunyuan video": hunyuan_video, "hunyuan image": hunyuan_image} if TODAY else {})}
+         **({"hunyuan video": hunyuan_video, "hunyuan image": hunyuan_image, "flux2": flux2} if TODAY else {})}
 
 
 # those in which words are found
-WORDS = {**{name: made for name, made in JOINT.items() if name != "ltx video"}, **({"flux2": flux2} if TODAY else {})}
-VIDEO = "hunyuan video", "wan", "ltx video"
+WORDS = {name: made for name, made in JOINT.items() if name != "ltx video"}
+VIDEO, CELLS = ("hunyuan video", "wan", "ltx video"), ("hunyuan image", "flux2", "ltx video")  # CELLS: a token a cell
 
 
 def cond(tokens=8, batch=1, seed=1):

@@ -39,7 +39,7 @@ def inverted(size=(8, 8), batch=1, family="flux"):
 
 def cells(inversion, family):
     """The tokens of its picture."""
-    return math.prod(inversion.shape[1:]) // {"hunyuan image": 1, "ltx video": 1}.get(family, 4)
+    return math.prod(inversion.shape[1:]) // (1 if family in joint.CELLS else 4)
 
 
 def everywhere(model):
@@ -76,7 +76,7 @@ def softmax(q, k, v, changed=lambda maps: maps):
 
 # {family: (tokens, those before the picture's), of so many words and tokens of the picture}
 PLACES = {"wan": lambda words, tokens: (tokens, 0), "ltx video": lambda words, tokens: (tokens, 0),
-          "hidream": lambda words, tokens: (tokens + 3 * words, 0),
+          "flux2": lambda words, tokens: (512 + tokens, 512), "hidream": lambda words, tokens: (tokens + 3 * words, 0),
           "auraflow": lambda words, tokens: (8 + words + tokens, 8 + words),
           **({"zimage": lambda words, tokens: (32 + -(-tokens // 32) * 32, 32)} if joint.TODAY else {})}
 

@@ -29,7 +29,7 @@ def inverted(family):
 def picture(family):
     """How many tokens the picture has, and how many frames."""
     frames = 3 if family in VIDEO else 1
-    return frames * (64 if family in ("hunyuan image", "flux2") else 16), frames
+    return frames * (64 if family in joint.CELLS else 16), frames
 
 
 def columns(family, position, tokens=TOKENS):

@@ -75,7 +75,7 @@ def test_a_composed_field_has_each_pictures_queries_and_keys(family):
     that sampling starts where each of them does. Words are looked up beside them."""
     inversion, model, mask = inverted(family=family), made(family), torch.zeros(1, 8, 8)
     tokens, other, mask[..., :4] = cells(inversion, family), joint.cond(5, seed=9), 1
-    side = 8 if family in ("hunyuan image", "ltx video") else 4
+    side = 8 if family in joint.CELLS else 4
     inside = (torch.arange(tokens) % side < side // 2)[:, None]
     theirs = iter(in_source(inversion, other, tokens, family))
 

@@ -56,7 +56,7 @@ def test_words_values_are_the_mixed_prompts_and_shapes_the_sources(family):
     """Of a shorter prompt, seen with the same latent. What it has no tokens for keeps its own."""
     mask = torch.zeros(1, 64, 64)
     mask[..., :32] = 1
-    side = 8 if family == "flux2" else 4
+    side = 8 if family in joint.CELLS else 4
     left = (torch.arange(side) < side // 2).float().repeat(side)
     target, mix = joint.worded(family, TARGET, seed=2), joint.worded(family, MIX, seed=7)
     with torch.inference_mode():

@@ -47,7 +47,7 @@ def test_an_edit_is_the_explicit_softmaxs(editor, family, size):
     """Of prompts of 5 and 8 tokens. The picture looks up its own words, and words look up what they did."""
     size = (6, 10) if size == (7, 10) and family == "hunyuan video" else size  # whose network takes no odd side
     inversion, (put, edit) = inverted(size, family=family), EDITS[editor]
-    patch, frames = 1 if family in ("hunyuan image", "ltx video") else 2, 3 if family in joint.VIDEO else 1
+    patch, frames = 1 if family in joint.CELLS else 2, 3 if family in joint.VIDEO else 1
     model, tokens = made(family), frames * -(-size[0] // patch) * -(-size[1] // patch)
     found = sampled(put(model, inversion), inversion)
     assert relative(found, by_hand(inversion, edit, TARGET, tokens, family)) < 1e-5

@@ -116,7 +116,7 @@ class Trail:
 
     def _apply(self, executor, *args, **kwargs):
         x0 = executor(*args, **kwargs)
-        if x0.requires_grad:  # a forward for an editor's gradient
+        if x0.requires_grad or RUN not in args[5]:  # a forward of an editor's own
             return x0
         run = args[5][RUN]
         encoded = [c for entries in run.reference.entries for e in entries for c in e["model_conds"].values()]
@@ -206,6 +206,8 @@ def broken(step, source=False):
     """Another pack's patch raises at a step, while the target or the source is read."""
     def run(case, model):
         def breaks(options):
+            if RUN not in options:
+                return False
             sampled = options["sample_sigmas"].tolist().index(float(options["sigmas"][0]))
             sources = {e["uuid"] for entries in options[RUN].reference.entries for e in entries}
             return sampled == step and (not source or sources & set(options["uuids"]))
