@@ -72,7 +72,8 @@ def test_maps_of_sd3_are_the_authors_of_outputs_that_look_up_the_prompt(layer):
 @pytest.mark.skipif(not joint.TODAY, reason="ComfyUI 0.3.64 has no Flux.2")
 def test_maps_of_flux_2_are_the_authors():
     (text, extra), = tiny.cond(20)
-    found = seen_by(joint.flux2(depth=3, output=0.2), [[text, {**extra, "guidance": 4.0}]], (5, 7), 2, [1, 2], False)[:, 0, 0]
+    source = [[text, {**extra, "guidance": 4.0}]]
+    found = seen_by(joint.flux2(depth=3, output=0.2), source, (5, 7), 2, [1, 2], False)[:, 0, 0]
     torch.testing.assert_close(found, torch.tensor(AUTHORS["flux2"]).view(2, 5, 7), rtol=0, atol=1e-5)
 
 
