@@ -26,6 +26,7 @@ from joint_by_hand import (
     picture,
     sampled,
 )
+from node_execution import executor  # noqa: F401
 from runs import relative
 
 
