@@ -2,6 +2,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from .table import Picture, Row, TableError
@@ -35,15 +36,16 @@ class Binding:
             raise TableError(f"row {row.number}: {self.column!r} is a picture, {self.input!r} takes {self.kind}")
         try:
             if self.kind in NUMBERS:
-                number = NUMBERS[self.kind](given)
-                if number != number or self.kind == "INT" and not isinstance(given, str) and number != given:
+                exact = Decimal(given) if isinstance(given, str) else given  # a CSV's 7.0 is 7, 64 bits stay whole
+                number = NUMBERS[self.kind](exact)
+                if number != number or self.kind == "INT" and number != exact:
                     raise ValueError
                 return number
             if self.kind == "BOOLEAN":
                 return given if isinstance(given, bool) else WORDS[str(given).lower()]
             if self.kind == "STRING" and isinstance(given, (list, dict)):
                 raise ValueError
-        except (ValueError, KeyError, TypeError, OverflowError):
+        except (ValueError, KeyError, TypeError, ArithmeticError):
             raise TableError(f"row {row.number}: {self.column} is {given!r}, but {self.input!r} takes "
                              f"{self.kind}") from None
         return str(given) if self.kind == "STRING" else given

@@ -80,7 +80,7 @@ class Batch:
     def __init__(self, args):
         self.args = args
         graph = read_workflow(args.workflow)
-        grid = {place: [*dict.fromkeys(value.strip() for value in values.split(","))] for place, values in args.grid}
+        grid = {place: [value.strip() for value in values.split(",")] for place, values in args.grid}
         rows = with_grid(read_table(args.table), grid)
         columns = list(dict.fromkeys(name for row in rows for name in row.values))
         host = Worker([] if args.isolate else [p.resolve() for p in args.pack])

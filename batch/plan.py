@@ -56,14 +56,21 @@ class Plan:
 
 
 def plan(graph: dict, bindings: list[Binding], rows: list[Row], versions: dict, folder: Path, grouped="") -> Plan:
-    """grouped: the column whose equal values make a group. Without one, rows of one picture are a group."""
+    """A row whose grid names one value twice, as 3 and 3.0, is planned with it once.
+
+    grouped: the column whose equal values make a group. Without one, rows of one picture are a group.
+    """
     lacking = next((row for row in rows if grouped and grouped not in row.values), None)
     if lacking:
         raise TableError(f"row {lacking.number} has no {grouped!r} to group by: it has {', '.join(lacking.values)}")
     about = {"workflow": graph, "bindings": [[b.column, b.node, b.input] for b in bindings], **versions}
-    run, seen, jobs, files = digest(about), {}, [], {}
+    run, seen, jobs, files, filled_in = digest(about), {}, [], {}, set()
     for row in rows:
         job = _job(run, bindings, row, folder, grouped, files)
+        asked = digest([row.number, [*job.values.values()]])
+        if asked in filled_in:
+            continue
+        filled_in.add(asked)
         if job.key in seen:
             raise TableError(f"rows {seen[job.key]} and {row.number} are equal in every column: leave one out, or give "
                              "them a column that differs, such as a seed")

@@ -81,6 +81,16 @@ def test_a_grid_runs_every_setting_on_every_row_and_a_picture_is_one_group(folde
     assert len(planned(rows, {}, folder, grouped="2.way").groups(found.jobs)) == 2
 
 
+def test_a_grid_tries_a_value_that_is_written_in_two_ways_once(folder):
+    """Where the input takes numbers. In a text they are two. A row that another one equals is refused as before."""
+    grid = {"Edit v1.5.steps": ["3", "3.0"], "2.end": ["0.5", "0.50", ".5"], "2.text": ["3", "3.0", "3"]}
+    found = planned(with_grid(csv(folder, "Photo.image\ncat.png\ndogs/dog.png\n"), grid), {}, folder)
+    assert [[job.values[b] for b in found.bindings if b.input in ("steps", "end", "text")] for job in found.jobs] == [
+        [3, 0.5, "3"], [3, 0.5, "3.0"]] * 2
+    with pytest.raises(TableError, match="rows 1 and 2 are equal in every column"):
+        planned(with_grid(csv(folder, "Photo.image\ncat.png\ncat.png\n"), {"2.steps": ["3", "3.0"]}), {}, folder)
+
+
 def test_a_row_without_the_column_to_group_by_is_told(folder):
     rows = [Row(1, {"2.text": "a", "who": "me"}), Row(2, {"2.text": "b"})]
     with pytest.raises(TableError, match="row 2 has no 'who' to group by: it has 2.text"):
@@ -131,9 +141,11 @@ def test_a_table_that_will_not_do_is_told_by_its_row(text, chosen, said, folder)
 
 def test_seeds_of_64_bits_are_filled_in_whole_and_no_number_is_cut_off():
     seed = Binding("seed", "3", "seed", "INT")
-    for given in (2 ** 64 - 1, str(2 ** 53 + 1), 5.0, Decimal("5")):
-        assert seed.value(Row(1, {"seed": given}), Path()) == int(given)
-    for given in (5.5, Decimal("5.5"), float("inf"), float("nan"), [1]):
+    for given, wanted in ((2 ** 64 - 1, 2 ** 64 - 1), (str(2 ** 53 + 1), 2 ** 53 + 1), (5.0, 5), (Decimal("5"), 5),
+                          ("7.0", 7), (f"{2 ** 53 + 1}.0", 2 ** 53 + 1)):
+        found = seed.value(Row(1, {"seed": given}), Path())
+        assert found == wanted and isinstance(found, int)
+    for given in (5.5, "5.5", Decimal("5.5"), float("inf"), "inf", float("nan"), "nan", "", [1]):
         with pytest.raises(TableError, match="row 1: seed is .* but 'seed' takes INT"):
             seed.value(Row(1, {"seed": given}), Path())
     assert Binding("end", "2", "end", "FLOAT").value(Row(1, {"end": Decimal("0.1")}), Path()) == 0.1
