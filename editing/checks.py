@@ -132,7 +132,8 @@ def warn_of_memory(run: "Run", sampler, noise: Tensor, latent: Tensor):
     sigma = float(run.sigmas[0])
     held = [getattr(sampler, "inversion", None), *inversions_of(run.editors)]
     known = [i for i in held if i and i.latents and i.level(sigma) is not None]
-    begun = max(BEGUN, 1.2 / max(len(run.sigmas) - 1, 1))  # leading spacing begins a step below the noisiest level
+    steps = len(run.sigmas) - 1
+    begun = max(BEGUN, 1.2 / steps) if steps > 1 else BEGUN  # leading spacing begins a step below the noisiest level
     if (not run.within(sigma, begun, 1.0) or noise.any() and not isinstance(sampler, Solver)
             or any(_apart(latent, i, sigma) <= OFF_PATH for i in known)):
         return
