@@ -45,7 +45,7 @@ each = pytest.mark.parametrize("editor, family", [(e, f) for e in EDITORS for f 
 
 
 def _on(family, number) -> str:
-    """The editor that a transformer gets."""
+    """The editor that a transformer gets. Over all turns each has its own."""
     able = [name for name in ON_JOINT if family in joint.WORDS or name not in FINDS]
     return able[number % len(able)]
 
@@ -59,11 +59,11 @@ def each_with(name, variants, turn, joint=(), some=None):
     return pytest.mark.parametrize(f"editor, {name}, family", [
         *((e, variants[(i * some + k) % len(variants)], FAMILIES[(i + turn) % len(FAMILIES)])
           for i, e in enumerate(EDITORS) for k in range(some)),
-        *((_on(f, i), variants[i % len(variants)], f) for i, f in enumerate(joint))])
+        *((_on(f, i + 9 * turn), variants[i % len(variants)], f) for i, f in enumerate(joint))])
 
 
 def each_in_turn(turn, joint=()):
     """Every editor on one family. Tests of turns 0, 1 and 2 show it on all three. joint: as above."""
     return pytest.mark.parametrize("editor, family", [
         *((e, FAMILIES[(i + turn) % len(FAMILIES)]) for i, e in enumerate(EDITORS)),
-        *((_on(f, i + turn), f) for i, f in enumerate(joint))])
+        *((_on(f, i + 9 * turn), f) for i, f in enumerate(joint))])

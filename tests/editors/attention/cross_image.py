@@ -12,4 +12,4 @@ def cross_image(case, model=None):
                                                  appearance_mask=quarter(case)).result[0]
 
 
-CASES = (EditorCase("cross image", cross_image, 240, features=True),)
+CASES = (EditorCase("cross image", cross_image, 240, features=True, joint=True),)

@@ -27,5 +27,5 @@ def reweight(case, model=None):
 
 
 CASES = (EditorCase("swap", swap, 10, reads=True, acts=True, joint=True, finds=True),
-         EditorCase("refine", refine, 20, reads=True, acts=True),
+         EditorCase("refine", refine, 20, reads=True, acts=True, joint=True, finds=True),
          EditorCase("reweight", reweight, 30, reads=True, acts=True, joint=True, finds=True))

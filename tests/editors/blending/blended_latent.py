@@ -9,4 +9,4 @@ def shrinking(case, model=None):
     return PalimpsestBlendedLatent.execute(model or case.model, 2, 0.6, case.inversion, quarter(case)).result[0]
 
 
-CASES = (EditorCase("shrinking", shrinking, 190, bare=True),)
+CASES = (EditorCase("shrinking", shrinking, 190, bare=True, joint=True),)

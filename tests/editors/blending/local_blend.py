@@ -29,5 +29,5 @@ def blend_then_inject(case, model=None):
 
 CASES = (EditorCase("blend", blend, 40, bare=True, joint=True),
          EditorCase("blend by words", blend_words, 50, words=True, joint=True, finds=True),
-         EditorCase("inject, blend", inject_then_blend, 60, reads=True, acts=True, words=True),
-         EditorCase("blend, inject", blend_then_inject, 70, reads=True, acts=True, words=True))
+         EditorCase("inject, blend", inject_then_blend, 60, reads=True, acts=True, words=True, joint=True, finds=True),
+         EditorCase("blend, inject", blend_then_inject, 70, reads=True, acts=True, words=True, joint=True, finds=True))

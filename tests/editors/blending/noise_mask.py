@@ -8,4 +8,4 @@ def noise_mask(case, model=None):
     return PalimpsestNoiseMask.execute(model or case.model, case.inversion, "source", 0.0, 1.0, 0.5).result[0]
 
 
-CASES = (EditorCase("noise mask", noise_mask, 210, words=True, concepts=1),)
+CASES = (EditorCase("noise mask", noise_mask, 210, words=True, concepts=1, joint=True),)

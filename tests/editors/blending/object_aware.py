@@ -11,4 +11,4 @@ def objects(case, model=None):
     return model
 
 
-CASES = (EditorCase("objects", objects, 200),)
+CASES = (EditorCase("objects", objects, 200, joint=True),)

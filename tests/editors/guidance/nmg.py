@@ -8,4 +8,4 @@ def noise_map(case, model=None):
     return PalimpsestNoiseMapGuidance.execute(model or case.model, case.inversion, 0.005).result[0]
 
 
-CASES = (EditorCase("noise map", noise_map, 260, moves=True, words=True),)
+CASES = (EditorCase("noise map", noise_map, 260, moves=True, words=True, joint=True),)

@@ -9,4 +9,4 @@ def drawn(case, model=None):
     return PalimpsestRFInversionGuide.execute(model or case.model, case.inversion, 0.5, 0.0, 0.5, "constant").result[0]
 
 
-CASES = (EditorCase("rf guide", drawn, 265, bare=True),)
+CASES = (EditorCase("rf guide", drawn, 265, bare=True, joint=True),)

@@ -8,4 +8,4 @@ def uni_edit(case, model=None):
     return PalimpsestUniEditGuidance.execute(model or case.model, case.source, 1.0).result[0]
 
 
-CASES = (EditorCase("uni edit", uni_edit, bare=True, concepts=1),)
+CASES = (EditorCase("uni edit", uni_edit, bare=True, concepts=1, joint=True),)
