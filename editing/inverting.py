@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..host.canvas import log, retract_warnings
-from ..host.distilled import GUIDANCE, few_steps, lacks_guidance, whole_steps
+from ..host.distilled import few_steps, lacked_guidance, whole_steps
 from ..host.gradients import differentiable
 from ..host.guiders import PromptGuider
 from ..host.network import require_unet
@@ -133,10 +133,10 @@ def warn_of_distillation(method: Method, model, source, steps):
             log.warning("%s takes %d steps (paper: %d), as few-step checkpoints do (Turbo, Lightning), which ComfyUI "
                         "does not tell from others. On one of those choose FlowEdit Invert, which needs no way back; "
                         "else take more steps.", method.node, steps, method.steps)
-    if lacks_guidance(model, source):
+    if guidance := lacked_guidance(model, source):
         log.warning("The source CONDITIONING names no guidance and this %s MODEL reads one, so ComfyUI takes %g: "
                     "connect FluxGuidance between them (papers: 1, FlowEdit: 1.5), and another to the target.", kind,
-                    GUIDANCE)
+                    guidance)
 
 
 def _most(model) -> float:

@@ -4,7 +4,8 @@ import comfy.supported_models
 
 from .sampling import prediction_type
 
-GUIDANCE = 3.5  # the host's, where a prompt for Flux names none
+GUIDANCE = {comfy.model_base.Flux: 3.5, comfy.model_base.HunyuanVideo: 6.0,
+            comfy.model_base.HunyuanImage21: 6.0}  # the host's, where a prompt names none
 
 
 def few_steps(model) -> str:
@@ -24,8 +25,9 @@ def whole_steps(model) -> bool:
     return bool(model.model.model_config.unet_config.get("meanflow"))
 
 
-def lacks_guidance(model, conditioning) -> bool:
-    """Whether the host puts GUIDANCE into a prompt, because the MODEL reads one and the CONDITIONING names none."""
-    flux = isinstance(model.model, comfy.model_base.Flux)
-    reads = flux and model.model.model_config.unet_config.get("guidance_embed", False)
-    return reads and any("guidance" not in extras for _, extras in conditioning)
+def lacked_guidance(model, conditioning) -> float | None:
+    """The GUIDANCE that the host puts into a prompt, where the MODEL reads one and the CONDITIONING names none."""
+    if (not model.model.model_config.unet_config.get("guidance_embed", False)
+            or all("guidance" in extras for _, extras in conditioning)):
+        return None
+    return next((value for kind, value in GUIDANCE.items() if isinstance(model.model, kind)), None)

@@ -5,6 +5,7 @@ import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from palimpsest.editing.inverting import invert
 
+import joint
 import tiny
 from exact_inversions import picture
 from node_execution import executor  # noqa: F401
@@ -53,16 +54,19 @@ def test_where_the_host_knows_nothing_few_steps_are_asked_about(said):
 def test_guidance_that_the_host_puts_into_the_source_is_said_once(said):
     text, = texts(said, "DDIM", tiny.flux(), 9, tiny.cond())
     assert "names no guidance" in text and "takes 3.5" in text and "connect FluxGuidance" in text
+    text, = texts(said, "DDIM", joint.JOINT["hunyuan video"](), 9, tiny.cond()) if joint.TODAY else ["takes 6"]
+    assert "takes 6" in text
     for make, source in ((tiny.flux, guided()), (tiny.flux, guided(None)), (tiny.sd3, tiny.cond())):
         assert not texts(said, "DDIM", make(), 9, source)
     assert not [text for text in texts(said, "DDIM", schnell(), 9, tiny.cond()) if "names no guidance" in text]
 
 
-def test_the_guidance_is_the_hosts_default():
-    model, noise = tiny.flux(), torch.zeros(1, 16, 8, 8)
+@pytest.mark.parametrize("make, guidance", [(tiny.flux, 3.5), *[(joint.hunyuan_video, 6.0)] * joint.TODAY])
+def test_the_guidance_is_the_hosts_default(make, guidance):
+    model, noise = make(), torch.zeros(1, 16, 8, 8)
     (embedding, extra), = tiny.cond()
     found = model.model.extra_conds(cross_attn=embedding, noise=noise, device=noise.device, **extra)
-    assert found["guidance"].cond.tolist() == [3.5]
+    assert found["guidance"].cond.tolist() == [guidance]
 
 
 def test_a_model_of_whole_steps_is_refused():
