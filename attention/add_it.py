@@ -71,4 +71,4 @@ class ExtendedAttention(AttentionEdit):
         if site.kind == "beside":
             source = source_of(self, rows, replace(site, kind="self"))
         k_s, v_s = in_rows_of(q, source.k, source.v)
-        return attention(self.weight * q, torch.cat([k, k_s / self.weight], 1), torch.cat([v, v_s], 1))  # A [V]
+        return attention(self.weight * q, torch.cat([k, k_s / self.weight], 1), torch.cat([v, v_s], 1))  # Eq. 3

@@ -86,12 +86,12 @@ class Concepts(AttentionEdit):
 
         if site.kind == "cross":  # of the picture; its own keys stand last
             seen.keys, seen.values = (torch.cat([x[:, ours], x[:, -q.shape[1]:]], 1) for x in (k, v))
-            seen.outputs = attention(q, without(k), without(v))
+            seen.outputs = attention(q, without(k), without(v))  # o_x, Eq. 8
             return seen.outputs
-        found = attention(q[:, ours], seen.keys, seen.values)
+        found = attention(q[:, ours], seen.keys, seen.values)  # o_c, Eq. 7
         if site.address in self.layers:
             o_c = F.normalize(found.float(), dim=-1) if self.normalise else found.float()
-            maps = (o_c @ seen.outputs.float().transpose(1, 2)).softmax(1)  # φ
+            maps = (o_c @ seen.outputs.float().transpose(1, 2)).softmax(1)  # φ, Eq. 11
             seen.maps.add(maps.unflatten(2, site.grid), rows, site)
         asked = attention(without(q), without(k), without(v))
         return torch.cat([asked[:, :ours.start], found, asked[:, ours.start:]], 1)

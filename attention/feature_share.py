@@ -8,7 +8,7 @@ All four sample the target while some tokens hold features of the source, in att
     RF-Edit      V <- V_s          of all tokens, in the latter half of the single blocks, in the first steps
     FireFlow     V <- V_s          of all tokens, in all single blocks, in the middle of the first step
     Stable Flow  K, V <- K_s, V_s  of the picture's tokens, in the nine blocks that are vital to the picture
-    KV-Edit      K, V <- K_s, V_s  of the picture's tokens outside a mask, in all blocks; the picture is held there
+    KV-Edit      K, V <- K_s, V_s  of the picture's tokens outside a mask, in all blocks; it is held there (its Eq. 8)
 FireFlow's code also adds, Q <- Q + Q_s. What the source holds is not banked, but read again at its own latents.
 
 RF-Edit's and KV-Edit's bank is a level behind: the step from t_i to t_{i-1} is given what the inversion's step from
@@ -150,7 +150,7 @@ class SharedFeatures(TokenEdit):
                 continue
             made[name] = mine + theirs if self.features[name[0]] else theirs
             if self.mask is not None and name in self.features:
-                made[name] = torch.where(mask_of_rows(self.mask, rows, site, mine) > 0, mine, made[name])
+                made[name] = torch.where(mask_of_rows(self.mask, rows, site, mine) > 0, mine, made[name])  # Eq. 8
         return made
 
 

@@ -31,25 +31,25 @@ from ..method import SEED, Found, Kept, Method, Setting
 
 def invert(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, seed=0,
            flow=False) -> tuple:
-    """Align drawn noise from the clean latent x [B,C,…] to σ[0]. sigmas [S+1] descend to 0, model(x, sigma [B],
-    **extra_args) returns x0. Returns S+1 latents Z in the order of sigmas, the clean one last, and S moves Δx."""
+    """Algorithm 1: align drawn noise from the clean latent x [B,C,…] to σ[0]. sigmas [S+1] descend to 0, model(x, sigma
+    [B], **extra_args) returns x0. Returns S+1 latents Z in the order of sigmas, the clean one last, and S moves Δx."""
     levels, path, moves = sigmas.flip(0), [x], []
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
     v = noise - x if flow else noise
     for i in trange(len(levels) - 1, disable=disable):
         step, noisy = levels[i + 1] - levels[i], levels[i + 1]
-        guess = path[-1] + step * v  # Z̃
+        guess = path[-1] + step * v  # Z̃, Eq. 5
         denoised, v = noise_at(model, guess, noisy, noisy, x.dtype, extra_args)
         report_step(callback, i, guess, noisy, denoised)
-        path.append(path[-1] + step * v)
-        moves.append(guess - path[-1])
+        path.append(path[-1] + step * v)  # of N moved as Eq. 6 has it
+        moves.append(guess - path[-1])  # Δx, Eq. 7
     return path[::-1], moves[::-1]
 
 
 def denoise(model, x: Tensor, source, moved, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, mvg=0.8,
             announce=None) -> Tensor:
-    """The latent at σ[-1], from x at σ[0]. source(i, x): the source's latent of level i, -1 for the clean one.
-    moved(i, x): its Δx of the step that starts there."""
+    """Algorithm 2: the latent at σ[-1], from x at σ[0]. source(i, x): the source's latent of level i, -1 for the clean
+    one. moved(i, x): its Δx of the step that starts there."""
     picture = source(-1, x)  # X̂
     for i in trange(len(sigmas) - 1, disable=disable):
         step = sigmas[i + 1] - sigmas[i]

@@ -3,8 +3,8 @@ Michaeli, ICCV 2025. arXiv:2412.08629
 
 A direct path leads from the picture X to the edited one. At each level the picture is noised anew, and both prompts are
 asked with the same noise:
-    Z_src = (1-t)·X + t·N,   Z_tar = Z_FE + Z_src - X,   V_Δ = V(Z_tar, c_tar) - V(Z_src, c_src),
-    Z_FE' = Z_FE + (t' - t)·V_Δ,   from Z_FE = X at the level where it starts.
+    Z_src = (1-t)·X + t·N,   Z_tar = Z_FE + Z_src - X,   V_Δ = V(Z_tar, c_tar) - V(Z_src, c_src),   (Eq. 8 and 9)
+    Z_FE' = Z_FE + (t' - t)·V_Δ,   from Z_FE = X at the level where it starts.                      (Algorithm 1)
 Here Z_src is the INVERSION's latent of the level and Z_tar the one that is sampled. With V = (Z - D)/t, D the denoised
 picture, and the source's part X - D_src known before sampling (θ_F), V_Δ = (Z_FE - X - (D_tar + (X - D_src) - X))/t. In
 x = z/√ᾱ and σ eps and v models have the same V, so they take the same step; the paper has flow models alone. `cfg` is
@@ -30,7 +30,7 @@ from ..method import SEED, Found, Method, Setting
 def noised_path(x: Tensor, sigmas: Tensor, seed: int, flow=False) -> list:
     """S+1 latents in the order of sigmas, the clean x [B,C,…] last, each level noised independently."""
     path = independent_path(x, sigmas, seed)
-    return [z - s * x for z, s in zip(path, sigmas)] if flow else path
+    return [z - s * x for z, s in zip(path, sigmas)] if flow else path  # Z_src, Eq. 8
 
 
 def denoise(model, x: Tensor, source, missed, sigmas: Tensor, extra_args=None, callback=None, disable=None, *,
@@ -42,8 +42,8 @@ def denoise(model, x: Tensor, source, missed, sigmas: Tensor, extra_args=None, c
         report_step(callback, i, x, sigmas[i], denoised)
         edit = x - source(i, x)  # Z_FE - X
         moved = denoised + missed(i, x) - source(-1, x)  # D_tar - D_src
-        velocity = (edit - moved) / sigmas[i]  # V_Δ
-        x = source(i + 1, x) + edit + (sigmas[i + 1] - sigmas[i]) * velocity - align * moved
+        velocity = (edit - moved) / sigmas[i]  # V_Δ of Eq. 9
+        x = source(i + 1, x) + edit + (sigmas[i + 1] - sigmas[i]) * velocity - align * moved  # Algorithm 1
     return x
 
 
