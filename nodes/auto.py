@@ -13,7 +13,7 @@ from ..host.tokens import Word, present_words
 
 SCHEDULES = {  # kind: (cross_end, self_end)
     "delete": (0.3, 0.0), "add": (0.0, 0.3), "pose": (0.1, 0.0), "object": (0.8, 0.2), "background": (0.0, 0.8),
-    "style": (0.0, 1.0), "material": (0.8, 0.8), "colour": (0.4, 1.0), "": (0.8, 0.4)}
+    "style": (0.0, 1.0), "material": (0.5, 0.8), "colour": (0.4, 1.0), "": (0.8, 0.4)}
 """Chosen on public scenes of the miniature, as bench/scenes.py measures them. Without a kind: Attention Inject's
 defaults."""
 JOINT = {

@@ -49,4 +49,6 @@ EXAMPLE = Example(
     scenes=(SceneRow("DiffEdit", edit, 80), SceneRow("DiffEdit (auto)", partial(edit, rule="auto"), 81),
             SceneRow("Inject + Latent Blend (DiffEdit's mask)", partial(edit, before=inject), 24),
             SceneRow("Inject + Latent Blend (DiffEdit's mask, both auto)",
-                     partial(edit, before=inject_auto, rule="auto"), 26, crossed=True)))
+                     partial(edit, before=inject_auto, rule="auto"), 26, crossed=True),
+            SceneRow("Inject + Latent Blend (DiffEdit's mask, both auto), CFG 3",
+                     partial(edit, before=inject_auto, rule="auto"), 27, on="FlowEdit, CFG 3", cfg=3.0)))

@@ -48,6 +48,8 @@ EXAMPLE = Example(
                      on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 16, crossed=True),
             SceneRow("Inject (auto) + Latent Blend (true mask), CFG 2",
                      on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 18, cfg=2.0),
+            SceneRow("Inject (auto) + Latent Blend (true mask), CFG 3",
+                     on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 17, on="FlowEdit, CFG 3", cfg=3.0),
             SceneRow("Inject + Latent Blend (words)", of_words, 22, kinds=LOCAL, singly=True)),
     costs=(CostRow("Attention Inject, Latent Blend by words", by_words, 30, large=True, joint=True),),
     elsewhere="Change a word, step by step (Prompt-to-Prompt)")

@@ -103,7 +103,8 @@ EXAMPLE = Example(
     "FlowEdit",
     workflows=(BEGIN, WORKFLOW), blueprints=(BLUEPRINT,),
     pages={"PalimpsestFlowEditInvert": both("PalimpsestFlowEditInvert", 20, 2.3, 0.0)},
-    inversions=(InversionRow("FlowEdit", METHOD, 182, {"cfg": 1.0}),),
+    inversions=(InversionRow("FlowEdit", METHOD, 182, {"cfg": 1.0}),
+                InversionRow("FlowEdit, CFG 3", METHOD, 183, {"cfg": 3.0})),
     scenes=(SceneRow("direct path, CFG 2.3", as_it_is, 162, **ON),
             SceneRow("direct path + Latent Blend (true mask), CFG 2.3",
                      on_inversion(PalimpsestLatentBlend, masked=True), 163, **ON)))
