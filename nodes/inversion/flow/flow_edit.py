@@ -24,7 +24,7 @@ class PalimpsestFlowEditInvert(io.ComfyNode):
                                   tooltip="Seed of the noise. The picture returns with any seed."),
                     *guidance_inputs("CFG of the source prompt. Paper: 3.5 on SD3, with 13.5 for the target; 1 on "
                                      "Flux, which reads FluxGuidance. Qwen-Image, Z-Image, Chroma: 1.5 with 5 (ours, "
-                                     "untuned). 1 is best with a target CFG up to 2.5."),
+                                     "untuned). SD: the target's, 3 and 3 (ours)."),
                     sigmas_input(),
                     setting_input(METHOD, "align", step=0.005, optional=True, tooltip=(
                         "How far each step is drawn to the source (FlowAlign, Kim et al. 2025). Paper: 0.01, with the "

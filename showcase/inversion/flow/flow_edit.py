@@ -1,11 +1,10 @@
 """FlowEdit, shown and measured."""
-from functools import partial
 from types import SimpleNamespace
 
 from ....inversion.flow.flow_edit import METHOD
 from ....miniature.scenes import held_out_edit
 from ....nodes.blending.local_blend import PalimpsestLatentBlend
-from ... import Example, folds
+from ... import Example, drawing, folds
 from ...drawing import BROWN, GREEN, SCENE, Workflow, injected, inverted
 from ...folds import Blueprint, Start
 from ...pictures import both
@@ -83,6 +82,11 @@ BEGIN = Start(
     more=VALUES + " *Keep the rest* at 0 lets the whole picture change.")
 
 
+def alike(c, p):
+    """Both prompts at the CFG of sampling."""
+    return inverted(c, p, "PalimpsestFlowEditInvert", negative=p.null["CONDITIONING"], cfg=drawing.CFG)
+
+
 def found(c, p, inversion):
     held = injected(c, p, inversion, schedule="auto")
     mask = c.node("PalimpsestDiffEditMask", None, 260, model=p.loader["MODEL"], source=p.words["source"],
@@ -93,11 +97,14 @@ def found(c, p, inversion):
 
 WORKFLOW = Workflow(
     "Change anything, with no mask of your own (FlowEdit)",
-    "2. On SD: 50 steps, CFG 2 to 4. A MASK of your own goes into *Latent Blend*.\n\nNo way back to the noise: the "
-    "picture moves along the difference of what both prompts say. DiffEdit Mask finds where, Attention Inject's `auto` "
-    "reads the kind of edit off the words. Of all that needs no mask this comes nearest on the miniature.",
-    found, 65, invert=partial(inverted, kind="PalimpsestFlowEditInvert"), seed=114, hard=True,
-    rows=("FlowEdit, Inject + Latent Blend (DiffEdit's mask, both auto)", "FlowEdit, Inject + Latent Blend (both auto)",
+    "2. On SD: 50 steps, one CFG for both prompts, 3 (4 where something is added). A MASK of your own goes into "
+    "*Latent Blend*.\n\nNo way back to the noise: the picture moves along the difference of what both prompts say. "
+    "DiffEdit Mask finds where, Attention Inject's `auto` reads the kind of edit off the words. Of all that needs no "
+    "mask this comes nearest on the miniature.",
+    found, 65, invert=alike, seed=114, hard=True,
+    rows=("FlowEdit, CFG 3, Inject + Latent Blend (DiffEdit's mask, both auto), CFG 3",
+          "FlowEdit, CFG 3, Inject (auto) + Latent Blend (true mask), CFG 3",
+          "FlowEdit, Inject + Latent Blend (DiffEdit's mask, both auto)", "FlowEdit, Inject + Latent Blend (both auto)",
           "FlowEdit, Inject (auto) + Latent Blend (true mask)"))
 EXAMPLE = Example(
     "FlowEdit",
