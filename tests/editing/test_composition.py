@@ -7,7 +7,7 @@ from palimpsest.nodes.inversion.replay import PalimpsestReplay
 
 import tiny
 from editors import APART, CONCEPTS, EDITORS, FAMILIES, MOVES, NULL_TOO, STEPS, THIRDS, each, each_in_turn, each_with
-from joint import JOINT
+from joint import JOINT, TODAY
 from runs import repeated
 from watching import LONG, PROMPTS, acts, assert_close, case, differ, made, near, of, predictions, reads, watch, watched
 
@@ -30,6 +30,8 @@ def test_four_rows_of_one_picture_are_four_runs(editor, family, cfg):
 @each_with("prompts", ["plain", "both long"], 0, joint=THIRDS[1], some=1)
 def test_two_targets_in_a_batch_are_two_runs(editor, family, prompts):
     """From equal starts. Four rows repeat the two targets."""
+    if family == "lumina2" and not TODAY:
+        pytest.skip("ComfyUI 0.3.64 counts the tokens of all prompts of a batch as those of one")
     source, target = PROMPTS[prompts]
     targets = target, target.replace("blue cat on a mat", "mat on a green cat")  # words elsewhere
     c, alone = made(family, source, targets), [made(family, source, (t,)) for t in targets]

@@ -1,5 +1,6 @@
 """SINE against the paper's formula with two networks of diffusers, and its hook on the real host."""
 import comfy.hooks
+import comfy.model_management as management
 import comfy.sd
 import pytest
 import torch
@@ -80,6 +81,11 @@ def test_the_expert_is_the_tuned_model_to_the_last_bit(family):
     assert relative(c.sample(cfg=1.0, positive=c.source), wanted) > 1e-3
 
 
+def stopping(*_):
+    """As the host's progress bar does after each step."""
+    management.throw_exception_if_processing_interrupted()
+
+
 def test_no_share_is_plain_sampling_and_nothing_stays():
     c = case()
     plain, weights = c.sample(), {k: v.clone() for k, v in c.model.model.state_dict().items()}
@@ -87,7 +93,7 @@ def test_no_share_is_plain_sampling_and_nothing_stays():
     edited = sine(c)
     found = c.sample(edited)
     assert torch.equal(c.sample(edited), found) and not torch.equal(found, plain)
-    assert cancelled_in(2, c.model, lambda: c.sample(edited)) == 2
+    assert cancelled_in(2, c.model, lambda: c.sample(edited, callback=stopping)) == 2
     assert torch.equal(c.sample(), plain) and editors(c.model) == () and not c.model.hook_patches
     assert all(torch.equal(v, weights[k]) for k, v in c.model.model.state_dict().items())
 

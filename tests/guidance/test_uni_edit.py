@@ -14,6 +14,7 @@ from palimpsest.nodes.inversion.flow.uni_inv import PalimpsestUniInvert
 import tiny
 from closed_form import network, noisy
 from contracting import family, invert, replay
+from node_execution import executor  # noqa: F401
 from runs import relative
 
 AUTHORS = json.loads((Path(__file__).parents[1] / "data" / "uni_edit.json").read_text())

@@ -11,6 +11,7 @@ from palimpsest.nodes.auto import JOINT, LAYOUT, SCHEDULES, Auto
 from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
 from palimpsest.showcase.rows import output
 
+from node_execution import executor  # noqa: F401
 from pack import ROOT
 from runs import Case
 

@@ -1,5 +1,6 @@
 """What cannot work is refused before the first model call, with two facts and the remedy."""
 import dataclasses
+import inspect
 import re
 
 import comfy.samplers
@@ -98,8 +99,9 @@ def test_a_node_that_would_do_nothing(act, facts):
 
 def test_context_windows_beside_an_editor():
     case = counting()
-    windows = ContextWindowsManualNode.execute(inject(case), 16, 4, "standard_static", 1, False, "pyramid", 0, False,
-                                               "", False, "", True)
+    settings = inject(case), 16, 4, "standard_static", 1, False, "pyramid", 0, False, "", False, "", True
+    known = len(inspect.signature(ContextWindowsManualNode.execute).parameters)  # an older host has the first eight
+    windows = ContextWindowsManualNode.execute(*settings[:known])
     with refused(case.calls, "Context windows", "editors on this MODEL (1)", "remove the Context Windows node"):
         case.sample(windows.result[0])
 
