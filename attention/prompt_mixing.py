@@ -91,6 +91,7 @@ class MixedWords(AttentionEdit):
     start: float
     end: float
     name, rank = NAME, 1  # other edits of cross-attention are given the mixed values
+    revalues = True
 
     @dataclass
     class State:

@@ -136,9 +136,11 @@ class AttentionEdit(AttentionEditor):
     """An edit of attention.
 
     rank: of several edits at a site the one of lowest rank is nearest to the attention itself, of equal ranks the first
-    attached.
+        attached.
+    revalues: whether it puts values of its own in place of those given. Observers, who give theirs, do without it.
     """
     rank: float = 0
+    revalues: bool = False
 
     def attend(self, rows: Rows, site: Site, q: Tensor, k: Tensor, v: Tensor, source: Source,
                attention: Attend) -> Tensor:
@@ -235,8 +237,8 @@ def _edited(edits, call, site, inner, q, k, v, options) -> Tensor:
         for observer in (e for e in mine if isinstance(e, AttentionObserver)):
             # in self-attention edits look up other values than are given
             plain = _bound(inner if knows_places(call.network) else host_attention, alone)
-            observer.observe(rows, site, own_q, own_k, own_v,
-                             plain if site.kind == "self" else _chain(chosen, rows, site, plain))
+            kept = [e for e in chosen if site.kind != "self" and not e.revalues]
+            observer.observe(rows, site, own_q, own_k, own_v, _chain(kept, rows, site, plain))
     return torch.cat(out)
 
 

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from palimpsest.editing.masks import smoothed
 from palimpsest.editing.run import attach
+from palimpsest.editing.word_maps import WordMaps
 from palimpsest.guidance.ledits import LEDITS, Grounded
 from palimpsest.guidance.sega import largest, read_regions
-from palimpsest.host.network import word_layers
+from palimpsest.host.network import resolutions, word_layers
 from palimpsest.host.sampling import Solver, sample
 from palimpsest.nodes.attention.prompt_mixing import PalimpsestPromptMixing
 
@@ -66,6 +67,27 @@ def test_words_values_are_the_mixed_prompts_and_shapes_the_sources(family):
         found, plain = (sampled(model, inverted(family), target) for model in (put, made(family)))
         wanted = explicit_mixing(family, target, known, mixed, left)
     assert relative(found, wanted) < 1e-5 and relative(found, plain) > 1e-4
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3", "zimage"])
+def test_words_maps_are_attentions_own_whatever_values_are_mixed_in(family):
+    """In the first block, before which nothing is edited."""
+    model, target, seen = made(family), joint.worded(family, TARGET, seed=2), []
+    first = frozenset(list(resolutions(model.model.diffusion_model))[:1])
+
+    class Noting(WordMaps):
+        def observe(self, rows, *site):
+            super().observe(rows, *site)
+            seen.append(self.mean(rows.call.run))
+
+    mixed = PalimpsestPromptMixing.execute(model, joint.worded(family, MIX, seed=7), 0.0, 1.0, "", "", 0.3, 1.0,
+                                           "").result[0]
+    maps = Noting(lambda prompts: [list(tokens.words[1:3]) for tokens in prompts], 0.5, layers=first)
+    with torch.inference_mode():
+        for chosen in (model, mixed):
+            sampled(attach(chosen, maps), inverted(family), target)
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-5, atol=1e-7)
+    assert len(seen) == 2 and 0 < seen[0].min() and seen[0].max() < 1
 
 
 @pytest.mark.parametrize("family", ["flux", "sd3", "qwen", "wan"])
