@@ -37,6 +37,8 @@ class Binding:
         try:
             if self.kind in NUMBERS:
                 exact = Decimal(given) if isinstance(given, str) else given  # a CSV's 7.0 is 7, 64 bits stay whole
+                if self.kind == "INT" and abs(exact) >= 2 ** 64:  # int() of 1e999999999 would never end
+                    raise ValueError
                 number = NUMBERS[self.kind](exact)
                 if number != number or self.kind == "INT" and number != exact:
                     raise ValueError

@@ -145,7 +145,8 @@ def test_seeds_of_64_bits_are_filled_in_whole_and_no_number_is_cut_off():
                           ("7.0", 7), (f"{2 ** 53 + 1}.0", 2 ** 53 + 1)):
         found = seed.value(Row(1, {"seed": given}), Path())
         assert found == wanted and isinstance(found, int)
-    for given in (5.5, "5.5", Decimal("5.5"), float("inf"), "inf", float("nan"), "nan", "", [1]):
+    for given in (5.5, "5.5", Decimal("5.5"), float("inf"), "inf", float("nan"), "nan", "", [1], 2 ** 64,
+                  "1e999999999"):
         with pytest.raises(TableError, match="row 1: seed is .* but 'seed' takes INT"):
             seed.value(Row(1, {"seed": given}), Path())
     assert Binding("end", "2", "end", "FLOAT").value(Row(1, {"end": Decimal("0.1")}), Path()) == 0.1
