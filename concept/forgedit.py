@@ -15,10 +15,11 @@ Differs from the paper: the caption is written, not BLIP's. What learns may be a
 Checked against: the paper's equations; the settings are those of witcherofresearch/Forgedit, whose code has no licence.
 """
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..editing.concepts import Concept, ConceptImages, PromptRows, WeightBasis
+from ..editing.forecast import Forecast
 from ..editing.learning import learn_concept
 
 HALVES = {"encoder": ("down_blocks",), "decoder": ("up_blocks",)}
@@ -26,10 +27,11 @@ KEPT = {"nothing": (), "attention": ("_attn1_", "_attn2_"), "keys and values": (
 
 
 def learn(model, images: ConceptImages, source: list, trained: Sequence[WeightBasis], prompt_lr: float = 1e-3,
-          steps: int = 40, batch: int = 10, seed: int = 0) -> Concept:
-    """The prompt and weights together. The CONCEPT's prompt is e_src."""
+          steps: int = 40, batch: int = 10, seed: int = 0,
+          told: Callable[[Forecast], None] | None = None) -> Concept:
+    """The prompt and weights together. The CONCEPT's prompt is e_src. told: as learn_concept has it."""
     learned = learn_concept(model, None, images, [*trained, PromptRows(source, prompt_lr)], None, steps, batch, seed,
-                            norm=math.inf)
+                            told=told, norm=math.inf)
     return replace(learned, state=None)
 
 

@@ -16,20 +16,25 @@ Checked against: diffusers' community pipeline imagic_stable_diffusion, three an
 mix.
 """
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ..editing.concept_checks import check
 from ..editing.concepts import Concept, ConceptImages, PromptRows, WeightBasis
+from ..editing.forecast import Forecast
 from ..editing.learning import learn_concept
 
 
 def learn(model, images: ConceptImages, target: list, trained: Sequence[WeightBasis], prompt_steps: int = 500,
-          prompt_lr: float = 1e-3, steps: int = 1000, batch: int = 1, seed: int = 0) -> Concept:
-    """Steps A and B. The CONCEPT's prompt is e_opt."""
-    near = learn_concept(model, None, images, [PromptRows(target, prompt_lr)], None, prompt_steps, batch, seed)
+          prompt_lr: float = 1e-3, steps: int = 1000, batch: int = 1, seed: int = 0,
+          told: Callable[[Forecast], None] | None = None) -> Concept:
+    """Steps A and B. The CONCEPT's prompt is e_opt. told: as learn_concept has it."""
+    check(model, None, images, [*trained, PromptRows(target, 0.0)], None, None, {})  # before A, which takes long
+    near = learn_concept(model, None, images, [PromptRows(target, prompt_lr)], None, prompt_steps, batch, seed,
+                         told=told)
     assert near.prompt
     tuned = learn_concept(model, None, images, [*trained, PromptRows(near.prompt, 0.0)], None, steps, batch, seed,
-                          norm=math.inf)
+                          told=told, norm=math.inf)
     return replace(tuned, losses=(*near.losses, *tuned.losses), state=None)
 
 

@@ -3,11 +3,13 @@ import re
 
 import torch
 
-from ..host.concept_files import encoder_lora_names, lora_names, word_exists
-from ..host.memory import total_bytes
+from ..host.canvas import log
+from ..host.concept_files import carries, encoder_lora_names, lora_names, word_exists
+from ..host.memory import quantised, total_bytes
 from ..host.network import require_unet
 from ..host.sampling import check_family, prediction_type
 from .concepts import SLOT, NewWord, PromptRows, WeightBasis, WholeChange
+from .editor import require_plain
 from .word_spaces import WordSpace
 
 NODE = "Learn Concept"
@@ -26,6 +28,7 @@ def _encoders(clip) -> set:
 
 def check(model, clip, images, trained, prior, concept, notes, objective=None):
     """ValueError on what cannot be learned, before anything is computed."""
+    require_plain(model, NODE)
     prediction_type(model)
     if not trained:
         raise ValueError(f"{NODE} has {len(images.examples)} pictures and nothing to train: connect a TRAINABLE, such "
@@ -35,13 +38,16 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
                          "three to five of them.")
     words = [one for one in trained if isinstance(one, NewWord)]
     for one in trained:
-        if one.lr <= 0 and not isinstance(one, PromptRows):
+        if one.lr <= 0 and (len(trained) == 1 or not isinstance(one, PromptRows)):
             raise ValueError(f"The learning rate of {type(one).__name__} is {one.lr:g}, with which it stays as it is: "
                              "set it above 0.")
     told = [one for one in trained if isinstance(one, PromptRows)]
     if told and (len(told) > 1 or words or prior or any(getattr(one, "text_encoder", False) for one in trained)):
         raise ValueError("An encoded prompt stands for every caption, so no word, no text encoder, no second prompt "
                          "and no class can learn beside it: train weights of the network alone.")
+    if prior and not prior.images.examples:
+        raise ValueError(f"Prior Preservation has weight {prior.weight:g} and no picture of the class: connect Class "
+                         "Images to it, or leave it out.")
     strange = sum(SLOT in e.caption for e in prior.images.examples) if prior else 0
     if strange:
         raise ValueError(f"{strange} of {len(prior.images.examples)} class pictures have * in their caption, which "
@@ -56,16 +62,30 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
     if objective and objective.reads:
         captions = [caption.replace(SLOT, objective.reads) for caption in captions]
     _check_words(words, captions, objective.negative if objective else None)
+    _check_base(captions, objective)
+    nameless = [c for c in captions if SLOT not in c and images.identifier not in c]
+    if nameless and images.identifier and not words and not told and (objective is None or objective.base is None):
+        log.warning("%s of %s captions have neither * nor %s, so what they say comes to mean these pictures itself: "
+                    "write * where the concept stands. The first is %r.", len(nameless), len(captions),
+                    images.identifier, nameless[0])
     _check_masks(model, images, told, objective)
     _check_contrasts(words, captions, objective)
     for word in words:
         if getattr(word, "in_layers", False):
             require_unet(model, type(word).__name__)
         if word_exists(clip, word.name):
-            raise ValueError(f"An embedding called {word.name} is in your embeddings folder, and the new word has this "
-                             "name too: choose another name.")
+            raise ValueError(f"The CLIP knows an embedding called {word.name}, from your embeddings folder or from an "
+                             "earlier Learn Concept, and the new word has this name too: choose another name, or "
+                             "connect the CLIP as it was.")
+    if concept and concept.state is None:
+        raise ValueError(f"The CONCEPT of {len(concept.losses)} steps holds nothing to go on from, as the best of some "
+                         "looks, or one from a file: learn it again with look_every at 0, or learn on from its MODEL "
+                         "without it.")
+    if concept and carries(model, concept.weights):
+        raise ValueError(f"The MODEL has the {len(concept.weights)} weights of the CONCEPT on it, which would be "
+                         "learned on top of themselves: connect the MODEL that it was learned on.")
     kept = {name: concept.notes.get(name) for name in notes} if concept else notes
-    if concept and (concept.state is None or kept != notes):
+    if kept != notes:
         raise ValueError(f"The CONCEPT was learned by {kept}, this node trains {notes}: go on with the same, or learn "
                          "anew.")
     names, changed = lora_names(model), {}
@@ -80,14 +100,15 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
             raise ValueError(f"{changed[twice]} and {type(basis).__name__} both train {twice}, and a LoRA file holds "
                              "one change of a weight: keep one of them.")
         changed |= dict.fromkeys(taken, type(basis).__name__)
-        wrong = next((n for n in taken if not weights[n].is_floating_point() or weights[n].dtype.itemsize < 2), None)
-        if wrong:
-            raise ValueError(f"The MODEL's weight {wrong} is {weights[wrong].dtype}, quantised, and learning adds to "
-                             "weights of 16 bits or more: load the checkpoint in fp16, bf16 or fp32.")
+        _check_bits("MODEL", {n: weights[n] for n in taken}, "load the checkpoint in fp16, bf16 or fp32")
         if basis.text_encoder and not text_learns(clip):
             raise ValueError(f"{type(basis).__name__} trains the text encoder, and of this one "
                              f"({', '.join(sorted(_encoders(clip))) or 'no weights'}) only CLIP can learn into a LoRA "
                              "file: turn text_encoder off.")
+        if basis.text_encoder:
+            inside = dict(clip.cond_stage_model.named_parameters())
+            _check_bits("CLIP", {n: inside[n] for n in encoder_lora_names(clip) if n in inside},
+                        "turn text_encoder off, or load it in fp16, bf16 or fp32")
         if isinstance(basis, WholeChange):
             numbers = sum(weights[n].numel() for n in taken)
             needed, has = WHOLE * numbers, total_bytes(model)
@@ -103,8 +124,31 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
         check_family(model, concept)
 
 
+def _check_bits(whose, weights, cure):
+    """ValueError on weights that nothing can be added to."""
+    name = next((n for n, w in weights.items() if quantised(w)), None)
+    if name:
+        kind = weights[name].dtype if weights[name].dtype.itemsize < 2 else type(weights[name]).__name__
+        raise ValueError(f"The {whose}'s weight {name} is {kind}, quantised, and learning adds to weights of 16 bits "
+                         f"or more: {cure}.")
+
+
+def _check_base(captions, objective):
+    """ValueError where the frozen model would be asked for a caption that ends in the middle."""
+    bare = re.compile(rf"{re.escape(SLOT)}(?!\s*[^\s.,;:!?])")
+    lacking = [c for c in captions if bare.search(c)] if objective and objective.base == "" else ()
+    if lacking:
+        raise ValueError(f"{type(objective).__name__} asks the frozen model for the captions without *, and in "
+                         f"{len(lacking)} of {len(captions)} no noun is left, as in {lacking[0]!r}: write it after * "
+                         "('a photo of a * dog'), or in base.")
+
+
 def _check_words(words, captions, negative):
     """ValueError where new words are not in the captions, or in those with another text for *."""
+    same = next((word.name for n, word in enumerate(words) if word.name in [w.name for w in words[:n]]), None)
+    if same:
+        raise ValueError(f"Two of the {len(words)} new words are called {same}: give each a name of its own, or one of "
+                         "them more vectors.")
     if negative:
         captions = [*captions, *(c.replace(SLOT, negative) for c in captions)]
     elif len(words) > 1 and (any(isinstance(word, WordSpace) for word in words) or any(SLOT in c for c in captions)):

@@ -21,9 +21,8 @@ from ..host.guiders import PromptGuider
 from ..host.progress import raise_if_cancelled
 from ..host.sampling import Solver, check_family, fingerprint, sample_with
 from ..inversion.grid import report_step
-from .concept_checks import NODE, check
+from .concept_checks import check
 from .concepts import Concept, ConceptImages, NewWord, Objective, Prior, PromptRows, WeightBasis
-from .editor import require_plain
 from .forecast import Forecast, forecast
 from .learner import Learner
 from .watching import Watch, Watching
@@ -54,7 +53,6 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
     norm: the most that a step's gradient of the weights may measure; a longer one is shortened.
     save: is called with what was learned so far, every `save_every` steps.
     """
-    require_plain(model, NODE)
     about = {"trained": [repr(one) for one in trained], "objective": repr(objective)}
     check(model, clip, images, trained, prior, concept, about, objective)
     learner = Learner(model, clip, images, trained, prior, batch, seed, norm, objective)

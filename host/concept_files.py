@@ -13,6 +13,7 @@ from comfy.sd1_clip import load_embed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 WORDS = "palimpsest-words"  # the folder of learned words among the host's temporary files
 
@@ -45,6 +46,13 @@ def _named(keys: Mapping[str, str], start) -> dict[str, str]:
 def with_weights(model, clip, weights: Mapping[str, Tensor], strength_model: float, strength_clip: float):
     """(MODEL, CLIP) under a LoRA file's weights."""
     return comfy.sd.load_lora_for_models(model, clip, dict(weights), strength_model, strength_clip)
+
+
+def carries(model, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a MODEL is under a LoRA file's weights, these very tensors."""
+    ours = {id(value) for value in weights.values()}
+    held = (getattr(change, "weights", change) for patches in model.patches.values() for _, change, *_ in patches)
+    return any(id(part) in ours for part in tree_leaves(list(held)))
 
 
 def tables(clip) -> dict[str, tuple]:

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management as management
+import torch
 
 from .gradients import WATCHED
 
@@ -68,3 +69,9 @@ def total_bytes(model) -> int:
     """What the MODEL's device has."""
     total: Any = management.get_total_memory(model.load_device)
     return total
+
+
+def quantised(weight) -> bool:
+    """Whether a weight's numbers are less than 16 bits each. Such tensors of the host's tell another dtype."""
+    return (not weight.is_floating_point() or weight.dtype.itemsize < 2
+            or type(weight) not in (torch.Tensor, torch.nn.Parameter))

@@ -4,13 +4,13 @@ from comfy_api.latest import io, ui
 
 from ...concept.dreambooth import RARE, AllWeights
 from ...concept.lora import LoRA
-from ...editing.concept_checks import text_learns
+from ...editing.concept_checks import check, text_learns
 from ...editing.concepts import SLOT, Prior
 from ...editing.learning import applied, learn_concept
 from ...editing.watching import Watch
 from ..search import aliases
 from .images import PalimpsestClassImages, PalimpsestConceptImages, lines
-from .learn import said
+from .learn import said, say_batch
 from .widgets import (
     ConceptImagesType,
     ConceptType,
@@ -124,14 +124,17 @@ class PalimpsestLearnSubject(io.ComfyNode):
     def execute(cls, model, clip, vae, images, noun, identifier, steps, lr, rank, batch, class_count, cfg, drift,
                 seed, captions="", new_scene="", mask=None) -> io.NodeOutput:
         noun, plain = noun.strip(), f"a photo of a {SLOT} {noun.strip()}"
+        _check_subject(noun, identifier.strip(), lines(captions))
         given = PalimpsestConceptImages.execute(images, vae, captions.strip() or plain, identifier,
                                                 mask=mask).result[0]
+        trained = [LoRA(lr, rank, layers="all", text_encoder=text_learns(clip))]
+        check(model, clip, given, trained, None, None, {})  # before the class is sampled
         height, width = images.shape[1:3]
         others = PalimpsestClassImages.execute(
             model, clip, vae, noun, class_templates(captions, noun), class_count, width, height, 20, cfg, "ddim",
             "ddim_uniform", seed).result[0]
         watch = Watch(max(steps // 10, 1), new_scene.strip() or f"{plain} in a garden", drift, cfg=cfg)
-        trained = [LoRA(lr, rank, layers="all", text_encoder=text_learns(clip))]
+        say_batch(batch, given)
         prior = Prior(others, 1.0, predicted=True)
         learned = learn_concept(model, clip, given, trained, prior, steps, batch, seed, watch=watch, told=said)
         looks = torch.cat([vae.decode(look.picture) for look in learned.looks])
@@ -140,3 +143,14 @@ class PalimpsestLearnSubject(io.ComfyNode):
                 f"to {best.concept:.3f}, of its class {first.prior:.3f} to {best.prior:.3f}.")
         shown = ui.PreviewText(text).as_dict() | ui.PreviewImage(looks, cls=cls).as_dict()
         return io.NodeOutput(*applied(model, clip, learned), learned, looks, ui=shown)
+
+
+def _check_subject(noun, identifier, captions):
+    """ValueError on texts in which a subject and its class are not told apart."""
+    if not noun or not identifier or SLOT in noun + identifier:
+        raise ValueError(f"Learn a Subject has the noun {noun!r} and the identifier {identifier!r}: give both, such as "
+                         f"'dog' and '{RARE}', without {SLOT}.")
+    lacking = [text for text in captions if SLOT not in text]
+    if lacking:
+        raise ValueError(f"{len(lacking)} of Learn a Subject's {len(captions)} captions have no {SLOT}, which stands "
+                         f"for the subject; the first is {lacking[0]!r}: write '{SLOT} {noun}' there.")

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 from ...concept.dreambooth import AllWeights
 from ...concept.forgedit import HALVES, KEPT, forgotten, learn, projected, subtracted
 from ..search import aliases
+from .learn import said
 from .widgets import (
     ConceptType,
     batch_input,
@@ -46,7 +47,7 @@ class PalimpsestForgedit(io.ComfyNode):
         check_one_prompt("Forgedit's source", source)
         check_weights("Forgedit", trainable)
         learned = learn(model, pictures_of(model, latent), source, trainable or (AllWeights(lr),), prompt_lr, steps,
-                        batch, seed)
+                        batch, seed, said)
         return learned_output(model, learned)
 
 

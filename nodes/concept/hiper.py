@@ -5,6 +5,7 @@ from ...concept.hiper import ROWS, SCALE, rows_of
 from ...editing.concepts import PromptRows
 from ...editing.learning import learn_concept
 from ..search import aliases
+from .learn import said
 from .widgets import batch_input, check_one_prompt, pictures_of, rate_input, seed_input
 
 
@@ -36,7 +37,7 @@ class PalimpsestHiPer(io.ComfyNode):
         check_one_prompt("HiPer's source", source)
         check_rows(rows, source)
         learned = learn_concept(model, None, pictures_of(model, latent), [PromptRows(source, lr, rows)], None, steps,
-                                batch, seed)
+                                batch, seed, told=said)
         return io.NodeOutput(learned.prompt)
 
 

@@ -54,6 +54,9 @@ class PalimpsestConceptImages(io.ComfyNode):
     @classmethod
     def execute(cls, images, vae, captions, identifier, more=None, mask=None) -> io.NodeOutput:
         texts = lines(captions)
+        if not len(images):
+            raise ValueError(f"Concept Images has {len(texts)} captions and no picture: connect three to five pictures "
+                             "of the concept, or one.")
         if len(texts) not in (1, len(images)):
             raise ValueError(f"Concept Images has {len(images)} pictures and {len(texts)} captions: write one line for "
                              "all, or one line for each.")
@@ -105,9 +108,9 @@ class PalimpsestClassImages(io.ComfyNode):
     def execute(cls, model, clip, vae, noun, templates, count, width, height, steps, cfg, sampler_name, scheduler,
                 seed) -> io.NodeOutput:
         texts = lines(templates)
-        if not noun.strip() or not texts or not all(SLOT in text for text in texts):
+        if not noun.strip() or SLOT in noun or not texts or not all(SLOT in text for text in texts):
             raise ValueError(f"Class Images has the noun {noun!r} and the templates {texts}: give a noun, and write "
-                             f"{SLOT} in each template, where it stands.")
+                             f"{SLOT} in each template alone, where it stands.")
         prompts = [texts[i % len(texts)].replace(SLOT, noun.strip()) for i in range(count)]
         conditionings = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in {"", *prompts}}
         ratio = vae.spacial_compression_encode()

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 from ...concept.dreambooth import AllWeights
 from ...concept.imagic import learn, mixed
 from ..search import aliases
+from .learn import said
 from .widgets import (
     batch_input,
     check_one_prompt,
@@ -49,7 +50,7 @@ class PalimpsestImagic(io.ComfyNode):
         check_one_prompt("Imagic's target", target)
         check_weights("Imagic", trainable)
         learned = learn(model, pictures_of(model, latent), target, trainable or (AllWeights(lr),), prompt_steps,
-                        prompt_lr, steps, batch, seed)
+                        prompt_lr, steps, batch, seed, said)
         return learned_output(model, learned)
 
 

@@ -2,6 +2,7 @@
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import folder_paths
 from comfy_api.latest import io, ui
@@ -70,6 +71,9 @@ class PalimpsestLearnConcept(io.ComfyNode):
                                  f"{type(one).__name__}: keep one of them.")
             asked[kind] = one
         watch = Watch(look_every, look_caption.strip()) if look_every else None
+        say_batch(batch, images)
+        if save_every:
+            check_folder("loras")
         learned = learn_concept(model, clip, images, trainable, asked[Prior], steps, batch, seed, concept, watch, said,
                                 objective=asked[Objective], save_every=save_every,
                                 save=lambda part: saved(part, f"learned-{len(part.losses)}-steps", "fp16"))
@@ -142,8 +146,11 @@ class PalimpsestSaveConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, concept, name, precision) -> io.NodeOutput:
-        files = saved(concept, name, precision)
         output = folder_paths.get_output_directory()
+        if concept.weights and (not Path(name).name or ".." in Path(name).parts):
+            raise ValueError(f"The name {name!r} is of no file in {os.path.join(output, 'loras')}, where ComfyUI looks "
+                             "for LoRAs: write one such as 'my-concept'.")
+        files = saved(concept, name, precision)
         text = "\n".join(path.relative_to(output).as_posix() for path in files)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
@@ -151,6 +158,25 @@ class PalimpsestSaveConcept(io.ComfyNode):
 def said(forecast):
     """Shows on the node what a step needs."""
     note("%s", forecast)
+
+
+def say_batch(batch, images):
+    """Shows on the node that pictures stand in a step more than once."""
+    if batch > len(images.examples):
+        note("A step draws %s rows of %s pictures: some stand in it twice, each with noise of its own.", batch,
+             len(images.examples))
+
+
+def check_folder(kind):
+    """ValueError where no file can be written into a folder of the output, before anything is learned for it."""
+    folder = Path(folder_paths.get_output_directory(), kind)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"What is learned is to be saved in {folder}, and nothing can be written there "
+                         f"({error.strerror}): free or unlock it, or set save_every to 0.") from error
 
 
 def saved(concept, name, precision) -> list[Path]:

@@ -9,6 +9,7 @@ from palimpsest.editing.concepts import Prior
 from palimpsest.editing.learner import Learner
 from palimpsest.editing.learning import learn_concept
 from palimpsest.nodes.concept.dreambooth import PalimpsestLearnSubject, class_templates
+from palimpsest.nodes.concept.images import PalimpsestClassImages
 
 import tiny
 from concepts import drawn, images
@@ -122,3 +123,17 @@ def test_the_class_is_drawn_under_the_captions_of_the_subject():
     said = class_templates("a * star on grass\n a photo of a * star\na * star on grass", "star")
     assert said.splitlines() == ["a * on grass", "a photo of a *"]
     assert class_templates("", "star").splitlines()[0] == "a photo of a *"
+
+
+@pytest.mark.parametrize("changed, said", [
+    (dict(noun=" "), "noun ''"), (dict(noun="* star"), r"noun '\* star'"), (dict(identifier=""), "identifier ''"),
+    (dict(captions="a * star\na star at night"), r"1 of Learn a Subject's 2 captions have no \*"),
+    (dict(lr=0.0), "learning rate of LoRA is 0"), (dict(mask=torch.zeros(1, 64, 64)), "paint a mask")],
+    ids=["no noun", "noun", "identifier", "caption", "rate", "mask"])
+def test_a_subject_that_cannot_be_learned_is_refused_before_its_class_is_sampled(changed, said, monkeypatch):
+    monkeypatch.setattr(PalimpsestClassImages, "execute", None)  # would be an error of another kind
+    asked = dict(noun="star", identifier="sks", steps=1, lr=1e-2, rank=4, batch=1, class_count=2, cfg=1.0, drift=0.1,
+                 seed=0)
+    with pytest.raises(ValueError, match=said):
+        PalimpsestLearnSubject.execute(tiny.sd15(), tiny.clip(), tiny.taesd(), torch.rand(2, 64, 64, 3),
+                                       **asked | changed)

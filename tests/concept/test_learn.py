@@ -7,6 +7,7 @@ import folder_paths
 import pytest
 import torch
 from palimpsest.miniature.model import load_miniature
+from palimpsest.nodes.concept import learn
 from palimpsest.nodes.concept.custom_diffusion import PalimpsestLearnKV
 from palimpsest.nodes.concept.dreambooth import PalimpsestLearnAll, PalimpsestPriorPreservation
 from palimpsest.nodes.concept.images import PalimpsestClassImages, PalimpsestConceptImages
@@ -112,6 +113,8 @@ def test_pictures_of_other_sizes_join():
 
 
 def test_captions_are_one_for_all_or_one_each():
+    with pytest.raises(ValueError, match="1 captions and no picture"):
+        PalimpsestConceptImages.execute(torch.rand(0, 64, 64, 3), parts()[2], "a *", "sks")
     with pytest.raises(ValueError, match="3 pictures and 2 captions"):
         PalimpsestConceptImages.execute(torch.rand(3, 64, 64, 3), parts()[2], "a *\nthe *", "sks")
     with pytest.raises(ValueError, match="one identifier"):
@@ -119,7 +122,7 @@ def test_captions_are_one_for_all_or_one_each():
 
 
 def test_class_images_need_a_noun_and_its_place():
-    for noun, templates in (("", "a *"), ("star", "a star")):
+    for noun, templates in (("", "a *"), ("star", "a star"), ("* star", "a *")):
         with pytest.raises(ValueError, match="give a noun"):
             PalimpsestClassImages.execute(*parts(), noun, templates, 1, 128, 128, 1, 1.0, "ddim", "simple", 0)
 
@@ -153,3 +156,30 @@ def test_the_hosts_graph_draws_the_losses(tmp_path, monkeypatch):
     losses = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 2, 1, 0).result[3]
     draw = getattr(LossGraphNode, "execute", None) or LossGraphNode().plot_loss  # ComfyUI 0.3.64's name
     assert draw(losses, "loss") and list(tmp_path.rglob("*.png"))
+
+
+def test_names_and_folders_that_no_loader_would_find_are_refused_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    model, clip, _ = parts()
+    trained = PalimpsestLearnLoRA.execute(1e-3, 4, 0.0, "attention", False).result[0]
+    concept = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 1, 1, 0).result[2]
+    for name in ("", ".", "../mine", "a/../../mine"):
+        with pytest.raises(ValueError, match="is of no file in"):
+            PalimpsestSaveConcept.execute(concept, name, "fp16")
+    file, = PalimpsestSaveConcept.execute(concept, "dogs/my dög", "fp16").result
+    assert file == "loras/dogs/my dög_00001_.safetensors"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "file"))
+    monkeypatch.setattr(learn, "learn_concept", None)  # would be an error of another kind
+    with pytest.raises(ValueError, match="set save_every to 0"):
+        PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 2, 1, 0, save_every=1)
+
+
+def test_a_step_of_more_rows_than_pictures_is_noted(caplog):
+    model, clip, _ = parts()
+    trained = PalimpsestLearnLoRA.execute(1e-3, 4, 0.0, "attention", False).result[0]
+    with caplog.at_level("INFO", "palimpsest"):
+        PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 1, 2, 0)
+        assert "rows of 2 pictures" not in caplog.text and "A step needs about" in caplog.text
+        PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 1, 3, 0)
+    assert "draws 3 rows of 2 pictures" in caplog.text

@@ -4,14 +4,16 @@ import dataclasses
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
+from palimpsest.concept.dco import DCO
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.lora import LoRA
 from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing import concept_checks, learner, learning
-from palimpsest.editing.concepts import ConceptImages, Prior
+from palimpsest.editing.concepts import ConceptImages, Prior, PromptRows
 from palimpsest.editing.deltas import Weights
 from palimpsest.editing.learner import Learner
 from palimpsest.editing.learning import applied, learn_concept
+from palimpsest.editing.watching import Watch
 from palimpsest.host.concept_files import lora_names
 from palimpsest.host.gradients import differentiable
 from palimpsest.host.guiders import PromptGuider, prompted
@@ -218,6 +220,13 @@ WORD, THIN = TextualInversion("thing", "dog", 1, 1e-3), LoRA(1e-3)
     (dict(trained=[THIN], captions=("a dog",), identifier=""), "connect Concept Images"),
     (dict(trained=[THIN], prior="a * dog"), "connect Class Images"),
     (dict(trained=[AllWeights(1e-3)], memory=10 ** 6), "train LoRA Weights"),
+    (dict(trained=[WORD, WORD], captions=("a embedding:thing",)), "new words are called thing"),
+    (dict(trained=[PromptRows(tiny.cond(), 0.0)]), "learning rate of PromptRows is 0"),
+    (dict(prior=()), "no picture of the class"),
+    (dict(objective=DCO()), "no noun is left, as in 'a photo of \\*'"),
+    (dict(objective=DCO(), captions=("a * dog", "a *, at night")), "in 1 of 2 no noun is left"),
+    (dict(network=torch.float8_e4m3fn), "MODEL's weight .* is torch.float8_e4m3fn, quantised"),
+    (dict(trained=[LoRA(1e-3, text_encoder=True)], encoder=torch.float8_e4m3fn), "CLIP's weight .* text_encoder off"),
 ])
 def test_bad_input_is_refused_before_anything_is_computed(given, said, monkeypatch):
     monkeypatch.setattr(learning, "differentiable", None)  # would be an error of another kind
@@ -227,11 +236,38 @@ def test_bad_input_is_refused_before_anything_is_computed(given, said, monkeypat
         trained = [dataclasses.replace(trained[0], like=given["like"])]
     pictures = given.get("images") or images(model, given.get("captions", ("a photo of *",)),
                                              given.get("identifier", "sks"))
-    prior = Prior(images(model, (given["prior"],)), 1.0) if "prior" in given else None
+    prior = None
+    if "prior" in given:
+        prior = Prior(images(model, (given["prior"],)) if given["prior"] else ConceptImages(()), 1.0)
+    for part, dtype in ((model.model.diffusion_model, "network"), (clip.cond_stage_model, "encoder")):
+        part.to(given.get(dtype))
     if "memory" in given:
         monkeypatch.setattr(concept_checks, "total_bytes", lambda model: given["memory"])
     with pytest.raises(ValueError, match=said):
-        learn_concept(model, clip, pictures, trained, prior)
+        learn_concept(model, clip, pictures, trained, prior, objective=given.get("objective"))
+
+
+def test_the_hosts_quantised_tensors_are_known_whatever_dtype_they_tell():
+    quantised = pytest.importorskip("comfy.quant_ops").QuantizedTensor
+    if not hasattr(quantised, "from_float"):
+        pytest.skip("this host has none")
+    model = tiny.sd15()
+    to_q = model.model.diffusion_model.get_submodule("input_blocks.1.1.transformer_blocks.0.attn1.to_q")
+    with torch.inference_mode():
+        held = quantised.from_float(to_q.weight.data, "TensorCoreFP8Layout")
+        to_q.weight = torch.nn.Parameter(held, requires_grad=False)
+    assert to_q.weight.dtype == torch.float32
+    with pytest.raises(ValueError, match="to_q.weight is QuantizedTensor, quantised"):
+        learn_concept(model, tiny.clip(), images(model), [THIN])
+
+
+def test_captions_without_the_concept_are_said(caplog):
+    model, clip = tiny.sd15(), tiny.clip()
+    learn_concept(model, clip, images(model, ("a * dog", "a dog", "a sks dog")), [THIN], steps=0)
+    assert "1 of 3 captions have neither * nor sks" in caplog.text and "'a dog'" in caplog.text
+    caplog.clear()
+    learn_concept(model, clip, images(model, ("a dog",)), [THIN], steps=0, objective=DCO())
+    assert not caplog.text
 
 
 def test_a_concept_goes_on_with_what_it_began_with_only():
@@ -241,6 +277,14 @@ def test_a_concept_goes_on_with_what_it_began_with_only():
         learn_concept(model, clip, images(model), [AllWeights(1e-3)], concept=learned)
     with pytest.raises(ValueError, match="another family"):
         applied(tiny.sd2(), clip, learned)
+    with pytest.raises(ValueError, match="on top of themselves"):
+        learn_concept(applied(model, clip, learned, 0.5)[0], clip, images(model), [THIN], concept=learned)
+    watched = learn_concept(model, clip, images(model), [THIN], steps=1, watch=Watch(1))
+    with pytest.raises(ValueError, match="look_every at 0"):
+        learn_concept(model, clip, images(model), [THIN], concept=watched)
+    whole = learn_concept(model, clip, images(model), [AllWeights(1e-3)], steps=1)
+    with pytest.raises(ValueError, match="on top of themselves"):
+        learn_concept(applied(model, clip, whole)[0], clip, images(model), [AllWeights(1e-3)], concept=whole)
 
 
 def test_a_word_has_a_name_that_the_host_reads_whole():
