@@ -1,5 +1,6 @@
 """One run of learning: what learns, the rows of a step, their loss and its gradient. `learning.py` runs it."""
 import copy
+import math
 from collections.abc import Mapping
 from contextlib import contextmanager
 
@@ -84,6 +85,8 @@ class Learner:
             leaves.append(list(self.own.values()))
         self.leaves = [t for group in leaves for t in group]
         self.clipped = [t for part in (*self.network, *self.encoder) for t in part.leaves()]
+        held = {id(t) for t in self.clipped}
+        self.unclipped = [t for t in self.leaves if id(t) not in held]
         groups = [{"params": group, "lr": one.lr, **({"weight_decay": 0.0} if isinstance(one, PromptRows) else {})}
                   for group, one in zip(leaves, [*self.trained, self.objective])]
         fused = all(t.device.type in ("cpu", "cuda") for t in self.leaves)  # one pass in place of six
@@ -100,10 +103,14 @@ class Learner:
         return Deltas([] if self.frozen else self.network)
 
     def step(self) -> tuple:
-        """One update. Returns (the loss, one row's noisy x, its clean prediction, its σ)."""
+        """One update. Returns (the loss, one row's noisy x, its clean prediction, its σ). Where the loss or its
+        gradient is no number, the loss is NaN and there is no update."""
         total, shown = self.differentiate(self.drawn(self.images, self.prior))
         with unrecorded():
-            torch.nn.utils.clip_grad_norm_(self.clipped, self.norm)
+            norms = [torch.nn.utils.clip_grad_norm_(*part) for part in (
+                (self.clipped, self.norm), (self.unclipped, math.inf))]
+            if not all(math.isfinite(number) for number in (total, *norms)):
+                return math.nan, *shown
             self.optimiser.step()
             self.optimiser.zero_grad()
             if self.objective:

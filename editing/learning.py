@@ -15,6 +15,7 @@ from contextlib import nullcontext
 
 import torch
 
+from ..host.canvas import log
 from ..host.concept_files import with_weights, with_words
 from ..host.gradients import differentiable
 from ..host.guiders import PromptGuider
@@ -51,7 +52,8 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
     told: is called with what a step needs, before the first one. Of large models it is found out in any case.
     recompute: whether blocks are computed again in the backward pass, for less memory. None does where it is needed.
     norm: the most that a step's gradient of the weights may measure; a longer one is shortened.
-    save: is called with what was learned so far, every `save_every` steps.
+    save: is called with what was learned so far, every `save_every` steps and where learning breaks off by a loss that
+        is no number.
     """
     about = {"trained": [repr(one) for one in trained], "objective": repr(objective)}
     check(model, clip, images, trained, prior, concept, about, objective)
@@ -77,22 +79,32 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                 if told:
                     told(needed)
             watching = Watching(watch, learner) if watch else None
+
+            def keep():
+                with watching.averaged() if watching else nullcontext():
+                    save(found())
+
             for step in range(steps):
                 raise_if_cancelled()
                 loss, noisy, clean, sigma = learner.step()
-                losses.append(loss)
                 if loss != loss:
-                    raise ValueError(f"The loss is no number in step {step + 1} of {steps}, at sigma {sigma:.3g} with "
-                                     f"weights in {m.model_dtype()}: lower the learning rate, or start ComfyUI with "
-                                     "--force-fp32.")
+                    said = (f"The loss or its gradient is no number in step {step + 1} of {steps}, at sigma "
+                            f"{sigma:.3g} with weights in {m.model_dtype()}: lower the learning rate, or start ComfyUI "
+                            "with --force-fp32.")
+                    if save and save_every and step % save_every:
+                        keep()
+                    if watching and watching.best[0].step:
+                        log.warning("%s What was best until then is kept, of step %s.", said, watching.best[0].step)
+                        break
+                    raise ValueError(said)
+                losses.append(loss)
                 if watching:
                     watching.follow(step + 1)
                 stop = watching is not None and watching.due(step + 1) and watching.look(step + 1)
                 sheet = watching.sheet if watching else None
                 report_step(callback, step, noisy, sigmas[step], clean if sheet is None else sheet)
                 if save and save_every and (step + 1) % save_every == 0:
-                    with watching.averaged() if watching else nullcontext():
-                        save(found())
+                    keep()
                 if stop:
                     break
             if watching:

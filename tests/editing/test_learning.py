@@ -298,3 +298,44 @@ def test_what_learns_is_a_leaf_on_any_device():
     for basis in (LoRA(1e-2), AllWeights(1e-2)):
         leaves = Weights(basis, {"w": weight}, {}, torch.Generator()).leaves()
         assert leaves and all(leaf.is_leaf and leaf.device == weight.device for leaf in leaves)
+
+
+@pytest.mark.parametrize("watch", [None, Watch(1)], ids=["plain", "watched"])
+def test_a_number_that_is_none_ends_learning_and_the_last_good_step_stays(watch, monkeypatch, caplog):
+    """A gradient of the last step alone, whose loss is finite, and those of the next."""
+    model, clip, parts = tiny.sd15(), tiny.clip(), []
+    basis, plain = LoRA(1e-2), learn_concept(model, clip, images(model), [LoRA(1e-2)], steps=3)
+    differentiate, steps = Learner.differentiate, []
+
+    def breaks(self, rows):
+        found = differentiate(self, rows)
+        steps.append(1)
+        if len(steps) == 4:
+            self.leaves[-1].grad[0] = float("inf")
+        return found
+
+    monkeypatch.setattr(Learner, "differentiate", breaks)
+    asked = dict(steps=4, watch=watch, save_every=2, save=parts.append)
+    if watch:
+        monkeypatch.setattr(Learner, "loss_of", lambda self, *told: 1 / (1 + len(steps)))
+        learned = learn_concept(model, clip, images(model), [basis], **asked)
+        assert learned.notes["kept"] == 3 and len(learned.losses) == 3
+        assert "in step 4 of 4" in caplog.text and "kept, of step 3" in caplog.text
+    else:
+        with pytest.raises(ValueError, match=r"gradient is no number in step 4 of 4, at sigma .* torch.float32"):
+            learn_concept(model, clip, images(model), [basis], **asked)
+        assert all(torch.equal(parts[-1].weights[name], value) for name, value in plain.weights.items())
+    assert [len(part.losses) for part in parts] == [2, 3]
+
+
+def test_a_words_gradient_that_is_no_number_ends_learning(monkeypatch):
+    model, clip, differentiate = tiny.sd15(), tiny.clip(), Learner.differentiate
+
+    def breaks(self, rows):
+        found = differentiate(self, rows)
+        self.leaves[0].grad[0] = float("nan")
+        return found
+
+    monkeypatch.setattr(Learner, "differentiate", breaks)
+    with pytest.raises(ValueError, match="no number in step 1"):
+        learn_concept(model, clip, images(model), [WORD], steps=1)
