@@ -1,12 +1,18 @@
-"""LoRA against the paper's equation and the host's own loader."""
+"""LoRA against the paper's equation, a step of it in diffusers' network, and the loaders that read its file."""
+import inspect
+
 import pytest
 import torch
+import torch.nn.functional as F
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.utils import convert_unet_state_dict_to_peft
+from palimpsest.bench import twin
 from palimpsest.concept.lora import LoRA
 from palimpsest.editing.learning import applied, learn_concept
 
 import nodes
 import tiny
-from concepts import images
+from concepts import drawn, images, prediction
 from node_execution import executor  # noqa: F401  runs every test as the host does
 from runs import relative
 
@@ -46,6 +52,19 @@ def test_the_hosts_lora_loader_loads_the_file(precision, tmp_path, monkeypatch, 
     assert any(name.startswith("lora_unet_down_blocks_0_attentions_0") for name in learned.weights)
 
 
+def test_the_hosts_bypass_predicts_as_in_training():
+    """Beside the weights in place of in them, which is how the host loads a LoRA on quantised ones."""
+    from comfy_extras.nodes_train import LoraModelLoader
+    if "bypass" not in inspect.signature(getattr(LoraModelLoader, "execute", print)).parameters:
+        pytest.skip("this host has no bypass")
+    model, clip = tiny.sd15(), tiny.clip()
+    learned = learn_concept(model, clip, images(model), [LoRA(1e-1, alpha=2.0, layers="all")], steps=2)
+    beside, = LoraModelLoader.execute(model, dict(learned.weights), 1.0, bypass=True).result
+    prompt = tiny.encode(clip, "a dog")
+    found, served, plain = (prediction(m, prompt)[1] for m in (beside, applied(model, clip, learned)[0], model))
+    assert relative(found, served) < 1e-5 and relative(plain, served) > 0.1
+
+
 def test_attention_alone_and_all_layers():
     model = tiny.sd15()
     inside = dict(model.model.diffusion_model.named_parameters())
@@ -53,3 +72,91 @@ def test_attention_alone_and_all_layers():
     every = {n for n, w in inside.items() if LoRA(1e-3, layers="all").takes(n, w)}
     assert attention == {n for n in inside if ".attn" in n and n.endswith("weight")} and attention < every
     assert every == {n for n, w in inside.items() if w.ndim > 1}
+
+
+def branch(down, up, scale):
+    """What stands beside a layer of diffusers in peft: scale·B(A(x))."""
+    def added(layer, args, out):
+        x, = args
+        if isinstance(layer, torch.nn.Linear):
+            return out + scale * F.linear(F.linear(x, down), up)
+        return out + scale * F.conv2d(F.conv2d(x, down, stride=layer.stride, padding=layer.padding), up)
+    return added
+
+
+class Begun(LoRA):
+    """One whose B is not 0, so that A has a gradient too."""
+
+    def start(self, weight, generator):
+        theta = super().start(weight, generator)
+        return {**theta, "B": (0.1 * torch.randn(theta["B"].shape, generator=generator)).requires_grad_()}
+
+
+@pytest.mark.parametrize("layers", ["attention", "all"])
+def test_a_step_equals_the_branches_that_learn_in_diffusers(layers):
+    model, clip, seed = tiny.sd15(), tiny.clip(), 6
+    given, basis = images(model, ("a photo of * star",)), Begun(1e-3, rank=3, alpha=1.5, layers=layers)
+    start, learned = (learn_concept(model, clip, given, [basis], steps=n, seed=seed) for n in (0, 1))
+    generator = torch.Generator()
+    generator.set_state(start.state["generator"])
+    (_, level, noise), = drawn(model, 1, 1, generator)
+    with torch.inference_mode(False):
+        unet, theirs = twin.unet(model), {}
+        for name, layer in unet.named_modules():
+            keys = [f"lora_unet_{name.replace('.', '_')}.lora_{end}.weight" for end in ("down", "up")]
+            if keys[0] in start.weights:
+                parts = [start.weights[key].clone().requires_grad_() for key in keys]
+                theirs |= dict(zip(keys, parts))
+                layer.register_forward_hook(branch(*parts, 0.5))
+        clean = model.model.process_latent_in(given.examples[0].latent.clone())[None]
+        sigma = model.model.model_sampling.sigmas[level].clone()
+        noisy = (clean + sigma * noise.clone()) / (1 + sigma ** 2) ** 0.5
+        text = tiny.encode(clip, "a photo of sks star")[0][0].clone()
+        loss = (unet(noisy, level, text).sample - noise).square().mean()
+        loss.backward()
+        optimiser = torch.optim.AdamW(theirs.values(), lr=1e-3)
+        torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)
+        optimiser.step()
+        wanted = {key: (part.grad, part.detach()) for key, part in theirs.items()}
+    names = [key for key in learned.weights if key.endswith(".weight")]
+    assert learned.losses[0] == pytest.approx(float(loss.detach()), rel=1e-5) and set(names) == set(wanted)
+    # AdamW's first mean is a tenth of the gradient
+    means = [10 * state["exp_avg"] for state in learned.state["optimiser"]["state"].values()]
+    pairs = [(mean.flatten(), wanted[key][0].flatten()) for key, mean in zip(names, means, strict=True)]
+    assert relative(*(torch.cat(side) for side in zip(*pairs))) < 1e-5
+    pairs = [(learned.weights[key].flatten(), wanted[key][1].flatten()) for key in names]
+    assert relative(*(torch.cat(side) for side in zip(*pairs))) < 1e-5
+    assert all(not torch.equal(learned.weights[key], start.weights[key]) for key in names)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
+def test_diffusers_reads_the_file_and_predicts_as_in_training(precision, tmp_path):
+    """By its own reading of the file, as matrices A and B of its layers, and α. The change is the paper's."""
+    from palimpsest.host.concept_files import lora_file
+    model, clip = tiny.sd15(), tiny.clip()
+    basis = LoRA(1e-1, alpha=2.0, layers="all", text_encoder=True)
+    learned = learn_concept(model, clip, images(model), [basis], steps=2)
+    file = lora_file({name: value.to(precision) for name, value in learned.weights.items()}, {})
+    (tmp_path / "thing.safetensors").write_bytes(file)
+    m, _ = applied(model, clip, learned)
+    (x, served), (_, plain) = (prediction(one, tiny.encode(clip, "a dog")) for one in (m, model))
+    with torch.inference_mode(False), torch.no_grad():
+        unet = twin.unet(model)
+        state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(
+            str(tmp_path), weight_name="thing.safetensors", unet_config=unet.config)
+        changed, alpha = dict(unet.named_parameters()), {float(value) for value in alphas.values()}
+        own = {name.removeprefix("unet."): value.float() for name, value in state.items() if name.startswith("unet.")}
+        parts = convert_unet_state_dict_to_peft(own)
+        for name, down in parts.items():
+            stem, found, _ = name.partition(".lora_A.")
+            if found:
+                weight, up = changed[f"{stem}.weight"], parts[f"{stem}.lora_B.weight"]
+                weight += (2.0 / len(down)) * (up.flatten(1) @ down.flatten(1)).view(weight.shape)
+        sigma = model.model.model_sampling.sigmas[500].clone()
+        text = tiny.encode(clip, "a dog")[0][0].clone()
+        theirs = x.clone() - sigma * unet(twin.z_of(x.clone(), sigma), 500, text).sample
+    assert alpha == {2.0} and len(state) == 2 * len({name.split(".")[0] for name in learned.weights})
+    assert sum(name.startswith("text_encoder.") for name in state) == 2 * sum(
+        "_te_" in name and name.endswith(".alpha") for name in learned.weights) > 0
+    assert relative(theirs, served) < (1e-5 if precision == torch.float32 else 1e-3)
+    assert relative(plain, served) > 0.1

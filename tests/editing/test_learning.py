@@ -1,12 +1,15 @@
 """Learning a concept: the loop, its draws, and what it leaves behind."""
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
+from palimpsest.concept.custom_diffusion import KeysAndValues
 from palimpsest.concept.dco import DCO
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.lora import LoRA
+from palimpsest.concept.svdiff import SpectralShifts
 from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing import concept_checks, learner, learning
 from palimpsest.editing.concepts import ConceptImages, Prior, PromptRows
@@ -64,10 +67,28 @@ def test_the_loss_falls_and_every_weight_learns(family):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_of_16_bits_learn(dtype):
-    model, clip = tiny.sdxl(dtype=dtype), tiny.sdxl_clip()
-    learned = learn_concept(model, clip, images(model), [AllWeights(1e-3)], steps=2)
-    assert all(value.dtype == torch.float32 and value.count_nonzero() for value in learned.weights.values())
+@pytest.mark.parametrize("family", EVERY)
+def test_weights_of_16_bits_learn(family, dtype):
+    """On every family the loss of the very rows falls, and every weight that is read learns, in fp32."""
+    model, clip = EVERY[family](dtype=dtype), clip_of(family)
+    given = images(model)
+    learned = learn_concept(model, clip, given, [AllWeights(3e-3)], steps=4)
+    after = learn_concept(applied(model, clip, learned)[0], clip, given, [AllWeights(1e-12)], steps=4)
+    assert sum(after.losses) < 0.98 * sum(learned.losses)
+    still = [name for name, value in learned.weights.items() if not value.count_nonzero()]
+    assert all(UNREAD.get(family, "-") in name for name in still)
+    assert all(value.dtype == torch.float32 for value in learned.weights.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("basis", [LoRA(1e-2, layers="all", text_encoder=True), AllWeights(1e-2, True),
+                                   KeysAndValues(1e-2), SpectralShifts(1e-2)], ids=lambda basis: type(basis).__name__)
+def test_what_has_not_learned_yet_changes_nothing(basis, dtype):
+    model, clip = tiny.sd15(dtype=dtype), tiny.clip()
+    fresh = learn_concept(model, clip, images(model), [basis], steps=0)
+    m, told = applied(model, clip, fresh)
+    assert m.patches and torch.equal(prediction(m), prediction(model))
+    assert torch.equal(tiny.encode(told, "a dog")[0][0], tiny.encode(clip, "a dog")[0][0])
 
 
 @pytest.mark.parametrize("family", ["sd15", "flux"])
@@ -99,6 +120,24 @@ def test_nothing_changes_at_strength_0():
     told, heard = applied(model, clip, learned)
     assert not torch.equal(prediction(told), prediction(model))
     assert not torch.equal(tiny.encode(heard, "a photo of a dog")[0][0], tiny.encode(clip, "a photo of a dog")[0][0])
+
+
+@pytest.mark.parametrize("trained, predicted", [
+    ([LoRA(1e-2, text_encoder=True)], True), ([AllWeights(1e-3, True)], False), ([SpectralShifts(1e-2)], False),
+    ([KeysAndValues(1e-2), TextualInversion("thing", "dog", 2, 1e-2)], True)],
+                         ids=["LoRA", "all", "spectral", "keys and a word"])
+def test_going_on_is_as_not_having_stopped(trained, predicted):
+    """With text encoder, prior and batches, bit for bit, whatever else draws numbers in between."""
+    model, clip = tiny.sd15(), tiny.clip()
+    given = images(model, CAPTIONS)
+    prior = Prior(images(model, ("a dog", "a cat"), seed=9), 0.7, predicted)
+    learned = partial(learn_concept, model, clip, given, trained, prior, batch=2)
+    whole, half = learned(2, seed=7), learned(1, seed=7)
+    torch.randn(5)
+    on = learned(1, seed=8, concept=half)
+    assert on.losses == whole.losses and half.losses == whole.losses[:1]
+    assert all(torch.equal(a, b) for a, b in zip(on.state["theta"], whole.state["theta"], strict=True))
+    assert on.weights and all(torch.equal(on.weights[name], value) for name, value in whole.weights.items())
 
 
 @pytest.mark.parametrize("end", ["done", "cancelled", "failed"])
