@@ -82,7 +82,8 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
 
             def keep():
                 with watching.averaged() if watching else nullcontext():
-                    save(found())
+                    if save:
+                        save(found())
 
             for step in range(steps):
                 raise_if_cancelled()
@@ -91,7 +92,7 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                     said = (f"The loss or its gradient is no number in step {step + 1} of {steps}, at sigma "
                             f"{sigma:.3g} with weights in {m.model_dtype()}: lower the learning rate, or start ComfyUI "
                             "with --force-fp32.")
-                    if save and save_every and step % save_every:
+                    if save_every and step % save_every:
                         keep()
                     if watching and watching.best[0].step:
                         log.warning("%s What was best until then is kept, of step %s.", said, watching.best[0].step)
@@ -103,7 +104,7 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                 stop = watching is not None and watching.due(step + 1) and watching.look(step + 1)
                 sheet = watching.sheet if watching else None
                 report_step(callback, step, noisy, sigmas[step], clean if sheet is None else sheet)
-                if save and save_every and (step + 1) % save_every == 0:
+                if save_every and (step + 1) % save_every == 0:
                     keep()
                 if stop:
                     break
