@@ -50,7 +50,7 @@ class ExtendedAttention(AttentionEdit):
     name = NAME
     anew = True
     rank = -1  # others know no more keys than the grid has
-    words_too = True
+    words_too = in_maps = True
 
     def begin(self, run):
         run.warn_if_idle(NAME, lambda sigma: self.reads(run, sigma))

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from ..editing.checks import require_rows
-from ..editing.sites import AttentionEdit, moved, over_keys, require_all_rows
-from ..editing.word_maps import sampled_tokens
+from ..editing.sites import AttentionEdit, require_all_rows
+from ..editing.word_maps import moved, over_keys, sampled_tokens
 from ..host.batch import repeat_to_batch_size
 from ..host.canvas import log
 from ..inversion.trajectory import Inversion

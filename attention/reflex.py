@@ -36,8 +36,8 @@ from torch import Tensor
 from ..editing.checks import require_rows
 from ..editing.features import BranchEdit
 from ..editing.layers import self_attention_layers
-from ..editing.sites import AttentionEdit, moved, over_keys, require_all_rows, source_of
-from ..editing.word_maps import sampled_tokens, text_columns
+from ..editing.sites import AttentionEdit, require_all_rows, source_of
+from ..editing.word_maps import moved, over_keys, sampled_tokens, text_columns
 from ..host.batch import repeat_to_batch_size
 from ..inversion.trajectory import Inversion
 from .alignment import Pair

@@ -24,8 +24,8 @@ from torch import Tensor
 from ..editing.checks import require_rows
 from ..editing.masks import latent_mask
 from ..editing.run import Run
-from ..editing.sites import AttentionEdit, mask_of_rows, over_keys
-from ..editing.word_maps import sampled_tokens
+from ..editing.sites import AttentionEdit, mask_of_rows
+from ..editing.word_maps import over_keys, sampled_tokens
 from ..host.batch import repeat_to_batch_size
 from ..host.tokens import find_in_some, parse_words
 

@@ -22,7 +22,6 @@ from ..host.network import (
     joins_words,
     knows_places,
     shape_of,
-    text_runs,
     tokens_beside,
     with_attention,
 )
@@ -112,6 +111,8 @@ class AttentionEditor(Editor):
         joint = joins_words(call.network)
         sites = {at: Site(at.kind, at.address, (), resolution, joint=joint)
                  for at, resolution in call.run.sites.items()}
+        observers = [e for e in edits if isinstance(e, AttentionObserver)]
+        edits = [e for e in edits if not isinstance(e, AttentionObserver)]
         sharing = [e for e in edits if isinstance(e, TokenEdit)]
         words_too = [e for e in edits if e.words_too]
         beside = {at._replace(kind="beside"): replace(site, kind="beside") for at, site in sites.items()
@@ -122,7 +123,9 @@ class AttentionEditor(Editor):
             if not (joint and at.kind == "cross") or any(_wanted(edit, call, site) for edit in edits)} | {
             at: partial(_around, words_too, call, site) for at, site in beside.items()}, {
             at: partial(_held, sharing, call, replace(site, kind="tokens")) for at, site in sites.items()
-            if sharing and at.kind == "self"})
+            if sharing and at.kind == "self"}, {
+            at: partial(_observed, observers, edits, call, site) for at, site in sites.items()
+            if any(_wanted(observer, call, site) for observer in observers)})
 
 
 def _wanted(edit, call, site) -> bool:
@@ -138,9 +141,11 @@ class AttentionEdit(AttentionEditor):
     rank: of several edits at a site the one of lowest rank is nearest to the attention itself, of equal ranks the first
         attached.
     revalues: whether it puts values of its own in place of those given. Observers, who give theirs, do without it.
+    in_maps: whether observers see the picture look up what this edit of self-attention shows it beside its own.
     """
     rank: float = 0
     revalues: bool = False
+    in_maps: bool = False
 
     def attend(self, rows: Rows, site: Site, q: Tensor, k: Tensor, v: Tensor, source: Source,
                attention: Attend) -> Tensor:
@@ -159,10 +164,11 @@ class TokenEdit(AttentionEditor):
 
 
 class AttentionObserver(AttentionEditor):
-    """Looks at attention and leaves it as it is."""
+    """Looks at attention and leaves it as it is. In joint attention it is asked at sites of cross-attention alone."""
 
     def observe(self, rows: Rows, site: Site, q: Tensor, k: Tensor, v: Tensor, attention: Attend):
-        """What a site computes for these rows. `attention(q, k, v)` computes it anew, with other values if wanted."""
+        """What a site is given for these rows, before edits and once, however often these compute it. `attention(q, k,
+        v)` computes it, with other values if wanted, and as edits of cross-attention would."""
         raise NotImplementedError
 
 
@@ -222,24 +228,41 @@ def _edited(edits, call, site, inner, q, k, v, options) -> Tensor:
     _require_all_tokens(site, q, options)
     out = []
     for part, own_q, own_k, own_v in call.split(options, q, k, v):
-        alone = options_of(options, part.chunk)
-        mine = [e for e in acting if part.role in e.roles]
-        chosen = sorted((e for e in mine if isinstance(e, AttentionEdit)), key=lambda e: e.rank)
-        rows = Rows(call, part.entry, len(own_v))
+        rows, chosen = Rows(call, part.entry, len(own_v)), _chosen(acting, call, site, part)
         try:
-            out.append(_chain(chosen, rows, site, _bound(inner, alone))(own_q, own_k, own_v))
+            out.append(_chain(chosen, rows, site, _bound(inner, options_of(options, part.chunk)))(own_q, own_k, own_v))
         except _NothingLookedUp:
             out.append(own_v)
         if out[-1].shape[:2] != own_q.shape[:2]:
             raise ValueError(f"{site.kind.title()}-attention of the source is cut into tiles of {out[-1].shape[1]} "
                              f"tokens, the target's of {own_q.shape[1]}: another node cuts at random; set HyperTile's "
                              "swap_size to 1.")
-        for observer in (e for e in mine if isinstance(e, AttentionObserver)):
-            # in self-attention edits look up other values than are given
-            plain = _bound(inner if knows_places(call.network) else host_attention, alone)
-            kept = [e for e in chosen if site.kind != "self" and not e.revalues]
-            observer.observe(rows, site, own_q, own_k, own_v, _chain(kept, rows, site, plain))
     return torch.cat(out)
+
+
+def _observed(observers, edits, call, site, inner, q, k, v, options):
+    """Shows observers what a site is given. `inner` is what computes a transformer's attention without edits."""
+    _, grid, heads = shape_of(options)
+    site = replace(site, grid=grid, heads=heads, beside=tokens_beside(options))
+    _require_all_tokens(site, q, options)
+    plain = inner if knows_places(call.network) else host_attention
+    for part, *own in call.split(options, q, k, v):
+        rows, attention = Rows(call, part.entry, len(own[2])), _bound(plain, options_of(options, part.chunk))
+        if site.joint:
+            within = replace(site, kind="self")
+            shown = [e for e in _chosen(edits, call, within, part) if e.in_maps]
+            own = _chain(shown, rows, within, lambda *given: given)(*own)
+        if site.kind == "cross":
+            attention = _chain([e for e in _chosen(edits, call, site, part) if not e.revalues], rows, site, attention)
+        for observer in observers:
+            if part.role in observer.roles and observer.acts(call.run, site, call.sigma):
+                observer.observe(rows, site, *own, attention)
+
+
+def _chosen(edits, call, site, part) -> list:
+    """Those of the edits that act on a part's rows at a site, the nearest to the attention first."""
+    acting = (e for e in edits if isinstance(e, AttentionEdit) and part.role in e.roles)
+    return sorted((e for e in acting if e.acts(call.run, site, call.sigma)), key=lambda e: e.rank)
 
 
 def _require_all_tokens(site, q, options):
@@ -354,26 +377,6 @@ def _pooled(mask: Tensor, grid: tuple) -> Tensor:
 def mask_of_rows(mask: Tensor, rows: Rows, site: Site, like: Tensor) -> Tensor:
     """[rows, tokens, 1], as `like`: what `mask_at` gives for each row."""
     return repeat_to_batch_size(mask_at(mask, rows, site), rows.count)[..., None].to(like)
-
-
-def over_keys(values: Tensor, network, keys: int, fill: float = 0) -> Tensor:
-    """[rows, keys, channels]: values [rows, columns, channels] of a prompt's columns, at the keys of cross-attention
-    that are theirs. Other keys have `fill`."""
-    out = values.new_full((values.shape[0], keys, values.shape[2]), fill)
-    for key, column, count in text_runs(network, values.shape[1], keys):
-        out[:, key:key + count] = values[:, column:column + count]
-    return out
-
-
-def moved(mapped, v: Tensor, keys: int, network) -> Tensor:
-    """[rows, keys, channels]: M V at the source's keys, of values v at the target's. mapped: M [rows, source's columns,
-    target's]. A text's columns may stand there several times; other keys have 0."""
-    out = v.new_zeros(v.shape[0], keys, v.shape[2])
-    runs = zip(text_runs(network, mapped.shape[1], keys), text_runs(network, mapped.shape[2], v.shape[1]))
-    for (key, column, count), (target_key, target_column, target_count) in runs:
-        part = mapped[:, column:column + count, target_column:target_column + target_count]
-        out[:, key:key + count] = part @ v[:, target_key:target_key + target_count]
-    return out
 
 
 def in_rows_of(q: Tensor, *features: Tensor) -> list[Tensor]:

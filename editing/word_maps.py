@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..host.batch import repeat_to_batch_size
-from ..host.network import resolutions, word_layers
+from ..host.network import resolutions, text_runs, word_layers
 from ..host.tokens import Tokens, Word, require_columns
 from .masks import word_mask
-from .sites import Attend, AttentionObserver, Rows, Site, in_tiles, over_keys, window
+from .sites import Attend, AttentionObserver, Rows, Site, in_tiles, window
 
 ENOUGH = 24 ** 2  # cells of a grid on which objects have shapes
 
@@ -46,6 +46,26 @@ def looked_up(attention: Attend, site: Site, q: Tensor, k: Tensor, values: Tenso
         maps = out.float().mean(2).transpose(1, 2).unflatten(2, site.grid)
         parts.append(maps.flatten(2, -3).mean(2) if maps.ndim > 4 else maps)  # over a video's frames
     return torch.cat(parts, 1)
+
+
+def over_keys(values: Tensor, network, keys: int, fill: float = 0) -> Tensor:
+    """[rows, keys, channels]: values [rows, columns, channels] of a prompt's columns, at the keys of cross-attention
+    that are theirs. Other keys have `fill`."""
+    out = values.new_full((values.shape[0], keys, values.shape[2]), fill)
+    for key, column, count in text_runs(network, values.shape[1], keys):
+        out[:, key:key + count] = values[:, column:column + count]
+    return out
+
+
+def moved(mapped, v: Tensor, keys: int, network) -> Tensor:
+    """[rows, keys, channels]: M V at the source's keys, of values v at the target's. mapped: M [rows, source's columns,
+    target's]. A text's columns may stand there several times; other keys have 0."""
+    out = v.new_zeros(v.shape[0], keys, v.shape[2])
+    runs = zip(text_runs(network, mapped.shape[1], keys), text_runs(network, mapped.shape[2], v.shape[1]))
+    for (key, column, count), (target_key, target_column, target_count) in runs:
+        part = mapped[:, column:column + count, target_column:target_column + target_count]
+        out[:, key:key + count] = part @ v[:, target_key:target_key + target_count]
+    return out
 
 
 def word_maps(attention: Attend, site: Site, q: Tensor, k: Tensor, groups: list, columns: int,
@@ -169,8 +189,7 @@ class WordMaps(AttentionObserver):
         if tokens is None:
             return
         if site.kind == "self" or site.joint and self.fine:
-            if (state.known is not None and state.known.numel() and not in_tiles(self, rows, site, q)
-                    and not self._lacks(rows, site, k)):
+            if state.known is not None and state.known.numel() and not in_tiles(self, rows, site, q):
                 state.refined.add(spread(attention, state.known, rows, site, q, k), rows, site)
         if site.kind == "self":
             return
@@ -179,16 +198,6 @@ class WordMaps(AttentionObserver):
         groups = [state.positions[id(tokens)][i % len(tokens)] for i in range(rows.count)]
         maps = word_maps(attention, site, q, k, groups, len(tokens[0].ids), rows.call.network)
         state.maps.add(maps, rows, site)
-
-    def _lacks(self, rows, site, k) -> bool:
-        """Whether an editor has joint attention look up some of the picture's places only, and does not say which.
-        Warns once a run."""
-        count, places = k.shape[1] - site.beside, math.prod(site.grid)
-        if site.joint and count < places:
-            rows.call.run.warn_once(self, "%s is left out where another editor's mask lets attention look up %d of %d "
-                                          "places: take the mask off that editor, or turn refine off.", self.name,
-                                    count, places)
-        return site.joint and count < places
 
     def mean(self, run) -> Tensor | None:
         """[rows, words, h, w] of this run so far, 0 outside of all areas, or None before the first."""

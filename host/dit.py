@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .batch import chunks, equal_parts
 from .options import WrappersMP, with_hooks, with_transformer, with_wrapper
-from .unet import Attention, Shape
+from .unet import Attention, Shape, looked_at
 
 OVERRIDE, KEY = "optimized_attention_override", "palimpsest.joint"
 SHAPE = "palimpsest.shape"      # the option with the Shape of a site, and of a forward before its heads are known
@@ -214,10 +214,11 @@ def head_tokens(network, size: tuple) -> tuple[tuple, slice]:
 
 
 def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],
-                   prepare: Mapping[Attention, Callable]) -> dict:
+                   prepare: Mapping[Attention, Callable], look: Mapping[Attention, Callable]) -> dict:
     """As unet.py's; q, k and v are the picture's tokens. In cross-attention k and v are the text's, in joint attention
     all tokens, the picture's own last. Attention of the kind "beside" is what the other tokens of joint attention look
-    up: q is theirs, k and v are all tokens' in their order."""
+    up: q is theirs, k and v are all tokens' in their order. Of joint attention `look` sees the cross-attention alone,
+    and its inner computes it without what is in wrap."""
     before = model_options["transformer_options"].get(OVERRIDE)
 
     def override(func, q, k, v, heads, *args, **kwargs):
@@ -232,11 +233,13 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],
         alone = q.shape[2 if split else 1] == math.prod(options[SHAPE].grid)
         address = (*options[BLOCK], int(alone and joins(network)))
         own, all_, beside = (wrap.get(Attention(kind, address)) for kind in ("self", "cross", "beside"))
+        seen = look.get(Attention("cross" if joins(network) or options.get(CROSS) else "self", address))
         if options.get(CROSS):
             if all_ is None or k.shape[1] != words:  # a picture's, beside the words
                 return compute(q, k, v)
+            around = partial(looked_at, all_, seen) if seen else all_
             shape = options[SHAPE]._replace(heads=heads)
-            return all_(lambda q, k, v, _: compute(q, k, v))(q, k, v, {**options, SHAPE: shape})
+            return around(lambda q, k, v, _: compute(q, k, v))(q, k, v, {**options, SHAPE: shape})
         if own is None and (all_ is None or not joins(network)):
             return compute(q, k, v)
         if (args[0] if args else kwargs.get("mask")) is not None:
@@ -244,7 +247,8 @@ def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],
                              f"the editors on this MODEL move some of its {k.shape[-2]} keys: remove that node, or "
                              "encode each prompt by itself.")
         held = prepare.get(Attention("self", address))
-        return _joint(own, all_ if joins(network) else None, beside, held, compute, q, k, v, heads, split, options)
+        return _joint(own, all_ if joins(network) else None, beside, held, seen, compute, q, k, v, heads, split,
+                      options)
 
     model_options = with_transformer(model_options, **{OVERRIDE: override})
     model_options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, KEY, told)
@@ -284,13 +288,13 @@ def _left(block, args, kwargs, out):
     del kwargs["transformer_options"][BLOCK]
 
 
-def _joint(own_edit, all_edit, beside_edit, held, compute, q: Tensor, k: Tensor, v: Tensor, heads: int, split: bool,
-           options: dict) -> Tensor:
+def _joint(own_edit, all_edit, beside_edit, held, look, compute, q: Tensor, k: Tensor, v: Tensor, heads: int,
+           split: bool, options: dict) -> Tensor:
     """The output [rows, tokens, channels] of joint attention on q, k, v: [rows, heads, tokens, width] where they are
     split, otherwise [rows, tokens, channels].
 
     own_edit(inner) computes the picture's part from its own tokens, all_edit(inner) inside it from all, beside_edit(
-    inner) the other tokens' part. held changes what all of them hold before."""
+    inner) the other tokens' part. held changes what all of them hold before, and look sees it before that."""
     axis, shape = 2 if split else 1, options[SHAPE]
     start, end = place(q.shape[axis], options)
     if q.shape[0] != shape.rows:
@@ -300,8 +304,19 @@ def _joint(own_edit, all_edit, beside_edit, held, compute, q: Tensor, k: Tensor,
     own = [x.narrow(axis, start, end - start) for x in given]
     own = [_flat(x, split) for x in own]
     others = [torch.cat([x.narrow(axis, 0, start), x.narrow(axis, end, x.shape[axis] - end)], axis) for x in given]
+    here = {**options, SHAPE: shape._replace(heads=heads), BESIDE: others[1].shape[axis]}
+    parts = chunks(options)
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"The target has areas, {len(parts)} of them in a forward, and this MODEL's attention knows "
+                         "each token's place in the whole: remove Conditioning (Set Area).")
+
+    def plain(q, k, v, _):
+        return compute(*(_formed(x, heads, split) for x in (q, k, v)))
+
+    if look:
+        look(plain, own[0], *(torch.cat([_flat(x, split), mine], 1) for x, mine in zip(others[1:], own[1:])), here)
     if held is not None:
-        made = held(*own, [_flat(x, split) for x in others], {**options, SHAPE: shape._replace(heads=heads)})
+        made = held(*own, [_flat(x, split) for x in others], here)
         if made is not None:
             own, beside = list(made[:3]), made[3]
             others = [_formed(x, heads, split) for x in beside]
@@ -331,24 +346,18 @@ def _joint(own_edit, all_edit, beside_edit, held, compute, q: Tensor, k: Tensor,
         def beside(q, k, v, _):
             if given_back and all(a is b for a, b in zip((q, k, v), (q_, k_, v_))):
                 return unedited()
-            return compute(*(_formed(x, heads, split) for x in (q, k, v)))
+            return plain(q, k, v, options)
 
         return (all_edit(beside) if all_edit else beside)(q_, k_, v_, options)
 
-    parts = chunks(options)
-    if len(set(parts)) < len(parts):
-        raise ValueError(f"The target has areas, {len(parts)} of them in a forward, and this MODEL's attention knows "
-                         "each token's place in the whole: remove Conditioning (Set Area).")
     shared = dict(zip(parts, zip(*(equal_parts(x, len(parts)) for x in others[1:]))))
     edited, (own_q, own_k, own_v) = own_edit(inner) if own_edit else inner, own
-    out = edited(own_q, own_k, own_v, {**options, SHAPE: shape._replace(heads=heads), OTHERS: shared,
-                                       BESIDE: others[1].shape[axis]})
+    out = edited(own_q, own_k, own_v, {**here, OTHERS: shared})
     if out.shape[1] == q.shape[axis]:
         return out
     if beside_edit:
         asked, keys, values = (_flat(x if split else x.flatten(2), split) for x in (others[0], k, v))
-        rest = beside_edit(lambda q, k, v, _: compute(*(_formed(x, heads, split) for x in (q, k, v))))(
-            asked, keys, values, {**options, SHAPE: shape._replace(heads=heads)})
+        rest = beside_edit(plain)(asked, keys, values, here)
     else:
         rest = whole[-1] if whole else compute(others[0], k, v)
     after = end if whole and not beside_edit else start

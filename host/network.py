@@ -68,15 +68,17 @@ def head_tokens(network, size: tuple) -> tuple[tuple, slice] | None:
 
 
 def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],
-                   prepare: Mapping[Attention, Callable] | None = None) -> dict:
+                   prepare: Mapping[Attention, Callable] | None = None,
+                   look: Mapping[Attention, Callable] | None = None) -> dict:
     """model_options under which other functions compute some of the attentions.
 
     wrap: {the attention: function(inner) -> the new one}, where inner is what computes it now. All of them are called
     with (q, k, v, options), each of q, k and v (rows, tokens, heads · channels).
     prepare: {one of them: function(q, k, v, beside, options) -> (q, k, v, beside) that take their places, or None}.
-    beside: q, k, v of the tokens that take part and are not the picture's. It comes before all others."""
+    beside: q, k, v of the tokens that take part and are not the picture's. It comes before all others.
+    look: {one of them: function(inner, q, k, v, options) that sees what is given, before anything changes it}."""
     joint = any(address[0] in dit.SECTIONS for _, address in wrap)
-    return (dit if joint else unet).with_attention(model_options, wrap, prepare or {})
+    return (dit if joint else unet).with_attention(model_options, wrap, prepare or {}, look or {})
 
 
 def shape_of(options: dict) -> Shape:

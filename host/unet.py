@@ -57,14 +57,16 @@ def attentions(unet) -> dict[Attention, float]:
 
 
 def with_attention(model_options: dict, wrap: Mapping[Attention, Callable],
-                   prepare: Mapping[Attention, Callable]) -> dict:
+                   prepare: Mapping[Attention, Callable], look: Mapping[Attention, Callable]) -> dict:
     """model_options under which other functions compute some of the attentions.
 
     wrap: {the attention: function(inner) -> the new one}, where inner is what computes it now. All of them are called
     with (q, k, v, options), each of q, k and v (rows, tokens, heads · channels).
     prepare: {one of them: function(q, k, v, beside, options) -> (q, k, v, beside) that take their places, or None}.
-    beside: q, k, v of the tokens that take part and are not the picture's. It comes before all others."""
+    beside: q, k, v of the tokens that take part and are not the picture's. It comes before all others.
+    look: {one of them: function(inner, q, k, v, options) that sees what is given, before anything changes it}."""
     wrap = {at: partial(_prepared, around, prepare[at]) if at in prepare else around for at, around in wrap.items()}
+    wrap = {at: partial(looked_at, around, look[at]) if at in look else around for at, around in wrap.items()}
     for kind, slot in SLOTS.items():
         mine = {address: around for (of, address), around in wrap.items() if of == kind}
         if mine:
@@ -76,6 +78,16 @@ def _prepared(around, prepare, inner):
     def attention(q, k, v, options):
         none = [x[:, :0] for x in (q, k, v)]
         q, k, v, _ = prepare(q, k, v, none, options) or (q, k, v, none)
+        return attend(q, k, v, options)
+
+    attend = around(inner)
+    return attention
+
+
+def looked_at(around, look, inner):
+    """around(inner), where `look` sees first what it is given."""
+    def attention(q, k, v, options):
+        look(inner, q, k, v, options)
         return attend(q, k, v, options)
 
     attend = around(inner)

@@ -2,15 +2,10 @@
 import pytest
 import torch
 from palimpsest.attention.alignment import PromptEdit, align
-from palimpsest.attention.masactrl import MutualSelfAttention
 from palimpsest.attention.store import read_maps
 from palimpsest.editing.inverting import invert
-from palimpsest.editing.run import attach
-from palimpsest.editing.word_maps import WordMaps
 from palimpsest.host.dit import word_layers
-from palimpsest.host.network import resolutions
 from palimpsest.host.sampling import Solver, sample
-from palimpsest.host.tokens import parse_words
 from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
 from palimpsest.nodes.attention.store import PalimpsestAttentionMask, PalimpsestAttentionStore
 from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
@@ -62,29 +57,6 @@ def test_a_words_map_is_what_the_picture_gives_to_its_tokens(family):
 
 
 TARGET = "a red big dog sits"
-
-
-def test_maps_are_not_refined_where_an_editors_mask_hides_places(caplog):
-    """Nobody tells which places of the source it shows."""
-    model, inversion = made("flux"), inverted("flux")
-    half = torch.zeros(1, 8, 8)
-    half[:, :4] = 1
-    masked = attach(model, MutualSelfAttention(inversion, frozenset(resolutions(model.model.diffusion_model)), 0.0, 1.0,
-                                               source=half, target=half))
-    found = []
-
-    class Watched(WordMaps):
-        def observe(self, rows, site, *args):
-            state = rows.call.run.state(self)
-            state.known = torch.ones(1, 1, 4, 4)
-            super().observe(rows, site, *args)
-            found.append(state.refined.value)
-
-    for put in (model, masked):
-        maps = Watched(lambda prompts: parse_words("dog", prompts), 0.5, 0.5,
-                       word_layers(model.model.diffusion_model))
-        sampled(attach(put, maps), inversion, joint.worded("flux", TARGET))
-    assert [x is None for x in found] == [False, True, True] and "look up 8 of 16 places: take the mask" in caplog.text
 
 
 def explicit_p2p(family, pair, known, layout):
