@@ -156,6 +156,11 @@ class Case:
         return found
 
 
+def prompt(case, text):
+    """A CONDITIONING of an editor's own."""
+    return tiny.encode(case.clip, text) if case.clip else joint.worded(case.family, text, columns=COLUMNS)
+
+
 def invert(model, conditioning, latent, steps=6):
     with torch.inference_mode():
         return PalimpsestDDIMInvert.execute(model, conditioning, {"samples": latent}, steps, "ddim_uniform").result

@@ -41,6 +41,7 @@ NULL_TOO, MOVES, BARE, WORDS, APART, LATER = (
 FAMILIES = list(tiny.UNETS)
 ON_JOINT, THIRDS = [case.name for case in EVERY if case.joint], [list(JOINT)[i::3] for i in range(3)]
 FINDS = those("finds")
+ON_ONE = [(case.name, case.transformer) for case in EVERY if case.transformer]
 each = pytest.mark.parametrize("editor, family", [(e, f) for e in EDITORS for f in FAMILIES])
 
 
@@ -59,11 +60,12 @@ def each_with(name, variants, turn, joint=(), some=None):
     return pytest.mark.parametrize(f"editor, {name}, family", [
         *((e, variants[(i * some + k) % len(variants)], FAMILIES[(i + turn) % len(FAMILIES)])
           for i, e in enumerate(EDITORS) for k in range(some)),
-        *((_on(f, i + 9 * turn), variants[i % len(variants)], f) for i, f in enumerate(joint))])
+        *((_on(f, i + 9 * turn), variants[i % len(variants)], f) for i, f in enumerate(joint)),
+        *((e, variants[i % len(variants)], f) for i, (e, f) in enumerate(ON_ONE if joint else ()))])
 
 
 def each_in_turn(turn, joint=()):
     """Every editor on one family. Tests of turns 0, 1 and 2 show it on all three. joint: as above."""
     return pytest.mark.parametrize("editor, family", [
         *((e, FAMILIES[(i + turn) % len(FAMILIES)]) for i, e in enumerate(EDITORS)),
-        *((_on(f, i + 9 * turn), f) for i, f in enumerate(joint))])
+        *((_on(f, i + 9 * turn), f) for i, f in enumerate(joint)), *(ON_ONE if joint else ())])

@@ -29,6 +29,7 @@ class EditorCase:
     words: it has a threshold on maps, or signs of an L1 norm, which rounding may flip.
     concepts: how many prompts of its own it has predicted in the target's forward.
     joint: it works on transformers too.
+    transformer: the one on which it has every test that has some, beside their turns.
     finds: it finds words in attention, which is not known on all of them.
     apart: it has a prompt of its own predicted in a forward by itself, under other weights.
     guided: it needs guidance. Many tests of every editor sample at CFG 1, so it stands in GUIDED, not in EDITORS.
@@ -47,6 +48,7 @@ class EditorCase:
     concepts: int = 0
     apart: bool = False
     joint: bool = False
+    transformer: str = ""
     finds: bool = False
     guided: bool = False
 
