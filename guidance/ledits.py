@@ -16,17 +16,14 @@ words are read; ours, untuned.
 Checked against: diffusers 0.42.1, whole runs. In joint attention: the equations, on explicit maps.
 """
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from ..editing.masks import mask_for, smoothed
 from ..editing.predictions import asked_by
-from ..editing.sites import Rows, Site
+from ..editing.sites import AttentionObserver
 from ..editing.word_maps import on_whole_grid, word_maps
-from ..host.batch import options_of
-from ..host.network import host_attention, joins_words, knows_places, shape_of, with_attention
 from .sega import SEGA, Concept, largest
 
 ATTENTION_ALONE = 1 - 800.5 / 999  # percent of the schedule: t > 800
@@ -42,7 +39,7 @@ class Grounded(Concept):
 
 
 @dataclass(frozen=True, eq=False)
-class LEDITS(SEGA):
+class LEDITS(SEGA, AttentionObserver):
     """All concepts of a MODEL.
 
     resolution: of the grid whose cross-attention is read, its side over the latent's.
@@ -52,41 +49,27 @@ class LEDITS(SEGA):
     beta: float = 0.0
     resolution: float = 0.25
     layers: frozenset | None = None
-    name = "LEDITS++"
+    roles, name = ("other",), "LEDITS++"
 
     @dataclass
     class State(SEGA.State):
         """maps: {a concept's number: [(maps [B, h, w] of its words, how often each place was seen) of a site]}."""
         maps: dict = field(default_factory=dict)
 
-    @staticmethod
-    def install(model_options, edits, call):
-        """model_options in which cross-attention at the editor's resolution records the maps of the concepts' words."""
-        editor, = edits
-        return with_attention(model_options, {
-            (kind, address): partial(partial, editor.record, call, address)
-            for (kind, address), resolution in call.run.sites.items()
-            if kind == "cross" and resolution == editor.resolution
-            and (editor.layers is None or address in editor.layers)})
+    def acts(self, run, site, sigma):
+        return (site.kind == "cross" and site.resolution == self.resolution
+                and (self.layers is None or site.address in self.layers))
 
-    def record(self, call, address, inner, q, k, v, options):
-        """What `inner` computes at a site. The maps of the concepts' words go into the run's state."""
-        _, grid, heads = shape_of(options)
-        site = Site("cross", address, grid, self.resolution, heads, joint=joins_words(call.network))
-        plain = inner if knows_places(call.network) else host_attention
-        for part, *own in call.split(options, q, k):
-            asked = asked_by(self, part.entry)
-            if asked is not None:
-                tokens, alone = self.concepts[asked].tokens, options_of(options, part.chunk)
-                words = [[sum((word.positions for word in t.words), ())] for t in tokens]
-                rows = [words[i % len(words)] for i in range(len(own[0]))]
-                maps = word_maps(lambda q, k, v: plain(q, k, v, alone), site, *own, rows, len(tokens[0].ids),
-                                 call.network)
-                seen = torch.ones(())
-                if "area" in part.entry:
-                    maps, seen = on_whole_grid(maps, Rows(call, part.entry, len(maps)), site)
-                call.run.state(self).maps.setdefault(asked, []).append((maps[:, 0], seen))
-        return inner(q, k, v, options)
+    def observe(self, rows, site, q, k, v, attention):
+        asked = asked_by(self, rows.entry)
+        if asked is None:
+            return
+        tokens = self.concepts[asked].tokens
+        words = [[sum((word.positions for word in t.words), ())] for t in tokens]
+        maps = word_maps(attention, site, q, k, [words[i % len(words)] for i in range(rows.count)], len(tokens[0].ids),
+                         rows.call.network)
+        maps, seen = on_whole_grid(maps, rows, site) if "area" in rows.entry else (maps, torch.ones(()))
+        rows.call.run.state(self).maps.setdefault(asked, []).append((maps[:, 0], seen))
 
     def region(self, run, concept, psi, sigma):
         maps, seen = map(sum, zip(*run.state(self).maps.pop(self.concepts.index(concept))))

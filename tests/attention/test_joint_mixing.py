@@ -12,6 +12,9 @@ from palimpsest.host.sampling import Solver, sample
 from palimpsest.nodes.attention.prompt_mixing import PalimpsestPromptMixing
 
 import joint
+from editors.guidance.ledits import ledits
+from feature_edits import case
+from joint_by_hand import masactrl
 from joint_words import OVERRIDE, SOURCE, columns, inverted, made, of_picture, picture, recorded, sampled, shaped
 from runs import relative
 
@@ -113,3 +116,10 @@ def test_a_concept_is_kept_where_the_picture_gives_most_to_its_words(family):
     strong = (size >= size.flatten(1).quantile(0.6, dim=1)).float().mean(1)
     wanted = F.interpolate(largest(attended, 0.6), size.shape[-2:])[:, 0] * strong
     assert torch.equal(found[0], wanted) and 0 < wanted.mean() < 0.4
+
+
+def test_a_concept_is_looked_for_in_the_same_places_before_and_after_an_edit_of_self_attention():
+    """In every layer, its words' too."""
+    c = case("flux")
+    both = c.sample(ledits(c, masactrl(c.model, c.inversion))), c.sample(masactrl(ledits(c), c.inversion))
+    assert torch.equal(*both) and relative(both[0], c.sample(masactrl(c.model, c.inversion))) > 1e-3
