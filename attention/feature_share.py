@@ -38,7 +38,8 @@ from ..editing.sites import TokenEdit, in_tiles, mask_of_rows
 from ..inversion.trajectory import Inversion
 
 NAME = "Feature Share"
-VITAL = "d0-1, d17-18, s6, s9, s34-35, s37"  # of Flux; the authors' 28, 53, 54, 56, 25 count its 19 double blocks too
+# V of Stable Flow's Eq. 2 on Flux; the authors' 28, 53, 54, 56, 25 count its 19 double blocks too
+VITAL = "d0-1, d17-18, s6, s9, s34-35, s37"
 
 
 def all_layers(network) -> frozenset:

@@ -39,14 +39,14 @@ def walk(model, x: Tensor, levels: Tensor, extra_args=None, callback=None, disab
     v = None
     for i in trange(len(levels) - 1, disable=disable):
         here, there, middle = levels[i], levels[i + 1], (levels[i] + levels[i + 1]) / 2
-        if v is None or not reuse:
+        if v is None or not reuse:  # else it is v̂ of FireFlow's Eq. 10
             pair = [x, x]
             _, v = ask(pair, here, middle - here, middle)
             x = pair[1]  # an editor may have moved it
-        pair = [x + (middle - here) * v, x]
+        pair = [x + (middle - here) * v, x]  # FireFlow's Eq. 11
         denoised, v = ask(pair, middle, there - here, there)
         report_step(callback, i, x.float(), here, denoised.float())
-        x = pair[1] + (there - here) * v
+        x = pair[1] + (there - here) * v  # FireFlow's Eq. 12
         yield pair[0], x
 
 
