@@ -66,6 +66,31 @@ def test_the_loss_falls_and_every_weight_learns(family):
     assert all(UNREAD.get(family, "-") in name for name in still)
 
 
+@pytest.mark.parametrize("family", EVERY)
+def test_the_loss_is_the_one_that_the_family_was_trained_with(family):
+    """Of what goes into the network and comes out of it: the MSE of ε, of v, or of the velocity noise - x0."""
+    model, clip, seed, seen = EVERY[family](), clip_of(family), 5, []
+    given, network, sampling = images(model), model.model.diffusion_model, model.model.model_sampling
+    hook = network.register_forward_hook(lambda _, args, out: seen.append((args[0].detach().clone(), out.detach())))
+    learned = learn_concept(model, clip, given, [AllWeights(1e-3)], steps=1, seed=seed)
+    hook.remove()
+    clean = model.model.process_latent_in(given.examples[0].latent[None].clone())
+    generator = torch.Generator().manual_seed(seed)
+    torch.randint(1, (1,), generator=generator)
+    if family in tiny.FLOWS:
+        sigma = float(sampling.percent_to_sigma(float(torch.randn((), generator=generator).sigmoid())))
+        noise = torch.randn(clean.shape, generator=generator)
+        shown, wanted = (1 - sigma) * clean + sigma * noise, noise - clean
+    else:
+        sigma = sampling.sigmas[int(torch.randint(1000, (), generator=generator))]
+        noise, alpha = torch.randn(clean.shape, generator=generator), 1 / (1 + sigma ** 2) ** 0.5
+        shown = alpha * (clean + sigma * noise)
+        wanted = alpha * (noise - sigma * clean) if family == "sd2" else noise
+    (x, out), = seen
+    assert relative(x, shown) < 1e-5
+    assert learned.losses[0] == pytest.approx(float((out - wanted).square().mean()), rel=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", EVERY)
 def test_weights_of_16_bits_learn(family, dtype):
