@@ -4,7 +4,7 @@ import re
 import torch
 
 from ..host.canvas import log
-from ..host.concept_files import carries, encoder_lora_names, lora_names, word_exists
+from ..host.concept_files import carries, encoder_lora_names, lora_names, takes_words, word_exists
 from ..host.memory import quantised, total_bytes
 from ..host.network import require_unet
 from ..host.sampling import check_family, prediction_type
@@ -70,6 +70,10 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
                     images.identifier, nameless[0])
     _check_masks(model, images, told, objective)
     _check_contrasts(words, captions, objective)
+    if words and not takes_words(clip):
+        found = ", ".join(sorted(_encoders(clip))) or "none that is known"
+        raise ValueError(f"ComfyUI takes no embedding in prompts of this text encoder ({found}), so that "
+                         f"embedding:{words[0].name} could not be written there: train LoRA Weights.")
     for word in words:
         if getattr(word, "in_layers", False):
             require_unet(model, type(word).__name__)

@@ -57,8 +57,8 @@ def carries(model, weights: Mapping[str, Tensor]) -> bool:
 
 def tables(clip) -> dict[str, tuple]:
     """{encoder: (its tokenizer, its part of the model)} of the text encoders that take an embedding's file."""
-    return {part.embedding_key: (part, getattr(clip.cond_stage_model, name))
-            for name, part in _tokenizers(clip.tokenizer).items() if hasattr(clip.cond_stage_model, name)}
+    held = [(part, getattr(clip.cond_stage_model, name, None)) for name, part in _tokenizers(clip.tokenizer).items()]
+    return {part.embedding_key: (part, encoder) for part, encoder in held if encoder is not None}
 
 
 def _tokenizers(tokenizer) -> dict:
@@ -81,6 +81,17 @@ def word_exists(clip, name: str) -> bool:
     """Whether the CLIP's folders hold an embedding of this name."""
     return any(load_embed(name, part.embedding_directory, part.embedding_size, part.embedding_key) is not None
                for part, _ in tables(clip).values() if part.embedding_directory)
+
+
+def takes_words(clip) -> bool:
+    """Whether prompts of a CLIP may hold embeddings. Some of the host's tokenizers compare each token with a number."""
+    word = {key: torch.zeros(1, part.transformer.get_input_embeddings().weight.shape[1])
+            for key, (_, part) in tables(clip).items()}
+    try:
+        tokens = with_words(clip, {"palimpsest": word}).tokenize("embedding:palimpsest") if word else {}
+    except RuntimeError:
+        return False
+    return any(torch.is_tensor(token) for rows in tokens.values() for row in rows for token, *_ in row)
 
 
 def with_words(clip, words: Mapping[str, Mapping[str, Tensor]]):
