@@ -11,7 +11,8 @@ The second term is `Prior` (editing/concepts.py); the loop adds it (editing/lear
 
 Differs from the paper: w_t is what makes the loss that of ε, as in diffusers' script, whose rates are the defaults. The
 text encoder stays frozen unless asked. The autoencoder is not touched.
-Checked against: diffusers' train_dreambooth.py, its loss with and without the prior.
+Checked against: diffusers' train_dreambooth.py, its loss with and without the prior; the text encoder's gradients
+against transformers'.
 """
 from dataclasses import dataclass
 

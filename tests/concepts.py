@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import torch
 from palimpsest.editing.concepts import ConceptImages, Example
 from palimpsest.host.sampling import Solver, sample
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import tiny
 
@@ -35,6 +36,19 @@ class Texts:
 
 def clip_of(family):
     return {"sd15": tiny.clip, "sd2": tiny.clip, "sdxl": tiny.sdxl_clip}.get(family, Texts)()
+
+
+def transformers_clip(clip):
+    """transformers' text encoder with the weights of an SD1.x's CLIP."""
+    config = {name: value for name, value in tiny.CLIP_CONFIG.items() if name != "projection_dim"}
+    made = CLIPTextModel(CLIPTextConfig(**config, bos_token_id=49406, pad_token_id=49407)).eval()
+    weights = clip.cond_stage_model.clip_l.transformer.state_dict()
+    # an older transformers has one module more
+    named = {n if n in made.state_dict() else n.removeprefix("text_model."): v.float().clone()
+             for n, v in weights.items()}
+    left = made.load_state_dict(named, strict=False)
+    assert not [n for n in left.missing_keys if "position_ids" not in n]
+    return made
 
 
 def images(model, captions=("a photo of *",), identifier="sks", seed=3, size=8):

@@ -1,4 +1,6 @@
 """DreamBooth against diffusers: one step of its training script, with and without the prior."""
+import math
+
 import comfy.utils
 import pytest
 import torch
@@ -12,7 +14,7 @@ from palimpsest.nodes.concept.dreambooth import PalimpsestLearnSubject, class_te
 from palimpsest.nodes.concept.images import PalimpsestClassImages
 
 import tiny
-from concepts import drawn, images
+from concepts import drawn, images, transformers_clip
 from node_execution import executor  # noqa: F401  runs every test as the host does
 from runs import relative
 
@@ -73,6 +75,33 @@ def test_a_step_equals_diffusers(weight):
     assert not found and len(pairs) > 100
     assert relative(*(torch.cat([g.flatten() for g in side]) for side in zip(*pairs))) < 1e-5
     assert max(float((a - b).abs().max()) for a, b in pairs) < 1e-5
+
+
+def test_the_text_encoder_learns_as_transformers_does():
+    """The gradients of its weights, through transformers' text encoder and diffusers' network."""
+    model, clip = tiny.sd15(), tiny.clip()
+    given = images(model, ("a photo of a * dog",))
+    basis = AllWeights(RATE, text_encoder=True)
+    learned = learn_concept(model, clip, given, [basis], steps=1, seed=SEED, norm=math.inf)
+    (_, level, noise), = drawn(model, 1, 1, torch.Generator().manual_seed(SEED))
+    with torch.inference_mode(False):
+        encoder = transformers_clip(clip)
+        ids = torch.tensor([[token for token, _ in clip.tokenize("a photo of a sks dog")["l"][0]]])
+        clean = model.model.process_latent_in(given.examples[0].latent.clone())[None]
+        sigma = model.model.model_sampling.sigmas[level].clone()
+        noisy = (clean + sigma * noise.clone()) / (1 + sigma ** 2) ** 0.5
+        loss = (twin.unet(model)(noisy, level, encoder(ids).last_hidden_state).sample - noise).square().mean()
+        loss.backward()
+    means = [10 * state["exp_avg"] for state in learned.state["optimiser"]["state"].values()]
+    found, pairs = dict(zip(learned.weights, means, strict=True)), []
+    for name, weight in encoder.named_parameters():
+        stem, _, end = name.removeprefix("text_model.").rpartition(".")
+        key = f"lora_te_text_model_{stem.replace('.', '_')}.{'diff' if end == 'weight' else 'diff_b'}"
+        if key in found:
+            pairs.append((found[key].flatten(), weight.grad.flatten()))
+    assert len(pairs) == sum(name.startswith("lora_te_") for name in found) > 10
+    assert learned.losses[0] == pytest.approx(float(loss.detach()), rel=1e-4)
+    assert relative(*(torch.cat(side) for side in zip(*pairs))) < 1e-4
 
 
 class Pixels:

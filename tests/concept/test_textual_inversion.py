@@ -7,11 +7,10 @@ from palimpsest.editing import learning
 from palimpsest.editing.learning import applied, learn_concept
 from palimpsest.host.concept_files import embedding_file, with_words
 from safetensors.torch import load
-from transformers import CLIPTextConfig, CLIPTextModel
 
 import clips
 import tiny
-from concepts import EVERY, Texts, drawn, images
+from concepts import EVERY, Texts, drawn, images, transformers_clip
 from node_execution import executor  # noqa: F401  runs every test as the host does
 from runs import relative
 
@@ -25,14 +24,7 @@ def test_a_step_equals_transformers_and_diffusers():
     learned = learn_concept(model, clip, given, [TextualInversion("thing", "cat", 1, RATE)], steps=1, seed=SEED)
     (_, level, noise), = drawn(model, 1, 1, torch.Generator().manual_seed(SEED))
     with torch.inference_mode(False):
-        config = {name: value for name, value in tiny.CLIP_CONFIG.items() if name != "projection_dim"}
-        encoder = CLIPTextModel(CLIPTextConfig(**config, bos_token_id=49406, pad_token_id=49407)).eval()
-        weights = clip.cond_stage_model.clip_l.transformer.state_dict()
-        # an older transformers has one module more
-        named = {n if n in encoder.state_dict() else n.removeprefix("text_model."): v.float().clone()
-                 for n, v in weights.items()}
-        left = encoder.load_state_dict(named, strict=False)
-        assert not [n for n in left.missing_keys if "position_ids" not in n]
+        encoder = transformers_clip(clip)
         ids = [token for token, _ in clip.tokenize("a photo of cat dog")["l"][0]]
         place = [token for token, _ in clip.tokenize("cat")["l"][0]][1]
         table = encoder.get_input_embeddings()

@@ -120,7 +120,7 @@ def test_what_has_not_learned_yet_changes_nothing(basis, dtype):
 def test_what_was_learned_predicts_as_in_training(family):
     """A forward with changes beside the weights equals one of the MODEL that the file is loaded on."""
     model, clip = EVERY[family](), clip_of(family)
-    basis = LoRA(1e-2, layers="all")
+    basis = LoRA(1e-2, alpha=2.0, layers="all")
     learned = learn_concept(model, clip, images(model), [basis], steps=3)
     inside = dict(model.model.diffusion_model.named_parameters())
     names = lora_names(model)
@@ -128,7 +128,7 @@ def test_what_was_learned_predicts_as_in_training(family):
     for name, called in names.items():
         if name.endswith("weight") and f"{called}.lora_up.weight" in learned.weights:
             down, up = (learned.weights[f"{called}.lora_{end}.weight"].flatten(1) for end in ("down", "up"))
-            deltas[name] = (up @ down).view(inside[name].shape)
+            deltas[name] = 2.0 / basis.rank * (up @ down).view(inside[name].shape)
     with differentiable(model, lambda: deltas) as m, torch.no_grad():
         training = prediction(m)
     served = prediction(applied(model, clip, learned)[0])
