@@ -12,7 +12,7 @@ from ...editing.learning import applied, learn_concept
 from ...editing.watching import Watch
 from ...editing.word_files import SUFFIX as WORD
 from ...editing.word_files import word_file
-from ...host.canvas import note
+from ...host.canvas import log, note
 from ...host.concept_files import embedding_file, lora_file
 from ...host.hooks import with_weights_on
 from ..search import aliases
@@ -75,8 +75,7 @@ class PalimpsestLearnConcept(io.ComfyNode):
         if save_every:
             check_folder("loras")
         learned = learn_concept(model, clip, images, trainable, asked[Prior], steps, batch, seed, concept, watch, said,
-                                objective=asked[Objective], save_every=save_every,
-                                save=lambda part: saved(part, f"learned-{len(part.losses)}-steps", "fp16"))
+                                objective=asked[Objective], save_every=save_every, save=keep)
         return io.NodeOutput(*applied(model, clip, learned), learned, {"loss": list(learned.losses)})
 
 
@@ -150,7 +149,12 @@ class PalimpsestSaveConcept(io.ComfyNode):
         if concept.weights and (not Path(name).name or ".." in Path(name).parts):
             raise ValueError(f"The name {name!r} is of no file in {os.path.join(output, 'loras')}, where ComfyUI looks "
                              "for LoRAs: write one such as 'my-concept'.")
-        files = saved(concept, name, precision)
+        try:
+            files = saved(concept, name, precision)
+        except OSError as error:
+            raise ValueError(f"The concept {name[:99]!r} cannot be written in {output} ({error.strerror}): free or "
+                             "unlock that folder, or give a shorter name, and run again. Nothing is learned "
+                             "again.") from error
         text = "\n".join(path.relative_to(output).as_posix() for path in files)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
@@ -158,6 +162,15 @@ class PalimpsestSaveConcept(io.ComfyNode):
 def said(forecast):
     """Shows on the node what a step needs."""
     note("%s", forecast)
+
+
+def keep(part):
+    """Saves what was learned so far. A full disk does not end the run."""
+    try:
+        saved(part, f"learned-{len(part.losses)}-steps", "fp16")
+    except OSError as error:
+        log.warning("What %s steps learned cannot be saved (%s), and learning goes on: free the output folder, or use "
+                    "Save Concept at the end.", len(part.losses), error.strerror)
 
 
 def say_batch(batch, images):

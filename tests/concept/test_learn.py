@@ -183,3 +183,23 @@ def test_a_step_of_more_rows_than_pictures_is_noted(caplog):
         assert "rows of 2 pictures" not in caplog.text and "A step needs about" in caplog.text
         PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 1, 3, 0)
     assert "draws 3 rows of 2 pictures" in caplog.text
+
+
+def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    model, clip, _ = parts()
+    trained = PalimpsestLearnLoRA.execute(1e-3, 4, 0.0, "attention", False).result[0]
+    with monkeypatch.context() as disk:
+        disk.setattr(learn, "lora_file", full)
+        concept = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 2, 1, 0,
+                                                 save_every=1).result[2]
+        assert len(concept.losses) == 2 and "1 steps learned cannot be saved (No space left" in caplog.text
+        with pytest.raises(ValueError, match="No space left on device.*Nothing is learned again"):
+            PalimpsestSaveConcept.execute(concept, "mine", "fp16")
+    with pytest.raises(ValueError, match="give a shorter name"):
+        PalimpsestSaveConcept.execute(concept, 300 * "x", "fp16")
+    assert PalimpsestSaveConcept.execute(concept, "mine", "fp16").result[0]
