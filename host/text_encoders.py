@@ -25,8 +25,8 @@ COLUMNS = {  # {all of a CLIP's encoders: those whose tokens are columns, in the
                                      "umt5xxl")}}
 HEADLESS = ("l", "llama"), ("qwen25_7b",)  # whose columns begin behind the head of their chat template
 BESIDE = {"byt5"}  # an encoder whose tokens are no columns: of quoted text, in HunyuanImage
-MODELS = ("SD1.x, SD2.x, SDXL, SD3, Flux, Chroma, Qwen-Image, Z-Image, Lumina 2, AuraFlow, HiDream, HunyuanImage, "
-          "HunyuanVideo, Wan and LTX-Video")
+MODELS = ("SD1.x, SD2.x, SDXL, SD3, Flux, Flux.2, Chroma, Qwen-Image, Z-Image, Lumina 2, AuraFlow, HiDream, "
+          "HunyuanImage, HunyuanVideo, Wan and LTX-Video")
 
 
 class Piece(NamedTuple):

@@ -22,7 +22,7 @@ import comfy.text_encoders.qwen_image
 import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.wan
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 import joint
 import tiny
@@ -130,8 +130,26 @@ def llama(made):
         return made()
 
 
+class Mistral:
+    """Of its own marks and Qwen's vocabulary. Mistral's comes with its checkpoint."""
+
+    @staticmethod
+    @cache
+    def from_pretrained(path):
+        made = Qwen2Tokenizer.from_pretrained(os.path.join(ENCODERS, "qwen25_tokenizer"))
+        made.add_tokens(["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"], special_tokens=True)
+        return made
+
+
+def mistral(made):
+    with mock.patch.multiple(comfy.text_encoders.flux, MistralTokenizerClass=Mistral,
+                             load_mistral_tokenizer=lambda data: {}):
+        return made()
+
+
 TOKENIZERS = {**{name: tokenizer for name, (tokenizer, _) in MADE.items()},
-              **({"klein": comfy.text_encoders.flux.KleinTokenizer} if joint.TODAY else {}),
+              **({"klein": comfy.text_encoders.flux.KleinTokenizer,
+                  "flux2": lambda: mistral(comfy.text_encoders.flux.Flux2Tokenizer)} if joint.TODAY else {}),
               "auraflow": comfy.text_encoders.aura_t5.AuraT5Tokenizer,
               "ltx video": comfy.text_encoders.lt.LTXVT5Tokenizer,
               "hunyuan image": comfy.text_encoders.hunyuan_image.HunyuanImageTokenizer,
