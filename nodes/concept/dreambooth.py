@@ -8,6 +8,7 @@ from ...editing.concept_checks import check, text_learns
 from ...editing.concepts import SLOT, Prior
 from ...editing.learning import applied, learn_concept
 from ...editing.watching import Watch
+from ..inversion.report import decode
 from ..search import aliases
 from .images import PalimpsestClassImages, PalimpsestConceptImages, lines
 from .learn import said, say_batch
@@ -137,7 +138,7 @@ class PalimpsestLearnSubject(io.ComfyNode):
         say_batch(batch, given)
         prior = Prior(others, 1.0, predicted=True)
         learned = learn_concept(model, clip, given, trained, prior, steps, batch, seed, watch=watch, told=said)
-        looks = torch.cat([vae.decode(look.picture) for look in learned.looks])
+        looks = torch.cat([decode(vae, look.picture) for look in learned.looks])
         first, best = learned.looks[0], learned.looks[-1]
         text = (f"Kept after {best.step} of {learned.notes['steps']} updates. Loss of the subject {first.concept:.3f} "
                 f"to {best.concept:.3f}, of its class {first.prior:.3f} to {best.prior:.3f}.")

@@ -9,6 +9,7 @@ import nodes
 from ...concept.dreambooth import RARE
 from ...editing.concepts import SLOT, ConceptImages, Example
 from ...host.sampling import latent_of
+from ..inversion.report import decode
 from ..search import aliases
 from .widgets import ConceptImagesType
 
@@ -124,6 +125,6 @@ class PalimpsestClassImages(io.ComfyNode):
                 made, = nodes.common_ksampler(model, seed + len(latents), steps, cfg, sampler_name, scheduler,
                                               conditionings[text], conditionings[""], latent)
                 latents += [(z, text) for z in made["samples"].cpu()]
-        pictures = torch.cat([vae.decode(z[None]) for z, _ in latents])
+        pictures = torch.cat([decode(vae, z[None]) for z, _ in latents])
         examples = tuple(Example(z, text) for z, text in latents)
         return io.NodeOutput(ConceptImages(examples), pictures, ui=ui.PreviewImage(pictures[:16], cls=cls))

@@ -13,6 +13,7 @@ from palimpsest.editing.learning import learn_concept
 from palimpsest.nodes.concept.dreambooth import PalimpsestLearnSubject, class_templates
 from palimpsest.nodes.concept.images import PalimpsestClassImages
 
+import clips
 import tiny
 from concepts import drawn, images, transformers_clip
 from node_execution import executor  # noqa: F401  runs every test as the host does
@@ -146,6 +147,28 @@ def test_a_subject_is_learned_by_one_node_which_stops_and_keeps_the_best(of_subj
     assert {name.split("_")[1] for name in best.weights} == {"unet", "te"}
     assert all(torch.equal(concept.weights[name], value) for name, value in best.weights.items())
     assert m.patches and c.patcher.patches and not model.patches
+
+
+class Frames(Pixels):
+    """A VAE of videos, as Qwen-Image's: a picture is a video of one frame."""
+
+    def encode(self, pictures):
+        return super().encode(pictures).repeat(1, 4, 1, 1)[:, :, None]
+
+    def decode(self, latents):
+        return super().decode(latents[:, :, 0])[:, None]
+
+
+def test_pictures_of_a_vae_of_videos_are_pictures():
+    model, clip, pictures = tiny.qwen(), clips.clip("qwen"), torch.rand(2, 64, 64, 3, generator=torch.Generator())
+    asked = dict(noun="star", identifier="sks", steps=1, lr=1e-2, rank=4, batch=1, class_count=2, cfg=1.0, drift=0.1,
+                 seed=0)
+    learned = PalimpsestLearnSubject.execute(model, clip, Frames(), pictures, **asked)
+    looks = learned.result[3]
+    assert looks.shape[1:] == (64, 64, 3) and len(learned.ui["images"]) == len(looks)
+    examples, made = PalimpsestClassImages.execute(
+        model, clip, Frames(), "star", "a *", 2, 64, 64, 1, 1.0, "euler", "simple", 0).result
+    assert made.shape == (2, 64, 64, 3) and examples.examples[0].latent.shape == (16, 1, 8, 8)
 
 
 def test_the_class_is_drawn_under_the_captions_of_the_subject():
