@@ -182,7 +182,7 @@ class Prior:
     """Class-prior preservation: what the loss of the class's pictures counts beside the concept's.
 
     images: of the class, made by the model before it learns.
-    weight: λ.
+    weight: λ. At 0 nothing is drawn of them, and looks alone read them.
     predicted: whether the model keeps to what it predicted of them before it learned, in the place of the pictures
         themselves. They may be any then.
     """

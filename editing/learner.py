@@ -120,9 +120,9 @@ class Learner:
         return total, *shown
 
     def drawn(self, images, prior) -> list["Row"]:
-        """A step's rows of some pictures, and as many of a prior."""
+        """A step's rows of some pictures, and as many of a prior that counts."""
         rows = self._rows(images, self.batch, 1.0, self.objective)
-        if prior:
+        if prior and prior.weight:
             rows += self._rows(prior.images, self.batch, prior.weight, predicted=prior.predicted)
         return rows
 

@@ -252,13 +252,15 @@ def test_rows_one_after_the_other_learn_what_they_learn_together(trained, monkey
     assert pairs and all(relative(a, b) < 1e-3 for a, b in pairs if b.count_nonzero())
 
 
-def test_a_prior_of_weight_0_adds_nothing_to_the_loss():
+@pytest.mark.parametrize("predicted", [False, True], ids=["pictures", "predicted"])
+def test_a_prior_of_weight_0_changes_nothing(predicted):
+    """Bit for bit, over steps whose draws follow one another."""
     model, clip = tiny.sd15(), tiny.clip()
-    prior = images(model, ("a dog",), seed=9)
-    alone = learn_concept(model, clip, images(model), [LoRA(1e-2)], steps=1)
-    none = learn_concept(model, clip, images(model), [LoRA(1e-2)], Prior(prior, 0.0), steps=1)
-    full = learn_concept(model, clip, images(model), [LoRA(1e-2)], Prior(prior, 1.0), steps=1)
-    assert none.losses == pytest.approx(alone.losses, rel=1e-6) and full.losses[0] > 1.01 * alone.losses[0]
+    others = images(model, ("a dog",), seed=9)
+    alone, none, full = (learn_concept(model, clip, images(model, CAPTIONS), [LoRA(1e-2)], prior, steps=3, batch=2)
+                         for prior in (None, Prior(others, 0.0, predicted), Prior(others, 1.0)))
+    assert none.losses == alone.losses and full.losses[0] > 1.01 * alone.losses[0]
+    assert all(torch.equal(none.weights[name], value) for name, value in alone.weights.items())
 
 
 class Others(AllWeights):
