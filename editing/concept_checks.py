@@ -1,4 +1,5 @@
 """What cannot be learned, said before anything is computed."""
+import hashlib
 import re
 
 import torch
@@ -126,6 +127,33 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
                          "weight: turn text_encoder off in one of them.")
     if concept:
         check_family(model, concept)
+
+
+def material(images, prior) -> dict:
+    """What is learned from, as a CONCEPT's notes have it: texts, and digests of what is shown."""
+    counted = prior if prior and prior.weight else None
+    return {"captions": [e.caption for e in images.examples], "identifier": images.identifier,
+            "pictures": _digest(images), "prior": counted.weight if counted else 0.0,
+            "class pictures": _digest(counted.images, repr(counted.predicted)) if counted else ""}
+
+
+def _digest(images, *more) -> str:
+    """Short, of latents and masks, and of the captions where the notes do not have them."""
+    found = hashlib.sha256("".join(more).encode())
+    for e in images.examples:
+        found.update((repr(sorted(e.masks)) + e.caption * bool(more)).encode())
+        for t in (e.latent, *(e.masks[word] for word in sorted(e.masks))):
+            found.update(repr(tuple(t.shape)).encode() + t.detach().cpu().float().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def warn_of_other_material(concept, given):
+    """Says where a run that goes on learns from something else than it began with."""
+    other = [name for name, value in given.items() if concept.notes[name] != value]
+    if other:
+        log.warning("Learning goes on from a CONCEPT with another choice of %s (%s pictures now, %s before), so it is "
+                    "not what one longer run learns: connect what it began with, unless you mean to change it.",
+                    ", ".join(other), len(given["captions"]), len(concept.notes["captions"]))
 
 
 def _check_bits(whose, weights, cure):

@@ -22,7 +22,7 @@ from ..host.guiders import PromptGuider
 from ..host.progress import raise_if_cancelled
 from ..host.sampling import Solver, check_family, fingerprint, sample_with
 from ..inversion.grid import report_step
-from .concept_checks import check
+from .concept_checks import check, material, warn_of_other_material
 from .concepts import Concept, ConceptImages, NewWord, Objective, Prior, PromptRows, WeightBasis
 from .forecast import Forecast, forecast
 from .learner import Learner
@@ -47,7 +47,8 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
     """Train on pictures for some steps, on `batch` rows of them a step and as many of the prior.
 
     clip: None where a PromptRows stands for the captions.
-    concept: one that the same call learned, to go on from: n and n steps learn what 2n do, bit for bit.
+    concept: one that the same call learned, to go on from: n and n steps learn what 2n do, bit for bit. Other pictures,
+        captions or another prior are said.
     watch: stops sooner where nothing more is won, and gives the best that was found. Nobody goes on from it.
     told: is called with what a step needs, before the first one. Of large models it is found out in any case.
     recompute: whether blocks are computed again in the backward pass, for less memory. None does where it is needed.
@@ -56,16 +57,18 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
         is no number.
     """
     about = {"trained": [repr(one) for one in trained], "objective": repr(objective)}
+    given = material(images, prior)
     check(model, clip, images, trained, prior, concept, about, objective)
+    if concept:
+        warn_of_other_material(concept, given)
     learner = Learner(model, clip, images, trained, prior, batch, seed, norm, objective)
     learner.recomputed = bool(recompute) and not learner.maps
     began, losses, looks = time.perf_counter(), list(concept.losses if concept else ()), []
 
     def found() -> Concept:
         words, tables, weights, prompt, state = learner.learned()
-        notes = {**about, "seconds": time.perf_counter() - began, "steps": len(losses), "batch": batch, "seed": seed,
-                 "captions": [e.caption for e in images.examples],
-                 "prior": prior.weight if prior else 0.0, **({"kept": looks[-1].step} if looks else {})}
+        notes = {**about, **given, "seconds": time.perf_counter() - began, "steps": len(losses), "batch": batch,
+                 "seed": seed, **({"kept": looks[-1].step} if looks else {})}
         return Concept(words, weights, fingerprint(model), tuple(losses), notes, None if watch else state,
                        tuple(looks), prompt, tables)
 

@@ -353,6 +353,32 @@ def test_a_concept_goes_on_with_what_it_began_with_only():
         learn_concept(applied(model, clip, whole)[0], clip, images(model), [AllWeights(1e-3)], concept=whole)
 
 
+def test_going_on_with_something_else_to_learn_from_is_said(caplog):
+    model, clip = tiny.sd15(), tiny.clip()
+    given, others = images(model, CAPTIONS), images(model, ("a dog", "a cat"), seed=9)
+    learned = learn_concept(model, clip, given, [THIN], Prior(others, 0.5), steps=1)
+    one, two = given.examples
+    masked = dataclasses.replace(one, masks={"*": torch.ones(8, 8)})
+
+    def goes_on(examples=given.examples, identifier="sks", prior=None):
+        caplog.clear()
+        learn_concept(model, clip, ConceptImages(tuple(examples), identifier), [THIN], prior or Prior(others, 0.5),
+                      steps=0, concept=learned)
+        said = caplog.text.partition("another choice of ")[2].partition(", so it is")[0]
+        return said.replace(" (2 pictures now, 2 before)", "")
+
+    again = [dataclasses.replace(e, latent=e.latent.clone()) for e in given.examples]
+    assert not goes_on() and not goes_on(again) and not caplog.text
+    assert goes_on([one, two, one]) == "captions, pictures (3 pictures now, 2 before)"
+    assert goes_on([one, dataclasses.replace(two, latent=one.latent)]) == goes_on([masked, two]) == "pictures"
+    assert goes_on([one, dataclasses.replace(two, caption="the *")]) == "captions"
+    assert goes_on(identifier="xyz") == "identifier"
+    assert goes_on(prior=Prior(others, 0.6)) == "prior"
+    assert goes_on(prior=Prior(images(model, ("a dog", "a bird"), seed=9), 0.5)) == "class pictures"
+    assert goes_on(prior=Prior(others, 0.5, True)) == "class pictures"
+    assert goes_on(prior=Prior(others, 0.0)) == "prior, class pictures"
+
+
 def test_a_word_has_a_name_that_the_host_reads_whole():
     with pytest.raises(ValueError, match="letter"):
         TextualInversion("my thing", "dog", 1, 1e-3)
