@@ -20,10 +20,12 @@ from palimpsest.miniature.hard import an_edit
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, parse_caption
 from palimpsest.showcase.attention.concept_attention import TITLE as CONCEPTS
 from palimpsest.showcase.attention.dreammatcher import TITLE as MATCHED
+from palimpsest.showcase.attention.feature_share import BLUEPRINT as PAINTED_OVER
 from palimpsest.showcase.concept.break_a_scene import TITLE as PARTED
 from palimpsest.showcase.concept.dreambooth import TITLE as LEARNED
 from palimpsest.showcase.drawing import CFG, SCENE, SEEN, WORDS
 from palimpsest.showcase.folds import PAINTED, PHOTO, Start
+from palimpsest.showcase.inversion.flow.flow_edit import BLUEPRINT as BY_WORDS
 from palimpsest.showcase.prompt import TITLE as WRITTEN
 from PIL import Image
 
@@ -151,6 +153,18 @@ def test_it_opens_with_every_node_known_and_every_wire_where_the_host_expects_it
         assert output["name"] == outputs[nodes[source]["type"]][slot]
         assert kind == entry["type"] or {kind, entry["type"]} & {"*"}
         assert entry["name"] in inputs[nodes[target]["type"]]
+
+
+def test_whatever_stands_on_a_flow_model_has_the_schedule_simple(info):
+    """As the papers have it. ddim_uniform makes 29 steps of 28 there, the last one next to nothing."""
+    graphs = {name: to_api(drawn(name), info) for name in DRAWN if name != WRITTEN}
+    graphs |= {name: to_api(json.loads((workflow.FOLDED / f"{name}.json").read_text(encoding="utf-8")), info)
+               for name in workflow.blueprints()}
+    found = {name: {node["inputs"]["scheduler"] for node in graph.values() if "scheduler" in node["inputs"]}
+             for name, graph in graphs.items() if any(node["class_type"] == "FluxGuidance" or node["inputs"].get(
+                 "model") == "Flux" for node in graph.values())}
+    assert {BY_WORDS.title, PAINTED_OVER.title} < found.keys()
+    assert not {name: schedulers for name, schedulers in found.items() if schedulers != {"simple"}}
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def inverted_by(c, p, settings):
         for name, prompt, value in zip(("source", "target"), (p.source["source"], p.words["target"]),
                                        settings.guidance))
     p.inversion = c.node("PalimpsestFlowEditInvert", model=p.model, source=source, latent=p.latent, negative=p.null,
-                         steps=settings.steps, cfg=settings.cfg[0])["inversion"]
+                         steps=settings.steps, scheduler="simple", cfg=settings.cfg[0])["inversion"]
     return target
 
 
