@@ -1,7 +1,9 @@
 """Learning a concept: the loop, its draws, and what it leaves behind."""
 import dataclasses
+from contextlib import contextmanager
 from functools import partial
 
+import comfy.model_management as management
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
@@ -165,29 +167,72 @@ def test_going_on_is_as_not_having_stopped(trained, predicted):
     assert on.weights and all(torch.equal(on.weights[name], value) for name, value in whole.weights.items())
 
 
-@pytest.mark.parametrize("end", ["done", "cancelled", "failed"])
-def test_a_run_leaves_model_and_clip_as_they_were(end, monkeypatch):
-    model, clip = tiny.sd15(), tiny.clip()
-    before, first = weights(model, clip), prediction(model)
-    step = Learner.step
+@contextmanager
+def stopped(place, model, clip, patch):
+    """While it lasts a run is cancelled in its second step, in the middle of a pass."""
+    inside = model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn1.to_q
+    begun, step, linear = [], Learner.step, torch.nn.functional.linear
+    patch.setattr(Learner, "step", lambda self: begun.append(1) or step(self))
 
-    def interrupted(self):
-        found = step(self)
-        if end == "cancelled":
+    def stop(*args):
+        backward = torch._C._current_graph_task_id() >= 0
+        if len(begun) == 2 and backward == (place in ("backward", "computed again")):
             raise InterruptProcessingException
-        return (float("nan"), *found[1:]) if end == "failed" else found
 
-    monkeypatch.setattr(Learner, "step", interrupted)
+    def multiplied(x, weight, bias=None):
+        if weight.shape == inside.weight.shape:
+            stop()
+        return linear(x, weight, bias)
+
+    def later(module, args, out):
+        out.register_hook(stop)
+
+    encoder = clip.cond_stage_model.clip_l.transformer.text_model.encoder
+    hook = (encoder.layers[0] if place == "the text encoder" else inside).register_forward_hook(
+        {"a layer": lambda *args: None, "backward": later}.get(place, stop))
+    if place == "a layer":
+        patch.setattr(torch.nn.functional, "linear", multiplied)
+    with pytest.raises(InterruptProcessingException):
+        yield
+    hook.remove()
+
+
+@pytest.mark.parametrize("end", ["done", "failed", "a block", "a layer", "the text encoder", "backward",
+                                 "computed again"])
+def test_a_run_leaves_model_and_clip_as_they_were(end, monkeypatch):
+    """However it ends: after its steps, by a loss that is no number, or cancelled inside a pass."""
+    model, clip = tiny.sd15(), tiny.clip()
+    before, first, told = weights(model, clip), prediction(model), tiny.encode(clip, "a dog")[0][0]
     trained = [AllWeights(1e-2, text_encoder=True), TextualInversion("thing", "dog", 1, 1e-2)]
-    if end == "done":
-        learn_concept(model, clip, images(model), trained, steps=2)
-    else:
-        with pytest.raises(InterruptProcessingException if end == "cancelled" else ValueError):
-            learn_concept(model, clip, images(model), trained, steps=2)
+    learned = partial(learn_concept, model, clip, images(model), trained, steps=3, recompute=end == "computed again")
+    with monkeypatch.context() as patch:
+        if end == "done":
+            learned()
+        elif end == "failed":
+            step = Learner.step
+            patch.setattr(Learner, "step", lambda self: (float("nan"), *step(self)[1:]))
+            with pytest.raises(ValueError, match="no number"):
+                learned()
+        else:
+            with stopped(end, model, clip, patch):
+                learned()
     after = weights(model, clip)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    assert torch.equal(prediction(model), first)
+    assert torch.equal(prediction(model), first) and torch.equal(tiny.encode(clip, "a dog")[0][0], told)
     assert not any(getattr(m, "weight_function", None) for m in model.model.modules())
+
+
+def test_a_cancelled_run_begins_no_further_step(monkeypatch):
+    """Not even a part of one, though today's host asks in each layer too."""
+    model, clip, begun, step = tiny.sd15(), tiny.clip(), [], Learner.step
+    monkeypatch.setattr(Learner, "step", lambda self: begun.append(1) or step(self))
+    try:
+        with pytest.raises(InterruptProcessingException):
+            learn_concept(model, clip, images(model), [THIN], steps=3, save_every=1,
+                          save=lambda part: management.interrupt_current_processing())
+    finally:
+        management.interrupt_current_processing(False)
+    assert len(begun) == 1
 
 
 def test_equal_seeds_learn_equal_bytes_and_half_the_steps_twice_are_all_of_them():
