@@ -6,6 +6,7 @@ import torch
 
 from ..host.canvas import log
 from ..host.concept_files import carries, encoder_lora_names, lora_names, takes_words, word_exists
+from ..host.gradients import require_weights_in_place
 from ..host.memory import quantised, total_bytes
 from ..host.network import require_unet
 from ..host.sampling import check_family, prediction_type
@@ -30,6 +31,7 @@ def _encoders(clip) -> set:
 def check(model, clip, images, trained, prior, concept, notes, objective=None):
     """ValueError on what cannot be learned, before anything is computed."""
     require_plain(model, NODE)
+    require_weights_in_place(model)
     prediction_type(model)
     if not trained:
         raise ValueError(f"{NODE} has {len(images.examples)} pictures and nothing to train: connect a TRAINABLE, such "

@@ -34,6 +34,16 @@ WATCHED: list = []  # called with (what holds it, a tensor) that autograd saves
 Deltas = Callable[[], Mapping[str, Tensor]] | None  # {weight: what is added to it}, asked in each forward
 
 
+def require_weights_in_place(model) -> bool:
+    """Whether a MODEL has the host's dynamic memory. ValueError where its weights cannot stay in place."""
+    dynamic = getattr(model, "is_dynamic", bool)()
+    if dynamic and getattr(model, "cached_patcher_init", None) is None:
+        raise ValueError("A gradient over all steps needs weights that stay in place, the node that loaded this MODEL "
+                         "knows only dynamic memory: load it with ComfyUI's own nodes, or start ComfyUI with "
+                         "--disable-dynamic-vram.")
+    return dynamic
+
+
 @contextmanager
 def differentiable(model, deltas: Deltas = None, recompute: Callable[[], bool] = bool):
     """A clone of the MODEL that autograd differentiates for x, for a prompt's embedding and for changes of weights.
@@ -45,11 +55,7 @@ def differentiable(model, deltas: Deltas = None, recompute: Callable[[], bool] =
     recompute: asked in each forward whether the network's blocks are computed again in the backward pass
         (recomputing.py). Then `deltas` is asked in there too, and only leaves get their gradients.
     """
-    dynamic = getattr(model, "is_dynamic", bool)()
-    if dynamic and getattr(model, "cached_patcher_init", None) is None:
-        raise ValueError("A gradient over all steps needs weights that stay in place, the node that loaded this MODEL "
-                         "knows only dynamic memory: load it with ComfyUI's own nodes, or start ComfyUI with "
-                         "--disable-dynamic-vram.")
+    dynamic = require_weights_in_place(model)
     with _recording():
         # the host's dynamic memory may overwrite weights that autograd saved
         m = model.clone(disable_dynamic=True) if dynamic else model.clone()
