@@ -1,5 +1,6 @@
 """DreamBooth against diffusers: one step of its training script, with and without the prior."""
 import math
+from itertools import count
 
 import comfy.utils
 import pytest
@@ -10,6 +11,7 @@ from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.editing.concepts import Prior
 from palimpsest.editing.learner import Learner
 from palimpsest.editing.learning import learn_concept
+from palimpsest.host.concept_files import vectors_of
 from palimpsest.nodes.concept.dreambooth import PalimpsestLearnSubject, class_templates
 from palimpsest.nodes.concept.images import PalimpsestClassImages
 
@@ -149,6 +151,23 @@ def test_a_subject_is_learned_by_one_node_which_stops_and_keeps_the_best(of_subj
     assert m.patches and c.patcher.patches and not model.patches
 
 
+def test_a_subject_may_be_called_by_a_new_word_which_is_learned_with_the_weights(monkeypatch):
+    falling = count(1.0, -0.1)
+    monkeypatch.setattr(Learner, "loss_of", lambda *told: next(falling))  # the first update is kept
+    model, clip, pictures = tiny.sd15(), tiny.clip(), torch.rand(2, 64, 64, 3, generator=torch.Generator())
+    asked = dict(noun="wolfhound", identifier="embedding:mine", steps=1, lr=1e-2, rank=4, batch=1, class_count=2,
+                 cfg=1.0, drift=0.1, seed=0)
+    _, knows, concept, _ = PalimpsestLearnSubject.execute(model, clip, Pixels(), pictures, **asked).result
+    start = vectors_of(clip, "wolfhound")["clip_l"]
+    word = concept.words["mine"]["clip_l"]
+    assert len(start) == 2 and word.shape == start.shape
+    # AdamW's first update is as large as its rate
+    assert float((word - start).abs().max()) == pytest.approx(5 * 1e-2, rel=0.1)
+    assert {name.split("_")[1] for name in concept.weights} == {"unet", "te"}
+    token, *_ = knows.tokenize("embedding:mine")["l"][0][1]
+    assert torch.equal(token, word[0])
+
+
 class Frames(Pixels):
     """A VAE of videos, as Qwen-Image's: a picture is a video of one frame."""
 
@@ -179,9 +198,10 @@ def test_the_class_is_drawn_under_the_captions_of_the_subject():
 
 @pytest.mark.parametrize("changed, said", [
     (dict(noun=" "), "noun ''"), (dict(noun="* star"), r"noun '\* star'"), (dict(identifier=""), "identifier ''"),
+    (dict(identifier="embedding:my dog"), "new word is called 'my dog'"),
     (dict(captions="a * star\na star at night"), r"1 of Learn a Subject's 2 captions have no \*"),
     (dict(lr=0.0), "learning rate of LoRA is 0"), (dict(mask=torch.zeros(1, 64, 64)), "paint a mask")],
-    ids=["no noun", "noun", "identifier", "caption", "rate", "mask"])
+    ids=["no noun", "noun", "identifier", "word", "caption", "rate", "mask"])
 def test_a_subject_that_cannot_be_learned_is_refused_before_its_class_is_sampled(changed, said, monkeypatch):
     monkeypatch.setattr(PalimpsestClassImages, "execute", None)  # would be an error of another kind
     asked = dict(noun="star", identifier="sks", steps=1, lr=1e-2, rank=4, batch=1, class_count=2, cfg=1.0, drift=0.1,
