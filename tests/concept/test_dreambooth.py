@@ -65,7 +65,7 @@ def test_a_step_equals_diffusers(weight):
     learned = learn_concept(model, clip, given, [AllWeights(RATE)], Prior(prior, weight) if weight else None, steps=1,
                             batch=BATCH, seed=SEED)
     loss, gradients = their_step(model, clip, given, prior, weight)
-    assert learned.losses[0] == pytest.approx(loss, rel=1e-5)
+    assert learned.losses[0] == pytest.approx(loss, rel=1e-6)
     # AdamW's first mean is a tenth of the gradient
     means = [10 * state["exp_avg"] for state in learned.state["optimiser"]["state"].values()]
     found = dict(zip(learned.weights, means, strict=True))
@@ -76,7 +76,8 @@ def test_a_step_equals_diffusers(weight):
             name = f"lora_unet_{stem.replace('.', '_')}.{'diff' if end == 'weight' else 'diff_b'}"
             pairs.append((found.pop(name), gradients[theirs]))
     assert not found and len(pairs) > 100
-    assert relative(*(torch.cat([g.flatten() for g in side]) for side in zip(*pairs))) < 1e-5
+    # fp32's own: 1.2e-6 from the same gradients in fp64
+    assert relative(*(torch.cat([g.flatten() for g in side]) for side in zip(*pairs))) < 2e-6
     assert max(float((a - b).abs().max()) for a, b in pairs) < 1e-5
 
 
@@ -103,8 +104,8 @@ def test_the_text_encoder_learns_as_transformers_does():
         if key in found:
             pairs.append((found[key].flatten(), weight.grad.flatten()))
     assert len(pairs) == sum(name.startswith("lora_te_") for name in found) > 10
-    assert learned.losses[0] == pytest.approx(float(loss.detach()), rel=1e-4)
-    assert relative(*(torch.cat(side) for side in zip(*pairs))) < 1e-4
+    assert learned.losses[0] == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert relative(*(torch.cat(side) for side in zip(*pairs))) < 1e-5
 
 
 class Pixels:
