@@ -2,7 +2,10 @@
 from types import SimpleNamespace
 
 import torch
+from diffusers import DDPMScheduler
+from palimpsest.bench import twin
 from palimpsest.editing.concepts import ConceptImages, Example
+from palimpsest.editing.learning import learn_concept
 from palimpsest.host.sampling import Solver, sample
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -63,6 +66,48 @@ def drawn(model, count, batch, generator):
     numbers = torch.randint(count, (batch,), generator=generator).tolist()
     return [(n, int(torch.randint(1000, (), generator=generator)), torch.randn(shape, generator=generator))
             for n in numbers]
+
+
+def diffusers_step(model, clip, given, prior, weight, batch, seed, learns=lambda name: True):
+    """(loss, {their name: gradient}) of one step as in diffusers' train_dreambooth.py: ε, MSE, the prior's rows in the
+    second half of the batch, gradients clipped at norm 1."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = drawn(model, len(given.examples), batch, generator)
+    shown = [(given.examples[n], given.identifier, *rest) for n, *rest in rows]
+    if prior:
+        rows = drawn(model, len(prior.examples), batch, generator)
+        shown += [(prior.examples[n], "", *rest) for n, *rest in rows]
+    with torch.inference_mode(False):
+        unet = twin.unet(model)
+        trained = {name: w for name, w in unet.named_parameters() if learns(name)}
+        scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        clean = torch.stack([model.model.process_latent_in(e.latent.clone()) for e, *_ in shown])
+        noise, levels = torch.cat([n for *_, n in shown]).clone(), torch.tensor([level for *_, level, _ in shown])
+        texts = torch.cat([tiny.encode(clip, e.caption.replace("*", name))[0][0] for e, name, *_ in shown]).clone()
+        noisy = scheduler.add_noise(clean.clone(), noise, levels)
+        predicted = unet(noisy, levels, texts).sample
+        mse = torch.nn.functional.mse_loss
+        if prior:
+            (ours, theirs), (noise, prior_noise) = predicted.chunk(2), noise.chunk(2)
+            loss = mse(ours, noise) + weight * mse(theirs, prior_noise)
+        else:
+            loss = mse(predicted, noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+    return float(loss), {name: w.grad for name, w in trained.items()}
+
+
+def next_losses(model, clip, given, trained, learned, knowing, text):
+    """(the loss of learning's next step, the same of a MODEL and CLIP that know the concept), of a text."""
+    on = learn_concept(model, clip, given, trained, steps=1, concept=learned)
+    generator = torch.Generator()
+    generator.set_state(learned.state["generator"])
+    (n, level, noise), = drawn(model, len(given.examples), 1, generator)
+    m, c = knowing
+    sigma = m.model.model_sampling.sigmas[level]
+    clean = m.model.process_latent_in(given.examples[n].latent[None].clone())
+    _, x0 = prediction(m, tiny.encode(c, text), clean + sigma * noise, sigma)
+    return on.losses[-1], float(((x0 - clean) / sigma).square().mean())
 
 
 def prediction(model, prompt, at=None, sigma=None):

@@ -4,12 +4,13 @@ import torch
 from palimpsest.concept.custom_diffusion import KeysAndValues
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.textual_inversion import TextualInversion
+from palimpsest.editing.concepts import Prior
 from palimpsest.editing.learning import applied, learn_concept
 from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
 from palimpsest.nodes.prompt import PalimpsestPromptEdit
 
 import tiny
-from concepts import Texts, images
+from concepts import Texts, diffusers_step, images
 from node_execution import executor  # noqa: F401  runs every test as the host does
 from replaying import invert, replay
 from runs import relative
@@ -27,6 +28,22 @@ def test_its_step_is_that_of_all_weights_on_keys_and_values():
     scales = torch.stack([(few[name] * all_of_them[name]).sum() / all_of_them[name].square().sum() for name in few])
     assert scales.max() / scales.min() < 1 + 1e-3
     assert all(torch.allclose(few[name], scales[0] * all_of_them[name], rtol=1e-3, atol=1e-7) for name in few)
+
+
+def test_a_step_equals_diffusers():
+    """train_custom_diffusion.py's is that of DreamBooth's script with pictures of the class, of W_k and W_v alone. (Its
+    attention also stops the gradient of the start token's keys and values.)"""
+    model, clip = tiny.sd15(), tiny.clip()
+    given, others = images(model, ("a photo of a * cat",)), images(model, ("a cat", "a photo of a cat"), seed=8)
+    learned = learn_concept(model, clip, given, [KeysAndValues(1e-3)], Prior(others, 0.7), steps=1, batch=2, seed=5)
+    loss, gradients = diffusers_step(model, clip, given, others, 0.7, 2, 5, lambda name: "attn2.to_k" in name
+                                     or "attn2.to_v" in name)
+    # AdamW's first mean is a tenth of the gradient
+    means = [10 * state["exp_avg"].flatten() for state in learned.state["optimiser"]["state"].values()]
+    theirs = {f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}.diff": gradient.flatten()
+              for name, gradient in gradients.items()}
+    assert learned.losses[0] == pytest.approx(loss, rel=1e-6) and learned.weights.keys() == theirs.keys()
+    assert relative(torch.cat(means), torch.cat([theirs[name] for name in learned.weights])) < 1e-5
 
 
 def test_a_word_learns_with_them():

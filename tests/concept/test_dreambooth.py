@@ -5,7 +5,6 @@ from itertools import count
 import comfy.utils
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from palimpsest.bench import twin
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.editing.concepts import Prior
@@ -17,44 +16,12 @@ from palimpsest.nodes.concept.images import PalimpsestClassImages
 
 import clips
 import tiny
-from concepts import drawn, images, transformers_clip
+from concepts import diffusers_step, drawn, images, transformers_clip
 from node_execution import executor  # noqa: F401  runs every test as the host does
 from runs import relative
 
 RATE, BATCH, SEED = 1e-3, 3, 5
 CAPTIONS = "a photo of * star", "a * star at night"
-
-
-def embedded(clip, text):
-    return tiny.encode(clip, text)[0][0].clone()
-
-
-def their_step(model, clip, given, prior, weight):
-    """(loss, {their name: gradient}) of one step as in diffusers' train_dreambooth.py: ε, MSE, the prior's rows in the
-    second half of the batch, gradients clipped at norm 1."""
-    generator = torch.Generator().manual_seed(SEED)
-    rows = drawn(model, len(given.examples), BATCH, generator)
-    shown = [(given.examples[n], given.identifier, *rest) for n, *rest in rows]
-    if prior:
-        rows = drawn(model, len(prior.examples), BATCH, generator)
-        shown += [(prior.examples[n], "", *rest) for n, *rest in rows]
-    with torch.inference_mode(False):
-        unet = twin.unet(model)
-        scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-        clean = torch.stack([model.model.process_latent_in(e.latent.clone()) for e, *_ in shown])
-        noise, levels = torch.cat([n for *_, n in shown]).clone(), torch.tensor([level for *_, level, _ in shown])
-        texts = torch.cat([embedded(clip, e.caption.replace("*", name)) for e, name, *_ in shown]).clone()
-        noisy = scheduler.add_noise(clean.clone(), noise, levels)
-        predicted = unet(noisy, levels, texts).sample
-        mse = torch.nn.functional.mse_loss
-        if prior:
-            (ours, theirs), (noise, prior_noise) = predicted.chunk(2), noise.chunk(2)
-            loss = mse(ours, noise) + weight * mse(theirs, prior_noise)
-        else:
-            loss = mse(predicted, noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-    return float(loss), {name: weight.grad for name, weight in unet.named_parameters()}
 
 
 @pytest.mark.parametrize("weight", [None, 0.7], ids=["alone", "prior"])
@@ -64,7 +31,7 @@ def test_a_step_equals_diffusers(weight):
     prior = images(model, ("a photo of a star", "a star"), seed=8) if weight else None
     learned = learn_concept(model, clip, given, [AllWeights(RATE)], Prior(prior, weight) if weight else None, steps=1,
                             batch=BATCH, seed=SEED)
-    loss, gradients = their_step(model, clip, given, prior, weight)
+    loss, gradients = diffusers_step(model, clip, given, prior, weight, BATCH, SEED)
     assert learned.losses[0] == pytest.approx(loss, rel=1e-6)
     # AdamW's first mean is a tenth of the gradient
     means = [10 * state["exp_avg"] for state in learned.state["optimiser"]["state"].values()]
