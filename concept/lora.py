@@ -10,8 +10,8 @@ trains some, as in cloneofsimo's and diffusers' DreamBooth with LoRA.
 
 Differs from the paper: A's deviation is 1/r, as diffusers' training scripts have it (the paper gives none). A
 convolution is taken as the matrix [out, in·h·w].
-Checked against: the paper's equations; a step of such branches in diffusers' network; the file in the host's loaders
-and in diffusers.
+Checked against: diffusers, a step of such branches in its network and its reading of the file; the host's loaders; the
+paper's equations.
 """
 from dataclasses import dataclass
 
