@@ -76,7 +76,8 @@ def prompt(name, info, steps=STEPS, cfg=CFG):
     graph = to_api(known(name, info), info)
     for node in graph.values():
         if node["class_type"] == "CheckpointLoaderSimple":
-            node |= {"class_type": "PalimpsestLoadMiniature", "inputs": {}}
+            small = getattr(DRAWN[name], "miniature", "SD")
+            node |= {"class_type": "PalimpsestLoadMiniature", "inputs": {"model": small}}
         elif node["class_type"] == "TextGenerate":
             node |= {"class_type": "PrimitiveString", "inputs": {"value": "a photo of a red apple and a white cup"}}
         node["inputs"].update({"steps": steps} if "steps" in node["inputs"] else {})
