@@ -30,8 +30,9 @@ WHOLE = {"background", "style", ""}
 """Kinds that may change the whole picture."""
 SHAPED = {"add", "object", "pose"}
 """Kinds whose mask follows the words of the target too."""
-FINEST = 0.5
-"""Self-attention is replaced up to this share of the latent's side, as in the authors' code for real pictures."""
+FINEST, FINE = 0.5, 32
+"""Self-attention is replaced up to this share of the latent's side and so many tokens a side, as in the authors' code
+for real pictures, which knows SD's 64² latent alone. On SDXL's 128² the tokens are fewer: 0.25."""
 LAYOUT, TOKENS = {"background", "style", "colour"}, 16
 """Kinds that keep the whole layout. They replace it on grids of so many tokens a side too, which a share of 0.5 holds
 on SD's 64² latent and not on the miniature's 16²."""
@@ -68,14 +69,16 @@ class Auto:
                              "ATTENTION, or set choose_words to 'as set'.")
         return cls.of(attention.edit)
 
-    def schedule(self, latent, joint=False) -> tuple[float, float, float]:
+    def schedule(self, latent, coarsest, joint=False) -> tuple[float, float, float]:
         """cross_end, self_end and self_resolution on a latent (height, width): the least that a change asks for.
 
+        coarsest: the network's coarsest grid, as a share of the latent's side. It is replaced on large latents too.
         joint: whether words and picture share one softmax.
         """
         kinds, chosen = self._kinds, JOINT if joint else SCHEDULES
         cross_end, self_end = map(min, zip(*(chosen[kind] for kind in kinds)))
-        return cross_end, self_end, min(1.0, max(FINEST, TOKENS / min(latent) if kinds <= LAYOUT else 0.0))
+        finest = min(FINEST, max(coarsest, FINE / min(latent)))
+        return cross_end, self_end, min(1.0, max(finest, TOKENS / min(latent) if kinds <= LAYOUT else 0.0))
 
     @property
     def advice(self) -> list[str]:

@@ -83,9 +83,10 @@ class PalimpsestAttentionInject(io.ComfyNode):
         typed, auto = parse_word_values(word_ends), Auto.of(prompt_edit) if schedule == "auto" else None
         lasts = auto is not None and auto.lasts and not typed
         joint = joins_words(model.model.diffusion_model)
+        coarsest = min(resolutions(model.model.diffusion_model).values())
         if auto:
             retract_warnings()
-            cross_end, self_end, self_resolution = auto.schedule(inversion.shape[-2:], joint)
+            cross_end, self_end, self_resolution = auto.schedule(inversion.shape[-2:], coarsest, joint)
         if joint:  # on one grid
             cross_resolution = self_resolution = 1.0
         settings = (f"cross_end {cross_end:g}{', 1 for the words that stay' * lasts}, self_end {self_end:g}, "
@@ -98,7 +99,6 @@ class PalimpsestAttentionInject(io.ComfyNode):
             ends = auto.lasting(ends)
         given = parse_word_values(word_weights)
         weights = per_token(given, prompt_edit, 1.0)
-        coarsest = min(resolutions(model.model.diffusion_model).values())
         cross = cross_resolution >= coarsest and any((e > cross_start).any() for e in ends)
         self_ = self_resolution >= coarsest and self_end > self_start
         if not (cross or self_):

@@ -1,16 +1,20 @@
 """What "auto" chooses on nodes, by the kind of the edit."""
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from palimpsest.editing.edit_kind import KINDS
 from palimpsest.editing.editor import editors
+from palimpsest.host.network import resolutions
+from palimpsest.nodes.attention import p2p
 from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
 from palimpsest.nodes.attention.store import PalimpsestAttentionMask, PalimpsestAttentionStore
 from palimpsest.nodes.auto import JOINT, LAYOUT, SCHEDULES, Auto
 from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
 from palimpsest.showcase.rows import output
 
+import unets
 from node_execution import executor  # noqa: F401
 from pack import ROOT
 from runs import Case
@@ -93,12 +97,26 @@ def test_the_words_that_stay_keep_the_sources_maps_where_others_go(typed, ends):
     assert not torch.equal(auto, case.sample(inject(case, **given)))
 
 
-@pytest.mark.parametrize("latent, shares", [((64, 64), (0.5, 0.5)), ((128, 96), (0.5, 0.5)), ((16, 16), (1.0, 0.5)),
-                                            ((8, 8), (1.0, 0.5)), ((24, 32), (16 / 24, 0.5))])
-def test_a_small_latent_keeps_its_layout_on_sixteen_tokens_a_side(latent, shares):
-    """Where the layout is to be kept."""
-    found = [Auto.of(Case(targets=(TARGETS[kind],)).edit).schedule(latent)[2] for kind in ("colour", "object")]
+@pytest.mark.parametrize("latent, shares", [((64, 64), (0.5, 0.5)), ((128, 96), (1 / 3, 1 / 3)), ((16, 16), (1.0, 0.5)),
+                                            ((128, 128), (0.25, 0.25)), ((64, 96), (0.5, 0.5)), ((8, 8), (1.0, 0.5)),
+                                            ((24, 32), (16 / 24, 0.5))])
+def test_a_small_latent_keeps_its_layout_on_sixteen_tokens_a_side_a_large_one_on_no_more_than_32(latent, shares):
+    """The former where the layout is to be kept."""
+    found = [Auto.of(Case(targets=(TARGETS[kind],)).edit).schedule(latent, 0.125)[2] for kind in ("colour", "object")]
     assert tuple(found) == shares
+
+
+@pytest.mark.parametrize("family, size, share", [("sdxl", 128, 0.25), ("sdxl", 64, 0.5), ("sdxl", 256, 0.25),
+                                                 ("wan", 80, 0.5), ("flux", 80, 1.0)])
+def test_inject_replaces_up_to_32_tokens_a_side_and_the_coarsest_grid(family, size, share, monkeypatch):
+    """SDXL's has 32 tokens of 128, and a transformer one grid."""
+    case = Case(family, targets=[TARGETS["object"]], steps=2)
+    if family == "sdxl":
+        monkeypatch.setattr(p2p, "resolutions", lambda network: resolutions(unets.sdxl()))
+    large = replace(case.inversion, latents=tuple(x[..., :1, :1].expand(*x.shape[:-2], size, size)
+                                                  for x in case.inversion.latents))
+    made = output(PalimpsestAttentionInject, model=case.model, inversion=large, prompt_edit=case.edit, schedule="auto")
+    assert editors(made)[0].self_resolution == share
 
 
 def test_a_prompt_in_another_language_gets_the_defaults_and_says_so(caplog):
