@@ -12,7 +12,7 @@ from palimpsest.editing.learning import applied, learn_concept
 
 import nodes
 import tiny
-from concepts import drawn, images, prediction
+from concepts import drawn, images, next_losses, prediction
 from node_execution import executor  # noqa: F401  runs every test as the host does
 from runs import relative
 
@@ -50,6 +50,23 @@ def test_the_hosts_lora_loader_loads_the_file(precision, tmp_path, monkeypatch, 
         assert relative(found, same) < close and relative(found, without) > 10 * close
     assert {name.split("_")[1] for name in learned.weights} == {"unet", "te"}
     assert any(name.startswith("lora_unet_down_blocks_0_attentions_0") for name in learned.weights)
+
+
+def test_the_hosts_lora_loader_reads_sdxls_two_text_encoders(tmp_path, monkeypatch, caplog):
+    """All of them, by their names te1 and te2, and the loss is that of training."""
+    from palimpsest.host.concept_files import lora_file
+    model, clip = tiny.sdxl(), tiny.sdxl_clip()
+    clip.cond_stage_model.float()  # the host rounds what it adds to weights of 16 bits
+    given, trained = images(model), [LoRA(1e-2, layers="all", text_encoder=True)]
+    learned = learn_concept(model, clip, given, trained, steps=2)
+    (tmp_path / "thing.safetensors").write_bytes(lora_file(learned.weights, {}))
+    monkeypatch.setattr(nodes.folder_paths, "get_full_path_or_raise", lambda kind, name: str(tmp_path / name))
+    loads = [nodes.LoraLoader().load_lora(model, clip, "thing.safetensors", 1.0, strength) for strength in (1.0, 0.0)]
+    assert "not loaded" not in caplog.text
+    assert {name.split("_")[1] for name in learned.weights} == {"unet", "te1", "te2"}
+    (training, served), (_, without) = (
+        next_losses(model, clip, given, trained, learned, knows, "a photo of sks") for knows in loads)
+    assert served == pytest.approx(training, rel=1e-5) and abs(without / training - 1) > 1e-4
 
 
 def test_the_hosts_bypass_predicts_as_in_training():
