@@ -42,7 +42,11 @@ class PalimpsestDiffEditMask(io.ComfyNode):
                     "difference is nearly even, as for a new style or background, nearly all of the picture passes. "
                     "Else as the paper.")),
             ],
-            outputs=[io.Mask.Output(tooltip="At the latent's size. 1 where the picture may change.")],
+            outputs=[
+                io.Mask.Output(tooltip="At the latent's size. 1 where the picture may change."),
+                io.String.Output(display_name="settings", tooltip=(
+                    "The rule in words. With auto: what it found, and what it chose. Edit Report writes it below its "
+                    "pictures."))],
             is_output_node=True)
 
     @classmethod
@@ -54,15 +58,18 @@ class PalimpsestDiffEditMask(io.ComfyNode):
                              "connect the picture's prompt to source, and the wanted picture's to target.")
         found = difference_map(model, source, target, source_latent(model, latent), maps, strength, seed)
         mask = binary_mask(found, threshold, clamp, rule)
+        said = [f"mask: threshold {threshold:g}, clamp {clamp:g}"]
         if rule == "auto":
             retract_warnings()
-            for s in spread(found).tolist():
-                note("auto: the two prompts differ on %s (spread %.2f, limit %g)",
-                     "the whole picture" if s > EVEN else f"a part of the picture, threshold {threshold:g}", s, EVEN)
+            places = [("the whole picture" if s > EVEN else f"a part of the picture, threshold {threshold:g}", s)
+                      for s in spread(found).tolist()]
+            said = [f"auto: the two prompts differ on {place} (spread {s:.2f}, limit {EVEN:g})" for place, s in places]
+            for line in said:
+                note("%s", line)
         if not mask.flatten(1).any(1).all():
             raise ValueError(f"The mask at threshold {threshold:g} and clamp {clamp:g} is empty: lower one of them "
                              "(paper: 0.5 and 3).")
-        return io.NodeOutput(mask, ui=ui.PreviewMask(mask, cls=cls))
+        return io.NodeOutput(mask, "\n".join(said), ui=ui.PreviewMask(mask, cls=cls))
 
 
 def _equal(a, b):

@@ -27,11 +27,11 @@ def model_of(family):
 
 
 def diffedit(model, source=None, target=None, latent=None, maps=10, strength=0.5, threshold=0.5, clamp=3.0, seed=0,
-             batch=1, rule="paper"):
+             batch=1, rule="paper", told=0):
     latent = {"samples": tiny.latent(model, batch) if latent is None else latent}
     return PalimpsestDiffEditMask.execute(model, source or tiny.cond(), target or tiny.cond(seed=4), latent, maps,
                                           strength,
-                                          threshold, clamp, seed, rule).result[0]
+                                          threshold, clamp, seed, rule).result[told]
 
 
 def diffusers_map(model, latent, prompts, monkeypatch, **settings):
@@ -148,6 +148,14 @@ def test_the_rule_of_whole_pictures_says_what_it_found(caplog):
     model = model_of("sd15")
     assert diffedit(model, rule="auto").mean() > diffedit(model).mean()
     assert "the two prompts differ on the whole picture (spread" in caplog.text
+
+
+def test_its_settings_are_what_it_said_of_each_picture_or_what_was_set(caplog):
+    caplog.set_level("INFO")
+    model = model_of("sd15")
+    said = diffedit(model, rule="auto", batch=2, told=1).split("\n")
+    assert len(said) == 2 and said == [record.getMessage() for record in caplog.records if "auto" in record.getMessage()]
+    assert diffedit(model, threshold=0.3, told=1) == "mask: threshold 0.3, clamp 3"
 
 
 def test_diffedit_refuses_what_has_no_mask():

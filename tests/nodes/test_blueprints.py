@@ -11,7 +11,7 @@ from comfy.ldm.flux.model import Flux
 from comfy_api.latest import io
 from palimpsest.miniature.scenes import held_out_edit
 from palimpsest.nodes.miniature import PalimpsestLoadMiniature
-from palimpsest.showcase.attention import concept_attention, feature_share
+from palimpsest.showcase.attention import concept_attention, feature_share, p2p
 from palimpsest.showcase.drawing import SCENE, WORDS
 from palimpsest.showcase.inversion.flow import flow_edit
 
@@ -86,6 +86,14 @@ def test_it_opens_up_with_nothing_over_another(name):
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (a, b)
     for box in boxes:
         assert sum(f[0] < box[0] and f[1] < box[1] and f[2] > box[2] and f[3] > box[3] for f in frames) == 1
+
+
+@pytest.mark.parametrize("name", [flow_edit.BLUEPRINT.title, p2p.BY_WORDS.title, p2p.BACKGROUND.title])
+def test_its_report_says_what_auto_chose(name, info):
+    graph = to_api(saved(name), info)
+    report, = (node["inputs"] for node in graph.values() if node["class_type"] == "PalimpsestEditReport")
+    assert "auto" in graph[report["about"][0]]["inputs"].values()
+    assert info[graph[report["about"][0]]["class_type"]]["output_name"][report["about"][1]] == "settings"
 
 
 def on_the_miniature(name, info):

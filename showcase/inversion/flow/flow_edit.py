@@ -43,14 +43,14 @@ def by_words(c):
         target = inverted_by(c, p, settings)
         c.column(290)
         found = c.node("PalimpsestDiffEditMask", None, 260, model=p.model, source=p.words["source"],
-                       target=p.words["target"], latent=p.latent, threshold=rest, rule="auto")["MASK"]
-        mask = c.node("GrowMask", "A cell wider", mask=found, expand=1)["MASK"]
+                       target=p.words["target"], latent=p.latent, threshold=rest, rule="auto")
+        mask = c.node("GrowMask", "A cell wider", mask=found["MASK"], expand=1)["MASK"]
     c.row()
     with c.group("3  Edit", BROWN):
         c.column(320)
         blended = c.node("PalimpsestLatentBlend", model=p.model, inversion=p.inversion, mask=mask)["MODEL"]
         folds.sampled(c, p, blended, target, settings.start, settings.cfg[1])
-    folds.given_back(c, p, mask)
+    folds.given_back(c, p, mask, found["settings"])
 
 
 BLUEPRINT = Blueprint(
