@@ -154,7 +154,7 @@ def test_its_settings_are_what_it_said_of_each_picture_or_what_was_set(caplog):
     caplog.set_level("INFO")
     model = model_of("sd15")
     said = diffedit(model, rule="auto", batch=2, told=1).split("\n")
-    assert len(said) == 2 and said == [record.getMessage() for record in caplog.records if "auto" in record.getMessage()]
+    assert len(said) == 2 and said == [text for text in caplog.messages if "auto" in text]
     assert diffedit(model, threshold=0.3, told=1) == "mask: threshold 0.3, clamp 3"
 
 
