@@ -116,6 +116,15 @@ def with_words(clip, words: Mapping[str, Mapping[str, Tensor]]):
     return m
 
 
+def lora_sizes(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """A LoRA's rank and alpha as other programs' metadata have them; nothing of changes that are no LoRA."""
+    ranks = {len(value) for name, value in weights.items() if name.endswith(".lora_down.weight")}
+    alphas = {float(value) for name, value in weights.items() if name.endswith(".alpha")}
+    if len(ranks) != 1 or len(alphas) != 1:
+        return {}
+    return {"ss_network_module": "networks.lora", "ss_network_dim": str(*ranks), "ss_network_alpha": f"{min(alphas):g}"}
+
+
 def lora_file(weights: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
     """The bytes of a LoRA's file. about: its metadata."""
     return save({name: value.contiguous() for name, value in weights.items()}, dict(about))

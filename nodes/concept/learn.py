@@ -1,6 +1,7 @@
 """Learn, Apply and Save Concept."""
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -13,7 +14,7 @@ from ...editing.watching import Watch
 from ...editing.word_files import SUFFIX as WORD
 from ...editing.word_files import word_file
 from ...host.canvas import log, note
-from ...host.concept_files import embedding_file, lora_file
+from ...host.concept_files import embedding_file, lora_file, lora_sizes
 from ...host.hooks import with_weights_on
 from ..search import aliases
 from .widgets import ConceptImagesType, ConceptType, ObjectiveType, TrainableType
@@ -194,17 +195,20 @@ def check_folder(kind):
 
 def saved(concept, name, precision) -> list[Path]:
     """Writes a concept's files."""
-    about = {"modelspec.title": name, "palimpsest": json.dumps(dict(concept.notes))}
     files = []
-    if concept.weights:
-        path = _path(f"loras/{name}")
-        weights = {key: value.half() if precision == "fp16" else value for key, value in concept.weights.items()}
-        path.write_bytes(lora_file(weights, about))
-        files.append(path)
     for word, vectors in concept.words.items():
         path = _path(f"embeddings/{word}")
         path.write_bytes(embedding_file(vectors))
         files.append(path)
+    if concept.weights:
+        words = (*(path.stem for path in files), *concept.tables)
+        called = [f"embedding:{word}" for word in words] or [concept.notes.get("identifier", "")]
+        about = {"modelspec.title": name, "modelspec.trigger_phrase": " ".join(called), **lora_sizes(concept.weights),
+                 "palimpsest": json.dumps({**concept.notes, "base": asdict(concept.fingerprint)})}
+        path = _path(f"loras/{name}")
+        weights = {key: value.half() if precision == "fp16" else value for key, value in concept.weights.items()}
+        path.write_bytes(lora_file(weights, about))
+        files.insert(0, path)
     for word in concept.tables:
         path = _path(f"concepts/{word}", WORD)
         path.write_bytes(word_file(concept, word))

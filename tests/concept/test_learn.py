@@ -6,6 +6,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
+from palimpsest.host.sampling import fingerprint
 from palimpsest.miniature.model import load_miniature
 from palimpsest.nodes.concept import learn
 from palimpsest.nodes.concept.custom_diffusion import PalimpsestLearnKV
@@ -52,7 +53,7 @@ def test_from_pictures_to_files_that_the_hosts_loaders_read(tmp_path, monkeypatc
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     model, clip, vae = parts()
     trained = PalimpsestNewWord.execute("my-star", "star", 1, 1e-2).result[0]
-    trained = PalimpsestLearnLoRA.execute(1e-2, 4, 0.0, "all", False, trained).result[0]
+    trained = PalimpsestLearnLoRA.execute(1e-2, 4, 2.0, "all", False, trained).result[0]
     others, pictures = PalimpsestClassImages.execute(
         model, clip, vae, "star", "a photo of a *\na sketch of a *", 3, 128, 128, 2, 3.0, "ddim", "ddim_uniform",
         0).result
@@ -67,7 +68,11 @@ def test_from_pictures_to_files_that_the_hosts_loaders_read(tmp_path, monkeypatc
     assert files == ["loras/my-concept_00001_.safetensors", "embeddings/my-star_00001_.safetensors"]
     assert PalimpsestSaveConcept.execute(concept, "my-concept", "fp32").result[0].startswith("loras/my-concept_00002_")
     with safe_open(tmp_path / files[0], "pt") as file:
-        about = json.loads(file.metadata()["palimpsest"])
+        said = file.metadata()
+    about = json.loads(said["palimpsest"])
+    assert said["modelspec.trigger_phrase"] == "embedding:my-star_00001_"
+    assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("4", "2")
+    assert about["base"] == dataclasses.asdict(fingerprint(model))
     assert about["steps"] == 2 and about["captions"] == [e.caption for e in concept_images().examples]
     monkeypatch.setattr(folder_paths, "get_full_path_or_raise", lambda kind, name: str(tmp_path / name))
     theirs, _ = nodes.LoraLoader().load_lora(model, clip, files[0], 1.0, 0.0)
@@ -168,6 +173,8 @@ def test_names_and_folders_that_no_loader_would_find_are_refused_first(tmp_path,
             PalimpsestSaveConcept.execute(concept, name, "fp16")
     file, = PalimpsestSaveConcept.execute(concept, "dogs/my dög", "fp16").result
     assert file == "loras/dogs/my dög_00001_.safetensors"
+    with safe_open(tmp_path / file, "pt") as held:
+        assert held.metadata()["modelspec.trigger_phrase"] == "sks"
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "file"))
     monkeypatch.setattr(learn, "learn_concept", None)  # would be an error of another kind
