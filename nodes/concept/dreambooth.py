@@ -105,8 +105,8 @@ class PalimpsestLearnSubject(io.ComfyNode):
                 io.String.Input("noun", default="dog", tooltip="What it is, in a word that the model knows."),
                 io.String.Input("identifier", default=RARE, tooltip=(
                     "What your subject is called in prompts, before the noun: 'a photo of a sks dog'. A rare token. "
-                    f"diffusers: {RARE}. Or a new word, embedding:NAME, which is learned with the weights: your subject "
-                    "keeps more of its looks in new places. Its file goes where ComfyUI's embeddings are.")),
+                    f"diffusers: {RARE}. Or a new word, embedding:NAME, which is learned with the weights: your "
+                    "subject keeps more of its looks in new places. Its file goes where ComfyUI's embeddings are.")),
                 io.Int.Input("steps", default=500, min=1, max=100_000,
                              tooltip="The most updates. diffusers: 500. The miniature: 300."),
                 rate_input(1e-4, "diffusers: 1e-4. The miniature: 2e-3 to 4e-3."),
