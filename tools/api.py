@@ -16,8 +16,7 @@ PATH = ROOT / "docs" / "api.json"
 def draw(c: Canvas):
     model = c.node("PalimpsestLoadMiniature", "model")
     photo = c.node("LoadImage", "photo", image="photo.png")
-    sized = c.node("ImageScale", "size", image=photo["IMAGE"], upscale_method="area", width=128, height=128,
-                   crop="center")
+    sized = c.node("PalimpsestModelSize", "size", model=model["MODEL"], image=photo["IMAGE"])
     # of its own, because the host inverts again when anything before the inversion changes, the target too
     shown = c.node("PalimpsestPromptEdit", "shown", clip=model["CLIP"], source="", target="")
     words = c.node("PalimpsestPromptEdit", "words", clip=model["CLIP"], source="", target="")
@@ -38,8 +37,8 @@ def draw(c: Canvas):
                      negative=negative["CONDITIONING"], sampler=start["sampler"], sigmas=start["sigmas"],
                      latent_image=start["latent"], add_noise=False, noise_seed=0, cfg=3.0)
     decoded = c.node("VAEDecode", "decoded", samples=sampled["output"], vae=model["VAE"])
-    kept = c.node("ImageCompositeMasked", "kept", destination=sized["IMAGE"], source=decoded["IMAGE"],
-                  mask=mask["MASK"])
+    kept = c.node("ImageCompositeMasked", "kept", destination=photo["IMAGE"], source=decoded["IMAGE"],
+                  resize_source=True, mask=mask["MASK"])
     c.node("SaveImage", "saved", images=kept["IMAGE"], filename_prefix="palimpsest/edited")
 
 

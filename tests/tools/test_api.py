@@ -71,6 +71,18 @@ def test_the_script_edits_a_photo_on_the_server_and_says_how_far_it_is(run, serv
     assert np.abs(other - picture).max() > 0.1
 
 
+def test_a_photo_of_another_shape_comes_back_in_its_own_size_untouched_around_the_edit(run, server, tmp_path):
+    wide = Image.open(tmp_path / "photo.png").resize((300, 211), Image.Resampling.BICUBIC)
+    wide.save(tmp_path / "photo.png")
+    found, picture = run("script", "photo.png", EDIT.source_text, EDIT.target_text, WORDS, "edited.png", server.url)
+    assert found.returncode == 0, found.stderr
+    assert picture.shape == (211, 300, 3)
+    kept = (picture == np.asarray(wide, np.float32) / 255).all(-1)
+    assert kept.mean() > 0.3 and kept[:, -60:].all()
+    small = Image.fromarray((picture * 255).round().astype(np.uint8)).resize((128, 128), Image.Resampling.BICUBIC)
+    assert shows_the_edit(np.asarray(small, np.float32) / 255)
+
+
 def test_it_ends_with_the_hosts_words_where_a_run_fails_or_is_refused(run, server, tmp_path):
     arguments = "photo.png", EDIT.source_text, EDIT.target_text, "horse", "edited.png", server.url
     found, picture = run("script", *arguments)
