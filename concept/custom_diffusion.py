@@ -9,8 +9,8 @@ Differs from the paper: its class pictures are real ones, found by their caption
 its ablation and diffusers' script have it. Concepts are joined by loading two files; the constrained merge (Eq. 4 to 6)
 is not built. ΔW is learned, from 0. The start token's keys and values learn with the others, where diffusers stops
 their gradient.
-Checked against: diffusers' train_custom_diffusion.py, its loss with the prior and the gradients, but for the start
-token's; Prompt-to-Prompt with what was learned.
+Checked against: diffusers' train_custom_diffusion.py, its loss with the prior and its processors' gradients with the
+start token's added; Prompt-to-Prompt with what was learned.
 """
 from dataclasses import dataclass
 

@@ -68,9 +68,9 @@ def drawn(model, count, batch, generator):
             for n in numbers]
 
 
-def diffusers_step(model, clip, given, prior, weight, batch, seed, learns=lambda name: True):
+def diffusers_step(model, clip, given, prior, weight, batch, seed, learns=lambda name: True, prepare=id, norm=1.0):
     """(loss, {their name: gradient}) of one step as in diffusers' train_dreambooth.py: ε, MSE, the prior's rows in the
-    second half of the batch, gradients clipped at norm 1."""
+    second half of the batch, gradients clipped. prepare: changes their network first."""
     generator = torch.Generator().manual_seed(seed)
     rows = drawn(model, len(given.examples), batch, generator)
     shown = [(given.examples[n], given.identifier, *rest) for n, *rest in rows]
@@ -79,6 +79,7 @@ def diffusers_step(model, clip, given, prior, weight, batch, seed, learns=lambda
         shown += [(prior.examples[n], "", *rest) for n, *rest in rows]
     with torch.inference_mode(False):
         unet = twin.unet(model)
+        prepare(unet)
         trained = {name: w for name, w in unet.named_parameters() if learns(name)}
         scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         clean = torch.stack([model.model.process_latent_in(e.latent.clone()) for e, *_ in shown])
@@ -93,7 +94,7 @@ def diffusers_step(model, clip, given, prior, weight, batch, seed, learns=lambda
         else:
             loss = mse(predicted, noise)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained.values(), norm)
     return float(loss), {name: w.grad for name, w in trained.items()}
 
 
