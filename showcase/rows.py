@@ -8,6 +8,7 @@ from ..nodes.attention.p2p import PalimpsestAttentionInject
 from . import LAST
 
 NO_INVERSION = "no inversion"
+LATER = 0.25  # of the schedule: begun there a pose changes as often and keeps more
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from ...nodes.blending.local_blend import PalimpsestLatentBlend
 from .. import Example
 from ..drawing import CFG, Workflow, inverted
 from ..pictures import sample, scene, show_mask
-from ..rows import SceneRow, inject, inject_auto, output
+from ..rows import LATER, SceneRow, inject, inject_auto, output
 
 
 def masked(c, p, inversion):
@@ -51,4 +51,7 @@ EXAMPLE = Example(
             SceneRow("Inject + Latent Blend (DiffEdit's mask, both auto)",
                      partial(edit, before=inject_auto, rule="auto"), 26, crossed=True),
             SceneRow("Inject + Latent Blend (DiffEdit's mask, both auto), CFG 3",
-                     partial(edit, before=inject_auto, rule="auto"), 27, on="FlowEdit, CFG 3", cfg=3.0)))
+                     partial(edit, before=inject_auto, rule="auto"), 27, on="FlowEdit, CFG 3", cfg=3.0),
+            SceneRow("Inject + Latent Blend (DiffEdit's mask, both auto), CFG 3, start 0.25",
+                     partial(edit, before=inject_auto, rule="auto"), 27, on="FlowEdit, CFG 3", cfg=3.0, start=LATER,
+                     kinds=("pose",))))

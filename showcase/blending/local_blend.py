@@ -4,7 +4,7 @@ from ...nodes.blending.local_blend import PalimpsestLatentBlend
 from .. import Example
 from ..drawing import CFG, WORDS, inverted
 from ..pictures import ALONE, sample, scene, stored
-from ..rows import CostRow, SceneRow, inject, inject_auto, names, on_inversion, output
+from ..rows import LATER, CostRow, SceneRow, inject, inject_auto, names, on_inversion, output
 
 
 def page(c, label):
@@ -50,6 +50,9 @@ EXAMPLE = Example(
                      on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 18, cfg=2.0),
             SceneRow("Inject (auto) + Latent Blend (true mask), CFG 3",
                      on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 17, on="FlowEdit, CFG 3", cfg=3.0),
+            SceneRow("Inject (auto) + Latent Blend (true mask), CFG 3, start 0.25",
+                     on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 17, on="FlowEdit, CFG 3", cfg=3.0,
+                     start=LATER, kinds=("pose",)),
             SceneRow("Inject + Latent Blend (words)", of_words, 22, kinds=LOCAL, singly=True)),
     costs=(CostRow("Attention Inject, Latent Blend by words", by_words, 30, large=True, joint=True),),
     elsewhere="Change a word, step by step (Prompt-to-Prompt)")

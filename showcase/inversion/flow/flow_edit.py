@@ -97,13 +97,15 @@ def found(c, p, inversion):
 
 WORKFLOW = Workflow(
     "Change anything, with no mask of your own (FlowEdit)",
-    "2. On SD: 50 steps, one CFG for both prompts, 3 (4 where something is added). A MASK of your own goes into "
-    "*Latent Blend*.\n\nNo way back to the noise: the picture moves along the difference of what both prompts say. "
-    "DiffEdit Mask finds where, Attention Inject's `auto` reads the kind of edit off the words. Of all that needs no "
-    "mask this comes nearest on the miniature.",
+    "2. On SD: 50 steps, one CFG for both prompts, 3 (4 where something is added). For a pose, Replay's `start` at "
+    "0.25. A MASK of your own goes into *Latent Blend*.\n\nNo way back to the noise: the picture moves along the "
+    "difference of what both prompts say. DiffEdit Mask finds where, Attention Inject's `auto` reads the kind of edit "
+    "off the words. Of all that needs no mask this comes nearest on the miniature.",
     found, 65, invert=alike, seed=114, hard=True,
     rows=("FlowEdit, CFG 3, Inject + Latent Blend (DiffEdit's mask, both auto), CFG 3",
           "FlowEdit, CFG 3, Inject (auto) + Latent Blend (true mask), CFG 3",
+          "FlowEdit, CFG 3, Inject + Latent Blend (DiffEdit's mask, both auto), CFG 3, start 0.25",
+          "FlowEdit, CFG 3, Inject (auto) + Latent Blend (true mask), CFG 3, start 0.25",
           "FlowEdit, Inject + Latent Blend (DiffEdit's mask, both auto)", "FlowEdit, Inject + Latent Blend (both auto)",
           "FlowEdit, Inject (auto) + Latent Blend (true mask)"))
 EXAMPLE = Example(
