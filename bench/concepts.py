@@ -5,7 +5,7 @@
 A subject (miniature/subjects.py) is an object with two colours, a pattern and a mark that no caption states. Each
 method learns it from four pictures, with and without class-prior preservation, at the settings below.
 match: dB to exact renders inside the object, on seen and unseen grounds, and how far that is below the subject's own
-pictures through the autoencoder, which have 17 to 26. Another subject has 8.
+pictures through the autoencoder, which have 17 to 24. Another subject has 8.
 class: the share of pictures of other objects of the class, and of other classes, whose colour, shape and ground read
 as their captions say.
 drift: dB between those pictures and the ones that the frozen model makes of the same noise. Higher is less drift.
@@ -14,8 +14,9 @@ seconds: of one core, without class pictures.
 
 With masks, what lies outside of the subject is not learned. DreamArtist has the first picture alone, Break-A-Scene one
 picture that shows the next subject too, its words learn for all the steps and then a LoRA does.
-Learn a Subject looks at itself ten times and keeps the best look.
-The prior keeps to what the frozen model predicted of pictures of its class, half of them of the bare noun.
+Learn a Subject and the new word look at themselves ten times and keep the best look.
+The prior keeps to what the frozen model predicted of pictures of its class, half of them of the bare noun. With a new
+word these stand on the grounds of the subject's pictures alone, so that nothing says what the subject is on others.
 
 Each learned concept gives one JSON line in output/concepts.jsonl. A line that exists is not measured again. Prints a
 table of all lines that were asked for and exist, and writes it to bench/results/concepts.json, with 95 % intervals over
@@ -58,11 +59,13 @@ ROOT = Path(__file__).parents[1]
 LINES, RESULTS = ROOT / "output" / "concepts.jsonl", ROOT / "bench" / "results" / "concepts.json"
 SUBJECT = "DreamBooth, LoRA as in Learn a Subject"
 MASKED = f"{SUBJECT}, with masks"
+NAMED = "DreamBooth, LoRA and a new word"
 TWO_WORDS, PARTS = "DreamArtist, one picture", "Break-A-Scene, one picture of two"
 WORD, OTHER = "subject", "other"  # names of what is learned
 METHODS = {
     SUBJECT: lambda noun: [LoRA(4e-3, 8, layers="all", text_encoder=True)],
     MASKED: lambda noun: [LoRA(4e-3, 8, layers="all", text_encoder=True)],
+    NAMED: lambda noun: [TextualInversion(WORD, noun, 1, 2e-2), LoRA(4e-3, 8, layers="all", text_encoder=True)],
     "DreamBooth, all weights": lambda noun: [AllWeights(2e-4)],
     "Textual Inversion": lambda noun: [TextualInversion(WORD, noun, 1, 5e-2)],
     "P+": lambda noun: [ExtendedTextualInversion(WORD, noun, 1, 5e-2)],
@@ -74,7 +77,8 @@ METHODS = {
     TWO_WORDS: lambda noun: [TextualInversion(name, noun, 1, 5e-2) for name in (WORD, WORD + ENDING)],
     PARTS: lambda noun: [LoRA(2e-3, 8, layers="all")],  # under the words, which learn before
 }
-WORDS = "Textual Inversion", "P+", "ProSpect", "NeTI", TWO_WORDS, PARTS  # which are learned without a prior
+ALONE = "Textual Inversion", "P+", "ProSpect", "NeTI", TWO_WORDS, PARTS  # words that are learned without a prior
+WORDS = *ALONE, NAMED
 OBJECTIVES = {TWO_WORDS: PositiveNegative(f"embedding:{WORD}{ENDING}", 3.0), PARTS: MaskAttention()}
 BATCH, PICTURES, SAMPLED, CFG = 4, 4, 20, 3.0
 NUMBERS = "seen", "unseen", "class", "drift", "noun", "seconds", "ceiling"
@@ -114,11 +118,11 @@ class Lab:
             self.made[key] = self.sample(self.model, self.clip, texts, seed)
         return self.made[key]
 
-    def prior(self, noun) -> ConceptImages:
-        """Pictures of the class: one of every colour, and as many of the bare noun, on every ground."""
+    def prior(self, noun, grounds) -> ConceptImages:
+        """Pictures of the class: one of every colour, and some more of the bare noun, on these grounds."""
         pairs = [(c, g) for c, g in zip(scenes.COLOURS, scenes.GROUNDS * 3) if (c, g) not in scenes.CLASHES]
         texts = [f"a photo of a {c} {noun} on a {g} background" for c, g in pairs]
-        texts += [f"a photo of a {noun} on a {g} background" for g in scenes.GROUNDS for _ in range(2)]
+        texts += [f"a photo of a {noun} on a {g} background" for g in grounds for _ in range(12 // len(grounds))]
         latents = self.vae.encode(self.frozen(tuple(texts), 99))
         return ConceptImages(tuple(Example(z, text) for z, text in zip(latents, texts)))
 
@@ -161,14 +165,15 @@ def ceiling(lab, number) -> float:
 
 def measure(lab, number, method, with_prior, seed, steps) -> dict:
     one, images, model, clip = subject(number), given(lab, number, method), lab.model, lab.clip
-    prior = Prior(lab.prior(one.noun), 1.0, predicted=True) if with_prior else None
+    grounds = SEEN if method == NAMED else scenes.GROUNDS
+    prior = Prior(lab.prior(one.noun, grounds), 1.0, predicted=True) if with_prior else None
     objective, word = OBJECTIVES.get(method), f"embedding:{WORD}"
     began = time.process_time()
     if method == PARTS:
         both = [TextualInversion(name, subject(n).noun, 1, 5e-2) for name, n in ((WORD, number), (OTHER, number + 1))]
         model, clip = applied(model, clip, learn_concept(model, clip, images, both, None, steps, BATCH, seed,
                                                          objective=objective))
-    watch = Watch(max(steps // 10, 1)) if method.startswith(SUBJECT) else None
+    watch = Watch(max(steps // 10, 1)) if method.startswith(SUBJECT) or method == NAMED else None
     learned = learn_concept(model, clip, images, METHODS[method](one.noun), prior, steps, BATCH, seed, watch=watch,
                             objective=objective)
     seconds = time.process_time() - began
@@ -230,7 +235,7 @@ def main():
     with torch.inference_mode():
         lab = None if args.table else Lab()
         asked = [(n, m, p, s, args.steps) for n in range(args.subjects) for s in range(args.seeds) for m in args.only
-                 for p in (False, True) if not (p and m in WORDS)]
+                 for p in (False, True) if not (p and m in ALONE)]
         for key in asked:
             if lab and key not in rows:
                 rows[key] = dict(zip(keys, key)) | measure(lab, *key)
