@@ -91,6 +91,9 @@ def layers_of(text, model, default) -> frozenset:
 InversionType = io.Custom("INVERSION")
 
 
+OTHER_FLOWS = " Other flow models: the same (ours, untuned)."
+
+
 def inversion_inputs(method: Method, why="", which="Papers: ddim_uniform (leading spacing)."):
     """MODEL, source, LATENT, steps and scheduler: the first inputs of an inversion node. `sigmas_input()` goes last."""
     return [

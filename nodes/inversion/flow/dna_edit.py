@@ -18,7 +18,8 @@ class PalimpsestDNAEditInvert(io.ComfyNode):
             **aliases("direct noise alignment", "mobile velocity guidance", "MVG", "flux editing", "SD3 editing",
                       "rectified flow editing", "flow inversion"),
             inputs=[
-                *inversion_inputs(METHOD, "Number of steps. Paper's code: 28 on Flux, 40 on SD3.5.",
+                *inversion_inputs(METHOD, "Number of steps. Paper's code: 28 on Flux, 40 on SD3.5. Other flow "
+                                          "models: 28 (ours, untuned).",
                                   "Paper's code: simple."),
                 setting_input(METHOD, "mvg", step=0.05, tooltip=(
                     "How freely Replay follows the target. Below 1 each step is drawn to the source, moved along with "

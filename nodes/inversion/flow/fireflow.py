@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ....editing.inverting import invert
 from ....inversion.flow.fireflow import METHOD
 from ...search import aliases
-from ...widgets import inversion_inputs, inversion_outputs, sigmas_input
+from ...widgets import OTHER_FLOWS, inversion_inputs, inversion_outputs, sigmas_input
 
 
 class PalimpsestFireFlowInvert(io.ComfyNode):
@@ -20,7 +20,7 @@ class PalimpsestFireFlowInvert(io.ComfyNode):
                       "few step inversion", "unsampler for flux"),
             inputs=[
                 *inversion_inputs(METHOD, "Number of steps. More steps reconstruct better. Paper: 8, and 15 to keep "
-                                          "more of the picture.", "Paper, on Flux: simple."),
+                                          "more of the picture." + OTHER_FLOWS, "Paper, on Flux: simple."),
                 sigmas_input()],
             outputs=inversion_outputs(own_reverse=True))
 

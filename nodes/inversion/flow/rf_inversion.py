@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ....editing.inverting import invert
 from ....inversion.flow.rf_inversion import METHOD
 from ...search import aliases
-from ...widgets import inversion_inputs, inversion_outputs, setting_input, sigmas_input
+from ...widgets import OTHER_FLOWS, inversion_inputs, inversion_outputs, setting_input, sigmas_input
 
 
 class PalimpsestRFInversionInvert(io.ComfyNode):
@@ -18,7 +18,8 @@ class PalimpsestRFInversionInvert(io.ComfyNode):
             **aliases("RF inversion", "rf-inversion", "flux inversion", "controlled inversion", "stylize a photo",
                       "unsampler for flux"),
             inputs=[
-                *inversion_inputs(METHOD, "Number of steps. Paper: 28.", "Paper, on Flux: simple."),
+                *inversion_inputs(METHOD, "Number of steps. Paper, on Flux: 28." + OTHER_FLOWS,
+                                  "Paper, on Flux: simple."),
                 setting_input(METHOD, "gamma", step=0.01, tooltip=(
                     "How far the way is drawn to fresh noise. 0 is DDIM Invert, 1 is the picture noised. Higher edits "
                     "more. Paper: 0.5.")),

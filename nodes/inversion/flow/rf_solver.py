@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ....editing.inverting import invert
 from ....inversion.flow.rf_solver import METHOD
 from ...search import aliases
-from ...widgets import inversion_inputs, inversion_outputs, sigmas_input
+from ...widgets import OTHER_FLOWS, inversion_inputs, inversion_outputs, sigmas_input
 
 
 class PalimpsestRFSolverInvert(io.ComfyNode):
@@ -19,7 +19,7 @@ class PalimpsestRFSolverInvert(io.ComfyNode):
                       "second order inversion", "unsampler for flux"),
             inputs=[
                 *inversion_inputs(METHOD, "Number of steps, of two evaluations each. More steps reconstruct better. "
-                                          "Paper's code: 25.", "Paper, on Flux: simple."),
+                                          "Paper's code, on Flux: 25." + OTHER_FLOWS, "Paper, on Flux: simple."),
                 sigmas_input()],
             outputs=inversion_outputs(own_reverse=True))
 

@@ -19,7 +19,7 @@ class PalimpsestUniInvert(io.ComfyNode):
             inputs=[
                 *inversion_inputs(METHOD, (
                     "Number of steps. More steps reconstruct better. Paper: 15 to edit, 30 (Flux) and 50 (SD3) to "
-                    "reconstruct."), "Paper, on Flux: simple."),
+                    "reconstruct. Other flow models: 15 (ours, untuned)."), "Paper, on Flux: simple."),
                 sigmas_input()],
             outputs=inversion_outputs())
 
