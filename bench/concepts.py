@@ -119,7 +119,7 @@ class Lab:
         return self.made[key]
 
     def prior(self, noun, grounds) -> ConceptImages:
-        """Pictures of the class: one of every colour, and some more of the bare noun, on these grounds."""
+        """Pictures of the class: one of every colour, on any ground, and twelve of the bare noun, on these grounds."""
         pairs = [(c, g) for c, g in zip(scenes.COLOURS, scenes.GROUNDS * 3) if (c, g) not in scenes.CLASHES]
         texts = [f"a photo of a {c} {noun} on a {g} background" for c, g in pairs]
         texts += [f"a photo of a {noun} on a {g} background" for g in grounds for _ in range(12 // len(grounds))]
