@@ -32,7 +32,7 @@ SEARCHES = {
     "invert image": "DDIMInvert",
     "rf inversion": "RFInversionInvert",
     "flux inversion": "FireFlowInvert RFSolverInvert RFInversionInvert UniInvert",
-    "flux edit": "FeatureShare",  # behind the blueprints for Flux
+    "flux edit": "FeatureShare MidStepFeatures UniEditGuidance",  # behind the blueprints for Flux
     "flowedit": "FlowEditInvert",
     "fireflow": "FireFlowInvert",
     "kv-edit": "FeatureShare",

@@ -80,8 +80,13 @@ def search_nodes(page, text):
     """Types into the node search that a double click on an empty canvas opens."""
     page.evaluate("app.graph.clear()")
     page.wait_for_function("!document.querySelector('[data-node-id]')")
-    page.mouse.dblclick(700, 600)
-    page.get_by_role("combobox").last.fill(text)
+    field = page.get_by_role("dialog").get_by_role("combobox")
+    for _ in range(20):  # a canvas that is still being drawn takes no double click
+        page.mouse.dblclick(700, 600)
+        page.wait_for_timeout(1000)
+        if field.count():
+            break
+    field.last.fill(text)
 
 
 def load_short(view, name):
