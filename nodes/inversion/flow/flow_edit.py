@@ -28,11 +28,16 @@ class PalimpsestFlowEditInvert(io.ComfyNode):
                     sigmas_input(),
                     setting_input(METHOD, "align", step=0.005, optional=True, tooltip=(
                         "How far each step is drawn to the source (FlowAlign, Kim et al. 2025). Paper: 0.01, with the "
-                        "source CONDITIONING as the negative of sampling and CFG 13.5. 0: FlowEdit."))],
+                        "source CONDITIONING as the negative of sampling and CFG 13.5. 0: FlowEdit.")),
+                    setting_input(METHOD, "n_avg", optional=True, tooltip=(
+                        "Noises a level, whose edits are averaged. Each costs as much as the first. Paper: 1.")),
+                    setting_input(METHOD, "n_min", optional=True, tooltip=(
+                        "Last steps that sample the target prompt alone. They draw fine detail again, but outside of "
+                        "Latent Blend's mask. Paper: 0."))],
             outputs=inversion_outputs(own_reverse=True))
 
     @classmethod
     def execute(cls, model, source, latent, steps, scheduler, seed, cfg, negative=None, sigmas=None,
-                align=0.0) -> io.NodeOutput:
+                align=0.0, n_avg=1, n_min=0) -> io.NodeOutput:
         return io.NodeOutput(*invert(METHOD, model, source, latent, steps, scheduler, sigmas, cfg, negative, seed=seed,
-                                     align=align))
+                                     align=align, n_avg=n_avg, n_min=n_min))

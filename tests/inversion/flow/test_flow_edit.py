@@ -1,4 +1,5 @@
 """FlowEdit against the authors' loop, its return on flow models, and editors beside it."""
+import dataclasses
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from flows import FRAMES, velocity
 from node_execution import executor  # noqa: F401
 from runs import relative
 
+HALF = (torch.arange(64) < 32).float().expand(1, 64, 64)  # the left one
 AUTHORS = json.loads((Path(__file__).parents[2] / "data" / "flow_edit.json").read_text())
 
 
@@ -46,6 +48,17 @@ def test_a_run_at_the_papers_guidance_passes_the_authors_latents():
     torch.testing.assert_close(found.flatten()[:8], torch.tensor(AUTHORS["edit"], dtype=torch.float64), rtol=1e-6,
                                atol=1e-6)
     assert relative(found, x) > 0.1
+
+
+@pytest.mark.parametrize("n_avg, n_min, edit", AUTHORS["averaged"])
+def test_several_noises_and_last_plain_steps_are_the_authors(n_avg, n_min, edit):
+    x, sigmas = noisy(1, 3, 5, 8), torch.tensor([*AUTHORS["sigmas"], 0.0], dtype=torch.float64)
+    path = flow_edit.noised_path(x.repeat(n_avg, 1, 1, 1), sigmas, 5, flow=True)
+    gaps = missed(guided(3.5, 0.3), path, sigmas, disable=True)
+    found = flow_edit.denoise(guided(13.5, -0.6), path[0], lambda i, _: path[i], lambda i, _: gaps[i], sigmas,
+                              disable=True, noises=(n_avg, 1), plain=sigmas[-1 - n_min])
+    assert found.shape == x.shape
+    torch.testing.assert_close(found.flatten()[:8], torch.tensor(edit, dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
 def test_a_run_with_the_source_as_the_negative_is_flow_aligns():
@@ -100,6 +113,37 @@ def test_the_source_prompt_at_its_guidance_returns_the_picture(family):
     assert relative(replay(model, inversion, 3.0, prompt=tiny.cond(seed=4)), latent["samples"]) > 1e-4
 
 
+def test_the_edits_of_a_levels_noises_are_averaged():
+    """Of two pictures, in two copies. An editor reads the source at each noise's own latent: with the source's prompt
+    the picture comes back."""
+    model = tiny.flux(output=0.05)
+    latent = picture(model, batch=2)
+    inversion = invert("FlowEdit", model, tiny.cond(), latent, 4, n_avg=3).inversion
+    found = replay(model, inversion, prompt=TARGET, repeat=2)
+    wanted = by_hand(inversion, velocity(model, tiny.cond()), velocity(model, TARGET), noises=3)[:2]
+    assert len(found) == 4 and relative(model.model.process_latent_in(found), wanted.repeat(2, 1, 1, 1)) < 1e-5
+    shared = PalimpsestMutualSelfAttention.execute(model, inversion, 0.0, 1.0, "", "", "", 0.1, True).result[0]
+    assert relative(replay(shared, inversion), latent["samples"]) < 1e-5
+    assert relative(found[:2], latent["samples"]) > 1e-4
+
+
+@pytest.mark.parametrize("family", ["flux", "sd15"])
+def test_the_last_steps_sample_the_target_alone(family):
+    """Over all steps that is the target from the source's first noise, whatever part of the run is asked for."""
+    model = {**tiny.FLOWS, **tiny.UNETS}[family](output=0.05)
+    latent, found = picture(model), {}
+    for steps in 0, 2, 4, 9:
+        inversion = invert("FlowEdit", model, tiny.cond(), latent, 4, n_min=steps).inversion
+        found[steps] = replay(model, inversion, prompt=TARGET)
+        blended = PalimpsestLatentBlend.execute(model, inversion, 0.0, "", "", 0.0, HALF).result[0]
+        kept = replay(blended, inversion, prompt=TARGET)[..., 4:]
+        assert inversion.provenance["evaluations"] == max(4 - steps, 0)
+        assert relative(kept, latent["samples"][..., 4:]) < 1e-5
+    plain = dataclasses.replace(inversion, method="DDIM", theta={})
+    assert relative(found[4], replay(model, plain, prompt=TARGET)) < 1e-5 and torch.equal(found[4], found[9])
+    assert all(relative(found[n], found[4]) > 1e-4 for n in (0, 2))
+
+
 OVERRIDE, TARGET = "optimized_attention_override", tiny.cond(seed=4)
 each_kind = pytest.mark.parametrize("family, layers, frames", [("flux", "d, s", ()), ("qwen", "d", (FRAMES,))])
 
@@ -111,23 +155,22 @@ def source_of(family, frames):
     return model, latent, invert("FlowEdit", model, tiny.cond(), {"samples": latent}, 3, "simple").inversion
 
 
-def by_hand(inversion, source, target, mask=1.0):
+def by_hand(inversion, source, target, mask=1.0, noises=1):
     """The edit along the difference of velocities where the mask is 1, in sampler space."""
     edit = torch.zeros_like(inversion.path[-1])
     for i, (n, c) in enumerate(zip(inversion.sigmas, inversion.sigmas[1:])):
         before, z = source(inversion.path[i], n), inversion.path[i] + edit
-        edit = edit + mask * (c - n) * (target(z, n) - before)
+        each = (target(z, n) - before).chunk(noises)
+        edit = edit + mask * (c - n) * torch.cat([sum(each) / noises] * noises)
     return inversion.path[-1] + edit
 
 
 @each_kind
 def test_latent_blend_edits_within_its_mask_alone(family, layers, frames):
     model, latent, inversion = source_of(family, frames)
-    left = torch.zeros(1, 64, 64)
-    left[..., :32] = 1
-    blended = PalimpsestLatentBlend.execute(model, inversion, 0.0, "", "", 0.0, left).result[0]
+    blended = PalimpsestLatentBlend.execute(model, inversion, 0.0, "", "", 0.0, HALF).result[0]
     found = model.model.process_latent_in(replay(blended, inversion, prompt=TARGET))
-    wanted = by_hand(inversion, velocity(model, tiny.cond()), velocity(model, TARGET), left[0, ::8, ::8])
+    wanted = by_hand(inversion, velocity(model, tiny.cond()), velocity(model, TARGET), HALF[0, ::8, ::8])
     assert relative(found, wanted) < 1e-5
     assert relative(found[..., 4:], inversion.path[-1][..., 4:]) < 1e-6
     moved = (found - inversion.path[-1])[..., :4]
