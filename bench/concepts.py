@@ -10,6 +10,10 @@ class: the share of pictures of other objects of the class, and of other classes
 as their captions say.
 drift: dB between those pictures and the ones that the frozen model makes of the same noise. Higher is less drift.
 noun: match of pictures of the bare noun. High means that every one of its class has become the subject.
+prompt: the share of the subject's pictures whose shape and ground read as their captions say.
+pres, div: of the DreamBooth paper, on eight pictures of "a photo of a NOUN". pres: how alike they and the pictures to
+    learn from are, the mean cosine of the reader's features; less is better. div: how unlike they are each other, the
+    mean of 1 - cosine; more is better. And both of the frozen model's pictures.
 seconds: of one core, without class pictures.
 
 With masks, what lies outside of the subject is not learned. DreamArtist has the first picture alone, Break-A-Scene one
@@ -51,7 +55,7 @@ from ..editing.word_spaces import prompt
 from ..metrics.pixels import psnr
 from ..miniature import scenes
 from ..miniature.model import load_miniature
-from ..miniature.reader import read
+from ..miniature.reader import features, read
 from ..miniature.subjects import SEEN, UNSEEN, match, subject, subject_scenes
 from .stats import paired_bootstrap
 
@@ -81,7 +85,8 @@ ALONE = "Textual Inversion", "P+", "ProSpect", "NeTI", TWO_WORDS, PARTS  # words
 WORDS = *ALONE, NAMED
 OBJECTIVES = {TWO_WORDS: PositiveNegative(f"embedding:{WORD}{ENDING}", 3.0), PARTS: MaskAttention()}
 BATCH, PICTURES, SAMPLED, CFG = 4, 4, 20, 3.0
-NUMBERS = "seen", "unseen", "class", "drift", "noun", "seconds", "ceiling"
+NUMBERS = ("seen", "unseen", "class", "drift", "noun", "seconds", "ceiling", "prompt", "pres", "div", "frozen_pres",
+           "frozen_div")
 
 
 class Lab:
@@ -157,10 +162,14 @@ def given(lab, number, method) -> ConceptImages:
                                for i, (z, mask) in enumerate(zip(latents, masks))), RARE)
 
 
+def exact(number) -> torch.Tensor:
+    """A subject's pictures [4,H,W,3]."""
+    return torch.stack([torch.from_numpy(scenes.render(s)) for s in subject_scenes(number, PICTURES)])
+
+
 def ceiling(lab, number) -> float:
     """The match of a subject's own pictures through the autoencoder."""
-    pictures = torch.stack([torch.from_numpy(scenes.render(s)) for s in subject_scenes(number, PICTURES)])
-    return float(match(lab.vae.decode(lab.vae.encode(pictures)), subject(number)).mean())
+    return float(match(lab.vae.decode(lab.vae.encode(exact(number))), subject(number)).mean())
 
 
 def measure(lab, number, method, with_prior, seed, steps) -> dict:
@@ -188,9 +197,22 @@ def measure(lab, number, method, with_prior, seed, steps) -> dict:
     right = [all(seen.get(n) == want["objects"][0][n] for n in ("shape", "colour")) and seen["ground"] == want["ground"]
              for seen, want in zip(read(others), wanted)]
     noun = lab.sample(model, clip, [one.caption(g).replace(f"{SLOT} ", "") for g in SEEN], 13)
+    told = [seen["shape"] == one.noun and seen["ground"] == g for g, seen in zip((*SEEN, *UNSEEN), read(shown))]
+    same, own = (f"a photo of a {one.noun}",) * 8, exact(number)
+    pres, div = preserved(lab.sample(model, clip, same, 14), own)
+    frozen_pres, frozen_div = preserved(lab.frozen(same, 14), own)
     return {"seen": float(found[:len(SEEN)].mean()), "unseen": float(found[len(SEEN):].mean()),
             "class": sum(right) / len(right), "drift": float(psnr(others, before).mean()),
-            "noun": float(match(noun, one).mean()), "seconds": seconds, "ceiling": ceiling(lab, number)}
+            "noun": float(match(noun, one).mean()), "seconds": seconds, "ceiling": ceiling(lab, number),
+            "prompt": sum(told) / len(told), "pres": pres, "div": div, "frozen_pres": frozen_pres,
+            "frozen_div": frozen_div}
+
+
+def preserved(pictures, own) -> tuple:
+    """(PRES, DIV) of pictures of the bare noun, beside the subject's own."""
+    found, subjects = features(pictures), features(own)
+    others = ~torch.eye(len(found), dtype=torch.bool)
+    return float((found @ subjects.T).mean()), float(1 - (found @ found.T)[others].mean())
 
 
 def interval(values) -> tuple:
@@ -202,13 +224,15 @@ def interval(values) -> tuple:
 
 
 def table(measured) -> str:
-    lines = ["| | n | match, seen (below the ceiling) | unseen | class right | drift | bare noun | seconds |",
-             "|---|" + "---|" * 7]
+    lines = ["| | n | match, seen (below the ceiling) | unseen | prompt right | class right | drift | bare noun | "
+             "PRES (frozen) | DIV (frozen) | seconds |", "|---|" + "---|" * 10]
     for name, row in measured.items():
         said = {n: _decibels(*row[n]) for n in ("seen", "unseen", "drift", "noun")}
         said |= {n: f"{said[n]} ({row['ceiling'][0] - row[n][0]:.1f})" for n in ("seen", "unseen")}
-        cells = [str(row["n"]), said["seen"], said["unseen"], f"{row['class'][0]:.0%}", said["drift"], said["noun"],
-                 f"{row['seconds'][0]:.0f}"]
+        prompt, *paper = [""] * 3 if "prompt" not in row else [f"{row['prompt'][0]:.0%}", *(
+            f"{row[n][0]:.2f} ({row[f'frozen_{n}'][0]:.2f})" for n in ("pres", "div"))]
+        cells = [str(row["n"]), said["seen"], said["unseen"], prompt, f"{row['class'][0]:.0%}", said["drift"],
+                 said["noun"], *paper, f"{row['seconds'][0]:.0f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -230,8 +254,7 @@ def main():
     kept = [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()] if LINES.exists() else []
     rows, keys = {}, ("subject", "method", "prior", "seed", "steps")
     for row in kept:
-        if row.keys() >= {*NUMBERS}:
-            rows[tuple(row[key] for key in keys)] = row
+        rows[tuple(row[key] for key in keys)] = row
     with torch.inference_mode():
         lab = None if args.table else Lab()
         asked = [(n, m, p, s, args.steps) for n in range(args.subjects) for s in range(args.seeds) for m in args.only
@@ -247,7 +270,7 @@ def main():
         for prior in (False, True):
             mine = [rows[key] for key in asked if key[1:3] == (method, prior) and key in rows]
             if mine:
-                found = {n: interval([r[n] for r in mine]) for n in NUMBERS}
+                found = {n: interval(had) for n in NUMBERS if (had := [r[n] for r in mine if n in r])}
                 measured[f"{method}{', prior' * prior}"] = {"n": len(mine), **found}
     print(table(measured))
     result = {"settings": {"subjects": args.subjects, "seeds": args.seeds, "steps": args.steps, "batch": BATCH},

@@ -26,13 +26,22 @@ def probabilities(images: torch.Tensor, batch: int = 32) -> dict[str, torch.Tens
     The attributes are shape, colour, material and pose of the first object (left or upper), the same with "#2" for the
     second object, ground, style and count. Other picture sizes raise ValueError.
     """
+    with torch.inference_mode():
+        logits = [_net()(part) for part in _shown(images).split(batch)]
+        return {head: torch.cat([part[head] for part in logits]).softmax(-1) for head in READER_HEADS}
+
+
+def features(images: torch.Tensor) -> torch.Tensor:
+    """Unit vectors (B, 192) of what the reader sees in pictures (B, 128, 128, 3) in 0..1, before it names it."""
+    with torch.inference_mode():
+        return torch.nn.functional.normalize(_net().body(_shown(images)), dim=-1)
+
+
+def _shown(images: torch.Tensor) -> torch.Tensor:
     if images.ndim != 4 or tuple(images.shape[1:]) != (SIZE, SIZE, 3):
         raise ValueError(f"the reader knows pictures of shape (B, {SIZE}, {SIZE}, 3), got {tuple(images.shape)}: "
                          "resize them first")
-    with torch.inference_mode():
-        x = images.float().cpu().movedim(-1, 1) * 2 - 1
-        logits = [_net()(part) for part in x.split(batch)]
-        return {head: torch.cat([part[head] for part in logits]).softmax(-1) for head in READER_HEADS}
+    return images.float().cpu().movedim(-1, 1) * 2 - 1
 
 
 def read(images: torch.Tensor) -> list[dict[str, str]]:

@@ -23,9 +23,13 @@ def test_the_table_says_intervals_where_there_are_some(tmp_path, monkeypatch, ca
                                       "--steps", "200"])
     concepts.main()
     row = capsys.readouterr().out.splitlines()[-1].split(" | ")
-    assert (row[0], row[1], row[2], row[5]) == (f"| {METHOD}", str(len(drifts)), "2.0 dB (3.5)", said)
+    assert (row[0], row[1], row[2], row[6]) == (f"| {METHOD}", str(len(drifts)), "2.0 dB (3.5)", said)
+    assert (row[4], row[8]) == ("200%", "2.00 (2.00)")
     measured = json.loads(concepts.RESULTS.read_text())["measured"]
     assert concepts.table(measured).splitlines()[-1].split(" | ") == row
+    for name in "prompt", "pres", "div":  # as in older lines
+        del measured[METHOD][name]
+    assert concepts.table(measured).splitlines()[-1].split(" | ") == [*row[:4], "", *row[5:8], "", "", row[10]]
 
 
 def test_methods_of_one_picture_have_one_and_its_parts_are_both_subjects():
@@ -37,3 +41,10 @@ def test_methods_of_one_picture_have_one_and_its_parts_are_both_subjects():
     first, second = parts[2].masks.values()
     assert first[:, 8:].sum() == second[:, :8].sum() == 0 and first.sum() > 9 < second.sum()
     assert not torch.equal(parts[0].latent, one[0].latent) and concepts.ceiling(lab, 0) > 18
+
+
+def test_a_class_that_became_the_subject_is_told_from_one_that_did_not():
+    own = concepts.exact(0)
+    became, stayed = concepts.preserved(own[:1].expand(4, -1, -1, -1), own), concepts.preserved(concepts.exact(1), own)
+    assert became[1] == pytest.approx(0, abs=1e-5) and stayed[1] > .1
+    assert became[0] > stayed[0] + .1
