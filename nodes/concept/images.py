@@ -13,6 +13,10 @@ from ..inversion.report import decode
 from ..search import aliases
 from .widgets import ConceptImagesType
 
+SHOTS = "a photo of a *", "a close photo of a *", "a photo of a * from afar", "a picture of a * in soft light"
+PLACES = ("in a room", "on a table", "on a street", "in a garden", "in a forest", "on a beach", "in the snow",
+          "by a window", "in front of a wall", "at night")
+RICH = [f"{shot} {place}" for place in PLACES for shot in SHOTS]  # as He et al. 2023 have a language model write them
 AT_ONCE = 4  # pictures of the class that are sampled together
 
 
@@ -88,7 +92,8 @@ class PalimpsestClassImages(io.ComfyNode):
                 io.String.Input("noun", default="", tooltip="The class: 'dog' for your dog, 'star' for your star."),
                 io.String.Input("templates", multiline=True, default="a photo of a *", tooltip=(
                     "Prompts, one a line, used in turn. * stands for the noun. Paper: 'a *'. Many different lines "
-                    "keep more of the class, among them one with the noun alone.")),
+                    "keep more of the class, among them one with the noun alone. Empty: forty that say shot and "
+                    "place (He et al. 2023), and the plain one.")),
                 io.Int.Input("count", default=100, min=1, max=10_000, tooltip=(
                     "How many pictures. Paper: 200 for each of the concept's. diffusers: 100.")),
                 io.Int.Input("width", default=512, min=16, max=16_384, step=8, tooltip="In pixels, the model's size."),
@@ -108,8 +113,8 @@ class PalimpsestClassImages(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, vae, noun, templates, count, width, height, steps, cfg, sampler_name, scheduler,
                 seed) -> io.NodeOutput:
-        texts = lines(templates)
-        if not noun.strip() or SLOT in noun or not texts or not all(SLOT in text for text in texts):
+        texts = lines(templates) or ["a photo of a *", *RICH]
+        if not noun.strip() or SLOT in noun or not all(SLOT in text for text in texts):
             raise ValueError(f"Class Images has the noun {noun!r} and the templates {texts}: give a noun, and write "
                              f"{SLOT} in each template alone, where it stands.")
         prompts = [texts[i % len(texts)].replace(SLOT, noun.strip()) for i in range(count)]

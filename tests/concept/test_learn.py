@@ -127,9 +127,15 @@ def test_captions_are_one_for_all_or_one_each():
 
 
 def test_class_images_need_a_noun_and_its_place():
-    for noun, templates in (("", "a *"), ("star", "a star"), ("* star", "a *")):
+    for noun, templates in (("", "a *"), ("star", "a star"), ("* star", "a *"), ("", "")):
         with pytest.raises(ValueError, match="give a noun"):
             PalimpsestClassImages.execute(*parts(), noun, templates, 1, 128, 128, 1, 1.0, "ddim", "simple", 0)
+
+
+def test_without_templates_the_class_is_drawn_at_forty_places_and_plainly():
+    found, _ = PalimpsestClassImages.execute(*parts(), "star", " ", 41, 128, 128, 1, 1.0, "ddim", "simple", 0).result
+    said = [example.caption for example in found.examples]
+    assert len({*said}) == 41 and said[0] == "a photo of a star" and all(" a star" in text for text in said)
 
 
 def test_embeddings_in_the_output_folder_are_found():
