@@ -1,4 +1,4 @@
 """Custom Diffusion, shown."""
 from .. import Example
 
-EXAMPLE = Example("Custom Diffusion", elsewhere="Learning takes minutes.")
+EXAMPLE = Example("Custom Diffusion", elsewhere="Put your subject into a picture (Custom-Edit)")
