@@ -1,7 +1,8 @@
 """The cost of an edit: time and peak memory of edited runs over plain CFG sampling, on the same attention backend.
 
-    python tools/dev.py bench cost [--only miniature sd15-64 sdxl-64 sd15-128 sdxl-128 flux-64] [--rounds 5]
-        [--steps 20] [--large-steps 2] [--dtype bfloat16] [--out FILE] [--host-options="--lowvram"]
+    python tools/dev.py bench cost [--only miniature sd15-64 sdxl-64 sd15-128 sdxl-128 flux-64 "flux-64, no CFG"
+        "flux-128, no CFG"] [--rounds 5] [--steps 20] [--large-steps 2] [--dtype bfloat16] [--out FILE]
+        [--host-options="--lowvram"]
 
 Models: the miniature on 16 × 16 latents, and random U-Nets of SD1.5's and SDXL's shape on 64 × 64 and 128 × 128. SDXL's
     runs have no editor that follows a gradient, and those on 128 × 128 have only a few editors. flux-64 is a Flux of a
@@ -10,9 +11,10 @@ Time: each round times every run once, plain and edited in turn. A ratio is edit
     over the rounds is reported with its range. The ratio of processor times is reported too, because other jobs of the
     machine disturb it less.
 Promised time: the reference costs the forwards of r rows on a share f of the steps. An edit should take at most
-    1 + f·r/2B + 0.1 times plain sampling of B rows. An edit that follows a gradient has no such limit.
+    1 + f·r/2B + 0.1 times plain sampling of B rows, 1 + f·r/B + 0.1 without CFG. An edit that follows a gradient has
+    no such limit.
 Memory: the weights plus the largest sum of tensors that are alive at once in a run. It should be at most 1.3 times
-    plain's. The tensors alone are reported too.
+    plain's, on Flux 1.15. The tensors alone are reported too.
 
 Writes bench/results/cost.json and keeps the models in it that were not measured. Prints the rows of docs/benchmarks.md.
 """
@@ -51,7 +53,8 @@ from .gradients import SHAPES
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 SOURCE, TARGET = "a photo of a red star on green grass", "a photo of a blue star on green grass"
 CONCEPT = "a blue star"
-CFG, MARGIN, MEMORY = 7.5, 0.1, 1.3
+CFG, MARGIN = 7.5, 0.1
+MEMORY = {"Flux": 1.15}  # on others 1.3
 KINDS = {"SD1.5": (comfy.supported_models.SD15, comfy.model_base.BaseModel),
          "SDXL": (comfy.supported_models.SDXL, comfy.model_base.SDXL),
          "Flux": (comfy.supported_models.Flux, comfy.model_base.Flux)}
@@ -64,16 +67,18 @@ DEFAULTS = {"cross_start": 0.0, "cross_end": 0.8, "self_start": 0.0, "self_end":
 
 
 class Bench:
-    """A model, one picture's inversion and the two prompts."""
+    """A model, one picture's inversion and the two prompts. cfg: of its runs."""
 
-    def __init__(self, model, clip, size, steps, texts=(SOURCE, TARGET), picture=None):
-        self.model, self.clip, self.steps, self.texts = model, clip, steps, texts
+    def __init__(self, model, clip, size, steps, texts=(SOURCE, TARGET), picture=None, cfg=CFG):
+        self.model, self.clip, self.steps, self.texts, self.cfg = model, clip, steps, texts, cfg
         source, target, null = (tokenize_rows(clip, [text]) for text in (*texts, ""))
         self.source, self.target, self.null = (encode(clip, tokens) for tokens in (source, target, null))
         self.edit = PromptEdit((align(source[0], target[0]),))
         channels = model.get_model_object("latent_format").latent_channels
         noise = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0))
         self.whole = torch.ones(1, 8, 8)  # a mask of all
+        self.mask = torch.zeros(1, 8, 8)
+        self.mask[:, :4, :4] = 1
         self.picture = {"samples": noise if picture is None else picture}
         self.inversion = self.inverted("DDIM")
         _, *self.start = replay(model, self.inversion)
@@ -94,20 +99,18 @@ class Bench:
 
     def other(self, node, **settings):
         """A node's output. Inputs without a default get what the bench holds."""
-        mask = torch.zeros(1, 8, 8)
-        mask[:, :4, :4] = 1
         given = {"model": self.model, "clip": self.clip, "source": self.source, "target": self.target,
-                 "negative": self.null, "latent": self.picture, "steps": self.steps, "mask": mask,
+                 "negative": self.null, "latent": self.picture, "steps": self.steps, "mask": self.mask,
                  "inversion": self.inversion, "reference": self.inversion}
         needed = {name for name, i in inputs_of(node).items() if not i.optional}
         return output(node, **{name: value for name, value in given.items() if name in needed} | settings)
 
-    def run(self, model, batch=1, positive=None, cfg=CFG, start=None, callback=None):
+    def run(self, model, batch=1, positive=None, cfg=None, start=None, callback=None):
         """One sampling, in model space. start: Replay's (SAMPLER, SIGMAS, LATENT) of another inversion."""
         sampler, sigmas, latent = start or self.start
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive or self.target, self.null)
-        guider.set_cfg(cfg)
+        guider.set_cfg(self.cfg if cfg is None else cfg)
         x = latent["samples"].expand(batch, -1, -1, -1)
         return guider.sample(torch.zeros_like(x), x, sampler, sigmas, callback=callback, disable_pbar=True,
                              seed=0).cpu()
@@ -127,12 +130,13 @@ class Bench:
 
 
 EDITORS = {row.name: row for row in showcase.collected("costs")}
-MODELS = {  # name: (one of SHAPES or the miniature, the latent's side, what is measured)
-    "miniature": (None, 16, EDITORS), "sd15-64": ("SD1.5", 64, EDITORS),
-    "sdxl-64": ("SDXL", 64, {name: row for name, row in EDITORS.items() if not row.gradient and row.rows == 1}),
-    **{name: (shape, 128, {name: row for name, row in EDITORS.items() if row.large})
-       for name, shape in (("sd15-128", "SD1.5"), ("sdxl-128", "SDXL"))},
-    "flux-64": ("Flux", 64, {name: row for name, row in EDITORS.items() if row.joint})}
+LARGE, JOINT = ({name: row for name, row in EDITORS.items() if getattr(row, of)} for of in ("large", "joint"))
+MODELS = {  # name: (one of SHAPES or the miniature, the latent's side, what is measured, CFG)
+    "miniature": (None, 16, EDITORS, CFG), "sd15-64": ("SD1.5", 64, EDITORS, CFG),
+    "sdxl-64": ("SDXL", 64, {name: row for name, row in EDITORS.items() if not row.gradient and row.rows == 1}, CFG),
+    "sd15-128": ("SD1.5", 128, LARGE, CFG), "sdxl-128": ("SDXL", 128, LARGE, CFG),
+    "flux-64": ("Flux", 64, JOINT, CFG), "flux-64, no CFG": ("Flux", 64, JOINT, 1.0),
+    "flux-128, no CFG": ("Flux", 128, {name: row for name, row in LARGE.items() if row.joint}, 1.0)}
 
 
 def clocked(runs, rounds) -> dict:
@@ -185,31 +189,31 @@ def measure(b, editors, rounds) -> dict:
     rows = {}
     memory = {name: peak(lambda: rows.update({name: b.rows(*run)})) for name, run in every.items()}  # warms up too
     seconds = clocked({name: partial(b.run, *run) for name, run in every.items()}, rounds)
-    return {name: compare(name, unedited(batch), batch, b.steps, seconds, rows, memory, weights(b.model))
-            for name, (_, batch) in edits.items()}
+    return {name: compare(name, b, batch, seconds, rows, memory) for name, (_, batch) in edits.items()}
 
 
 def unedited(batch) -> str:
     return f"plain, {batch} rows"
 
 
-def compare(name, plain, batch, steps, seconds, rows, memory, held) -> dict:
-    share = (rows[name] - rows[plain]) / steps
-    promised = None if EDITORS[name].gradient else 1 + share / (2 * batch) + MARGIN
+def compare(name, b, batch, seconds, rows, memory) -> dict:
+    plain, held = unedited(batch), weights(b.model)
+    share = (rows[name] - rows[plain]) / b.steps
+    promised = None if EDITORS[name].gradient else 1 + share / (rows[plain] / b.steps) + MARGIN
     return {"rows": batch, "share of steps read": share, "row passes": rows[name] / rows[plain],
             "seconds, plain": median(s for s, _ in seconds[plain]), **ratios(seconds[name], seconds[plain]),
             "time promised": promised, "memory": (memory[name] + held) / (memory[plain] + held),
-            "memory promised": MEMORY, "memory without weights": memory[name] / memory[plain],
+            "memory promised": MEMORY.get(type(b.model.model).__name__, 1.3), "memory without weights": memory[name] / memory[plain],
             "memory without weights, MB": memory[name] / 2 ** 20, "the same, plain": memory[plain] / 2 ** 20,
             "weights, MB": held / 2 ** 20}
 
 
-def benched(shape, side, args):
+def benched(shape, side, cfg, args):
     """A Bench of one of SHAPES, or of the miniature."""
     model, clip, _ = load_miniature()
     if shape is None:
-        return Bench(model, clip, side, args.steps)
-    return Bench(random_model(shape, args.dtype), clip, side, args.large_steps)
+        return Bench(model, clip, side, args.steps, cfg=cfg)
+    return Bench(random_model(shape, args.dtype), clip, side, args.large_steps, cfg=cfg)
 
 
 def random_model(shape, dtype="float32", **other):
@@ -286,14 +290,14 @@ def main():
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "only")} | {
-        "cfg": CFG, "sampler": "euler", "inject": DEFAULTS}
+        "sampler": "euler", "inject": DEFAULTS}
     print("; ".join(map(str, about().values())))
     results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     args.out.parent.mkdir(exist_ok=True)
     with torch.inference_mode():
-        for name, (shape, side, editors) in ((name, MODELS[name]) for name in args.only):
-            measured = measure(benched(shape, side, args), editors, args.rounds)
-            results[name] = {"settings": settings, **about(), "measured": measured}
+        for name, (shape, side, editors, cfg) in ((name, MODELS[name]) for name in args.only):
+            measured = measure(benched(shape, side, cfg, args), editors, args.rounds)
+            results[name] = {"settings": {**settings, "cfg": cfg}, **about(), "measured": measured}
             args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             print(f"{name}\n{report(results[name]['measured'])}", flush=True)
     print(table(results))

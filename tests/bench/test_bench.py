@@ -283,17 +283,19 @@ def test_speed_times_runs_of_equal_results_and_prints_the_rows_of_the_document(t
 
 def test_cost_promises_by_the_rows_that_are_read_and_prints_the_rows_of_the_document(tmp_path, monkeypatch, capsys):
     kept, moved, four = (name for name in cost.EDITORS if name == "Noise Map Guidance" or "whole schedule" in name)
-    monkeypatch.setattr(cost, "MODELS", {"miniature": (None, 16,
-                                                       {name: cost.EDITORS[name] for name in (kept, moved, four)})})
+    editors = {name: cost.EDITORS[name] for name in (kept, moved, four)}
+    monkeypatch.setattr(cost, "MODELS", {"miniature": (None, 16, editors, 7.5), "no CFG": (None, 16, {
+        kept: editors[kept]}, 1.0)})
     out = tmp_path / "cost.json"
     run(cost, monkeypatch, "--rounds", 1, "--steps", 2, "--out", out)
-    found = json.loads(out.read_text())["miniature"]["measured"]
+    found, alone = (model["measured"] for model in json.loads(out.read_text()).values())
+    assert alone[kept]["time promised"] == pytest.approx(2.1) and alone[kept]["row passes"] == 2
     assert found[kept]["share of steps read"] == 1 and found[kept]["row passes"] == 1.5
     assert found[kept]["time promised"] == pytest.approx(1.6)
     assert found[four]["time promised"] == pytest.approx(1.225)
     assert found[kept]["memory"] < 1.3 < found[moved]["memory"]  # the latter keeps a graph
     *_, line = (row for row in capsys.readouterr().out.splitlines() if row.startswith(f"| {moved} |"))
-    assert line == f"| {moved} | {found[moved]['processor time']:.2f} | {found[moved]['memory']:.2f} |"
+    assert line == f"| {moved} | {found[moved]['processor time']:.2f} |  | {found[moved]['memory']:.2f} |"
 
 
 def test_a_concept_is_what_an_edit_brings_or_else_what_it_takes():
