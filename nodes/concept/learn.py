@@ -10,6 +10,8 @@ from comfy_api.latest import io, ui
 
 from ...editing.concepts import Objective, Prior
 from ...editing.learning import applied, learn_concept
+from ...editing.run_files import SUFFIX as RUN
+from ...editing.run_files import run_file
 from ...editing.watching import Watch
 from ...editing.word_files import SUFFIX as WORD
 from ...editing.word_files import word_file
@@ -49,8 +51,9 @@ class PalimpsestLearnConcept(io.ComfyNode):
                 ConceptType.Input("concept", optional=True, tooltip="A concept to go on from, learned by the same "
                                                                     "trainables."),
                 io.Int.Input("save_every", default=0, min=0, max=1_000_000, tooltip=(
-                    "Steps after which what was learned so far is saved to output/loras and output/embeddings, so that "
-                    "a cancelled run is not lost. 0: never.")),
+                    "Steps after which what was learned so far is saved to output/loras and output/embeddings, and to "
+                    "output/concepts what Load Concept gives to go on from, so that a cancelled run is not lost. 0: "
+                    "never.")),
                 io.Int.Input("look_every", default=0, min=0, max=1_000_000, tooltip=(
                     "Steps between two looks at the losses. Learning stops when three looks are no better or the class "
                     "drifts, and the best look is kept. 0: all steps are learned, and the last one is kept.")),
@@ -76,7 +79,7 @@ class PalimpsestLearnConcept(io.ComfyNode):
         if save_every:
             check_folder("loras")
         learned = learn_concept(model, clip, images, trainable, asked[Prior], steps, batch, seed, concept, watch, said,
-                                objective=asked[Objective], save_every=save_every, save=keep)
+                                objective=asked[Objective], save_every=save_every, save=Keeping().keep)
         return io.NodeOutput(*applied(model, clip, learned), learned, {"loss": list(learned.losses)})
 
 
@@ -140,18 +143,22 @@ class PalimpsestSaveConcept(io.ComfyNode):
                 io.String.Input("name", default="my-concept", tooltip="The LoRA's name. An embedding has its word's."),
                 io.Combo.Input("precision", options=["fp16", "fp32"], default="fp16",
                                tooltip="Of the LoRA. fp16 is half as large."),
+                io.Boolean.Input("resume", default=False, optional=True, tooltip=(
+                    "Also writes to output/concepts what Load Concept gives Learn Concept to go on from, bit for bit. "
+                    "About eight times as large as the LoRA.")),
             ],
             outputs=[io.String.Output(display_name="files", tooltip="Their paths in the output folder, one a line.")],
             is_output_node=True)
 
     @classmethod
-    def execute(cls, concept, name, precision) -> io.NodeOutput:
+    def execute(cls, concept, name, precision, resume=False) -> io.NodeOutput:
         output = folder_paths.get_output_directory()
-        if concept.weights and (not Path(name).name or ".." in Path(name).parts):
+        if (concept.weights or resume) and (not Path(name).name or ".." in Path(name).parts):
             raise ValueError(f"The name {name!r} is of no file in {os.path.join(output, 'loras')}, where ComfyUI looks "
                              "for LoRAs: write one such as 'my-concept'.")
         try:
-            files = saved(concept, name, precision)
+            runs = [saved_run(concept, name)] if resume else []
+            files = saved(concept, name, precision) + runs
         except OSError as error:
             raise ValueError(f"The concept {name[:99]!r} cannot be written in {output} ({error.strerror}): free or "
                              "unlock that folder, or give a shorter name, and run again. Nothing is learned "
@@ -165,13 +172,25 @@ def said(forecast):
     note("%s", forecast)
 
 
-def keep(part):
-    """Saves what was learned so far. A full disk does not end the run."""
-    try:
-        saved(part, f"learned-{len(part.losses)}-steps", "fp16")
-    except OSError as error:
-        log.warning("What %s steps learned cannot be saved (%s), and learning goes on: free the output folder, or use "
-                    "Save Concept at the end.", len(part.losses), error.strerror)
+class Keeping:
+    """Saves what a run has learned so far. Of what it may go on from the last is enough."""
+
+    def __init__(self):
+        self.last: Path | None = None
+
+    def keep(self, part):
+        """A full disk does not end the run."""
+        name = f"learned-{len(part.losses)}-steps"
+        try:
+            saved(part, name, "fp16")
+            if part.state is not None:
+                path = saved_run(part, name)
+                if self.last:
+                    self.last.unlink(missing_ok=True)
+                self.last = path
+        except OSError as error:
+            log.warning("What %s steps learned cannot be saved (%s), and learning goes on: free the output folder, or "
+                        "use Save Concept at the end.", len(part.losses), error.strerror)
 
 
 def say_batch(batch, images):
@@ -214,6 +233,13 @@ def saved(concept, name, precision) -> list[Path]:
         path.write_bytes(word_file(concept, word))
         files.append(path)
     return files
+
+
+def saved_run(concept, name) -> Path:
+    """Writes what learning goes on from."""
+    data, path = run_file(concept), _path(f"concepts/{name}", RUN)
+    path.write_bytes(data)
+    return path
 
 
 def _path(prefix, suffix=".safetensors") -> Path:

@@ -39,7 +39,7 @@ class PalimpsestSaveConditioning(io.ComfyNode):
 
 
 class PalimpsestLoadConditioning(FromFile, io.ComfyNode):
-    suffix, what = SUFFIX, "an encoded prompt"
+    suffixes, what = (SUFFIX,), "an encoded prompt"
 
     @classmethod
     def define_schema(cls):

@@ -2,6 +2,8 @@
 from comfy_api.latest import io, ui
 
 from ...editing.layers import numbered, parse_numbers
+from ...editing.run_files import SUFFIX as RUN
+from ...editing.run_files import read_run
 from ...editing.word_files import SUFFIX, read_word
 from ...editing.word_spaces import prompt
 from ..checks import check_span
@@ -59,21 +61,25 @@ class PalimpsestConceptPrompt(io.ComfyNode):
 
 
 class PalimpsestLoadConcept(FromFile, io.ComfyNode):
-    suffix, what = SUFFIX, "a concept's word"
+    suffixes, what = (SUFFIX, RUN), "a concept's word or run"
 
     @classmethod
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestLoadConcept", display_name="Load Concept", category="palimpsest/concept",
-            description="Loads a word in layers or stages from Save Concept, for Concept Prompt. LoRA and embedding "
-                        "files are loaded by ComfyUI's own nodes.",
+            description="Loads a word in layers or stages from Save Concept, for Concept Prompt, or a run that Learn "
+                        "Concept goes on with. LoRA and embedding files are loaded by ComfyUI's own nodes.",
             **aliases("open concept", "load word", "load P+", "import concept"),
             inputs=[cls.file_input()],
             outputs=[ConceptType.Output(display_name="concept")])
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        concept = read_word(cls.path(file))
+        path = cls.path(file)
+        if path.endswith(RUN):
+            concept = read_run(path)
+            return io.NodeOutput(concept, ui=ui.PreviewText(f"{len(concept.losses)} steps, to go on from"))
+        concept = read_word(path)
         (name, table), = concept.tables.items()
         text = f"embedding:{name}, {len(table.places) or 1} layers, {table.stages} stages"
         return io.NodeOutput(concept, ui=ui.PreviewText(text))

@@ -28,45 +28,46 @@ def inside(path, folder) -> str:
     return path
 
 
-def find(file, suffix, what) -> str:
+def find(file, suffixes, what) -> str:
     """The path of a name such as "palimpsest/cat_00001_.inversion.safetensors [output]" or "… [input]"."""
     folders = {" [output]": folder_paths.get_output_directory(), " [input]": folder_paths.get_input_directory()}
     mark = next((m for m in folders if file.endswith(m)), None)
-    if mark is None or not file.endswith(suffix + mark) or "\0" in file:
-        raise ValueError(f"{file!r} is not {what} in the output or input folder: choose a file named …{suffix} "
-                         "from the list.")
+    if mark is None or not file.removesuffix(mark).endswith(suffixes) or "\0" in file:
+        raise ValueError(f"{file!r} is not {what} in the output or input folder: choose a file named "
+                         f"…{' or …'.join(suffixes)} from the list.")
     path = inside(os.path.join(folders[mark], file.removesuffix(mark)), folders[mark])
     if not os.path.isfile(path):
         raise ValueError(f"{file} no longer exists: choose another file, or save it again.")
     return path
 
 
-def listed(suffix) -> list:
-    """The files of a kind in the output and the input folder, newest first."""
+def listed(suffixes) -> list:
+    """The files of some kinds in the output and the input folder, newest first."""
     found = []
     folders = {"output": folder_paths.get_output_directory(), "input": folder_paths.get_input_directory()}
     for mark, folder in folders.items():
         found += [(p.stat().st_mtime, f"{p.relative_to(folder).as_posix()} [{mark}]")
-                  for p in Path(folder).rglob(f"*{suffix}") if p.is_file()]
+                  for suffix in suffixes for p in Path(folder).rglob(f"*{suffix}") if p.is_file()]
     return [name for _, name in sorted(found, reverse=True)]
 
 
 class FromFile:
     """A node that loads a file of the output or the input folder.
 
-    suffix: how its name ends.
+    suffixes: how its name may end.
     what: it holds, for messages.
     """
-    suffix = what = ""
+    suffixes: tuple[str, ...] = ()
+    what = ""
 
     @classmethod
     def file_input(cls):
-        return io.Combo.Input("file", options=listed(cls.suffix), tooltip=(
-            f"Files named …{cls.suffix} in the output and input folders, newest first. Press R to refresh."))
+        return io.Combo.Input("file", options=listed(cls.suffixes), tooltip=(
+            f"Files named …{' or …'.join(cls.suffixes)} in the output and input folders, newest first. Press R to refresh."))
 
     @classmethod
     def path(cls, file) -> str:
-        return find(file, cls.suffix, cls.what)
+        return find(file, cls.suffixes, cls.what)
 
     @classmethod
     def validate_inputs(cls, file):
@@ -135,7 +136,7 @@ class PalimpsestSaveInversion(io.ComfyNode):
 
 
 class PalimpsestLoadInversion(FromFile, io.ComfyNode):
-    suffix, what = SUFFIX, "an inversion"
+    suffixes, what = (SUFFIX,), "an inversion"
 
     @classmethod
     def define_schema(cls):

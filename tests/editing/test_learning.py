@@ -11,6 +11,7 @@ from palimpsest.concept.custom_diffusion import KeysAndValues
 from palimpsest.concept.dco import DCO
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.lora import LoRA
+from palimpsest.concept.p_plus import ExtendedTextualInversion
 from palimpsest.concept.svdiff import SpectralShifts
 from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing import concept_checks, learner, learning
@@ -18,6 +19,7 @@ from palimpsest.editing.concepts import ConceptImages, Prior, PromptRows
 from palimpsest.editing.deltas import Weights
 from palimpsest.editing.learner import Learner
 from palimpsest.editing.learning import applied, learn_concept
+from palimpsest.editing.run_files import read_run, run_file
 from palimpsest.editing.watching import Watch
 from palimpsest.host.concept_files import lora_names
 from palimpsest.host.gradients import differentiable
@@ -151,20 +153,34 @@ def test_nothing_changes_at_strength_0():
 
 @pytest.mark.parametrize("trained, predicted", [
     ([LoRA(1e-2, text_encoder=True)], True), ([AllWeights(1e-3, True)], False), ([SpectralShifts(1e-2)], False),
-    ([KeysAndValues(1e-2), TextualInversion("thing", "dog", 2, 1e-2)], True)],
-                         ids=["LoRA", "all", "spectral", "keys and a word"])
-def test_going_on_is_as_not_having_stopped(trained, predicted):
-    """With text encoder, prior and batches, bit for bit, whatever else draws numbers in between."""
+    ([KeysAndValues(1e-2), TextualInversion("thing", "dog", 2, 1e-2)], True),
+    ([ExtendedTextualInversion("thing", "dog", 1, 1e-2), LoRA(1e-2)], False)],
+                         ids=["LoRA", "all", "spectral", "keys and a word", "layers"])
+def test_going_on_is_as_not_having_stopped(trained, predicted, tmp_path):
+    """With text encoder, prior and batches, bit for bit, whatever else draws numbers in between. From a file too."""
     model, clip = tiny.sd15(), tiny.clip()
     given = images(model, CAPTIONS)
     prior = Prior(images(model, ("a dog", "a cat"), seed=9), 0.7, predicted)
     learned = partial(learn_concept, model, clip, given, trained, prior, batch=2)
     whole, half = learned(2, seed=7), learned(1, seed=7)
     torch.randn(5)
-    on = learned(1, seed=8, concept=half)
-    assert on.losses == whole.losses and half.losses == whole.losses[:1]
-    assert all(torch.equal(a, b) for a, b in zip(on.state["theta"], whole.state["theta"], strict=True))
-    assert on.weights and all(torch.equal(on.weights[name], value) for name, value in whole.weights.items())
+    file = tmp_path / "half"
+    file.write_bytes(run_file(half))
+    read = read_run(file)
+    assert same(read.words, half.words) and same(read.weights, half.weights) and read.fingerprint == half.fingerprint
+    assert all(same(table.vectors, half.tables[name].vectors) and table.places == half.tables[name].places
+               for name, table in read.tables.items()) and read.tables.keys() == half.tables.keys()
+    for on in learned(1, seed=8, concept=half), learned(1, seed=8, concept=read):
+        assert on.losses == whole.losses and half.losses == whole.losses[:1]
+        assert same(on.state["theta"], whole.state["theta"]) and on.weights and same(on.weights, whole.weights)
+
+
+def same(ours, theirs) -> bool:
+    """Whether tensors in dictionaries or lists are equal bit for bit."""
+    if torch.is_tensor(ours):
+        return torch.equal(ours, theirs)
+    keys = ours.keys() if isinstance(ours, dict) else range(len(ours))
+    return len(ours) == len(theirs) and all(same(ours[key], theirs[key]) for key in keys)
 
 
 @contextmanager

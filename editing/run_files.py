@@ -1,0 +1,65 @@
+"""Files of runs of learning that may go on: all that a CONCEPT holds, and the state of its optimiser and generator."""
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ..host.concept_files import lora_file, read_file
+from ..host.sampling import Fingerprint
+from .concepts import Concept, WordTable
+
+KEY, VERSION = "palimpsest.run", 1
+SUFFIX = ".run.safetensors"
+
+
+def run_file(concept: Concept) -> bytes:
+    """The bytes of a CONCEPT's file. ValueError where nobody may go on from it."""
+    state = concept.state
+    if state is None:
+        raise ValueError(f"The CONCEPT of {len(concept.losses)} steps holds nothing to go on from, as the best of some "
+                         "looks does: switch resume off, or learn with look_every 0.")
+    tensors = {"generator": state["generator"], **{f"theta.{i}": value for i, value in enumerate(state["theta"])}}
+    tensors |= {f"moments.{i}.{name}": value for i, found in state["optimiser"]["state"].items()
+                for name, value in found.items()}
+    tensors |= {f"weights.{name}": value for name, value in concept.weights.items()}
+    tensors |= {f"words.{name}.{encoder}": v for name, found in concept.words.items() for encoder, v in found.items()}
+    tensors |= {f"tables.{name}.{part}.{encoder}": v for name, table in concept.tables.items()
+                for part, found in (("vectors", table.vectors), ("added", table.added)) for encoder, v in found.items()}
+    about = {"version": VERSION, "fingerprint": asdict(concept.fingerprint), "notes": dict(concept.notes),
+             "losses": concept.losses, "groups": state["optimiser"]["param_groups"],
+             "places": {name: table.places for name, table in concept.tables.items()}}
+    return lora_file({name: value.clone() for name, value in tensors.items()}, {KEY: json.dumps(about)})
+
+
+def read_run(path) -> Concept:
+    """The CONCEPT of a run's file."""
+    tensors, metadata = read_file(path)
+    try:
+        about = json.loads(metadata[KEY])
+        if about["version"] > VERSION:
+            raise ValueError(f"{Path(path).name} is of version {about['version']}, this pack reads up to {VERSION}: "
+                             "update the pack.")
+        return _concept(tensors, about)
+    except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
+        raise ValueError(f"{Path(path).name} has {len(tensors)} tensors and {len(metadata)} notes, which make no whole "
+                         "run of learning: choose a file that Save Concept wrote.") from error
+
+
+def _concept(tensors, about) -> Concept:
+    found: dict[str, dict] = {"theta": {}, "moments": {}, "weights": {}, "words": {}, "tables": {}}
+    for name, value in tensors.items():
+        kind, _, name = name.partition(".")
+        if kind in ("theta", "weights"):
+            found[kind][name] = value
+        elif kind in found:
+            first, name = name.split(".", 1)
+            found[kind].setdefault(first, {})[name] = value
+    state = {"theta": [found["theta"][str(i)] for i in range(len(found["theta"]))], "generator": tensors["generator"],
+             "optimiser": {"state": {int(i): moments for i, moments in found["moments"].items()},
+                           "param_groups": about["groups"]}}
+    tables = {}
+    for name, parts in found["tables"].items():
+        vectors, added = ({key.partition(".")[2]: v for key, v in parts.items() if key.startswith(f"{part}.")}
+                          for part in ("vectors", "added"))
+        tables[name] = WordTable(vectors, tuple(map(tuple, about["places"][name])), added)
+    return Concept(found["words"], found["weights"], Fingerprint(**about["fingerprint"]), tuple(about["losses"]),
+                   about["notes"], state, tables=tables)
