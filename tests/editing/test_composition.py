@@ -6,7 +6,7 @@ from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
 from palimpsest.nodes.inversion.replay import PalimpsestReplay
 
 import tiny
-from editors import APART, CONCEPTS, EDITORS, FAMILIES, MOVES, NULL_TOO, STEPS, THIRDS, each, each_in_turn, each_with
+from editors import APART, CONCEPTS, EDITORS, FAMILIES, MOVES, NULL_TOO, STEPS, each, each_in_turn, each_with
 from joint import JOINT, TODAY
 from runs import repeated
 from watching import LONG, PROMPTS, acts, assert_close, case, differ, made, near, of, predictions, reads, watch, watched
@@ -17,7 +17,7 @@ def test_every_editor_edits(editor, family):
     assert differ(watched(editor, family)[0], watched("", family)[0])
 
 
-@each_with("cfg", [1.0, 7.5], 2, joint=THIRDS[0])
+@each_with("cfg", [1.0, 7.5], 2, joint=JOINT)
 def test_four_rows_of_one_picture_are_four_runs(editor, family, cfg):
     """Each CFG compares two of the four."""
     c = case(family)
@@ -27,7 +27,7 @@ def test_four_rows_of_one_picture_are_four_runs(editor, family, cfg):
         assert_close(together[row], c.sample(model, latent=starts[row:row + 1], cfg=cfg)[0])
 
 
-@each_with("prompts", ["plain", "both long"], 0, joint=THIRDS[1], some=1)
+@each_with("prompts", ["plain", "both long"], 0, joint=JOINT, some=1)
 def test_two_targets_in_a_batch_are_two_runs(editor, family, prompts):
     """From equal starts. Four rows repeat the two targets."""
     if family == "lumina2" and not TODAY:
@@ -41,7 +41,7 @@ def test_two_targets_in_a_batch_are_two_runs(editor, family, prompts):
     assert_close(together, torch.cat(found + found))
 
 
-@each_in_turn(0, joint=THIRDS[2])
+@each_in_turn(0, joint=JOINT)
 def test_each_row_reads_its_own_picture(editor, family):
     """Two pictures, each with its own prompt, in one INVERSION: row i reads picture i mod 2. Rows 1 and 2 tell that
     from i // 2."""
@@ -55,7 +55,7 @@ def test_each_row_reads_its_own_picture(editor, family):
         assert_close(together[i], a.sample(EDITORS[editor](a), latent=starts[i:i + 1])[0])
 
 
-@each_in_turn(1, joint=THIRDS[0])
+@each_in_turn(1, joint=JOINT)
 def test_guidance_is_the_hosts_and_the_null_prompt_is_never_edited(editor, family):
     """At equal latents the target's rows equal those of CFG 1, and the null prompt's rows those of the plain model."""
     if editor in MOVES:

@@ -15,7 +15,7 @@ from palimpsest.host.keys import RUN
 from palimpsest.host.unet import host_attention
 from palimpsest.nodes.attention.store import PalimpsestAttentionStore
 
-from editors import BARE, EDITORS, READS, STEPS, THIRDS, each, each_in_turn
+from editors import BARE, EDITORS, READS, STEPS, each, each_in_turn
 from joint import JOINT
 from runs import Case, kept
 
@@ -130,7 +130,7 @@ class Trail:
         return [r() for r in (*self.tensors.values(), *self.objects.values()) if r() is not None]
 
 
-@each_in_turn(2, joint=THIRDS[0][:2])
+@each_in_turn(2, joint=JOINT)
 def test_the_same_bytes_again_whatever_was_sampled_between(editor, family, unchanged):
     """The same edited MODEL, as from a cached node, and an equal new one, as from a node that runs again."""
     c, model = case(family), edited(editor, family)
@@ -153,7 +153,7 @@ def test_attaching_an_editor_changes_no_other_model(editor, family):
     assert state(c.model) == base and state(chained) == before
 
 
-@each_in_turn(0, joint=THIRDS[1][:2])
+@each_in_turn(0, joint=JOINT)
 def test_what_a_run_gathers_dies_with_it(editor, family):
     """Without waiting for the garbage collector, which would be too late for a graphics card."""
     c, trail = case(family), Trail(edited(editor, family))
@@ -236,7 +236,7 @@ ENDS = {"cancelled at the first step": cancelled(0), "cancelled at the last": ca
         "broken at the last": broken(STEPS - 1)}
 
 
-@each_in_turn(1, joint=THIRDS[2])
+@each_in_turn(1, joint=JOINT)
 def test_a_cancelled_or_failed_run_leaves_nothing(editor, family, unchanged):
     c = case(family)
     unchanged(c, edited(editor, family))
