@@ -203,7 +203,8 @@ def compare(name, b, batch, seconds, rows, memory) -> dict:
     return {"rows": batch, "share of steps read": share, "row passes": rows[name] / rows[plain],
             "seconds, plain": median(s for s, _ in seconds[plain]), **ratios(seconds[name], seconds[plain]),
             "time promised": promised, "memory": (memory[name] + held) / (memory[plain] + held),
-            "memory promised": MEMORY.get(type(b.model.model).__name__, 1.3), "memory without weights": memory[name] / memory[plain],
+            "memory promised": MEMORY.get(type(b.model.model).__name__, 1.3),
+            "memory without weights": memory[name] / memory[plain],
             "memory without weights, MB": memory[name] / 2 ** 20, "the same, plain": memory[plain] / 2 ** 20,
             "weights, MB": held / 2 ** 20}
 
