@@ -39,9 +39,10 @@ def noised_path(x: Tensor, sigmas: Tensor, seed: int, flow=False) -> list:
 
 def denoise(model, x: Tensor, source, missed, sigmas: Tensor, extra_args=None, callback=None, disable=None, *,
             align=0.0, noises=(1, 1), plain=0.0) -> Tensor:
-    """The latent at σ[-1], from Z_tar [rows,C,…] at σ[0]. source(i, x): the source's latent of level i, -1 for the clean
-    one. missed(i, x): what the model misses of it.
+    """The latent at σ[-1], from Z_tar [rows,C,…] at σ[0].
 
+    source(i, x): the source's latent of level i, -1 for the clean one.
+    missed(i, x): what the model misses of it.
     noises: (n_avg, pictures); rows are n_avg runs of the pictures, or several times these, and the result has one run.
     plain: σ from which on the target is sampled alone.
     """

@@ -63,7 +63,8 @@ class FromFile:
     @classmethod
     def file_input(cls):
         return io.Combo.Input("file", options=listed(cls.suffixes), tooltip=(
-            f"Files named …{' or …'.join(cls.suffixes)} in the output and input folders, newest first. Press R to refresh."))
+            f"Files named …{' or …'.join(cls.suffixes)} in the output and input folders, newest first. Press R to "
+            "refresh."))
 
     @classmethod
     def path(cls, file) -> str:

@@ -11,8 +11,8 @@ ABOUT = """Press **Run**. The small model learns an object from four pictures, a
 circle of another picture becomes that object.
 
 ### With your own model and pictures
-1. Put **Load Checkpoint** (SD1.x, SD2.x or SDXL) in place of *Load Miniature*, three to five of your pictures in place \
-of *Miniature Subject*, and **Load Image** in place of *Miniature Scene*. With a LoRA that knows the subject, \
+1. Put **Load Checkpoint** (SD1.x, SD2.x or SDXL) in place of *Load Miniature*, three to five of your pictures in \
+place of *Miniature Subject*, and **Load Image** in place of *Miniature Scene*. With a LoRA that knows the subject, \
 **Load LoRA** gives MODEL and CLIP, and learning is left out.
 2. Say in *Concept Images* what each picture shows, one a line, * for your subject. In *LoRA Weights*: learning rate \
 1e-4. In *Learn Concept*: 500 steps, batch 1.
