@@ -31,6 +31,15 @@ from .cost import CFG, CONCEPT, DEFAULTS, Bench
 from .null_text import authors, replay
 
 
+def community(folder, name):
+    """A module of diffusers' examples/community."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.tqdm = partial(tqdm, disable=True)
+    return module
+
+
 class Peers(Bench):
     """A model with its inversion, and diffusers' pipelines of the same weights."""
 
@@ -59,11 +68,7 @@ class Peers(Bench):
         return made
 
     def from_community(self, name, kind):
-        spec = importlib.util.spec_from_file_location(name, self.community / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module.tqdm = partial(tqdm, disable=True)
-        return self.pipeline(getattr(module, kind))
+        return self.pipeline(getattr(community(self.community, name), kind))
 
     def call(self, pipeline, *args, rows=1, **settings):
         """The last z of a pipeline's run from the inversion's noise, only its last row."""

@@ -1,11 +1,12 @@
 """Speed and memory of an edit: against the published pipelines, against plain sampling, and as a run grows.
 
-    python tools/dev.py bench speed [--only peers learned nodes growth] [--rounds 5] [--steps 10] [--community FOLDER]
+    python tools/dev.py bench speed [--only peers flow learned nodes growth] [--rounds 5] [--steps 10] [--community FOLDER]
 
 Peers: diffusers' pipelines with equal weights, steps and device, from the same noise. Their weights require no
     gradient. The model is SD1.5's U-Net with random weights and --channels at its top. FOLDER is diffusers'
-    examples/community, which its package does not contain. Without it Prompt-to-Prompt is left out. "difference" is the
-    relative distance of the two results, where they should be equal.
+    examples/community, which its package does not contain. Without it Prompt-to-Prompt and RF-Inversion are left out.
+    "difference" is the relative distance of the two results, where they should be equal.
+Flow: the same of a Flux with random weights, a sixth of the width and a ninth of the blocks.
 Learned: null-text on the miniature, which is trained. Without FOLDER its peer is the published loop on this host. Each
     side learns its own embeddings, so the last column shows how far from the picture they lead, ours first.
 Nodes: every editor and every inversion at its defaults, against plain sampling with CFG and as many steps, on the
@@ -32,6 +33,7 @@ from ..miniature.scenes import held_out_edit
 from ..nodes.guidance.delta_denoise import PalimpsestDeltaDenoise
 from ..showcase.guidance.sega import concepts
 from .cost import EDITORS, Bench, about, clocked, peak, random_model, ratios
+from .flow_peers import FLOW, FlowPeers
 from .inversions import METHODS
 from .peers import NARROW, TRAINED, Peers
 
@@ -66,6 +68,11 @@ def peers(args) -> dict:
     return measured(Peers(model, load_miniature()[1], args.size, args.steps, args.community), NARROW, args)
 
 
+def flow(args) -> dict:
+    model = random_model("Flux", hidden_size=512, num_heads=4, depth=2, depth_single_blocks=4)
+    return measured(FlowPeers(model, load_miniature()[1], args.size, args.steps, args.community), FLOW, args)
+
+
 def learned(args) -> dict:
     model, clip, vae = load_miniature()
     edit = held_out_edit(0, "colour")
@@ -78,7 +85,7 @@ def learned(args) -> dict:
 def measured(b, rows, args) -> dict:
     found = {}
     for name, row in rows.items():
-        if args.community or "Prompt-to-Prompt" not in name:
+        if args.community or "Prompt-to-Prompt" not in name and "RF-Inversion" not in name and "authors" not in name:
             found[name] = compare(b, row, args.rounds)
             print(peer_row(name, found[name]), flush=True)
     return found
@@ -133,7 +140,7 @@ def peer_row(name, r) -> str:
 def table(results) -> str:
     """The rows of docs/benchmarks.md."""
     lines = []
-    for part in ("peers", "learned"):
+    for part in ("peers", "flow", "learned"):
         if part in results:
             lines += ["", line("ours over theirs", "time", "range", "processor time", "memory", "difference"),
                       line(*["---"] * 6)]
@@ -174,4 +181,4 @@ def main():
     print(table(json.loads(args.out.read_text(encoding="utf-8"))))
 
 
-PARTS = {"peers": peers, "learned": learned, "nodes": nodes, "growth": growth}
+PARTS = {"peers": peers, "flow": flow, "learned": learned, "nodes": nodes, "growth": growth}

@@ -1,9 +1,9 @@
-"""diffusers' side of a comparison: its U-Net with a host model's weights, prompts from a table, its schedulers."""
+"""diffusers' side of a comparison: its U-Net or Flux with a host model's weights, prompts from a table, schedulers."""
 from types import SimpleNamespace
 
 import comfy.utils
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
             "timestep_spacing": "leading"}  # the host's ddim_uniform, on eps and v models
@@ -23,6 +23,25 @@ def unet(model, size=8) -> UNet2DConditionModel:
     weights = model.model.diffusion_model.state_dict()
     names = comfy.utils.unet_to_diffusers(config)
     made.load_state_dict({theirs: weights[ours].clone() for theirs, ours in names.items() if ours in weights})
+    return made
+
+
+def flux(model) -> FluxTransformer2DModel:
+    """diffusers' Flux with the weights of a host model, whose mlp_ratio is 4."""
+    config, weights = model.model.model_config.unet_config, model.model.diffusion_model.state_dict()
+    made = FluxTransformer2DModel(
+        in_channels=4 * config["in_channels"], num_layers=config["depth"], num_attention_heads=config["num_heads"],
+        num_single_layers=config["depth_single_blocks"], attention_head_dim=sum(config["axes_dim"]),
+        joint_attention_dim=config["context_in_dim"], pooled_projection_dim=config["vec_in_dim"],
+        guidance_embeds=config["guidance_embed"], axes_dims_rope=config["axes_dim"]).eval()
+    found = {}
+    for theirs, ours in comfy.utils.flux_to_diffusers(config).items():
+        ours, cut, change = (*ours, None, None)[:3] if isinstance(ours, tuple) else (ours, None, None)
+        if theirs in made.state_dict():
+            value = weights.get(ours, weights.get(ours.replace("_norm.weight", "_norm.scale")))
+            value = value if cut is None else value.narrow(*cut)
+            found[theirs] = (change(value) if change else value).clone()
+    made.load_state_dict(found)
     return made
 
 

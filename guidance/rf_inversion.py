@@ -9,8 +9,8 @@ any model and before any sampler's step. η holds for the first steps, in which 
 Differs from the paper: y_0 is where the INVERSION's own step lands, which is the picture itself unless its steps add to
 it. η may also fall or rise over its steps.
 
-Checked against: the controlled step of diffusers' community pipeline, pipeline_flux_rf_inversion.py@0036ae2; the trends
-against logtd/ComfyUI-Fluxtapoz@17c71be.
+Checked against: a whole run of diffusers' community pipeline on equal weights, pipeline_flux_rf_inversion.py@58eb52c
+(bench/flow_peers.py), its controlled step on other families; the trends against logtd/ComfyUI-Fluxtapoz@17c71be.
 """
 from dataclasses import dataclass
 

@@ -17,8 +17,9 @@ source: Z_FE' += ζ·(D_src - D_tar). Its ζ is 0.01, here `align`.
 V_Δ is the mean over n_avg noises of a level, each a row of the INVERSION. The last n_min steps are plain sampling from
 Z_tar of the first noise, and miss nothing of the source.
 
-Checked against: fallenshock/FlowEdit@457f402, whole runs of its SD3 loop, n_avg and n_min among them;
-FlowAlign/FlowAlign@29c6fe1, a whole run (numbers in tests/data/flow_edit.json).
+Checked against: fallenshock/FlowEdit@457f402, whole runs of its SD3 loop, n_avg and n_min among them, and of its Flux
+loop on equal weights (bench/flow_peers.py); FlowAlign/FlowAlign@29c6fe1, a whole run (numbers in
+tests/data/flow_edit.json).
 """
 from functools import partial
 

@@ -271,11 +271,12 @@ def test_speed_times_runs_of_equal_results_and_prints_the_rows_of_the_document(t
     monkeypatch.setattr(speed, "METHODS", {"DDIM": speed.METHODS["DDIM"]})
     monkeypatch.setattr(speed, "AXES", {"steps": (2,), "rows": (1, 2), "side": (8,), "concepts": (1,)})
     out = tmp_path / "speed.json"
-    run(speed, monkeypatch, "--only", "peers", "nodes", "growth", "--rounds", 1, "--steps", 2, "--channels", 32,
+    run(speed, monkeypatch, "--only", "peers", "flow", "nodes", "growth", "--rounds", 1, "--steps", 2, "--channels", 32,
         "--size", 8,
         "--out", out)
     found = {part: numbers["measured"] for part, numbers in json.loads(out.read_text()).items()}
     assert [*found["peers"]] == [*same] and max(r["difference"] for r in found["peers"].values()) < 1e-3
+    assert [*found["flow"]] == ["Flux, plain sampling"] and found["flow"]["Flux, plain sampling"]["difference"] < 1e-5
     assert found["growth"]["rows"]["2"]["DDIM Invert"]["memory"] < 1  # one row per picture, not two
     printed = capsys.readouterr().out
     assert all(f"| {name} | " in printed for name in (*same, editor, "DDIM, the inversion", "Attention Inject"))
