@@ -1,6 +1,7 @@
 """Speed and memory of an edit: against the published pipelines, against plain sampling, and as a run grows.
 
-    python tools/dev.py bench speed [--only peers flow learned nodes growth] [--rounds 5] [--steps 10] [--community FOLDER]
+    python tools/dev.py bench speed [--only peers flow learned nodes growth] [--rounds 5] [--steps 10]
+        [--community FOLDER]
 
 Peers: diffusers' pipelines with equal weights, steps and device, from the same noise. Their weights require no
     gradient. The model is SD1.5's U-Net with random weights and --channels at its top. FOLDER is diffusers'
