@@ -1,4 +1,4 @@
-"""Diffusers' Flux pipelines, and FlowEdit's code on one, beside ours at equal weights and noise. bench/speed.py times it."""
+"""Diffusers' Flux pipelines, and FlowEdit's code on one, beside ours on equal weights. bench/speed.py times them."""
 from types import SimpleNamespace
 
 import diffusers
