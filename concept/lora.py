@@ -6,7 +6,9 @@ A weight W0 [out,in] stays as it is. Beside it a product of two thin matrices le
     h = W0 x + ΔW x,    ΔW = (α/r) B A,    B [out,r], A [r,in],
 
 of rank r. A begins Gaussian and B at 0, so that ΔW = 0 (section 4.1). It is a basis of weights for every method that
-trains some, as in cloneofsimo's and diffusers' DreamBooth with LoRA.
+trains some, as in cloneofsimo's and diffusers' DreamBooth with LoRA. Of small adapters in a U-Net those learn a subject
+best whose input comes after the cross-attention (Xiang, Bao, Li, Su, Zhu 2023, arXiv:2303.18181): here a block's layers
+from there on.
 
 Differs from the paper: A's deviation is 1/r, as diffusers' training scripts have it (the paper gives none). A
 convolution is taken as the matrix [out, in·h·w].
@@ -19,14 +21,15 @@ import torch
 
 from ..editing.concepts import WeightBasis
 
-PARTS = {"attention": ("attn", "attention"), "all": ("",)}
+PARTS = {"attention": ("attn", "attention"), "all": ("",),
+         "after cross-attention": ("attn2.to_out", "ff.net")}  # of U-Nets' blocks
 
 
 @dataclass(frozen=True)
 class LoRA(WeightBasis):
     """rank: r.
     alpha: α; 0 takes the rank, so that α/r = 1.
-    layers: "attention", or "all" matrices and convolutions.
+    layers: "attention", "all" matrices and convolutions, or "after cross-attention".
     """
     lr: float
     rank: int = 4

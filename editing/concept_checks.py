@@ -76,7 +76,8 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
     if words and not takes_words(clip):
         found = ", ".join(sorted(_encoders(clip))) or "none that is known"
         raise ValueError(f"ComfyUI takes no embedding in prompts of this text encoder ({found}), so that "
-                         f"embedding:{words[0].name} could not be written there: train LoRA Weights.")
+                         f"embedding:{words[0].name} could not be written there: train LoRA Weights, in Learn a "
+                         "Subject with a rare token as identifier.")
     for word in words:
         if getattr(word, "in_layers", False):
             require_unet(model, type(word).__name__)
@@ -101,7 +102,8 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
         taken = [n for n, w in weights.items() if n in names and basis.takes(n, w)]
         if not taken:
             raise ValueError(f"{type(basis).__name__} finds none of its weights among the {len(names)} of this "
-                             f"{type(model.model).__name__} MODEL: train LoRA Weights, which every family has.")
+                             f"{type(model.model).__name__} MODEL: train LoRA Weights of attention or of all "
+                             "layers, which every family has.")
         twice = next((n for n in taken if n in changed), None)
         if twice:
             raise ValueError(f"{changed[twice]} and {type(basis).__name__} both train {twice}, and a LoRA file holds "

@@ -57,7 +57,7 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
         is no number.
     """
     about = {"trained": [repr(one) for one in trained], "objective": repr(objective)}
-    given = material(images, prior)
+    given = {**material(images, prior), "batch": batch}
     check(model, clip, images, trained, prior, concept, about, objective)
     if concept:
         warn_of_other_material(concept, given)
@@ -67,8 +67,8 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
 
     def found() -> Concept:
         words, tables, weights, prompt, state = learner.learned()
-        notes = {**about, **given, "seconds": time.perf_counter() - began, "steps": len(losses), "batch": batch,
-                 "seed": seed, **({"kept": looks[-1].step} if looks else {})}
+        notes = {**about, **given, "seconds": time.perf_counter() - began, "steps": len(losses), "seed": seed,
+                 **({"kept": looks[-1].step} if looks else {})}
         return Concept(words, weights, fingerprint(model), tuple(losses), notes, None if watch else state,
                        tuple(looks), prompt, tables)
 

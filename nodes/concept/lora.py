@@ -22,7 +22,8 @@ class PalimpsestLearnLoRA(io.ComfyNode):
                     "The change is scaled by alpha / rank. 0: alpha is the rank.")),
                 io.Combo.Input("layers", options=list(PARTS), default="attention", tooltip=(
                     "attention: only its projections (diffusers). all: also convolutions and feed-forward layers, "
-                    "which learn a subject's details more faithfully.")),
+                    "which learn a subject's details more faithfully. after cross-attention: what takes its output on "
+                    "U-Nets (Xiang et al. 2023), a small file.")),
                 text_encoder_input(),
                 more_input(),
             ],

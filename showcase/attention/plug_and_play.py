@@ -45,6 +45,8 @@ EXAMPLE = Example(
     workflows=(WORKFLOW, START),
     blueprints=(BLUEPRINT,),
     pages={"PalimpsestPlugAndPlay": before_and_after(WORKFLOW)},
-    scenes=(SceneRow("Plug-and-Play", on_inversion(PalimpsestPlugAndPlay), 60, crossed=True),),
+    scenes=(SceneRow("Plug-and-Play", on_inversion(PalimpsestPlugAndPlay), 60, crossed=True),
+            SceneRow("Plug-and-Play, attention alone", on_inversion(PalimpsestPlugAndPlay, feature_end=0.0), 61,
+                     only="flow")),
     costs=(CostRow("Plug-and-Play", alone(PalimpsestPlugAndPlay), 60),
            CostRow("Plug-and-Play, attention alone", alone(PalimpsestPlugAndPlay, feature_end=0.0), 62, joint=True)))

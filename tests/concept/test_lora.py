@@ -89,6 +89,9 @@ def test_attention_alone_and_all_layers():
     every = {n for n, w in inside.items() if LoRA(1e-3, layers="all").takes(n, w)}
     assert attention == {n for n in inside if ".attn" in n and n.endswith("weight")} and attention < every
     assert every == {n for n, w in inside.items() if w.ndim > 1}
+    after = {n for n, w in inside.items() if LoRA(1e-3, layers="after cross-attention").takes(n, w)}
+    blocks = sum(n.endswith("attn2.to_q.weight") for n in inside)
+    assert after == {n for n in every if ".attn2.to_out" in n or ".ff." in n} and len(after) == 3 * blocks
 
 
 def branch(down, up, scale):
@@ -109,7 +112,7 @@ class Begun(LoRA):
         return {**theta, "B": (0.1 * torch.randn(theta["B"].shape, generator=generator)).requires_grad_()}
 
 
-@pytest.mark.parametrize("layers", ["attention", "all"])
+@pytest.mark.parametrize("layers", ["attention", "all", "after cross-attention"])
 def test_a_step_equals_the_branches_that_learn_in_diffusers(layers):
     model, clip, seed = tiny.sd15(), tiny.clip(), 6
     given, basis = images(model, ("a photo of * star",)), Begun(1e-3, rank=3, alpha=1.5, layers=layers)

@@ -428,10 +428,10 @@ def test_going_on_with_something_else_to_learn_from_is_said(caplog):
     one, two = given.examples
     masked = dataclasses.replace(one, masks={"*": torch.ones(8, 8)})
 
-    def goes_on(examples=given.examples, identifier="sks", prior=None):
+    def goes_on(examples=given.examples, identifier="sks", prior=None, batch=1):
         caplog.clear()
         learn_concept(model, clip, ConceptImages(tuple(examples), identifier), [THIN], prior or Prior(others, 0.5),
-                      steps=0, concept=learned)
+                      steps=0, batch=batch, concept=learned)
         said = caplog.text.partition("another choice of ")[2].partition(", so it is")[0]
         return said.replace(" (2 pictures now, 2 before)", "")
 
@@ -440,7 +440,7 @@ def test_going_on_with_something_else_to_learn_from_is_said(caplog):
     assert goes_on([one, two, one]) == "captions, pictures (3 pictures now, 2 before)"
     assert goes_on([one, dataclasses.replace(two, latent=one.latent)]) == goes_on([masked, two]) == "pictures"
     assert goes_on([one, dataclasses.replace(two, caption="the *")]) == "captions"
-    assert goes_on(identifier="xyz") == "identifier"
+    assert goes_on(identifier="xyz") == "identifier" and goes_on(batch=2) == "batch"
     assert goes_on(prior=Prior(others, 0.6)) == "prior"
     assert goes_on(prior=Prior(images(model, ("a dog", "a bird"), seed=9), 0.5)) == "class pictures"
     assert goes_on(prior=Prior(others, 0.5, True)) == "class pictures"
