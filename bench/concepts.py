@@ -23,8 +23,8 @@ The prior keeps to what the frozen model predicted of pictures of its class, hal
 word these stand on the grounds of the subject's pictures alone, so that nothing says what the subject is on others.
 
 Each learned concept gives one JSON line in output/concepts.jsonl. A line that exists is not measured again. Prints a
-table of all lines that were asked for and exist, and writes it to bench/results/concepts.json, with 95 % intervals over
-subjects and seeds.
+table of all lines that were asked for and exist, and what the prior costs where runs with and without it exist, and
+writes both to bench/results/concepts.json, with 95 % intervals over subjects: a subject's seeds count as one.
     --table     measures nothing
 """
 import argparse
@@ -215,6 +215,22 @@ def preserved(pictures, own) -> tuple:
     return float((found @ subjects.T).mean()), float(1 - (found @ found.T)[others].mean())
 
 
+def by_subject(rows, name) -> list:
+    """A number's mean over the seeds of each subject."""
+    found = {}
+    for row in rows:
+        found.setdefault(row["subject"], []).append(row[name])
+    return [sum(values) / len(values) for values in found.values()]
+
+
+def prior_costs(rows) -> dict:
+    """How many dB of match the prior costs over a method's runs that exist with it and without."""
+    alone, kept = ({(r["subject"], r["seed"]): r for r in rows if r["prior"] == prior} for prior in (False, True))
+    both = [{"subject": key[0], **{n: alone[key][n] - kept[key][n] for n in ("seen", "unseen")}}
+            for key in alone.keys() & kept.keys()]
+    return {"pairs": len(both), **{n: interval(by_subject(both, n)) for n in ("seen", "unseen")}} if both else {}
+
+
 def interval(values) -> tuple:
     """(mean, low, high), 95 %. One value alone has no interval, nor have pictures that nothing changed (inf dB)."""
     found = torch.tensor(values, dtype=torch.double)
@@ -270,9 +286,15 @@ def main():
         for prior in (False, True):
             mine = [rows[key] for key in asked if key[1:3] == (method, prior) and key in rows]
             if mine:
-                found = {n: interval(had) for n in NUMBERS if (had := [r[n] for r in mine if n in r])}
+                found = {n: interval(by_subject(had, n)) for n in NUMBERS if (had := [r for r in mine if n in r])}
                 measured[f"{method}{', prior' * prior}"] = {"n": len(mine), **found}
+    costs = {method: cost for method in args.only
+             if (cost := prior_costs([rows[key] for key in asked if key[1] == method and key in rows]))}
     print(table(measured))
+    for method, cost in costs.items():
+        print(f"The prior costs {method} {_decibels(*cost['seen'])} seen, {_decibels(*cost['unseen'])} unseen "
+              f"({cost['pairs']} runs)")
     result = {"settings": {"subjects": args.subjects, "seeds": args.seeds, "steps": args.steps, "batch": BATCH},
-              "machine": f"{platform.processor() or platform.machine()}, 1 thread", "measured": measured}
+              "machine": f"{platform.processor() or platform.machine()}, 1 thread", "measured": measured,
+              "cost of the prior": costs}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

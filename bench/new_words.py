@@ -2,9 +2,9 @@
 
     python tools/dev.py bench new_words [--steps 60] [--only COLOUR ...]
 
-Textual Inversion learns one vector from five pictures of things of one colour, beginning as another colour's word. Nine
-colours the miniature knows by a word of its own, three it has never seen. Then eight pictures of shapes and grounds
-that were not learned are sampled, with the word where a colour stands.
+Textual Inversion learns one vector from five pictures of things of one colour, beginning as the word of the nearest
+other colour. Nine colours have a word of their own, three the miniature has never seen. Then eight pictures of shapes
+and grounds that were not learned are sampled, with the word where a colour stands.
 colour: the share of pictures whose colour reads as the known one.
 shape, ground: as their captions say.
 error: the root of the mean squared error of RGB in 0..1, inside the exact object where it fits the picture best, its
@@ -57,10 +57,15 @@ def given(lab, colour) -> ConceptImages:
                                for z, (shape, ground) in zip(latents, pairs)), "")
 
 
+def nearest(colour) -> str:
+    """Another colour that has a word, the most like this one."""
+    others = scenes.COLOURS.keys() - NEW.keys() - {colour}
+    return min(sorted(others), key=lambda name: sum((a - b) ** 2 for a, b in zip(COLOURS[name], COLOURS[colour])))
+
+
 def measure(lab, colour, steps) -> dict:
-    first = "blue" if colour == "red" else "red"
-    learned = learn_concept(lab.model, lab.clip, given(lab, colour), [TextualInversion(WORD, first, 1, RATE)], None,
-                            steps, ROWS, 0)
+    learned = learn_concept(lab.model, lab.clip, given(lab, colour), [TextualInversion(WORD, nearest(colour), 1, RATE)],
+                            None, steps, ROWS, 0)
     model, clip = applied(lab.model, lab.clip, learned)
     pairs = fits(ASKED, colour)
     shown = lab.sample(model, clip, [f"a photo of a embedding:{WORD} {shape} on a {ground} background"

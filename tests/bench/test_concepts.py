@@ -32,6 +32,15 @@ def test_the_table_says_intervals_where_there_are_some(tmp_path, monkeypatch, ca
     assert concepts.table(measured).splitlines()[-1].split(" | ") == [*row[:4], "", *row[5:8], "", "", row[10]]
 
 
+def test_the_prior_costs_what_runs_with_and_without_it_differ_by():
+    """Two seeds of one subject count as one."""
+    runs = [{"subject": n, "seed": s, "prior": prior, "seen": 20.0 - prior * cost, "unseen": 15.0 - 2 * prior * cost}
+            for (n, s), cost in {(0, 0): 1.0, (0, 1): 2.0, (1, 0): 3.5}.items() for prior in (False, True)]
+    cost = concepts.prior_costs([*runs, runs[0] | {"subject": 2}])
+    assert cost["pairs"] == 3 and cost["seen"][0] == pytest.approx(2.5) and cost["unseen"][0] == pytest.approx(5.0)
+    assert concepts.prior_costs(runs[::2]) == {}
+
+
 def test_methods_of_one_picture_have_one_and_its_parts_are_both_subjects():
     lab = concepts.Lab()
     one, parts, usual = (concepts.given(lab, 0, name).examples for name in (concepts.TWO_WORDS, concepts.PARTS, METHOD))
