@@ -23,6 +23,7 @@ import torch
 from ..concept.textual_inversion import TextualInversion
 from ..editing.concepts import SLOT, ConceptImages, Example
 from ..editing.learning import applied, learn_concept
+from ..host.concept_files import vectors_of
 from ..miniature import scenes
 from ..miniature.reader import read
 from ..miniature.subjects import Subject, match
@@ -57,15 +58,16 @@ def given(lab, colour) -> ConceptImages:
                                for z, (shape, ground) in zip(latents, pairs)), "")
 
 
-def nearest(colour) -> str:
-    """Another colour that has a word, the most like this one."""
-    others = scenes.COLOURS.keys() - NEW.keys() - {colour}
+def nearest(colour, clip) -> str:
+    """Another colour whose word is one token, the most like this one."""
+    others = [name for name in scenes.COLOURS.keys() - NEW.keys() - {colour}
+              if len(vectors_of(clip, name)["clip_l"]) == 1]
     return min(sorted(others), key=lambda name: sum((a - b) ** 2 for a, b in zip(COLOURS[name], COLOURS[colour])))
 
 
 def measure(lab, colour, steps) -> dict:
-    learned = learn_concept(lab.model, lab.clip, given(lab, colour), [TextualInversion(WORD, nearest(colour), 1, RATE)],
-                            None, steps, ROWS, 0)
+    word = TextualInversion(WORD, nearest(colour, lab.clip), 1, RATE)
+    learned = learn_concept(lab.model, lab.clip, given(lab, colour), [word], None, steps, ROWS, 0)
     model, clip = applied(lab.model, lab.clip, learned)
     pairs = fits(ASKED, colour)
     shown = lab.sample(model, clip, [f"a photo of a embedding:{WORD} {shape} on a {ground} background"
