@@ -5,8 +5,8 @@ Run as a script it writes them again in every document that has their marks. COM
     was checked against.
 `<!-- tasks -->` to `<!-- /tasks -->`: every workflow, by what it does. `<!-- tasks, in short -->`: by its first word.
 `<!-- inversions -->` to `<!-- /inversions -->`: what `dev.py bench inversions` measured.
-`<!-- concepts -->`: what `dev.py bench concepts` measured. `<!-- fits -->`: what `dev.py bench fits` counted.
-`<!-- dreammatcher -->`: what `dev.py bench dreammatcher` measured.
+`<!-- concepts -->`, `<!-- new words -->` and `<!-- dreammatcher -->`: what `dev.py bench` measured under these names.
+`<!-- fits -->`: what `dev.py bench fits` counted.
 `<!-- scenes -->` and `<!-- hard scenes -->`: what `dev.py bench scenes` measured on the held-out splits.
 `<!-- flow scenes -->` and `<!-- flow held-out scenes -->`: what it measured with the flow miniature on those two.
 `<!-- best -->` and `<!-- best, hard -->`: the best choice for each kind of edit, chosen on the public split where that
@@ -19,6 +19,7 @@ import re
 import sys
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from urllib.parse import quote
 
 from pack import ROOT, load_pack
@@ -144,14 +145,10 @@ def inversions(up: str) -> str:
     return table(json.loads(RESULTS.read_text(encoding="utf-8")))
 
 
-def concepts(up: str) -> str:
-    from palimpsest.bench.concepts import RESULTS, table
-    return table(json.loads(RESULTS.read_text(encoding="utf-8"))["measured"])
-
-
-def dreammatcher(up: str) -> str:
-    from palimpsest.bench.dreammatcher import RESULTS, table
-    return table(json.loads(RESULTS.read_text(encoding="utf-8"))["measured"])
+def measured(up: str, bench: str) -> str:
+    """The table of a benchmark."""
+    made = import_module(f"palimpsest.bench.{bench}")
+    return made.table(json.loads(made.RESULTS.read_text(encoding="utf-8"))["measured"])
 
 
 def fits(up: str) -> str:
@@ -182,7 +179,9 @@ def best(up: str, splits: tuple) -> str:
 
 
 TABLES = {"techniques": techniques, "tasks": tasks, "tasks, in short": tasks_in_short,
-          "inversions": inversions, "concepts": concepts, "dreammatcher": dreammatcher, "fits": fits,
+          "inversions": inversions, "fits": fits,
+          "concepts": partial(measured, bench="concepts"), "new words": partial(measured, bench="new_words"),
+          "dreammatcher": partial(measured, bench="dreammatcher"),
           "scenes": partial(scenes, split="held-out"), "hard scenes": partial(scenes, split="hard-held-out"),
           "flow scenes": partial(scenes, split="public", model="flow"),
           "flow held-out scenes": partial(scenes, split="held-out", model="flow"),
