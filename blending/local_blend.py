@@ -60,10 +60,11 @@ class LocalBlend(Anchored):
             m = repeat_to_batch_size(self.painted[self._painted_at(run, sigma)], x.shape[0])
         found = self._word_places(run, x, sigma, before, self.named, self.gathered)
         removed = self._word_places(run, x, sigma, before, self.removed, self.removing)
+        every = (slice(None), None) if m.ndim > 3 else ()  # words lie alike in all frames
         if found is not None:
             warn_if_wide(self.name, found, partial(run.warn_once, self))
-            m = torch.maximum(m.to(found), found)
-        return m if removed is None else m.to(removed) * (1 - removed)
+            m = torch.maximum(m.to(found), found[every])
+        return m if removed is None else m.to(removed) * (1 - removed[every])
 
     def seen(self, run, x, sigma):
         return self.mask(run, x, sigma, before=True)

@@ -41,6 +41,17 @@ def latent_mask(mask, size):
     return F.adaptive_max_pool2d(mask[:, None], size)[:, 0]
 
 
+def masks_of(mask, inversion) -> Tensor:
+    """The masks [masks, h, w] of an INVERSION's latent from its pictures' [B, H, W], or those of the frames of one video,
+    [1, T, h, w]: one mask for each frame of the video or of its latent, of which all but the first hold several frames
+    and take the largest value."""
+    masks, shape = latent_mask(mask, tuple(inversion.shape[-2:])), inversion.shape[1:-2]
+    later, many = (shape[0] if shape else 1) - 1, len(masks) - 1
+    if inversion.batch > 1 or later < 1 or many < later or many % later:
+        return masks
+    return torch.cat([masks[:1], masks[1:].unflatten(0, (later, -1)).amax(1)])[None]
+
+
 def picture_mask(mask, picture):
     """[B, H, W]: a mask of what a latent shows of a picture (height, width), spread over what VAE Encode cropped."""
     top, left = ((side - n) // 2 for side, n in zip(picture, mask.shape[1:]))
@@ -96,7 +107,8 @@ class Anchored(Editor):
     follows = True
 
     def mask(self, run, x, sigma) -> Tensor:
-        """[masks, h, w] at the latent's size, 1 where the edit may write; row i of x takes mask i mod their number."""
+        """[masks, (T,) h, w] at the latent's size, 1 where the edit may write; row i of x takes mask i mod their
+        number."""
         raise NotImplementedError
 
     def seen(self, run, x, sigma) -> Tensor:
@@ -115,15 +127,15 @@ class Anchored(Editor):
 
 
 def blend(x, source, m):
-    """m · x + (1 - m) · source, with masks m [masks, h, w] and as many rows as x [B, C, …, h, w] has."""
+    """m · x + (1 - m) · source, with masks m [masks, (T,) h, w] and as many rows as x [B, C, …, h, w] has."""
     m = mask_for(m, x)
     return m * x + (1 - m) * repeat_to_batch_size(source, x.shape[0]).to(x)
 
 
 def mask_for(m: Tensor, x: Tensor) -> Tensor:
-    """Masks [masks, h, w] in a shape that broadcasts with x [B, C, …, h, w], row i mod their number for row i."""
+    """Masks [masks, (T,) h, w] in a shape that broadcasts with x [B, C, …, h, w], row i mod their number for row i."""
     m = repeat_to_batch_size(m, x.shape[0]).to(x)
-    return m.view(m.shape[0], *[1] * (x.ndim - 3), *m.shape[1:])
+    return m.view(m.shape[0], *[1] * (x.ndim - m.ndim), *m.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)

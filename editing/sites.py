@@ -356,13 +356,16 @@ def in_tiles(editor: Editor, rows: Rows, site: Site, q: Tensor) -> bool:
 
 
 def mask_at(mask: Tensor, rows: Rows, site: Site) -> Tensor:
-    """[masks, tokens]: the mean over each token's cells of masks [masks, h, w] at the latent's
-    size, in the entry's window."""
+    """[masks, tokens]: the mean over each token's cells of masks [masks, h, w] at the latent's size, in the entry's
+    window. Masks [masks, T, h, w] have frames of their own."""
     require_all_rows(rows, len(mask), "masks")
     if "area" in rows.entry:
         mask = cut(mask, rows.entry["area"])
-    cells = _pooled(mask.float(), site.grid[-2:]).flatten(1)
-    return cells.repeat(1, math.prod(site.grid[:-2]))  # the same in all frames
+    frames = math.prod(site.grid[:-2])
+    if mask.ndim == 3:
+        return _pooled(mask.float(), site.grid[-2:]).flatten(1).repeat(1, frames)  # the same in all frames
+    cells = F.adaptive_avg_pool3d(mask.float()[:, None], (frames, *mask.shape[-2:]))[:, 0]
+    return _pooled(cells.flatten(0, 1), site.grid[-2:]).view(len(mask), -1)
 
 
 def _pooled(mask: Tensor, grid: tuple) -> Tensor:

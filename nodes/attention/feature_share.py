@@ -3,7 +3,7 @@ from comfy_api.latest import io
 
 from ...attention.feature_share import NAME, PRESETS, KeptBackground, SharedFeatures, parse_features
 from ...editing.layers import roles
-from ...editing.masks import latent_mask
+from ...editing.masks import masks_of
 from ...editing.run import attach
 from ...host.network import require_attention
 from ..checks import check_span, check_trajectory
@@ -50,7 +50,7 @@ class PalimpsestFeatureShare(io.ComfyNode):
                     "without one.")),
                 io.Mask.Input("mask", optional=True, tooltip=(
                     "1 where the edit may write. Tokens outside share, and the picture comes back there exactly. "
-                    "KV-Edit needs it.")),
+                    "KV-Edit needs it. A video takes one for all frames or one a frame.")),
             ],
             outputs=[io.Model.Output()])
 
@@ -68,7 +68,7 @@ class PalimpsestFeatureShare(io.ComfyNode):
         if preset == "KV-Edit" and mask is None:
             raise ValueError(f"KV-Edit keeps the picture outside a mask, and {NAME} has none: connect a MASK, 1 where "
                              "the edit may write, or choose another preset.")
-        mask = None if mask is None else latent_mask(mask, tuple(inversion.shape[-2:]))
+        mask = None if mask is None else masks_of(mask, inversion)
         if mask is not None and not mask.any():
             raise ValueError(f"{NAME}'s mask is 0 everywhere, so nothing of the picture may change: paint where it "
                              "may, in Load Image's MaskEditor, or disconnect the mask.")

@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ...blending.local_blend import LocalBlend
-from ...editing.masks import latent_mask
+from ...editing.masks import latent_mask, masks_of
 from ...editing.run import attach
 from ...editing.word_maps import WordMaps
 from ...host.canvas import retract_warnings
@@ -39,8 +39,9 @@ class PalimpsestLatentBlend(io.ComfyNode):
                     "With ATTENTION: words of the target prompt. Where they appear during sampling is added to the "
                     "mask.")),
                 threshold_input(),
-                io.Mask.Input("mask", optional=True, tooltip="1 where the picture may change, 0 where the source "
-                                                             "stays. Soft values blend."),
+                io.Mask.Input("mask", optional=True, tooltip=(
+                    "1 where the picture may change, 0 where the source stays. Soft values blend. A video takes one for "
+                    "all frames or one a frame.")),
                 AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words."),
                 io.String.Input("subtract_words", default="", optional=True,
                                 tooltip="With ATTENTION: words of either prompt. Their area is always removed from the "
@@ -81,7 +82,7 @@ class PalimpsestLatentBlend(io.ComfyNode):
             raise ValueError(f"Latent Blend needs masks to use in time, but has {0 if mask is None else len(mask)}: "
                              "connect a batch of two or more, or turn masks_in_time off.")
         size, named, removed, gathered = tuple(inversion.shape[-2:]), None, None, {}
-        painted = None if mask is None else latent_mask(mask, size)
+        painted = None if mask is None else latent_mask(mask, size) if masks_in_time else masks_of(mask, inversion)
 
         def maps_of(words, needed=True):
             return WordMaps(words, attention.resolution, attention.fine if refine else None, attention.layers, needed)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import comfy.sd
 import pytest
 import torch
-from palimpsest.editing.masks import covered, latent_mask, picture_mask, smoothed
+from palimpsest.editing.masks import covered, latent_mask, masks_of, picture_mask, smoothed
 
 
 @pytest.mark.parametrize("size", [(64, 64), (20, 20), (9, 9), (8, 8), (5, 5), (1, 1)])
@@ -50,3 +50,18 @@ def test_the_smoothing_is_a_gaussian_of_variance_one_half():
     assert float(found.sum()) == pytest.approx(1) and float(found[2, 1]
                                                             / found[2, 2]) == pytest.approx(0.36788, rel=1e-4)
     assert float(found[1, 1] / found[2, 2]) == pytest.approx(0.36788 ** 2, rel=1e-4) and found[0].sum() == 0
+
+
+def test_a_videos_frames_may_have_masks_of_their_own():
+    """One each of the latent, or of the video, whose frames after the first lie two in a latent's."""
+    video = SimpleNamespace(shape=torch.Size((16, 3, 4, 4)), batch=1)
+    m = torch.rand(5, 32, 32, generator=torch.Generator().manual_seed(3))
+    cells = latent_mask(m, (4, 4))
+    assert torch.equal(masks_of(m[:3], video), cells[None, :3])
+    wanted = torch.stack([cells[0], cells[1:3].amax(0), cells[3:].amax(0)])
+    assert torch.equal(masks_of(m, video), wanted[None])
+    for count in 1, 2, 4:  # one for all, or too few or many, which the editor refuses
+        assert torch.equal(masks_of(m[:count], video), cells[:count])
+    pictures = SimpleNamespace(shape=torch.Size((16, 3, 4, 4)), batch=3)
+    assert torch.equal(masks_of(m[:3], pictures), cells[:3])
+    assert torch.equal(masks_of(m, SimpleNamespace(shape=torch.Size((4, 4, 4)), batch=1)), cells)

@@ -28,6 +28,19 @@ def test_an_odd_latents_mask_is_the_mean_of_the_cells_that_a_token_has(height, w
     torch.testing.assert_close(found, torch.stack(wanted)[None])
 
 
+def test_frames_may_have_masks_of_their_own():
+    """A token of two frames has the mean of both."""
+    m = torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    rows = Rows(Call(Run((2,))), {}, 2)
+    for frames, wanted in ((4, m), (2, m.unflatten(1, (2, 2)).mean(2))):
+        found = mask_at(m, rows, Site("self", (), (frames, 4, 4)))
+        each = [mask_at(wanted[:, i], rows, Site("self", (), (4, 4))) for i in range(frames)]
+        torch.testing.assert_close(found, torch.cat(each, 1))
+    same = m[:, :1].expand(-1, 4, -1, -1)
+    torch.testing.assert_close(mask_at(same, rows, Site("self", (), (4, 4, 4))),
+                               mask_at(m[:, 0], rows, Site("self", (), (4, 4, 4))))
+
+
 def test_a_grid_of_another_node_has_equal_parts_of_a_mask():
     m = torch.rand(1, 12, 12, generator=torch.Generator().manual_seed(1))
     found = mask_at(m, Rows(Call(Run((1,))), {}, 1), Site("self", (), (5, 5)))

@@ -8,6 +8,7 @@ import torch
 from palimpsest.editing.inverting import invert
 from palimpsest.inversion.ddcm import missed
 from palimpsest.inversion.flow import flow_edit
+from palimpsest.nodes.attention.feature_share import PalimpsestFeatureShare
 from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
 from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
 
@@ -175,6 +176,22 @@ def test_latent_blend_edits_within_its_mask_alone(family, layers, frames):
     assert relative(found[..., 4:], inversion.path[-1][..., 4:]) < 1e-6
     moved = (found - inversion.path[-1])[..., :4]
     assert float(moved.abs().flatten(-2).amax(-1).min()) > 1e-3  # in every channel and frame
+
+
+@pytest.mark.skipif(FRAMES == 1, reason="this host's Qwen-Image knows pictures alone")
+def test_a_mask_of_each_frame_edits_it_within_alone():
+    """By Latent Blend as the edit along both velocities says, and by KV-Edit exactly outside."""
+    model, latent, inversion = source_of("qwen", (FRAMES,))
+    masks = torch.stack([HALF[0], 1 - HALF[0], torch.zeros(64, 64)])
+    own = [PalimpsestLatentBlend.execute(model, inversion, 0.0, "", "", 0.0, masks).result[0],
+           PalimpsestFeatureShare.execute(model, inversion, "KV-Edit", "", "", 0.0, 0.0, "as preset", "as preset", False,
+                                          masks).result[0]]
+    blended, shared = (model.model.process_latent_in(replay(edited, inversion, prompt=TARGET)) for edited in own)
+    wanted = by_hand(inversion, velocity(model, tiny.cond()), velocity(model, TARGET), masks[:, ::8, ::8])
+    assert relative(blended, wanted) < 1e-5
+    for found in blended, shared:
+        moved = (found - inversion.path[-1]).abs().amax((0, 1))
+        assert float(moved[masks[:, ::8, ::8] == 0].max()) < 1e-6 < float(moved[masks[:, ::8, ::8] == 1].min())
 
 
 @each_kind
