@@ -364,7 +364,7 @@ def mask_at(mask: Tensor, rows: Rows, site: Site) -> Tensor:
     frames = math.prod(site.grid[:-2])
     if mask.ndim == 3:
         return _pooled(mask.float(), site.grid[-2:]).flatten(1).repeat(1, frames)  # the same in all frames
-    cells = F.adaptive_avg_pool3d(mask.float()[:, None], (frames, *mask.shape[-2:]))[:, 0]
+    cells = F.adaptive_avg_pool3d(mask.float()[:, None], (frames, mask.shape[-2], mask.shape[-1]))[:, 0]
     return _pooled(cells.flatten(0, 1), site.grid[-2:]).view(len(mask), -1)
 
 
