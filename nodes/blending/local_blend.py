@@ -40,8 +40,8 @@ class PalimpsestLatentBlend(io.ComfyNode):
                     "mask.")),
                 threshold_input(),
                 io.Mask.Input("mask", optional=True, tooltip=(
-                    "1 where the picture may change, 0 where the source stays. Soft values blend. A video takes one for "
-                    "all frames or one a frame.")),
+                    "1 where the picture may change, 0 where the source stays. Soft values blend. A video takes one "
+                    "for all frames or one a frame.")),
                 AttentionType.Input("attention", optional=True, tooltip="From Attention Store, to find the words."),
                 io.String.Input("subtract_words", default="", optional=True,
                                 tooltip="With ATTENTION: words of either prompt. Their area is always removed from the "

@@ -184,7 +184,7 @@ def test_a_mask_of_each_frame_edits_it_within_alone():
     model, latent, inversion = source_of("qwen", (FRAMES,))
     masks = torch.stack([HALF[0], 1 - HALF[0], torch.zeros(64, 64)])
     own = [PalimpsestLatentBlend.execute(model, inversion, 0.0, "", "", 0.0, masks).result[0],
-           PalimpsestFeatureShare.execute(model, inversion, "KV-Edit", "", "", 0.0, 0.0, "as preset", "as preset", False,
+           PalimpsestFeatureShare.execute(model, inversion, "KV-Edit", "", "", 0.0, 0.0, *["as preset"] * 2, False,
                                           masks).result[0]]
     blended, shared = (model.model.process_latent_in(replay(edited, inversion, prompt=TARGET)) for edited in own)
     wanted = by_hand(inversion, velocity(model, tiny.cond()), velocity(model, TARGET), masks[:, ::8, ::8])
