@@ -43,8 +43,8 @@ def latent_mask(mask, size):
 
 def masks_of(mask, inversion) -> Tensor:
     """The masks [masks, h, w] of an INVERSION's latent from its pictures' [B, H, W], or [1, T, h, w] where one video
-    has one for each frame of its own or of its latent. A latent's frames after the first hold several of those, and take
-    the largest value."""
+    has one for each frame of its own or of its latent. A latent's frames after the first hold several of those, and
+    take the largest value."""
     masks, shape = latent_mask(mask, tuple(inversion.shape[-2:])), inversion.shape[1:-2]
     later, many = (shape[0] if shape else 1) - 1, len(masks) - 1
     if inversion.batch > 1 or later < 1 or many < later or many % later:
