@@ -3,16 +3,18 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ..host.concept_files import lora_file, read_file
+from ..host.concept_files import read_file
 from ..host.sampling import Fingerprint
+from ..inversion.storage import write
 from .concepts import Concept, WordTable
 
 KEY, VERSION = "palimpsest.run", 1
 SUFFIX = ".run.safetensors"
 
 
-def run_file(concept: Concept) -> bytes:
-    """The bytes of a CONCEPT's file. ValueError where nobody may go on from it."""
+def save_run(path, concept: Concept):
+    """Writes a CONCEPT's file, at once or not at all. ValueError where nobody may go on from it, and where the file
+    cannot be written."""
     state = concept.state
     if state is None:
         raise ValueError(f"The CONCEPT of {len(concept.losses)} steps holds nothing to go on from, as the best of some "
@@ -27,10 +29,10 @@ def run_file(concept: Concept) -> bytes:
     about = {"version": VERSION, "fingerprint": asdict(concept.fingerprint), "notes": dict(concept.notes),
              "losses": concept.losses, "groups": state["optimiser"]["param_groups"],
              "places": {name: table.places for name, table in concept.tables.items()}}
-    return lora_file({name: value.clone() for name, value in tensors.items()}, {KEY: json.dumps(about)})
+    write(path, {name: value.contiguous() for name, value in tensors.items()}, {KEY: json.dumps(about)})
 
 
-def read_run(path) -> Concept:
+def load_run(path) -> Concept:
     """The CONCEPT of a run's file."""
     tensors, metadata = read_file(path)
     try:

@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from ...editing.concepts import Objective, Prior
 from ...editing.learning import applied, learn_concept
 from ...editing.run_files import SUFFIX as RUN
-from ...editing.run_files import run_file
+from ...editing.run_files import save_run
 from ...editing.watching import Watch
 from ...editing.word_files import SUFFIX as WORD
 from ...editing.word_files import word_file
@@ -188,9 +188,9 @@ class Keeping:
                 if self.last:
                     self.last.unlink(missing_ok=True)
                 self.last = path
-        except OSError as error:
+        except (OSError, ValueError) as error:
             log.warning("What %s steps learned cannot be saved (%s), and learning goes on: free the output folder, or "
-                        "use Save Concept at the end.", len(part.losses), error.strerror)
+                        "use Save Concept at the end.", len(part.losses), getattr(error, "strerror", error))
 
 
 def say_batch(batch, images):
@@ -237,8 +237,8 @@ def saved(concept, name, precision) -> list[Path]:
 
 def saved_run(concept, name) -> Path:
     """Writes what learning goes on from."""
-    data, path = run_file(concept), _path(f"concepts/{name}", RUN)
-    path.write_bytes(data)
+    path = _path(f"concepts/{name}", RUN)
+    save_run(path, concept)
     return path
 
 

@@ -3,7 +3,7 @@ from comfy_api.latest import io, ui
 
 from ...editing.layers import numbered, parse_numbers
 from ...editing.run_files import SUFFIX as RUN
-from ...editing.run_files import read_run
+from ...editing.run_files import load_run
 from ...editing.word_files import SUFFIX, read_word
 from ...editing.word_spaces import prompt
 from ..checks import check_span
@@ -77,7 +77,7 @@ class PalimpsestLoadConcept(FromFile, io.ComfyNode):
     def execute(cls, file) -> io.NodeOutput:
         path = cls.path(file)
         if path.endswith(RUN):
-            concept = read_run(path)
+            concept = load_run(path)
             return io.NodeOutput(concept, ui=ui.PreviewText(f"{len(concept.losses)} steps, to go on from"))
         concept = read_word(path)
         (name, table), = concept.tables.items()

@@ -76,4 +76,13 @@ def test_the_best_of_some_looks_does_not_go_on(learned, output):
 def test_a_file_that_is_no_run_says_so(about, said, tmp_path):
     save_file({"theta.0": torch.zeros(2)}, tmp_path / "a.run.safetensors", about)
     with pytest.raises(ValueError, match=said):
-        run_files.read_run(tmp_path / "a.run.safetensors")
+        run_files.load_run(tmp_path / "a.run.safetensors")
+
+
+def test_a_full_disk_ends_no_run(learned, output, monkeypatch, caplog):
+    def full(path, concept):
+        raise ValueError("it cannot be written")
+
+    monkeypatch.setattr("palimpsest.nodes.concept.learn.save_run", full)
+    assert len(learned(2, save_every=1).losses) == 2
+    assert caplog.text.count("cannot be saved (it cannot be written), and learning goes on") == 2
