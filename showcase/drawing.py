@@ -62,6 +62,28 @@ def replay(c, title: str, model, inversion, positive, negative, cfg: float, star
                   cfg=cfg)
 
 
+def subject_learned(c, note: str, tall: int, seed: int, steps: int) -> tuple:
+    """The first two groups: pictures of an object of the miniature's, and a LoRA learned from them. Returns (loader,
+    pictures, Learn Concept)."""
+    with c.group("1  Model and pictures", BLUE):
+        c.column(400)
+        c.note("How to use it", note, tall)
+        c.column(300)
+        loader = c.node("PalimpsestLoadMiniature")
+        given = c.node("PalimpsestMiniatureSubject", None, 180, seed=seed)
+        sized = c.node("PalimpsestModelSize", model=loader["MODEL"], image=given["images"])["IMAGE"]
+    with c.group("2  Learn", GREEN):
+        c.column(320)
+        images = c.node("PalimpsestConceptImages", images=sized, vae=loader["VAE"],
+                        captions=given["captions"])["concept images"]
+        weights = c.node("PalimpsestLearnLoRA", lr=2e-3, rank=8, layers="all", text_encoder=True)["trainable"]
+        c.column(320)
+        learned = c.node("PalimpsestLearnConcept", model=loader["MODEL"], clip=loader["CLIP"], images=images,
+                         trainable=weights, steps=steps, batch=4, look_every=steps // 10)
+    c.row()
+    return loader, sized, learned
+
+
 def inverted(c, p, kind="PalimpsestDDIMInvert", **settings):
     """An inversion node on the picture."""
     return c.node(kind, model=p.loader["MODEL"], source=p.words["source"], latent=p.encoded["LATENT"], **settings)

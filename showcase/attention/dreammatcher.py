@@ -1,8 +1,8 @@
 """DreamMatcher, shown."""
 from .. import Example
-from ..drawing import BLUE, BROWN, CFG, GREEN, VIOLET, Drawing
+from ..drawing import BROWN, CFG, VIOLET, Drawing, subject_learned
 
-SUBJECT, STEPS = 0, 200  # of the miniature's
+SUBJECT = 0  # of the miniature's
 SHOWN, PROMPT = "a photo of a sks star on a wall background", "a photo of a sks star on a brick background"
 REFERENCE, ALONE, MATCHED = "The reference", "The learned model alone", "With DreamMatcher"
 ABOUT = """Press **Run**. The small model learns an object from four pictures, one to two minutes on a processor. Then \
@@ -21,22 +21,7 @@ rate 1e-4. In *Learn Concept*: 500 steps, batch 1.
 
 def draw(c):
     """Four pictures of an object, what is learned of them, and a new picture of it without and with one of them."""
-    with c.group("1  Model and pictures", BLUE):
-        c.column(400)
-        c.note("How to use it", ABOUT, 560)
-        c.column(300)
-        loader = c.node("PalimpsestLoadMiniature")
-        given = c.node("PalimpsestMiniatureSubject", None, 180, seed=SUBJECT)
-        sized = c.node("PalimpsestModelSize", model=loader["MODEL"], image=given["images"])["IMAGE"]
-    with c.group("2  Learn", GREEN):
-        c.column(320)
-        images = c.node("PalimpsestConceptImages", images=sized, vae=loader["VAE"],
-                        captions=given["captions"])["concept images"]
-        weights = c.node("PalimpsestLearnLoRA", lr=2e-3, rank=8, layers="all", text_encoder=True)["trainable"]
-        c.column(320)
-        learned = c.node("PalimpsestLearnConcept", model=loader["MODEL"], clip=loader["CLIP"], images=images,
-                         trainable=weights, steps=STEPS, batch=4, look_every=20)
-    c.row()
+    loader, sized, learned = subject_learned(c, ABOUT, 560, SUBJECT, 200)
     with c.group("3  The reference", VIOLET):
         c.column(320)
         one = c.node("ImageFromBatch", "One of the pictures", image=sized, batch_index=0, length=1)["IMAGE"]

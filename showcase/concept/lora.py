@@ -2,7 +2,7 @@
 from types import SimpleNamespace
 
 from .. import Example
-from ..drawing import BLUE, BROWN, CFG, GREEN, VIOLET, Drawing, encoded, replay
+from ..drawing import BROWN, CFG, VIOLET, Drawing, encoded, replay, subject_learned
 
 SUBJECT, PICTURE = 3, {"seed": 38, "kind": "colour"}  # of the miniature's
 HAS, WANTED = "a photo of a green circle on a sand background", "a photo of a sks circle on a sand background"
@@ -26,22 +26,7 @@ Weights*, and the subject is then called *embedding:NAME*."""
 
 def draw(c):
     """Four pictures of an object, what is learned of them, and another picture in which it takes a thing's place."""
-    with c.group("1  Model and subject", BLUE):
-        c.column(400)
-        c.note("How to use it", ABOUT, 600)
-        c.column(300)
-        loader = c.node("PalimpsestLoadMiniature")
-        given = c.node("PalimpsestMiniatureSubject", None, 180, seed=SUBJECT)
-        sized = c.node("PalimpsestModelSize", model=loader["MODEL"], image=given["images"])["IMAGE"]
-    with c.group("2  Learn", GREEN):
-        c.column(320)
-        images = c.node("PalimpsestConceptImages", images=sized, vae=loader["VAE"],
-                        captions=given["captions"])["concept images"]
-        weights = c.node("PalimpsestLearnLoRA", lr=2e-3, rank=8, layers="all", text_encoder=True)["trainable"]
-        c.column(320)
-        learned = c.node("PalimpsestLearnConcept", model=loader["MODEL"], clip=loader["CLIP"], images=images,
-                         trainable=weights, steps=150, batch=4, look_every=15)
-    c.row()
+    loader, _, learned = subject_learned(c, ABOUT, 600, SUBJECT, 150)
     with c.group("3  Another picture", VIOLET):
         c.column(320)
         scene = c.node("PalimpsestMiniatureScene", None, 220, **PICTURE)
