@@ -5,16 +5,14 @@ from pathlib import Path
 
 from ..host.concept_files import read_file
 from ..host.sampling import Fingerprint
-from ..inversion.storage import write
 from .concepts import Concept, WordTable
 
 KEY, VERSION = "palimpsest.run", 1
 SUFFIX = ".run.safetensors"
 
 
-def save_run(path, concept: Concept):
-    """Writes a CONCEPT's file, at once or not at all. ValueError where nobody may go on from it, and where the file
-    cannot be written."""
+def run_file(concept: Concept) -> tuple[dict, dict]:
+    """(the tensors of a CONCEPT's file, its metadata). ValueError where nobody may go on from it."""
     state = concept.state
     if state is None:
         raise ValueError(f"The CONCEPT of {len(concept.losses)} steps holds nothing to go on from, as the best of some "
@@ -29,7 +27,7 @@ def save_run(path, concept: Concept):
     about = {"version": VERSION, "fingerprint": asdict(concept.fingerprint), "notes": dict(concept.notes),
              "losses": concept.losses, "groups": state["optimiser"]["param_groups"],
              "places": {name: table.places for name, table in concept.tables.items()}}
-    write(path, {name: value.contiguous() for name, value in tensors.items()}, {KEY: json.dumps(about)})
+    return {name: value.contiguous() for name, value in tensors.items()}, {KEY: json.dumps(about)}
 
 
 def load_run(path) -> Concept:

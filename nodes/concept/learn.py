@@ -11,13 +11,14 @@ from comfy_api.latest import io, ui
 from ...editing.concepts import Objective, Prior
 from ...editing.learning import applied, learn_concept
 from ...editing.run_files import SUFFIX as RUN
-from ...editing.run_files import save_run
+from ...editing.run_files import run_file
 from ...editing.watching import Watch
 from ...editing.word_files import SUFFIX as WORD
 from ...editing.word_files import word_file
 from ...host.canvas import log, note
 from ...host.concept_files import embedding_file, lora_file, lora_sizes
 from ...host.hooks import with_weights_on
+from ...inversion.storage import write
 from ..search import aliases
 from .widgets import ConceptImagesType, ConceptType, ObjectiveType, TrainableType
 
@@ -238,7 +239,7 @@ def saved(concept, name, precision) -> list[Path]:
 def saved_run(concept, name) -> Path:
     """Writes what learning goes on from."""
     path = _path(f"concepts/{name}", RUN)
-    save_run(path, concept)
+    write(path, *run_file(concept))
     return path
 
 

@@ -19,12 +19,13 @@ from palimpsest.editing.concepts import ConceptImages, Prior, PromptRows
 from palimpsest.editing.deltas import Weights
 from palimpsest.editing.learner import Learner
 from palimpsest.editing.learning import applied, learn_concept
-from palimpsest.editing.run_files import load_run, save_run
+from palimpsest.editing.run_files import load_run, run_file
 from palimpsest.editing.watching import Watch
 from palimpsest.host.concept_files import lora_names
 from palimpsest.host.gradients import differentiable
 from palimpsest.host.guiders import PromptGuider, prompted
 from palimpsest.host.sampling import Solver, sample_with
+from palimpsest.inversion.storage import write
 
 import tiny
 from concepts import EVERY, Texts, clip_of, images
@@ -165,7 +166,7 @@ def test_going_on_is_as_not_having_stopped(trained, predicted, tmp_path):
     whole, half = learned(2, seed=7), learned(1, seed=7)
     torch.randn(5)
     file = tmp_path / "half"
-    save_run(file, half)
+    write(file, *run_file(half))
     read = load_run(file)
     assert same(read.words, half.words) and same(read.weights, half.weights) and read.fingerprint == half.fingerprint
     assert all(same(table.vectors, half.tables[name].vectors) and table.places == half.tables[name].places

@@ -80,9 +80,9 @@ def test_a_file_that_is_no_run_says_so(about, said, tmp_path):
 
 
 def test_a_full_disk_ends_no_run(learned, output, monkeypatch, caplog):
-    def full(path, concept):
+    def full(*args):
         raise ValueError("it cannot be written")
 
-    monkeypatch.setattr("palimpsest.nodes.concept.learn.save_run", full)
+    monkeypatch.setattr("palimpsest.nodes.concept.learn.write", full)
     assert len(learned(2, save_every=1).losses) == 2
     assert caplog.text.count("cannot be saved (it cannot be written), and learning goes on") == 2
