@@ -5,8 +5,9 @@
 
 Peers: diffusers' pipelines with equal weights, steps and device, from the same noise. Their weights require no
     gradient. The model is SD1.5's U-Net with random weights and --channels at its top. FOLDER is diffusers'
-    examples/community, which its package does not contain. Without it Prompt-to-Prompt and RF-Inversion are left out.
-    "difference" is the relative distance of the two results, where they should be equal.
+    examples/community, which its package does not contain. Without it Prompt-to-Prompt and RF-Inversion are left out,
+    and FlowEdit, whose authors' FlowEdit_utils.py it should hold too. "difference" is the relative distance of the two
+    results, where they should be equal.
 Flow: the same of a Flux with random weights, a sixth of the width and a ninth of the blocks.
 Learned: null-text on the miniature, which is trained. Without FOLDER its peer is the published loop on this host. Each
     side learns its own embeddings, so the last column shows how far from the picture they lead, ours first.
@@ -39,6 +40,7 @@ from .inversions import METHODS
 from .peers import NARROW, TRAINED, Peers
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
+COMMUNITY = "Prompt-to-Prompt", "RF-Inversion", "FlowEdit"  # rows whose peers no package has
 
 
 def compare(b, make, rounds) -> dict:
@@ -86,7 +88,7 @@ def learned(args) -> dict:
 def measured(b, rows, args) -> dict:
     found = {}
     for name, row in rows.items():
-        if args.community or "Prompt-to-Prompt" not in name and "RF-Inversion" not in name and "authors" not in name:
+        if args.community or not any(one in name for one in COMMUNITY):
             found[name] = compare(b, row, args.rounds)
             print(peer_row(name, found[name]), flush=True)
     return found
@@ -167,7 +169,7 @@ def main():
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.community is None:
-        print("No --community: Prompt-to-Prompt is left out, and null-text's peer is the published loop on this host.")
+        print(f"No --community: {', '.join(COMMUNITY)} are left out, and null-text's peer is the published loop on this host.")
     comfy.utils.set_progress_bar_enabled(False)
     results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     args.out.parent.mkdir(exist_ok=True)
