@@ -169,8 +169,8 @@ def main():
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.community is None:
-        print(f"No --community: {', '.join(COMMUNITY)} are left out, and null-text's peer is the published loop on this "
-              "host.")
+        print(f"No --community: {', '.join(COMMUNITY)} are left out, and null-text's peer is the published loop on "
+              "this host.")
     comfy.utils.set_progress_bar_enabled(False)
     results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     args.out.parent.mkdir(exist_ok=True)
