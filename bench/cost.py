@@ -48,7 +48,7 @@ from ..miniature.networks import CLIP
 from ..nodes.attention.p2p import PalimpsestAttentionInject
 from ..nodes.attention.store import PalimpsestAttentionStore
 from ..showcase.rows import inputs_of, output
-from .gradients import SHAPES
+from .fits import SHAPES
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 SOURCE, TARGET = "a photo of a red star on green grass", "a photo of a blue star on green grass"

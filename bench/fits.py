@@ -1,4 +1,5 @@
-"""What fits 8, 12, 16 and 24 GB where a concept is learned: the arithmetic of the loop's own forecast, at real sizes.
+"""What fits 8, 12, 16 and 24 GB where a concept or a prompt is learned: the arithmetic of the loop's own forecast, at
+real sizes.
 
     python tools/dev.py bench fits
 
@@ -6,8 +7,8 @@ The host's networks of SD1.5 and SDXL are built of fake tensors, which hold no n
 forward and back, since the loop takes the rows of large models one after the other; a step's batch and its class
 pictures cost no memory. Counted are the weights in fp16, what learns with its gradient and AdamW's two means in fp32,
 and of the pass what editing/forecast.py counts. Text encoders are counted where they learn, and their weights where a
-word does; elsewhere the host may take them off the device. A card fits where `BESIDE` is left of it. Writes
-bench/results/fits.json.
+new word does; elsewhere the host may take them off the device. Null-Text Optimize computes no blocks twice.
+A card fits where `BESIDE` is left of it. Writes bench/results/fits.json.
 """
 import json
 import warnings
@@ -29,13 +30,26 @@ from ..editing.deltas import Deltas, Weights
 from ..editing.forecast import GB, allowed
 from ..host import gradients
 from ..host.memory import counting
-from .gradients import NETWORKS, SHAPES
 
 RESULTS = Path(__file__).parent / "results" / "fits.json"
 CARDS, BESIDE = (8, 12, 16, 24), 1.0  # GB; for the display, CUDA, and what PyTorch reserves
 ENCODERS = {"SD1.5": ("sd1_clip_config.json",), "SDXL": ("sd1_clip_config.json", "clip_config_bigg.json")}
+COMMON = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 2,
+          "use_spatial_transformer": True, "legacy": False, "use_checkpoint": False}
+SHAPES = {
+    "SD1.5": {
+        **COMMON, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "num_heads": 8, "context_dim": 768,
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]},
+    "SDXL": {
+        **COMMON, "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "num_head_channels": 64, "context_dim": 2048,
+        "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "use_linear_in_transformer": True,
+        "num_classes": "sequential", "adm_in_channels": 2816}}
+NETWORKS = {"SD1.5, 512 px": ("SD1.5", 64), "SDXL, 1024 px": ("SDXL", 128)}
+WORD, NULL = "New Word", "Null-Text Optimize"
 SUBJECT = "LoRA on all layers and in the text encoder, rank 8 (Learn a Subject)"
-METHODS = {"New Word": None, "LoRA on attention, rank 4": LoRA(1),
+METHODS = {NULL: None, WORD: None, "LoRA on attention, rank 4": LoRA(1),
            SUBJECT: LoRA(1, 8, layers="all"),
            "Custom Diffusion (K, V)": KeysAndValues(1), "DreamBooth (All Weights)": AllWeights(1)}
 
@@ -66,7 +80,7 @@ def held(network) -> int:
 def counted(network, config, side, basis, recomputed: bool) -> dict:
     """Bytes that learning needs, by what they are for.
 
-    basis: None for a word.
+    basis: None where a prompt's embedding learns.
     recomputed: whether blocks are computed again in the backward pass.
     """
     compute = torch.float32 if held(network) <= gradients.FP32 else torch.bfloat16
@@ -109,10 +123,10 @@ def smallest(needed: int) -> str:
 
 def table(rows) -> str:
     lines = ["| | GB | fits | blocks computed twice | fits |", "|---" * 5 + "|"]
-    for name, (plain, twice) in rows.items():
-        sums = [sum(found.values()) for found in (plain, twice)]
+    for name, ways in rows.items():
+        sums = [sum(found.values()) for found in ways]
         cells = [cell for needed in sums for cell in (f"{needed / GB:.1f}", smallest(needed))]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join([*cells, *[""] * (4 - len(cells))]) + " |")
     return "\n".join(lines)
 
 
@@ -120,11 +134,11 @@ def main():
     rows = {}
     for size, (shape, side) in NETWORKS.items():
         for method, basis in METHODS.items():
-            for recomputed in (False, True):
+            for recomputed in (False, True)[:1 if method == NULL else 2]:
                 with FakeTensorMode():
                     found = counted(unet(SHAPES[shape]), SHAPES[shape], side, basis, recomputed)
                 learns = LoRA(1, 8) if method is SUBJECT else None
-                found["text encoder"] = sum(encoders(shape, learns)) if learns or not basis else 0
+                found["text encoder"] = sum(encoders(shape, learns)) if learns or method == WORD else 0
                 rows.setdefault(f"{size}: {method}", []).append(found)
     print(table(rows))
     RESULTS.write_text(json.dumps({"beside": BESIDE, "rows": rows}, indent=1) + "\n", encoding="utf-8")

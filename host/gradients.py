@@ -1,9 +1,9 @@
 """Gradients through the host's model, inside its inference mode.
 
-Four things stand in the way of a backward pass.
-- Weights that a loader node made are inference tensors, which autograd refuses to save. Computing in another dtype
-  casts them to fresh tensors. Where the dtype is the same, other tensors on the same memory replace them during a
-  forward. Of weights that the host's dynamic memory brings and may take away, copies replace them.
+Five things stand in the way of a backward pass.
+- Weights that a loader node made are inference tensors, which autograd refuses to save. Other tensors on the same
+  memory replace them during a forward. Of weights that the host's dynamic memory brings and may take away, copies do.
+- A cast to another dtype, and a changed weight, would be kept whole. They are made again in the backward pass.
 - Some blocks write into tensors that autograd saved. Those are copied first.
 - Some fused kernels have no derivative. The host leaves them out while `in_training` is set.
 - Some attention backends return no graph. PyTorch's own does.
@@ -26,10 +26,10 @@ from .options import WrappersMP, with_transformer, with_wrapper
 from .recomputing import again, forwards, recomputed
 
 KEY = "palimpsest.gradients"
-# bytes of weights: larger models compute in bf16, or SDXL's graph at 1024 px outgrows 24 GB (bench gradients)
+# bytes of weights: larger models compute in bf16, where the graph is half as large
 FP32 = 4 * 2 ** 30
 
-MADE: dict[int, Callable] = {}  # {storage of a changed weight: what makes it}, while a module computes with it
+MADE: dict[int, Callable] = {}  # {storage of a changed or cast weight: what makes it}, while a module computes with it
 WATCHED: list = []  # called with (what holds it, a tensor) that autograd saves
 Deltas = Callable[[], Mapping[str, Tensor]] | None  # {weight: what is added to it}, asked in each forward
 
@@ -62,8 +62,7 @@ def differentiable(model, deltas: Deltas = None, recompute: Callable[[], bool] =
         dtype = m.model_dtype()
         compute = torch.float32 if dtype == torch.float32 or m.model_size() <= FP32 else torch.bfloat16
         m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _require_graph)
-        if dtype == compute or deltas:
-            m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, partial(_on_stand_ins, {}, deltas, recompute))
+        m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, partial(_on_stand_ins, {}, deltas, recompute))
         if dtype != compute:
             m.set_model_compute_dtype(compute)
         m.model_options["transformer_options"]["optimized_attention_override"] = pytorch_attention
@@ -255,32 +254,49 @@ def called(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
     changed, making = _changed(stand_ins, deltas), {}
     for name, module in call.named_modules():
         if hasattr(module, "weight_function"):  # the host lets it change its weights itself
-            made = {n: changed.pop(f"{name}.{n}") for n in module._parameters if f"{name}.{n}" in changed}
-            if made:
-                making[module] = _Making(module, made)
+            names = {n: key for n in module._parameters if (key := f"{name}.{n}") in stand_ins}
+            if any(key in changed or stand_ins[key].dtype.itemsize == 2 for key in names.values()):
+                making[module] = _Making(module, {n: changed.pop(key, None) for n, key in names.items()})
     with _copied(brought), forwards(making):
         others = {name: make() for name, make in changed.items()}
         return torch.func.functional_call(call, {**stand_ins, **others}, (function, *args), kwargs)
 
 
 class _Making:
-    """What stands in a module's forward. Its changed weights are made when it is called, and gone when it returns."""
+    """What stands in a module's forward. Its changed weights, and casts of its 16 bits, are made when it is called, and
+    gone when it returns.
+
+    made: {weight that autograd may save: what makes it, or None}."""
 
     def __init__(self, module, made):
         self.module, self.own, self.made = module, module.forward, made
 
     def __call__(self, *args, **kwargs):
         held, before, made = self.module._parameters, dict(self.module._parameters), {}
+        x = next((given for given in (*args, *kwargs.values()) if isinstance(given, Tensor)), None)
         try:
             for name, make in self.made.items():
-                held[name] = make()
-                made[held[name].untyped_storage()._cdata] = make
+                make = _cast(make, held[name], x)
+                if make:
+                    held[name] = make()
+                    made[held[name].untyped_storage()._cdata] = make
             MADE.update(made)
             return self.own(*args, **kwargs)
         finally:
             held.update(before)
             for place in made:
                 MADE.pop(place, None)
+
+
+def _cast(make, weight, x) -> Callable | None:
+    """What makes a weight of 16 bits in the dtype of its module's input.
+
+    make: of a changed weight."""
+    if x is None or not x.is_floating_point() or weight.dtype.itemsize != 2 or weight.device != x.device:
+        return make
+    if make:
+        return lambda: make().to(x.dtype)
+    return partial(weight.to, x.dtype) if weight.dtype != x.dtype else None
 
 
 def _brought(network) -> list:

@@ -7,10 +7,9 @@ from comfy.ldm.modules.attention import attention_basic, attention_pytorch
 from palimpsest.attention import cross_image, reflex
 from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
 from palimpsest.nodes.attention.store import PalimpsestAttentionStore
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from editors import CONCEPTS, EDITORS
+from largest import Largest
 from runs import Case
 
 HEADS = 2
@@ -19,16 +18,6 @@ HEADS = 2
 SIZES = dict.fromkeys(("cross image", "free prompt", "mixing", "excite", "pull", "guide", "remove", "mid-step features",
                        "mid-step words"), 64)
 LONG = " in front of a very small house on a green hill far away" * 7  # two chunks of tokens
-
-
-class Largest(TorchDispatchMode):
-    """The number of elements in the largest tensor that any operation returns."""
-    numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        self.numel = max([self.numel, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
-        return out
 
 
 def everywhere(case, model=None, weights="cat: 3", ends="cat: 0.5"):

@@ -4,7 +4,6 @@ import comfy.utils
 import numpy as np
 import pytest
 import torch
-from palimpsest.bench.gradients import Largest
 from palimpsest.metrics.drawing import colours, heat, heatmaps, sheet, tile
 from palimpsest.metrics.edits import edit_numbers
 from palimpsest.metrics.masks import background_mask
@@ -14,6 +13,8 @@ from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit
 from palimpsest.nodes.edit_report import NUMBERS, PalimpsestEditReport, check, difference, shades
 from palimpsest.nodes.miniature import PalimpsestMiniatureScene
 from PIL import Image
+
+from largest import Largest
 
 
 @pytest.fixture(autouse=True)
