@@ -86,9 +86,8 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
                              "earlier Learn Concept, and the new word has this name too: choose another name, or "
                              "connect the CLIP as it was.")
     if concept and concept.state is None:
-        raise ValueError(f"The CONCEPT of {len(concept.losses)} steps holds nothing to go on from, as the best of some "
-                         "looks, or one from a file: learn it again with look_every at 0, or learn on from its MODEL "
-                         "without it.")
+        raise ValueError(f"The CONCEPT of {len(concept.losses)} steps holds nothing to go on from, as those of Imagic, "
+                         "of Forgedit and of a word's file do: learn on from its MODEL without it.")
     if concept and carries(model, concept.weights):
         raise ValueError(f"The MODEL has the {len(concept.weights)} weights of the CONCEPT on it, which would be "
                          "learned on top of themselves: connect the MODEL that it was learned on.")

@@ -353,8 +353,11 @@ class Learner:
                 words[word.name] = {key: v.detach().cpu().clone() for key, v in self.theta[word.name].items()}
         prompt = self.prompt.told(self.rows.detach().cpu()) if self.prompt else None
         weights = {name: value for part in (*self.network, *self.encoder) for name, value in part.saved().items()}
-        state = {"theta": [leaf.detach().cpu().clone() for leaf in self.leaves],
-                 "optimiser": tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True),
-                                            self.optimiser.state_dict()),
-                 "generator": self.generator.get_state()}
-        return words, tables, weights, prompt, state
+        return words, tables, weights, prompt
+
+    def state(self) -> dict:
+        """What going on needs."""
+        return {"theta": [leaf.detach().cpu().clone() for leaf in self.leaves],
+                "optimiser": tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True),
+                                           self.optimiser.state_dict()),
+                "generator": self.generator.get_state()}

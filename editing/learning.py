@@ -49,7 +49,8 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
     clip: None where a PromptRows stands for the captions.
     concept: one that the same call learned, to go on from: n and n steps learn what 2n do, bit for bit. Other pictures,
         captions or another prior are said.
-    watch: stops sooner where nothing more is won, and gives the best that was found. Nobody goes on from it.
+    watch: stops sooner where nothing more is won, and gives the best that was found. What goes on from it goes on from
+        the last step, with the looks so far where it is watched too.
     told: is called with what a step needs, before the first one. Of large models it is found out in any case.
     recompute: whether blocks are computed again in the backward pass, for less memory. None does where it is needed.
     norm: the most that a step's gradient of the weights may measure; a longer one is shortened.
@@ -63,14 +64,14 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
         warn_of_other_material(concept, given)
     learner = Learner(model, clip, images, trained, prior, batch, seed, norm, objective)
     learner.recomputed = bool(recompute) and not learner.maps
-    began, losses, looks = time.perf_counter(), list(concept.losses if concept else ()), []
+    began, losses, looks, at = time.perf_counter(), list(concept.losses if concept else ()), [], {}
 
-    def found() -> Concept:
-        words, tables, weights, prompt, state = learner.learned()
+    def found(state) -> Concept:
+        words, tables, weights, prompt = learner.learned()
         notes = {**about, **given, "seconds": time.perf_counter() - began, "steps": len(losses), "seed": seed,
                  **({"kept": looks[-1].step} if looks else {})}
-        return Concept(words, weights, fingerprint(model), tuple(losses), notes, None if watch else state,
-                       tuple(looks), prompt, tables)
+        return Concept(words, weights, fingerprint(model), tuple(losses), notes, state, tuple(looks),
+                       prompt, tables)
 
     with differentiable(model, learner.deltas, lambda: learner.recomputed) as m:
         guider = PromptGuider(m, {"any": [learner.told(images.examples[0].caption, images.identifier, 0)]})
@@ -81,12 +82,17 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                 needed = forecast(learner, recompute)
                 if told:
                     told(needed)
-            watching = Watching(watch, learner) if watch else None
+            before = concept.state if concept else None
+            watching = Watching(watch, learner, len(losses), before and before.get("watch")) if watch else None
+
+            def state():
+                return learner.state() | ({"watch": watching.state()} if watching else {})
 
             def keep():
-                with watching.averaged() if watching else nullcontext():
-                    if save:
-                        save(found())
+                if save:
+                    now = state()
+                    with watching.averaged() if watching else nullcontext():
+                        save(found(now))
 
             for step in range(steps):
                 raise_if_cancelled()
@@ -97,24 +103,25 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                             "with --force-fp32.")
                     if save_every and step % save_every:
                         keep()
-                    if watching and watching.best[0].step:
+                    if watching and watching.better:
                         log.warning("%s What was best until then is kept, of step %s.", said, watching.best[0].step)
                         break
                     raise ValueError(said)
                 losses.append(loss)
                 if watching:
-                    watching.follow(step + 1)
-                stop = watching is not None and watching.due(step + 1) and watching.look(step + 1)
+                    watching.follow(len(losses))
+                stop = watching is not None and watching.due(len(losses)) and watching.look(len(losses))
                 sheet = watching.sheet if watching else None
                 report_step(callback, step, noisy, sigmas[step], clean if sheet is None else sheet)
                 if save_every and (step + 1) % save_every == 0:
                     keep()
                 if stop:
                     break
+            at.update(state())
             if watching:
                 looks.extend(watching.keep_best())
             return x
 
         levels = torch.linspace(1, 0, max(steps, 1) + 1)  # a sampler of no level is not called
         sample_with(guider, images.examples[0].latent[None].float().clone(), levels, Solver(solver), seed=seed)
-        return found()
+        return found(at)

@@ -7,8 +7,10 @@ Single updates are noisy, so what is looked at is their average, the power funct
 Hellsten, Aila, Laine, CVPR 2024, arXiv:2312.02696, section 3.1:  θ̂_t = β_t θ̂_{t-1} + (1 - β_t) θ_t,
 β_t = (1 - 1/t)^{γ+1}. It weighs the last steps of a run alike, however long the run is.
 """
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,20 +54,41 @@ class Look:
 class Watching:
     """The looks of a run. `learner` is learner.py's.
 
+    step: updates before the first look.
+    state: of the looks to go on with, as `state` gives it.
     sheet: the pictures so far side by side, as a latent of sampler space.
     """
 
-    def __init__(self, watch: Watch, learner):
+    def __init__(self, watch: Watch, learner, step: int = 0, state: Mapping[str, Any] | None = None):
         self.watch, self.learner = watch, learner
         self.looks: list[Look] = []
         self.sheet: Tensor | None = None
         self.best: tuple[Look, list[Tensor]]  # with the values of what is trained
+        if state:
+            self.looks += state["looks"]
+            self.average, best = ([value.to(leaf, copy=True) for value, leaf in zip(values, learner.leaves)]
+                                  for values in (state["average"], state["values"]))
+            self.best = self.looks[state["best"]], best
+            for look in self.looks:
+                self._show(look.picture)
+            return
         self.average = [leaf.detach().clone() for leaf in learner.leaves]
-        self.look(0)
+        self.look(step)
+
+    def state(self) -> dict:
+        """What going on needs. values: of the best look."""
+        average, values = ([value.cpu().clone() for value in held] for held in (self.average, self.best[1]))
+        return {"looks": tuple(self.looks), "best": self.looks.index(self.best[0]), "average": average,
+                "values": values}
+
+    @property
+    def better(self) -> bool:
+        """Whether a look was better than the first."""
+        return self.best[0] is not self.looks[0]
 
     def follow(self, step: int):
-        """Takes what is trained into its average, after update `step`, counted from 1."""
-        share = 1 - (1 - 1 / step) ** (GAMMA + 1)  # 1 - β_t
+        """Takes what is trained into its average, after update `step` of the run."""
+        share = 1 - (1 - 1 / (step - self.looks[0].step)) ** (GAMMA + 1)  # 1 - β_t
         for mean, leaf in zip(self.average, self.learner.leaves):
             mean.lerp_(leaf.detach(), share)
 
@@ -81,16 +104,14 @@ class Watching:
             picture = learner.picture(watch.caption, watch.steps, watch.cfg) if watch.caption else None
         look = Look(step, concept, prior, picture)
         self.looks.append(look)
-        if picture is not None:
-            shown = learner.guider.inner_model.process_latent_in(picture)
-            self.sheet = shown if self.sheet is None else torch.cat([self.sheet, shown], -1)
+        self._show(picture)
         if len(self.looks) == 1 or concept < BETTER * self.best[0].concept and not self._drifted(look):
             self.best = look, [mean.clone() for mean in self.average]
         return sum(found.step > self.best[0].step for found in self.looks) >= watch.patience
 
     def keep_best(self) -> list[Look]:
         """Puts the best look's values in the place of the last ones. Returns the looks up to it."""
-        if self.best[0].step == 0:
+        if not self.better:
             grown = "" if self.looks[0].prior is None else (
                 f", and the class's grew from {self.looks[0].prior:.3g} to {self.looks[-1].prior:.3g}")
             log.warning("Nothing was learned in %s updates that is worth keeping: the concept's loss went from %.3g to "
@@ -98,6 +119,11 @@ class Watching:
                         self.looks[0].concept, self.looks[-1].concept, grown)
         self._put(self.best[1])
         return [look for look in self.looks if look.step <= self.best[0].step]
+
+    def _show(self, picture):
+        if picture is not None:
+            shown = self.learner.guider.inner_model.process_latent_in(picture)
+            self.sheet = shown if self.sheet is None else torch.cat([self.sheet, shown], -1)
 
     @contextmanager
     def averaged(self):

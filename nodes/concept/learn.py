@@ -146,7 +146,7 @@ class PalimpsestSaveConcept(io.ComfyNode):
                                tooltip="Of the LoRA. fp16 is half as large."),
                 io.Boolean.Input("resume", default=False, optional=True, tooltip=(
                     "Also writes to output/concepts what Load Concept gives Learn Concept to go on from, bit for bit. "
-                    "About eight times as large as the LoRA.")),
+                    "Eight times as large as the LoRA, with looks twelve.")),
             ],
             outputs=[io.String.Output(display_name="files", tooltip="Their paths in the output folder, one a line.")],
             is_output_node=True)
@@ -184,11 +184,10 @@ class Keeping:
         name = f"learned-{len(part.losses)}-steps"
         try:
             saved(part, name, "fp16")
-            if part.state is not None:
-                path = saved_run(part, name)
-                if self.last:
-                    self.last.unlink(missing_ok=True)
-                self.last = path
+            path = saved_run(part, name)
+            if self.last:
+                self.last.unlink(missing_ok=True)
+            self.last = path
         except (OSError, ValueError) as error:
             log.warning("What %s steps learned cannot be saved (%s), and learning goes on: free the output folder, or "
                         "use Save Concept at the end.", len(part.losses), getattr(error, "strerror", error))

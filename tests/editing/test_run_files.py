@@ -1,5 +1,6 @@
 """Files of runs that may go on, as nodes write and read them. What they hold is tested in test_learning.py."""
 import json
+from dataclasses import replace
 
 import folder_paths
 import pytest
@@ -62,11 +63,17 @@ def test_a_cancelled_run_goes_on_from_what_was_saved_last(learned, output, monke
     assert on.losses == learned(4).losses
 
 
-def test_the_best_of_some_looks_does_not_go_on(learned, output):
-    best = learned(2, save_every=1, look_every=1)
+def test_a_concept_without_a_run_does_not_go_on(learned, output):
     with pytest.raises(ValueError, match="2 steps holds nothing to go on from.*switch resume off"):
-        PalimpsestSaveConcept.execute(best, "mine", "fp16", True)
+        PalimpsestSaveConcept.execute(replace(learned(2), state=None), "mine", "fp16", True)
     assert runs(output) == []
+
+
+def test_a_watched_run_saves_what_it_may_go_on_from(learned, output):
+    """The last step's, not the average's, which the LoRA beside it holds."""
+    learned(3, save_every=2, look_every=1)
+    on = learned(1, PalimpsestLoadConcept.execute(f"concepts/{runs(output)[0]} [output]").result[0], look_every=1)
+    assert on.losses == learned(3).losses and [look.step for look in on.state["watch"]["looks"]] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("about, said", [

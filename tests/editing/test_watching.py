@@ -7,7 +7,9 @@ from palimpsest.editing import learning
 from palimpsest.editing.concepts import Prior
 from palimpsest.editing.learner import Learner
 from palimpsest.editing.learning import applied, learn_concept
+from palimpsest.editing.run_files import load_run, run_file
 from palimpsest.editing.watching import Watch
+from palimpsest.inversion.storage import write
 
 import tiny
 from concepts import images
@@ -23,10 +25,10 @@ def told(monkeypatch, concept, prior=()):
     monkeypatch.setattr(Learner, "loss_of", lambda self, shown, count: next(left[shown is self.images]))
 
 
-def learned(steps, watch=None, prior=False):
+def learned(steps, watch=None, prior=False, concept=None):
     model, clip = tiny.sd15(), tiny.clip()
     others = Prior(images(model, ("a dog",), seed=9), 1.0) if prior else None
-    return learn_concept(model, clip, images(model), BASIS, others, steps, watch=watch)
+    return learn_concept(model, clip, images(model), BASIS, others, steps, concept=concept, watch=watch)
 
 
 def same(found, steps, **kwargs):
@@ -42,7 +44,7 @@ def test_it_stops_without_a_better_look_and_keeps_the_best(monkeypatch):
     told(monkeypatch, (1.0, 0.8, 0.795, 0.9, 0.85, 0.1))
     found = learned(12, Watch(2, patience=3))
     assert len(found.losses) == 8 and [look.step for look in found.looks] == [0, 2]
-    assert same(found, 2) and found.state is None and found.notes["kept"] == 2
+    assert same(found, 2) and found.notes["kept"] == 2
 
 
 def test_it_stops_where_the_class_drifts_and_does_not_come_back(monkeypatch):
@@ -62,6 +64,30 @@ def test_it_says_that_nothing_was_worth_keeping(monkeypatch, caplog):
 def test_looking_changes_nothing_of_what_is_learned():
     watched, alone = learned(4, Watch(1, "a photo of a *", patience=99, steps=2)), learned(4)
     assert watched.losses == alone.losses and len({look.concept for look in watched.looks}) == len(watched.looks)
+
+
+def test_a_watched_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    """Three and two updates learn, see and keep what five do, also through a file."""
+    watch = Watch(2, "a photo of a *", steps=1)
+    told(monkeypatch, (1.0, 0.8, 0.6), (1.0, 1.1, 1.2))
+    whole = learned(5, watch, prior=True)
+    told(monkeypatch, (1.0, 0.8), (1.0, 1.1))
+    part = learned(3, watch, prior=True)
+    write(tmp_path / "a.run.safetensors", *run_file(part))
+    for begun in (part, load_run(tmp_path / "a.run.safetensors")):
+        told(monkeypatch, (0.6,), (1.2,))
+        found = learned(2, watch, prior=True, concept=begun)
+        assert found.losses == whole.losses and found.notes["kept"] == whole.notes["kept"] == 4
+        assert all(torch.equal(found.weights[name], value) for name, value in whole.weights.items())
+        assert [(look.step, look.concept, look.prior) for look in found.looks] == [
+            (look.step, look.concept, look.prior) for look in whole.looks] and len(whole.looks) == 3
+        assert torch.equal(found.looks[1].picture, whole.looks[1].picture)
+
+
+def test_looks_begin_where_a_run_without_them_stopped():
+    found = learned(2, Watch(1, patience=99), concept=learned(3))
+    assert [look.step for look in found.state["watch"]["looks"]] == [3, 4, 5]
+    assert found.losses == learned(5).losses == learned(2, concept=learned(3, Watch(1, patience=99))).losses
 
 
 @pytest.mark.parametrize("family", ["sd15", "flux"])
