@@ -11,7 +11,7 @@ place of the concept's rows' own.
 """
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -19,7 +19,7 @@ from ..host.canvas import log
 from ..host.concept_files import with_weights, with_words
 from ..host.gradients import differentiable
 from ..host.guiders import PromptGuider
-from ..host.progress import raise_if_cancelled
+from ..host.progress import Cancelled, raise_if_cancelled
 from ..host.sampling import Solver, check_family, fingerprint, sample_with
 from ..inversion.grid import report_step
 from .concept_checks import check, material, warn_of_other_material
@@ -54,8 +54,8 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
     told: is called with what a step needs, before the first one. Of large models it is found out in any case.
     recompute: whether blocks are computed again in the backward pass, for less memory. None does where it is needed.
     norm: the most that a step's gradient of the weights may measure; a longer one is shortened.
-    save: is called with what was learned so far, every `save_every` steps and where learning breaks off by a loss that
-        is no number.
+    save: is called with what was learned so far, every `save_every` steps and where learning is cancelled or breaks
+        off by a loss that is no number.
     """
     about = {"trained": [repr(one) for one in trained], "objective": repr(objective)}
     given = {**material(images, prior), "batch": batch}
@@ -82,8 +82,8 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                 needed = forecast(learner, recompute)
                 if told:
                     told(needed)
-            before = concept.state if concept else None
-            watching = Watching(watch, learner, len(losses), before and before.get("watch")) if watch else None
+            before, begun = concept.state if concept else None, len(losses)
+            watching = Watching(watch, learner, begun, before and before.get("watch")) if watch else None
 
             def state():
                 return learner.state() | ({"watch": watching.state()} if watching else {})
@@ -94,29 +94,33 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                     with watching.averaged() if watching else nullcontext():
                         save(found(now))
 
-            for step in range(steps):
-                raise_if_cancelled()
-                loss, noisy, clean, sigma = learner.step()
-                if loss != loss:
-                    said = (f"The loss or its gradient is no number in step {step + 1} of {steps}, at sigma "
-                            f"{sigma:.3g} with weights in {m.model_dtype()}: lower the learning rate, or start ComfyUI "
-                            "with --force-fp32.")
-                    if save_every and step % save_every:
-                        keep()
-                    if watching and watching.better:
-                        log.warning("%s What was best until then is kept, of step %s.", said, watching.best[0].step)
-                        break
-                    raise ValueError(said)
-                losses.append(loss)
-                if watching:
-                    watching.follow(len(losses))
-                stop = watching is not None and watching.due(len(losses)) and watching.look(len(losses))
-                sheet = watching.sheet if watching else None
-                report_step(callback, step, noisy, sigmas[step], clean if sheet is None else sheet)
-                if save_every and (step + 1) % save_every == 0:
+            def keep_rest():
+                if save_every and (len(losses) - begun) % save_every:
                     keep()
-                if stop:
-                    break
+
+            with before_a_cancel(keep_rest):
+                for step in range(steps):
+                    raise_if_cancelled()
+                    loss, noisy, clean, sigma = learner.step()
+                    if loss != loss:
+                        said = (f"The loss or its gradient is no number in step {step + 1} of {steps}, at sigma "
+                                f"{sigma:.3g} with weights in {m.model_dtype()}: lower the learning rate, or start "
+                                "ComfyUI with --force-fp32.")
+                        keep_rest()
+                        if watching and watching.better:
+                            log.warning("%s What was best until then is kept, of step %s.", said, watching.best[0].step)
+                            break
+                        raise ValueError(said)
+                    losses.append(loss)
+                    if watching:
+                        watching.follow(len(losses))
+                    stop = watching is not None and watching.due(len(losses)) and watching.look(len(losses))
+                    sheet = watching.sheet if watching else None
+                    report_step(callback, step, noisy, sigmas[step], clean if sheet is None else sheet)
+                    if save_every and (step + 1) % save_every == 0:
+                        keep()
+                    if stop:
+                        break
             at.update(state())
             if watching:
                 looks.extend(watching.keep_best())
@@ -125,3 +129,13 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
         levels = torch.linspace(1, 0, max(steps, 1) + 1)  # a sampler of no level is not called
         sample_with(guider, images.examples[0].latent[None].float().clone(), levels, Solver(solver), seed=seed)
         return found(at)
+
+
+@contextmanager
+def before_a_cancel(act: Callable[[], None]):
+    """Acts where the user cancels what goes on inside."""
+    try:
+        yield
+    except Cancelled:
+        act()
+        raise

@@ -13,7 +13,7 @@ from ...host.concept_files import vectors_of
 from ..inversion.report import decode
 from ..search import aliases
 from .images import PalimpsestClassImages, PalimpsestConceptImages, lines
-from .learn import said, say_batch
+from .learn import Keeping, said, say_batch
 from .widgets import (
     ConceptImagesType,
     ConceptType,
@@ -150,7 +150,9 @@ class PalimpsestLearnSubject(io.ComfyNode):
         watch = Watch(max(steps // 10, 1), new_scene.strip() or f"{plain} in a garden", drift, cfg=cfg)
         say_batch(batch, given)
         prior = Prior(others, 1.0, predicted=True)
-        learned = learn_concept(model, clip, given, trained, prior, steps, batch, seed, watch=watch, told=said)
+        # saved where it is cancelled alone, after a look
+        learned = learn_concept(model, clip, given, trained, prior, steps, batch, seed, watch=watch, told=said,
+                                save_every=steps + 1, save=Keeping(watch.every).keep)
         looks = torch.cat([decode(vae, look.picture) for look in learned.looks])
         first, best = learned.looks[0], learned.looks[-1]
         text = (f"Kept after {best.step} of {learned.notes['steps']} updates. Loss of the subject {first.concept:.3f} "

@@ -174,13 +174,15 @@ def said(forecast):
 
 
 class Keeping:
-    """Saves what a run has learned so far. Of what it may go on from the last is enough."""
+    """Saves what a run has learned so far, from some steps on. Of what it may go on from the last is enough."""
 
-    def __init__(self):
-        self.last: Path | None = None
+    def __init__(self, after: int = 0):
+        self.after, self.last = after, None
 
     def keep(self, part):
         """A full disk does not end the run."""
+        if len(part.losses) < self.after:
+            return
         name = f"learned-{len(part.losses)}-steps"
         try:
             saved(part, name, "fp16")
@@ -188,6 +190,7 @@ class Keeping:
             if self.last:
                 self.last.unlink(missing_ok=True)
             self.last = path
+            log.info("What %s steps learned is saved. Load Concept gives it: %s", len(part.losses), path.name)
         except (OSError, ValueError) as error:
             log.warning("What %s steps learned cannot be saved (%s), and learning goes on: free the output folder, or "
                         "use Save Concept at the end.", len(part.losses), getattr(error, "strerror", error))

@@ -3,16 +3,19 @@ import math
 from itertools import count
 
 import comfy.utils
+import folder_paths
 import pytest
 import torch
 from palimpsest.bench import twin
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.editing.concepts import Prior
 from palimpsest.editing.learner import Learner
-from palimpsest.editing.learning import learn_concept
+from palimpsest.editing.learning import applied, learn_concept
 from palimpsest.host.concept_files import vectors_of
+from palimpsest.host.progress import Cancelled
 from palimpsest.nodes.concept.dreambooth import PalimpsestLearnSubject, class_templates
 from palimpsest.nodes.concept.images import PalimpsestClassImages
+from palimpsest.nodes.concept.words import PalimpsestLoadConcept
 
 import clips
 import tiny
@@ -134,6 +137,31 @@ def test_a_subject_may_be_called_by_a_new_word_which_is_learned_with_the_weights
     assert {name.split("_")[1] for name in concept.weights} == {"unet", "te"}
     token, *_ = knows.tokenize("embedding:mine")["l"][0][1]
     assert torch.equal(token, word[0])
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_a_cancel_keeps_what_was_learned_from_the_first_look_on(updates, tmp_path, monkeypatch):
+    """The first of twenty updates' looks is after two."""
+    step, taken = Learner.step, []
+
+    def stop(self):
+        if len(taken) == updates:
+            raise Cancelled
+        taken.append(1)
+        return step(self)
+
+    monkeypatch.setattr(Learner, "step", stop)
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    model, clip, pictures = tiny.sd15(), tiny.clip(), torch.rand(2, 64, 64, 3, generator=torch.Generator())
+    with pytest.raises(Cancelled):
+        PalimpsestLearnSubject.execute(model, clip, Pixels(), pictures, "star", "embedding:mine", 20, 1e-2, 4, 1, 2,
+                                       1.0, 0.1, 0)
+    saved = list((tmp_path / "concepts").glob("*"))
+    assert len(saved) == (updates == 3)
+    for path in saved:
+        concept = PalimpsestLoadConcept.execute(f"concepts/{path.name} [output]").result[0]
+        m, knows = applied(model, clip, concept)
+        assert len(concept.losses) == 3 and m.patches and concept.words.keys() == {"mine"}
 
 
 class Frames(Pixels):

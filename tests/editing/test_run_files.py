@@ -46,7 +46,8 @@ def test_a_saved_concept_goes_on_after_a_restart(learned, output):
     assert on.losses == whole.losses and all(torch.equal(on.weights[name], v) for name, v in whole.weights.items())
 
 
-def test_a_cancelled_run_goes_on_from_what_was_saved_last(learned, output, monkeypatch):
+@pytest.mark.parametrize("save_every", [1, 2, 9])
+def test_a_cancelled_run_goes_on_from_its_last_step(save_every, learned, output, monkeypatch):
     step, taken = Learner.step, []
 
     def stop(self):
@@ -57,7 +58,7 @@ def test_a_cancelled_run_goes_on_from_what_was_saved_last(learned, output, monke
 
     with monkeypatch.context() as patch, pytest.raises(InterruptProcessingException):
         patch.setattr(Learner, "step", stop)
-        learned(9, save_every=1)
+        learned(9, save_every=save_every)
     assert runs(output) == ["learned-3-steps_00001_.run.safetensors"]
     on = learned(1, PalimpsestLoadConcept.execute(f"concepts/{runs(output)[0]} [output]").result[0])
     assert on.losses == learned(4).losses
