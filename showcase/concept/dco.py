@@ -1,4 +1,4 @@
 """DCO, shown."""
 from .. import Example
 
-EXAMPLE = Example("DCO", elsewhere="Learning takes minutes.")
+EXAMPLE = Example("DCO", elsewhere="Put your subject into a picture (Custom-Edit)")

@@ -1,4 +1,4 @@
 """NeTI, shown."""
 from .. import Example
 
-EXAMPLE = Example("NeTI", elsewhere="Learning takes minutes.")
+EXAMPLE = Example("NeTI", elsewhere="Learn a word from four pictures (Textual Inversion)")

@@ -1,4 +1,4 @@
 """ProSpect, shown."""
 from .. import Example
 
-EXAMPLE = Example("ProSpect", elsewhere="Learning takes minutes.")
+EXAMPLE = Example("ProSpect", elsewhere="Learn a word from four pictures (Textual Inversion)")

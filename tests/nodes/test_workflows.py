@@ -41,6 +41,7 @@ from serving import server  # noqa: F401
 
 NOTES = {"MarkdownNote", "Note"}
 STEPS, SHEET = 2, "Two settings side by side (Settings Sheet)"
+SCENES = "PalimpsestMiniatureScene", "PalimpsestMiniatureSubject"
 DRAWN = workflow.drawings()
 named = pytest.mark.parametrize("name", DRAWN)
 
@@ -195,10 +196,10 @@ def test_it_runs_as_it_is_and_ends_in_pictures(name, server, info, done, photo):
 def test_nothing_takes_a_picture_that_was_not_brought_to_the_models_size(name, info):
     """VAE Encode would crop the picture, and it would no longer match what it is compared with or pasted into."""
     graph = to_api(drawn(name), info)
-    scenes = [n for n, node in graph.items() if node["class_type"] == "PalimpsestMiniatureScene"]
+    scenes = [n for n, node in graph.items() if node["class_type"] in SCENES]
     taken = {(node["class_type"], entry) for node in graph.values() for entry, value in node["inputs"].items()
              if isinstance(value, list) and value[0] in scenes
-             and info["PalimpsestMiniatureScene"]["output"][value[1]] in ("IMAGE", "MASK")}
+             and info[graph[value[0]]["class_type"]]["output"][value[1]] in ("IMAGE", "MASK")}
     sized = {("PalimpsestModelSize", "image"), ("PalimpsestModelSize", "mask"), ("ImageScale", "image"),
              ("MaskToImage", "mask")}  # before ImageScale
     # only the miniature's pictures have these
