@@ -1,4 +1,4 @@
 """Concept Decomposition, shown."""
 from .. import Example
 
-EXAMPLE = Example("Concept Decomposition", elsewhere="Learning takes minutes.")
+EXAMPLE = Example("Concept Decomposition", elsewhere="Learn a word from four pictures (Textual Inversion)")

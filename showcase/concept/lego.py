@@ -1,4 +1,4 @@
 """Lego, shown."""
 from .. import Example
 
-EXAMPLE = Example("Lego", elsewhere="Learning takes minutes.")
+EXAMPLE = Example("Lego", elsewhere="Learn a word from four pictures (Textual Inversion)")

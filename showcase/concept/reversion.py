@@ -1,4 +1,4 @@
 """ReVersion, shown."""
 from .. import Example
 
-EXAMPLE = Example("ReVersion", elsewhere="Learning takes minutes.")
+EXAMPLE = Example("ReVersion", elsewhere="Learn a word from four pictures (Textual Inversion)")
