@@ -1,12 +1,11 @@
 """Files of runs of learning that may go on: all that a CONCEPT holds, and the state of its optimiser and generator."""
 import json
 from dataclasses import asdict
-from pathlib import Path
 
-from ..host.concept_files import read_file
 from ..host.sampling import Fingerprint
 from .concepts import Concept, WordTable
 from .watching import Look
+from .word_files import read_concept
 
 KEY, VERSION = "palimpsest.run", 1
 SUFFIX = ".run.safetensors"
@@ -39,16 +38,7 @@ def run_file(concept: Concept) -> tuple[dict, dict]:
 
 def load_run(path) -> Concept:
     """The CONCEPT of a run's file."""
-    tensors, metadata = read_file(path)
-    try:
-        about = json.loads(metadata[KEY])
-        if about["version"] > VERSION:
-            raise ValueError(f"{Path(path).name} is of version {about['version']}, this pack reads up to {VERSION}: "
-                             "update the pack.")
-        return _concept(tensors, about)
-    except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
-        raise ValueError(f"{Path(path).name} has {len(tensors)} tensors and {len(metadata)} notes, which make no whole "
-                         "run of learning: choose a file that Save Concept wrote.") from error
+    return read_concept(path, KEY, VERSION, "run of learning", _concept)
 
 
 def _concept(tensors, about) -> Concept:

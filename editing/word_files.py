@@ -1,5 +1,6 @@
 """Files of words that no embedding's file can hold: safetensors, with everything that is no tensor as JSON."""
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,18 +23,24 @@ def word_file(concept: Concept, name: str) -> bytes:
 
 def read_word(path) -> Concept:
     """The CONCEPT of one word's file."""
+    return read_concept(path, KEY, VERSION, "word", _concept)
+
+
+def read_concept(path, key, version, what, made: Callable[[dict, dict], Concept | None]) -> Concept:
+    """The CONCEPT that `made` makes of a file's tensors and of what its metadata says. ValueError where it is none, or
+    of a later version."""
     tensors, metadata = read_file(path)
     try:
-        about = json.loads(metadata[KEY])
-        if about["version"] > VERSION:
-            raise ValueError(f"{Path(path).name} is of version {about['version']}, this pack reads up to {VERSION}: "
+        about = json.loads(metadata[key])
+        if about["version"] > version:
+            raise ValueError(f"{Path(path).name} is of version {about['version']}, this pack reads up to {version}: "
                              "update the pack.")
-        found = _concept(tensors, about)
-    except (KeyError, TypeError, json.JSONDecodeError):
+        found = made(tensors, about)
+    except (KeyError, TypeError, IndexError, json.JSONDecodeError):
         found = None
     if found is None:
         raise ValueError(f"{Path(path).name} has {len(tensors)} tensors and {len(metadata)} notes, which make no whole "
-                         "word: choose a file that Save Concept wrote.")
+                         f"{what}: choose a file that Save Concept wrote.")
     return found
 
 
