@@ -62,6 +62,14 @@ def replay(c, title: str, model, inversion, positive, negative, cfg: float, star
                   cfg=cfg)
 
 
+def sampled(c, title: str, model, positive, null, latent, vae, file: str, seed: int = 1):
+    """The host's sampler from new noise, and what it makes."""
+    made = c.node("KSampler", model=model, positive=positive, negative=null["CONDITIONING"], latent_image=latent,
+                  seed=seed, cfg=CFG, sampler_name="ddim", scheduler="ddim_uniform")
+    picture = c.node("VAEDecode", samples=made["LATENT"], vae=vae)
+    return c.node("SaveImage", title, 280, images=picture["IMAGE"], filename_prefix=f"palimpsest/{file}")
+
+
 def subject_learned(c, note: str, tall: int, seed: int, steps: int) -> tuple:
     """The first two groups: pictures of an object of the miniature's, and a LoRA learned from them. Returns (loader,
     pictures, Learn Concept)."""

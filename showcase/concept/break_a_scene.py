@@ -1,6 +1,6 @@
 """Break-A-Scene, shown."""
 from .. import Example
-from ..drawing import BLUE, BROWN, CFG, GREEN, VIOLET, Drawing, picture_and_words
+from ..drawing import BLUE, BROWN, GREEN, VIOLET, Drawing, picture_and_words, sampled
 
 THINGS, NAMES = ("square", "circle"), ("my-square", "my-circle")  # of the scene
 NEW = {"The first alone": ("embedding:my-square", "grass"), "The second alone": ("embedding:my-circle", "sky"),
@@ -57,10 +57,7 @@ def draw(c):
         for title, (words, ground) in NEW.items():
             c.column(300)
             text = c.node("CLIPTextEncode", clip=clip, text=f"a photo of {words} on a {ground} background")
-            made = c.node("KSampler", model=model, positive=text["CONDITIONING"], negative=null["CONDITIONING"],
-                          latent_image=empty["LATENT"], seed=3, cfg=CFG, sampler_name="ddim", scheduler="ddim_uniform")
-            picture = c.node("VAEDecode", samples=made["LATENT"], vae=p.loader["VAE"])
-            c.node("SaveImage", title, 280, images=picture["IMAGE"], filename_prefix="palimpsest/parts")
+            sampled(c, title, model, text["CONDITIONING"], null, empty["LATENT"], p.loader["VAE"], "parts", seed=3)
 
 
 TITLE = "Learn two things from one picture (Break-A-Scene)"

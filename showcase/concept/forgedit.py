@@ -1,6 +1,6 @@
 """Forgedit, shown."""
 from .. import Example
-from ..drawing import BLUE, BROWN, CFG, GREEN, Drawing, encoded, picture_and_words
+from ..drawing import BLUE, BROWN, GREEN, Drawing, encoded, picture_and_words, sampled
 
 STRENGTHS = {"Edit 0.7": 0.7, "Edit 1": 1.0, "Edit 1.3": 1.3}
 ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**, the target what it **should show**.
@@ -27,11 +27,8 @@ def draw(c):
             c.column(300)
             prompt = c.node("PalimpsestForgeditPrompt", learned_prompt=learned["learned prompt"],
                             target=p.words["target"], edit=edit)
-            made = c.node("KSampler", model=learned["MODEL"], positive=prompt["CONDITIONING"],
-                          negative=null["CONDITIONING"], latent_image=p.encoded["LATENT"], seed=1, cfg=CFG,
-                          sampler_name="ddim", scheduler="ddim_uniform")
-            picture = c.node("VAEDecode", samples=made["LATENT"], vae=p.loader["VAE"])
-            c.node("SaveImage", title, 280, images=picture["IMAGE"], filename_prefix="palimpsest/forgedit")
+            sampled(c, title, learned["MODEL"], prompt["CONDITIONING"], null, p.encoded["LATENT"], p.loader["VAE"],
+                    "forgedit")
 
 
 TITLE = "Learn one picture and its prompt (Forgedit)"

@@ -1,6 +1,6 @@
 """HiPer, shown."""
 from .. import Example
-from ..drawing import BLUE, BROWN, CFG, GREEN, Drawing, encoded, picture_and_words
+from ..drawing import BLUE, BROWN, GREEN, Drawing, encoded, picture_and_words, sampled
 
 ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**, the target what it **should show**.
 3. In *HiPer*: 1000 steps, learning rate 5e-3, batch 1. In *KSampler*: CFG 7.5, 50 steps.
@@ -25,12 +25,7 @@ def draw(c):
     with c.group("3  The picture again, and its edit", BROWN):
         for title, prompt in ((LEARNED, learned), (EDITED, edited)):
             c.column(300)
-            made = c.node("KSampler", model=p.loader["MODEL"], positive=prompt, negative=null["CONDITIONING"],
-                          latent_image=p.encoded["LATENT"], seed=1, cfg=CFG, sampler_name="ddim",
-                          scheduler="ddim_uniform")
-            c.column(300)
-            picture = c.node("VAEDecode", samples=made["LATENT"], vae=p.loader["VAE"])
-            c.node("SaveImage", title, 280, images=picture["IMAGE"], filename_prefix="palimpsest/hiper")
+            sampled(c, title, p.loader["MODEL"], prompt, null, p.encoded["LATENT"], p.loader["VAE"], "hiper")
 
 
 TITLE = "Learn one picture in its prompt (HiPer)"

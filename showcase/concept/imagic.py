@@ -1,6 +1,6 @@
 """Imagic, shown."""
 from .. import Example
-from ..drawing import BLUE, BROWN, CFG, GREEN, Drawing, encoded, picture_and_words
+from ..drawing import BLUE, BROWN, GREEN, Drawing, encoded, picture_and_words, sampled
 
 SHARES = {"Share 0.5": 0.5, "Share 0.7": 0.7, "Share 0.9": 0.9}
 ABOUT = """2. In *Prompt Edit*, the target says what the picture **should show**. The source is not used.
@@ -26,11 +26,8 @@ def draw(c):
         for title, share in SHARES.items():
             c.column(300)
             mixed = c.node("PalimpsestImagicMix", learned_prompt=learned["learned prompt"], target=target, share=share)
-            made = c.node("KSampler", model=learned["MODEL"], positive=mixed["CONDITIONING"],
-                          negative=null["CONDITIONING"], latent_image=p.encoded["LATENT"], seed=1, cfg=CFG,
-                          sampler_name="ddim", scheduler="ddim_uniform")
-            picture = c.node("VAEDecode", samples=made["LATENT"], vae=p.loader["VAE"])
-            c.node("SaveImage", title, 280, images=picture["IMAGE"], filename_prefix="palimpsest/imagic")
+            sampled(c, title, learned["MODEL"], mixed["CONDITIONING"], null, p.encoded["LATENT"], p.loader["VAE"],
+                    "imagic")
 
 
 TITLE = "Learn one picture for one edit (Imagic)"

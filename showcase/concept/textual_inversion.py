@@ -1,6 +1,6 @@
 """Textual Inversion, shown, beside the words in more places that came after it."""
 from .. import Example
-from ..drawing import BLUE, BROWN, CFG, GREEN, Drawing
+from ..drawing import BLUE, BROWN, GREEN, Drawing, sampled
 
 NAME, SUBJECT, CAPTIONS = "my-thing", 3, "\n".join(f"a photo of * on a {ground} background" for ground in (
     "wall", "grass", "sand", "night"))
@@ -48,11 +48,7 @@ def draw(c):
             prompt = (c.node("CLIPTextEncode", **read) if kind == "PalimpsestNewWord" else
                       c.node("PalimpsestConceptPrompt", concept=learned["concept"], **read))
             c.column(300)
-            made = c.node("KSampler", model=loader["MODEL"], positive=prompt["CONDITIONING"],
-                          negative=null["CONDITIONING"], latent_image=empty["LATENT"], seed=1, cfg=CFG,
-                          sampler_name="ddim", scheduler="ddim_uniform")
-            picture = c.node("VAEDecode", samples=made["LATENT"], vae=loader["VAE"])
-            c.node("SaveImage", title, 280, images=picture["IMAGE"], filename_prefix="palimpsest/word")
+            sampled(c, title, loader["MODEL"], prompt["CONDITIONING"], null, empty["LATENT"], loader["VAE"], "word")
 
 
 TITLE = "Learn a word from four pictures (Textual Inversion)"

@@ -1,6 +1,6 @@
 """SINE, shown."""
 from .. import Example
-from ..drawing import BLUE, BROWN, CFG, GREEN, Drawing, encoded, picture_and_words
+from ..drawing import BLUE, BROWN, GREEN, Drawing, encoded, picture_and_words, sampled
 
 SHOWS = "a photo of a * purple triangle on a brick background"  # of the scene
 ENDS = {"The expert until 0.4": 0.4, "The expert until 0.6": 0.6}
@@ -37,11 +37,7 @@ def draw(c):
             model = p.loader["MODEL"] if end is None else c.node(
                 "PalimpsestSINEGuidance", model=p.loader["MODEL"], expert=expert["CONDITIONING"], share=0.6,
                 end=end)["MODEL"]
-            made = c.node("KSampler", model=model, positive=p.words["target"], negative=null["CONDITIONING"],
-                          latent_image=p.encoded["LATENT"], seed=1, cfg=CFG, sampler_name="ddim",
-                          scheduler="ddim_uniform")
-            picture = c.node("VAEDecode", samples=made["LATENT"], vae=p.loader["VAE"])
-            c.node("SaveImage", title, 280, images=picture["IMAGE"], filename_prefix="palimpsest/sine")
+            sampled(c, title, model, p.words["target"], null, p.encoded["LATENT"], p.loader["VAE"], "sine")
 
 
 TITLE = "Learn one picture and let it lead (SINE)"
