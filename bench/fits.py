@@ -137,8 +137,8 @@ def main():
             for recomputed in (False, True)[:1 if method == NULL else 2]:
                 with FakeTensorMode():
                     found = counted(unet(SHAPES[shape]), SHAPES[shape], side, basis, recomputed)
-                learns = LoRA(1, 8) if method is SUBJECT else None
-                found["text encoder"] = sum(encoders(shape, learns)) if learns or method == WORD else 0
+                learns = {SUBJECT: LoRA(1, 8), WORD: LoRA(1, 1)}.get(method)  # about what a word keeps of a pass
+                found["text encoder"] = sum(encoders(shape, learns)) if learns else 0
                 rows.setdefault(f"{size}: {method}", []).append(found)
     print(table(rows))
     RESULTS.write_text(json.dumps({"beside": BESIDE, "rows": rows}, indent=1) + "\n", encoding="utf-8")

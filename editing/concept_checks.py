@@ -150,13 +150,15 @@ def _digest(images, *more) -> str:
     return found.hexdigest()[:16]
 
 
-def warn_of_other_material(concept, given):
-    """Says where a run that goes on learns from something else than it began with."""
+def say_other_material(concept, given) -> bool:
+    """Says where a run that goes on learns from something else than it began with. Returns whether its looks may be
+    compared with those before."""
     other = [name for name, value in given.items() if concept.notes[name] != value]
     if other:
         log.warning("Learning goes on from a CONCEPT with another choice of %s (%s pictures now, %s before), so it is "
                     "not what one longer run learns: connect what it began with, unless you mean to change it.",
                     ", ".join(other), len(given["captions"]), len(concept.notes["captions"]))
+    return not {*other} - {"batch"}
 
 
 def _check_bits(whose, weights, cure):

@@ -12,7 +12,7 @@ from ..host.concept_files import encoder_lora_names, lora_names, vectors_of, wit
 from ..host.gradients import called, unrecorded
 from ..host.guiders import calc_cond_batch, encoded
 from ..host.layered import transformers
-from ..host.progress import raise_if_cancelled
+from ..host.progress import before_a_cancel, raise_if_cancelled
 from ..host.sampling import prediction_type, sample_euler, schedule
 from ..inversion.grid import append_dims
 from .concept_maps import Maps, positions
@@ -105,7 +105,9 @@ class Learner:
     def step(self) -> tuple:
         """One update. Returns (the loss, one row's noisy x, its clean prediction, its σ). Where the loss or its
         gradient is no number, the loss is NaN and there is no update."""
-        total, shown = self.differentiate(self.drawn(self.images, self.prior))
+        drawing = self.generator.get_state()
+        with before_a_cancel(lambda: self.generator.set_state(drawing)):
+            total, shown = self.differentiate(self.drawn(self.images, self.prior))
         with unrecorded():
             norms = [torch.nn.utils.clip_grad_norm_(*part) for part in (
                 (self.clipped, self.norm), (self.unclipped, math.inf))]

@@ -11,7 +11,7 @@ place of the concept's rows' own.
 """
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 
@@ -19,10 +19,10 @@ from ..host.canvas import log
 from ..host.concept_files import with_weights, with_words
 from ..host.gradients import differentiable
 from ..host.guiders import PromptGuider
-from ..host.progress import Cancelled, raise_if_cancelled
+from ..host.progress import before_a_cancel, raise_if_cancelled
 from ..host.sampling import Solver, check_family, fingerprint, sample_with
 from ..inversion.grid import report_step
-from .concept_checks import check, material, warn_of_other_material
+from .concept_checks import check, material, say_other_material
 from .concepts import Concept, ConceptImages, NewWord, Objective, Prior, PromptRows, WeightBasis
 from .forecast import Forecast, forecast
 from .learner import Learner
@@ -60,8 +60,7 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
     about = {"trained": [repr(one) for one in trained], "objective": repr(objective)}
     given = {**material(images, prior), "batch": batch}
     check(model, clip, images, trained, prior, concept, about, objective)
-    if concept:
-        warn_of_other_material(concept, given)
+    alike = not concept or say_other_material(concept, given)
     learner = Learner(model, clip, images, trained, prior, batch, seed, norm, objective)
     learner.recomputed = bool(recompute) and not learner.maps
     began, losses, looks, at = time.perf_counter(), list(concept.losses if concept else ()), [], {}
@@ -82,20 +81,23 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                 needed = forecast(learner, recompute)
                 if told:
                     told(needed)
-            before, begun = concept.state if concept else None, len(losses)
-            watching = Watching(watch, learner, begun, before and before.get("watch")) if watch else None
+            kept = begun = len(losses)
+            seen = concept.state.get("watch") if concept and concept.state and alike else None
+            watching = Watching(watch, learner, begun, seen) if watch else None
 
             def state():
                 return learner.state() | ({"watch": watching.state()} if watching else {})
 
             def keep():
+                nonlocal kept
+                kept = len(losses)
                 if save:
                     now = state()
                     with watching.averaged() if watching else nullcontext():
                         save(found(now))
 
             def keep_rest():
-                if save_every and (len(losses) - begun) % save_every:
+                if save_every and len(losses) > kept:
                     keep()
 
             with before_a_cancel(keep_rest):
@@ -129,13 +131,3 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
         levels = torch.linspace(1, 0, max(steps, 1) + 1)  # a sampler of no level is not called
         sample_with(guider, images.examples[0].latent[None].float().clone(), levels, Solver(solver), seed=seed)
         return found(at)
-
-
-@contextmanager
-def before_a_cancel(act: Callable[[], None]):
-    """Acts where the user cancels what goes on inside."""
-    try:
-        yield
-    except Cancelled:
-        act()
-        raise

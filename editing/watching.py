@@ -63,6 +63,7 @@ class Watching:
         self.watch, self.learner = watch, learner
         self.looks: list[Look] = []
         self.sheet: Tensor | None = None
+        self.counted = 0  # the step from which on looks are counted that are no better
         self.best: tuple[Look, list[Tensor]]  # with the values of what is trained
         if state:
             self.looks += state["looks"]
@@ -71,6 +72,10 @@ class Watching:
             self.best = self.looks[state["best"]], best
             for look in self.looks:
                 self._show(look.picture)
+            if self.due(step) and self.looks[-1].step < step:  # it was cancelled while it looked
+                self.look(step)
+            if self._waited():
+                self.counted = step
             return
         self.average = [leaf.detach().clone() for leaf in learner.leaves]
         self.look(step)
@@ -107,7 +112,7 @@ class Watching:
         self._show(picture)
         if len(self.looks) == 1 or concept < BETTER * self.best[0].concept and not self._drifted(look):
             self.best = look, [mean.clone() for mean in self.average]
-        return sum(found.step > self.best[0].step for found in self.looks) >= watch.patience
+        return self._waited()
 
     def keep_best(self) -> list[Look]:
         """Puts the best look's values in the place of the last ones. Returns the looks up to it."""
@@ -119,6 +124,11 @@ class Watching:
                         self.looks[0].concept, self.looks[-1].concept, grown)
         self._put(self.best[1])
         return [look for look in self.looks if look.step <= self.best[0].step]
+
+    def _waited(self) -> bool:
+        """Whether enough looks were no better."""
+        since = max(self.best[0].step, self.counted)
+        return sum(found.step > since for found in self.looks) >= self.watch.patience
 
     def _show(self, picture):
         if picture is not None:

@@ -29,7 +29,9 @@ KEY = "palimpsest.gradients"
 # bytes of weights: larger models compute in bf16, where the graph is half as large
 FP32 = 4 * 2 ** 30
 
-MADE: dict[int, Callable] = {}  # {storage of a changed or cast weight: what makes it}, while a module computes with it
+# {storage of a changed or cast weight: (what makes it, of which weight)}, while a module computes with it. A changed
+# weight knows what it is made of.
+MADE: dict[int, tuple[Callable, Tensor | None]] = {}
 WATCHED: list = []  # called with (what holds it, a tensor) that autograd saves
 Deltas = Callable[[], Mapping[str, Tensor]] | None  # {weight: what is added to it}, asked in each forward
 
@@ -99,7 +101,7 @@ class _Held:
 
 
 class _Again:
-    """A changed weight that autograd saved, or a view of it. It is made again."""
+    """A changed or cast weight that autograd saved, or a view of it. It is made again."""
 
     def __init__(self, make, tensor):
         self.make, self.view = make, (tensor.shape, tensor.stride(), tensor.storage_offset())
@@ -122,15 +124,21 @@ class _CopyBeforeWrite(TorchFunctionMode):
 
     def pack(self, tensor):
         with torch._C.DisableTorchFunction():
-            storage = tensor.untyped_storage()
-            make = MADE.get(storage._cdata)
-            if make:
+            make, weight = MADE.get(tensor.untyped_storage()._cdata, (None, None))
+            if make and weight is None:
                 return _Again(make, tensor)
-            held = _Held(tensor.detach())  # the tensor itself would keep its graph, and be kept by it
+            if make:  # the host's hooks write into weights between two prompts
+                kept = self._hold(weight)
+                return _Again(lambda: make(kept.unpack()), tensor)
+            held = self._hold(tensor)
             for watch in WATCHED:
                 watch(held, tensor)
-            self.held[storage.data_ptr()].add(held)
             return held
+
+    def _hold(self, tensor):
+        held = _Held(tensor.detach())  # the tensor itself would keep its graph, and be kept by it
+        self.held[tensor.untyped_storage().data_ptr()].add(held)
+        return held
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -276,10 +284,10 @@ class _Making:
         x = next((given for given in (*args, *kwargs.values()) if isinstance(given, Tensor)), None)
         try:
             for name, make in self.made.items():
-                make = _cast(make, held[name], x)
+                make, weight = _cast(make, held[name], x)
                 if make:
-                    held[name] = make()
-                    made[held[name].untyped_storage()._cdata] = make
+                    held[name] = make() if weight is None else make(weight)
+                    made[held[name].untyped_storage()._cdata] = make, weight
             MADE.update(made)
             return self.own(*args, **kwargs)
         finally:
@@ -288,15 +296,16 @@ class _Making:
                 MADE.pop(place, None)
 
 
-def _cast(make, weight, x) -> Callable | None:
-    """What makes a weight of 16 bits in the dtype of its module's input.
+def _cast(make, weight, x) -> tuple[Callable | None, Tensor | None]:
+    """(What makes a weight of 16 bits in the dtype of its module's input, of which weight).
 
     make: of a changed weight."""
     if x is None or not x.is_floating_point() or weight.dtype.itemsize != 2 or weight.device != x.device:
-        return make
+        return make, None
+    dtype = x.dtype  # a graph that holds x would hold itself
     if make:
-        return lambda: make().to(x.dtype)
-    return partial(weight.to, x.dtype) if weight.dtype != x.dtype else None
+        return lambda: make().to(dtype), None
+    return (lambda held: held.to(dtype), weight) if weight.dtype != dtype else (None, None)
 
 
 def _brought(network) -> list:

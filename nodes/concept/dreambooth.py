@@ -10,6 +10,7 @@ from ...editing.concepts import SLOT, Prior
 from ...editing.learning import applied, learn_concept
 from ...editing.watching import Watch
 from ...host.concept_files import vectors_of
+from ...host.progress import before_a_cancel
 from ..inversion.report import decode
 from ..search import aliases
 from .images import PalimpsestClassImages, PalimpsestConceptImages, lines
@@ -151,9 +152,11 @@ class PalimpsestLearnSubject(io.ComfyNode):
         say_batch(batch, given)
         prior = Prior(others, 1.0, predicted=True)
         # saved where it is cancelled alone, after a look
+        keep = Keeping(watch.every).keep
         learned = learn_concept(model, clip, given, trained, prior, steps, batch, seed, watch=watch, told=said,
-                                save_every=steps + 1, save=Keeping(watch.every).keep)
-        looks = torch.cat([decode(vae, look.picture) for look in learned.looks])
+                                save_every=steps + 1, save=keep)
+        with before_a_cancel(lambda: keep(learned)):
+            looks = torch.cat([decode(vae, look.picture) for look in learned.looks])
         first, best = learned.looks[0], learned.looks[-1]
         text = (f"Kept after {best.step} of {learned.notes['steps']} updates. Loss of the subject {first.concept:.3f} "
                 f"to {best.concept:.3f}, of its class {first.prior:.3f} to {best.prior:.3f}.")

@@ -54,4 +54,10 @@ EXAMPLE = Example(
                      partial(edit, before=inject_auto, rule="auto"), 27, on="FlowEdit, CFG 3", cfg=3.0),
             SceneRow("Inject + Latent Blend (DiffEdit's mask, both auto), CFG 3, start 0.25",
                      partial(edit, before=inject_auto, rule="auto"), 27, on="FlowEdit, CFG 3", cfg=3.0, start=LATER,
-                     kinds=("pose",))))
+                     kinds=("pose",)),
+            SceneRow("Inject + Latent Blend (DiffEdit's mask, both auto), CFG 3, start 0.25, n_avg 4",
+                     partial(edit, before=inject_auto, rule="auto"), 27, on="FlowEdit, CFG 3, n_avg 4", cfg=3.0,
+                     start=LATER, kinds=("pose",)),
+            SceneRow("Inject + Latent Blend (DiffEdit's mask, both auto), CFG 2.5, n_avg 4",
+                     partial(edit, before=inject_auto, rule="auto"), 27, on="FlowEdit, CFG 2.5, n_avg 4", cfg=2.5,
+                     kinds=("material",))))

@@ -53,6 +53,12 @@ EXAMPLE = Example(
             SceneRow("Inject (auto) + Latent Blend (true mask), CFG 3, start 0.25",
                      on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 17, on="FlowEdit, CFG 3", cfg=3.0,
                      start=LATER, kinds=("pose",)),
+            SceneRow("Inject (auto) + Latent Blend (true mask), CFG 3, start 0.25, n_avg 4",
+                     on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 17, on="FlowEdit, CFG 3, n_avg 4",
+                     cfg=3.0, start=LATER, kinds=("pose",)),
+            SceneRow("Inject (auto) + Latent Blend (true mask), CFG 2.5, n_avg 4",
+                     on_inversion(PalimpsestLatentBlend, inject_auto, masked=True), 17, on="FlowEdit, CFG 2.5, n_avg 4",
+                     cfg=2.5, kinds=("material",)),
             SceneRow("Inject + Latent Blend (words)", of_words, 22, kinds=LOCAL, singly=True)),
     costs=(CostRow("Attention Inject, Latent Blend by words", by_words, 30, large=True, joint=True),),
     elsewhere="Change a word, step by step (Prompt-to-Prompt)")

@@ -15,7 +15,7 @@ stays as it is.
 place of *Miniature Subject*: a **Load Image** each, joined by **Batch Images**.
 2. Say in *Concept Images* what each shows, one a line, * for the word.
 3. Keep one of the three ways. In `like`: what it is, "dog". The first: learning rate 5e-4, 3000 steps, batch 1. P+: \
-5e-3, 500 steps, batch 8. NeTI: 8e-3, 1000 steps, batch 8.
+5e-3, 500 steps, batch 8. NeTI (not on SDXL): 8e-3, 1000 steps, batch 8.
 4. The first word stands in any text, with the CLIP that comes out: `a photo of embedding:my-thing`. Words in more \
 places need *Concept Prompt*.
 

@@ -48,16 +48,17 @@ def test_a_saved_concept_goes_on_after_a_restart(learned, output):
 
 @pytest.mark.parametrize("save_every", [1, 2, 9])
 def test_a_cancelled_run_goes_on_from_its_last_step(save_every, learned, output, monkeypatch):
-    step, taken = Learner.step, []
+    """It is cancelled in the middle of the fourth, which has drawn its noise. What a step needs was measured before."""
+    differentiate, taken = Learner.differentiate, []
 
-    def stop(self):
-        if len(taken) == 3:
+    def stop(self, rows):
+        if len(taken) == 4:
             raise InterruptProcessingException
         taken.append(1)
-        return step(self)
+        return differentiate(self, rows)
 
     with monkeypatch.context() as patch, pytest.raises(InterruptProcessingException):
-        patch.setattr(Learner, "step", stop)
+        patch.setattr(Learner, "differentiate", stop)
         learned(9, save_every=save_every)
     assert runs(output) == ["learned-3-steps_00001_.run.safetensors"]
     on = learned(1, PalimpsestLoadConcept.execute(f"concepts/{runs(output)[0]} [output]").result[0])

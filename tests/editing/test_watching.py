@@ -2,6 +2,7 @@
 of steps."""
 import pytest
 import torch
+from comfy.model_management import InterruptProcessingException
 from palimpsest.concept.lora import LoRA
 from palimpsest.editing import learning
 from palimpsest.editing.concepts import Prior
@@ -22,13 +23,20 @@ BASIS = [LoRA(1e-2)]
 def told(monkeypatch, concept, prior=()):
     """Looks that measure these losses, one after the other."""
     left = {True: iter(concept), False: iter(prior)}
-    monkeypatch.setattr(Learner, "loss_of", lambda self, shown, count: next(left[shown is self.images]))
+
+    def loss_of(self, shown, count):
+        loss = next(left[shown is self.images])
+        if isinstance(loss, BaseException):
+            raise loss
+        return loss
+
+    monkeypatch.setattr(Learner, "loss_of", loss_of)
 
 
-def learned(steps, watch=None, prior=False, concept=None):
+def learned(steps, watch=None, prior=False, concept=None, **kwargs):
     model, clip = tiny.sd15(), tiny.clip()
     others = Prior(images(model, ("a dog",), seed=9), 1.0) if prior else None
-    return learn_concept(model, clip, images(model), BASIS, others, steps, concept=concept, watch=watch)
+    return learn_concept(model, clip, images(model), BASIS, others, steps, concept=concept, watch=watch, **kwargs)
 
 
 def same(found, steps, **kwargs):
@@ -82,6 +90,39 @@ def test_a_watched_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
         assert [(look.step, look.concept, look.prior) for look in found.looks] == [
             (look.step, look.concept, look.prior) for look in whole.looks] and len(whole.looks) == 3
         assert torch.equal(found.looks[1].picture, whole.looks[1].picture)
+
+
+def test_a_run_that_stopped_waits_anew_where_it_goes_on(monkeypatch):
+    told(monkeypatch, (1.0, 0.8, 0.9, 0.9))
+    stopped = learned(9, Watch(1, patience=2))
+    told(monkeypatch, (0.9, 0.7, 0.9, 0.9))
+    found = learned(9, Watch(1, patience=2), concept=stopped)
+    assert (len(stopped.losses), len(found.losses)) == (3, 7) and found.notes["kept"] == 5
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_going_on_from_other_pictures_looks_anew(size, monkeypatch, caplog):
+    """Without the class pictures that it began with, and from pictures of another size."""
+    model, clip, watch = tiny.sd15(), tiny.clip(), Watch(1, "a photo of a *", steps=1)
+    told(monkeypatch, (1.0, 0.9), (1.0, 1.1))
+    begun = learn_concept(model, clip, images(model), BASIS, Prior(images(model, ("a dog",), seed=9), 1.0), 1,
+                          watch=watch)
+    told(monkeypatch, (2.0, 1.8))
+    found = learn_concept(model, clip, images(model, seed=3, size=size), BASIS, steps=1, concept=begun, watch=watch)
+    assert [(look.step, look.concept, look.prior) for look in found.looks] == [(1, 2.0, None), (2, 1.8, None)]
+    assert "another choice of" in caplog.text
+
+
+def test_a_look_that_was_cancelled_is_made_where_the_run_goes_on(monkeypatch):
+    told(monkeypatch, (1.0, 0.8, 0.6))
+    whole, parts = learned(4, Watch(2)), []
+    told(monkeypatch, (1.0, InterruptProcessingException()))
+    with pytest.raises(InterruptProcessingException):
+        learned(4, Watch(2), save_every=2, save=parts.append)
+    told(monkeypatch, (0.8, 0.6))
+    found = learned(2, Watch(2), concept=parts[0])
+    assert found.losses == whole.losses and [look.step for look in found.looks] == [0, 2, 4]
+    assert all(torch.equal(found.weights[name], value) for name, value in whole.weights.items())
 
 
 def test_looks_begin_where_a_run_without_them_stopped():

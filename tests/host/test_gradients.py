@@ -82,6 +82,21 @@ def test_no_cast_of_16_bit_weights_is_kept(family, dtype):
     assert most[0] <= 1.01 * most[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_weights_written_between_two_forwards_are_each_ones_own(dtype):
+    """As the host's hooks do between the prompts of one prediction."""
+    x, first, second = (torch.randn(4, 4, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    linear = comfy.ops.manual_cast.Linear(4, 4, bias=False, dtype=dtype).requires_grad_(False)
+    with gradients._recording():
+        leaf, losses = x.clone().requires_grad_(), []
+        for weight in (first, second):
+            linear.weight.data.copy_(weight)
+            losses.append(gradients.called(linear, {}, None, linear, leaf).square().sum())
+        gradient, = torch.autograd.grad(sum(losses), leaf)
+    expected = sum(2 * x @ weight.T @ weight for weight in (first.to(dtype).float(), second.to(dtype).float()))
+    assert torch.allclose(gradient, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_graph_that_is_never_walked_back_goes_with_its_loss():
     """As at each step's last evaluation, which finds it close enough."""
     with gradients._recording():

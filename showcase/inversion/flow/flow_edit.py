@@ -106,6 +106,10 @@ WORKFLOW = Workflow(
           "FlowEdit, CFG 3, Inject (auto) + Latent Blend (true mask), CFG 3",
           "FlowEdit, CFG 3, Inject + Latent Blend (DiffEdit's mask, both auto), CFG 3, start 0.25",
           "FlowEdit, CFG 3, Inject (auto) + Latent Blend (true mask), CFG 3, start 0.25",
+          "FlowEdit, CFG 3, n_avg 4, Inject + Latent Blend (DiffEdit's mask, both auto), CFG 3, start 0.25, n_avg 4",
+          "FlowEdit, CFG 3, n_avg 4, Inject (auto) + Latent Blend (true mask), CFG 3, start 0.25, n_avg 4",
+          "FlowEdit, CFG 2.5, n_avg 4, Inject + Latent Blend (DiffEdit's mask, both auto), CFG 2.5, n_avg 4",
+          "FlowEdit, CFG 2.5, n_avg 4, Inject (auto) + Latent Blend (true mask), CFG 2.5, n_avg 4",
           "FlowEdit, Inject + Latent Blend (DiffEdit's mask, both auto)", "FlowEdit, Inject + Latent Blend (both auto)",
           "FlowEdit, Inject (auto) + Latent Blend (true mask)"))
 EXAMPLE = Example(
@@ -113,7 +117,9 @@ EXAMPLE = Example(
     workflows=(BEGIN, WORKFLOW), blueprints=(BLUEPRINT,),
     pages={"PalimpsestFlowEditInvert": both("PalimpsestFlowEditInvert", 20, 2.3, 0.0)},
     inversions=(InversionRow("FlowEdit", METHOD, 182, {"cfg": 1.0}),
-                InversionRow("FlowEdit, CFG 3", METHOD, 183, {"cfg": 3.0})),
+                InversionRow("FlowEdit, CFG 3", METHOD, 183, {"cfg": 3.0}),
+                InversionRow("FlowEdit, CFG 3, n_avg 4", METHOD, 184, {"cfg": 3.0, "n_avg": 4}),
+                InversionRow("FlowEdit, CFG 2.5, n_avg 4", METHOD, 185, {"cfg": 2.5, "n_avg": 4})),
     scenes=(SceneRow("direct path, CFG 2.3", as_it_is, 162, **ON),
             SceneRow("direct path + Latent Blend (true mask), CFG 2.3",
                      on_inversion(PalimpsestLatentBlend, masked=True), 163, **ON)))
