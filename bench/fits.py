@@ -6,8 +6,8 @@ real sizes.
 The host's networks of SD1.5 and SDXL are built of fake tensors, which hold no numbers and compute nothing. One row goes
 forward and back, since the loop takes the rows of large models one after the other; a step's batch and its class
 pictures cost no memory. Counted are the weights in fp16, what learns with its gradient and AdamW's two means in fp32,
-and of the pass what editing/forecast.py counts. Text encoders are counted where they learn, and their weights where a
-new word does; elsewhere the host may take them off the device. Null-Text Optimize computes no blocks twice.
+and of the pass what editing/forecast.py counts. Text encoders are counted where they or a new word learn;
+elsewhere the host may take them off the device. Null-Text Optimize computes no blocks twice.
 A card fits where `BESIDE` is left of it. Writes bench/results/fits.json.
 """
 import json
