@@ -78,7 +78,7 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
         def solver(denoise, x, sigmas, extra_args, callback, disable):
             learner.begin(guider, extra_args["model_options"], concept.state if concept else None)
             if told or not learner.together:
-                needed = forecast(learner, recompute)
+                needed = forecast(learner, recompute, watch is not None)
                 if told:
                     told(needed)
             kept = begun = len(losses)
@@ -125,6 +125,8 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                         break
             at.update(state())
             if watching:
+                if watching.looks[-1].step < len(losses):  # not in the state: a longer run does not look here
+                    watching.look(len(losses))
                 looks.extend(watching.keep_best())
             return x
 

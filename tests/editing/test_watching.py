@@ -1,5 +1,7 @@
 """A watched run of learning stops where nothing more is won, and gives the best that it found, an average
 of steps."""
+from itertools import count
+
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
@@ -77,13 +79,13 @@ def test_looking_changes_nothing_of_what_is_learned():
 def test_a_watched_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     """Three and two updates learn, see and keep what five do, also through a file."""
     watch = Watch(2, "a photo of a *", steps=1)
-    told(monkeypatch, (1.0, 0.8, 0.6), (1.0, 1.1, 1.2))
+    told(monkeypatch, (1.0, 0.8, 0.6, 0.9), (1.0, 1.1, 1.2, 1.2))  # the last at the end of the run
     whole = learned(5, watch, prior=True)
-    told(monkeypatch, (1.0, 0.8), (1.0, 1.1))
+    told(monkeypatch, (1.0, 0.8, 0.9), (1.0, 1.1, 1.1))
     part = learned(3, watch, prior=True)
     write(tmp_path / "a.run.safetensors", *run_file(part))
     for begun in (part, load_run(tmp_path / "a.run.safetensors")):
-        told(monkeypatch, (0.6,), (1.2,))
+        told(monkeypatch, (0.6, 0.9), (1.2, 1.2))
         found = learned(2, watch, prior=True, concept=begun)
         assert found.losses == whole.losses and found.notes["kept"] == whole.notes["kept"] == 4
         assert all(torch.equal(found.weights[name], value) for name, value in whole.weights.items())
@@ -123,6 +125,16 @@ def test_a_look_that_was_cancelled_is_made_where_the_run_goes_on(monkeypatch):
     found = learned(2, Watch(2), concept=parts[0])
     assert found.losses == whole.losses and [look.step for look in found.looks] == [0, 2, 4]
     assert all(torch.equal(found.weights[name], value) for name, value in whole.weights.items())
+
+
+@pytest.mark.parametrize("steps, every, looks", [(3, 9, [0, 3]), (3, 2, [0, 2, 3])])
+def test_the_end_is_looked_at_though_no_look_is_due(steps, every, looks, monkeypatch):
+    falling = (0.5 ** n for n in count())
+    monkeypatch.setattr(Learner, "loss_of", lambda *told: next(falling))
+    found, whole = learned(steps, Watch(every)), learned(2 * steps, Watch(every, patience=99))
+    assert [look.step for look in found.looks] == looks and same(found, steps)
+    further = learned(steps, Watch(every), concept=found)  # it does not know that look
+    assert [look.step for look in further.looks] == [look.step for look in whole.looks]
 
 
 def test_looks_begin_where_a_run_without_them_stopped():
