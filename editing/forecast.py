@@ -36,15 +36,16 @@ class Forecast:
                 f"{self.seconds:.2g} s{how}.")
 
 
-def forecast(learner, recompute: bool | None) -> Forecast:
+def forecast(learner, recompute: bool | None, watched: bool = False) -> Forecast:
     """What `learner.step` will need. ValueError where that is more than there is.
 
+    watched: whether an average and the best look's values are held beside what learns.
     recompute: None chooses, by what is free. Maps of attention have no gradient where blocks are computed twice.
     """
     ways = (False,) if learner.maps else (False, True) if recompute is None else (recompute,)
     for recomputed in ways:
         learner.recomputed = recomputed
-        step, seconds = _measured(learner)
+        step, seconds = _measured(learner, watched)
         free = free_bytes(learner.guider, step)
         if step <= free or recompute is not None:
             return Forecast(learner.model.model_size(), step, free, seconds, recomputed)
@@ -54,9 +55,10 @@ def forecast(learner, recompute: bool | None) -> Forecast:
                      "pictures, or train less (LoRA Weights on attention, or a New Word).")
 
 
-def _measured(learner) -> tuple[int, float]:
+def _measured(learner, watched) -> tuple[int, float]:
     """(bytes, seconds) of a step."""
-    states = 3 * sum(leaf.nbytes for leaf in learner.leaves)  # a gradient, and AdamW's two means
+    held = 3 + 2 * watched  # a gradient, AdamW's two means; an average and the best look
+    states = held * sum(leaf.nbytes for leaf in learner.leaves)
     whole = learner.images.examples[0].latent
     height, width = whole.shape[-2:]
     if height * width <= SMALL:

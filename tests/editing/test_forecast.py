@@ -10,6 +10,7 @@ from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing import forecast
 from palimpsest.editing.concepts import Prior
 from palimpsest.editing.learning import learn_concept
+from palimpsest.editing.watching import Watch
 from palimpsest.host.gradients import MADE
 from palimpsest.host.memory import counting
 from palimpsest.host.recomputing import _Body, blocks
@@ -76,6 +77,14 @@ def test_a_step_says_what_it_needs_and_the_crops_say_it_of_the_whole(monkeypatch
     counted, foretold = found
     assert foretold.step == pytest.approx(counted.step, rel=0.03)
     assert counted.seconds > 0 and "A step needs about" in str(counted)
+
+
+def test_a_watched_run_holds_an_average_and_the_best_beside(monkeypatch):
+    model, clip, found = tiny.sd15(), tiny.clip(), []
+    for watch in (None, Watch(1)):
+        learned = learn_concept(model, clip, images(model), [LoRA(1e-3)], steps=1, watch=watch, told=found.append)
+    plain, watched = found
+    assert watched.step - plain.step == 2 * sum(value.nbytes for value in learned.state["theta"])
 
 
 def test_blocks_are_computed_twice_where_memory_is_short_and_learning_is_refused_where_it_does_not_fit(monkeypatch):
