@@ -1,4 +1,6 @@
 """DreamBooth: all weights, and class-prior preservation."""
+import math
+
 import torch
 from comfy_api.latest import io, ui
 
@@ -36,7 +38,7 @@ def new_word(clip, identifier: str, noun: str, lr: float) -> list:
     """What an identifier embedding:NAME lets learn: a word like the noun, as long as it."""
     if not identifier.startswith(NEW):
         return []
-    length = max(map(len, vectors_of(clip, noun).values()), default=1)
+    length = math.lcm(*map(len, vectors_of(clip, noun).values()))  # encoders may split it differently
     return [TextualInversion(identifier.removeprefix(NEW), noun, length, FASTER * lr)]
 
 

@@ -13,7 +13,8 @@ from palimpsest.editing.learner import Learner
 from palimpsest.editing.learning import applied, learn_concept
 from palimpsest.host.concept_files import vectors_of
 from palimpsest.host.progress import Cancelled
-from palimpsest.nodes.concept.dreambooth import PalimpsestLearnSubject, class_templates
+from palimpsest.nodes.concept import dreambooth
+from palimpsest.nodes.concept.dreambooth import PalimpsestLearnSubject, class_templates, new_word
 from palimpsest.nodes.concept.images import PalimpsestClassImages
 from palimpsest.nodes.concept.words import PalimpsestLoadConcept
 
@@ -137,6 +138,13 @@ def test_a_subject_may_be_called_by_a_new_word_which_is_learned_with_the_weights
     assert {name.split("_")[1] for name in concept.weights} == {"unet", "te"}
     token, *_ = knows.tokenize("embedding:mine")["l"][0][1]
     assert torch.equal(token, word[0])
+
+
+def test_a_new_word_fits_encoders_that_split_its_noun_differently(monkeypatch):
+    lengths = {"clip_l": 2, "t5xxl": 3}
+    monkeypatch.setattr(dreambooth, "vectors_of", lambda clip, noun: {n: [0] * k for n, k in lengths.items()})
+    (word,) = new_word(None, "embedding:mine", "wolfhound", 1e-3)
+    assert word.vectors == 6
 
 
 @pytest.mark.parametrize("updates", [1, 3])
