@@ -30,6 +30,10 @@ class Inheritance(Objective):
     noun: str = ""
     weight: float = WEIGHT
 
+    @property
+    def bare(self):
+        return not self.noun
+
     def beside(self, caption):
         return caption.replace(SLOT, self.noun), ""
 

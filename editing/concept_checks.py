@@ -58,6 +58,12 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
     if not told and not images.identifier and not any(SLOT in e.caption or e.masks for e in images.examples):
         raise ValueError(f"None of the {len(images.examples)} captions has a *, which stands for the concept, as where "
                          "Class Images are learned from: connect Concept Images.")
+    starred, named = any(SLOT in e.caption for e in images.examples), images.identifier.removeprefix("embedding:")
+    if not told and not words and starred and (not named.strip() or named != images.identifier
+                                               and not word_exists(clip, named)):
+        raise ValueError(f"* reads as {images.identifier!r} in the captions, which says nothing, so that the rest of "
+                         "them would come to mean the concept: give the identifier a rare token (sks), or connect a "
+                         "New Word.")
     if objective and objective.pictures and objective.pictures != len(images.examples):
         raise ValueError(f"{type(objective).__name__} knows {objective.pictures} pictures, Concept Images has "
                          f"{len(images.examples)}: give both the same pictures in one order.")
@@ -173,11 +179,11 @@ def _check_bits(whose, weights, cure):
 def _check_base(captions, objective):
     """ValueError where the frozen model would be asked for a caption that ends in the middle."""
     bare = re.compile(rf"{re.escape(SLOT)}(?!\s*[^\s.,;:!?])")
-    lacking = [c for c in captions if bare.search(c)] if objective and objective.base == "" else ()
+    lacking = [c for c in captions if bare.search(c)] if objective and objective.bare else ()
     if lacking:
-        raise ValueError(f"{type(objective).__name__} asks the frozen model for the captions without *, and in "
+        raise ValueError(f"{type(objective).__name__} asks the model for the captions without *, and in "
                          f"{len(lacking)} of {len(captions)} no noun is left, as in {lacking[0]!r}: write it after * "
-                         "('a photo of a * dog'), or in base.")
+                         "('a photo of a * dog'), or in base or noun.")
 
 
 def _check_words(words, captions, negative):

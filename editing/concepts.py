@@ -210,6 +210,11 @@ class Objective:
     pictures: int = 0
     lr: float = 0.0
 
+    @property
+    def bare(self) -> bool:
+        """Whether a model is asked for the captions with nothing for *."""
+        return self.base == ""
+
     def begin(self, generator: torch.Generator) -> Theta:
         """What it learns of its own where it knows pictures, on the CPU in fp32. It is not kept."""
         raise NotImplementedError

@@ -12,6 +12,7 @@ from palimpsest.concept.dco import DCO
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.lora import LoRA
 from palimpsest.concept.p_plus import ExtendedTextualInversion
+from palimpsest.concept.sude import Inheritance
 from palimpsest.concept.svdiff import SpectralShifts
 from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing import concept_checks, learner, learning
@@ -358,6 +359,9 @@ WORD, THIN = TextualInversion("thing", "dog", 1, 1e-3), LoRA(1e-3)
     (dict(prior=()), "no picture of the class"),
     (dict(objective=DCO()), "no noun is left, as in 'a photo of \\*'"),
     (dict(objective=DCO(), captions=("a * dog", "a *, at night")), "in 1 of 2 no noun is left"),
+    (dict(objective=Inheritance()), "Inheritance asks .* no noun is left"),
+    (dict(identifier=" "), r"\* reads as ' ' in the captions"),
+    (dict(identifier="embedding:mine"), r"\* reads as 'embedding:mine' in the captions"),
     (dict(dynamic=True), "load it with ComfyUI's own nodes"),
     (dict(network=torch.float8_e4m3fn), "MODEL's weight .* is torch.float8_e4m3fn, quantised"),
     (dict(trained=[LoRA(1e-3, text_encoder=True)], encoder=torch.float8_e4m3fn), "CLIP's weight .* text_encoder off"),
