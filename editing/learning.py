@@ -9,7 +9,6 @@ of x0 into one of ε, and into one of the velocity on flow models; c = √(1+σ�
 averaged apart and count λ; x0 of theirs may be what the frozen model predicts. An `Objective` puts another loss in the
 place of the concept's rows' own.
 """
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -33,7 +32,7 @@ CLIPPED = 1.0  # diffusers' max_grad_norm
 
 def applied(model, clip, concept: Concept, strength_model: float = 1.0, strength_clip: float = 1.0) -> tuple:
     """(MODEL, CLIP) that know a concept. At strength 0 the weights stay as they are; words do not have strengths."""
-    check_family(model, concept)
+    check_family(model, concept, "CONCEPT")
     model, clip = with_weights(model, clip, concept.weights, strength_model, strength_clip)
     return model, with_words(clip, concept.words)
 
@@ -63,11 +62,11 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
     alike = not concept or say_other_material(concept, given)
     learner = Learner(model, clip, images, trained, prior, batch, seed, norm, objective)
     learner.recomputed = bool(recompute) and not learner.maps
-    began, losses, looks, at = time.perf_counter(), list(concept.losses if concept else ()), [], {}
+    losses, looks, at = list(concept.losses if concept else ()), [], {}
 
     def found(state) -> Concept:
         words, tables, weights, prompt = learner.learned()
-        notes = {**about, **given, "seconds": time.perf_counter() - began, "steps": len(losses), "seed": seed,
+        notes = {**about, **given, "steps": len(losses), "seed": seed,
                  **({"kept": looks[-1].step} if looks else {})}
         return Concept(words, weights, fingerprint(model), tuple(losses), notes, state, tuple(looks),
                        prompt, tables)

@@ -215,18 +215,20 @@ def digest(embeddings) -> str:
     return found.hexdigest()
 
 
-def check_family(model, inversion):
-    """ValueError where MODEL and INVERSION are of different families; a warning where they are of two checkpoints."""
+def check_family(model, made, what="INVERSION"):
+    """ValueError where a MODEL is of another family than what was made with one; a warning where it is of another
+    checkpoint."""
     retract_warnings()
-    mine, theirs = fingerprint(model), inversion.fingerprint
+    mine, theirs = fingerprint(model), made.fingerprint
     for name in ("model", "latent_format", "channels", "prediction", "sigma_data", "context_width", "pooled_width"):
         a, b = getattr(mine, name), getattr(theirs, name)
         if a != b and None not in (a, b):
-            raise ValueError(f"The INVERSION was made on another family of model: its {name.replace('_', ' ')} is {b}, "
-                             f"this MODEL's is {a}. Connect the MODEL it was made with, or invert again with this one.")
+            raise ValueError(f"The {what} was made on another family of model: its {name.replace('_', ' ')} is {b}, "
+                             f"this MODEL's is {a}. Connect the MODEL it was made with, or make it again with this "
+                             "one.")
     if mine.weights != theirs.weights:
-        log.warning("The INVERSION was made with another checkpoint of the same family: edits work, but the picture is "
-                    "reconstructed less exactly.")
+        log.warning("The %s was made with another checkpoint of the same family: it works, but gives its pictures back "
+                    "less exactly.", what)
 
 
 def patches(model) -> tuple:

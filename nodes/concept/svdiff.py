@@ -11,7 +11,7 @@ class PalimpsestLearnSpectral(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestLearnSpectral", display_name="SVDiff (Spectral Shifts)", category="palimpsest/concept",
-            **aliases("singular values", "compact fine-tuning", "small file"),
+            **aliases("singular values", "compact fine-tuning", "spectral shifts"),
             description="Lets a concept be learned as shifts of the weights' singular values (Han et al. 2023). So few "
                         "numbers learn slowly and hardly overfit.",
             inputs=[rate_input(1e-3, "Paper: a thousand times that of fine-tuning, about 1e-3. The miniature: 3e-2."),
