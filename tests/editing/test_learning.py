@@ -22,6 +22,7 @@ from palimpsest.editing.learner import Learner
 from palimpsest.editing.learning import applied, learn_concept
 from palimpsest.editing.run_files import load_run, run_file
 from palimpsest.editing.watching import Watch
+from palimpsest.host import gradients
 from palimpsest.host.concept_files import lora_names
 from palimpsest.host.gradients import differentiable
 from palimpsest.host.guiders import PromptGuider, prompted
@@ -97,10 +98,13 @@ def test_the_loss_is_the_one_that_the_family_was_trained_with(family):
     assert learned.losses[0] == pytest.approx(float((out - wanted).square().mean()), rel=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype, large", [(torch.float16, False), (torch.bfloat16, False), (torch.bfloat16, True)])
 @pytest.mark.parametrize("family", EVERY)
-def test_weights_of_16_bits_learn(family, dtype):
-    """On every family the loss of the very rows falls, and every weight that is read learns, in fp32."""
+def test_weights_of_16_bits_learn(family, dtype, large, monkeypatch):
+    """On every family the loss of the very rows falls, and every weight that is read learns, in fp32. Large models are
+    computed in bf16."""
+    if large:
+        monkeypatch.setattr(gradients, "FP32", 0)
     model, clip = EVERY[family](dtype=dtype), clip_of(family)
     given = images(model)
     learned = learn_concept(model, clip, given, [AllWeights(3e-3)], steps=4)
