@@ -122,10 +122,10 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                         keep()
                     if stop:
                         break
-            at.update(state())
-            if watching:
-                if watching.looks[-1].step < len(losses):  # not in the state: a longer run does not look here
+                at.update(state())
+                if watching and watching.looks[-1].step < len(losses):  # not in the state of a longer run
                     watching.look(len(losses))
+            if watching:
                 looks.extend(watching.keep_best())
             return x
 

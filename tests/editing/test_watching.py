@@ -137,6 +137,14 @@ def test_the_end_is_looked_at_though_no_look_is_due(steps, every, looks, monkeyp
     assert [look.step for look in further.looks] == [look.step for look in whole.looks]
 
 
+def test_a_cancel_in_the_look_at_the_end_keeps_what_was_learned(monkeypatch):
+    parts = []
+    told(monkeypatch, (1.0, InterruptProcessingException()))
+    with pytest.raises(InterruptProcessingException):
+        learned(3, Watch(9), save_every=9, save=parts.append)
+    assert [len(part.losses) for part in parts] == [3]
+
+
 def test_looks_begin_where_a_run_without_them_stopped():
     found = learned(2, Watch(1, patience=99), concept=learned(3))
     assert [look.step for look in found.state["watch"]["looks"]] == [3, 4, 5]
