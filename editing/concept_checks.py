@@ -135,7 +135,7 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
         raise ValueError(f"{' and '.join(twice)} both train the text encoder, and a LoRA file holds one change of a "
                          "weight: turn text_encoder off in one of them.")
     if concept:
-        check_family(model, concept, "CONCEPT")
+        check_family(model, concept, "CONCEPT", "learn")
 
 
 def material(images, prior) -> dict:

@@ -32,7 +32,7 @@ CLIPPED = 1.0  # diffusers' max_grad_norm
 
 def applied(model, clip, concept: Concept, strength_model: float = 1.0, strength_clip: float = 1.0) -> tuple:
     """(MODEL, CLIP) that know a concept. At strength 0 the weights stay as they are; words do not have strengths."""
-    check_family(model, concept, "CONCEPT")
+    check_family(model, concept, "CONCEPT", "learn")
     model, clip = with_weights(model, clip, concept.weights, strength_model, strength_clip)
     return model, with_words(clip, concept.words)
 

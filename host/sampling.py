@@ -215,7 +215,7 @@ def digest(embeddings) -> str:
     return found.hexdigest()
 
 
-def check_family(model, made, what="INVERSION"):
+def check_family(model, made, what="INVERSION", again="invert"):
     """ValueError where a MODEL is of another family than what was made with one; a warning where it is of another
     checkpoint."""
     retract_warnings()
@@ -224,7 +224,7 @@ def check_family(model, made, what="INVERSION"):
         a, b = getattr(mine, name), getattr(theirs, name)
         if a != b and None not in (a, b):
             raise ValueError(f"The {what} was made on another family of model: its {name.replace('_', ' ')} is {b}, "
-                             f"this MODEL's is {a}. Connect the MODEL it was made with, or make it again with this "
+                             f"this MODEL's is {a}. Connect the MODEL it was made with, or {again} again with this "
                              "one.")
     if mine.weights != theirs.weights:
         log.warning("The %s was made with another checkpoint of the same family: it works, but gives its pictures back "
