@@ -123,7 +123,7 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                     if stop:
                         break
                 at.update(state())
-                if watching and watching.looks[-1].step < len(losses):  # not in the state of a longer run
+                if watching and watching.looks[-1].step < len(losses):  # after the state, since a longer run has no such look
                     watching.look(len(losses))
             if watching:
                 looks.extend(watching.keep_best())

@@ -79,7 +79,7 @@ def test_a_step_says_what_it_needs_and_the_crops_say_it_of_the_whole(monkeypatch
     assert counted.seconds > 0 and "A step needs about" in str(counted)
 
 
-def test_a_watched_run_holds_an_average_and_the_best_beside(monkeypatch):
+def test_a_watched_run_holds_an_average_and_the_best_beside():
     model, clip, found = tiny.sd15(), tiny.clip(), []
     for watch in (None, Watch(1)):
         learned = learn_concept(model, clip, images(model), [LoRA(1e-3)], steps=1, watch=watch, told=found.append)
