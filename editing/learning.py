@@ -123,7 +123,7 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
                     if stop:
                         break
                 at.update(state())
-                if watching and watching.looks[-1].step < len(losses):  # after the state, since a longer run has no such look
+                if watching and watching.looks[-1].step < len(losses):  # a longer run has no such look
                     watching.look(len(losses))
             if watching:
                 looks.extend(watching.keep_best())
