@@ -9,9 +9,10 @@ from ..host.concept_files import carries, encoder_lora_names, lora_names, takes_
 from ..host.gradients import require_weights_in_place
 from ..host.memory import quantised, total_bytes
 from ..host.network import require_unet
-from ..host.sampling import check_family, prediction_type
+from ..host.sampling import check_family, fingerprint, prediction_type
 from .concepts import SLOT, NewWord, PromptRows, WeightBasis, WholeChange
 from .editor import require_plain
+from .inverting import source_latent
 from .word_spaces import WordSpace
 
 NODE = "Learn Concept"
@@ -136,6 +137,10 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
                          "weight: turn text_encoder off in one of them.")
     if concept:
         check_family(model, concept, "CONCEPT", "learn")
+    for whose, given in (("picture", images), ("class picture", prior and prior.images)):
+        for number, e in enumerate(given.examples if given else ()):
+            source_latent(model, {"samples": e.latent[None]}, f"The latent of {whose} {number + 1}")
+    _check_widths(model, clip, told, objective)
 
 
 def material(images, prior) -> dict:
@@ -165,6 +170,19 @@ def say_other_material(concept, given) -> bool:
                     "not what one longer run learns: connect what it began with, unless you mean to change it.",
                     ", ".join(other), len(given["captions"]), len(concept.notes["captions"]))
     return not {*other} - {"batch"}
+
+
+def _check_widths(model, clip, told, objective):
+    """ValueError where prompts, or what an objective adds to them, are not as wide as the MODEL reads them."""
+    width = fingerprint(model).context_width
+    prompt = told[0].conditioning[0][0] if told else clip.encode_from_tokens(
+        clip.tokenize(""), return_pooled=True, return_dict=True)["cond"]
+    found = prompt.shape[-1]
+    if width not in (None, found):
+        raise ValueError(f"The CLIP's prompts have rows of {found} numbers, and this {type(model.model).__name__} "
+                         f"MODEL reads rows of {width}: connect the checkpoint's own CLIP.")
+    if objective and objective.pictures and width:
+        objective.pictured(objective.begin(torch.Generator()), 0, torch.zeros(1, 1, width))
 
 
 def _check_bits(whose, weights, cure):

@@ -57,23 +57,23 @@ REFUSED = {"control": "Apply ControlNet", "gligen": "GLIGEN Textbox Apply", "hoo
            "start_percent": "Conditioning Set Timestep Range", "end_percent": "Conditioning Set Timestep Range"}
 
 
-def source_latent(model, latent):
-    """The picture's latents [B,C,…] in model space; ValueError on what cannot be inverted."""
+def source_latent(model, latent, what="The LATENT"):
+    """The picture's latents [B,C,…] in model space; ValueError on what holds no picture of this MODEL's."""
     x = latent_of(model, latent["samples"]).float()
     if not x.count_nonzero():
-        raise ValueError(f"The LATENT is empty: all {x.numel()} values are zero, there is no picture to invert. "
-                         "Connect the picture through VAE Encode.")
+        raise ValueError(f"{what} is empty: all {x.numel()} values are zero, there is no picture in it. Connect the "
+                         "picture through VAE Encode.")
     bad = int((~x.isfinite()).sum())
     if bad:
-        raise ValueError(f"{bad} of {x.numel()} values of the LATENT are NaN or infinite: run the VAE in fp32 "
+        raise ValueError(f"{what} has {bad} of {x.numel()} values that are NaN or infinite: run the VAE in fp32 "
                          "(--fp32-vae), or repair the node that made it.")
     kind = model.get_model_object("latent_format")
     if x.ndim != kind.latent_dimensions + 2:
-        raise ValueError(f"The LATENT is {list(x.shape)}, of {x.ndim} dimensions, this {type(model.model).__name__} "
+        raise ValueError(f"{what} is {list(x.shape)}, of {x.ndim} dimensions, this {type(model.model).__name__} "
                          f"MODEL works on {kind.latent_dimensions + 2}: encode with the MODEL's own VAE.")
     channels = kind.latent_channels
     if x.shape[1] != channels:
-        raise ValueError(f"The LATENT has {x.shape[1]} channels, this MODEL works on {channels}: encode with the "
+        raise ValueError(f"{what} has {x.shape[1]} channels, this MODEL works on {channels}: encode with the "
                          "MODEL's own VAE.")
     return x
 

@@ -3,6 +3,7 @@ import copy
 import math
 from collections.abc import Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,9 @@ UNGUIDED = {"guidance": 1.0}  # the strength that guidance-distilled models are 
 
 
 class Learner:
-    """One run of learning. `begin` is called once the host has loaded the network."""
+    """One run of learning. `begin` is called once the host has loaded the network of its `guider`."""
+
+    guider: Any
 
     def __init__(self, model, clip, images, trained, prior, batch, seed, norm, objective):
         self.model, self.images, self.trained, self.prior, self.batch = model, images, trained, prior, batch
@@ -52,8 +55,8 @@ class Learner:
         self.kept: dict = {}
         self.stand_ins: dict = {}
 
-    def begin(self, guider, options, state):
-        self.guider, self.options = guider, options
+    def begin(self, options, state):
+        self.options, guider = options, self.guider
         network = dict(guider.inner_model.diffusion_model.named_parameters())
         names = lora_names(self.model)
         leaves = []

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 import torch
 
 from ..host.canvas import log
-from ..host.concept_files import with_weights, with_words
+from ..host.concept_files import with_weights, with_words, word_exists
 from ..host.gradients import differentiable
 from ..host.guiders import PromptGuider
 from ..host.progress import before_a_cancel, raise_if_cancelled
@@ -33,6 +33,10 @@ CLIPPED = 1.0  # diffusers' max_grad_norm
 def applied(model, clip, concept: Concept, strength_model: float = 1.0, strength_clip: float = 1.0) -> tuple:
     """(MODEL, CLIP) that know a concept. At strength 0 the weights stay as they are; words do not have strengths."""
     check_family(model, concept, "CONCEPT", "learn")
+    twice = [name for name in concept.words if clip and word_exists(clip, name)]
+    if twice:
+        log.warning("The CLIP knows an embedding called %s, and the CONCEPT's takes its place: to use both, learn one "
+                    "of them under another name.", ", ".join(twice))
     model, clip = with_weights(model, clip, concept.weights, strength_model, strength_clip)
     return model, with_words(clip, concept.words)
 
@@ -71,64 +75,89 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
         return Concept(words, weights, fingerprint(model), tuple(losses), notes, state, tuple(looks),
                        prompt, tables)
 
-    with differentiable(model, learner.deltas, lambda: learner.recomputed) as m:
-        guider = PromptGuider(m, {"any": [learner.told(images.examples[0].caption, images.identifier, 0)]})
+    def run(options, sigmas, callback):
+        learner.begin(options, concept.state if concept else None)
+        if told or not learner.together:
+            needed = forecast(learner, recompute, watch is not None)
+            if told:
+                told(needed)
+        kept = begun = len(losses)
+        seen = concept.state.get("watch") if concept and concept.state and alike else None
+        watching = Watching(watch, learner, begun, seen) if watch else None
 
-        def solver(denoise, x, sigmas, extra_args, callback, disable):
-            learner.begin(guider, extra_args["model_options"], concept.state if concept else None)
-            if told or not learner.together:
-                needed = forecast(learner, recompute, watch is not None)
-                if told:
-                    told(needed)
-            kept = begun = len(losses)
-            seen = concept.state.get("watch") if concept and concept.state and alike else None
-            watching = Watching(watch, learner, begun, seen) if watch else None
+        def state():
+            return learner.state() | ({"watch": watching.state()} if watching else {})
 
-            def state():
-                return learner.state() | ({"watch": watching.state()} if watching else {})
+        def keep():
+            nonlocal kept
+            kept = len(losses)
+            if save:
+                now = state()
+                with watching.averaged() if watching else nullcontext():
+                    save(found(now))
 
-            def keep():
-                nonlocal kept
-                kept = len(losses)
-                if save:
-                    now = state()
-                    with watching.averaged() if watching else nullcontext():
-                        save(found(now))
+        def keep_rest():
+            if save_every and len(losses) > kept:
+                keep()
 
-            def keep_rest():
-                if save_every and len(losses) > kept:
-                    keep()
-
-            with before_a_cancel(keep_rest):
-                for step in range(steps):
-                    raise_if_cancelled()
-                    loss, noisy, clean, sigma = learner.step()
-                    if loss != loss:
-                        said = (f"The loss or its gradient is no number in step {step + 1} of {steps}, at sigma "
-                                f"{sigma:.3g} with weights in {m.model_dtype()}: lower the learning rate, or start "
-                                "ComfyUI with --force-fp32.")
-                        keep_rest()
-                        if watching and watching.better:
-                            log.warning("%s What was best until then is kept, of step %s.", said, watching.best[0].step)
-                            break
-                        raise ValueError(said)
-                    losses.append(loss)
-                    if watching:
-                        watching.follow(len(losses))
-                    stop = watching is not None and watching.due(len(losses)) and watching.look(len(losses))
-                    sheet = watching.sheet if watching else None
-                    report_step(callback, step, noisy, sigmas[step], clean if sheet is None else sheet)
-                    if save_every and (step + 1) % save_every == 0:
-                        keep()
-                    if stop:
+        with before_a_cancel(keep_rest):
+            for step in range(steps):
+                raise_if_cancelled()
+                loss, noisy, clean, sigma = learner.step()
+                if loss != loss:
+                    said = (f"The loss or its gradient is no number in step {step + 1} of {steps}, at sigma "
+                            f"{sigma:.3g} with weights in {model.model_dtype()}: lower the learning rate, or start "
+                            "ComfyUI with --force-fp32.")
+                    keep_rest()
+                    if watching.better if watching else len(losses) > begun:
+                        last = watching.best[0].step if watching else len(losses)
+                        log.warning("%s What was learned until then is kept, of step %s.", said, last)
                         break
-                at.update(state())
-                if watching and watching.looks[-1].step < len(losses):  # a longer run has no such look
-                    watching.look(len(losses))
-            if watching:
-                looks.extend(watching.keep_best())
-            return x
+                    raise ValueError(said)
+                losses.append(loss)
+                if watching:
+                    watching.follow(len(losses))
+                stop = watching is not None and watching.due(len(losses)) and watching.look(len(losses))
+                sheet = watching.sheet if watching else None
+                report_step(callback, step, noisy, sigmas[step], clean if sheet is None else sheet)
+                if save_every and (step + 1) % save_every == 0:
+                    keep()
+                if stop:
+                    break
+            at.update(state())
+            if watching and watching.looks[-1].step < len(losses):  # a longer run has no such look
+                watching.look(len(losses))
+        if watching:
+            looks.extend(watching.keep_best())
 
+    _on_the_network(learner, run, steps, seed)
+    return found(at)
+
+
+def step_needs(model, clip, images: ConceptImages, trained: Sequence[WeightBasis | NewWord | PromptRows],
+               prior: Prior | None = None, batch: int = 1, watched: bool = False) -> Forecast:
+    """What a step of the same run needs, without learning. ValueError where that cannot be learned, or is more than
+    there is."""
+    check(model, clip, images, trained, prior, None, {})
+    learner = Learner(model, clip, images, trained, prior, batch, 0, CLIPPED, None)
+    needed = []
+
+    def run(options, sigmas, callback):
+        learner.begin(options, None)
+        needed.append(forecast(learner, None, watched))
+
+    _on_the_network(learner, run)
+    return needed[0]
+
+
+def _on_the_network(learner, run, steps=1, seed=0):
+    """Calls run(model_options, sigmas, callback) once the host has loaded what learns."""
+    def solver(denoise, x, sigmas, extra_args, callback, disable):
+        run(extra_args["model_options"], sigmas, callback)
+        return x
+
+    first, identifier = learner.images.examples[0], learner.images.identifier
+    with differentiable(learner.model, learner.deltas, lambda: learner.recomputed) as m:
+        learner.guider = PromptGuider(m, {"any": [learner.told(first.caption, identifier, 0)]})
         levels = torch.linspace(1, 0, max(steps, 1) + 1)  # a sampler of no level is not called
-        sample_with(guider, images.examples[0].latent[None].float().clone(), levels, Solver(solver), seed=seed)
-        return found(at)
+        sample_with(learner.guider, first.latent[None].float().clone(), levels, Solver(solver), seed=seed)

@@ -49,10 +49,11 @@ def with_weights(model, clip, weights: Mapping[str, Tensor], strength_model: flo
 
 
 def carries(model, weights: Mapping[str, Tensor]) -> bool:
-    """Whether a MODEL is under a LoRA file's weights, these very tensors."""
-    ours = {id(value) for value in weights.values()}
+    """Whether a MODEL is under a LoRA's weights, these or a file's of 16 bits."""
     held = (getattr(change, "weights", change) for patches in model.patches.values() for _, change, *_ in patches)
-    return any(id(part) in ours for part in tree_leaves(list(held)))
+    held = [part for part in tree_leaves(list(held)) if torch.is_tensor(part)]
+    ours = next((w.half() for w in weights.values() if w.numel() > 1 and w.half().count_nonzero()), None)
+    return ours is not None and any(part.shape == ours.shape and torch.equal(part.to(ours), ours) for part in held)
 
 
 def tables(clip) -> dict[str, tuple]:

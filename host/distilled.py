@@ -25,9 +25,13 @@ def whole_steps(model) -> bool:
     return bool(model.model.model_config.unet_config.get("meanflow"))
 
 
+def reads_guidance(model) -> bool:
+    """Whether a MODEL was distilled to a guidance that it is told."""
+    return bool(model.model.model_config.unet_config.get("guidance_embed", False))
+
+
 def lacked_guidance(model, conditioning) -> float | None:
     """The GUIDANCE that the host puts into a prompt, where the MODEL reads one and the CONDITIONING names none."""
-    if (not model.model.model_config.unet_config.get("guidance_embed", False)
-            or all("guidance" in extras for _, extras in conditioning)):
+    if not reads_guidance(model) or all("guidance" in extras for _, extras in conditioning):
         return None
     return next((value for kind, value in GUIDANCE.items() if isinstance(model.model, kind)), None)

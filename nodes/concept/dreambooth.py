@@ -1,5 +1,8 @@
 """DreamBooth: all weights, and class-prior preservation."""
 import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from comfy_api.latest import io, ui
@@ -7,15 +10,16 @@ from comfy_api.latest import io, ui
 from ...concept.dreambooth import RARE, AllWeights
 from ...concept.lora import LoRA
 from ...concept.textual_inversion import TextualInversion
-from ...editing.concept_checks import check, text_learns
-from ...editing.concepts import SLOT, Prior
-from ...editing.learning import applied, learn_concept
+from ...editing.concept_checks import text_learns
+from ...editing.concepts import SLOT, ConceptImages, Prior
+from ...editing.learning import applied, learn_concept, step_needs
 from ...editing.watching import Watch
 from ...host.concept_files import vectors_of
 from ...host.progress import before_a_cancel
+from ...host.sampling import prediction_type
 from ..inversion.report import decode
 from ..search import aliases
-from .images import PalimpsestClassImages, PalimpsestConceptImages, lines
+from .images import PalimpsestClassImages, captions_of, encoded, once, say_guidance
 from .learn import Keeping, said, say_batch
 from .widgets import (
     ConceptImagesType,
@@ -29,6 +33,7 @@ from .widgets import (
     text_encoder_input,
 )
 
+NODE = "Learn a Subject"
 NEW, FASTER = "embedding:", 5  # a word's rate over LoRA's: diffusers' 5e-4 over 1e-4
 TEMPLATES = "\n".join(text.format(SLOT) for text in (
     "a photo of a {}", "a photo of a {} outside", "a close photo of a {}", "a picture of a {} in a room"))
@@ -42,11 +47,16 @@ def new_word(clip, identifier: str, noun: str, lr: float) -> list:
     return [TextualInversion(identifier.removeprefix(NEW), noun, length, FASTER * lr)]
 
 
-def class_templates(captions: str, noun: str) -> str:
+def class_templates(captions: Sequence[str], noun: str) -> str:
     """Prompts of the class: what the captions say of it, and the noun alone. Structured as they are, the class differs
     from the subject in the identifier alone."""
-    said = [text.replace(f"{SLOT} {noun}", SLOT) for text in lines(captions)]
+    said = [_noun(noun).sub(SLOT, " ".join(text.replace(SLOT, " ").split()), 1) for text in captions]
     return "\n".join(dict.fromkeys((*said, f"a photo of a {SLOT}"))) if said else TEMPLATES
+
+
+def _noun(noun):
+    """Finds it in a caption, as a word."""
+    return re.compile(rf"(?<!\w){re.escape(noun)}(?!\w)", re.IGNORECASE)
 
 
 class PalimpsestLearnAll(io.ComfyNode):
@@ -95,16 +105,18 @@ class PalimpsestLearnSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="PalimpsestLearnSubject", display_name="Learn a Subject", category="palimpsest/concept",
+            node_id="PalimpsestLearnSubject", display_name=NODE, category="palimpsest/concept",
             **aliases("dreambooth", "my dog", "my face", "my product", "few photos", "train LoRA", "personalize"),
             description="Learns a thing, an animal or a person from a few pictures: LoRA of network and text encoder "
                         "with class-prior preservation (DreamBooth). It looks at itself as it learns, stops when "
                         "nothing more is won or the class begins to drift, and gives the best that it found.",
+            is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL without Palimpsest editors. It is not changed."),
                 io.Clip.Input("clip"), io.Vae.Input("vae"),
-                io.Image.Input("images", tooltip="Three to five pictures of the subject, of the model's size, in "
-                                                 "different places."),
+                io.Image.Input("images", tooltip=(
+                    "Three to five pictures of the subject in different places, a batch or a list. Any sizes, about "
+                    "the model's.")),
                 io.String.Input("noun", default="dog", tooltip="What it is, in a word that the model knows."),
                 io.String.Input("identifier", default=RARE, tooltip=(
                     "What your subject is called in prompts, before the noun: 'a photo of a sks dog'. A rare token. "
@@ -119,7 +131,8 @@ class PalimpsestLearnSubject(io.ComfyNode):
                 io.Int.Input("class_count", default=50, min=2, max=10_000, tooltip=(
                     "Pictures of the class that the model makes first. diffusers: 100.")),
                 io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1,
-                               tooltip="Of the pictures that it makes. The miniature: 3."),
+                               tooltip=(
+                    "Of the pictures that it makes. The miniature: 3. Flux: 1.")),
                 io.Float.Input("drift", default=0.3, min=0.0, max=10.0, step=0.01, tooltip=(
                     "By which share the class's loss may grow. Looks at which it has grown more are not kept.")),
                 io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, control_after_generate=True,
@@ -132,24 +145,37 @@ class PalimpsestLearnSubject(io.ComfyNode):
                     "the subject. Empty: 'a photo of a * dog in a garden'.")),
                 io.Mask.Input("mask", optional=True, tooltip=(
                     "Where the subject is, one for all pictures or one each. Nothing else of them is learned.")),
+                ConceptImagesType.Input("class_images", optional=True, tooltip=(
+                    "From Class Images, which makes them once however often you learn. Without it: made here.")),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), ConceptType.Output(display_name="concept"),
                      io.Image.Output(display_name="looks", tooltip="A picture of the subject at each look, in order.")])
 
     @classmethod
-    def execute(cls, model, clip, vae, images, noun, identifier, steps, lr, rank, batch, class_count, cfg, drift,
-                seed, captions="", new_scene="", mask=None) -> io.NodeOutput:
+    def execute(cls, images, captions=("",), mask=(), class_images=(), **asked) -> io.NodeOutput:
+        others = once(NODE, class_images=class_images) if class_images else {}
+        return cls._learned(images, captions_of(captions), mask, **others, **once(NODE, **asked))
+
+    @classmethod
+    def _learned(cls, images, captions, mask, model, clip, vae, noun, identifier, steps, lr, rank, batch, class_count,
+                 cfg, drift, seed, new_scene="", class_images=None) -> io.NodeOutput:
         noun, plain = noun.strip(), f"a photo of a {SLOT} {noun.strip()}"
-        _check_subject(noun, identifier.strip(), lines(captions))
-        given = PalimpsestConceptImages.execute(images, vae, captions.strip() or plain, identifier,
-                                                mask=mask).result[0]
+        _check_subject(noun, identifier.strip(), captions)
+        given = ConceptImages(tuple(encoded(images, vae, captions or [plain], mask)), identifier)
         trained = [*new_word(clip, identifier.strip(), noun, lr),
                    LoRA(lr, rank, layers="all", text_encoder=text_learns(clip))]
-        check(model, clip, given, trained, None, None, {})  # before the class is sampled
-        height, width = images.shape[1:3]
-        others = PalimpsestClassImages.execute(
-            model, clip, vae, noun, class_templates(captions, noun), class_count, width, height, 20, cfg, "ddim",
-            "ddim_uniform", seed).result[0]
+        others = class_images
+        if others is not None:
+            say_guidance(model, cfg)
+        else:
+            of_class = replace(given.examples[0], caption=f"a photo of a {noun}", masks={})
+            step_needs(model, clip, given, trained, Prior(ConceptImages((of_class,)), 1.0, predicted=True), batch,
+                       watched=True)
+            sampling = ("euler", "simple") if prediction_type(model) == "flow" else ("ddim", "ddim_uniform")
+            height, width = next(len(one) and one.shape[1:3] for one in images)
+            others = PalimpsestClassImages.execute(
+                model, clip, vae, noun, class_templates(captions, noun), class_count, width, height, 20, cfg, *sampling,
+                seed).result[0]
         watch = Watch(max(steps // 10, 1), new_scene.strip() or f"{plain} in a garden", drift, cfg=cfg)
         say_batch(batch, given)
         prior = Prior(others, 1.0, predicted=True)
@@ -171,7 +197,9 @@ def _check_subject(noun, identifier, captions):
     if not noun or not identifier or SLOT in noun + identifier:
         raise ValueError(f"Learn a Subject has the noun {noun!r} and the identifier {identifier!r}: give both, such as "
                          f"'dog' and '{RARE}', without {SLOT}.")
-    lacking = [text for text in captions if SLOT not in text]
-    if lacking:
-        raise ValueError(f"{len(lacking)} of Learn a Subject's {len(captions)} captions have no {SLOT}, which stands "
-                         f"for the subject; the first is {lacking[0]!r}: write '{SLOT} {noun}' there.")
+    for what, found in ((f"{SLOT}, which stands for the subject", lambda text: SLOT in text),
+                        (f"noun {noun!r}, which stands for its class", _noun(noun).search)):
+        lacking = [text for text in captions if not found(text)]
+        if lacking:
+            raise ValueError(f"{len(lacking)} of Learn a Subject's {len(captions)} captions have no {what}; the first "
+                             f"is {lacking[0]!r}: write '{SLOT} {noun}' there.")

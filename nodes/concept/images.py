@@ -1,4 +1,6 @@
 """Concept Images and Class Images."""
+from collections.abc import Sequence
+
 import comfy.samplers
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,8 @@ import nodes
 
 from ...concept.dreambooth import RARE
 from ...editing.concepts import SLOT, ConceptImages, Example
+from ...host.canvas import log
+from ...host.distilled import reads_guidance
 from ...host.sampling import latent_of
 from ..inversion.report import decode
 from ..search import aliases
@@ -24,6 +28,20 @@ def lines(text: str) -> list[str]:
     return [line for line in map(str.strip, text.splitlines()) if line]
 
 
+def captions_of(given: Sequence[str]) -> list[str]:
+    """The lines of one text, or each of several texts."""
+    return lines(given[0]) if len(given) == 1 else [" ".join(lines(text)) for text in given]
+
+
+def once(node: str, **given) -> dict:
+    """The values of inputs that are asked once, of a node that takes lists."""
+    many = next((name for name, values in given.items() if len(values) != 1), None)
+    if many:
+        raise ValueError(f"{node} takes all its pictures at once, and '{many}' has {len(given[many])} values for them: "
+                         "give it one. Only images, captions, mask and more may be lists.")
+    return {name: value for name, (value,) in given.items()}
+
+
 def on_latents(mask, images, vae, latents):
     """Masks [N,H,W] of pictures [B,H,W,3] on the cells of their latents, cropped as the VAE crops what it encodes."""
     if mask.shape[1:] != images.shape[1:3]:
@@ -33,6 +51,37 @@ def on_latents(mask, images, vae, latents):
     return F.interpolate(seen[:, None].float().cpu(), size=latents.shape[-2:])[:, 0]
 
 
+def encoded(images: Sequence, vae, captions: Sequence[str], masks: Sequence) -> list[Example]:
+    """What a list of batches of pictures [B,H,W,C] shows. captions, masks: one for all, or one each."""
+    pictures = [picture[None] for batch in images for picture in batch]
+    areas = [area for mask in masks for area in mask.reshape(-1, 1, *mask.shape[-2:])]
+    count, least = len(pictures), vae.spacial_compression_encode()
+    if not pictures:
+        raise ValueError(f"Concept Images has {len(captions)} captions and no picture: connect three to five pictures "
+                         "of the concept, or one.")
+    if len(captions) not in (1, count):
+        raise ValueError(f"Concept Images has {count} pictures and {len(captions)} captions: write one line for all, "
+                         "or one line for each.")
+    if len(areas) not in (0, 1, count):
+        raise ValueError(f"Concept Images has {count} pictures and {len(areas)} masks: connect one for all, or one for "
+                         "each.")
+    tiny = next((p for p in pictures if min(p.shape[1:3]) < least), None)
+    if tiny is not None:
+        raise ValueError(f"A picture is {tiny.shape[2]} × {tiny.shape[1]} pixels, and the VAE makes one cell of "
+                         f"{least} × {least}: connect pictures of about the model's size, through Size for the Model.")
+    latents = [vae.encode(picture[..., :3]).cpu() for picture in pictures]
+    captions, areas = (list(given) * count if len(given) == 1 else list(given) for given in (captions, areas))
+    shown = [{SLOT: on_latents(area, picture, vae, z)[0]} for area, picture, z in zip(areas, pictures, latents)]
+    return [Example(z[0], text, seen) for z, text, seen in zip(latents, captions, shown or [{}] * count)]
+
+
+def say_guidance(model, cfg):
+    """Warns of a guidance upon another."""
+    if cfg > 1 and reads_guidance(model):
+        log.warning("The %s MODEL is told its guidance and was distilled to it, and CFG %g upon it burns the pictures: "
+                    "set cfg to 1.", type(model.model).__name__, cfg)
+
+
 class PalimpsestConceptImages(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -40,12 +89,15 @@ class PalimpsestConceptImages(io.ComfyNode):
             node_id="PalimpsestConceptImages", display_name="Concept Images", category="palimpsest/concept",
             **aliases("training images", "dataset", "my photos", "captions"),
             description="Pictures to learn a concept from, with a caption for each. Three to five are usual.",
+            is_input_list=True,
             inputs=[
-                io.Image.Input("images", tooltip="Pictures of one size. Others join through 'more'."),
+                io.Image.Input("images", tooltip=(
+                    "A batch, or a list of pictures of any sizes, as loaders of a folder give it.")),
                 io.Vae.Input("vae"),
                 io.String.Input("captions", multiline=True, default="a photo of *", tooltip=(
-                    "What the pictures show, one line for all or one line a picture. * stands for what is learned: 'a "
-                    "photo of a * dog on the beach'. Say what is not part of it, such as the place.")),
+                    "What the pictures show, one line for all or one line a picture, or a list of texts. * stands for "
+                    "what is learned: 'a photo of a * dog on the beach'. Say what is not part of it, such as the "
+                    "place.")),
                 io.String.Input("identifier", default=RARE, tooltip=(
                     "What * reads as in the captions, where no new word is learned. Use it in prompts later. A rare "
                     f"token. diffusers: {RARE}.")),
@@ -57,27 +109,14 @@ class PalimpsestConceptImages(io.ComfyNode):
             outputs=[ConceptImagesType.Output(display_name="concept images")])
 
     @classmethod
-    def execute(cls, images, vae, captions, identifier, more=None, mask=None) -> io.NodeOutput:
-        texts = lines(captions)
-        if not len(images):
-            raise ValueError(f"Concept Images has {len(texts)} captions and no picture: connect three to five pictures "
-                             "of the concept, or one.")
-        if len(texts) not in (1, len(images)):
-            raise ValueError(f"Concept Images has {len(images)} pictures and {len(texts)} captions: write one line for "
-                             "all, or one line for each.")
-        if more is not None and more.identifier != identifier:
-            raise ValueError(f"The pictures of 'more' call the concept {more.identifier!r}, these {identifier!r}: give "
-                             "both one identifier.")
-        latents = torch.cat([vae.encode(image[None, ..., :3]) for image in images]).cpu()
-        masks = [{}] * len(images)
-        if mask is not None:
-            if len(mask) not in (1, len(images)):
-                raise ValueError(f"Concept Images has {len(images)} pictures and {len(mask)} masks: connect one for "
-                                 "all, or one for each.")
-            masks = [{SLOT: one} for one in on_latents(mask, images, vae, latents).expand(len(images), -1, -1)]
-        texts = texts if len(texts) == len(images) else texts * len(images)
-        examples = tuple(Example(*parts) for parts in zip(latents, texts, masks))
-        return io.NodeOutput(ConceptImages((*(more.examples if more else ()), *examples), identifier))
+    def execute(cls, images, vae, captions, identifier, more=(), mask=()) -> io.NodeOutput:
+        vae, identifier = once("Concept Images", vae=vae, identifier=identifier).values()
+        examples = [example for part in more for example in part.examples]
+        strange = next((part.identifier for part in more if part.identifier != identifier), None)
+        if strange is not None:
+            raise ValueError(f"The pictures of 'more' call the concept {strange!r}, these {identifier!r}: give both "
+                             "one identifier.")
+        return io.NodeOutput(ConceptImages((*examples, *encoded(images, vae, captions_of(captions), mask)), identifier))
 
 
 class PalimpsestClassImages(io.ComfyNode):
@@ -118,6 +157,7 @@ class PalimpsestClassImages(io.ComfyNode):
             raise ValueError(f"Class Images has the noun {noun!r} and the templates {texts}: give a noun, and write "
                              f"{SLOT} in each template alone, where it stands.")
         prompts = [texts[i % len(texts)].replace(SLOT, noun.strip()) for i in range(count)]
+        say_guidance(model, cfg)
         conditionings = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in {"", *prompts}}
         ratio = vae.spacial_compression_encode()
         empty = torch.zeros(1, 4, height // ratio, width // ratio)

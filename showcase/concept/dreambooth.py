@@ -11,8 +11,9 @@ about two minutes on a processor. It shows itself in the new scene as it learns.
 
 ### With your own model and pictures
 1. Put **Load Checkpoint** (SD1.x, SD2.x or SDXL) in place of *Load Miniature*, and three to five of your pictures \
-in place of *Miniature Subject*: a **Load Image** each, joined by **Batch Images**.
-2. Say **what it is** in a word. Say what each picture shows, one a line, * for your subject: what you say is not \
+in place of *Miniature Subject*: a **Load Image** each, joined by **Batch Images**, \
+or a folder by **Load Image (from Folder)**.
+2. Say **what it is** in a word. Say what each picture shows, one a line, `a * dog on grass`: what you say is not \
 learned with it. Leave it empty if you are in a hurry.
 3. In the node: steps 500, learning rate 1e-4, pictures a step 1, pictures of its class 50, guidance 7.5.
 4. Its name may be a new word, *embedding:mine*. It keeps more of its looks in new places, and has a second file, in \

@@ -12,7 +12,8 @@ stays as it is.
 
 ### With your own model and pictures
 1. Put **Load Checkpoint** (SD1.x, SD2.x or SDXL) in place of *Load Miniature*, and three to five of your pictures in \
-place of *Miniature Subject*: a **Load Image** each, joined by **Batch Images**.
+place of *Miniature Subject*: a **Load Image** each, joined by **Batch Images**, \
+or a folder by **Load Image (from Folder)**.
 2. Say in *Concept Images* what each shows, one a line, * for the word.
 3. Keep one of the three ways. In `like`: what it is, "dog". The first: learning rate 5e-4, 3000 steps, batch 1. P+: \
 5e-3, 500 steps, batch 8. NeTI (not on SDXL): 8e-3, 1000 steps, batch 8.

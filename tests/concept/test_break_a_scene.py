@@ -23,7 +23,7 @@ from palimpsest.nodes.concept.learn import PalimpsestLearnConcept
 
 import tiny
 from concepts import images
-from node_execution import executor  # noqa: F401  runs every test as the host does
+from node_execution import executor, in_lists  # noqa: F401  runs every test as the host does
 from runs import relative
 
 SEED, SIZE, WEIGHT, PRIOR = 4, 16, 0.5, 0.7
@@ -167,7 +167,7 @@ def test_words_learn_apart_and_the_weights_after_them():
 
 def concept_images(count, mask):
     picture = torch.rand(count, 32, 32, 3, generator=torch.Generator().manual_seed(1))
-    return PalimpsestConceptImages.execute(picture, tiny.taesd(), "a photo of *", "sks", None, mask).result[0]
+    return in_lists(PalimpsestConceptImages, picture, tiny.taesd(), "a photo of *", "sks", None, mask).result[0]
 
 
 def test_concept_images_are_learned_where_their_mask_shows_them():
@@ -188,7 +188,7 @@ def test_masks_are_cropped_as_the_vae_crops_their_picture(height, width):
     top, left = height % 8 // 2, width % 8 // 2
     mask[:, top:top + rows * 8, left:left + columns * 8] = cells.repeat_interleave(8, 1).repeat_interleave(8, 2)
     picture, vae = torch.rand(2, height, width, 3), tiny.taesd()
-    given, = PalimpsestConceptImages.execute(picture, vae, "a photo of *", "sks", None, mask).result
+    given, = in_lists(PalimpsestConceptImages, picture, vae, "a photo of *", "sks", None, mask).result
     scene, = PalimpsestSceneParts.execute(picture[:1], mask, vae, "cup\nbear", False).result
     for found in ([e.masks["*"] for e in given.examples], [scene.examples[-1].masks[name] for name in NAMES]):
         assert torch.equal(torch.stack(found), cells)

@@ -21,7 +21,7 @@ from palimpsest.nodes.concept.words import PalimpsestLoadConcept
 import clips
 import tiny
 from concepts import diffusers_step, drawn, images, transformers_clip
-from node_execution import executor  # noqa: F401  runs every test as the host does
+from node_execution import executor, in_lists  # noqa: F401  runs every test as the host does
 from runs import relative
 
 RATE, BATCH, SEED = 1e-3, 3, 5
@@ -108,8 +108,8 @@ def test_a_subject_is_learned_by_one_node_which_stops_and_keeps_the_best(of_subj
         left = {True: iter(of_subject), False: iter(of_class)}
         monkeypatch.setattr(Learner, "loss_of", lambda self, shown, count: next(left[shown is self.images]))
         monkeypatch.setattr(Learner, "picture", picture)
-        return PalimpsestLearnSubject.execute(
-            model, clip, Pixels(), pictures, "star", "sks", steps, 1e-2, 4, 1, 2, 1.0, 0.1, 0,
+        return in_lists(
+            PalimpsestLearnSubject, model, clip, Pixels(), pictures, "star", "sks", steps, 1e-2, 4, 1, 2, 1.0, 0.1, 0,
             "a * star on grass\na * star at night", "a * star on sand").result
 
     m, c, concept, looks = learned(10)
@@ -129,7 +129,7 @@ def test_a_subject_may_be_called_by_a_new_word_which_is_learned_with_the_weights
     model, clip, pictures = tiny.sd15(), tiny.clip(), torch.rand(2, 64, 64, 3, generator=torch.Generator())
     asked = dict(noun="wolfhound", identifier="embedding:mine", steps=1, lr=1e-2, rank=4, batch=1, class_count=2,
                  cfg=1.0, drift=0.1, seed=0)
-    _, knows, concept, _ = PalimpsestLearnSubject.execute(model, clip, Pixels(), pictures, **asked).result
+    _, knows, concept, _ = in_lists(PalimpsestLearnSubject, model, clip, Pixels(), pictures, **asked).result
     start = vectors_of(clip, "wolfhound")["clip_l"]
     word = concept.words["mine"]["clip_l"]
     assert len(start) == 2 and word.shape == start.shape
@@ -162,7 +162,7 @@ def test_a_cancel_keeps_what_was_learned_from_the_first_look_on(updates, tmp_pat
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     model, clip, pictures = tiny.sd15(), tiny.clip(), torch.rand(2, 64, 64, 3, generator=torch.Generator())
     with pytest.raises(Cancelled):
-        PalimpsestLearnSubject.execute(model, clip, Pixels(), pictures, "star", "embedding:mine", 20, 1e-2, 4, 1, 2,
+        in_lists(PalimpsestLearnSubject, model, clip, Pixels(), pictures, "star", "embedding:mine", 20, 1e-2, 4, 1, 2,
                                        1.0, 0.1, 0)
     saved = list((tmp_path / "concepts").glob("*"))
     assert len(saved) == (updates == 3)
@@ -186,7 +186,7 @@ def test_pictures_of_a_vae_of_videos_are_pictures():
     model, clip, pictures = tiny.qwen(), clips.clip("qwen"), torch.rand(2, 64, 64, 3, generator=torch.Generator())
     asked = dict(noun="star", identifier="sks", steps=1, lr=1e-2, rank=4, batch=1, class_count=2, cfg=1.0, drift=0.1,
                  seed=0)
-    learned = PalimpsestLearnSubject.execute(model, clip, Frames(), pictures, **asked)
+    learned = in_lists(PalimpsestLearnSubject, model, clip, Frames(), pictures, **asked)
     looks = learned.result[3]
     assert looks.shape[1:] == (64, 64, 3) and len(learned.ui["images"]) == len(looks)
     examples, made = PalimpsestClassImages.execute(
@@ -194,22 +194,31 @@ def test_pictures_of_a_vae_of_videos_are_pictures():
     assert made.shape == (2, 64, 64, 3) and examples.examples[0].latent.shape == (16, 1, 8, 8)
 
 
-def test_the_class_is_drawn_under_the_captions_of_the_subject():
-    said = class_templates("a * star on grass\n a photo of a * star\na * star on grass", "star")
-    assert said.splitlines() == ["a * on grass", "a photo of a *"]
-    assert class_templates("", "star").splitlines()[0] == "a photo of a *"
+@pytest.mark.parametrize("caption, wanted", [
+    ("a * star on grass", "a star on grass"), ("a * bright Star", "a bright star"), ("* star and starfish", "star and "
+     "starfish"), ("a starfish and a * star", "a starfish and a star"), ("a *star", "a star")])
+def test_the_class_is_drawn_under_the_captions_of_the_subject(caption, wanted):
+    said = class_templates([caption, "a photo of a * star", caption], "star").splitlines()
+    assert [text.replace("*", "star") for text in said] == [wanted, "a photo of a star"]
+    assert all(text.count("*") == 1 for text in said)
+
+
+def test_the_class_is_drawn_at_several_places_where_no_caption_says_one():
+    said = class_templates([], "star")
+    assert said.splitlines()[0] == "a photo of a *" and said.count("*") > 3
 
 
 @pytest.mark.parametrize("changed, said", [
     (dict(noun=" "), "noun ''"), (dict(noun="* star"), r"noun '\* star'"), (dict(identifier=""), "identifier ''"),
     (dict(identifier="embedding:my dog"), "new word is called 'my dog'"),
     (dict(captions="a * star\na star at night"), r"1 of Learn a Subject's 2 captions have no \*"),
+    (dict(captions="a * starfish\na * star"), "1 of Learn a Subject's 2 captions have no noun 'star'"),
     (dict(lr=0.0), "learning rate of LoRA is 0"), (dict(mask=torch.zeros(1, 64, 64)), "paint a mask")],
-    ids=["no noun", "noun", "identifier", "word", "caption", "rate", "mask"])
+    ids=["no noun", "noun", "identifier", "word", "caption", "class", "rate", "mask"])
 def test_a_subject_that_cannot_be_learned_is_refused_before_its_class_is_sampled(changed, said, monkeypatch):
     monkeypatch.setattr(PalimpsestClassImages, "execute", None)  # would be an error of another kind
     asked = dict(noun="star", identifier="sks", steps=1, lr=1e-2, rank=4, batch=1, class_count=2, cfg=1.0, drift=0.1,
                  seed=0)
     with pytest.raises(ValueError, match=said):
-        PalimpsestLearnSubject.execute(tiny.sd15(), tiny.clip(), tiny.taesd(), torch.rand(2, 64, 64, 3),
+        in_lists(PalimpsestLearnSubject, tiny.sd15(), tiny.clip(), tiny.taesd(), torch.rand(2, 64, 64, 3),
                                        **asked | changed)

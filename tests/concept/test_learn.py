@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import nodes
-from node_execution import executor  # noqa: F401  runs every test as the host does
+from node_execution import executor, in_lists  # noqa: F401  runs every test as the host does
 from runs import kept, relative
 
 
@@ -38,7 +38,7 @@ def parts():
 @kept
 def concept_images(identifier="sks", count=2):
     pictures, captions, *_ = PalimpsestMiniatureSubject.execute(0, count).result
-    return PalimpsestConceptImages.execute(pictures, parts()[2], captions, identifier).result[0]
+    return in_lists(PalimpsestConceptImages, pictures, parts()[2], captions, identifier).result[0]
 
 
 def sampled(model, clip, text="a photo of a sks star on a grass background", concept=None, cfg=3.0):
@@ -110,7 +110,7 @@ def test_a_concept_on_one_prompt_is_the_tuned_model_to_the_last_bit():
 
 def test_pictures_of_other_sizes_join():
     _, _, vae = parts()
-    wide = PalimpsestConceptImages.execute(torch.rand(1, 64, 128, 3), vae, "a *", "sks", concept_images()).result[0]
+    wide = in_lists(PalimpsestConceptImages, torch.rand(1, 64, 128, 3), vae, "a *", "sks", concept_images()).result[0]
     assert len(wide.examples) == 3 and wide.examples[-1].latent.shape == (4, 8, 16)
     model, clip, _ = parts()
     trained = PalimpsestLearnLoRA.execute(1e-3, 4, 0.0, "attention", False).result[0]
@@ -119,11 +119,11 @@ def test_pictures_of_other_sizes_join():
 
 def test_captions_are_one_for_all_or_one_each():
     with pytest.raises(ValueError, match="1 captions and no picture"):
-        PalimpsestConceptImages.execute(torch.rand(0, 64, 64, 3), parts()[2], "a *", "sks")
+        in_lists(PalimpsestConceptImages, torch.rand(0, 64, 64, 3), parts()[2], "a *", "sks")
     with pytest.raises(ValueError, match="3 pictures and 2 captions"):
-        PalimpsestConceptImages.execute(torch.rand(3, 64, 64, 3), parts()[2], "a *\nthe *", "sks")
+        in_lists(PalimpsestConceptImages, torch.rand(3, 64, 64, 3), parts()[2], "a *\nthe *", "sks")
     with pytest.raises(ValueError, match="one identifier"):
-        PalimpsestConceptImages.execute(torch.rand(1, 64, 64, 3), parts()[2], "a *", "other", concept_images())
+        in_lists(PalimpsestConceptImages, torch.rand(1, 64, 64, 3), parts()[2], "a *", "other", concept_images())
 
 
 def test_class_images_need_a_noun_and_its_place():
