@@ -115,7 +115,7 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
             raise ValueError(f"{changed[twice]} and {type(basis).__name__} both train {twice}, and a LoRA file holds "
                              "one change of a weight: keep one of them.")
         changed |= dict.fromkeys(taken, type(basis).__name__)
-        _check_bits("MODEL", {n: weights[n] for n in taken}, "load the checkpoint in fp16, bf16 or fp32")
+        _check_bits("MODEL", {n: weights[n] for n in taken}, "load a checkpoint of fp8, fp16, bf16 or fp32")
         if basis.text_encoder and not text_learns(clip):
             raise ValueError(f"{type(basis).__name__} trains the text encoder, and of this one "
                              f"({', '.join(sorted(_encoders(clip))) or 'no weights'}) only CLIP can learn into a LoRA "
@@ -123,7 +123,7 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
         if basis.text_encoder:
             inside = dict(clip.cond_stage_model.named_parameters())
             _check_bits("CLIP", {n: inside[n] for n in encoder_lora_names(clip) if n in inside},
-                        "turn text_encoder off, or load it in fp16, bf16 or fp32")
+                        "turn text_encoder off, or load one of fp8, fp16, bf16 or fp32")
         if isinstance(basis, WholeChange):
             numbers = sum(weights[n].numel() for n in taken)
             needed, has = WHOLE * numbers, total_bytes(model)
@@ -189,9 +189,8 @@ def _check_bits(whose, weights, cure):
     """ValueError on weights that nothing can be added to."""
     name = next((n for n, w in weights.items() if quantised(w)), None)
     if name:
-        kind = weights[name].dtype if weights[name].dtype.itemsize < 2 else type(weights[name]).__name__
-        raise ValueError(f"The {whose}'s weight {name} is {kind}, quantised, and learning adds to weights of 16 bits "
-                         f"or more: {cure}.")
+        raise ValueError(f"The {whose}'s weight {name} is {type(weights[name]).__name__} of {weights[name].dtype}, and "
+                         f"learning adds to plain numbers: {cure}.")
 
 
 def _check_base(captions, objective):

@@ -263,7 +263,7 @@ def called(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
     for name, module in call.named_modules():
         if hasattr(module, "weight_function"):  # the host lets it change its weights itself
             names = {n: key for n in module._parameters if (key := f"{name}.{n}") in stand_ins}
-            if any(key in changed or stand_ins[key].dtype.itemsize == 2 for key in names.values()):
+            if any(key in changed or stand_ins[key].dtype.itemsize <= 2 for key in names.values()):
                 making[module] = _Making(module, {n: changed.pop(key, None) for n, key in names.items()})
     with _copied(brought), forwards(making):
         others = {name: make() for name, make in changed.items()}
@@ -271,8 +271,8 @@ def called(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
 
 
 class _Making:
-    """What stands in a module's forward. Its changed weights, and casts of its 16 bits, are made when it is called, and
-    gone when it returns.
+    """What stands in a module's forward. Its changed weights, and casts of its 8 or 16 bits, are made when it is
+    called, and gone when it returns.
 
     made: {weight that autograd may save: what makes it, or None}."""
 
@@ -297,10 +297,10 @@ class _Making:
 
 
 def _cast(make, weight, x) -> tuple[Callable | None, Tensor | None]:
-    """(What makes a weight of 16 bits in the dtype of its module's input, of which weight).
+    """(What makes a weight of 8 or 16 bits in the dtype of its module's input, of which weight).
 
     make: of a changed weight."""
-    if x is None or not x.is_floating_point() or weight.dtype.itemsize != 2 or weight.device != x.device:
+    if x is None or not x.is_floating_point() or weight.dtype.itemsize > 2 or weight.device != x.device:
         return make, None
     dtype = x.dtype  # a graph that holds x would hold itself
     if make:
@@ -314,8 +314,8 @@ def _brought(network) -> list:
 
 
 def _changed(stand_ins, deltas: Deltas) -> dict[str, Callable]:
-    """{weight that something is added to: what makes it}. Larger models keep their 16 bits, smaller ones are computed
-    in fp32."""
+    """{weight that something is added to: what makes it}. Those of larger models have 16 bits then, smaller ones are
+    computed in fp32."""
     added = deltas() if deltas else {}
     lacking = [name for name in added if f"network.{name}" not in stand_ins]
     if lacking:
@@ -325,8 +325,9 @@ def _changed(stand_ins, deltas: Deltas) -> dict[str, Callable]:
 
     def make(name):
         weight = stand_ins[f"network.{name}"]
-        found = weight + added[name]
-        return found.to(weight.dtype) if large else found
+        found = weight.to(added[name].dtype) + added[name]
+        dtype = weight.dtype if weight.dtype.itemsize > 1 else torch.bfloat16  # 8 bits would round ΔW away
+        return found.to(dtype) if large else found
 
     return {f"network.{name}": partial(make, name) for name in added}
 

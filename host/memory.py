@@ -72,6 +72,5 @@ def total_bytes(model) -> int:
 
 
 def quantised(weight) -> bool:
-    """Whether a weight's numbers are less than 16 bits each. Such tensors of the host's tell another dtype."""
-    return (not weight.is_floating_point() or weight.dtype.itemsize < 2
-            or type(weight) not in (torch.Tensor, torch.nn.Parameter))
+    """Whether a weight is no plain tensor of numbers. Such tensors of the host's tell another dtype."""
+    return not weight.is_floating_point() or type(weight) not in (torch.Tensor, torch.nn.Parameter)

@@ -39,7 +39,7 @@ def fill(module, seed=0, output=1.0):
             else:
                 normal(p, 0.05)
             if any(layer in name for layer in LAST_LAYERS):
-                p.mul_(output)
+                p.copy_((output * p.float()).to(p.dtype))
         for name, buffer in module.named_buffers():
             if "pos_embed" in name:
                 normal(buffer, 0.05)
@@ -49,7 +49,7 @@ def fill(module, seed=0, output=1.0):
 def patcher(make, config, dtype=torch.float32, output=0.2, seed=0, **unet):
     """A MODEL of a host model class. `unet` is set after the config class has written its own values."""
     config.unet_config.update(unet)
-    config.set_inference_dtype(dtype, None)
+    config.set_inference_dtype(dtype, None if dtype.itemsize > 1 else torch.float16)
     device = comfy.model_management.get_torch_device()
     kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return kind(fill(make(config), seed, output), load_device=device, offload_device=torch.device("cpu"))

@@ -113,6 +113,23 @@ def test_weights_of_16_bits_learn(family, dtype, large, monkeypatch):
     assert all(value.dtype == torch.float32 for value in learned.weights.values())
 
 
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("family", EVERY)
+def test_weights_of_8_bits_learn_as_their_numbers_do_in_fp32(family, large, monkeypatch):
+    """Nothing that learns is rounded to 8 bits. The host rounds what is put on such weights."""
+    if large:
+        monkeypatch.setattr(gradients, "FP32", 0)
+    model, same, clip = EVERY[family](dtype=torch.float8_e4m3fn), EVERY[family](), clip_of(family)
+    numbers = model.model.diffusion_model.state_dict()
+    same.model.diffusion_model.load_state_dict({name: value.float() for name, value in numbers.items()})
+    found, wanted = (learn_concept(m, clip, images(m), [LoRA(1e-2, layers="all")], steps=4) for m in (model, same))
+    assert found.losses == pytest.approx(wanted.losses, rel=1e-2 if large else 1e-6)
+    kept = [torch.cat([w.flatten() for w in concept.weights.values()]) for concept in (found, wanted)]
+    assert large or relative(*kept) < 1e-3
+    changed = prediction(applied(model, clip, found)[0])
+    assert relative(changed, prediction(applied(same, clip, wanted)[0])) < 0.5 * relative(changed, prediction(model))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("basis", [LoRA(1e-2, layers="all", text_encoder=True), AllWeights(1e-2, True),
                                    KeysAndValues(1e-2), SpectralShifts(1e-2)], ids=lambda basis: type(basis).__name__)

@@ -49,10 +49,10 @@ def scalar(model):
     return found
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 @pytest.mark.parametrize("family", EVERY)
 def test_the_gradient_equals_finite_differences(family, dtype):
-    """On every family, with weights as a loader makes them. 16-bit weights are computed in fp32."""
+    """On every family, with weights as a loader makes them. Those of fewer bits are computed in fp32."""
     gradient, difference, _ = scalar(EVERY[family](dtype=dtype))
     assert gradient > 1e-4
     assert difference == pytest.approx(gradient, rel=1e-2)
@@ -70,9 +70,9 @@ def test_large_models_are_differentiated_in_bf16(family, dtype, monkeypatch):
     assert float(found.norm()) == pytest.approx(float(exact.norm()), rel=0.03)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 @pytest.mark.parametrize("family", EVERY)
-def test_no_cast_of_16_bit_weights_is_kept(family, dtype):
+def test_no_cast_of_weights_of_fewer_bits_is_kept(family, dtype):
     """As much is kept as where the weights need no cast. With them it would be two to nine times as much."""
     most = []
     for model in (EVERY[family](dtype=dtype), EVERY[family](dtype=torch.float32)):
