@@ -53,6 +53,8 @@ def _concept(tensors, about) -> Concept:
         elif kind in found:
             first, name = name.split(".", 1)
             found[kind].setdefault(first, {})[name] = value
+    if len({frozenset(moments) for moments in found["moments"].values()}) > 1:
+        raise KeyError("moments")
     theta, average, values = ([found[kind][i] for i in range(len(found[kind]))] for kind in listed[:3])
     state = {"theta": theta, "generator": tensors["generator"],
              "optimiser": {"state": {int(i): moments for i, moments in found["moments"].items()},

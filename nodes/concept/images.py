@@ -167,8 +167,9 @@ class PalimpsestClassImages(io.ComfyNode):
             for start in range(0, prompts.count(text), AT_ONCE):
                 many = min(AT_ONCE, prompts.count(text) - start)
                 latent = {"samples": latent_of(model, empty.repeat(many, 1, 1, 1))}
-                made, = nodes.common_ksampler(model, seed + len(latents), steps, cfg, sampler_name, scheduler,
-                                              conditionings[text], conditionings[""], latent)
+                own = (seed + len(latents)) % (2 ** 64 - 1)  # the host's ddim adds 1
+                made, = nodes.common_ksampler(model, own, steps, cfg, sampler_name, scheduler, conditionings[text],
+                                              conditionings[""], latent)
                 latents += [(z, text) for z in made["samples"].cpu()]
         pictures = torch.cat([decode(vae, z[None]) for z, _ in latents])
         examples = tuple(Example(z, text) for z, text in latents)

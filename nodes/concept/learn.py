@@ -154,7 +154,8 @@ class PalimpsestSaveConcept(io.ComfyNode):
     @classmethod
     def execute(cls, concept, name, precision, resume=False) -> io.NodeOutput:
         output = folder_paths.get_output_directory()
-        if (concept.weights or resume) and (not Path(name).name or ".." in Path(name).parts):
+        if (concept.weights or resume) and (not Path(name).name or ".." in Path(name).parts
+                                            or not name.isprintable()):
             raise ValueError(f"The name {name!r} is of no file in {os.path.join(output, 'loras')}, where ComfyUI looks "
                              "for LoRAs: write one such as 'my-concept'.")
         try:

@@ -138,6 +138,13 @@ def test_without_templates_the_class_is_drawn_at_forty_places_and_plainly():
     assert len({*said}) == 41 and said[0] == "a photo of a star" and all(" a star" in text for text in said)
 
 
+def test_the_class_has_a_seed_for_each_call_of_the_sampler_up_to_the_last_one():
+    found, _ = PalimpsestClassImages.execute(*parts(), "star", "a *\nthe *", 2, 128, 128, 1, 1.0, "ddim", "simple",
+                                             2 ** 64 - 2).result
+    alone, _ = PalimpsestClassImages.execute(*parts(), "star", "the *", 1, 128, 128, 1, 1.0, "ddim", "simple", 0).result
+    assert torch.equal(found.examples[1].latent, alone.examples[0].latent)
+
+
 def test_embeddings_in_the_output_folder_are_found():
     folder = Path(folder_paths.get_output_directory(), "embeddings")
     from palimpsest.host.concept_files import register_folders
@@ -174,7 +181,7 @@ def test_names_and_folders_that_no_loader_would_find_are_refused_first(tmp_path,
     model, clip, _ = parts()
     trained = PalimpsestLearnLoRA.execute(1e-3, 4, 0.0, "attention", False).result[0]
     concept = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 1, 1, 0).result[2]
-    for name in ("", ".", "../mine", "a/../../mine"):
+    for name in ("", ".", "../mine", "a/../../mine", "my\0dog", "my\ud83ddog"):
         with pytest.raises(ValueError, match="is of no file in"):
             PalimpsestSaveConcept.execute(concept, name, "fp16")
     file, = PalimpsestSaveConcept.execute(concept, "dogs/my dög", "fp16").result

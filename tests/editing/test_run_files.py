@@ -88,6 +88,14 @@ def test_a_file_that_is_no_run_says_so(about, said, tmp_path):
         run_files.load_run(tmp_path / "a.run.safetensors")
 
 
+def test_a_run_that_lacks_a_moment_is_no_whole_one(learned, tmp_path):
+    tensors, about = run_files.run_file(learned(1))
+    del tensors["moments.0.exp_avg"]
+    save_file(tensors, tmp_path / "a.run.safetensors", about)
+    with pytest.raises(ValueError, match="make no whole run"):
+        run_files.load_run(tmp_path / "a.run.safetensors")
+
+
 def test_a_full_disk_ends_no_run(learned, output, monkeypatch, caplog):
     def full(*args):
         raise ValueError("it cannot be written")
