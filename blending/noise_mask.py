@@ -24,15 +24,18 @@ from ..editing.predictions import Asked
 from ..inversion.trajectory import Inversion
 
 AGAINST = "source", "null"
+ROUNDED = 5e-6  # of a prediction's largest number; a processor may round the rows of one forward differently
 
 
-def relevance(difference: Tensor) -> Tensor:
-    """R [B, h, w] in 0..1 of a difference of predictions [B, C, …, h, w]; 0 where there is none at all."""
+def relevance(target: Tensor, other: Tensor) -> Tensor:
+    """R [B, h, w] in 0..1 of predictions [B, C, …, h, w]; 0 where they differ nowhere but by rounding."""
+    difference = target - other
+    differs, largest = (x.flatten(1).abs().amax(1)[:, None, None] for x in (difference, target))
     r = difference.float().abs().flatten(1, -3).sum(1)  # R
     low, high = r.flatten(1).quantile(torch.tensor([0.25, 0.75]).to(r), dim=1).view(2, -1, 1, 1)
     r = torch.minimum(r, high + 1.5 * (high - low))
     r = r - r.amin((1, 2), keepdim=True)
-    return r / r.amax((1, 2), keepdim=True).clamp(min=torch.finfo(r.dtype).tiny)
+    return (differs > ROUNDED * largest) * r / r.amax((1, 2), keepdim=True).clamp(min=torch.finfo(r.dtype).tiny)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +85,7 @@ class NoiseMask(Anchored):
 
     def answered(self, run, x0, sigma):
         if x0.names:
-            run.state(self).mask = (relevance(x0.target - x0["other"]) >= self.threshold).float()
+            run.state(self).mask = (relevance(x0.target, x0["other"]) >= self.threshold).float()
 
     def mask(self, run, x, sigma) -> Tensor:
         """The last one read: before the model sees x the step before's, after it this step's."""
