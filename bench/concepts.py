@@ -22,9 +22,10 @@ Learn a Subject and the new word look at themselves ten times and keep the best 
 The prior keeps to what the frozen model predicted of pictures of its class, half of them of the bare noun. With a new
 word these stand on the grounds of the subject's pictures alone, so that nothing says what the subject is on others.
 
-Each learned concept gives one JSON line in output/concepts.jsonl. A line that exists is not measured again. Prints a
-table of all lines that were asked for and exist, and what the prior costs where runs with and without it exist, and
-writes both to bench/results/concepts.json, with 95 % intervals over subjects: a subject's seeds count as one.
+Each learned concept gives one JSON line in bench/results/concepts.jsonl. A line that exists is not measured again.
+Prints a table of all lines that were asked for and exist, and what the prior costs where runs with and without it
+exist, and writes both to bench/results/concepts.json, with 95 % intervals over subjects: a subject's seeds count as
+one. A row that was made of more lines than there are stays.
     --table     measures nothing
 """
 import argparse
@@ -60,7 +61,8 @@ from ..miniature.subjects import SEEN, UNSEEN, match, subject, subject_scenes
 from .stats import paired_bootstrap
 
 ROOT = Path(__file__).parents[1]
-LINES, RESULTS = ROOT / "output" / "concepts.jsonl", ROOT / "bench" / "results" / "concepts.json"
+RESULTS = ROOT / "bench" / "results" / "concepts.json"
+LINES = RESULTS.with_suffix(".jsonl")
 SUBJECT = "DreamBooth, LoRA as in Learn a Subject"
 MASKED = f"{SUBJECT}, with masks"
 NAMED = "DreamBooth, LoRA and a new word"
@@ -253,6 +255,12 @@ def table(measured) -> str:
     return "\n".join(lines)
 
 
+def _longer(before, now, count) -> dict:
+    """Of two tables each row that was made of more, in the first one's order."""
+    return {name: max((table[name] for table in (now, before) if name in table), key=lambda row: row[count])
+            for name in dict.fromkeys((*before, *now))}
+
+
 def _decibels(mean, low, high) -> str:
     return f"{mean:.1f}{f' ± {(high - low) / 2:.1f}' * (low < high)} dB"
 
@@ -266,7 +274,6 @@ def main():
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    LINES.parent.mkdir(exist_ok=True)
     kept = [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()] if LINES.exists() else []
     rows, keys = {}, ("subject", "method", "prior", "seed", "steps")
     for row in kept:
@@ -294,6 +301,9 @@ def main():
     for method, cost in costs.items():
         print(f"The prior costs {method} {_decibels(*cost['seen'])} seen, {_decibels(*cost['unseen'])} unseen "
               f"({cost['pairs']} runs)")
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    measured = _longer(before.get("measured", {}), measured, "n")
+    costs = _longer(before.get("cost of the prior", {}), costs, "pairs")
     result = {"settings": {"subjects": args.subjects, "seeds": args.seeds, "steps": args.steps, "batch": BATCH},
               "machine": f"{platform.processor() or platform.machine()}, 1 thread", "measured": measured,
               "cost of the prior": costs}

@@ -7,8 +7,8 @@ regularisation.
 
 Differs from the paper: its class pictures are real ones, found by their captions; here they may be the model's own, as
 its ablation and diffusers' script have it. Concepts are joined by loading two files; the constrained merge (Eq. 4 to 6)
-is not built. ΔW is learned, from 0. The start token's keys and values learn with the others, where diffusers stops
-their gradient.
+is not built. Pictures are not shown at random sizes with words for it ("far away", "zoomed in"). ΔW is learned, from
+0. The start token's keys and values learn with the others, where diffusers stops their gradient.
 Checked against: diffusers' train_custom_diffusion.py, its loss with the prior and its processors' gradients with the
 start token's added; Prompt-to-Prompt with what was learned.
 """

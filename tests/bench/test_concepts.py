@@ -27,6 +27,9 @@ def test_the_table_says_intervals_where_there_are_some(tmp_path, monkeypatch, ca
     assert (row[4], row[8]) == ("200%", "2.00 (2.00)")
     measured = json.loads(concepts.RESULTS.read_text())["measured"]
     assert concepts.table(measured).splitlines()[-1].split(" | ") == row
+    concepts.LINES.write_text("")
+    concepts.main()
+    assert json.loads(concepts.RESULTS.read_text())["measured"] == measured
     for name in "prompt", "pres", "div":  # as in older lines
         del measured[METHOD][name]
     assert concepts.table(measured).splitlines()[-1].split(" | ") == [*row[:4], "", *row[5:8], "", "", row[10]]

@@ -97,6 +97,21 @@ def test_every_trainable_learns_and_can_be_weakened(node, settings):
     assert 0 < relative(half, before) < relative(full, before)
 
 
+@pytest.mark.parametrize("node, settings", [
+    (PalimpsestLearnAll, (1e-3, True)), (PalimpsestLearnKV, (1e-2,)), (PalimpsestLearnSpectral, (1e-1,))],
+    ids=lambda node: getattr(node, "__name__", ""))
+def test_files_of_whole_changes_are_what_was_learned(node, settings, tmp_path, monkeypatch):
+    """Of weights and biases, through the host's own loader."""
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    model, clip, _ = parts()
+    m, c, concept, _ = PalimpsestLearnConcept.execute(
+        model, clip, concept_images(), node.execute(*settings).result[0], 2, 1, 0).result
+    file, = PalimpsestSaveConcept.execute(concept, "mine", "fp32").result
+    monkeypatch.setattr(folder_paths, "get_full_path_or_raise", lambda kind, name: str(tmp_path / name))
+    theirs, knows = nodes.LoraLoader().load_lora(model, clip, file, 1.0, 1.0)
+    assert relative(sampled(theirs, knows), sampled(m, c)) < 1e-5 < 1e-3 < relative(sampled(model, clip), sampled(m, c))
+
+
 def test_a_concept_on_one_prompt_is_the_tuned_model_to_the_last_bit():
     model, clip, _ = parts()
     trained = PalimpsestLearnKV.execute(1e-1).result[0]

@@ -98,6 +98,13 @@ def test_the_hosts_quantised_tensors_are_known_whatever_dtype_they_tell():
             learn_concept(model, clip, images(model), [basis])
 
 
+def test_an_embedding_that_the_clip_knows_may_be_the_identifier():
+    model, clip = tiny.sd15(), tiny.clip()
+    _, knows = applied(model, clip, learn_concept(model, clip, images(model, ("a *",)), [WORD], steps=1))
+    given = images(model, ("a photo of *",), "embedding:thing")
+    assert learn_concept(model, knows, given, [THIN], steps=1).weights
+
+
 def test_captions_without_the_concept_are_said(caplog):
     model, clip = tiny.sd15(), tiny.clip()
     learn_concept(model, clip, images(model, ("a * dog", "a dog", "a sks dog")), [THIN], steps=0)
