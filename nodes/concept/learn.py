@@ -22,7 +22,7 @@ from ...inversion.storage import write
 from ..search import aliases
 from .widgets import ConceptImagesType, ConceptType, ObjectiveType, TrainableType
 
-LossMapType = io.Custom("LOSS_MAP")
+LossMapType, LoraType = io.Custom("LOSS_MAP"), io.Custom("LORA_MODEL")
 
 
 class PalimpsestLearnConcept(io.ComfyNode):
@@ -63,7 +63,9 @@ class PalimpsestLearnConcept(io.ComfyNode):
                     "learned shows best what was.")),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), ConceptType.Output(display_name="concept"),
-                     LossMapType.Output(display_name="loss map", tooltip="For ComfyUI's Plot Loss Graph.")])
+                     LossMapType.Output(display_name="loss map", tooltip="For ComfyUI's Plot Loss Graph."),
+                     LoraType.Output(display_name="lora", tooltip=(
+                         "What the weights learned, for ComfyUI's Load LoRA Model and Save LoRA Weights."))])
 
     @classmethod
     def execute(cls, model, clip, images, trainable, steps, batch, seed, objective=None, concept=None, save_every=0,
@@ -81,7 +83,8 @@ class PalimpsestLearnConcept(io.ComfyNode):
             check_folder("loras")
         learned = learn_concept(model, clip, images, trainable, asked[Prior], steps, batch, seed, concept, watch, said,
                                 objective=asked[Objective], save_every=save_every, save=Keeping().keep)
-        return io.NodeOutput(*applied(model, clip, learned), learned, {"loss": list(learned.losses)})
+        return io.NodeOutput(*applied(model, clip, learned), learned, {"loss": list(learned.losses)},
+                             dict(learned.weights))
 
 
 class PalimpsestApplyConcept(io.ComfyNode):

@@ -1,4 +1,4 @@
 """Custom Diffusion, shown."""
 from .. import Example
 
-EXAMPLE = Example("Custom Diffusion", elsewhere="Put your subject into a picture (Custom-Edit)")
+EXAMPLE = Example("Custom Diffusion", elsewhere="Keep the class as a subject is learned (DreamBooth)")

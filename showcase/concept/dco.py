@@ -1,4 +1,4 @@
 """DCO, shown."""
 from .. import Example
 
-EXAMPLE = Example("DCO", elsewhere="Put your subject into a picture (Custom-Edit)")
+EXAMPLE = Example("DCO", elsewhere="Keep the class as a subject is learned (DreamBooth)")

@@ -1,4 +1,4 @@
 """SuDe, shown."""
 from .. import Example
 
-EXAMPLE = Example("FaceChain-SuDe", elsewhere="Put your subject into a picture (Custom-Edit)")
+EXAMPLE = Example("FaceChain-SuDe", elsewhere="Keep the class as a subject is learned (DreamBooth)")

@@ -1,4 +1,4 @@
 """SVDiff, shown."""
 from .. import Example
 
-EXAMPLE = Example("SVDiff", elsewhere="Put your subject into a picture (Custom-Edit)")
+EXAMPLE = Example("SVDiff", elsewhere="Keep the class as a subject is learned (DreamBooth)")

@@ -48,7 +48,7 @@ def test_two_steps_are_the_loss_of_both_words_in_one_prompt():
 
 def test_the_node_learns_both_and_its_clip_knows_each():
     model, clip = tiny.sdxl(), tiny.sdxl_clip()
-    _, c, concept, _ = PalimpsestLearnConcept.execute(model, clip, images(model), *node()[:1], 1, 1, 0,
+    _, c, concept, *_ = PalimpsestLearnConcept.execute(model, clip, images(model), *node()[:1], 1, 1, 0,
                                                       node()[1]).result
     assert tuple(concept.words) == NAMES
     assert all(torch.is_tensor(c.tokenize(f"embedding:{name}")["l"][0][1][0]) for name in NAMES)

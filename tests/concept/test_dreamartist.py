@@ -54,7 +54,7 @@ def test_both_words_learn(family):
     """Of several vectors each, which begin as a word does."""
     model, clip = EVERY[family](), clip_of(family)
     trained, objective = node("a cat", 2, 4)
-    m, c, concept, losses = PalimpsestLearnConcept.execute(model, clip, images(model), trained, 1, 1, 0,
+    m, c, concept, losses, _ = PalimpsestLearnConcept.execute(model, clip, images(model), trained, 1, 1, 0,
                                                            objective).result
     start = learn_concept(model, clip, images(model), [TextualInversion("new", "a cat", 4, 1)], steps=0).words["new"]
     for encoder, first in start.items():

@@ -61,7 +61,7 @@ def test_from_pictures_to_files_that_the_hosts_loaders_read(tmp_path, monkeypatc
     assert sorted(e.caption for e in others.examples) == [
         "a photo of a star", "a photo of a star", "a sketch of a star"]
     objective, = PalimpsestPriorPreservation.execute(others, 1.0).result
-    m, c, concept, losses = PalimpsestLearnConcept.execute(
+    m, c, concept, losses, _ = PalimpsestLearnConcept.execute(
         model, clip, concept_images(), trained, 2, 1, 0, objective).result
     assert len(losses["loss"]) == 2 and torch.isfinite(torch.tensor(losses["loss"])).all()
     files = PalimpsestSaveConcept.execute(concept, "my-concept", "fp32").result[0].split("\n")
@@ -89,7 +89,7 @@ def test_from_pictures_to_files_that_the_hosts_loaders_read(tmp_path, monkeypatc
 def test_every_trainable_learns_and_can_be_weakened(node, settings):
     model, clip, _ = parts()
     trained = node.execute(*settings).result[0]
-    m, c, concept, _ = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 2, 1, 0).result
+    m, c, concept, *_ = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 2, 1, 0).result
     before, full = sampled(model, clip), sampled(m, c)
     half = sampled(*PalimpsestApplyConcept.execute(model, clip, concept, 0.5, 0.5).result)
     none = sampled(*PalimpsestApplyConcept.execute(model, clip, concept, 0.0, 0.0).result)
@@ -104,7 +104,7 @@ def test_files_of_whole_changes_are_what_was_learned(node, settings, tmp_path, m
     """Of weights and biases, through the host's own loader."""
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     model, clip, _ = parts()
-    m, c, concept, _ = PalimpsestLearnConcept.execute(
+    m, c, concept, *_ = PalimpsestLearnConcept.execute(
         model, clip, concept_images(), node.execute(*settings).result[0], 2, 1, 0).result
     file, = PalimpsestSaveConcept.execute(concept, "mine", "fp32").result
     monkeypatch.setattr(folder_paths, "get_full_path_or_raise", lambda kind, name: str(tmp_path / name))
@@ -112,10 +112,21 @@ def test_files_of_whole_changes_are_what_was_learned(node, settings, tmp_path, m
     assert relative(sampled(theirs, knows), sampled(m, c)) < 1e-5 < 1e-3 < relative(sampled(model, clip), sampled(m, c))
 
 
+@pytest.mark.parametrize("bypass", [False, True])
+def test_the_hosts_own_nodes_take_what_was_learned(bypass):
+    loader = pytest.importorskip("comfy_extras.nodes_train").LoraModelLoader
+    if not hasattr(loader, "execute"):
+        pytest.skip("ComfyUI 0.3.64 has no bypass")
+    model, clip, _ = parts()
+    trained = PalimpsestLearnLoRA.execute(1e-2, 4, 2.0, "all", False).result[0]
+    m, c, _, _, lora = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 2, 1, 0).result
+    assert relative(sampled(loader.execute(model, lora, 1.0, bypass).result[0], c), sampled(m, c)) < 1e-5
+
+
 def test_a_concept_on_one_prompt_is_the_tuned_model_to_the_last_bit():
     model, clip, _ = parts()
     trained = PalimpsestLearnKV.execute(1e-1).result[0]
-    tuned, _, concept, _ = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 1, 1, 0).result
+    tuned, _, concept, *_ = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 1, 1, 0).result
     wanted = sampled(tuned, clip, cfg=1.0)
     assert torch.equal(sampled(model, clip, concept=concept, cfg=1.0), wanted)
     assert relative(sampled(model, clip, cfg=1.0), wanted) > 1e-3
@@ -171,7 +182,7 @@ def test_a_run_saves_as_it_learns_looks_and_keeps_the_best(tmp_path, monkeypatch
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     model, clip, _ = parts()
     trained = PalimpsestLearnLoRA.execute(1e-3, 4, 0.0, "attention", False).result[0]
-    m, _, concept, losses = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 4, 1, 0,
+    m, _, concept, losses, _ = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 4, 1, 0,
                                                            save_every=2, look_every=2).result
     files = sorted(path.name for path in (tmp_path / "loras").iterdir())
     assert files == ["learned-2-steps_00001_.safetensors", "learned-4-steps_00001_.safetensors"]
