@@ -105,18 +105,24 @@ class PalimpsestConceptImages(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip=(
                     "Where the concept is, one for all pictures or one each. Nothing else of them is learned. Without "
                     "it the whole picture is.")),
+                io.Boolean.Input("flip", default=False, optional=True, tooltip=(
+                    "Whether the mirrored pictures are learned too. Leave it off for lettering and faces.")),
             ],
             outputs=[ConceptImagesType.Output(display_name="concept images")])
 
     @classmethod
-    def execute(cls, images, vae, captions, identifier, more=(), mask=()) -> io.NodeOutput:
-        vae, identifier = once("Concept Images", vae=vae, identifier=identifier).values()
+    def execute(cls, images, vae, captions, identifier, more=(), mask=(), flip=(False,)) -> io.NodeOutput:
+        vae, identifier, flip = once("Concept Images", vae=vae, identifier=identifier, flip=flip).values()
         examples = [example for part in more for example in part.examples]
         strange = next((part.identifier for part in more if part.identifier != identifier), None)
         if strange is not None:
             raise ValueError(f"The pictures of 'more' call the concept {strange!r}, these {identifier!r}: give both "
                              "one identifier.")
-        return io.NodeOutput(ConceptImages((*examples, *encoded(images, vae, captions_of(captions), mask)), identifier))
+        texts = captions_of(captions)
+        examples += encoded(images, vae, texts, mask)
+        if flip:
+            examples += encoded([picture.flip(2) for picture in images], vae, texts, [m.flip(-1) for m in mask])
+        return io.NodeOutput(ConceptImages(tuple(examples), identifier))
 
 
 class PalimpsestClassImages(io.ComfyNode):

@@ -160,7 +160,8 @@ def test_words_learn_apart_and_the_weights_after_them():
     m, c, words, losses, _ = PalimpsestLearnConcept.execute(model, clip, given, WORDS, 2, 1, 0, objective).result
     cup, bear = (words.words[word.name]["clip_l"] for word in WORDS)
     assert relative(cup, bear) > 1e-3  # both began as a cat
-    *_, weights, more, _ = PalimpsestLearnConcept.execute(m, c, given, (KeysAndValues(1e-3),), 2, 1, 0, objective).result
+    _, _, weights, more, _ = PalimpsestLearnConcept.execute(
+        m, c, given, (KeysAndValues(1e-3),), 2, 1, 0, objective).result
     assert weights.weights and not weights.words and len(losses["loss"]) == len(more["loss"]) == 2
     assert all(torch.is_tensor(c.tokenize(name)["l"][0][1][0]) for name in NAMES)
 

@@ -73,6 +73,18 @@ def test_a_batch_is_the_list_of_its_pictures():
         assert torch.equal(a.latent, b.latent) and torch.equal(a.masks[SLOT], b.masks[SLOT])
 
 
+def test_mirrored_pictures_are_learned_where_they_are_asked_for():
+    given = dict(images=PICTURES[:2], vae=[tiny.taesd()], captions=["a *", "the *"], identifier=["sks"])
+    plain, = PalimpsestConceptImages.execute(**given, mask=MASKS[:2]).result
+    both, = PalimpsestConceptImages.execute(**given, mask=MASKS[:2], flip=[True]).result
+    mirrored, = PalimpsestConceptImages.execute(**given | {"images": [p.flip(2) for p in PICTURES[:2]]},
+                                                mask=[m.flip(2) for m in MASKS[:2]]).result
+    for found, wanted in zip(both.examples, (*plain.examples, *mirrored.examples), strict=True):
+        assert torch.equal(found.latent, wanted.latent) and torch.equal(found.masks[SLOT], wanted.masks[SLOT])
+        assert found.caption == wanted.caption
+    assert not torch.equal(both.examples[0].latent, both.examples[2].latent)
+
+
 @pytest.mark.parametrize("changed, said", [
     (dict(vae=[None, None]), "'vae' has 2 values"), (dict(identifier=[]), "'identifier' has 0 values"),
     (dict(images=[]), "1 captions and no picture"), (dict(captions=["a *", "the *"]), "3 pictures and 2 captions"),
