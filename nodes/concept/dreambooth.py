@@ -172,7 +172,7 @@ class PalimpsestLearnSubject(io.ComfyNode):
             step_needs(model, clip, given, trained, Prior(ConceptImages((of_class,)), 1.0, predicted=True), batch,
                        watched=True)
             sampling = ("euler", "simple") if prediction_type(model) == "flow" else ("ddim", "ddim_uniform")
-            height, width = next(len(one) and one.shape[1:3] for one in images)
+            height, width = next(one.shape[1:3] for one in images if len(one))
             others = PalimpsestClassImages.execute(
                 model, clip, vae, noun, class_templates(captions, noun), class_count, width, height, 20, cfg, *sampling,
                 seed).result[0]
