@@ -3,11 +3,11 @@ real sizes.
 
     python tools/dev.py bench fits
 
-The host's networks of SD1.5 and SDXL are built of fake tensors, which hold no numbers and compute nothing. One row goes
-forward and back, since the loop takes the rows of large models one after the other; a step's batch and its class
-pictures cost no memory. Counted are the weights in fp16, what learns with its gradient and AdamW's two means in fp32,
-and of the pass what editing/forecast.py counts. Text encoders are counted where they or a new word learn;
-elsewhere the host may take them off the device. Null-Text Optimize computes no blocks twice.
+The host's networks of SD1.5, SDXL and Flux are built of fake tensors, which hold no numbers and compute nothing. One
+row goes forward and back, since the loop takes the rows of large models one after the other; a step's batch and its
+class pictures cost no memory. Counted are the weights in fp16, or in 8 bits where it says so, what learns with its
+gradient and AdamW's two means in fp32, and of the pass what editing/forecast.py counts. Text encoders are counted where
+they or a new word learn; elsewhere the host may take them off the device. Null-Text Optimize computes no blocks twice.
 A card fits where `BESIDE` is left of it. Writes bench/results/fits.json.
 """
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.clip_model
+import comfy.ldm.flux.model as flux
 import comfy.ldm.modules.diffusionmodules.openaimodel as openai
 import comfy.ops
 import comfy.sd1_clip
@@ -45,17 +46,24 @@ SHAPES = {
         **COMMON, "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "num_head_channels": 64, "context_dim": 2048,
         "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
         "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "use_linear_in_transformer": True,
-        "num_classes": "sequential", "adm_in_channels": 2816}}
-NETWORKS = {"SD1.5, 512 px": ("SD1.5", 64), "SDXL, 1024 px": ("SDXL", 128)}
+        "num_classes": "sequential", "adm_in_channels": 2816},
+    "Flux": {
+        "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072,
+        "mlp_ratio": 4.0, "num_heads": 24, "depth": 19, "depth_single_blocks": 38, "axes_dim": [16, 56, 56],
+        "theta": 10_000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": []}}
+NETWORKS = {"SD1.5, 512 px": ("SD1.5", 64), "SDXL, 1024 px": ("SDXL", 128), "Flux.1 dev, 512 px, fp8": ("Flux", 64),
+            "Flux.1 dev, 1024 px, fp8": ("Flux", 128)}
 WORD, NULL = "New Word", "Null-Text Optimize"
 SUBJECT = "LoRA on all layers and in the text encoder, rank 8 (Learn a Subject)"
 METHODS = {NULL: None, WORD: None, "LoRA on attention, rank 4": LoRA(1),
            SUBJECT: LoRA(1, 8, layers="all"),
            "Custom Diffusion (K, V)": KeysAndValues(1), "DreamBooth (All Weights)": AllWeights(1)}
+LARGE = {"LoRA on attention, rank 4": LoRA(1), "LoRA on all layers, rank 8 (Learn a Subject)": LoRA(1, 8, layers="all")}
 
 
-def unet(config, dtype=torch.float16):
-    return openai.UNetModel(**config, dtype=dtype, operations=comfy.ops.manual_cast).requires_grad_(False)
+def network(config, dtype=torch.float16):
+    made = openai.UNetModel if "context_dim" in config else flux.Flux
+    return made(**config, dtype=dtype, operations=comfy.ops.manual_cast).requires_grad_(False)
 
 
 def encoders(shape, basis=None) -> tuple[int, int]:
@@ -84,11 +92,14 @@ def counted(network, config, side, basis, recomputed: bool) -> dict:
     recomputed: whether blocks are computed again in the backward pass.
     """
     compute = torch.float32 if held(network) <= gradients.FP32 else torch.bfloat16
-    context = torch.zeros(1, 77, config["context_dim"], dtype=compute, requires_grad=not basis)
-    pooled = config.get("adm_in_channels")
+    tokens, width = (77, config["context_dim"]) if "context_dim" in config else (512, config["context_in_dim"])
+    context = torch.zeros(1, tokens, width, dtype=compute, requires_grad=not basis)
+    pooled = config.get("adm_in_channels") or config.get("vec_in_dim")
     y = torch.zeros(1, pooled, dtype=compute) if pooled else None
+    guidance = {"guidance": torch.zeros(1)} if config.get("guidance_embed") else {}
     kept, learns = passed(network, basis, basis and basis.takes, recomputed,
-                          torch.zeros(1, 4, side, side, dtype=compute), torch.zeros(1), context=context, y=y,
+                          torch.zeros(1, config["in_channels"], side, side, dtype=compute), torch.zeros(1),
+                          context=context, y=y, **guidance,
                           transformer_options={"optimized_attention_override": gradients.pytorch_attention})
     return {"network": held(network), "learns": learns, "pass": kept}
 
@@ -133,10 +144,11 @@ def table(rows) -> str:
 def main():
     rows = {}
     for size, (shape, side) in NETWORKS.items():
-        for method, basis in METHODS.items():
+        for method, basis in (LARGE if shape == "Flux" else METHODS).items():
             for recomputed in (False, True)[:1 if method == NULL else 2]:
                 with FakeTensorMode():
-                    found = counted(unet(SHAPES[shape]), SHAPES[shape], side, basis, recomputed)
+                    made = network(SHAPES[shape], torch.float8_e4m3fn if shape == "Flux" else torch.float16)
+                    found = counted(made, SHAPES[shape], side, basis, recomputed)
                 learns = {SUBJECT: LoRA(1, 8), WORD: LoRA(1, 1)}.get(method)  # about what a word keeps of a pass
                 found["text encoder"] = sum(encoders(shape, learns)) if learns else 0
                 rows.setdefault(f"{size}: {method}", []).append(found)
