@@ -38,7 +38,7 @@ def once(node: str, **given) -> dict:
     many = next((name for name, values in given.items() if len(values) != 1), None)
     if many:
         raise ValueError(f"{node} takes all its pictures at once, and '{many}' has {len(given[many])} values for them: "
-                         "give it one. Only images, captions, mask and more may be lists.")
+                         "give it one. Only pictures, their captions and masks may be lists.")
     return {name: value for name, (value,) in given.items()}
 
 
