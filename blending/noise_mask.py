@@ -11,7 +11,8 @@ Differs from the paper: its "without" is InstructPix2Pix's image condition, and 
 Here "without" is the source's own prompt, or the null prompt (as in ProxEdit, Han et al. 2024, arXiv:2306.05414, whose
 masks follow the steps). R is read on the latent being sampled, at every step from `start` until `end`, or once where
 end = start. The picture put back is the inversion's. Both predictions are under the target's ControlNet, as the paper's
-two share an image condition; else the map would show what the ControlNet does.
+two share an image condition; else the map would show what the ControlNet does. Predictions that differ by rounding
+alone have no relevance.
 Checked against: the paper's equations.
 """
 from dataclasses import dataclass

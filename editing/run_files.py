@@ -41,7 +41,7 @@ def load_run(path) -> Concept:
     return read_concept(path, KEY, VERSION, "run of learning", _concept)
 
 
-def _concept(tensors, about) -> Concept:
+def _concept(tensors, about) -> Concept | None:
     listed = "theta", "average", "values", "pictures"
     found: dict[str, dict] = {kind: {} for kind in (*listed, "moments", "weights", "words", "tables")}
     for name, value in tensors.items():
@@ -54,7 +54,7 @@ def _concept(tensors, about) -> Concept:
             first, name = name.split(".", 1)
             found[kind].setdefault(first, {})[name] = value
     if len({frozenset(moments) for moments in found["moments"].values()}) > 1:
-        raise KeyError("moments")
+        return None
     theta, average, values = ([found[kind][i] for i in range(len(found[kind]))] for kind in listed[:3])
     state = {"theta": theta, "generator": tensors["generator"],
              "optimiser": {"state": {int(i): moments for i, moments in found["moments"].items()},

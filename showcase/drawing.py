@@ -70,6 +70,20 @@ def sampled(c, title: str, model, positive, null, latent, vae, file: str, seed: 
     return c.node("SaveImage", title, 280, images=picture["IMAGE"], filename_prefix=f"palimpsest/{file}")
 
 
+def subject_given(c, note: str, tall: int, seed: int, captions: str = "") -> tuple:
+    """Pictures of an object of the miniature's. Returns (loader, what is given, concept images)."""
+    c.column(420)
+    c.note("How to use it", note, tall)
+    c.column(320)
+    loader = c.node("PalimpsestLoadMiniature")
+    given = c.node("PalimpsestMiniatureSubject", None, 180, seed=seed)
+    c.column(320)
+    sized = c.node("PalimpsestModelSize", model=loader["MODEL"], image=given["images"])["IMAGE"]
+    images = c.node("PalimpsestConceptImages", images=sized, vae=loader["VAE"],
+                    captions=captions or given["captions"])["concept images"]
+    return loader, given, images
+
+
 def subject_learned(c, note: str, tall: int, seed: int, steps: int) -> tuple:
     """The first two groups: pictures of an object of the miniature's, and a LoRA learned from them. Returns (loader,
     pictures, Learn Concept)."""

@@ -161,7 +161,7 @@ class PalimpsestLearnSubject(io.ComfyNode):
                  cfg, drift, seed, new_scene="", class_images=None) -> io.NodeOutput:
         noun, plain = noun.strip(), f"a photo of a {SLOT} {noun.strip()}"
         _check_subject(noun, identifier.strip(), captions)
-        given = ConceptImages(tuple(encoded(images, vae, captions or [plain], mask)), identifier)
+        given = ConceptImages(tuple(encoded(NODE, images, vae, captions or [plain], mask)), identifier)
         trained = [*new_word(clip, identifier.strip(), noun, lr),
                    LoRA(lr, rank, layers="all", text_encoder=text_learns(clip))]
         others = class_images

@@ -17,6 +17,7 @@ from ..inversion.report import decode
 from ..search import aliases
 from .widgets import ConceptImagesType
 
+NODE = "Concept Images"
 SHOTS = "a photo of a *", "a close photo of a *", "a photo of a * from afar", "a picture of a * in soft light"
 PLACES = ("in a room", "on a table", "on a street", "in a garden", "in a forest", "on a beach", "in the snow",
           "by a window", "in front of a wall", "at night")
@@ -51,20 +52,19 @@ def on_latents(mask, images, vae, latents):
     return F.interpolate(seen[:, None].float().cpu(), size=latents.shape[-2:])[:, 0]
 
 
-def encoded(images: Sequence, vae, captions: Sequence[str], masks: Sequence) -> list[Example]:
+def encoded(node: str, images: Sequence, vae, captions: Sequence[str], masks: Sequence) -> list[Example]:
     """What a list of batches of pictures [B,H,W,C] shows. captions, masks: one for all, or one each."""
     pictures = [picture[None] for batch in images for picture in batch]
     areas = [area for mask in masks for area in mask.reshape(-1, 1, *mask.shape[-2:])]
     count, least = len(pictures), vae.spacial_compression_encode()
     if not pictures:
-        raise ValueError(f"Concept Images has {len(captions)} captions and no picture: connect three to five pictures "
+        raise ValueError(f"{node} has {len(captions)} captions and no picture: connect three to five pictures "
                          "of the concept, or one.")
     if len(captions) not in (1, count):
-        raise ValueError(f"Concept Images has {count} pictures and {len(captions)} captions: write one line for all, "
-                         "or one line for each.")
+        raise ValueError(f"{node} has {count} pictures and {len(captions)} captions: write one line for all, or one "
+                         "line for each.")
     if len(areas) not in (0, 1, count):
-        raise ValueError(f"Concept Images has {count} pictures and {len(areas)} masks: connect one for all, or one for "
-                         "each.")
+        raise ValueError(f"{node} has {count} pictures and {len(areas)} masks: connect one for all, or one for each.")
     tiny = next((p for p in pictures if min(p.shape[1:3]) < least), None)
     if tiny is not None:
         raise ValueError(f"A picture is {tiny.shape[2]} × {tiny.shape[1]} pixels, and the VAE makes one cell of "
@@ -86,7 +86,7 @@ class PalimpsestConceptImages(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="PalimpsestConceptImages", display_name="Concept Images", category="palimpsest/concept",
+            node_id="PalimpsestConceptImages", display_name=NODE, category="palimpsest/concept",
             **aliases("training images", "dataset", "my photos", "captions"),
             description="Pictures to learn a concept from, with a caption for each. Three to five are usual.",
             is_input_list=True,
@@ -112,16 +112,16 @@ class PalimpsestConceptImages(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, vae, captions, identifier, more=(), mask=(), flip=(False,)) -> io.NodeOutput:
-        vae, identifier, flip = once("Concept Images", vae=vae, identifier=identifier, flip=flip).values()
+        vae, identifier, flip = once(NODE, vae=vae, identifier=identifier, flip=flip).values()
         examples = [example for part in more for example in part.examples]
         strange = next((part.identifier for part in more if part.identifier != identifier), None)
         if strange is not None:
             raise ValueError(f"The pictures of 'more' call the concept {strange!r}, these {identifier!r}: give both "
                              "one identifier.")
         texts = captions_of(captions)
-        examples += encoded(images, vae, texts, mask)
+        examples += encoded(NODE, images, vae, texts, mask)
         if flip:
-            examples += encoded([picture.flip(2) for picture in images], vae, texts, [m.flip(-1) for m in mask])
+            examples += encoded(NODE, [p.flip(2) for p in images], vae, texts, [m.flip(-1) for m in mask])
         return io.NodeOutput(ConceptImages(tuple(examples), identifier))
 
 

@@ -1,6 +1,6 @@
 """DreamBooth, shown."""
 from .. import Example
-from ..drawing import BLUE, BROWN, CFG, GREEN, Drawing, sampled
+from ..drawing import BLUE, BROWN, CFG, GREEN, Drawing, sampled, subject_given
 from ..folds import Blueprint
 
 NOUN, NAME, SCENE = "what it is", "its name in prompts", "a new scene"
@@ -100,15 +100,7 @@ learn.
 def draw_class(c):
     """An object learned without and with its class, and pictures of both."""
     with c.group("1  Model and pictures", BLUE):
-        c.column(420)
-        c.note("How to use it", KEEPS, 640)
-        c.column(320)
-        loader = c.node("PalimpsestLoadMiniature")
-        given = c.node("PalimpsestMiniatureSubject", None, 180, seed=SUBJECT)
-        sized = c.node("PalimpsestModelSize", model=loader["MODEL"], image=given["images"])["IMAGE"]
-        c.column(320)
-        images = c.node("PalimpsestConceptImages", images=sized, vae=loader["VAE"],
-                        captions=given["captions"])["concept images"]
+        loader, given, images = subject_given(c, KEEPS, 640, SUBJECT)
         weights = c.node("PalimpsestLearnLoRA", lr=4e-3, rank=8, layers="all", text_encoder=True)["trainable"]
     with c.group("2  Its class", GREEN):
         c.column(340)

@@ -1,6 +1,6 @@
 """Textual Inversion, shown, beside the words in more places that came after it."""
 from .. import Example
-from ..drawing import BLUE, BROWN, GREEN, Drawing, sampled
+from ..drawing import BLUE, BROWN, GREEN, Drawing, sampled, subject_given
 
 NAME, SUBJECT, CAPTIONS = "my-thing", 3, "\n".join(f"a photo of * on a {ground} background" for ground in (
     "wall", "grass", "sand", "night"))
@@ -26,14 +26,7 @@ places need *Concept Prompt*.
 def draw(c):
     """Four pictures of an object, three kinds of a new word for it, and each in a scene that they do not show."""
     with c.group("1  Model and pictures", BLUE):
-        c.column(420)
-        c.note("How to use it", ABOUT, 640)
-        c.column(320)
-        loader = c.node("PalimpsestLoadMiniature")
-        given = c.node("PalimpsestMiniatureSubject", None, 180, seed=SUBJECT)
-        c.column(320)
-        sized = c.node("PalimpsestModelSize", model=loader["MODEL"], image=given["images"])["IMAGE"]
-        images = c.node("PalimpsestConceptImages", images=sized, vae=loader["VAE"], captions=CAPTIONS)["concept images"]
+        loader, given, images = subject_given(c, ABOUT, 640, SUBJECT, CAPTIONS)
     with c.group("2  New pictures of it", BROWN):
         c.column(320)
         null = c.node("CLIPTextEncode", "Null prompt", clip=loader["CLIP"], text="")

@@ -52,7 +52,8 @@ def test_each_row_reads_its_own_picture(editor, family):
     together = both.sample(EDITORS[editor](both), latent=starts)
     for i in (1, 2):
         a = alone[i % 2]
-        assert_close(together[i], a.sample(EDITORS[editor](a), latent=starts[i:i + 1])[0])
+        # some processors multiply more rows in other parts
+        assert_close(together[i], a.sample(EDITORS[editor](a), latent=starts[i:i + 1])[0], 3e-5)
 
 
 @each_in_turn(1, joint=JOINT)

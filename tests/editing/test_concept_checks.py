@@ -30,6 +30,12 @@ class Others(AllWeights):
         return "attn" not in name
 
 
+def shows(given, latent):
+    """Pictures with another latent, where there is one."""
+    return given if latent is None else ConceptImages(
+        tuple(dataclasses.replace(e, latent=latent) for e in given.examples), given.identifier)
+
+
 @pytest.mark.parametrize("given, said", [
     (dict(trained=[]), "nothing to train"),
     (dict(images=ConceptImages((), "sks")), "no picture"),
@@ -65,15 +71,12 @@ def test_bad_input_is_refused_before_anything_is_computed(given, said, monkeypat
     trained = given.get("trained", [THIN])
     if "like" in given:
         trained = [dataclasses.replace(trained[0], like=given["like"])]
-    pictures = given.get("images") or images(model, given.get("captions", ("a photo of *",)),
-                                             given.get("identifier", "sks"))
+    pictures = given.get("images") or shows(images(model, given.get("captions", ("a photo of *",)),
+                                                   given.get("identifier", "sks")), given.get("latent"))
     prior = None
     if "prior" in given:
-        prior = Prior(images(model, (given["prior"],)) if given["prior"] else ConceptImages(()), 1.0)
-    pictures, others = (given and dataclasses.replace(given, examples=tuple(
-        dataclasses.replace(e, latent=e.latent if latent is None else latent) for e in given.examples))
-        for given, latent in ((pictures, given.get("latent")), (prior and prior.images, given.get("of_class"))))
-    prior = prior and Prior(others, 1.0)
+        others = images(model, (given["prior"],)) if given["prior"] else ConceptImages(())
+        prior = Prior(shows(others, given.get("of_class")), 1.0)
     model.is_dynamic = lambda: "dynamic" in given  # on a graphics card its weights move
     if "memory" in given:
         monkeypatch.setattr(concept_checks, "total_bytes", lambda model: given["memory"])

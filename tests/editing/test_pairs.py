@@ -64,7 +64,7 @@ def test_two_editors(first, second, family):
     assert found.isfinite().all()
     assert all((found - other).abs().max() > 1e-3 * other.abs().max() for other in others)
     if {first, second} & QUARTER:
-        torch.testing.assert_close(corner(found), corner(c.latent), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(corner(found), corner(c.latent), rtol=0, atol=1.5e-5)
 
 
 @pytest.mark.parametrize("first, second", [("objects", "remove"), ("remove", "objects")])
