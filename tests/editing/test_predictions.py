@@ -83,7 +83,7 @@ def test_what_is_asked_is_one_list_more_and_changes_nothing():
     found, calls = run_of(c, editor)
     plain, bare = run_of(c)
     assert sizes(calls) == [3] * len(bare) and sizes(bare) == [2] * len(bare)
-    assert relative(found, plain) < 1e-6  # a processor may multiply more rows in other parts
+    assert relative(found, plain) < 6e-6  # with AVX2 alone more rows are multiplied in other parts, 5e-6 apart
     assert [sigma for sigma, *_ in editor.answers] == [sigma for sigma, _ in bare]
 
 
