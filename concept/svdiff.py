@@ -7,8 +7,9 @@ Every weight is taken as a matrix W = U diag(σ) Vᵀ. Its singular vectors stay
 
 Few numbers can say so little that it hardly overfits, at a learning rate a thousand times that of fine-tuning.
 
-Differs from the paper: the file holds ΔW = W_δ - W, which every loader knows, and not δ alone (1.7 MB on SD1.5).
-Weights of one dimension do not learn. Cut-Mix-Unmix, for several subjects, is not built.
+A file holds δ alone, and another one ΔW = W_δ - W, which every loader knows.
+
+Differs from the paper: weights of one dimension do not learn. Cut-Mix-Unmix, for several subjects, is not built.
 Checked against: the paper's equations; gradients against finite differences and those of whole weights.
 """
 from dataclasses import dataclass
@@ -36,3 +37,13 @@ class SpectralShifts(WeightBasis):
 
     def saved(self, theta, weight):
         return {"diff": self.delta(theta, weight)}
+
+    def compact(self, theta):
+        return theta["δ"]
+
+    def regrown(self, few, weight):
+        theta = self.start(weight, torch.Generator())
+        if few.shape != theta["δ"].shape:
+            raise ValueError(f"A weight's {few.numel()} shifts do not fit the {theta['δ'].numel()} singular values "
+                             "that it has in this MODEL: connect the MODEL that learned them.")
+        return {**theta, "δ": few}

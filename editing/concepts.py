@@ -72,6 +72,14 @@ class WeightBasis:
         """What a LoRA file of the host holds for the weight, by the ends of its names, such as "lora_up.weight"."""
         raise NotImplementedError
 
+    def compact(self, theta: Theta) -> Tensor | None:
+        """The few numbers that make θ again beside the weight; None where `saved` is small itself."""
+        return None
+
+    def regrown(self, few: Tensor, weight: Tensor) -> Theta:
+        """θ of what `compact` gave."""
+        raise NotImplementedError
+
 
 class WholeChange(WeightBasis):
     """ΔW itself learns."""
@@ -274,6 +282,7 @@ class Concept:
     looks: what a watch saw up to what is kept (watching.py).
     prompt: the CONDITIONING whose rows learned, or None.
     tables: {name: a word that no embedding's file can hold}.
+    compact: {a weight's name in a LoRA's file: the few numbers that make its change again}, or none.
     """
     words: Mapping[str, Mapping[str, Tensor]]
     weights: Mapping[str, Tensor]
@@ -284,3 +293,4 @@ class Concept:
     looks: tuple[Look, ...] = ()
     prompt: list | None = None
     tables: Mapping[str, WordTable] = field(default_factory=dict)
+    compact: Mapping[str, Tensor] = field(default_factory=dict)

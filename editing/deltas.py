@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from ..host.concept_files import lora_names, patched_weights
+from ..host.progress import ProgressBar, raise_if_cancelled
 from .concepts import WeightBasis
 
 
@@ -26,6 +28,28 @@ class Weights:
         return {f"{self.names[name]}.{part}{'_b' * name.endswith('.bias')}": value.detach().cpu().clone()
                 for name, parts in self.theta.items()
                 for part, value in self.basis.saved(parts, self.weights[name]).items()}
+
+    def compact(self) -> dict[str, Tensor]:
+        """What a CONCEPT's `compact` holds of it."""
+        found = {self.names[name]: self.basis.compact(theta) for name, theta in self.theta.items()}
+        return {name: few.detach().cpu().clone() for name, few in found.items() if few is not None}
+
+
+def regrown(model, basis: WeightBasis, compact: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The changes that few numbers make of a MODEL's own weights, as a LoRA's file holds them. ValueError where the
+    MODEL has no such weights."""
+    inside = {name: key for key, name in lora_names(model).items() if key.endswith(".weight")}
+    lacking = compact.keys() - inside.keys()
+    if lacking:
+        raise ValueError(f"{len(lacking)} of the {len(compact)} weights that the concept changes are not in this "
+                         f"MODEL, such as {min(lacking)}: connect the MODEL that learned it.")
+    weights, bar = {}, ProgressBar(len(compact))
+    for name, weight in patched_weights(model, {name: inside[name] for name in compact}):
+        raise_if_cancelled()
+        theta = basis.regrown(compact[name].to(weight), weight)
+        weights |= {f"{name}.{part}": value.cpu() for part, value in basis.saved(theta, weight).items()}
+        bar.update(1)
+    return weights
 
 
 class Deltas(Mapping):

@@ -358,7 +358,8 @@ class Learner:
                 words[word.name] = {key: v.detach().cpu().clone() for key, v in self.theta[word.name].items()}
         prompt = self.prompt.told(self.rows.detach().cpu()) if self.prompt else None
         weights = {name: value for part in (*self.network, *self.encoder) for name, value in part.saved().items()}
-        return words, tables, weights, prompt
+        compact = {name: few for part in (*self.network, *self.encoder) for name, few in part.compact().items()}
+        return words, tables, weights, prompt, compact
 
     def state(self) -> dict:
         """What going on needs."""

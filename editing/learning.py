@@ -69,11 +69,11 @@ def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBa
     losses, looks, at = list(concept.losses if concept else ()), [], {}
 
     def found(state) -> Concept:
-        words, tables, weights, prompt = learner.learned()
+        words, tables, weights, prompt, compact = learner.learned()
         notes = {**about, **given, "steps": len(losses), "seed": seed,
                  **({"kept": looks[-1].step} if looks else {})}
         return Concept(words, weights, fingerprint(model), tuple(losses), notes, state, tuple(looks),
-                       prompt, tables)
+                       prompt, tables, compact)
 
     def run(options, sigmas, callback):
         learner.begin(options, concept.state if concept else None)

@@ -2,14 +2,17 @@
 import copy
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import comfy.lora
 import comfy.sd
 import folder_paths
 import torch
+from comfy.float import stochastic_rounding
+from comfy.model_management import cast_to_device
 from comfy.sd1_clip import load_embed
+from comfy.utils import string_to_seed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -41,6 +44,19 @@ def _named(keys: Mapping[str, str], start) -> dict[str, str]:
     found = {key.removesuffix(".weight"): name for name, key in keys.items()
              if isinstance(key, str) and name.startswith(start) and key.endswith(".weight")}
     return {f"{stem}.{part}": name for stem, name in found.items() for part in ("weight", "bias")}
+
+
+def patched_weights(model, names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """(a name, the weight of a MODEL's network that it stands for, in fp32 and under the MODEL's patches), in turn."""
+    held = model.get_key_patches("diffusion_model.")
+    for name, weight in names.items():
+        key = f"diffusion_model.{weight}"
+        (raw, convert), *patches = held[key]
+        own = convert(cast_to_device(raw, model.load_device, torch.float32, copy=True), inplace=True)
+        own = comfy.lora.calculate_weight(patches, own, key)
+        if patches:  # as the host rounds them
+            own = stochastic_rounding(own, raw.dtype, seed=string_to_seed(key)).float()
+        yield name, own
 
 
 def with_weights(model, clip, weights: Mapping[str, Tensor], strength_model: float, strength_clip: float):

@@ -8,6 +8,8 @@ from tempfile import TemporaryFile
 import folder_paths
 from comfy_api.latest import io, ui
 
+from ...editing.compact_files import SUFFIX as FEW
+from ...editing.compact_files import compact_file
 from ...editing.concepts import Objective, Prior
 from ...editing.learning import applied, learn_concept
 from ...editing.run_files import SUFFIX as RUN
@@ -140,8 +142,8 @@ class PalimpsestSaveConcept(io.ComfyNode):
             node_id="PalimpsestSaveConcept", display_name="Save Concept", category="palimpsest/concept",
             **aliases("save LoRA", "save embedding", "export LoRA"),
             description="Writes a concept as ComfyUI's own files: a LoRA in output/loras, an embedding a word in "
-                        "output/embeddings. A word in layers or stages goes to output/concepts, for Load Concept. A "
-                        "number is added. Nothing is overwritten.",
+                        "output/embeddings. A word in layers or stages, and SVDiff's shifts alone, go to "
+                        "output/concepts, for Load Concept. A number is added. Nothing is overwritten.",
             inputs=[
                 ConceptType.Input("concept"),
                 io.String.Input("name", default="my-concept", tooltip="The LoRA's name. An embedding has its word's."),
@@ -235,6 +237,10 @@ def saved(concept, name, precision) -> list[Path]:
         weights = {key: value.half() if precision == "fp16" else value for key, value in concept.weights.items()}
         path.write_bytes(lora_file(weights, about))
         files.insert(0, path)
+    if concept.compact:
+        path = _path(f"concepts/{name}", FEW)
+        path.write_bytes(compact_file(concept))
+        files.append(path)
     for word in concept.tables:
         path = _path(f"concepts/{word}", WORD)
         path.write_bytes(word_file(concept, word))

@@ -1,6 +1,9 @@
 """Concept Prompt and Load Concept, for words in layers and stages."""
 from comfy_api.latest import io, ui
 
+from ...concept.svdiff import SpectralShifts
+from ...editing.compact_files import SUFFIX as FEW
+from ...editing.compact_files import load_compact
 from ...editing.layers import numbered, parse_numbers
 from ...editing.run_files import SUFFIX as RUN
 from ...editing.run_files import load_run
@@ -61,21 +64,29 @@ class PalimpsestConceptPrompt(io.ComfyNode):
 
 
 class PalimpsestLoadConcept(FromFile, io.ComfyNode):
-    suffixes, what = (SUFFIX, RUN), "a concept's word or run"
+    suffixes, what = (SUFFIX, RUN, FEW), "a concept's word, run or shifts"
 
     @classmethod
     def define_schema(cls):
         return io.Schema(
             node_id="PalimpsestLoadConcept", display_name="Load Concept", category="palimpsest/concept",
-            description="Loads a word in layers or stages from Save Concept, for Concept Prompt, or a run that Learn "
-                        "Concept goes on with. LoRA and embedding files are loaded by ComfyUI's own nodes.",
-            **aliases("open concept", "load word", "load P+", "import concept"),
-            inputs=[cls.file_input()],
+            description="Loads what Save Concept wrote: a word in layers or stages for Concept Prompt, a run that "
+                        "Learn Concept goes on with, or SVDiff's shifts for Apply Concept. LoRA and embedding files "
+                        "are loaded by ComfyUI's own nodes.",
+            **aliases("open concept", "load word", "load P+", "import concept", "load SVDiff"),
+            inputs=[cls.file_input(), io.Model.Input("model", optional=True, tooltip=(
+                f"For a file named …{FEW}: the MODEL that learned it, whose weights it shifts."))],
             outputs=[ConceptType.Output(display_name="concept")])
 
     @classmethod
-    def execute(cls, file) -> io.NodeOutput:
+    def execute(cls, file, model=None) -> io.NodeOutput:
         path = cls.path(file)
+        if path.endswith(FEW):
+            if model is None:
+                raise ValueError(f"{file} holds shifts of a MODEL's weights, and Load Concept has no MODEL: connect "
+                                 "the one that learned them.")
+            concept = load_compact(path, model, SpectralShifts(1e-3))
+            return io.NodeOutput(concept, ui=ui.PreviewText(f"shifts of {len(concept.compact)} weights"))
         if path.endswith(RUN):
             concept = load_run(path)
             return io.NodeOutput(concept, ui=ui.PreviewText(f"{len(concept.losses)} steps, to go on from"))

@@ -1,11 +1,19 @@
 """SVDiff against Eq. 2."""
+import dataclasses
+import json
 import math
 
+import folder_paths
 import pytest
 import torch
 from palimpsest.concept.dreambooth import AllWeights
+from palimpsest.concept.lora import LoRA
 from palimpsest.concept.svdiff import SpectralShifts
+from palimpsest.editing.compact_files import KEY
 from palimpsest.editing.learning import applied, learn_concept
+from palimpsest.host.concept_files import lora_file
+from palimpsest.nodes.concept.learn import PalimpsestSaveConcept
+from palimpsest.nodes.concept.words import PalimpsestLoadConcept
 
 import tiny
 from concepts import images, next_losses, prediction
@@ -71,3 +79,51 @@ def test_the_file_predicts_as_in_training():
     assert served == pytest.approx(training, rel=1e-5)
     prompt = tiny.encode(clip, "a photo of sks")
     assert relative(prediction(model, prompt)[1], prediction(m, prompt)[1]) > 1e-2
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_shifts_alone_make_the_change_again(dtype, output):
+    """Of a MODEL under another LoRA, whose weights are loaded when the file is read, or not."""
+    model, clip = tiny.sd15(dtype=dtype), tiny.clip()
+    other = learn_concept(model, clip, images(model), [LoRA(1e-1)], steps=2)
+    m, c = applied(model, clip, other, 0.7)
+    learned = learn_concept(m, c, images(m), [SpectralShifts(1e-1)], steps=2)
+    whole, few = PalimpsestSaveConcept.execute(learned, "mine", "fp32").result[0].split("\n")
+    assert few == "concepts/mine_00001_.spectral.safetensors"
+    file = f"{few} [output]"
+    assert file in PalimpsestLoadConcept.define_schema().inputs[0].options
+    assert PalimpsestLoadConcept.validate_inputs(file) is True
+    shifts = sum(v.numel() for v in learned.compact.values())
+    assert shifts == sum(min(w.flatten(1).shape) for w in m.model.diffusion_model.parameters() if w.ndim > 1)
+    assert (output / few).stat().st_size < 4 * shifts + 200 * len(learned.weights) < (output / whole).stat().st_size
+    for _ in range(2):
+        loaded, = PalimpsestLoadConcept.execute(file, m).result
+        assert loaded.weights.keys() == learned.weights.keys()
+        assert max(relative(loaded.weights[name], v) for name, v in learned.weights.items()) < 1e-5
+        prediction(m, tiny.encode(clip, "a photo"))  # its weights are loaded then
+    assert PalimpsestSaveConcept.execute(loaded, "too", "fp32").result[0].endswith("too_00001_.spectral.safetensors")
+
+
+def test_shifts_of_another_model_are_refused(output):
+    model, clip = tiny.sd15(), tiny.clip()
+    learned = learn_concept(model, clip, images(model), [SpectralShifts(1e-1)], steps=1)
+    file = PalimpsestSaveConcept.execute(learned, "mine", "fp16").result[0].split("\n")[1] + " [output]"
+    with pytest.raises(ValueError, match="holds shifts of a MODEL's weights.*no MODEL: connect"):
+        PalimpsestLoadConcept.execute(file)
+    with pytest.raises(ValueError, match="another family.*Connect the MODEL"):
+        PalimpsestLoadConcept.execute(file, tiny.sdxl())
+    with pytest.raises(ValueError, match="shifts do not fit the [0-9]+ singular values.*connect the MODEL"):
+        PalimpsestLoadConcept.execute(file, tiny.sd15(model_channels=64))
+    with pytest.raises(ValueError, match="of the .* weights that the concept changes are not in this MODEL"):
+        PalimpsestLoadConcept.execute(file, tiny.sd15(num_res_blocks=[1, 0]))
+    broken = output / "concepts" / "broken.spectral.safetensors"
+    broken.write_bytes(lora_file({"lora_unet_x": torch.full((2,), math.nan)}, {KEY: json.dumps(
+        {"version": 1, "fingerprint": dataclasses.asdict(learned.fingerprint), "notes": {}})}))
+    with pytest.raises(ValueError, match="make no whole concept in few numbers"):
+        PalimpsestLoadConcept.execute(f"concepts/{broken.name} [output]", model)
