@@ -29,6 +29,7 @@ one. A row that was made of more lines than there are stays.
     --table     measures nothing
 """
 import argparse
+import itertools
 import json
 import platform
 import time
@@ -66,12 +67,14 @@ LINES = RESULTS.with_suffix(".jsonl")
 SUBJECT = "DreamBooth, LoRA as in Learn a Subject"
 MASKED = f"{SUBJECT}, with masks"
 NAMED = "DreamBooth, LoRA and a new word"
+OTHERS = f"{NAMED}, class pictures of other things too"
 TWO_WORDS, PARTS = "DreamArtist, one picture", "Break-A-Scene, one picture of two"
 WORD, OTHER = "subject", "other"  # names of what is learned
 METHODS = {
     SUBJECT: lambda noun: [LoRA(4e-3, 8, layers="all", text_encoder=True)],
     MASKED: lambda noun: [LoRA(4e-3, 8, layers="all", text_encoder=True)],
     NAMED: lambda noun: [TextualInversion(WORD, noun, 1, 2e-2), LoRA(4e-3, 8, layers="all", text_encoder=True)],
+    OTHERS: lambda noun: METHODS[NAMED](noun),
     "DreamBooth, all weights": lambda noun: [AllWeights(2e-4)],
     "Textual Inversion": lambda noun: [TextualInversion(WORD, noun, 1, 5e-2)],
     "P+": lambda noun: [ExtendedTextualInversion(WORD, noun, 1, 5e-2)],
@@ -84,11 +87,12 @@ METHODS = {
     PARTS: lambda noun: [LoRA(2e-3, 8, layers="all")],  # under the words, which learn before
 }
 ALONE = "Textual Inversion", "P+", "ProSpect", "NeTI", TWO_WORDS, PARTS  # words that are learned without a prior
-WORDS = *ALONE, NAMED
+WORDS = *ALONE, NAMED, OTHERS
 OBJECTIVES = {TWO_WORDS: PositiveNegative(f"embedding:{WORD}{ENDING}", 3.0), PARTS: MaskAttention()}
 BATCH, PICTURES, SAMPLED, CFG = 4, 4, 20, 3.0
-NUMBERS = ("seen", "unseen", "class", "drift", "noun", "seconds", "ceiling", "prompt", "pres", "div", "frozen_pres",
-           "frozen_div")
+OWN = 8  # of the twelve pictures that tell what became of others of the class
+NUMBERS = ("seen", "unseen", "class", "own", "drift", "noun", "seconds", "ceiling", "prompt", "pres", "div",
+           "frozen_pres", "frozen_div")
 
 
 class Lab:
@@ -125,11 +129,18 @@ class Lab:
             self.made[key] = self.sample(self.model, self.clip, texts, seed)
         return self.made[key]
 
-    def prior(self, noun, grounds) -> ConceptImages:
-        """Pictures of the class: one of every colour, on any ground, and twelve of the bare noun, on these grounds."""
+    def prior(self, noun, grounds, others=0) -> ConceptImages:
+        """Pictures of the class: one of every colour, on any ground, and twelve of the bare noun, on these grounds.
+
+        others: how many of other classes, under other texts than those that are measured.
+        """
         pairs = [(c, g) for c, g in zip(scenes.COLOURS, scenes.GROUNDS * 3) if (c, g) not in scenes.CLASHES]
         texts = [f"a photo of a {c} {noun} on a {g} background" for c, g in pairs]
         texts += [f"a photo of a {noun} on a {g} background" for g in grounds for _ in range(12 // len(grounds))]
+        shown = zip(list(scenes.COLOURS) * 2, scenes.GROUNDS[1:] * 4,
+                    itertools.cycle(s for s in scenes.SHAPES if s != noun))
+        texts += [f"a photo of a {c} {s} on a {g} background" for c, g, s in shown
+                  if (c, g) not in scenes.CLASHES][:others]
         latents = self.vae.encode(self.frozen(tuple(texts), 99))
         return ConceptImages(tuple(Example(z, text) for z, text in zip(latents, texts)))
 
@@ -143,8 +154,8 @@ def together(clip, texts) -> list:
 def class_texts(noun) -> tuple:
     others = [s for s in scenes.SHAPES if s != noun]
     pairs = [(c, g) for c, g in zip(list(scenes.COLOURS) * 2, scenes.GROUNDS * 3) if (c, g) not in scenes.CLASHES]
-    own = [f"a photo of a {c} {noun} on a {g} background" for c, g in pairs[:8]]
-    return (*own, *(f"a photo of a {c} {s} on a {g} background" for s, (c, g) in zip(others, pairs[8:12])))
+    own = [f"a photo of a {c} {noun} on a {g} background" for c, g in pairs[:OWN]]
+    return (*own, *(f"a photo of a {c} {s} on a {g} background" for s, (c, g) in zip(others, pairs[OWN:12])))
 
 
 def given(lab, number, method) -> ConceptImages:
@@ -176,15 +187,15 @@ def ceiling(lab, number) -> float:
 
 def measure(lab, number, method, with_prior, seed, steps) -> dict:
     one, images, model, clip = subject(number), given(lab, number, method), lab.model, lab.clip
-    grounds = SEEN if method == NAMED else scenes.GROUNDS
-    prior = Prior(lab.prior(one.noun, grounds), 1.0, predicted=True) if with_prior else None
+    of_class = lab.prior(one.noun, SEEN if method in (NAMED, OTHERS) else scenes.GROUNDS, 10 * (method == OTHERS))
+    prior = Prior(of_class, 1.0, predicted=True) if with_prior else None
     objective, word = OBJECTIVES.get(method), f"embedding:{WORD}"
     began = time.process_time()
     if method == PARTS:
         both = [TextualInversion(name, subject(n).noun, 1, 5e-2) for name, n in ((WORD, number), (OTHER, number + 1))]
         model, clip = applied(model, clip, learn_concept(model, clip, images, both, None, steps, BATCH, seed,
                                                          objective=objective))
-    watch = Watch(max(steps // 10, 1)) if method.startswith(SUBJECT) or method == NAMED else None
+    watch = Watch(max(steps // 10, 1)) if method.startswith((SUBJECT, NAMED)) else None
     learned = learn_concept(model, clip, images, METHODS[method](one.noun), prior, steps, BATCH, seed, watch=watch,
                             objective=objective)
     seconds = time.process_time() - began
@@ -204,10 +215,10 @@ def measure(lab, number, method, with_prior, seed, steps) -> dict:
     pres, div = preserved(lab.sample(model, clip, same, 14), own)
     frozen_pres, frozen_div = preserved(lab.frozen(same, 14), own)
     return {"seen": float(found[:len(SEEN)].mean()), "unseen": float(found[len(SEEN):].mean()),
-            "class": sum(right) / len(right), "drift": float(psnr(others, before).mean()),
-            "noun": float(match(noun, one).mean()), "seconds": seconds, "ceiling": ceiling(lab, number),
-            "prompt": sum(told) / len(told), "pres": pres, "div": div, "frozen_pres": frozen_pres,
-            "frozen_div": frozen_div}
+            "class": sum(right) / len(right), "own": sum(right[:OWN]) / OWN,
+            "drift": float(psnr(others, before).mean()), "noun": float(match(noun, one).mean()), "seconds": seconds,
+            "ceiling": ceiling(lab, number), "prompt": sum(told) / len(told), "pres": pres, "div": div,
+            "frozen_pres": frozen_pres, "frozen_div": frozen_div}
 
 
 def preserved(pictures, own) -> tuple:
@@ -281,7 +292,7 @@ def main():
     with torch.inference_mode():
         lab = None if args.table else Lab()
         asked = [(n, m, p, s, args.steps) for n in range(args.subjects) for s in range(args.seeds) for m in args.only
-                 for p in (False, True) if not (p and m in ALONE)]
+                 for p in (False, True) if not (p and m in ALONE or m == OTHERS and not p)]
         for key in asked:
             if lab and key not in rows:
                 rows[key] = dict(zip(keys, key)) | measure(lab, *key)

@@ -19,7 +19,7 @@ from ...host.progress import before_a_cancel
 from ...host.sampling import prediction_type
 from ..inversion.report import decode
 from ..search import aliases
-from .images import PalimpsestClassImages, captions_of, encoded, once, say_guidance
+from .images import PalimpsestClassImages, captions_of, encoded, named, once, say_guidance
 from .learn import Keeping, said, say_batch
 from .widgets import (
     ConceptImagesType,
@@ -147,25 +147,31 @@ class PalimpsestLearnSubject(io.ComfyNode):
                     "Where the subject is, one for all pictures or one each. Nothing else of them is learned.")),
                 ConceptImagesType.Input("class_images", optional=True, tooltip=(
                     "From Class Images, which makes them once however often you learn. Without it: made here.")),
+                io.String.Input("others", default="", optional=True, tooltip=(
+                    "Other things that should stay as they are, with commas between: 'cat, person'. A third of the "
+                    "class pictures is then of them. Empty: they may come to look like the subject.")),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), ConceptType.Output(display_name="concept"),
                      io.Image.Output(display_name="looks", tooltip="A picture of the subject at each look, in order.")])
 
     @classmethod
     def execute(cls, images, captions=("",), mask=(), class_images=(), **asked) -> io.NodeOutput:
-        others = once(NODE, class_images=class_images) if class_images else {}
-        return cls._learned(images, captions_of(captions), mask, **others, **once(NODE, **asked))
+        made = once(NODE, class_images=class_images) if class_images else {}
+        return cls._learned(images, captions_of(captions), mask, **made, **once(NODE, **asked))
 
     @classmethod
     def _learned(cls, images, captions, mask, model, clip, vae, noun, identifier, steps, lr, rank, batch, class_count,
-                 cfg, drift, seed, new_scene="", class_images=None) -> io.NodeOutput:
+                 cfg, drift, seed, new_scene="", class_images=None, others="") -> io.NodeOutput:
         noun, plain = noun.strip(), f"a photo of a {SLOT} {noun.strip()}"
-        _check_subject(noun, identifier.strip(), captions)
+        _check_subject(noun, identifier.strip(), captions, others)
+        if class_images is not None and others.strip():
+            raise ValueError(f"Learn a Subject has the others {others!r} and class_images, which are made already: "
+                             "write the others behind Class Images' noun, with commas between, or take class_images "
+                             "off.")
         given = ConceptImages(tuple(encoded(NODE, images, vae, captions or [plain], mask)), identifier)
         trained = [*new_word(clip, identifier.strip(), noun, lr),
                    LoRA(lr, rank, layers="all", text_encoder=text_learns(clip))]
-        others = class_images
-        if others is not None:
+        if class_images is not None:
             say_guidance(model, cfg)
         else:
             of_class = replace(given.examples[0], caption=f"a photo of a {noun}", masks={})
@@ -173,12 +179,12 @@ class PalimpsestLearnSubject(io.ComfyNode):
                        watched=True)
             sampling = ("euler", "simple") if prediction_type(model) == "flow" else ("ddim", "ddim_uniform")
             height, width = next(one.shape[1:3] for one in images if len(one))
-            others = PalimpsestClassImages.execute(
-                model, clip, vae, noun, class_templates(captions, noun), class_count, width, height, 20, cfg, *sampling,
-                seed).result[0]
+            class_images = PalimpsestClassImages.execute(
+                model, clip, vae, ", ".join([noun, *named(others)]), class_templates(captions, noun), class_count,
+                width, height, 20, cfg, *sampling, seed).result[0]
         watch = Watch(max(steps // 10, 1), new_scene.strip() or f"{plain} in a garden", drift, cfg=cfg)
         say_batch(batch, given)
-        prior = Prior(others, 1.0, predicted=True)
+        prior = Prior(class_images, 1.0, predicted=True)
         # saved where it is cancelled alone, after a look
         keep = Keeping(watch.every).keep
         learned = learn_concept(model, clip, given, trained, prior, steps, batch, seed, watch=watch, told=said,
@@ -192,8 +198,11 @@ class PalimpsestLearnSubject(io.ComfyNode):
         return io.NodeOutput(*applied(model, clip, learned), learned, looks, ui=shown)
 
 
-def _check_subject(noun, identifier, captions):
-    """ValueError on texts in which a subject and its class are not told apart."""
+def _check_subject(noun, identifier, captions, others):
+    """ValueError on texts in which a subject, its class and other things are not told apart."""
+    if "," in noun or SLOT in others:
+        raise ValueError(f"Learn a Subject has the noun {noun!r} and the others {others!r}: write one noun, and other "
+                         f"things that should stay as they are in others, with commas between and without {SLOT}.")
     if not noun or not identifier or SLOT in noun + identifier:
         raise ValueError(f"Learn a Subject has the noun {noun!r} and the identifier {identifier!r}: give both, such as "
                          f"'dog' and '{RARE}', without {SLOT}.")

@@ -75,6 +75,20 @@ def encoded(node: str, images: Sequence, vae, captions: Sequence[str], masks: Se
     return [Example(z[0], text, seen) for z, text, seen in zip(latents, captions, shown or [{}] * count)]
 
 
+def named(nouns: str) -> list[str]:
+    """Nouns with commas between."""
+    return [" ".join(noun.split()) for noun in nouns.split(",") if noun.strip()]
+
+
+def class_prompts(templates, nouns, count) -> list[str]:
+    """Prompts of the first noun, and every third one of the others, each with the templates in turn."""
+    first, *others = nouns
+    of_others = count // 3 if others else 0
+    found = [templates[i % len(templates)].replace(SLOT, first) for i in range(count - of_others)]
+    return found + [templates[i // len(others) % len(templates)].replace(SLOT, others[i % len(others)])
+                    for i in range(of_others)]
+
+
 def say_guidance(model, cfg):
     """Warns of a guidance upon another."""
     if cfg > 1 and reads_guidance(model):
@@ -134,7 +148,9 @@ class PalimpsestClassImages(io.ComfyNode):
             description="Pictures of a concept's class, made by the model before it learns. For Prior Preservation.",
             inputs=[
                 io.Model.Input("model"), io.Clip.Input("clip"), io.Vae.Input("vae"),
-                io.String.Input("noun", default="", tooltip="The class: 'dog' for your dog, 'star' for your star."),
+                io.String.Input("noun", default="", tooltip=(
+                    "The class: 'dog' for your dog. Other things that should stay as they are may follow, with commas "
+                    "between: 'dog, cat, person'. Every third picture is then of them.")),
                 io.String.Input("templates", multiline=True, default="a photo of a *", tooltip=(
                     "Prompts, one a line, used in turn. * stands for the noun. Paper: 'a *'. Many different lines "
                     "keep more of the class, among them one with the noun alone. Empty: forty that say shot and "
@@ -158,11 +174,11 @@ class PalimpsestClassImages(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, vae, noun, templates, count, width, height, steps, cfg, sampler_name, scheduler,
                 seed) -> io.NodeOutput:
-        texts = lines(templates) or ["a photo of a *", *RICH]
-        if not noun.strip() or SLOT in noun or not all(SLOT in text for text in texts):
+        texts, nouns = lines(templates) or ["a photo of a *", *RICH], named(noun)
+        if not nouns or SLOT in noun or not all(SLOT in text for text in texts):
             raise ValueError(f"Class Images has the noun {noun!r} and the templates {texts}: give a noun, and write "
                              f"{SLOT} in each template alone, where it stands.")
-        prompts = [texts[i % len(texts)].replace(SLOT, noun.strip()) for i in range(count)]
+        prompts = class_prompts(texts, nouns, count)
         say_guidance(model, cfg)
         conditionings = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in {"", *prompts}}
         ratio = vae.spacial_compression_encode()

@@ -113,6 +113,17 @@ def test_a_subject_is_learned_from_a_list_and_with_given_pictures_of_its_class(m
         PalimpsestLearnSubject.execute(images=PICTURES, class_images=[others], **asked | {"seed": [0, 1]})
 
 
+def test_every_third_picture_of_a_class_is_of_other_things_that_stay():
+    made = PalimpsestClassImages.execute(
+        tiny.sd15(), tiny.clip(), tiny.taesd(), "star, big  heart , ring,", "a *\nthe *", 8, 64, 64, 1, 1.0, "ddim",
+        "simple", 0).result[0]
+    texts = [example.caption for example in made.examples]
+    assert {text: texts.count(text) for text in texts} == {"a star": 3, "the star": 3, "a big heart": 1, "a ring": 1}
+    assert images.class_prompts(["a *", "the *"], ["star", "ring"], 12)[-4:] == ["a ring", "the ring"] * 2
+    with pytest.raises(ValueError, match="the noun ' , '.*give a noun"):
+        PalimpsestClassImages.execute(None, None, None, " , ", "a *", 8, 64, 64, 1, 1.0, "ddim", "simple", 0)
+
+
 class Asked(Exception):
     pass
 
@@ -129,6 +140,17 @@ def test_the_class_is_sampled_as_its_family_is(made, clip, channels, sampling, m
     with pytest.raises(Asked) as found:
         in_lists(PalimpsestLearnSubject, made(), clip(), tiny.taesd(channels), PICTURES[0], **ASKED)
     assert found.value.args[0][-3:-1] == sampling
+
+
+def test_a_subjects_class_has_others_beside_it(monkeypatch):
+    def asked(model, clip, vae, noun, *given):
+        raise Asked(noun)
+
+    monkeypatch.setattr(PalimpsestClassImages, "execute", asked)
+    for others, nouns in (("", "star"), (" heart, ring", "star, heart, ring")):
+        with pytest.raises(Asked, match=f"^{nouns}$"):
+            in_lists(PalimpsestLearnSubject, tiny.sd15(), tiny.clip(), tiny.taesd(), PICTURES[0], **ASKED,
+                     others=others)
 
 
 def test_memory_is_refused_before_the_class_is_sampled(monkeypatch):
