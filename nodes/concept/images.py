@@ -81,9 +81,13 @@ def named(nouns: str) -> list[str]:
 
 
 def class_prompts(templates, nouns, count) -> list[str]:
-    """Prompts of the first noun, and every third one of the others, each with the templates in turn."""
+    """Prompts of the first noun, and every third one of the others, each with the templates in turn. ValueError where
+    one of them has none."""
     first, *others = nouns
     of_others = count // 3 if others else 0
+    if of_others < len(others):
+        raise ValueError(f"Of {count} class pictures {of_others} are of other things, and {len(others)} of these are "
+                         f"named: make {3 * len(others)} pictures or more, or name fewer.")
     found = [templates[i % len(templates)].replace(SLOT, first) for i in range(count - of_others)]
     return found + [templates[i // len(others) % len(templates)].replace(SLOT, others[i % len(others)])
                     for i in range(of_others)]

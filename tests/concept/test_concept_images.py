@@ -120,6 +120,8 @@ def test_every_third_picture_of_a_class_is_of_other_things_that_stay():
     texts = [example.caption for example in made.examples]
     assert {text: texts.count(text) for text in texts} == {"a star": 3, "the star": 3, "a big heart": 1, "a ring": 1}
     assert images.class_prompts(["a *", "the *"], ["star", "ring"], 12)[-4:] == ["a ring", "the ring"] * 2
+    with pytest.raises(ValueError, match="Of 8 class pictures 2 are of other things, and 3 .* make 9 pictures"):
+        images.class_prompts(["a *"], ["star", "ring", "moon", "cross"], 8)
     with pytest.raises(ValueError, match="the noun ' , '.*give a noun"):
         PalimpsestClassImages.execute(None, None, None, " , ", "a *", 8, 64, 64, 1, 1.0, "ddim", "simple", 0)
 
