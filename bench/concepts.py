@@ -7,7 +7,7 @@ method learns it from four pictures, with and without class-prior preservation, 
 match: dB to exact renders inside the object, on seen and unseen grounds, and how far that is below the subject's own
 pictures through the autoencoder, which have 17 to 24. Another subject has 8.
 class: the share of pictures of other objects of the class, and of other classes, whose colour, shape and ground read
-as their captions say.
+as their captions say; and in brackets of the class's own alone.
 drift: dB between those pictures and the ones that the frozen model makes of the same noise. Higher is less drift.
 noun: match of pictures of the bare noun. High means that every one of its class has become the subject.
 prompt: the share of the subject's pictures whose shape and ground read as their captions say.
@@ -21,6 +21,7 @@ picture that shows the next subject too, its words learn for all the steps and t
 Learn a Subject and the new word look at themselves ten times and keep the best look.
 The prior keeps to what the frozen model predicted of pictures of its class, half of them of the bare noun. With a new
 word these stand on the grounds of the subject's pictures alone, so that nothing says what the subject is on others.
+In the row of others a third of them is of other classes.
 
 Each learned concept gives one JSON line in bench/results/concepts.jsonl. A line that exists is not measured again.
 Prints a table of all lines that were asked for and exist, and what the prior costs where runs with and without it
@@ -67,7 +68,7 @@ LINES = RESULTS.with_suffix(".jsonl")
 SUBJECT = "DreamBooth, LoRA as in Learn a Subject"
 MASKED = f"{SUBJECT}, with masks"
 NAMED = "DreamBooth, LoRA and a new word"
-OTHERS = f"{NAMED}, class pictures of other things too"
+OTHERS = f"{NAMED}, others"
 TWO_WORDS, PARTS = "DreamArtist, one picture", "Break-A-Scene, one picture of two"
 WORD, OTHER = "subject", "other"  # names of what is learned
 METHODS = {
@@ -253,14 +254,15 @@ def interval(values) -> tuple:
 
 
 def table(measured) -> str:
-    lines = ["| | n | match, seen (below the ceiling) | unseen | prompt right | class right | drift | bare noun | "
-             "PRES (frozen) | DIV (frozen) | seconds |", "|---|" + "---|" * 10]
+    lines = ["| | n | match, seen (below the ceiling) | unseen | prompt right | class right (its own) | drift | "
+             "bare noun | PRES (frozen) | DIV (frozen) | seconds |", "|---|" + "---|" * 10]
     for name, row in measured.items():
         said = {n: _decibels(*row[n]) for n in ("seen", "unseen", "drift", "noun")}
         said |= {n: f"{said[n]} ({row['ceiling'][0] - row[n][0]:.1f})" for n in ("seen", "unseen")}
         prompt, *paper = [""] * 3 if "prompt" not in row else [f"{row['prompt'][0]:.0%}", *(
             f"{row[n][0]:.2f} ({row[f'frozen_{n}'][0]:.2f})" for n in ("pres", "div"))]
-        cells = [str(row["n"]), said["seen"], said["unseen"], prompt, f"{row['class'][0]:.0%}", said["drift"],
+        own = f" ({row['own'][0]:.0%})" if "own" in row else ""
+        cells = [str(row["n"]), said["seen"], said["unseen"], prompt, f"{row['class'][0]:.0%}{own}", said["drift"],
                  said["noun"], *paper, f"{row['seconds'][0]:.0f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
