@@ -6,18 +6,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import comfy.lora
+import comfy.model_patcher
 import comfy.sd
+import comfy.utils
 import folder_paths
 import torch
 from comfy.float import stochastic_rounding
 from comfy.model_management import cast_to_device
 from comfy.sd1_clip import load_embed
-from comfy.utils import string_to_seed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+SEEDS = comfy.utils if hasattr(comfy.utils, "string_to_seed") else comfy.model_patcher  # ComfyUI 0.3.64
 WORDS = "palimpsest-words"  # the folder of learned words among the host's temporary files
 
 
@@ -55,7 +57,7 @@ def patched_weights(model, names: Mapping[str, str]) -> Iterator[tuple[str, Tens
         own = convert(cast_to_device(raw, model.load_device, torch.float32, copy=True), inplace=True)
         own = comfy.lora.calculate_weight(patches, own, key)
         if patches:  # as the host rounds them
-            own = stochastic_rounding(own, raw.dtype, seed=string_to_seed(key)).float()
+            own = stochastic_rounding(own, raw.dtype, seed=SEEDS.string_to_seed(key)).float()
         yield name, own
 
 
