@@ -1,4 +1,4 @@
-"""Concept Prompt and Load Concept, for words in layers and stages."""
+"""Concept Prompt, for words in layers and stages, and Load Concept, for what no file of ComfyUI holds."""
 from comfy_api.latest import io, ui
 
 from ...concept.svdiff import SpectralShifts
