@@ -19,7 +19,7 @@ from ...host.progress import before_a_cancel
 from ...host.sampling import prediction_type
 from ..inversion.report import decode
 from ..search import aliases
-from .images import PalimpsestClassImages, captions_of, encoded, named, once, say_guidance
+from .images import PalimpsestClassImages, captions_of, class_prompts, encoded, named, once, say_guidance
 from .learn import Keeping, said, say_batch
 from .widgets import (
     ConceptImagesType,
@@ -174,14 +174,16 @@ class PalimpsestLearnSubject(io.ComfyNode):
         if class_images is not None:
             say_guidance(model, cfg)
         else:
+            templates, nouns = class_templates(captions, noun), [noun, *named(others)]
+            class_prompts(templates.splitlines(), nouns, class_count)  # refuses too many before anything is computed
             of_class = replace(given.examples[0], caption=f"a photo of a {noun}", masks={})
             step_needs(model, clip, given, trained, Prior(ConceptImages((of_class,)), 1.0, predicted=True), batch,
                        watched=True)
             sampling = ("euler", "simple") if prediction_type(model) == "flow" else ("ddim", "ddim_uniform")
             height, width = next(one.shape[1:3] for one in images if len(one))
             class_images = PalimpsestClassImages.execute(
-                model, clip, vae, ", ".join([noun, *named(others)]), class_templates(captions, noun), class_count,
-                width, height, 20, cfg, *sampling, seed).result[0]
+                model, clip, vae, ", ".join(nouns), templates, class_count, width, height, 20, cfg, *sampling,
+                seed).result[0]
         watch = Watch(max(steps // 10, 1), new_scene.strip() or f"{plain} in a garden", drift, cfg=cfg)
         say_batch(batch, given)
         prior = Prior(class_images, 1.0, predicted=True)

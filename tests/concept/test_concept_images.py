@@ -151,8 +151,8 @@ def test_a_subjects_class_has_others_beside_it(monkeypatch):
     monkeypatch.setattr(PalimpsestClassImages, "execute", asked)
     for others, nouns in (("", "star"), (" heart, ring", "star, heart, ring")):
         with pytest.raises(Asked, match=f"^{nouns}$"):
-            in_lists(PalimpsestLearnSubject, tiny.sd15(), tiny.clip(), tiny.taesd(), PICTURES[0], **ASKED,
-                     others=others)
+            in_lists(PalimpsestLearnSubject, tiny.sd15(), tiny.clip(), tiny.taesd(), PICTURES[0],
+                     **ASKED | {"class_count": 6}, others=others)
 
 
 def test_memory_is_refused_before_the_class_is_sampled(monkeypatch):

@@ -216,9 +216,10 @@ def test_the_class_is_drawn_at_several_places_where_no_caption_says_one():
     (dict(captions="a * starfish\na * star"), "1 of Learn a Subject's 2 captions have no noun 'star'"),
     (dict(lr=0.0), "learning rate of LoRA is 0"), (dict(mask=torch.zeros(1, 64, 64)), "paint a mask"),
     (dict(noun="star, ring"), "the noun 'star, ring'.*write one noun"), (dict(others="* ring"), "others .* without"),
+    (dict(others="ring"), "Of 2 class pictures 0 are of other things, and 1 of these are named: make 3"),
     (dict(others="ring", class_images=ConceptImages(())), "behind Class Images' noun")],
     ids=["no noun", "noun", "identifier", "word", "caption", "captions", "class", "rate", "mask", "nouns", "others",
-         "made"])
+         "too many", "made"])
 def test_a_subject_that_cannot_be_learned_is_refused_before_its_class_is_sampled(changed, said, monkeypatch):
     monkeypatch.setattr(PalimpsestClassImages, "execute", None)  # would be an error of another kind
     asked = dict(noun="star", identifier="sks", steps=1, lr=1e-2, rank=4, batch=1, class_count=2, cfg=1.0, drift=0.1,
