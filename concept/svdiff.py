@@ -9,8 +9,10 @@ Few numbers can say so little that it hardly overfits, at a learning rate a thou
 
 A file holds δ alone, and another one ΔW = W_δ - W, which every loader knows.
 
-Differs from the paper: weights of one dimension do not learn. Cut-Mix-Unmix, for several subjects, is not built.
-Checked against: the paper's equations; gradients against finite differences and those of whole weights.
+Differs from the authors' program: weights of one dimension, whose numbers it shifts themselves, do not learn.
+Cut-Mix-Unmix, for several subjects, is not built.
+Checked against: phymhan/SVDiff@4ca843c, its shifted weights and their gradients (numbers in tests/data/svdiff.json);
+gradients against finite differences too, and in training against those of whole weights.
 """
 from dataclasses import dataclass
 

@@ -1,7 +1,8 @@
-"""SVDiff against Eq. 2."""
+"""SVDiff against Eq. 2 and its authors' program."""
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import folder_paths
 import pytest
@@ -20,6 +21,8 @@ from concepts import images, next_losses, prediction
 from node_execution import executor  # noqa: F401  runs every test as the host does
 from runs import relative
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (6, 4, 3, 3)])
 def test_the_shifted_weight_is_eq_2(shape):
@@ -33,6 +36,23 @@ def test_the_shifted_weight_is_eq_2(shape):
     assert (shifted == 0).any()
     expected = sum(shifted[i] * torch.outer(u[:, i], v[i]) for i in range(len(sigma)))
     assert relative(weight + basis.delta(theta, weight), expected.view(shape)) < 1e-5
+
+
+@pytest.mark.parametrize("case", range(2))
+def test_weight_and_gradient_are_those_of_the_authors_program(case):
+    """tests/data/svdiff.json has what it gave, one singular value cut at 0."""
+    known = json.loads((ROOT / "tests/data/svdiff.json").read_text(encoding="utf-8"))["cases"][case]
+    weight, toward = (torch.randn(known["shape"], generator=torch.Generator().manual_seed(seed)) for seed in (0, 2))
+    with torch.inference_mode(False):
+        weight, basis = weight.clone(), SpectralShifts(1e-3)
+        theta = {name: part.detach().clone() for name, part in basis.start(weight, torch.Generator()).items()}
+        shifts = torch.randn(theta["δ"].shape, generator=torch.Generator().manual_seed(1))
+        shifts[1] = -99
+        theta["δ"] = shifts.requires_grad_()
+        shifted = weight + basis.delta(theta, weight)
+        (shifted * toward.clone()).sum().backward()
+    assert relative(shifted.detach().flatten(), torch.tensor(known["weight"])) < 1e-5
+    assert relative(shifts.grad, torch.tensor(known["gradient"])) < 1e-5
 
 
 def test_only_the_shifts_learn():
