@@ -20,7 +20,8 @@ def run_file(concept: Concept) -> tuple[dict, dict]:
     tensors = {"generator": state["generator"], **{f"theta.{i}": value for i, value in enumerate(state["theta"])}}
     tensors |= {f"moments.{i}.{name}": value for i, found in state["optimiser"]["state"].items()
                 for name, value in found.items()}
-    tensors |= {f"weights.{name}": value for name, value in concept.weights.items()}
+    tensors |= {f"{kind}.{name}": value for kind in ("weights", "compact")
+                for name, value in getattr(concept, kind).items()}
     tensors |= {f"words.{name}.{encoder}": v for name, found in concept.words.items() for encoder, v in found.items()}
     tensors |= {f"tables.{name}.{part}.{encoder}": v for name, table in concept.tables.items()
                 for part, found in (("vectors", table.vectors), ("added", table.added)) for encoder, v in found.items()}
@@ -43,10 +44,10 @@ def load_run(path) -> Concept:
 
 def _concept(tensors, about) -> Concept | None:
     listed = "theta", "average", "values", "pictures"
-    found: dict[str, dict] = {kind: {} for kind in (*listed, "moments", "weights", "words", "tables")}
+    found: dict[str, dict] = {kind: {} for kind in (*listed, "moments", "weights", "compact", "words", "tables")}
     for name, value in tensors.items():
         kind, _, name = name.partition(".")
-        if kind == "weights":
+        if kind in ("weights", "compact"):
             found[kind][name] = value
         elif kind in listed:
             found[kind][int(name)] = value
@@ -70,4 +71,4 @@ def _concept(tensors, about) -> Concept | None:
                           for part in ("vectors", "added"))
         tables[name] = WordTable(vectors, tuple(map(tuple, about["places"][name])), added)
     return Concept(found["words"], found["weights"], Fingerprint(**about["fingerprint"]), tuple(about["losses"]),
-                   about["notes"], state, looks, tables=tables)
+                   about["notes"], state, looks, tables=tables, compact=found["compact"])

@@ -11,10 +11,13 @@ from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.lora import LoRA
 from palimpsest.concept.svdiff import SpectralShifts
 from palimpsest.editing.compact_files import KEY
+from palimpsest.editing.compact_files import SUFFIX as FEW
 from palimpsest.editing.learning import applied, learn_concept
+from palimpsest.editing.run_files import SUFFIX as RUN
 from palimpsest.host.concept_files import lora_file
 from palimpsest.nodes.concept.learn import PalimpsestSaveConcept
 from palimpsest.nodes.concept.words import PalimpsestLoadConcept
+from safetensors.torch import load_file
 
 import tiny
 from concepts import images, next_losses, prediction
@@ -128,6 +131,18 @@ def test_the_shifts_alone_make_the_change_again(dtype, output):
         assert max(relative(loaded.weights[name], v) for name, v in learned.weights.items()) < 1e-5
         prediction(m, tiny.encode(clip, "a photo"))  # its weights are loaded then
     assert PalimpsestSaveConcept.execute(loaded, "too", "fp32").result[0].endswith("too_00001_.spectral.safetensors")
+
+
+def test_a_loaded_run_saves_its_shifts_alone_too(output):
+    model, clip = tiny.sd15(), tiny.clip()
+    learned = learn_concept(model, clip, images(model), [SpectralShifts(1e-1)], steps=2)
+    PalimpsestSaveConcept.execute(learned, "mine", "fp32", True)
+    run, = output.rglob(f"*{RUN}")
+    again, = PalimpsestLoadConcept.execute(f"concepts/{run.name} [output]").result
+    PalimpsestSaveConcept.execute(again, "again", "fp32")
+    first, second = (load_file(path) for path in output.rglob(f"*{FEW}"))
+    assert first.keys() == learned.compact.keys() == second.keys()
+    assert all(torch.equal(v, first[name]) for name, v in second.items())
 
 
 def test_shifts_of_another_model_are_refused(output):
