@@ -36,6 +36,7 @@ class LoRA(WeightBasis):
     alpha: float = 0.0
     layers: str = "attention"
     text_encoder: bool = False
+    beside = True
 
     def takes(self, name, weight):
         return weight.ndim >= 2 and any(part in name for part in PARTS[self.layers])

@@ -7,9 +7,10 @@ import torch
 from ..host.canvas import log
 from ..host.concept_files import carries, encoder_lora_names, lora_names, takes_words, word_exists
 from ..host.gradients import require_weights_in_place
-from ..host.memory import quantised, total_bytes
+from ..host.memory import total_bytes
 from ..host.network import require_unet
 from ..host.sampling import check_family, fingerprint, prediction_type
+from ..host.weights import plain, quantised
 from .concepts import SLOT, NewWord, PromptRows, WeightBasis, WholeChange
 from .editor import require_plain
 from .inverting import source_latent
@@ -115,7 +116,8 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
             raise ValueError(f"{changed[twice]} and {type(basis).__name__} both train {twice}, and a LoRA file holds "
                              "one change of a weight: keep one of them.")
         changed |= dict.fromkeys(taken, type(basis).__name__)
-        _check_bits("MODEL", {n: weights[n] for n in taken}, "load a checkpoint of fp8, fp16, bf16 or fp32")
+        _check_bits("MODEL", {n: weights[n] for n in taken if not basis.beside or not quantised(weights[n])},
+                    "train LoRA Weights, or load a checkpoint of fp8, fp16, bf16 or fp32")
         if basis.text_encoder and not text_learns(clip):
             raise ValueError(f"{type(basis).__name__} trains the text encoder, and of this one "
                              f"({', '.join(sorted(_encoders(clip))) or 'no weights'}) only CLIP can learn into a LoRA "
@@ -187,7 +189,7 @@ def _check_widths(model, clip, told, objective):
 
 def _check_bits(whose, weights, cure):
     """ValueError on weights that nothing can be added to."""
-    name = next((n for n, w in weights.items() if quantised(w)), None)
+    name = next((n for n, w in weights.items() if not plain(w)), None)
     if name:
         raise ValueError(f"The {whose}'s weight {name} is {type(weights[name]).__name__} of {weights[name].dtype}, and "
                          f"learning adds to plain numbers: {cure}.")

@@ -48,9 +48,11 @@ class WeightBasis:
 
     lr: of AdamW.
     text_encoder: whether the text encoder's weights change too.
+    beside: whether the host can compute ΔW beside a weight, as it does where the weight is quantised.
     """
     lr: float
     text_encoder: bool = False
+    beside = False
 
     def takes(self, name: str, weight: Tensor) -> bool:
         """Whether a weight of the network changes, by its name there."""

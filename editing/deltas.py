@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..host.concept_files import lora_names, patched_weights
 from ..host.progress import ProgressBar, raise_if_cancelled
+from ..host.weights import quantised
 from .concepts import WeightBasis
 
 
@@ -43,6 +44,11 @@ def regrown(model, basis: WeightBasis, compact: Mapping[str, Tensor]) -> dict[st
     if lacking:
         raise ValueError(f"{len(lacking)} of the {len(compact)} weights that the concept changes are not in this "
                          f"MODEL, such as {min(lacking)}: connect the MODEL that learned it.")
+    own = dict(model.model.diffusion_model.named_parameters())
+    rounded = [name for name in compact if quantised(own[inside[name]])]
+    if rounded:
+        raise ValueError(f"{len(rounded)} of the {len(compact)} weights that the concept changes are quantised in this "
+                         f"MODEL, such as {rounded[0]}: connect the MODEL that learned it.")
     weights, bar = {}, ProgressBar(len(compact))
     for name, weight in patched_weights(model, {name: inside[name] for name in compact}):
         raise_if_cancelled()

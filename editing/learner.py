@@ -33,7 +33,7 @@ class Learner:
 
     def __init__(self, model, clip, images, trained, prior, batch, seed, norm, objective):
         self.model, self.images, self.trained, self.prior, self.batch = model, images, trained, prior, batch
-        self.prediction, self.norm = prediction_type(model), norm
+        self.prediction, self.norm, self.inference = prediction_type(model), norm, torch.is_inference_mode_enabled()
         self.objective, self.frozen = objective, False
         self.maps = Maps(model, objective) if objective and objective.resolution else None
         self.generator = torch.Generator().manual_seed(seed)
@@ -327,7 +327,8 @@ class Learner:
         tokens = self.clip.tokenize(text)
         if "embedding:" in text:
             words, places = tuple(self._word(word, stage) for word in self.words), () if self.frozen else self.places
-        self.clip.load_model()
+        with torch.inference_mode(self.inference):  # the host moves quantised weights again in that mode alone
+            self.clip.load_model()
         encoder = [] if self.frozen else self.encoder
 
         def encode(tokens):

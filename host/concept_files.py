@@ -19,7 +19,10 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from .weights import quantised
+
 SEEDS = comfy.utils if hasattr(comfy.utils, "string_to_seed") else comfy.model_patcher  # ComfyUI 0.3.64
+BESIDE = "bypass_lora"  # the host's place for changes beside weights
 WORDS = "palimpsest-words"  # the folder of learned words among the host's temporary files
 
 
@@ -62,14 +65,24 @@ def patched_weights(model, names: Mapping[str, str]) -> Iterator[tuple[str, Tens
 
 
 def with_weights(model, clip, weights: Mapping[str, Tensor], strength_model: float, strength_clip: float):
-    """(MODEL, CLIP) under a LoRA file's weights."""
-    return comfy.sd.load_lora_for_models(model, clip, dict(weights), strength_model, strength_clip)
+    """(MODEL, CLIP) under a LoRA file's weights. Beside those of a quantised MODEL, where they would be rounded as
+    coarsely, if it has no others there yet: the host has one place for them."""
+    bypass = getattr(comfy.sd, "load_bypass_lora_for_models", None)
+    if not bypass or BESIDE in model.injections or not any(map(quantised, model.model.diffusion_model.parameters())):
+        return comfy.sd.load_lora_for_models(model, clip, dict(weights), strength_model, strength_clip)
+    unet = {name: value for name, value in weights.items() if name.startswith("lora_unet_")}
+    model, _ = bypass(model, None, unet, strength_model, 0.0)
+    model.set_attachments(BESIDE, list(unet.values()))
+    if weights.keys() > unet.keys():
+        rest = {name: value for name, value in weights.items() if name not in unet}
+        _, clip = comfy.sd.load_lora_for_models(None, clip, rest, 0.0, strength_clip)
+    return model, clip
 
 
 def carries(model, weights: Mapping[str, Tensor]) -> bool:
     """Whether a MODEL is under a LoRA's weights, these or a file's of 16 bits."""
     held = (getattr(change, "weights", change) for patches in model.patches.values() for _, change, *_ in patches)
-    held = [part for part in tree_leaves(list(held)) if torch.is_tensor(part)]
+    held = [part for part in tree_leaves([*held, model.attachments.get(BESIDE)]) if torch.is_tensor(part)]
     ours = next((w.half() for w in weights.values() if w.numel() > 1 and w.half().count_nonzero()), None)
     return ours is not None and any(part.shape == ours.shape and torch.equal(part.to(ours), ours) for part in held)
 

@@ -1,9 +1,11 @@
 """Gradients through the host's model, inside its inference mode.
 
-Five things stand in the way of a backward pass.
+Six things stand in the way of a backward pass.
 - Weights that a loader node made are inference tensors, which autograd refuses to save. Other tensors on the same
   memory replace them during a forward. Of weights that the host's dynamic memory brings and may take away, copies do.
 - A cast to another dtype, and a changed weight, would be kept whole. They are made again in the backward pass.
+- Autograd cannot save a quantised weight, and the host's fast kernels for them round what goes in. They compute with
+  the numbers that it stands for, made when they are needed.
 - Some blocks write into tensors that autograd saved. Those are copied first.
 - Some fused kernels have no derivative. The host leaves them out while `in_training` is set.
 - Some attention backends return no graph. PyTorch's own does.
@@ -24,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from .options import WrappersMP, with_transformer, with_wrapper
 from .recomputing import again, forwards, recomputed
+from .weights import numbers, quantised
 
 KEY = "palimpsest.gradients"
 # bytes of weights: larger models compute in bf16, where the graph is half as large
@@ -57,12 +60,13 @@ def differentiable(model, deltas: Deltas = None, recompute: Callable[[], bool] =
     recompute: asked in each forward whether the network's blocks are computed again in the backward pass
         (recomputing.py). Then `deltas` is asked in there too, and only leaves get their gradients.
     """
-    dynamic = require_weights_in_place(model)
+    dynamic, outside = require_weights_in_place(model), torch.is_inference_mode_enabled()
     with _recording():
         # the host's dynamic memory may overwrite weights that autograd saved
         m = model.clone(disable_dynamic=True) if dynamic else model.clone()
         dtype = m.model_dtype()
         compute = torch.float32 if dtype == torch.float32 or m.model_size() <= FP32 else torch.bfloat16
+        m.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, partial(_in_mode, outside))
         m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _require_graph)
         m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, partial(_on_stand_ins, {}, deltas, recompute))
         if dtype != compute:
@@ -144,7 +148,7 @@ class _CopyBeforeWrite(TorchFunctionMode):
         kwargs = kwargs or {}
         if _writes(getattr(function, "__name__", "")) or "out" in kwargs or kwargs.get("inplace"):
             for tensor in tree_leaves((args[:1], kwargs.get("out"))):
-                if isinstance(tensor, torch.Tensor):
+                if isinstance(tensor, torch.Tensor) and not quantised(tensor):  # those have no address, and are not saved
                     for held in self.held.pop(tensor.untyped_storage().data_ptr(), ()):
                         held.keep(held.tensor.clone())
         return function(*args, **kwargs)
@@ -207,6 +211,12 @@ class _Call(torch.nn.Module):
         return function(*args, **kwargs)
 
 
+def _in_mode(inference, executor, *args, **kwargs):
+    """The host moves quantised weights again in the mode alone in which it moved them first."""
+    with torch.inference_mode(inference):
+        return executor(*args, **kwargs)
+
+
 def _require_graph(executor, *args, **kwargs):
     if torch.is_inference_mode_enabled():
         raise ValueError("A gradient through the model is wanted, and another node calls the model in PyTorch's "
@@ -225,7 +235,7 @@ def _recomputing(network, stand_ins: dict, deltas: Deltas, function, *args, **kw
     added: Mapping = deltas() if deltas else {}
     changed: dict[str, Callable] = {}
     # found once, as a walk of the network takes long beside a small block's pass
-    brought = _brought(network)
+    brought, compressed = _brought(network), _compressed(network)
     names = {name: {n: f"{name}.{n}" for n, _ in (*block.named_parameters(), *block.named_buffers())}
              for name, block in again(network).items()}
     inside = {key for held in names.values() for key in held.values()}
@@ -235,11 +245,11 @@ def _recomputing(network, stand_ins: dict, deltas: Deltas, function, *args, **kw
             changed.update(_changed(stand_ins, lambda: added))
         found = {n: changed[f"network.{key}"]() if key in added else stand_ins.get(f"network.{key}")
                  for n, key in names[name].items()}
-        return {n: tensor for n, tensor in found.items() if tensor is not None}
+        return {n: numbers(tensor) for n, tensor in found.items() if tensor is not None}
 
     @contextmanager
     def recording():
-        with _recording(), _copied(brought):
+        with _recording(), _copied(brought), _whole(compressed):
             yield
 
     with recomputed(network, weights, recording):
@@ -252,27 +262,29 @@ def called(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
 
     stand_ins: where the tensors in their places stay, for the next call."""
     call = _Call(network)
-    brought = _brought(call)
+    brought, compressed = _brought(call), _compressed(call)
     if not stand_ins:
         theirs = {id(t) for m in brought for t in m.parameters(recurse=False)}
         tensors = [(name, t.detach()) for name, t in (*call.named_parameters(), *call.named_buffers())
                    if id(t) not in theirs]
         # all of them: one moved between devices is no inference tensor by name, but has no version either
-        stand_ins.update({name: _alias(t) for name, t in tensors if type(t) is torch.Tensor})
+        stand_ins.update({name: t if quantised(t) else _alias(t) for name, t in tensors
+                          if type(t) is torch.Tensor or quantised(t)})
     changed, making = _changed(stand_ins, deltas), {}
     for name, module in call.named_modules():
         if hasattr(module, "weight_function"):  # the host lets it change its weights itself
             names = {n: key for n in module._parameters if (key := f"{name}.{n}") in stand_ins}
-            if any(key in changed or stand_ins[key].dtype.itemsize <= 2 for key in names.values()):
+            if any(key in changed or stand_ins[key].dtype.itemsize <= 2 or quantised(stand_ins[key])
+                   for key in names.values()):
                 making[module] = _Making(module, {n: changed.pop(key, None) for n, key in names.items()})
-    with _copied(brought), forwards(making):
+    with _copied(brought), _whole(compressed), forwards(making):
         others = {name: make() for name, make in changed.items()}
         return torch.func.functional_call(call, {**stand_ins, **others}, (function, *args), kwargs)
 
 
 class _Making:
-    """What stands in a module's forward. Its changed weights, and casts of its 8 or 16 bits, are made when it is
-    called, and gone when it returns.
+    """What stands in a module's forward. Its changed and quantised weights, and casts of its 8 or 16 bits, are made when
+    it is called, and gone when it returns.
 
     made: {weight that autograd may save: what makes it, or None}."""
 
@@ -300,6 +312,9 @@ def _cast(make, weight, x) -> tuple[Callable | None, Tensor | None]:
     """(What makes a weight of 8 or 16 bits in the dtype of its module's input, of which weight).
 
     make: of a changed weight."""
+    if quantised(weight) and x is not None and not make:
+        device, to = x.device, x.dtype
+        return lambda: numbers(weight).to(device, to), None
     if x is None or not x.is_floating_point() or weight.dtype.itemsize > 2 or weight.device != x.device:
         return make, None
     dtype = x.dtype  # a graph that holds x would hold itself
@@ -311,6 +326,11 @@ def _cast(make, weight, x) -> tuple[Callable | None, Tensor | None]:
 def _brought(network) -> list:
     """Modules whose weights the host's dynamic memory brings, past any stand-in."""
     return [m for m in network.modules() if hasattr(m, "_v")]
+
+
+def _compressed(network) -> list:
+    """Modules of quantised weights."""
+    return [m for m in network.modules() if quantised(getattr(m, "weight", None))]
 
 
 def _changed(stand_ins, deltas: Deltas) -> dict[str, Callable]:
@@ -325,20 +345,32 @@ def _changed(stand_ins, deltas: Deltas) -> dict[str, Callable]:
 
     def make(name):
         weight = stand_ins[f"network.{name}"]
-        found = weight.to(added[name].dtype) + added[name]
+        found = numbers(weight).to(added[name].dtype) + added[name]
         dtype = weight.dtype if weight.dtype.itemsize > 1 else torch.bfloat16  # 8 bits would round ΔW away
         return found.to(dtype) if large else found
 
     return {f"network.{name}": partial(make, name) for name in added}
 
 
-@contextmanager
 def _copied(modules):
     """While it lasts the host computes with copies of these modules' weights, which autograd may save."""
-    before = [(m, name, m.__dict__.get(name)) for m in modules for name in ("weight_function", "bias_function")]
+    return _set((m, name, [torch.clone, *getattr(m, name)]) for m in modules
+                for name in ("weight_function", "bias_function"))
+
+
+def _whole(modules):
+    """While it lasts the host quantises nothing that goes into these modules."""
+    return _set((m, "comfy_force_cast_weights", True) for m in modules)
+
+
+@contextmanager
+def _set(values):
+    """Sets (module, attribute, value), each as it was before when it ends."""
+    values = [*values]
+    before = [(module, name, module.__dict__.get(name)) for module, name, _ in values]
     try:
-        for module, name, _ in before:
-            setattr(module, name, [torch.clone, *getattr(module, name)])
+        for module, name, value in values:
+            setattr(module, name, value)
         yield
     finally:
         for module, name, functions in before:

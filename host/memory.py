@@ -69,8 +69,3 @@ def total_bytes(model) -> int:
     """What the MODEL's device has."""
     total: Any = management.get_total_memory(model.load_device)
     return total
-
-
-def quantised(weight) -> bool:
-    """Whether a weight is no plain tensor of numbers. Such tensors of the host's tell another dtype."""
-    return not weight.is_floating_point() or type(weight) not in (torch.Tensor, torch.nn.Parameter)

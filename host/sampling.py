@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .canvas import log, retract_warnings
 from .keys import KEY, running
+from .weights import matrices, numbers, unpatched
 
 TOLERANCE = 1e-4  # relative: two σ this near are the same level
 HASHED = 65536  # bytes of weights in a fingerprint
@@ -197,11 +198,9 @@ def fingerprint(model) -> Fingerprint:
 
 def _hash_weights(model) -> str:
     """sha256 of the start of three weights (first, middle and last by name), as they are before any patch."""
-    entries = model.get_key_patches("diffusion_model.")
-    names = sorted(name for name, entry in entries.items() if entry[0][0].ndim > 1)
-    digest = hashlib.sha256()
+    names, digest = matrices(model), hashlib.sha256()
     for name in (names[0], names[len(names) // 2], names[-1]):
-        weight = entries[name][0][0].detach().flatten()
+        weight = numbers(unpatched(model, name)).detach().flatten()
         count = HASHED // 3 // weight.element_size()
         digest.update(weight[:count].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -92,7 +92,7 @@ def test_the_hosts_quantised_tensors_are_known_whatever_dtype_they_tell():
     to_q = model.model.diffusion_model.get_submodule("input_blocks.1.1.transformer_blocks.0.attn1.to_q")
     q_proj = clip.cond_stage_model.get_submodule("clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj")
     for layer, basis, cure in ((q_proj, LoRA(1e-3, text_encoder=True), "turn text_encoder off"),
-                               (to_q, THIN, "load a checkpoint")):
+                               (to_q, AllWeights(1e-3), "train LoRA Weights, or load a checkpoint")):
         with torch.inference_mode():
             held = quantised.from_float(layer.weight.data, "TensorCoreFP8Layout")
             layer.weight = torch.nn.Parameter(held, requires_grad=False)
