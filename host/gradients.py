@@ -148,7 +148,7 @@ class _CopyBeforeWrite(TorchFunctionMode):
         kwargs = kwargs or {}
         if _writes(getattr(function, "__name__", "")) or "out" in kwargs or kwargs.get("inplace"):
             for tensor in tree_leaves((args[:1], kwargs.get("out"))):
-                if isinstance(tensor, torch.Tensor) and not quantised(tensor):  # those have no address, and are not saved
+                if isinstance(tensor, torch.Tensor) and not quantised(tensor):  # which is not saved, and has no address
                     for held in self.held.pop(tensor.untyped_storage().data_ptr(), ()):
                         held.keep(held.tensor.clone())
         return function(*args, **kwargs)
@@ -283,8 +283,8 @@ def called(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
 
 
 class _Making:
-    """What stands in a module's forward. Its changed and quantised weights, and casts of its 8 or 16 bits, are made when
-    it is called, and gone when it returns.
+    """What stands in a module's forward. Its changed and quantised weights, and casts of its 8 or 16 bits, are made
+    when it is called, and gone when it returns.
 
     made: {weight that autograd may save: what makes it, or None}."""
 

@@ -4,7 +4,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management as management
-import torch
 
 from .gradients import WATCHED
 

@@ -1,8 +1,6 @@
 """Small models from quantised checkpoints, as the host loads those named fp8_scaled."""
 import json
 
-import comfy.model_management
-import comfy.utils
 import pytest
 import torch
 

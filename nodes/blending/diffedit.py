@@ -5,7 +5,7 @@ from ...blending.diffedit import EVEN, RULES, difference_map, spread
 from ...blending.diffedit import mask as binary_mask
 from ...editing.editor import require_plain
 from ...editing.inverting import source_latent
-from ...host.canvas import note, retract_warnings
+from ...host.canvas import log, note, retract_warnings
 from ..search import aliases
 
 
@@ -66,9 +66,14 @@ class PalimpsestDiffEditMask(io.ComfyNode):
             said = [f"auto: the two prompts differ on {place} (spread {s:.2f}, limit {EVEN:g})" for place, s in places]
             for line in said:
                 note("%s", line)
-        if not mask.flatten(1).any(1).all():
+        empty = [i for i, one in enumerate(mask, 1) if not one.any()]
+        if len(empty) == len(mask):
             raise ValueError(f"The mask at threshold {threshold:g} and clamp {clamp:g} is empty: lower one of them "
                              "(paper: 0.5 and 3).")
+        if empty:
+            said.append(f"the mask of picture {', '.join(map(str, empty))} of {len(mask)} is empty, so that nothing of "
+                        "it changes: lower threshold or clamp")
+            log.warning("DiffEdit Mask: %s.", said[-1])
         return io.NodeOutput(mask, "\n".join(said), ui=ui.PreviewMask(mask, cls=cls))
 
 

@@ -158,6 +158,18 @@ def test_its_settings_are_what_it_said_of_each_picture_or_what_was_set(caplog):
     assert diffedit(model, threshold=0.3, told=1) == "mask: threshold 0.3, clamp 3"
 
 
+def test_a_picture_of_a_batch_whose_mask_is_empty_is_told_and_the_others_keep_theirs(caplog):
+    model, least = model_of("sd15"), 0.3
+    whole = diffedit(model, threshold=least, batch=2)
+    while all(row.any() for row in whole):
+        least += 0.02
+        whole = diffedit(model, threshold=least, batch=2)
+    (number,) = (i for i, row in enumerate(whole, 1) if not row.any())
+    said = f"the mask of picture {number} of 2 is empty, so that nothing of it changes: lower threshold or clamp"
+    assert caplog.messages == [f"DiffEdit Mask: {said}."]
+    assert diffedit(model, threshold=least, batch=2, told=1).endswith(said)
+
+
 def test_diffedit_refuses_what_has_no_mask():
     model = model_of("sd15")
     with pytest.raises(ValueError, match="same prompt"):
