@@ -50,11 +50,17 @@ def projected(learned: list, target: list, alpha: float, beta: float) -> list:
 
 def forgotten(concept: Concept, half: str, kept: str) -> Concept:
     """The CONCEPT without the weights of a half of the U-Net, but for what is kept of it."""
-    inside = {name for name in concept.weights if any(part in name for part in HALVES[half])}
-    stays = {name for name in inside if any(part in name for part in KEPT[kept])}
-    if not inside - stays:
-        raise ValueError(f"The concept holds {len(concept.weights)} weights, {len(inside)} of the U-Net's {half} and "
-                         f"{len(stays)} of these kept, so it would forget nothing: keep less, or give it a concept "
+    def inside(name):
+        return any(part in name for part in HALVES[half])
+
+    def lost(name):
+        return inside(name) and not any(part in name for part in KEPT[kept])
+
+    found = [name for name in concept.weights if inside(name)]
+    if not any(map(lost, found)):
+        raise ValueError(f"The concept holds {len(concept.weights)} weights, {len(found)} of the U-Net's {half} and "
+                         f"{len(found)} of these kept, so it would forget nothing: keep less, or give it a concept "
                          "that learned more of a U-Net (SD1.x, SD2.x, SDXL).")
-    weights = {name: value for name, value in concept.weights.items() if name not in inside - stays}
-    return replace(concept, weights=weights, state=None)
+    weights, compact = ({name: value for name, value in held.items() if not lost(name)}
+                        for held in (concept.weights, concept.compact))
+    return replace(concept, weights=weights, compact=compact, state=None)

@@ -17,6 +17,7 @@ from .inverting import source_latent
 from .word_spaces import WordSpace
 
 NODE = "Learn Concept"
+OF = {"MODEL": "lora_unet_", "CLIP": "lora_te"}  # the first letters of a LoRA's names
 WHOLE = 4 * 4  # bytes a number that learns: in fp32 itself, its gradient and AdamW's two means
 
 
@@ -96,9 +97,11 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
     if concept and concept.state is None:
         raise ValueError(f"The CONCEPT of {len(concept.losses)} steps holds nothing to go on from, as those of Imagic, "
                          "of Forgedit and of a word's file do: learn on from its MODEL without it.")
-    if concept and carries(model, concept.weights):
-        raise ValueError(f"The MODEL has the {len(concept.weights)} weights of the CONCEPT on it, which would be "
-                         "learned on top of themselves: connect the MODEL that it was learned on.")
+    for what, patcher in (("MODEL", model), ("CLIP", getattr(clip, "patcher", None))):
+        weights = {n: w for n, w in concept.weights.items() if n.startswith(OF[what])} if concept else {}
+        if patcher and weights and carries(patcher, weights):
+            raise ValueError(f"The {what} has the {len(weights)} weights of the CONCEPT on it, which would be "
+                             f"learned on top of themselves: connect the {what} that it was learned on.")
     kept = {name: concept.notes.get(name) for name in notes} if concept else notes
     if kept != notes:
         raise ValueError(f"The CONCEPT was learned by {kept}, this node trains {notes}: go on with the same, or learn "
@@ -207,7 +210,8 @@ def _check_base(captions, objective):
 
 def _check_words(words, captions, negative):
     """ValueError where new words are not in the captions, or in those with another text for *."""
-    same = next((word.name for n, word in enumerate(words) if word.name in [w.name for w in words[:n]]), None)
+    names = [word.name.lower() for word in words]  # as files and words of a prompt are found
+    same = next((word.name for n, word in enumerate(words) if names[n] in names[:n]), None)
     if same:
         raise ValueError(f"Two of the {len(words)} new words are called {same}: give each a name of its own, or one of "
                          "them more vectors.")
@@ -221,7 +225,9 @@ def _check_words(words, captions, negative):
     if words and lacking:
         raise ValueError(f"{len(lacking)} of {len(captions)} captions have no *, which stands for the new "
                          f"word {words[0].name}; the first is {lacking[0]!r}: write it there.")
-    unused = [word.name for word in words if not any(SLOT in c or _has(c, word.name) for c in captions)]
+    # * reads as the first of them
+    read = [c.replace(SLOT, f" embedding:{words[0].name} ") for c in captions] if words else ()
+    unused = [word.name for word in words if not any(_has(c, word.name) for c in read)]
     if unused:
         raise ValueError(f"The new word {unused[0]} is in none of the {len(captions)} captions, the first of which is "
                          f"{captions[0]!r}: write embedding:{unused[0]} there, or give it the name that stands there.")

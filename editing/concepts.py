@@ -15,6 +15,7 @@ from .watching import Look
 
 Theta = dict[str, Tensor]
 NAME = re.compile(r"[A-Za-z0-9_-]+")  # the host ends an embedding's name at other signs
+LONGEST = 100  # of a name, which is a file's too
 SLOT = "*"
 
 
@@ -96,6 +97,15 @@ class WholeChange(WeightBasis):
         return {"diff": theta["ΔW"]}
 
 
+def _number(name) -> bool:
+    """Whether the host takes a name in brackets, (embedding:NAME), for a weight."""
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class NewWord:
     """A word that the text encoder does not know, as vectors of its token table. Base of the papers' ways to learn one.
@@ -114,6 +124,10 @@ class NewWord:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"The new word is called {self.name!r}, and ComfyUI reads the name of an embedding up to "
                              "the first sign that is no letter, digit, _ or -: use these alone.")
+        if len(self.name) > LONGEST or _number(self.name):
+            raise ValueError(f"The new word is called {self.name[:LONGEST]!r}, {len(self.name)} signs, and ComfyUI "
+                             "would not find it: give it a name with a letter, of at most "
+                             f"{LONGEST} signs.")
 
     def start(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{encoder: [n,D]} to begin with, from the vectors of the words that it is like."""

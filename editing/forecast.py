@@ -1,9 +1,10 @@
 """What a step of learning needs, before the first one: memory and time.
 
 What autograd keeps grows with the picture's area, beside a part that does not. So a backward pass of two smaller crops
-of the first pictures tells that of the whole. Time is a forward of the whole, times what a step of a crop takes beside
-its forward. Small pictures are not cropped.
+of the largest pictures tells that of the whole. Time is a forward of the whole, times what a step of a crop takes
+beside its forward. Small pictures are not cropped.
 """
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -59,28 +60,37 @@ def _measured(learner, watched) -> tuple[int, float]:
     """(bytes, seconds) of a step."""
     held = 3 + 2 * watched  # a gradient, AdamW's two means; an average and the best look
     states = held * sum(leaf.nbytes for leaf in learner.leaves)
-    whole = learner.images.examples[0].latent
-    height, width = whole.shape[-2:]
-    if height * width <= SMALL:
-        found, seconds = _once(learner, height, width)
+    cells = {share: _cells(learner, share) for share in (1, 2, 4)}
+    if cells[1] <= SMALL:
+        found, seconds = _once(learner, 1)
         return states + found, seconds
-    (less, _), (more, passed) = (_once(learner, *side) for side in _sides(height, width))
-    (h, w), (h2, w2) = _sides(height, width)
-    slope = (more - less) / (h2 * w2 - h * w)
-    ratio = _forward(learner, height, width) / _forward(learner, h2, w2)
-    return states + int(more + slope * (height * width - h2 * w2)), passed * ratio
+    (less, _), (more, passed) = (_once(learner, share) for share in (4, 2))
+    slope = (more - less) / (cells[2] - cells[4])
+    return states + int(more + slope * (cells[1] - cells[2])), passed * _forward(learner, 1) / _forward(learner, 2)
 
 
-def _sides(height, width) -> list:
-    return [tuple(max(ROUNDED, side // share // ROUNDED * ROUNDED) for side in (height, width)) for share in (4, 2)]
+def _cells(learner, share) -> int:
+    """Of the larger of a step's pictures, cropped."""
+    shown = [learner.images, *([learner.prior.images] if learner.prior else [])]
+    return max(math.prod(_sides(_largest(images), share)) for images in shown)
 
 
-def _once(learner, height, width) -> tuple[int, float]:
+def _largest(images):
+    return max(images.examples, key=lambda example: math.prod(example.latent.shape[-2:]))
+
+
+def _sides(example, share) -> tuple:
+    """The sides of a latent, or of a crop of it."""
+    sides = tuple(example.latent.shape[-2:])
+    return sides if share == 1 else tuple(max(ROUNDED, side // share // ROUNDED * ROUNDED) for side in sides)
+
+
+def _once(learner, share) -> tuple[int, float]:
     """(bytes that autograd kept, seconds) of a step's losses and gradients."""
     encoder = [learner.clip.cond_stage_model] if learner.clip else []
     with counting(learner.guider.inner_model.diffusion_model, *encoder) as kept:
         began = time.perf_counter()
-        rows = _rows(learner, height, width)
+        rows = _rows(learner, share)
         with learner.fixed():
             learner.differentiate(rows)
         seconds = time.perf_counter() - began
@@ -94,22 +104,23 @@ def allowed(kept) -> int:
     return kept.most + 3 * kept.largest
 
 
-def _forward(learner, height, width) -> float:
+def _forward(learner, share) -> float:
     """Seconds of a step's forward passes."""
     began = time.perf_counter()
     with torch.no_grad():
-        learner.losses(_rows(learner, height, width))
+        learner.losses(_rows(learner, share))
     return time.perf_counter() - began
 
 
-def _rows(learner, height, width) -> list:
-    """A step's rows of a crop of the first picture, and of its prior's."""
+def _rows(learner, share) -> list:
+    """A step's rows of a crop of the largest picture, and of its prior's."""
     with learner.fixed():
-        return learner.drawn(_cropped(learner.images, height, width), learner.prior and replace(
-            learner.prior, images=_cropped(learner.prior.images, height, width)))
+        return learner.drawn(_cropped(learner.images, share), learner.prior and replace(
+            learner.prior, images=_cropped(learner.prior.images, share)))
 
 
-def _cropped(images, height, width):
-    first = images.examples[0]
-    masks = {word: mask[:height, :width] for word, mask in first.masks.items()}
-    return replace(images, examples=(replace(first, latent=first.latent[..., :height, :width], masks=masks),))
+def _cropped(images, share):
+    largest = _largest(images)
+    height, width = _sides(largest, share)
+    masks = {word: mask[:height, :width] for word, mask in largest.masks.items()}
+    return replace(images, examples=(replace(largest, latent=largest.latent[..., :height, :width], masks=masks),))

@@ -20,7 +20,7 @@ from .concept_maps import Maps, positions
 from .concepts import SLOT, NewWord, PromptRows, Theta, WordAt
 from .deltas import Deltas, Weights
 from .rows import Row, grouped, joined, level, masked, weight
-from .word_spaces import WordSpace, edges, entry, in_stages, marks, stage_of
+from .word_spaces import WordSpace, apart, edges, entry, in_stages, marks, stage_of
 
 TOGETHER = 2 ** 30  # bytes of weights up to which the rows of a step share a forward
 UNGUIDED = {"guidance": 1.0}  # the strength that guidance-distilled models are told, as they are trained further
@@ -343,7 +343,8 @@ class Learner:
         word = identifier
         if self.words and not self.frozen:
             word = self.objective and self.objective.reads or f"embedding:{self.words[0].name}"
-        return " ".join(caption.replace(SLOT, f" {word} ").split())
+        names = [one.name for one in self.words]
+        return " ".join(apart(caption.replace(SLOT, f" {word} "), names).split())
 
     def _word(self, word, stage) -> WordAt:
         if self.frozen or not self.theta:

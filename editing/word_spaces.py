@@ -139,15 +139,14 @@ def prompt(clip, words: Mapping[str, WordTable], text: str, elsewhere: str | Non
 
     elsewhere: the text in other layers than these, and outside of start and end. None takes the words out.
     """
-    written = re.compile(rf"embedding:({'|'.join(words)})(?![A-Za-z0-9_-])")
+    written, text = _written(words), apart(text, words)
     if not written.search(text):
         raise ValueError(f"The text {text!r} has none of the concept's words ({', '.join(words)}): write "
                          f"embedding:{next(iter(words))} where it stands.")
     _check(clip, words)
     held = marks([{encoder: v.shape[2:] for encoder, v in table.vectors.items()} for table in words.values()])
     clip = with_words(clip, dict(zip(words, held)))
-    if elsewhere is None:
-        elsewhere = " ".join(written.sub("", text).split())
+    elsewhere = " ".join(written.sub("", text).split()) if elsewhere is None else apart(elsewhere, words)
     tokens = {one: clip.tokenize(one) for one in (text, elsewhere)}
     places = next((table.places for table in words.values() if table.places), ())
     if places and len({len(rows) for both in tokens.values() for rows in both.values()}) > 1:
@@ -155,7 +154,8 @@ def prompt(clip, words: Mapping[str, WordTable], text: str, elsewhere: str | Non
                          "them side by side: write both shorter or both longer.")
     stages = max(table.stages for table in words.values())
     bounds = edges(stages)
-    start, end = (min(bounds, key=lambda edge: abs(edge - p)) if stages > 1 else p for p in (start, end))
+    if stages > 1:
+        start, end = _snapped(bounds, start, end)
     bounds = sorted({*bounds, start, end})
     kept: dict = {}
     entries = []
@@ -172,6 +172,24 @@ def prompt(clip, words: Mapping[str, WordTable], text: str, elsewhere: str | Non
                               [table.at(stage) for table in words.values()] if varied else (), at)
         entries.append(kept[key])
     return in_stages(entries, bounds)
+
+
+def apart(text: str, words) -> str:
+    """A text with blanks around embedding:NAME of some words, which the host drops before other signs but commas."""
+    return _written(words).sub(r" embedding:\1 ", text) if words else text
+
+
+def _written(words):
+    return re.compile(rf"embedding:({'|'.join(words)})(?![A-Za-z0-9_-])")
+
+
+def _snapped(bounds, start, end) -> tuple:
+    """The edges of stages that are nearest; around the stage in the middle where both are the same."""
+    first, last = (min(bounds, key=lambda edge: abs(edge - p)) for p in (start, end))
+    if first < last:
+        return first, last
+    after = next(i for i, edge in enumerate(bounds) if edge > (start + end) / 2)
+    return bounds[after - 1], bounds[after]
 
 
 def _check(clip, words):

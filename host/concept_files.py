@@ -72,7 +72,7 @@ def with_weights(model, clip, weights: Mapping[str, Tensor], strength_model: flo
         return comfy.sd.load_lora_for_models(model, clip, dict(weights), strength_model, strength_clip)
     unet = {name: value for name, value in weights.items() if name.startswith("lora_unet_")}
     model, _ = bypass(model, None, unet, strength_model, 0.0)
-    model.set_attachments(BESIDE, list(unet.values()))
+    model.set_attachments(BESIDE, list(unet.values()) if strength_model else None)
     if weights.keys() > unet.keys():
         rest = {name: value for name, value in weights.items() if name not in unet}
         _, clip = comfy.sd.load_lora_for_models(None, clip, rest, 0.0, strength_clip)
@@ -80,8 +80,9 @@ def with_weights(model, clip, weights: Mapping[str, Tensor], strength_model: flo
 
 
 def carries(model, weights: Mapping[str, Tensor]) -> bool:
-    """Whether a MODEL is under a LoRA's weights, these or a file's of 16 bits."""
-    held = (getattr(change, "weights", change) for patches in model.patches.values() for _, change, *_ in patches)
+    """Whether a MODEL, or a CLIP's patcher, is under a LoRA's weights, these or a file's of 16 bits."""
+    held = (getattr(change, "weights", change) for patches in model.patches.values()
+            for strength, change, *_ in patches if strength)
     held = [part for part in tree_leaves([*held, model.attachments.get(BESIDE)]) if torch.is_tensor(part)]
     ours = next((w.half() for w in weights.values() if w.numel() > 1 and w.half().count_nonzero()), None)
     return ours is not None and any(part.shape == ours.shape and torch.equal(part.to(ours), ours) for part in held)

@@ -35,7 +35,8 @@ class PalimpsestSceneParts(io.ComfyNode):
         if len(image) != 1 or len(found) != len(masks):
             raise ValueError(f"Break-A-Scene has {len(image)} pictures, {len(masks)} masks and {len(found)} names: "
                              "connect one picture, and write one name a mask.")
-        wrong = next((name for name in found if not NAME.fullmatch(name) or found.count(name) > 1), None)
+        folded = [name.lower() for name in found]  # as words are found in a prompt
+        wrong = next((name for name in found if not NAME.fullmatch(name) or folded.count(name.lower()) > 1), None)
         if wrong:
             raise ValueError(f"Break-A-Scene's names are {', '.join(found)}, and {wrong} is no name of one word: use "
                              "each once, with letters, digits, _ and - alone.")

@@ -55,7 +55,7 @@ def on_latents(mask, images, vae, latents):
 def encoded(node: str, images: Sequence, vae, captions: Sequence[str], masks: Sequence) -> list[Example]:
     """What a list of batches of pictures [B,H,W,C] shows. captions, masks: one for all, or one each."""
     pictures = [picture[None] for batch in images for picture in batch]
-    areas = [area for mask in masks for area in mask.reshape(-1, 1, *mask.shape[-2:])]
+    areas = [area for mask in masks if mask is not None for area in mask.reshape(-1, 1, *mask.shape[-2:])]
     count, least = len(pictures), vae.spacial_compression_encode()
     if not pictures:
         raise ValueError(f"{node} has {len(captions)} captions and no picture: connect three to five pictures "
@@ -69,7 +69,7 @@ def encoded(node: str, images: Sequence, vae, captions: Sequence[str], masks: Se
     if tiny is not None:
         raise ValueError(f"A picture is {tiny.shape[2]} × {tiny.shape[1]} pixels, and the VAE makes one cell of "
                          f"{least} × {least}: connect pictures of about the model's size, through Size for the Model.")
-    latents = [vae.encode(picture[..., :3]).cpu() for picture in pictures]
+    latents = [vae.encode(picture[..., :3].expand(-1, -1, -1, 3)).cpu() for picture in pictures]
     captions, areas = (list(given) * count if len(given) == 1 else list(given) for given in (captions, areas))
     shown = [{SLOT: on_latents(area, picture, vae, z)[0]} for area, picture, z in zip(areas, pictures, latents)]
     return [Example(z[0], text, seen) for z, text, seen in zip(latents, captions, shown or [{}] * count)]

@@ -226,7 +226,7 @@ def saved(concept, name, precision) -> list[Path]:
     files = []
     for word, vectors in concept.words.items():
         path = _path(f"embeddings/{word}")
-        path.write_bytes(embedding_file(vectors))
+        _put(path, embedding_file(vectors))
         files.append(path)
     if concept.weights:
         words = (*(path.stem for path in files), *concept.tables)
@@ -235,15 +235,15 @@ def saved(concept, name, precision) -> list[Path]:
                  "palimpsest": json.dumps({**concept.notes, "base": asdict(concept.fingerprint)})}
         path = _path(f"loras/{name}")
         weights = {key: value.half() if precision == "fp16" else value for key, value in concept.weights.items()}
-        path.write_bytes(lora_file(weights, about))
+        _put(path, lora_file(weights, about))
         files.insert(0, path)
     if concept.compact:
         path = _path(f"concepts/{name}", FEW)
-        path.write_bytes(compact_file(concept))
+        _put(path, compact_file(concept))
         files.append(path)
     for word in concept.tables:
         path = _path(f"concepts/{word}", WORD)
-        path.write_bytes(word_file(concept, word))
+        _put(path, word_file(concept, word))
         files.append(path)
     return files
 
@@ -253,6 +253,16 @@ def saved_run(concept, name) -> Path:
     path = _path(f"concepts/{name}", RUN)
     write(path, *run_file(concept))
     return path
+
+
+def _put(path, data):
+    """Writes a file, at once or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _path(prefix, suffix=".safetensors") -> Path:

@@ -32,4 +32,5 @@ class PalimpsestLego(io.ComfyNode):
 
     @classmethod
     def execute(cls, name, near, far, weight, temperature, more=None) -> io.NodeOutput:
-        return io.NodeOutput((*(more or ()), ContextLoss(name.strip(), near.strip(), far.strip(), weight, temperature)))
+        return io.NodeOutput((*(more or ()), ContextLoss(
+            name.strip(), *(" ".join(text.replace(",", " ").split()) for text in (near, far)), weight, temperature)))

@@ -33,4 +33,5 @@ class PalimpsestReVersion(io.ComfyNode):
 
     @classmethod
     def execute(cls, weight, drawn, temperature, noisier, words, more=None) -> io.NodeOutput:
-        return io.NodeOutput((*(more or ()), Steering(tuple(words.split()), drawn, weight, temperature, noisier)))
+        near = tuple(words.replace(",", " ").split())
+        return io.NodeOutput((*(more or ()), Steering(near, drawn, weight, temperature, noisier)))

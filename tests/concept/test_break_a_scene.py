@@ -209,6 +209,7 @@ def test_what_cannot_be_learned_is_refused():
     refused("1 masks and 2 names", parts, areas=1)
     refused("a b is no name", parts, "a b\nbear")
     refused("cup is no name", parts, "cup\ncup")
+    refused("cup is no name", parts, "cup\nCup")
     refused("bear is in none of the 2 captions", learn_concept, model, clip, parts("cup", areas=1)[0], WORDS)
     refused("captions have no", learn_concept, model, clip, given, WORDS[:1])
     refused("one after the other", learn_concept, model, clip, images(model), WORDS)

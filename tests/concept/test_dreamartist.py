@@ -63,6 +63,14 @@ def test_both_words_learn(family):
     assert len(losses["loss"]) == 1 and torch.is_tensor(c.tokenize("embedding:thing-neg")["l"][0][1][0])
 
 
+def test_a_word_beside_the_two_that_no_caption_has_is_refused():
+    """Before them it stands where * is, and behind them nowhere."""
+    model, clip, other = tiny.sd15(), tiny.clip(), TextualInversion("other", "cat", 1, 1e-2)
+    for trained, (objective,), unused in ((*node(more=(other,)), "thing"), ((*node()[0], other), node()[1], "other")):
+        with pytest.raises(ValueError, match=f"The new word {unused} is in none of the"):
+            learn_concept(model, clip, images(model), trained, objective=objective)
+
+
 def test_a_caption_needs_the_words_place_and_class_pictures_are_not_guided():
     model, clip, (trained, (objective,)) = tiny.sd15(), tiny.clip(), node()
     with pytest.raises(ValueError, match="captions have no"):

@@ -4,7 +4,8 @@ import torch
 from palimpsest.bench import twin
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.forgedit import forgotten, learn, projected
-from palimpsest.editing.learning import applied
+from palimpsest.concept.svdiff import SpectralShifts
+from palimpsest.editing.learning import applied, learn_concept
 from palimpsest.nodes.concept.forgedit import PalimpsestForgedit, PalimpsestForgeditPrompt, PalimpsestForget
 from palimpsest.nodes.concept.lora import PalimpsestLearnLoRA
 
@@ -81,6 +82,14 @@ def test_one_half_forgets_but_for_what_is_kept(half, other, keeps, part):
     assert {n for n in left if other in n or "mid_block" in n} == {n for n in held if other in n or "mid_block" in n}
     assert bool([n for n in left if mine in n]) == (part is not None)
     assert part is None or not any(part in name for name in gone)
+
+
+def test_a_concept_in_few_numbers_forgets_them_too():
+    model = tiny.sd15()
+    learned = learn_concept(model, tiny.clip(), images(model), [SpectralShifts(1e-2)], steps=1)
+    left = forgotten(learned, "encoder", "attention")
+    gone = {name.removesuffix(".diff") for name in learned.weights.keys() - left.weights.keys()}
+    assert gone and learned.compact.keys() - left.compact.keys() == gone
 
 
 def test_a_concept_with_nothing_to_forget_is_refused():

@@ -246,6 +246,11 @@ def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch, caplog):
         assert len(concept.losses) == 2 and "1 steps learned cannot be saved (No space left" in caplog.text
         with pytest.raises(ValueError, match="No space left on device.*Nothing is learned again"):
             PalimpsestSaveConcept.execute(concept, "mine", "fp16")
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "replace", full)  # the last that it does
+        with pytest.raises(ValueError, match="No space left on device"):
+            PalimpsestSaveConcept.execute(concept, "mine", "fp16")
+    assert not [*tmp_path.rglob("*mine*")]
     with pytest.raises(ValueError, match="give a shorter name"):
         PalimpsestSaveConcept.execute(concept, 300 * "x", "fp16")
     assert PalimpsestSaveConcept.execute(concept, "mine", "fp16").result[0]

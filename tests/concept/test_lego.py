@@ -45,6 +45,10 @@ def test_the_subjects_word_learns_from_the_pictures_alone():
     assert not torch.equal(concept["my-state"]["clip_l"], plain["my-state"]["clip_l"])
 
 
+def test_lists_with_commas_are_the_words_alone():
+    assert node(near="frozen, icy", far=" melted,warm ") == node(near="frozen icy", far="melted warm")
+
+
 def test_what_it_needs_is_told():
     model, clip = tiny.sd15(), tiny.clip()
     for settings, said in ((dict(name="my-stat"), "what learns are the words my-cat, my-state: connect New Word"),

@@ -91,6 +91,9 @@ def test_an_attribute_is_the_word_in_some_stages():
     assert [extras["start_percent"] for _, extras in late] == [0.0, *edges(STAGES)[6:-1]]
     assert torch.equal(late[0][0], tiny.encode(clip, "a red dog")[0][0])
     assert all(torch.equal(a[0], b[0]) for a, b in zip(late[1:], whole[6:]))
+    narrow = prompt(clip, words, TEXT, "a red dog", start=0.51, end=0.54)  # both are nearest to one edge
+    assert [extras["start_percent"] for _, extras in narrow] == [0.0, *edges(STAGES)[5:7]]
+    assert torch.equal(narrow[1][0], whole[5][0])
     for n, (rows, _) in enumerate(whole):
         assert n == 0 or relative(rows, whole[n - 1][0]) > 1e-4
 

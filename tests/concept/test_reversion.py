@@ -78,6 +78,7 @@ def test_the_word_goes_to_the_prepositions_and_from_the_things(kind, family):
 def test_the_node_and_what_it_needs():
     (objective,), = PalimpsestReVersion.execute(0.01, 4, 0.07, 0.5, " ".join(PREPOSITIONS)).result
     assert objective == Steering()
+    assert PalimpsestReVersion.execute(0.01, 4, 0.07, 0.5, ", ".join(PREPOSITIONS)).result[0] == (objective,)
     model, clip = tiny.sd15(), tiny.clip()
     with pytest.raises(ValueError, match="connect New Word"):
         learn_concept(model, clip, images(model, CAPTION), [LoRA(1e-3)], objective=objective)

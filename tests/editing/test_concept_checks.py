@@ -50,6 +50,8 @@ def shows(given, latent):
     (dict(trained=[THIN], prior="a * dog"), "connect Class Images"),
     (dict(trained=[AllWeights(1e-3)], memory=10 ** 6), "train LoRA Weights"),
     (dict(trained=[WORD, WORD], captions=("a embedding:thing",)), "new words are called thing"),
+    (dict(trained=[WORD, TextualInversion("Thing", "dog", 1, 1e-3)], captions=("a embedding:thing",)),
+     "new words are called Thing"),
     (dict(trained=[PromptRows(tiny.cond(), 0.0)]), "learning rate of PromptRows is 0"),
     (dict(prior=()), "no picture of the class"),
     (dict(objective=DCO()), "no noun is left, as in 'a photo of \\*'"),
@@ -131,6 +133,17 @@ def test_a_concept_does_not_go_on_from_a_model_that_has_its_file(basis, tmp_path
     assert len(learn_concept(loaded(other), clip, images(model), [basis], steps=1, concept=learned).losses) == 2
     with pytest.raises(ValueError, match="on top of themselves"):
         learn_concept(loaded(learned), clip, images(model), [basis], steps=1, concept=learned)
+
+
+def test_nor_from_a_clip_that_has_it_but_from_both_at_strength_0():
+    model, clip, trained = tiny.sd15(), tiny.clip(), [LoRA(1e-2, text_encoder=True)]
+    learned = learn_concept(model, clip, images(model), trained, steps=2)
+    m, c = applied(model, clip, learned)
+    for whose, given in (("CLIP", (model, c)), ("MODEL", (m, clip))):
+        with pytest.raises(ValueError, match=f"The {whose} has the .* on top of themselves: connect the {whose}"):
+            learn_concept(given[0], given[1], images(model), trained, steps=1, concept=learned)
+    weak = applied(model, clip, learned, 0.0, 0.0)
+    assert len(learn_concept(*weak, images(model), trained, steps=1, concept=learned).losses) == 3
 
 
 def test_a_second_concept_with_a_words_name_is_said(caplog):

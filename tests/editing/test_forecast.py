@@ -8,7 +8,7 @@ from palimpsest.concept.neti import NeuralSpaceTime
 from palimpsest.concept.reversion import Steering
 from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing import forecast
-from palimpsest.editing.concepts import Prior
+from palimpsest.editing.concepts import ConceptImages, Prior
 from palimpsest.editing.learning import learn_concept
 from palimpsest.editing.watching import Watch
 from palimpsest.host.gradients import MADE
@@ -77,6 +77,24 @@ def test_a_step_says_what_it_needs_and_the_crops_say_it_of_the_whole(monkeypatch
     counted, foretold = found
     assert foretold.step == pytest.approx(counted.step, rel=0.03)
     assert counted.seconds > 0 and "A step needs about" in str(counted)
+
+
+@pytest.mark.parametrize("small", [32 * 32, 0])
+def test_the_largest_picture_tells_what_a_step_needs(small, monkeypatch):
+    """Of the concept or of its class, whichever it is, in any order. Sizes that differ pass one after the other."""
+    monkeypatch.setattr(forecast, "SMALL", small)
+    monkeypatch.setattr(forecast, "ROUNDED", 4)
+    model, clip, found = tiny.sd15(), tiny.clip(), []
+    large, less = (images(model, size=size) for size in (32, 16))
+    for a, b in ((large, less), (less, large)):
+        both = ConceptImages((*a.examples, *b.examples), "sks")
+        of_class = Prior(images(model, ("a dog",), size=b.examples[0].latent.shape[-1]), 1.0)
+        for given, prior in ((both, None), (a, of_class)):
+            learn_concept(model, clip, given, [LoRA(1e-3)], prior, 1, told=found.append)
+    first, *others = (needed.step for needed in found)
+    assert others == pytest.approx([first] * 3, rel=0.02)
+    learn_concept(model, clip, less, [LoRA(1e-3)], steps=1, told=found.append)
+    assert found[-1].step < first / 2
 
 
 def test_a_watched_run_holds_an_average_and_the_best_beside():

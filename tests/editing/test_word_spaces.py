@@ -3,15 +3,18 @@ import json
 
 import pytest
 import torch
+from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing.concepts import Concept, WordTable
+from palimpsest.editing.learning import learn_concept
 from palimpsest.editing.word_files import KEY, read_word, word_file
 from palimpsest.editing.word_spaces import prompt
-from palimpsest.host.concept_files import lora_file, with_words
+from palimpsest.host.concept_files import lora_file, vectors_of, with_words
 from palimpsest.host.layered import transformers
 from palimpsest.host.sampling import fingerprint
 from palimpsest.nodes.concept.words import PalimpsestConceptPrompt
 
 import tiny
+from concepts import images
 from node_execution import executor  # noqa: F401  runs every test as the host does
 from runs import kept, relative
 
@@ -53,6 +56,17 @@ def test_two_words_stand_in_one_prompt():
         alone = WordTable({"clip_l": own.vectors["clip_l"][:, layer:layer + 1]})
         (wanted, _), = prompt(clip, {name: alone}, f"a embedding:{name}")
         assert relative(mixed[:, layer::LAYERS], wanted) < 1e-6
+
+
+@pytest.mark.parametrize("behind", [".", "'s hat", "!"])
+def test_a_sign_behind_a_word_does_not_hide_it_from_the_host(behind):
+    clip, words = tiny.clip(), {"thing": WordTable({"clip_l": torch.randn(1, 1, 1, tiny.DIM)})}
+    found, apart = (prompt(clip, words, f"a photo of {said}") for said in (f"embedding:thing{behind}",
+                                                                          f"embedding:thing {behind}"))
+    assert torch.equal(found[0][0], apart[0][0])
+    model, word = tiny.sd15(), TextualInversion("thing", "cat", 1, 1e-2)
+    learned = learn_concept(model, clip, images(model, (f"a photo of embedding:thing{behind}",)), [word], steps=1)
+    assert relative(learned.words["thing"]["clip_l"], vectors_of(clip, "cat")["clip_l"]) > 1e-3
 
 
 def test_a_text_of_two_chunks_is_read_whole():
