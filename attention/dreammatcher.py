@@ -141,7 +141,9 @@ class Descriptors(FeatureEdit):
     def matched(self, rows, site) -> tuple[Tensor, Tensor] | None:
         """`matches` [rows, tokens] on the site's grid; None before the first evaluation."""
         state, key = rows.call.run.state(self), _key(rows)
-        if key not in state.known:
+        if key not in state.known:  # of a prompt that is cut in time, a part before it
+            key = next((known for known in state.known if known[1:] == key[1:]), None)
+        if key is None:
             return None
         layers = state.known[key].values()
         for ours, _ in layers:
@@ -157,7 +159,7 @@ class Descriptors(FeatureEdit):
 
 
 def _key(rows):
-    return rows.entry["uuid"], rows.entry.get("area")
+    return rows.entry["uuid"], rows.entry.get("area"), id(rows.entry.get("palimpsest_tokens"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,6 +54,11 @@ class MutualSelfAttention(SelfAttentionEdit):
     needs, name = "kv", "Mutual Self-Attention"
     follows = True
 
+    @property
+    def rank(self):
+        """With masks it asks with some of the rows and keys, which are not what others read of the source."""
+        return 0 if self.source is None else -0.25
+
     @dataclass
     class State:
         """target: the M [rows, h, w] that was gathered last."""
@@ -74,6 +79,9 @@ class MutualSelfAttention(SelfAttentionEdit):
         target = self.target if gathered is None else gathered
         if target is None or in_tiles(self, rows, site, q):
             return attention(q, source.k, source.v)  # Attention(Q, K_s, V_s)
+        if len(q) != len(source.k):
+            raise ValueError(f"{self.name} is given {len(q)} of {rows.count} rows by another that has a mask for each "
+                             "row, and looks up the source for all: give one mask to all but one of them.")
         inside = mask_at(self.source, rows, site) >= 0.5  # [masks, keys]
         m = mask_of_rows(target, rows, site, q)
         out = torch.empty_like(q)

@@ -95,6 +95,13 @@ class PromptToPrompt(AttentionEdit):
                         "write what the picture shows as Prompt Edit's source.",
                         self.name, ", ".join(repr(t.text) for t in self._targets))
         run.warn_if_idle(self.name, lambda sigma: self.reads(run, sigma))
+        after = self._peers(run)[self._peers(run).index(self) + 1:]
+        if any(self.cross_start < e._last_end and e.cross_start < self._last_end for e in after):
+            log.warning("Two %s nodes edit the same words at once, and there the last of the chain counts: give them "
+                        "other times, or set cross_end to 0 on one of them.", self.name)
+
+    def _peers(self, run):
+        return [e for e in run.editors if isinstance(e, PromptToPrompt) and e._targets == self._targets]
 
     @property
     def follows(self):
@@ -117,6 +124,12 @@ class PromptToPrompt(AttentionEdit):
         return self._active(run, "self", sigma) or self._active(run, "cross", sigma)
 
     def acts(self, run, site, sigma):
+        if site.kind == "self":
+            return self._would(run, site, sigma)
+        # one inside another would move words that were moved
+        return [e for e in self._peers(run) if e._would(run, site, sigma)][-1:] == [self]
+
+    def _would(self, run, site, sigma):
         limit = self.self_resolution if site.kind == "self" else self.cross_resolution
         return site.resolution <= limit and self._active(run, site.kind, sigma)
 

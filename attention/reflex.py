@@ -164,6 +164,9 @@ class AdaptedAttention(AttentionEdit):
         rest = 0
         if picture:
             count = source.q.shape[1]
+            if v.shape[1] - site.beside < count:
+                raise ValueError(f"{NAME} keeps where all {count} cells look, and another editor with a mask shows it "
+                                 f"{v.shape[1] - site.beside} of them: leave that mask out, or set self_end to 0.")
             mine = slice(site.beside, site.beside + count)
             given[:, -count:], own[:, site.beside:] = v[:, mine], 0
             if self.top > 1 and not run.within(sigma, 0.0, WHOLE[bool(self.pairs)]):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..editing.features import FeatureEdit
 from ..editing.layers import SelfAttentionEdit
-from ..editing.sites import Attend, AttentionEdit, Source, in_rows_of, source_of
+from ..editing.sites import Attend, AttentionEdit, Source, in_rows_of, others_inside, source_of
 from ..host.network import group_norms, knows_places
 from ..inversion.trajectory import Inversion
 
@@ -51,6 +51,17 @@ def biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int, attention:
     return attention(*(x.flatten(2) for x in (q, k, v))).unflatten(-1, (heads, wide))[..., :dim].flatten(2)
 
 
+def weighed(q: Tensor, k: Tensor, v: Tensor, own: int, weight: Tensor, attention: Attend) -> Tensor:
+    """Attention whose keys from the number `own` on count e^b = weight [rows or 1] times, b the bias of their scores,
+    through functions that are given no channels more. Keys that such a function has beside these count once."""
+    theirs = torch.cat([torch.zeros_like(v[:, :own]), v[:, own:]], 1)
+    ones = torch.cat([torch.zeros_like(v[:, :own]), torch.ones_like(v[:, own:])], 1)
+    beside = attention(q, k, torch.zeros_like(v))
+    share, shown = attention(q, k, ones) - beside, attention(q, k, theirs) - beside
+    more = (weight - 1).to(v)[:, None, None]
+    return (attention(q, k, v) + more * shown) / (1 + more * share).clamp(min=1e-4)
+
+
 @dataclass(frozen=True)
 class Sharing:
     """How attention is shared.
@@ -63,18 +74,20 @@ class Sharing:
     normalised: bool
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, reference: Source, heads: int, attention: Attend,
-                 alone: int = 0) -> Tensor:
+                 alone: int = 0, inner=False) -> Tensor:
         """The output for q, k, v [rows, tokens, channels] that share the reference's, as many rows; the first `alone`
-        of them do not."""
+        of them do not. inner: whether `attention` holds other edits, whose heads have the width of the network's."""
         if self.normalised:
             q, k = adain(q, reference.q), adain(k, reference.k)  # Q̂_t, K̂_t
         theirs = reference.k if self.scale == 1 else self.scale * reference.k
         if not self.shift and not alone:
             return attention(q, torch.cat([k, theirs], 1), torch.cat([v, reference.v], 1))
-        bias = k.new_zeros(len(k) if alone else 1, k.shape[1] + theirs.shape[1])
-        bias[:, k.shape[1]:] = self.shift  # score_r <- scale · score_r + shift
-        bias[:alone, k.shape[1]:] = NEVER
-        return biased(q, torch.cat([k, theirs], 1), torch.cat([v, reference.v], 1), bias, heads, attention)
+        bias, own = k.new_full((len(k) if alone else 1,), self.shift), k.shape[1]  # score_r <- scale · score_r + shift
+        bias[:alone] = NEVER
+        k, v = torch.cat([k, theirs], 1), torch.cat([v, reference.v], 1)
+        if inner:
+            return weighed(q, k, v, own, bias.float().exp(), attention)
+        return biased(q, k, v, F.pad(bias[:, None].expand(-1, k.shape[1] - own), (own, 0)), heads, attention)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +106,8 @@ class ReferencePicture(SelfAttentionEdit):
     def attend(self, rows, site, q, k, v, source, attention):
         _require_all(rows, q)
         k, v, *reference = in_rows_of(q, k, v, *(source[name] for name in self.needs))
-        return self.share(q, k, v, Source(zip(self.needs, reference)), site.heads, attention)
+        return self.share(q, k, v, Source(zip(self.needs, reference)), site.heads, attention,
+                          inner=others_inside(self, rows, site))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,11 +140,13 @@ class ReferenceRow(AttentionEdit):
         k, v = in_rows_of(q, k, v)
         if knows_places(rows.call.network):  # takes all rows at once, each beside words of its own
             reference = Source((name, x[:1].expand_as(x)) for name, x in zip("qkv", (q, k, v)))
-            return self.share(q, k, v, reference, site.heads, attention, alone=1)
+            return self.share(q, k, v, reference, site.heads, attention, alone=1,
+                              inner=others_inside(self, rows, site))
         tiles = len(q) // rows.count  # of each picture
         first, others = ([x[:tiles] for x in (q, k, v)], [x[tiles:] for x in (q, k, v)])
         reference = Source(zip("qkv", (x.repeat(rows.count - 1, 1, 1) for x in first)))
-        return torch.cat([attention(*first), self.share(*others, reference, site.heads, attention)])
+        return torch.cat([attention(*first), self.share(*others, reference, site.heads, attention,
+                                                        inner=others_inside(self, rows, site))])
 
 
 def _require_all(rows, q):

@@ -67,13 +67,17 @@ def on_grid(maps: Tensor, site: Site) -> Tensor:
     return maps.unflatten(1, (-1, *site.grid[-2:])).mean(1)
 
 
+def scale_of(run, sigma: float) -> float:
+    """c, of which the papers' latent is z = x/c at σ: √(σ_data² + σ²), with a σ_data of 1 on all models but EDM's, and
+    1 on flow models."""
+    model = run.guider.model_patcher
+    data = float(getattr(model.get_model_object("model_sampling"), "sigma_data", 1.0))
+    return 1.0 if prediction_type(model) == "flow" else (data ** 2 + sigma ** 2) ** 0.5
+
+
 def noise_of(run, sigma: float) -> float:
     """The deviation of the noise in the papers' latent z at σ: √(1 - ᾱ), or σ on flow models."""
-    return sigma if _flow(run) else sigma / (1 + sigma ** 2) ** 0.5
-
-
-def _flow(run) -> bool:
-    return prediction_type(run.guider.model_patcher) == "flow"
+    return sigma / scale_of(run, sigma)
 
 
 def at_words(resolution: float, layers: frozenset | None) -> Callable[[Site], bool]:
@@ -90,8 +94,8 @@ def loss_gradient(run, x: Tensor, sigma: float, at: Callable, look: Callable, lo
     loss: loss() is L then; None where no entry of the target is evaluated at σ, whose loss and gradient are 0.
     beside: editors that see more of the same forward.
 
-    With z = x/c the latent of the papers, c = √(1 + σ²) (1 on flow models), z - s·∂L/∂z is x - s·c²·∂L/∂x. The run's
-    own editors take no part. ControlNets do, as constants."""
+    With z = x/c the latent of the papers (`scale_of`), z - s·∂L/∂z is x - s·c²·∂L/∂x. The run's own editors take no
+    part. ControlNets do, as constants."""
     raise_if_cancelled()
     targets = without_control_weights(run.targets())
     with run.graph() as options:
@@ -101,5 +105,4 @@ def loss_gradient(run, x: Tensor, sigma: float, at: Callable, look: Callable, lo
         found = loss()
         if found is None:
             return x.new_zeros(len(x)), torch.zeros_like(x)
-        scale = 1 if _flow(run) else 1 + sigma ** 2
-        return found.detach(), scale * derivative(found.sum(), seen, run.guider.inner_model)
+        return found.detach(), scale_of(run, sigma) ** 2 * derivative(found.sum(), seen, run.guider.inner_model)

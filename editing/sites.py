@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -263,6 +264,15 @@ def _chosen(edits, call, site, part) -> list:
     """Those of the edits that act on a part's rows at a site, the nearest to the attention first."""
     acting = (e for e in edits if isinstance(e, AttentionEdit) and part.role in e.roles)
     return sorted((e for e in acting if e.acts(call.run, site, call.sigma)), key=lambda e: e.rank)
+
+
+def others_inside(edit: AttentionEdit, rows: Rows, site: Site) -> bool:
+    """Whether what an edit is given to compute attention may hold other edits."""
+    run, sigma = rows.call.run, rows.call.sigma
+    others = [e for e in run.editors if isinstance(e, AttentionEdit)]
+    nearer = takewhile(lambda e: e is not edit, sorted(others, key=lambda e: e.rank))
+    return any(e.acts(run, site, sigma) for e in nearer) or site.joint and any(
+        e.acts(run, replace(site, kind="cross"), sigma) for e in others)
 
 
 def _require_all_tokens(site, q, options):

@@ -168,13 +168,16 @@ class MagicRemover(Mover, AttentionEdit):
             if named:
                 found = text_maps(q, k, site, rows.call.network, text_columns(rows.entry)).mean(1)
                 found = object_map(found, [named[i % len(named)] for i in range(rows.count)])
-                maps.setdefault(rows.entry["uuid"], []).append((found, mask_at(self.place, rows, site)))
+                key = rows.entry["uuid"], id(rows.entry["palimpsest_tokens"])
+                maps.setdefault(key, []).append((found, mask_at(self.place, rows, site)))
 
         def loss():
             terms = []
-            for uuid, found in maps.items():
+            for key, found in maps.items():
                 A, (_, m) = sum(A for A, _ in found) / len(found), found[0]
-                first = state.first.setdefault(uuid, A.detach().amax(1, keepdim=True))
+                # of a prompt that is cut in time, that of a part before it
+                before = (known for k, known in state.first.items() if k[1] == key[1] and k not in maps)
+                first = state.first.setdefault(key, next(before, A.detach().amax(1, keepdim=True)))
                 terms.append(activation(A, A.detach().amin(1, keepdim=True), first,
                                         repeat_to_batch_size(m, len(A)).to(A)))
             maps.clear()

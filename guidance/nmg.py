@@ -24,11 +24,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..editing.attention_loss import scale_of
 from ..editing.latent_move import Mover, next_level
 from ..host.batch import repeat_to_batch_size
 from ..host.gradients import without_control_weights
 from ..host.guiders import predictions
-from ..host.sampling import prediction_type
 from ..inversion.grid import append_dims
 from ..inversion.trajectory import Inversion
 
@@ -76,8 +76,8 @@ class NoiseMap(Mover):
     def move(self, run, x, sigma):
         clean = next_level(run, sigma)
         eps, gradient = self._energy_gradient(run, x, sigma, clean)
-        scale, flow = self.scale * VALUES / x[0].numel(), prediction_type(run.guider.model_patcher) == "flow"
-        c, c_next = (1.0, 1.0) if flow else ((1 + sigma ** 2) ** 0.5, (1 + clean ** 2) ** 0.5)
+        scale = self.scale * VALUES / x[0].numel()
+        c, c_next = scale_of(run, sigma), scale_of(run, clean)
         moved = c / c_next * (x + (clean - sigma) * (eps + scale * sigma / c_next * gradient))  # x^N, with ε̃
         return torch.where(append_dims(run.state(self).guided.to(x.device), x), moved, x)
 

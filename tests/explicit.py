@@ -44,9 +44,7 @@ class Run:
     """A stand-in for a run, for the maths of one site."""
     shape: tuple = (1, 4, 2 * SIDE, 2 * SIDE)
     states: dict = field(default_factory=dict)
-
-    def state(self, editor):
-        return self.states.setdefault(id(editor), editor.State())
+    editors: tuple = ()
 
     def state(self, editor):
         return self.__dict__.setdefault("states", {}).setdefault(id(editor), editor.State())

@@ -27,6 +27,7 @@ AS_ONE = set(map(frozenset, (  # one of the two leaves the other nothing to do
     # one look-up of one picture's queries and keys, or of its values
     ("mutual", "remove"), ("mutual", "cross image"), ("free prompt", "composite"), ("feature share", "remove"),
     ("mid-step features", "composite"), ("dreammatcher", "remove"),
+    ("swap", "reweight"),  # of two Attention Injects on the same words the last counts
     ("remove", "ledits"))))  # on these nets the concept is found outside the place
 # two of them are told apart by a third step
 LATE = {"swap", "reweight", "free prompt", "mid-step features", "mid-step words"}
