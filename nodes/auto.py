@@ -63,7 +63,7 @@ class Auto:
         """For a node that finds words in an ATTENTION. ValueError where some were typed."""
         if typed.strip():
             raise ValueError(f"{node} has the words {typed!r}, but auto chooses them: clear the words, or set "
-                             "choose_words to 'as set'.")
+                             "choose_words ('settings' on a blueprint) to 'as set'.")
         if attention is None or attention.edit is None:
             raise ValueError(f"{node} cannot choose words without the two prompts: connect Attention Store's "
                              "ATTENTION, or set choose_words to 'as set'.")

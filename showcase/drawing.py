@@ -20,6 +20,9 @@ OWN_MODEL = """### With your own model and picture
 1. Put {loader} in place of *Load Miniature*, and **Load Image** in place \
 of *Miniature Scene*. *Size for the Model* scales any picture{mask} to what your model likes.
 """
+SCENES_WORDS = "The scene also wrote the words in *Prompt Edit*: write there what your picture **shows**"
+BOTH = f"{SCENES_WORDS}, and what it **should show**.\n"
+ALONE = f"{SCENES_WORDS}. Its `target` is not used and must not be empty: write the same.\n"
 
 
 def picture_and_words(c, note: str, tall: int, picture: dict, target: bool = True, masked: bool = False,
@@ -33,7 +36,7 @@ def picture_and_words(c, note: str, tall: int, picture: dict, target: bool = Tru
     """
     c.column(360)
     own = OWN_MODEL.format(loader=FAMILIES[model], mask=" and its mask" if masked else "")
-    c.note("How to use your own", own + note, tall)
+    c.note("How to use your own", own + (note if target else ALONE + note), tall)
     loader = c.node("PalimpsestLoadMiniature", model=model)
     c.column(300)
     scene = c.node("PalimpsestMiniatureScene", None, 220, **picture)
@@ -229,7 +232,8 @@ class Workflow:
 
     def draw(self, c):
         with c.group("1  Picture and words", BLUE):
-            p = picture_and_words(c, self.about, 370, self.scene, masked=self.masked, model=self.model)
+            about = (BOTH if self.target == "target" and not self.prompt else ALONE) + self.about
+            p = picture_and_words(c, about, 430, self.scene, masked=self.masked, model=self.model)
             p.null = encoded(c, p, "Null prompt", "")
         c.row()
         inversion = None

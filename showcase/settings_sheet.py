@@ -2,6 +2,7 @@
 from . import Example
 from .drawing import (
     BLUE,
+    BOTH,
     BROWN,
     CFG,
     GREEN,
@@ -15,8 +16,9 @@ from .drawing import (
 )
 from .pictures import scene
 
-ABOUT = """2. In *Settings Sheet*, `x` and `y` name settings by a node's title and its input. A name that is not \
-there lists all that are. Write the values to try below them.
+ABOUT = BOTH + """2. On SD: CFG 7.5, `self_resolution` 0.5 in *Attention Inject*. In *Settings Sheet*, `x` and `y` \
+name settings by a node's title and its input. A name that is not there lists all that are. Write the values to try \
+below them.
 3. Run. The inversion runs once for all cells. A second run makes only cells that are new. A cancelled run keeps the \
 cells that are done."""
 SHAPE = {"seed": 12, "kind": "object"}

@@ -121,7 +121,8 @@ class PalimpsestLearnSubject(io.ComfyNode):
                 io.String.Input("identifier", default=RARE, tooltip=(
                     "What your subject is called in prompts, before the noun: 'a photo of a sks dog'. A rare token. "
                     f"diffusers: {RARE}. Or a new word, embedding:NAME, which is learned with the weights: your "
-                    "subject keeps more of its looks in new places. Its file goes where ComfyUI's embeddings are.")),
+                    "subject keeps more of its looks in new places. Save Concept writes its file to "
+                    "output/embeddings.")),
                 io.Int.Input("steps", default=500, min=1, max=100_000,
                              tooltip="The most updates. diffusers: 500. The miniature: 300."),
                 rate_input(1e-4, "diffusers: 1e-4. The miniature: 2e-3 to 4e-3."),

@@ -29,7 +29,7 @@ class PalimpsestConceptPrompt(io.ComfyNode):
                 io.String.Input("text", multiline=True, default="a photo of embedding:my-thing", tooltip=(
                     "The prompt. embedding:NAME stands for the word.")),
                 io.String.Input("layers", default="", tooltip=(
-                    "The layers that read the text: 'd0-5, m0, u0-8', as KV Inversion counts them. Empty: all. P+: "
+                    "The layers that read the text: 'd0-5, m0, u0-8', as in Mutual Self-Attention. Empty: all. P+: "
                     "coarse layers (d4-5, m0, u0-2) take the shape, fine ones the look.")),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "The share of the schedule from which on the text is read.")),

@@ -48,7 +48,8 @@ def added(c, p, _):
 WORKFLOW = Workflow(
     "Add an object from new noise (Add-it)",
     "2. On Flux: 30 steps, *Split Sigmas Denoise* at 0.93 (0.87 for a photo), CFG 1, a FluxGuidance of 3.5 behind the "
-    "target, and of 1 behind a photo's source.\n\nThe picture's latent gets new noise. Words and picture look up the "
+    "target, and of 1 behind a photo's source. For a photo also `weight` 1.1, and *Latent Blend* `start` 0.6.\n\n"
+    "The picture's latent gets new noise. Words and picture look up the "
     "source while they are sampled, and *Latent Blend* brings back the rest. Another *noise_seed* draws another "
     "object.",
     added, 68, kind="add", seed=8, invert=None, model="Flux")

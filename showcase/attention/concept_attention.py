@@ -4,10 +4,9 @@ from ..drawing import BLUE, GREEN, VIOLET, Drawing, picture_and_words
 from ..folds import Blueprint
 from ..pictures import scene
 
-ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The target is not used.
-3. In *Concept Attention*, name what you look for and what is around it, with commas between: *cat, sofa, wall*. They \
-need not stand in the sentence. On Flux leave `layers` empty.
-4. Run. *Attention Heatmap* shows each concept, *Attention Mask* takes those that you write there.
+ABOUT = """2. In *Concept Attention*, name what you look for and what is around it, with commas between: *cat, sofa, \
+wall*. They need not stand in the sentence. On Flux leave `layers` empty.
+3. Run. *Attention Heatmap* shows each concept, *Attention Mask* takes those that you write there.
 
 The mask fits any node that takes one: *Latent Blend (Inversion)*, *Feature Share* (KV-Edit), *ImageCompositeMasked*."""
 TITLE = "Mask from concepts on a flow model (Concept Attention)"

@@ -16,7 +16,7 @@ and CLIP as well.
 rate 1e-4. In *Learn Concept*: 500 steps, batch 1.
 3. In *Prompt Edit*, the source says what the reference shows and the target the new picture. In *DreamMatcher*, \
 **words** names the subject in the target.
-4. Sample as many steps as you invert."""
+4. Sample as many steps as you invert, at CFG 7.5, in an *Empty Latent Image* of the reference's size."""
 
 
 def draw(c):

@@ -133,14 +133,19 @@ BACKGROUND = Blueprint(
 EDIT, MOVED = held_out_edit(**SCENE), {"seed": 5, "kind": "background"}
 
 
-TRIED = """Press **Run**: it takes seconds, on a processor too. Then change words of the second sentence.
+SET = """
+
+With `settings` at *auto* the node chooses by the words that you change, and the report says what. To set {which} \
+yourself, set `settings` to *as set*."""
+TRIED = """Press **Run**: it takes less than a minute, on a processor too. Then change words of the second sentence.
 The small model knows simple scenes: other shapes, colours and grounds. For your own photo open *Start here*."""
 TRY = Start("Try without a model", BY_WORDS, TRIED, SCENE, {
     folds.SHOWS: EDIT.source_text, folds.WANTED: EDIT.target_text, folds.GUIDANCE: CFG}, {}, 5, small=True)
 START = Start(
     "Start here - Change a word", BY_WORDS, folds.WORD, SCENE, TRY.tried, {
         folds.SHOWS: "a photo of a red apple and a white cup on a wooden table",
-        folds.WANTED: "a photo of a red apple and a blue cup on a wooden table"}, 1)
+        folds.WANTED: "a photo of a red apple and a blue cup on a wooden table"}, 1,
+    more=SET.format(which="*keep the layout*, *keep outlines* and *words that may change*"))
 OTHER = held_out_edit(**MOVED)
 BEFORE = Start(
     "Start here - Change the background", BACKGROUND,
@@ -149,7 +154,8 @@ BEFORE = Start(
     MOVED, {folds.SHOWS: OTHER.source_text, folds.WANTED: OTHER.target_text, STAY: "green, checkered, heart",
             folds.GUIDANCE: CFG}, {
         folds.SHOWS: "a photo of a red apple and a white cup on a wooden table",
-        folds.WANTED: "a photo of a red apple and a white cup on a sandy beach", STAY: "red, apple, white, cup"}, 3)
+        folds.WANTED: "a photo of a red apple and a white cup on a sandy beach", STAY: "red, apple, white, cup"}, 3,
+    more=SET.format(which="*keep the layout* and *keep outlines*"))
 WHOLE = {"cross_end": 1.0, "self_end": 1.0}  # of the schedule
 EXAMPLE = Example(
     "Prompt-to-Prompt",

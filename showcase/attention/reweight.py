@@ -12,7 +12,7 @@ def weighed(c, p, inversion, weights="dotted: 4"):
 
 WORKFLOW = Workflow(
     "Strengthen a word (Attention Re-weight)",
-    "2. *word_weights* are words of the prompt and their factors. On SD: 2 to 10.\n\nThe word's attention is "
+    "2. *word_weights* are words of the prompt and their factors. On SD: 2 to 10, CFG 7.5.\n\nThe word's attention is "
     "multiplied. A negative factor reverses it.",
     weighed, 250, target="source", exact=False)
 

@@ -4,9 +4,9 @@ from ..drawing import BLUE, GREEN, SCENE, VIOLET, WORDS, Drawing, picture_and_wo
 from ..folds import Blueprint
 from ..pictures import scene, show_mask, stored
 
-ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The target is not used.
-3. Run. In *Attention Heatmap*, point at a word to see it. Click words to choose what the mask covers, and run again.
-4. In *Attention Mask*, `threshold` 0 is automatic, higher is tighter. `grow` and `blur` soften the edge, in latent \
+ABOUT = """2. Run. In *Attention Heatmap*, point at a word to see it. Click words to choose what the mask covers, and \
+run again.
+3. In *Attention Mask*, `threshold` 0 is automatic, higher is tighter. `grow` and `blur` soften the edge, in latent \
 cells.
 
 The mask fits any node that takes one: *Latent Blend (Inversion)*, *ImageCompositeMasked*, \

@@ -7,8 +7,8 @@ from ..rows import CostRow, SceneRow, on_inversion
 
 WORKFLOW = Workflow(
     "Add an object where you paint (Blended Latent)",
-    "2. Draw your own MASK in place of the scene's. On SD: CFG 7.5.\n\nThe mask starts enlarged, so that a small area "
-    "gives an edit room to begin.",
+    "2. Draw your own MASK in place of the scene's. On SD: CFG 7.5, and `self_resolution` 0.5 in *Attention Inject*."
+    "\n\nThe mask starts enlarged, so that a small area gives an edit room to begin.",
     on_injected("PalimpsestBlendedLatent", masked=True), 130, kind="add", seed=7, masked=True, hard=True)
 
 

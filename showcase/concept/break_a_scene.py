@@ -5,10 +5,10 @@ from ..drawing import BLUE, BROWN, GREEN, VIOLET, Drawing, picture_and_words, sa
 THINGS, NAMES = ("square", "circle"), ("my-square", "my-circle")  # of the scene
 NEW = {"The first alone": ("embedding:my-square", "grass"), "The second alone": ("embedding:my-circle", "sky"),
        "Both": ("embedding:my-square and embedding:my-circle", "night")}
-ABOUT = """2. In *Prompt Edit*, the source says what the picture **shows**. The target is not used.
-3. Give *Mask to Image* a MASK of each thing, painted in **Load Image** or of a word by *Attention Mask*.
-4. Name the words in each *New Word* and in *Break-A-Scene (Parts)*. Words: learning rate 5e-4. LoRA: 1e-4. Steps 400 \
-of each, batch 1.
+ABOUT = """2. Give *Mask to Image* a MASK of each thing, painted in **Load Image** or of a word by *Attention Mask*.
+3. Name the words in each *New Word* and in *Break-A-Scene (Parts)*. Words: learning rate 5e-4. LoRA: 1e-4. Steps 400 \
+of each, batch 1. *Attention Store*: `resolution` 0.25. *Mask Attention*: `weight` 0.01.
+4. In *Empty Latent Image*: 512 × 512 (SDXL: 1024 × 1024). In *KSampler*: CFG 7.5, and prompts with your words.
 
 **Run** learns both things of the one picture, a minute on a processor. The words learn first, then the weights."""
 

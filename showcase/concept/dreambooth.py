@@ -16,8 +16,10 @@ or a folder by **Load Image (from Folder)**.
 2. Say **what it is** in a word. Say what each picture shows, one a line, `a * dog on grass`: what you say is not \
 learned with it. Leave it empty if you are in a hurry.
 3. In the node: steps 500, learning rate 1e-4, pictures a step 1, pictures of its class 50, guidance 7.5.
-4. Its name may be a new word, *embedding:mine*. It keeps more of its looks in new places, and has a second file, in \
-output/embeddings.
+4. In *Empty Latent Image*: 512 × 512 (SDXL: 1024 × 1024). In *KSampler*: CFG 7.5. Name your \
+subject in its prompt.
+5. Its name may be a new word, *embedding:mine*. It keeps more of its looks in new places, and has a second file, in \
+output/embeddings. In other workflows write that file's name, *embedding:mine_00001_*.
 
 The LoRA file in output/loras works in every workflow, without this pack."""
 
@@ -89,9 +91,10 @@ along, and a blue circle stays a blue circle.
 ### With your own model and pictures
 1. Put **Load Checkpoint** (SD1.x, SD2.x or SDXL) in place of *Load Miniature*, and three to five of your pictures in \
 place of *Miniature Subject*.
-2. In *Class Images*: what it is, 100 pictures of the model's size, CFG 7.5. They are made once, however often you \
-learn.
+2. In *Class Images*: what it is, `templates` empty, 100 pictures of the model's size, CFG 7.5. They are made once, \
+however often you learn.
 3. In *LoRA Weights*: learning rate 1e-4. In *Learn Concept*: 500 steps, batch 1. Keep one of the two rows.
+4. In *Empty Latent Image*: 512 × 512 (SDXL: 1024 × 1024). In *KSampler*: CFG 7.5, and your own prompts.
 
 **Custom Diffusion (K, V)**, **SVDiff** and **DreamBooth (All Weights)** stand in the place of *LoRA Weights*. \
 **Direct Consistency (DCO)** and **SuDe** stand in the place of *Prior Preservation*, without class pictures."""

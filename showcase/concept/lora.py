@@ -18,7 +18,8 @@ place of *Miniature Subject*, and **Load Image** in place of *Miniature Scene*. 
 1e-4. In *Learn Concept*: 500 steps, batch 1.
 3. In *Prompt Edit*, the source says what the picture **shows**, the target has the subject's name. In *Latent Blend* \
 name the thing, and the subject.
-4. *Attention Inject* keeps the layout. Lower ends let the subject take its own shape.
+4. On SD: *Attention Store* `resolution` 0.25, *Attention Inject* `self_resolution` 0.5, CFG 7.5. *Attention Inject* \
+keeps the layout. Lower ends let the subject take its own shape.
 
 The paper learns keys, values and a word: **Custom Diffusion (K, V)** and **New Word** do that in place of *LoRA \
 Weights*, and the subject is then called *embedding:NAME*."""

@@ -19,6 +19,7 @@ or a folder by **Load Image (from Folder)**.
 5e-3, 500 steps, batch 8. NeTI (not on SDXL): 8e-3, 1000 steps, batch 8.
 4. The first word stands in any text, with the CLIP that comes out: `a photo of embedding:my-thing`. Words in more \
 places need *Concept Prompt*.
+5. In *Empty Latent Image*: 512 × 512 (SDXL: 1024 × 1024). In *KSampler*: CFG 7.5, and your own prompts.
 
 **New Word in Stages (ProSpect)** stands where P+ does. *Save Concept* keeps a word."""
 

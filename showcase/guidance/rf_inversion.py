@@ -15,7 +15,8 @@ def drawn_back(c, p, inversion):
 END = 0.6  # of the miniature
 WORKFLOW = Workflow(
     "Change a picture as a whole on a flow model (RF-Inversion)",
-    "2. On Flux: 28 steps, CFG 1, a FluxGuidance of 1 behind the source and of 3.5 behind the target, *end* 0.24.\n\n"
+    "2. On Flux: 28 steps, CFG 1, an empty source, a FluxGuidance of 0 behind it and of 3.5 behind the target, *end* "
+    "0.24.\n\n"
     "The way back is drawn to fresh noise, so the model is free to paint; the guide draws its first steps to the "
     "picture. Later ends and a higher eta keep more.",
     drawn_back, 68, invert=partial(inverted, kind="PalimpsestRFInversionInvert", steps=28), model="Flux")
