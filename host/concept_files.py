@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .weights import quantised
+from .weights import coarse
 
 SEEDS = comfy.utils if hasattr(comfy.utils, "string_to_seed") else comfy.model_patcher  # ComfyUI 0.3.64
 BESIDE = "bypass_lora"  # the host's place for changes beside weights
@@ -65,10 +65,10 @@ def patched_weights(model, names: Mapping[str, str]) -> Iterator[tuple[str, Tens
 
 
 def with_weights(model, clip, weights: Mapping[str, Tensor], strength_model: float, strength_clip: float):
-    """(MODEL, CLIP) under a LoRA file's weights. Beside those of a quantised MODEL, where they would be rounded as
-    coarsely, if it has no others there yet: the host has one place for them."""
+    """(MODEL, CLIP) under a LoRA file's weights. Beside those of a quantised MODEL or one of 8 bits, where the sum
+    would be rounded as coarsely, if it has no others there yet: the host has one place for them."""
     bypass = getattr(comfy.sd, "load_bypass_lora_for_models", None)
-    if not bypass or BESIDE in model.injections or not any(map(quantised, model.model.diffusion_model.parameters())):
+    if not bypass or BESIDE in model.injections or not coarse(model):
         return comfy.sd.load_lora_for_models(model, clip, dict(weights), strength_model, strength_clip)
     unet = {name: value for name, value in weights.items() if name.startswith("lora_unet_")}
     model, _ = bypass(model, None, unet, strength_model, 0.0)

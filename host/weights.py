@@ -22,6 +22,12 @@ def quantised(weight) -> bool:
     return isinstance(weight, QUANTISED)
 
 
+def coarse(model) -> bool:
+    """Whether a MODEL has weights of so few bits that a sum with them would be rounded coarsely."""
+    return any(quantised(w) or w.is_floating_point() and w.dtype.itemsize == 1
+               for w in model.model.diffusion_model.parameters())
+
+
 def plain(weight) -> bool:
     """Whether a weight is a tensor of numbers, as those of other nodes' loaders need not be either."""
     return weight.is_floating_point() and type(weight) in (Tensor, torch.nn.Parameter)

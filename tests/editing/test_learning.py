@@ -3,6 +3,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import comfy.model_management as management
+import comfy.sd
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
@@ -128,8 +129,9 @@ def test_weights_of_8_bits_learn_as_their_numbers_do_in_fp32(family, large, monk
     assert large or relative(*kept) < 1e-3
     twice = learn_concept(model, clip, images(model), [LoRA(1e-2, layers="all")], steps=4, recompute=True)
     assert twice.losses == pytest.approx(found.losses, rel=1e-2 if large else 1e-6)
-    changed = prediction(applied(model, clip, found)[0])
-    assert relative(changed, prediction(applied(same, clip, wanted)[0])) < 0.5 * relative(changed, prediction(model))
+    changed, base = prediction(applied(model, clip, found)[0]), prediction(model)
+    rounded = 0.5 if large or not hasattr(comfy.sd, "load_bypass_lora_for_models") else 0.01  # beside the weights
+    assert relative(changed, prediction(applied(same, clip, wanted)[0])) < rounded * relative(changed, base)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
