@@ -120,7 +120,7 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
                              "one change of a weight: keep one of them.")
         changed |= dict.fromkeys(taken, type(basis).__name__)
         _check_bits("MODEL", {n: weights[n] for n in taken if not basis.beside or not quantised(weights[n])},
-                    "train LoRA Weights, or load a checkpoint of fp8, fp16, bf16 or fp32")
+                    f"{'' if basis.beside else 'train LoRA Weights, or '}load a checkpoint of fp8, fp16, bf16 or fp32")
         if basis.text_encoder and not text_learns(clip):
             raise ValueError(f"{type(basis).__name__} trains the text encoder, and of this one "
                              f"({', '.join(sorted(_encoders(clip))) or 'no weights'}) only CLIP can learn into a LoRA "

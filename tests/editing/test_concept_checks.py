@@ -103,6 +103,19 @@ def test_the_hosts_quantised_tensors_are_known_whatever_dtype_they_tell():
             learn_concept(model, clip, images(model), [basis])
 
 
+class Packed(torch.Tensor):
+    """A weight of another node's loader, as GGUF files are held."""
+
+
+def test_weights_of_other_nodes_loaders_learn_no_lora():
+    model, clip = tiny.sd15(), tiny.clip()
+    to_q = model.model.diffusion_model.get_submodule("input_blocks.1.1.transformer_blocks.0.attn1.to_q")
+    to_q.weight = torch.nn.Parameter(to_q.weight.data.as_subclass(Packed), requires_grad=False)
+    with pytest.raises(ValueError, match="is Packed of torch.float32, and learning adds to plain numbers: load a"):
+        learn_concept(model, clip, images(model), [THIN])
+    assert len(learn_concept(model, clip, images(model), [WORD], steps=1).losses) == 1
+
+
 def test_an_embedding_that_the_clip_knows_may_be_the_identifier():
     model, clip = tiny.sd15(), tiny.clip()
     _, knows = applied(model, clip, learn_concept(model, clip, images(model, ("a *",)), [WORD], steps=1))
