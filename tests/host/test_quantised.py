@@ -77,6 +77,21 @@ def test_a_lora_learns_what_it_learns_on_the_numbers_themselves(family, recomput
     assert torch.equal(prediction(models[0], prompt)[1], before[0])
 
 
+def test_where_the_card_multiplies_in_8_bits_learning_does_not():
+    """The host's kernels for it round what goes into a layer, and no gradient knows of that."""
+    (model, plain), clip, prompt = of_float8(EVERY["flux"]()), clip_of("flux"), tiny.cond(seed=5)
+    exact, layers = prediction(model, prompt)[1], [*model.model.diffusion_model.modules()]
+    for layer in layers:
+        if hasattr(layer, "_full_precision_mm"):
+            layer._full_precision_mm = False
+    rounded, before = prediction(model, prompt)[1], [dict(vars(layer)) for layer in layers]
+    assert relative(rounded, exact) > 1e-3
+    found, wanted = (learn_concept(m, clip, images(m), [LoRA(1e-2)], steps=2).losses for m in (model, plain))
+    assert found == pytest.approx(wanted, rel=1e-6)
+    assert torch.equal(prediction(model, prompt)[1], rounded)
+    assert [vars(layer).keys() for layer in layers] == [held.keys() for held in before]
+
+
 def test_a_model_that_learned_before_it_was_loaded_can_be_moved():
     """The host moves a quantised weight again in the mode alone in which it moved it first."""
     model, _ = of_float8(EVERY["sd15"]())
