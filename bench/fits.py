@@ -120,8 +120,8 @@ def passed(network, basis, takes, recomputed, *args, **kwargs) -> tuple[int, int
     with gradients._recording(), counting(network) as kept, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a fake tensor's address is asked for
         out = gradients._on_stand_ins(
-            {f"network.{name}": w for name, w in weights.items()}, lambda: Deltas(parts), lambda: recomputed, Call(),
-            *args, **kwargs)
+            {f"network.{name}": w for name, w in weights.items()}, lambda: Deltas(parts), lambda: recomputed, False,
+            Call(), *args, **kwargs)
         out = out[0] if isinstance(out, tuple) else out
         out.float().square().mean().backward()
     return allowed(kept), 4 * sum(leaf.nbytes for part in parts for leaf in part.leaves())

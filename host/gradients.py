@@ -22,7 +22,7 @@ import torch
 from comfy.ldm.modules.attention import get_attention_function
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .options import WrappersMP, with_transformer, with_wrapper
 from .recomputing import again, forwards, recomputed
@@ -61,14 +61,14 @@ def differentiable(model, deltas: Deltas = None, recompute: Callable[[], bool] =
         (recomputing.py). Then `deltas` is asked in there too, and only leaves get their gradients.
     """
     dynamic, outside = require_weights_in_place(model), torch.is_inference_mode_enabled()
-    with _recording():
+    with _recording(beside := bool(model.injections)):
         # the host's dynamic memory may overwrite weights that autograd saved
         m = model.clone(disable_dynamic=True) if dynamic else model.clone()
         dtype = m.model_dtype()
         compute = torch.float32 if dtype == torch.float32 or m.model_size() <= FP32 else torch.bfloat16
         m.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, partial(_in_mode, outside))
         m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _require_graph)
-        m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, partial(_on_stand_ins, {}, deltas, recompute))
+        m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, partial(_on_stand_ins, {}, deltas, recompute, beside))
         if dtype != compute:
             m.set_model_compute_dtype(compute)
         m.model_options["transformer_options"]["optimized_attention_override"] = pytorch_attention
@@ -76,9 +76,11 @@ def differentiable(model, deltas: Deltas = None, recompute: Callable[[], bool] =
 
 
 @contextmanager
-def _recording():
-    """Autograd outside the executor's inference mode, in-place writes and fused kernels taken care of."""
-    training, copying = getattr(management, "in_training", False), _CopyBeforeWrite()
+def _recording(beside=False):
+    """Autograd outside the executor's inference mode, in-place writes and fused kernels taken care of.
+
+    beside: whether LoRAs stand beside weights, so that modules compute with tensors that are not the network's."""
+    training, copying = getattr(management, "in_training", False), _CopyBeforeWrite(beside)
     with (torch.inference_mode(False), torch.enable_grad(), copying,
           torch.autograd.graph.saved_tensors_hooks(copying.pack, lambda kept: kept.unpack())):
         management.in_training = True
@@ -122,8 +124,9 @@ class _CopyBeforeWrite(TorchFunctionMode):
     given, so that a gradient in fifty came out wrong. It also looks at every operation, those of the backward pass too,
     which takes as long as a small model."""
 
-    def __init__(self):
+    def __init__(self, beside):
         super().__init__()
+        self.beside = beside
         self.held = defaultdict(WeakSet)  # by storage, which lives as long as what holds it
 
     def pack(self, tensor):
@@ -151,7 +154,15 @@ class _CopyBeforeWrite(TorchFunctionMode):
                 if isinstance(tensor, torch.Tensor) and not quantised(tensor):  # which is not saved, and has no address
                     for held in self.held.pop(tensor.untyped_storage().data_ptr(), ()):
                         held.keep(held.tensor.clone())
+        if self.beside and torch.is_grad_enabled():
+            args, kwargs = tree_map_only(torch.Tensor, _savable, (args, kwargs))
         return function(*args, **kwargs)
+
+
+def _savable(tensor):
+    """What autograd may save in a tensor's place."""
+    with torch._C.DisableTorchFunction():
+        return _alias(tensor) if tensor.is_inference() and type(tensor) is torch.Tensor else tensor
 
 
 @cache
@@ -177,9 +188,9 @@ def graph(guider, sigmas: Tensor, stand_ins: dict) -> Iterator[dict]:
     # those of the guider hold no run, so no editor is asked
     options = with_transformer(guider.model_options, sample_sigmas=sigmas,
                                optimized_attention_override=pytorch_attention)
-    with _recording():
+    with _recording(beside := bool(guider.model_patcher.injections)):
         yield with_wrapper(options, WrappersMP.APPLY_MODEL, KEY, _require_graph,
-                           partial(_on_stand_ins, stand_ins, None, bool))
+                           partial(_on_stand_ins, stand_ins, None, bool, beside))
 
 
 def without_control_weights(entries) -> list:
@@ -225,12 +236,12 @@ def _require_graph(executor, *args, **kwargs):
     return executor(*args, **kwargs)
 
 
-def _on_stand_ins(stand_ins, deltas: Deltas, recompute, executor, *args, **kwargs):
-    call = _recomputing if recompute() else called
+def _on_stand_ins(stand_ins, deltas: Deltas, recompute, beside, executor, *args, **kwargs):
+    call = partial(_recomputing, beside) if recompute() else called
     return call(executor.class_obj.diffusion_model, stand_ins, deltas, executor, *args, **kwargs)
 
 
-def _recomputing(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
+def _recomputing(beside, network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
     """`called`, whose blocks take their weights themselves, in each of their passes."""
     added: Mapping = deltas() if deltas else {}
     changed: dict[str, Callable] = {}
@@ -249,7 +260,7 @@ def _recomputing(network, stand_ins: dict, deltas: Deltas, function, *args, **kw
 
     @contextmanager
     def recording():
-        with _recording(), _copied(brought), _whole(compressed):
+        with _recording(beside), _copied(brought), _whole(compressed):
             yield
 
     with recomputed(network, weights, recording):

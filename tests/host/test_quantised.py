@@ -77,6 +77,18 @@ def test_a_lora_learns_what_it_learns_on_the_numbers_themselves(family, recomput
     assert torch.equal(prediction(models[0], prompt)[1], before[0])
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_go_past_a_lora_that_stands_beside_the_weights(recompute):
+    """Its tensors are not the network's, and a loader made them."""
+    models, clip = both("sd15"), tiny.clip()
+    learned = learn_concept(models[1], clip, images(models[1]), [LoRA(1e-2, layers="all")], steps=2)
+    found, wanted = (learn_concept(applied(model, clip, learned)[0], clip, images(model, seed=8), [LoRA(1e-2)], steps=2,
+                                   recompute=recompute).losses for model in models)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    bare = learn_concept(models[1], clip, images(models[1], seed=8), [LoRA(1e-2)], steps=2).losses
+    assert abs(bare[0] / wanted[0] - 1) > 1e-3
+
+
 def test_where_the_card_multiplies_in_8_bits_learning_does_not():
     """The host's kernels for it round what goes into a layer, and no gradient knows of that."""
     (model, plain), clip, prompt = of_float8(EVERY["flux"]()), clip_of("flux"), tiny.cond(seed=5)
