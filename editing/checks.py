@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..host.batch import repeat_to_batch_size
 from ..host.canvas import concerning, log
-from ..host.hooks import hooks_of, known_hooks
+from ..host.hooks import hooks_of, known_hooks, require_changeable
 from ..host.network import knows_places
 from ..host.options import compiled
 from ..host.sampling import Solver, adds_noise, digest
@@ -60,6 +60,7 @@ def check_hooks(run: "Run", editor: Editor):
 
 def check_run(run: "Run", stepped: Inversion | None):
     """ValueError on what no run can work with. stepped: the INVERSION whose own steps the SAMPLER takes."""
+    require_changeable(run.guider)
     replayed = {id(e.read_inversion()) for e in run.editors if e.replays}
     acting = [e for e in run.editors if not e.replays]
     if acting and run.guider.model_options.get("context_handler") is not None:

@@ -40,6 +40,19 @@ def known_hooks(guider) -> list[Hook]:
     return getattr(guider.model_options.get("registered_hooks"), "hooks", [])
 
 
+def require_changeable(guider):
+    """ValueError where the host would stop at the first hook on weights: its way to them breaks on quantised ones
+    (weights.py)."""
+    if not any(hook.hook_type == EnumHookType.Weight for hook in known_hooks(guider)):
+        return
+    try:
+        guider.model_patcher.get_key_patches("diffusion_model.")
+    except AttributeError as error:
+        raise ValueError("A prompt has a LoRA of its own (ComfyUI's hooks), and ComfyUI cannot change the quantised "
+                         "weights of this MODEL in the middle of a run: load a checkpoint of fp8, fp16 or bf16, or put "
+                         "the LoRA on the MODEL.") from error
+
+
 def register_weights(guider, conditionings: Iterable[list]):
     """Lets the host apply the weights of further CONDITIONINGs in the run that begins, as it does those of the guider's
     own, which alone it looks for. The host forgets them at the run's end."""

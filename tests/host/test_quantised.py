@@ -10,6 +10,7 @@ from palimpsest.concept.svdiff import SpectralShifts
 from palimpsest.editing.deltas import regrown
 from palimpsest.editing.inverting import invert
 from palimpsest.editing.learning import applied, learn_concept
+from palimpsest.host.hooks import with_weights_on
 
 import runs
 import tiny
@@ -119,6 +120,13 @@ def test_a_model_beside_whose_weights_the_concept_stands_is_known():
     learned = learn_concept(model, clip, images(model), [LoRA(1e-2)], steps=2)
     with pytest.raises(ValueError, match="has the .* weights of the CONCEPT on it"):
         learn_concept(applied(model, clip, learned)[0], clip, images(model), [LoRA(1e-2)], steps=2, concept=learned)
+
+
+def test_a_lora_on_one_prompt_is_refused_before_the_host_stops_at_it(cases):
+    case, prompts = cases[0], tiny.encode(tiny.clip(), "a photo of a cat")
+    learned = learn_concept(case.model, tiny.clip(), images(case.model), [LoRA(1e-2)], steps=1)
+    with pytest.raises(ValueError, match="cannot change the quantised weights of this MODEL"):
+        case.sample(EDITORS["mutual"](case), with_weights_on(prompts, learned.weights, 1.0))
 
 
 @pytest.mark.parametrize("basis", [AllWeights(1e-3), KeysAndValues(1e-3), SpectralShifts(1e-3)], ids=repr)
