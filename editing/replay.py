@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..host.batch import repeat_to_batch_size
-from ..host.guiders import encode_model_conds
+from ..host.guiders import encode_model_conds, padded
 from ..host.network import with_added
 from ..host.sampling import Solver, check_family, digest, sample, split_at
 from ..inversion.method import method_of
@@ -113,7 +113,8 @@ class Replayed(Editor):
                                 inversion.method, cfg)
         for name in [n for n in ("cond", "value") if n in theta and (n == "value" or self._mix(n))]:
             tokens = theta[name].tensor.shape[-2]
-            other = {e["model_conds"]["c_crossattn"].cond.shape[1] for e in run.targets()} - {tokens}
+            held = [e["model_conds"]["c_crossattn"].cond for e in run.targets()]
+            other = {x.shape[1] for x in held if x.shape[1] != tokens and x[:, 0].any()}
             if other:
                 raise ValueError(f"The target has {other.pop()} tokens, the {inversion.method} INVERSION learned "
                                  f"{tokens}: keep both prompts under 75 tokens.")
@@ -135,7 +136,7 @@ class Replayed(Editor):
         """The entry with another embedding, under the same uuid."""
         held = entry["model_conds"]["c_crossattn"]
         if id(held) not in made:
-            learned = repeat_to_batch_size(embedding, run.shape[0]).to(held.cond)
+            learned = padded(repeat_to_batch_size(embedding, run.shape[0]).to(held.cond), held.cond)
             made[id(held)] = type(held)(self._mixed(name, learned, held.cond, run))
         changed = {"c_crossattn": made[id(held)]}
         pooled = self.inversion.theta.get(f"{name}_pooled")

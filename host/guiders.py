@@ -1,5 +1,6 @@
 """Prompts as the host's guiders encode them, and guiders that predict with prompts of their own."""
 import comfy.samplers
+import torch.nn.functional as F
 from comfy.sampler_helpers import convert_cond
 from comfy.samplers import CFGGuider, encode_model_conds
 from torch import Tensor
@@ -31,8 +32,14 @@ def predictions(guider, conds: list, x: Tensor, sigma: float, model_options: dic
 
 def with_embedding(entry: dict, embedding: Tensor) -> dict:
     """A processed cond entry with another cross-attention embedding [B, tokens, C]."""
-    kind = type(entry["model_conds"]["c_crossattn"])
-    return {**entry, "model_conds": {**entry["model_conds"], "c_crossattn": kind(embedding)}}
+    held = entry["model_conds"]["c_crossattn"]
+    return {**entry, "model_conds": {**entry["model_conds"], "c_crossattn": type(held)(padded(embedding, held.cond))}}
+
+
+def padded(embedding: Tensor, like: Tensor) -> Tensor:
+    """An embedding [B, tokens, C] as long as another in which the host put zeros before the text, as on Flux.2."""
+    lacking = like.shape[1] - embedding.shape[1]
+    return F.pad(embedding, (0, 0, lacking, 0)) if lacking > 0 and not like[:, 0].any() else embedding
 
 
 class Guider(CFGGuider):

@@ -104,9 +104,14 @@ def encode(clip, tokens: tuple[Tokens, ...]) -> list:
     conditioning = []
     for entries in zip(*rows):  # several only where hooks schedule the CLIP
         extra = {**entries[0][1], "palimpsest_tokens": tokens}
-        for name in ("pooled_output", "attention_mask", "conditioning_llama3"):
-            if extra.get(name) is not None:
-                extra[name] = torch.cat([entry[name] for _, entry in entries])
+        for name in ("pooled_output", "attention_mask", "conditioning_llama3", "conditioning_byt5small"):
+            given = [entry.get(name) for _, entry in entries]
+            if any(one is not None for one in given):
+                shapes = [None if one is None else one.shape[1:] for one in given]
+                if len({*shapes}) > 1:  # a text in quotation marks, which HunyuanImage reads apart
+                    raise ValueError(f"Of the {len(given)} prompts each carries another {name} ({shapes[0]}, …), and "
+                                     "one batch has one: encode one prompt at a time, or quote as much in each.")
+                extra[name] = torch.cat(given)
         conditioning.append([torch.cat([cross for cross, _ in entries]), extra])
     return conditioning
 

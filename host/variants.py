@@ -51,7 +51,7 @@ class Setting:
             return written
         if self.kind == "COMBO":
             known = self.options.get("options", [written])
-            found = [one for one in known if str(one) == written]
+            found = [one for one in known if str(one).strip() == written]
             listed = ", ".join(f'"{one}"' if "," in str(one) else str(one) for one in known)
             return found[0] if found else self._refuse(written, f"is one of {listed}")
         if self.kind == "BOOLEAN":
@@ -61,7 +61,8 @@ class Setting:
             value = (int if self.kind == "INT" else float)(written)
         except ValueError:
             return self._refuse(written, "is a whole number" if self.kind == "INT" else "is a number")
-        least, most = self.options.get("min", -float("inf")), self.options.get("max", float("inf"))
+        least, most = (bound if (bound := self.options.get(name)) is not None else none
+                       for name, none in (("min", -float("inf")), ("max", float("inf"))))
         return value if least <= value <= most else self._refuse(written, f"goes from {least:g} to {most:g}")
 
     def _refuse(self, written, rule):

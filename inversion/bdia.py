@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from .grid import (
+    EXPANSION,
     CoupledState,
     first_step,
     in_double,
@@ -40,7 +41,6 @@ from .grid import (
 from .method import OFFSETS, Found, Method, Setting
 
 GAMMA = 0.5
-EXPANSION = 24 * math.log10(2)  # the digits that a float32 latent resolves
 
 
 def weight(clean: Tensor, noisy: Tensor, gamma: float, **seen_as):

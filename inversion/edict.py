@@ -10,12 +10,14 @@ and the mixing stays as it is, both latents being of one level.
 Differs from the paper: the latents are in double precision, the network in its own; σ = 0 is the clean end (ᾱ = 1).
 Checked against: salesforce/EDICT@c35a81f (numbers in tests/data/exact.json).
 """
+import math
 from functools import partial
 
 from torch import Tensor
 from tqdm.auto import trange
 
 from .grid import (
+    EXPANSION,
     CoupledState,
     first_step,
     in_double,
@@ -120,6 +122,14 @@ def inverted(*args, **kwargs) -> Found:
     return Found([x for x, _ in pairs], {"y_minus_x": recorded_theta([y - x for x, y in pairs], "level")})
 
 
+def check(*, steps, p, **_):
+    """The way to the noise multiplies what parts the two latents by p⁻² a step."""
+    if -2 * steps * math.log10(p) > EXPANSION:
+        raise ValueError(f"With p {p:g}, {steps} steps of inversion multiply what parts the two latents by "
+                         f"10^{-2 * steps * math.log10(p):.0f}, more than a latent resolves: raise p (0.93 to 100 "
+                         "steps, 0.96 to 200), or take fewer steps.")
+
+
 METHOD = Method("EDICT", "EDICT Invert", inverted, cfg=1.0, settings={"p": Setting(P, 0.5, 1.0, needed=True)},
-                guided=True, theta={"y_minus_x": Kept("level", "step")}, reverse=reverse, coupled=True,
+                check=check, guided=True, theta={"y_minus_x": Kept("level", "step")}, reverse=reverse, coupled=True,
                 hands_on="the second latent")

@@ -1,4 +1,5 @@
 """What the solvers share: the network's noise between levels, recorded steps, and where a run begins."""
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ NO_DDPM = ("{node} reads the noise maps of a DDPM chain, this {model} MODEL pred
 def in_double(x: Tensor) -> Tensor:
     """x in double precision where its device has it: an exact inverse must not let rounding grow from step to step."""
     return x if x.device.type == "mps" else x.double()
+
+
+EXPANSION = 24 * math.log10(2)  # the digits that a float32 latent resolves
 
 
 def scale(c: Tensor, n: Tensor, flow=False, data=1.0):

@@ -42,7 +42,9 @@ def optimise(null, cond, path: list, sigmas: Tensor, shapes: dict, *, cfg: float
         return lambda flat: (unguided + cfg * (cond(x, sigma, parts(flat)) - unguided), 0)
 
     learned, history = follow(predict, path, sigmas, path[0].new_zeros(len(path[0]), sum(sizes)), **settings)
-    kept = {name: part.to(torch.float16).contiguous() for name, part in parts(learned).items()}
+    most = torch.finfo(torch.float16).max  # nearly equal levels may learn more
+    kept = {name: (part if part.abs().amax() > most else part.to(torch.float16)).contiguous()
+            for name, part in parts(learned).items()}
     return {name: Theta(part, "step", "prediction") for name, part in kept.items()}, history
 
 

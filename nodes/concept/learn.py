@@ -20,6 +20,7 @@ from ...editing.word_files import word_file
 from ...host.canvas import log, note
 from ...host.concept_files import embedding_file, lora_file, lora_sizes
 from ...host.hooks import with_weights_on
+from ...host.output import free_path
 from ...inversion.storage import write
 from ..search import aliases
 from .widgets import ConceptImagesType, ConceptType, ObjectiveType, TrainableType
@@ -225,7 +226,7 @@ def saved(concept, name, precision) -> list[Path]:
     """Writes a concept's files."""
     files = []
     for word, vectors in concept.words.items():
-        path = _path(f"embeddings/{word}")
+        path = free_path(f"embeddings/{word}", ".safetensors")
         _put(path, embedding_file(vectors))
         files.append(path)
     if concept.weights:
@@ -233,16 +234,16 @@ def saved(concept, name, precision) -> list[Path]:
         called = [f"embedding:{word}" for word in words] or [concept.notes.get("identifier", "")]
         about = {"modelspec.title": name, "modelspec.trigger_phrase": " ".join(called), **lora_sizes(concept.weights),
                  "palimpsest": json.dumps({**concept.notes, "base": asdict(concept.fingerprint)})}
-        path = _path(f"loras/{name}")
+        path = free_path(f"loras/{name}", ".safetensors")
         weights = {key: value.half() if precision == "fp16" else value for key, value in concept.weights.items()}
         _put(path, lora_file(weights, about))
         files.insert(0, path)
     if concept.compact:
-        path = _path(f"concepts/{name}", FEW)
+        path = free_path(f"concepts/{name}", FEW)
         _put(path, compact_file(concept))
         files.append(path)
     for word in concept.tables:
-        path = _path(f"concepts/{word}", WORD)
+        path = free_path(f"concepts/{word}", WORD)
         _put(path, word_file(concept, word))
         files.append(path)
     return files
@@ -250,7 +251,7 @@ def saved(concept, name, precision) -> list[Path]:
 
 def saved_run(concept, name) -> Path:
     """Writes what learning goes on from."""
-    path = _path(f"concepts/{name}", RUN)
+    path = free_path(f"concepts/{name}", RUN)
     write(path, *run_file(concept))
     return path
 
@@ -264,7 +265,3 @@ def _put(path, data):
     finally:
         part.unlink(missing_ok=True)
 
-
-def _path(prefix, suffix=".safetensors") -> Path:
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-    return Path(os.path.realpath(folder), f"{name}_{counter:05}_{suffix}")

@@ -5,6 +5,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
+from ...host.output import free_path
 from ...inversion.prompt_storage import SUFFIX, load_prompt, save_prompt
 from ..inversion.storage import KNOWN, FromFile, inside, size_in_words
 from ..search import aliases
@@ -30,11 +31,9 @@ class PalimpsestSaveConditioning(io.ComfyNode):
     def execute(cls, conditioning, filename_prefix) -> io.NodeOutput:
         output = folder_paths.get_output_directory()
         inside(os.path.join(output, filename_prefix), output)  # before the host makes a folder
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
-        file = f"{name}_{counter:05}_{SUFFIX}"
-        path = inside(os.path.join(folder, file), output)
+        path = inside(free_path(filename_prefix, SUFFIX), output)
         save_prompt(path, conditioning, KNOWN)
-        text = f"{Path(subfolder, file).as_posix()} [output]"
+        text = f"{Path(os.path.relpath(path, os.path.realpath(output))).as_posix()} [output]"
         return io.NodeOutput(text, ui=ui.PreviewText(f"{text}, {size_in_words(path)}"))
 
 

@@ -18,8 +18,8 @@ class PalimpsestEDICTInvert(io.ComfyNode):
             inputs=[
                 *inversion_inputs(METHOD),
                 setting_input(METHOD, "p", step=0.01, tooltip=(
-                    "Mixing weight of the two latents after each step. Lower is more stable and less exact. 1 never "
-                    f"mixes. Paper: {P}.")),
+                    "Mixing weight of the two latents after each step. Lower returns less exactly, with more steps "
+                    f"still less. 1 never mixes. Paper: {P}.")),
                 *guidance_inputs("Guidance of the inversion. Sample at the same value. Paper: 3 for real pictures."),
                 sigmas_input()],
             outputs=inversion_outputs(own_reverse=True))

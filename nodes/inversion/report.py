@@ -65,13 +65,15 @@ class PalimpsestInversionReport(io.ComfyNode):
         check_picture(model.get_model_object("latent_format").process_in(encoded), inversion)
         path, found = retrace(start, inversion, cfg, negative)
         pictures = {name: decode(vae, latent) for name, latent in (("round trip", encoded), ("reconstruction", found))}
-        image, noise, errors = image.float().cpu(), unit_noise(inversion), path_errors(path, inversion)
+        image, rows, errors = image.float().cpu(), len(found), path_errors(path, inversion)
+        noise, frames = unit_noise(inversion)[:rows], max(1, len(image) // rows)  # of each video
         numbers = {
-            "vae_psnr": psnr(pictures["round trip"], image),
-            "reconstruction_psnr": psnr(pictures["reconstruction"], image),
+            **{n: psnr(pictures[name], image).unflatten(0, (rows, frames)).mean(1)
+               for n, name in (("vae_psnr", "round trip"), ("reconstruction_psnr", "reconstruction"))},
             "error": 100 * errors[-1], **whiteness(noise)}
         spent = {n: inversion.provenance[n] for n in ("evaluations", "seconds") if n in inversion.provenance}
-        numbers |= {n: torch.full((inversion.batch,), value / inversion.batch) for n, value in spent.items()}
+        numbers |= {n: torch.full((rows,), value / rows) for n, value in spent.items()}
+        image, pictures = image[::frames], {name: shown[::frames] for name, shown in pictures.items()}
         picture, text = draw(inversion, image, pictures, noise, errors, numbers, cfg), write(inversion, numbers, cfg)
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(picture, text, ui=shown)
@@ -79,7 +81,7 @@ class PalimpsestInversionReport(io.ComfyNode):
 
 def check_picture(latents: Tensor, inversion):
     """ValueError unless these latents [B,C,…] in sampler space are those that were inverted."""
-    clean = inversion.latents[-1]
+    clean = inversion.latents[-1][:pictures_of(inversion)]
     if latents.shape != clean.shape:
         raise ValueError(f"The image encodes to {list(latents.shape)} (pictures, channels, height, width), but the "
                          f"INVERSION holds {list(clean.shape)}: connect the picture that was inverted, and the VAE "
@@ -91,10 +93,16 @@ def check_picture(latents: Tensor, inversion):
                          "encoded it.")
 
 
+def pictures_of(inversion) -> int:
+    """How many it holds; FlowEdit has n_avg rows of each, the first of all of them first."""
+    return inversion.batch // inversion.settings.get("n_avg", 1)
+
+
 def path_errors(path, inversion) -> Tensor:
     """The distance of each latent of a path from the INVERSION's at its level, over the norm of the latter: [S+1,B]."""
-    known = map(inversion.at, method_of(inversion).sigmas(inversion).tolist())
-    return torch.stack([(x - own).flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1) for x, own in zip(path, known)])
+    known, rows = map(inversion.at, method_of(inversion).sigmas(inversion).tolist()), pictures_of(inversion)
+    return torch.stack([(x[:rows] - own[:rows]).flatten(1).norm(dim=1) / own[:rows].flatten(1).norm(dim=1)
+                        for x, own in zip(path, known)])
 
 
 def unit_noise(inversion) -> Tensor:
@@ -176,6 +184,6 @@ def lines(place: str, numbers: dict[str, Tensor], i: int, white: dict[str, str])
 def write(inversion, numbers: dict[str, Tensor], cfg) -> str:
     """The numbers as text, one `name: value` per line. In a batch the picture's number stands before the name."""
     head = f"{inversion.method}, {inversion.schedule}, replayed at CFG {cfg:g}"
-    return "\n".join([head, *(f"{i + 1} " * (inversion.batch > 1)
-                              + f"{name}: {NUMBERS[name][2].format(numbers[name][i].item())}"
-                              for i in range(inversion.batch) for name in NUMBERS if name in numbers)])
+    rows = pictures_of(inversion)
+    return "\n".join([head, *(f"{i + 1} " * (rows > 1) + f"{name}: {NUMBERS[name][2].format(numbers[name][i].item())}"
+                              for i in range(rows) for name in NUMBERS if name in numbers)])

@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 
 from ...editing.inverting import source_conditioning
 from ...host.canvas import log
+from ...host.output import free_path
 from ...host.sampling import Fingerprint
 from ...host.tokens import Tokens, Word
 from ...inversion.storage import load, save
@@ -127,11 +128,9 @@ class PalimpsestSaveInversion(io.ComfyNode):
     def execute(cls, inversion, filename_prefix) -> io.NodeOutput:
         output = folder_paths.get_output_directory()
         inside(os.path.join(output, filename_prefix), output)  # before the host makes a folder
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
-        file = f"{name}_{counter:05}_{SUFFIX}"
-        path = inside(os.path.join(folder, file), output)
+        path = inside(free_path(filename_prefix, SUFFIX), output)
         save(path, inversion, KNOWN)
-        text = f"{Path(subfolder, file).as_posix()} [output]"
+        text = f"{Path(os.path.relpath(path, os.path.realpath(output))).as_posix()} [output]"
         log.info("Saved %s, %s.", text, size_in_words(path))
         return io.NodeOutput(text, ui=shown(inversion, f"{text}, {size_in_words(path)}", cls))
 

@@ -26,3 +26,17 @@ def test_edict_reaches_the_latents_of_the_authors_code():
         z = found / (1 + sigmas[0] ** 2).sqrt()
         torch.testing.assert_close(z.flatten()[:8], torch.tensor(AUTHORS["edict"][name], dtype=torch.float64),
                                    rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps, p, fits", [(50, 0.93, True), (100, 0.93, True), (150, 0.93, False), (10, 0.5, True),
+                                            (20, 0.5, False), (50, 0.8, False), (200, 0.96, True)])
+def test_where_the_inverse_grows_past_what_a_latent_resolves_it_is_refused(steps, p, fits):
+    """By p⁻² a step, of what a float32 misses at the noise."""
+    if not fits:
+        with pytest.raises(ValueError, match="raise p .*or take fewer steps"):
+            edict.check(steps=steps, p=p)
+        return
+    edict.check(steps=steps, p=p)
+    x, sigmas = noisy(2, 3, 8), levels(steps, False)
+    kept = [latent.float().double() for latent in edict.invert(denoiser(False), x, sigmas, disable=True, p=p)[0]]
+    assert relative(edict.denoise(denoiser(False), *kept, sigmas, disable=True, p=p)[0], x) < 1e-2

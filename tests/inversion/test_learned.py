@@ -1,13 +1,18 @@
 """Inversions that learn how the target is sampled: what prompt tuning, StyleDiffusion and KV share."""
 import pytest
 import torch
+from palimpsest.editing.inverting import invert, learn
+from palimpsest.editing.replay import replay as replayed
+from palimpsest.editing.replay import retrace
 from palimpsest.inversion.storage import load, save
 from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
 from palimpsest.nodes.blending.local_blend import PalimpsestLatentBlend
 from palimpsest.nodes.inversion.replay import PalimpsestReplay
 from palimpsest.nodes.inversion.storage import KNOWN
 
+import joint
 import tiny
+from joint import JOINT
 from learning import EVERY, LEARN, NULL, OTHER, STEPS, contents, inverted, replay, style, tuned_prompt
 from runs import Case, cancelled_in, relative
 
@@ -26,6 +31,20 @@ def test_no_step_ends_worse_than_it_began_and_replay_comes_nearer(name, family):
     clean = inversion.latents[-1]
     assert relative(replay(model, learned), clean) < 0.9 * relative(replay(model, inversion), clean)
     assert learned.provenance["trajectory"] == "DDIM"
+
+
+@pytest.mark.skipif("flux2" not in JOINT, reason="this host has no Flux.2")
+def test_a_text_before_which_the_host_puts_zeros_is_learned_behind_them():
+    """Flux.2's, of which a CONDITIONING has the words alone. From the source's own prompt guidance cancels at first."""
+    model, negative = JOINT["flux2"](), joint.cond(seed=9)
+    inversion = invert("DDIM", model, joint.cond(), {"samples": joint.latent("flux2", model, 1)}, STEPS).inversion
+    learned = learn("Null-Text", model, inversion, cfg=7.5, iterations=1)
+    clean = inversion.latents[-1]
+    plain = relative(retrace(replayed(model, inversion), inversion)[0][-1], clean)
+    guided = relative(retrace(replayed(model, learned), learned, cfg=7.5, negative=negative)[0][-1], clean)
+    assert guided == pytest.approx(plain, rel=0.05)
+    tuned = learn("Prompt Tuning", model, inversion, cfg=2.0, negative=negative, iterations=1)
+    assert retrace(replayed(model, tuned), tuned, cfg=2.0, negative=negative)[1].isfinite().all()
 
 
 @each
@@ -140,6 +159,6 @@ def test_refuses_what_it_cannot_use():
     with pytest.raises(ValueError, match="names a layer that this MODEL does not have"):
         contents(model, inversion, layers="u9")
     flux = tiny.flux()
-    for learn in (style, contents):
+    for method in (style, contents):
         with pytest.raises(ValueError, match="U-Nets"):
-            learn(flux, inverted(flux))
+            method(flux, inverted(flux))

@@ -148,6 +148,13 @@ def test_nothing_is_overwritten_and_the_size_is_shown(folders, inversion):
         "tabby_00001_.inversion.safetensors", "tabby_00002_.inversion.safetensors"]
 
 
+@pytest.mark.parametrize("prefix", ["", " ", "cats/", "cats/.", "./", "x/%year%/"])
+def test_nothing_is_overwritten_whatever_the_prefix_ends_in(folders, inversion, prefix):
+    files = [PalimpsestSaveInversion.execute(inversion, prefix).result[0] for _ in range(2)]
+    assert len({*files}) == 2 and all(not Path(file).name.startswith(".") for file in files)
+    assert len([*folders[0].rglob("*.safetensors")]) == 2
+
+
 @pytest.mark.parametrize("family", [*tiny.UNETS, *tiny.FLOWS])
 def test_both_nodes_show_the_picture_as_the_hosts_preview_does(folders, family):
     model = (tiny.UNETS | tiny.FLOWS)[family]()

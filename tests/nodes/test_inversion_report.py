@@ -14,12 +14,14 @@ from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
 from palimpsest.nodes.inversion.ddim import PalimpsestDDIMInvert
 from palimpsest.nodes.inversion.ddpm import PalimpsestDDPMInvert
 from palimpsest.nodes.inversion.edict import PalimpsestEDICTInvert
+from palimpsest.nodes.inversion.flow.flow_edit import PalimpsestFlowEditInvert
 from palimpsest.nodes.inversion.negative_prompt import PalimpsestNegativePromptInvert
 from palimpsest.nodes.inversion.replay import PalimpsestReplay
 from palimpsest.nodes.inversion.report import NUMBERS, PalimpsestInversionReport, curve, path_errors
 from palimpsest.nodes.prompt import PalimpsestPromptEdit
 from PIL import Image
 
+import joint
 import tiny
 from runs import kept
 
@@ -146,6 +148,39 @@ def test_a_flow_model_is_reported_from_full_noise():
     assert inversion.sigmas[0] == 1
     numbers = read(PalimpsestInversionReport.execute(model, inversion, vae, image, 1.0).args[1])
     assert numbers["std"] == pytest.approx(float(inversion.latents[0].std()), abs=0.002) and numbers["error"] > 0
+
+
+def test_of_several_noises_a_picture_has_one_row():
+    _, text, _ = report(inverted(PalimpsestFlowEditInvert, 2, n_avg=3), count=2)
+    alone = read(report(inverted(PalimpsestFlowEditInvert))[1])
+    assert len(text.splitlines()) == 1 + 2 * len(NUMBERS)
+    first = read("\n".join(["", *(r.removeprefix("1 ") for r in text.splitlines()[1:] if r.startswith("1 "))]))
+    assert first["vae_psnr"] == alone["vae_psnr"] and first["error"] == pytest.approx(alone["error"], abs=0.01)
+
+
+class Frames:
+    """A video's VAE: a latent frame of four pictures, but for the first."""
+
+    def __init__(self, latents, frames):
+        self.latents, self.frames = latents, frames
+
+    def vae_encode_crop_pixels(self, image):
+        return image
+
+    def encode(self, image):
+        return self.latents
+
+    def decode(self, latents):
+        return torch.full((len(latents), self.frames, 64, 64, 3), 0.5)
+
+
+def test_a_video_has_one_row():
+    model = joint.JOINT["wan"]()
+    latents = joint.latent("wan", model, 1, (8, 8))
+    inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": latents}, STEPS, "simple").result[0]
+    _, text = PalimpsestInversionReport.execute(model, inversion, Frames(latents, 5), torch.rand(5, 64, 64, 3),
+                                                1.0).args
+    assert len(read(text)) == len(NUMBERS)
 
 
 def test_the_curve_falls_and_rises_with_the_errors_on_a_logarithmic_scale():
