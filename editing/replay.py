@@ -16,6 +16,9 @@ from ..inversion.trajectory import Inversion
 from .editor import Editor
 from .run import attach
 
+# what a prompt of some families has beside its embedding: LTX-Video's mask, HiDream's other text encoder
+BESIDE = "attention_mask", "encoder_hidden_states_llama3"
+
 
 class Replay(NamedTuple):
     """What a sampler node takes: the host's MODEL, SAMPLER, SIGMAS and LATENT."""
@@ -111,6 +114,12 @@ class Replayed(Editor):
             inversion.warn_once("The %s INVERSION was made at CFG 1 and is sampled at %g with no editor: the picture "
                                 "comes back less exactly than from Negative-Prompt Invert or Null-Text Optimize.",
                                 inversion.method, cfg)
+        beside = {name for e in run.guider.conds.get("negative", ()) for name in BESIDE if name in e["model_conds"]}
+        if "uncond" in theta and beside and digest(e["cross_attn"] for e in negatives["negative"]) != digest(
+                embedding for embedding, _ in inversion.conditioning):
+            inversion.warn_once("The negative prompt has %s beside its embedding, and what the %s INVERSION learned "
+                                "goes with the source's: connect the source CONDITIONING as the sampler's negative.",
+                                ", ".join(sorted(beside)), inversion.method)
         for name in [n for n in ("cond", "value") if n in theta and (n == "value" or self._mix(n))]:
             tokens = theta[name].tensor.shape[-2]
             held = [e["model_conds"]["c_crossattn"].cond for e in run.targets()]

@@ -47,6 +47,18 @@ def test_a_text_before_which_the_host_puts_zeros_is_learned_behind_them():
     assert retrace(replayed(model, tuned), tuned, cfg=2.0, negative=negative)[1].isfinite().all()
 
 
+@pytest.mark.skipif("hidream" not in JOINT, reason="this host has no HiDream")
+def test_what_a_negative_has_beside_its_embedding_is_said(caplog):
+    model = JOINT["hidream"]()
+    source, other = joint.cond(), joint.cond(seed=9)
+    inversion = invert("DDIM", model, source, {"samples": joint.latent("hidream", model, 1)}, STEPS).inversion
+    learned = learn("Null-Text", model, inversion, cfg=3.0, iterations=1)
+    for negative, said in ((source, False), (other, True)):
+        caplog.clear()
+        retrace(replayed(model, learned), learned, cfg=3.0, negative=negative)
+        assert ("has encoder_hidden_states_llama3 beside its embedding" in caplog.text) == said
+
+
 @each
 def test_nothing_stays_in_the_model(name):
     model = tiny.sd15()
