@@ -45,7 +45,7 @@ class Binding:
                 return number
             if self.kind == "BOOLEAN":
                 return given if isinstance(given, bool) else WORDS[str(given).lower()]
-            if self.kind == "STRING" and isinstance(given, (list, dict)):
+            if isinstance(given, (list, dict)):
                 raise ValueError
         except (ValueError, KeyError, TypeError, ArithmeticError):
             raise TableError(f"row {row.number}: {self.column} is {given!r}, but {self.input!r} takes "
@@ -56,7 +56,7 @@ class Binding:
 def read_workflow(path: Path) -> dict:
     """{node: {class_type, inputs, _meta.title}} of a workflow that was exported for the API."""
     try:
-        graph = json.loads(path.read_text(encoding="utf-8"))
+        graph = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise TableError(f"{path} cannot be read as a workflow: {error}") from None
     if not graph or not isinstance(graph, dict) or not all(isinstance(n, dict) and "class_type" in n

@@ -81,6 +81,9 @@ class Batch:
         self.args = args
         graph = read_workflow(args.workflow)
         grid = {place: [value.strip() for value in values.split(",")] for place, values in args.grid}
+        if args.table.is_dir() and args.table.resolve() in args.out.resolve().parents:
+            raise TableError(f"--out {args.out} lies in the table's folder, where its pictures would be rows: name a "
+                             "folder beside it")
         rows = with_grid(read_table(args.table), grid)
         columns = list(dict.fromkeys(name for row in rows for name in row.values))
         host = Worker([] if args.isolate else [p.resolve() for p in args.pack])
@@ -104,7 +107,8 @@ class Batch:
         bindings = bind(graph, info, columns, dict(args.set) | {place: place for place, _ in args.grid})
         folder = args.table if args.table.is_dir() else args.table.parent
         about = versions() | {"pictures": args.picture, "format": args.format}
-        self.plan = plan(graph, bindings, rows, about, folder.resolve(), args.group_by)
+        self.plan = plan(graph, bindings, rows, about, folder.resolve(), args.group_by,
+                         [place for place, _ in args.grid])
         for job in () if unknown else shapes(self.plan):
             refused, _ = host.check(self.plan.graph_of(job), {n: p.read() for n, p in job.pictures.items()})
             if refused:

@@ -4,6 +4,10 @@ Ray starts the processes, places them on a cluster, carries rows and results and
 would do more, but a row that kills its process takes its whole block with it there, and what the block held is lost.
 """
 import os
+import signal
+import sys
+import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,6 +20,7 @@ from pack import ROOT, find_host
 
 TRIES = 2  # of a row that ends its worker, or finds no memory
 CLOSING = 5.0  # seconds for workers to clean up
+JOINING = 900.0  # seconds for a cluster's first machine
 STARTS = 3  # of workers, one after another, that end before their first row
 
 
@@ -76,22 +81,41 @@ def connect(options: Options) -> tuple[int, float, float]:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             place = {"address": "local", "include_dashboard": False, "object_store_memory": 512 * 2 ** 20}
         ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None  # `cause` says in a line what this does
+        ended = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**place, log_to_driver=False, logging_level="error", namespace="palimpsest")
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise NoWorkers(f"no Ray can be used at {options.address or 'this machine'}: {error} (a cluster that asks "
                             "for a token gets it where RAY_AUTH_MODE is token, from RAY_AUTH_TOKEN or "
                             "~/.ray/auth_token)") from None
-    has = ray.cluster_resources()
-    cores, gpus = int(has.get("CPU", 1)), has.get("GPU", 0)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ended)  # in place of Ray's own, which ends the process with a dump
+    cores, gpus = joined(options.address)
     share = options.gpus if gpus else 0
-    workers = options.workers or (int(gpus / share) if share else cores)
-    if share and workers * share > gpus:
+    # a worker has its GPU's share on one machine
+    has = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]] if share else []
+    fits = sum(int(number / share + 1e-9) for number in has)
+    workers = options.workers or (fits if share else cores)
+    if not workers:
+        raise NoWorkers(f"Ray sees {cores} cores and {gpus:g} GPUs: start machines that have some")
+    if share and workers > fits:
         raise NoWorkers(f"{workers} workers of {share:g} GPUs each need {workers * share:g}, Ray sees {gpus:g}: ask "
                         "for fewer workers, or a smaller --gpus-per-worker")
     if not share and workers > cores:
         raise NoWorkers(f"{workers} workers need as many cores, Ray sees {cores}: ask for fewer")
     return workers, 1 if share else max(1, cores // workers), share
+
+
+def joined(address) -> tuple[int, float]:
+    """(cores, GPUs) that Ray sees. A cluster's head often has neither, and its machines come minutes after it."""
+    until = time.monotonic() + JOINING * bool(address)
+    while True:
+        has = ray.cluster_resources()
+        cores, gpus = int(has.get("CPU", 0)), has.get("GPU", 0)
+        if cores or gpus or time.monotonic() > until:
+            return cores, gpus
+        print("palimpsest: waits for the cluster's machines", file=sys.stderr, flush=True)
+        time.sleep(10)
 
 
 def actor_class():
@@ -139,13 +163,17 @@ class Engine:
         try:
             for seat in self.seats:
                 self._start(seat)
-            while busy := {seat.ref: seat for seat in self.seats if seat.ref}:
+            while self._left() and (busy := {seat.ref: seat for seat in self.seats if seat.ref}):
                 for ref in ray.wait(list(busy), timeout=1)[0]:
                     self._landed(busy[ref])
         finally:
             ray.wait([seat.actor.close.remote() for seat in self.seats], num_returns=len(self.seats), timeout=CLOSING)
             for seat in self.seats:
                 ray.kill(seat.actor)
+
+    def _left(self) -> bool:
+        """Whether rows are left. A worker that Ray finds no room for is not waited for once none are."""
+        return bool(self.waiting) or any(seat.item or seat.rows for seat in self.seats)
 
     def _start(self, seat):
         seat.actor = self.kind.remote(self.made, self.settings, ["--lowvram"] if seat.small else [])
@@ -221,7 +249,7 @@ class Engine:
         ray.kill(seat.actor)  # where its result alone was lost, it still has its core
         if item is None:
             self.stillborn += 1
-            if self.stillborn >= STARTS:
+            if self.stillborn >= STARTS and self._left():
                 raise NoWorkers(f"{STARTS} workers in turn ended while they started: {why}")
         else:
             item.losses += 1
@@ -230,7 +258,7 @@ class Engine:
             else:
                 self.lost(item, f"it ended its worker {item.losses} times: {why}")
         seat.ref = seat.item = None
-        if item is None or seat.rows or self.waiting:
+        if seat.rows or self.waiting:
             self._start(seat)
 
 

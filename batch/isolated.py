@@ -12,6 +12,7 @@ import tempfile
 import time
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 
@@ -37,8 +38,9 @@ class Server:
                 (self.base / "custom_nodes" / place.name).symlink_to(place)
         if (host / "models").is_dir():
             (self.base / "models").symlink_to(host / "models")
+        tied = end_with_parent if sys.platform == "linux" else None  # elsewhere Python takes no such call
         self.server = comfy_server.Server(host, Path(sys.executable), self.base, comfy_server.free_port(), (),
-                                          self.base / "log", alone=False, before=end_with_parent).__enter__()
+                                          self.base / "log", alone=False, before=tied).__enter__()
 
     def close(self):
         self.server.__exit__()
@@ -83,7 +85,7 @@ class Server:
 
     @cache  # noqa: B019  a worker lives as long as its process
     def _inverts(self, kind) -> bool:
-        return "INVERSION" in json.loads(self.server.get(f"/object_info/{kind}"))[kind]["output"]
+        return "INVERSION" in json.loads(self.server.get(f"/object_info/{quote(kind, safe='')}"))[kind]["output"]
 
 
 def end_with_parent():

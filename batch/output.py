@@ -130,6 +130,8 @@ class Store:
         draft = path.with_suffix(".draft")
         try:
             pyarrow.parquet.write_table(table, draft)
+            with open(draft, "rb+") as file:  # before the journal that it replaces is emptied
+                os.fsync(file.fileno())
         except OSError as error:
             raise OSError(error.errno, f"{path} could not be written ({error.strerror}): make room, and the same "
                                        "command writes it") from None

@@ -55,10 +55,12 @@ class Plan:
         return list(found.values())
 
 
-def plan(graph: dict, bindings: list[Binding], rows: list[Row], versions: dict, folder: Path, grouped="") -> Plan:
+def plan(graph: dict, bindings: list[Binding], rows: list[Row], versions: dict, folder: Path, grouped="",
+         grids=()) -> Plan:
     """A row whose grid names one value twice, as 3 and 3.0, is planned with it once.
 
     grouped: the column whose equal values make a group. Without one, rows of one picture are a group.
+    grids: the columns that a grid filled in. A picture there is one that rows share.
     """
     lacking = next((row for row in rows if grouped and grouped not in row.values), None)
     if lacking:
@@ -66,7 +68,7 @@ def plan(graph: dict, bindings: list[Binding], rows: list[Row], versions: dict, 
     about = {"workflow": graph, "bindings": [[b.column, b.node, b.input] for b in bindings], **versions}
     run, seen, jobs, files, filled_in = digest(about), {}, [], {}, set()
     for row in rows:
-        job = _job(run, bindings, row, folder, grouped, files)
+        job = _job(run, bindings, row, folder, grouped, files, grids)
         asked = digest([row.number, [*job.values.values()]])
         if asked in filled_in:
             continue
@@ -79,8 +81,8 @@ def plan(graph: dict, bindings: list[Binding], rows: list[Row], versions: dict, 
     return Plan(graph, bindings, about, jobs)
 
 
-def _job(run, bindings, row, folder, grouped, files) -> Job:
-    values, pictures, broken = {}, {}, ""
+def _job(run, bindings, row, folder, grouped, files, grids) -> Job:
+    values, pictures, own, broken = {}, {}, [], ""
     for binding in bindings:
         value = binding.value(row, folder)
         if isinstance(value, Picture):
@@ -90,11 +92,12 @@ def _job(run, bindings, row, folder, grouped, files) -> Job:
             if wrong:
                 broken = f"row {row.number}: the picture {value.place} cannot be read ({wrong}): replace it"
             pictures[name] = value
+            own += [name] * (binding.column not in grids)
             value = name
         values[binding] = value
     plain = {n: v.place if isinstance(v, Picture) else v for n, v in row.values.items()}
     key = digest([run, plain, [values[b] for b in bindings]])[:32]
-    group = row.values[grouped] if grouped else next(iter(pictures), key)
+    group = plain[grouped] if grouped else next(iter(own or pictures), key)
     return Job(key, row, str(group), values, pictures, broken)
 
 

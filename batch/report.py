@@ -26,7 +26,7 @@ class Progress:
         self.say(f"worker {seat.number} {words}")
 
     def line(self) -> str:
-        spent = time.monotonic() - self.begun
+        spent = max(time.monotonic() - self.begun, 1e-9)  # Windows' clock may not have moved
         left = (self.total - self.done) * spent / self.done if self.done else float("nan")
         ready = sum(words == "is ready" for words in self.workers.values())
         return (f"{self.before + self.done} of {self.before + self.total} rows, {self.failed} failed, "

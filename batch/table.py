@@ -96,7 +96,7 @@ def _columns(file: Picture, part: str, suffix: str) -> dict:
         return {part or "picture": file}
     try:
         if suffix == ".txt":
-            return {part or "txt": file.read().decode("utf-8").strip()}
+            return {part or "txt": file.read().decode("utf-8-sig").strip()}
         return dict(json.loads(file.read())) if suffix == ".json" else {}
     except (ValueError, TypeError) as error:
         raise TableError(f"{file.place} cannot be read ({error}): text is UTF-8, JSON an object of columns") from None

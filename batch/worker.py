@@ -25,6 +25,7 @@ from headless import Executor, place
 from pack import find_host
 
 from .binding import names, title
+from .table import TableError
 
 FOLDERS = "input", "output", "temp"
 TIDY = 10.0  # seconds between two collections of garbage, as in the host's own loop
@@ -98,7 +99,7 @@ def host_nodes(packs=()):
         load_extra_path_config(str(paths))
     for pack in packs:
         if not asyncio.run(nodes.load_custom_node(str(pack))):
-            raise RuntimeError(f"the node pack {pack} cannot be loaded: try --isolate, which starts a whole ComfyUI")
+            raise TableError(f"the node pack {pack} cannot be loaded: try --isolate, which starts a whole ComfyUI")
     return server
 
 

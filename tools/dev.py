@@ -49,10 +49,10 @@ def take(arguments, name):
     return value
 
 
-def run(setup, script, *arguments, **variables):
-    """Run a script of tools/, or -m and a module, in the environment. Returns its exit status."""
+def run(setup, script, *arguments, folder=ROOT, **variables):
+    """Run a script of tools/, or -m and a module, in the environment and a folder. Returns its exit status."""
     program = script if script == "-m" else TOOLS / script
-    process = subprocess.Popen([setup.python, program] + list(arguments), cwd=ROOT,
+    process = subprocess.Popen([setup.python, program] + list(arguments), cwd=folder,
                                env=child_environment(COMFYUI_PATH=str(setup.host), **variables))
     try:
         return process.wait()
@@ -93,7 +93,8 @@ def train(arguments):
 
 
 def batch(arguments):
-    return run(prepare(("ray", "pyarrow"), batch=True), "pack.py", "palimpsest.batch.command", *arguments)
+    return run(prepare(("ray", "pyarrow"), batch=True), "pack.py", "palimpsest.batch.command", *arguments,
+               folder=os.getcwd())  # paths are the caller's
 
 
 def named(arguments, kind):

@@ -37,6 +37,26 @@ def planned(rows, chosen, folder, versions=("1",), grouped="", graph=GRAPH):
     return plan(graph, bind(graph, INFO, columns, chosen), rows, {"versions": list(versions)}, folder, grouped)
 
 
+def test_a_picture_that_all_rows_share_makes_no_group(folder):
+    graph = GRAPH | {"3": {"class_type": "LoadImage", "inputs": {"image": "a.png"}, "_meta": {"title": "Reference"}}}
+    rows = with_grid(read_table(folder), {"Reference.image": ["cat.mask.png"]})
+    bindings = bind(graph, INFO, list(rows[0].values), {"Photo.image": "picture"})
+    found = plan(graph, bindings, rows, {}, folder, grids=["Reference.image"])
+    assert [len(group) for group in found.groups(found.jobs)] == [1, 1]
+
+
+def test_a_group_is_named_after_its_picture_without_the_machines_folders(folder):
+    found = planned(read_table(folder), {"Photo.image": "picture"}, folder, grouped="picture")
+    assert [job.group for job in found.jobs] == ["cat.png", "dogs/dog.png"]
+
+
+def test_files_of_other_editors_may_begin_with_a_mark(folder):
+    (folder / "cat.txt").write_text("a cat", encoding="utf-8-sig")
+    assert read_table(folder)[0].values["txt"] == "a cat"
+    (folder / "flow.json").write_text(json.dumps(GRAPH), encoding="utf-8-sig")
+    assert read_workflow(folder / "flow.json") == GRAPH
+
+
 def csv(folder, text):
     (folder / "table.csv").write_text(text, encoding="utf-8")
     return read_table(folder / "table.csv")

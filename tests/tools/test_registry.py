@@ -82,20 +82,24 @@ def test_the_workflow_hands_a_token_to_the_registrys_own_action():
 
 
 @pytest.mark.skipif(not (shutil.which("git") and shutil.which("bash")), reason="needs git and bash")
+@pytest.mark.parametrize("pushed", [1, 2])
 @pytest.mark.parametrize("owner, before, published", [("OWNER", "0.1.0", None), ("someone", "0.1.0", True),
                                                       ("someone", "0.2.0", False)])
-def test_it_publishes_a_new_version_from_a_known_address_alone(owner, before, published, tmp_path):
+def test_it_publishes_a_new_version_from_a_known_address_alone(owner, before, published, pushed, tmp_path):
+    """Also one that is not in the last commit of a push."""
     flow = yaml.safe_load((GITHUB / "workflows" / "publish.yml").read_text(encoding="utf-8"))
     check, = (step["run"] for step in flow["jobs"]["publish"]["steps"] if step.get("id") == "version")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.example"]
     subprocess.run([*git, "init", "-q"], check=True)
-    for version in before, "0.2.0":
+    for version in before, *["0.2.0"] * pushed:
         (tmp_path / "pyproject.toml").write_text(f'[project]\nversion = "{version}"\n# {owner}\n')
         subprocess.run([*git, "add", "."], check=True)
         subprocess.run([*git, "commit", "-qm", version, "--allow-empty"], check=True)
+    last = subprocess.run([*git, "rev-parse", f"HEAD~{pushed}"], check=True, capture_output=True, text=True).stdout
     said = tmp_path / "said"
     said.write_text("")
-    done = subprocess.run(["bash", "-e", "-c", check], cwd=tmp_path, env=child_environment(GITHUB_OUTPUT=str(said)))
+    done = subprocess.run(["bash", "-e", "-c", check], cwd=tmp_path,
+                          env=child_environment(GITHUB_OUTPUT=str(said), BEFORE=last.strip()))
     assert (None if done.returncode else said.read_text() == "new=true\n") == published
 
 
