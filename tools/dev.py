@@ -76,7 +76,8 @@ def test(arguments):
     except SetupError as error:
         say("without the tests of batches: %s" % error)
         setup = prepare(modules)
-    return run(setup, "pack.py", "pytest", "--import-mode=importlib", "-n", workers, "--dist", "loadfile", *arguments)
+    return run(setup, "pack.py", "pytest", "--import-mode=importlib", "-n", workers, "--dist", "loadfile",
+               "--no-loadscope-reorder", *arguments)  # the slowest files have few tests, and would come last
 
 
 def check(arguments):
