@@ -10,32 +10,25 @@ Six things stand in the way of a backward pass.
 - Some fused kernels have no derivative. The host leaves them out while `in_training` is set.
 - Some attention backends return no graph. PyTorch's own does.
 """
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
-from weakref import WeakSet
 
 import comfy.model_management as management
 import torch
 from comfy.ldm.modules.attention import get_attention_function
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .options import WrappersMP, with_transformer, with_wrapper
 from .recomputing import again, forwards, recomputed
+from .saved import MADE, CopyBeforeWrite, alias
 from .weights import numbers, quantised
 
 KEY = "palimpsest.gradients"
 # bytes of weights: larger models compute in bf16, where the graph is half as large
 FP32 = 4 * 2 ** 30
 
-# {storage of a changed or cast weight: (what makes it, of which weight)}, while a module computes with it. A changed
-# weight knows what it is made of.
-MADE: dict[int, tuple[Callable, Tensor | None]] = {}
-WATCHED: list = []  # called with (what holds it, a tensor) that autograd saves
 Deltas = Callable[[], Mapping[str, Tensor]] | None  # {weight: what is added to it}, asked in each forward
 
 
@@ -80,7 +73,7 @@ def _recording(beside=False):
     """Autograd outside the executor's inference mode, in-place writes and fused kernels taken care of.
 
     beside: whether LoRAs stand beside weights, so that modules compute with tensors that are not the network's."""
-    training, copying = getattr(management, "in_training", False), _CopyBeforeWrite(beside)
+    training, copying = getattr(management, "in_training", False), CopyBeforeWrite(beside)
     with (torch.inference_mode(False), torch.enable_grad(), copying,
           torch.autograd.graph.saved_tensors_hooks(copying.pack, lambda kept: kept.unpack())):
         management.in_training = True
@@ -88,88 +81,6 @@ def _recording(beside=False):
             yield
         finally:
             management.in_training = training
-
-
-class _Held:
-    """A tensor that autograd saved, as it was then."""
-
-    def __init__(self, tensor):
-        self.keep(tensor)
-
-    def keep(self, tensor):
-        self.tensor, self.version = tensor, tensor._version
-
-    def unpack(self):
-        if self.tensor._version != self.version:
-            raise RuntimeError("A gradient needs a tensor that the model wrote into where PyTorch does not tell "
-                               "Python: this model runs with editors and inversions that take no gradient only.")
-        return self.tensor
-
-
-class _Again:
-    """A changed or cast weight that autograd saved, or a view of it. It is made again."""
-
-    def __init__(self, make, tensor):
-        self.make, self.view = make, (tensor.shape, tensor.stride(), tensor.storage_offset())
-
-    def unpack(self):
-        with torch._C.DisableTorchFunction():
-            return self.make().detach().as_strided(*self.view)
-
-
-class _CopyBeforeWrite(TorchFunctionMode):
-    """Copies what autograd saved before a function writes into its storage.
-
-    PyTorch's allow_mutation_on_saved_tensors does so too. But it knows a tensor by an address that the next one may be
-    given, so that a gradient in fifty came out wrong. It also looks at every operation, those of the backward pass too,
-    which takes as long as a small model."""
-
-    def __init__(self, beside):
-        super().__init__()
-        self.beside = beside
-        self.held = defaultdict(WeakSet)  # by storage, which lives as long as what holds it
-
-    def pack(self, tensor):
-        with torch._C.DisableTorchFunction():
-            make, weight = MADE.get(tensor.untyped_storage()._cdata, (None, None))
-            if make and weight is None:
-                return _Again(make, tensor)
-            if make:  # the host's hooks write into weights between two prompts
-                kept = self._hold(weight)
-                return _Again(lambda: make(kept.unpack()), tensor)
-            held = self._hold(tensor)
-            for watch in WATCHED:
-                watch(held, tensor)
-            return held
-
-    def _hold(self, tensor):
-        held = _Held(tensor.detach())  # the tensor itself would keep its graph, and be kept by it
-        self.held[tensor.untyped_storage().data_ptr()].add(held)
-        return held
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if _writes(getattr(function, "__name__", "")) or "out" in kwargs or kwargs.get("inplace"):
-            for tensor in tree_leaves((args[:1], kwargs.get("out"))):
-                if isinstance(tensor, torch.Tensor) and not quantised(tensor):  # which is not saved, and has no address
-                    for held in self.held.pop(tensor.untyped_storage().data_ptr(), ()):
-                        held.keep(held.tensor.clone())
-        if self.beside and torch.is_grad_enabled():
-            args, kwargs = tree_map_only(torch.Tensor, _savable, (args, kwargs))
-        return function(*args, **kwargs)
-
-
-def _savable(tensor):
-    """What autograd may save in a tensor's place."""
-    with torch._C.DisableTorchFunction():
-        return _alias(tensor) if tensor.is_inference() and type(tensor) is torch.Tensor else tensor
-
-
-@cache
-def _writes(name: str) -> bool:
-    """Whether a function of this name writes into its first argument."""
-    name = name.partition(".")[0]  # of an operator's overload
-    return name == "__setitem__" or name.startswith("__i") or name.endswith("_") and not name.endswith("__")
 
 
 @contextmanager
@@ -279,7 +190,7 @@ def called(network, stand_ins: dict, deltas: Deltas, function, *args, **kwargs):
         tensors = [(name, t.detach()) for name, t in (*call.named_parameters(), *call.named_buffers())
                    if id(t) not in theirs]
         # all of them: one moved between devices is no inference tensor by name, but has no version either
-        stand_ins.update({name: t if quantised(t) else _alias(t) for name, t in tensors
+        stand_ins.update({name: t if quantised(t) else alias(t) for name, t in tensors
                           if type(t) is torch.Tensor or quantised(t)})
     changed, making = _changed(stand_ins, deltas), {}
     for name, module in call.named_modules():
@@ -400,12 +311,6 @@ def derivative(loss: Tensor, x: Tensor, model) -> Tensor:
         if lifted.isfinite().all():
             return lifted / lift
     return torch.autograd.grad(loss, x)[0]
-
-
-def _alias(tensor):
-    """A tensor on the same memory that autograd may save."""
-    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
-        tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def pytorch_attention(function, *args, **kwargs):

@@ -5,7 +5,7 @@ from typing import Any
 
 import comfy.model_management as management
 
-from .gradients import WATCHED
+from .saved import WATCHED
 
 
 class Kept:

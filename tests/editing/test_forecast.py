@@ -11,9 +11,9 @@ from palimpsest.editing import forecast
 from palimpsest.editing.concepts import ConceptImages, Prior
 from palimpsest.editing.learning import learn_concept
 from palimpsest.editing.watching import Watch
-from palimpsest.host.gradients import MADE
 from palimpsest.host.memory import counting
 from palimpsest.host.recomputing import _Body, blocks
+from palimpsest.host.saved import MADE
 from palimpsest.miniature.model import load_miniature
 
 import tiny

@@ -10,6 +10,7 @@ from palimpsest.host.gradients import differentiable
 from palimpsest.host.guiders import PromptGuider, prompted
 from palimpsest.host.memory import counting
 from palimpsest.host.sampling import Solver, sample_with, schedule
+from palimpsest.host.saved import CopyBeforeWrite, Held
 
 import tiny
 
@@ -103,11 +104,11 @@ def test_a_graph_that_is_never_walked_back_goes_with_its_loss():
         x = torch.ones(3, requires_grad=True)
         x.exp().softmax(0).square().sum()
     gc.collect()
-    assert not [o for o in gc.get_objects() if type(o) is gradients._Held]
+    assert not [o for o in gc.get_objects() if type(o) is Held]
 
 
 def test_weights_that_a_loader_made_are_not_copied():
-    model, saved, pack = tiny.sd15(), set(), gradients._CopyBeforeWrite.pack
+    model, saved, pack = tiny.sd15(), set(), CopyBeforeWrite.pack
     weights = {p.untyped_storage().data_ptr() for p in model.model.parameters() if p.ndim > 1 and p.is_inference()}
 
     def noted(self, tensor):
@@ -115,7 +116,7 @@ def test_weights_that_a_loader_made_are_not_copied():
         return pack(self, tensor)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradients._CopyBeforeWrite, "pack", noted)
+        patch.setattr(CopyBeforeWrite, "pack", noted)
         scalar(model)
     assert len(weights & saved) > len(weights) / 2
 

@@ -2,7 +2,7 @@
 import weakref
 
 import torch
-from palimpsest.host import gradients
+from palimpsest.host.saved import Held
 from palimpsest.inversion import pivotal_tuning
 
 
@@ -15,11 +15,11 @@ def test_the_last_look_of_a_step_keeps_no_graph_beside_the_next():
         return lambda theta: (theta.exp().view_as(x), 0)
 
     def pack(tensor):
-        held = gradients._Held(tensor.detach())
+        held = Held(tensor.detach())
         saved.append(weakref.ref(held))
         return held
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, gradients._Held.unpack):
+    with torch.autograd.graph.saved_tensors_hooks(pack, Held.unpack):
         sigmas = torch.tensor([14.0, 5.0, 1.0, 0.0])
         _, history = pivotal_tuning.follow(predict, path, sigmas, torch.zeros(1, 4), iterations=2, tolerance=0.0)
     assert saved and [updates for *_, updates in history] == [2, 2, 2]
