@@ -182,3 +182,24 @@ def test_sdxl_rows_join_too():
     (cross, extra), = encode(clip, tokens)
     (alone, alone_extra), = CLIPTextEncode().encode(clip, tokens[1].text)[0]
     assert torch.equal(cross[1:], alone) and torch.equal(extra["pooled_output"][1:], alone_extra["pooled_output"])
+
+
+def test_each_prompt_keeps_what_it_quotes(monkeypatch):
+    """HunyuanImage reads it apart, by ByT5."""
+    made, glyphs = tiny.clip(), [torch.full((1, 3, 8), float(n)) for n in range(2)]
+    own, rows = made.encode_from_tokens_scheduled, tokenize_rows(made, ["a sign", "a wall"])
+
+    def quoting(given):
+        left = iter(given)
+
+        def encoded(tokens):
+            (cross, extra), = own(tokens)
+            return [[cross, {**extra, "conditioning_byt5small": next(left)}]]
+        return encoded
+
+    monkeypatch.setattr(made, "encode_from_tokens_scheduled", quoting(glyphs))
+    assert torch.equal(encode(made, rows)[0][1]["conditioning_byt5small"], torch.cat(glyphs))
+    for other in (None, torch.zeros(1, 4, 8)):
+        monkeypatch.setattr(made, "encode_from_tokens_scheduled", quoting([glyphs[0], other]))
+        with pytest.raises(ValueError, match="conditioning_byt5small.*quote as much in each"):
+            encode(made, rows)

@@ -44,3 +44,14 @@ def test_only_chosen_layers_of_the_target_read_what_was_learned_for_them(family)
             assert len(rows) == 1
             for found, given in zip(added, learned.theta[name].tensor[i, 0].float()):
                 assert torch.allclose(found[rows[0]], given, atol=1e-5)
+
+
+def test_contents_that_16_bits_do_not_hold_stay_in_32(monkeypatch):
+    """As nearly equal levels learn them."""
+    def follow(predict, path, sigmas, start, **settings):
+        return start[None].expand(2, -1, -1) + 1e6, [(1.0, 1.0, 1)] * 2
+
+    monkeypatch.setattr(kv, "follow", follow)
+    theta, _ = kv.optimise(None, None, [torch.zeros(1, 4, 8, 8)] * 3, torch.tensor([2.0, 1.0, 0.0]), {"a": (2, 4, 8)},
+                           cfg=2.0)
+    assert theta["a"].tensor.isfinite().all() and theta["a"].tensor.dtype == torch.float32

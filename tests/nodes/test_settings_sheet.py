@@ -174,13 +174,17 @@ def test_what_cannot_be_tried_is_said_before_anything_runs(sheet, said, server, 
     assert set(run.executed) <= {"sheet", "scene", "load"}  # these two show or need nothing
 
 
-def test_a_choice_with_a_comma_stands_in_quotes_as_in_csv():
-    """As a file's name may have one."""
+def test_values_are_read_as_in_csv_and_blanks_around_them_do_not_count():
+    """A file's name may have a comma. A widget may name no bound."""
     lora = Setting("1", "lora_name", "Load LoRA.lora_name", "COMBO", {"options": ["ink, wet.pt", "oil.pt"]}, "oil.pt")
     for text in ('oil.pt,  "ink, wet.pt"', 'oil.pt\n\n"ink, wet.pt"'):
         assert [*lora.values(text)] == ["oil.pt", "ink, wet.pt"]
     with pytest.raises(ValueError, match="'ink' is no value .* is one of \"ink, wet.pt\", oil.pt: change it"):
         lora.values("ink, wet.pt")
+    padded = Setting("1", "way", "Node.way", "COMBO", {"options": [" wide", "far "]}, "far ")
+    assert padded.values("wide, far") == {"wide": " wide", "far": "far "}
+    open_ = Setting("1", "size", "Node.size", "FLOAT", {"min": None, "max": 2.0}, 1.0)
+    assert open_.values("-5, 2") == {"-5": -5.0, "2": 2.0}
     text = Setting("1", "text", "Prompt.text", "STRING", {}, "")
     assert [*text.values('a "red", big cat\nhen')] == ['a "red", big cat', "hen"]
 
