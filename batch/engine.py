@@ -92,15 +92,15 @@ def connect(options: Options) -> tuple[int, float, float]:
             signal.signal(signal.SIGTERM, ended)  # in place of Ray's own, which ends the process with a dump
     cores, gpus = joined(options.address)
     share = options.gpus if gpus else 0
-    # a worker has its GPU's share on one machine
-    has = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]] if share else []
-    fits = sum(int(number / share + 1e-9) for number in has)
+    # a worker has its share of one GPU, or its GPUs on one machine
+    has = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]] if share else []
+    fits = sum(number * int(1 / share + 1e-9) if share < 1 else int(number / share) for number in has)
     workers = options.workers or (fits if share else cores)
     if not workers:
         raise NoWorkers(f"Ray sees {cores} cores and {gpus:g} GPUs: start machines that have some")
     if share and workers > fits:
-        raise NoWorkers(f"{workers} workers of {share:g} GPUs each need {workers * share:g}, Ray sees {gpus:g}: ask "
-                        "for fewer workers, or a smaller --gpus-per-worker")
+        raise NoWorkers(f"{workers} workers of {share:g} GPUs each need {workers * share:g}, Ray sees {gpus:g} "
+                        f"with room for {fits} of them: ask for fewer workers, or a smaller --gpus-per-worker")
     if not share and workers > cores:
         raise NoWorkers(f"{workers} workers need as many cores, Ray sees {cores}: ask for fewer")
     return workers, 1 if share else max(1, cores // workers), share
