@@ -1,7 +1,6 @@
 """Learned weights and words in the host's own forms: LoRA files, embedding files, a CLIP that knows a new word."""
 import copy
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from .output import put
 from .weights import coarse
 
 SEEDS = comfy.utils if hasattr(comfy.utils, "string_to_seed") else comfy.model_patcher  # ComfyUI 0.3.64
@@ -136,9 +136,7 @@ def with_words(clip, words: Mapping[str, Mapping[str, Tensor]]):
     folder = Path(folder_paths.get_temp_directory(), WORDS, content)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        part = folder / f"{name}.{os.getpid()}.part"
-        part.write_bytes(data)
-        part.replace(folder / f"{name}.safetensors")
+        put(folder / f"{name}.safetensors", data)
     m = clip.clone()
     m.tokenizer = copy.copy(clip.tokenizer)
     for attribute, tokenizer in _tokenizers(clip.tokenizer).items():

@@ -1,4 +1,4 @@
-"""Files in ComfyUI's output folder."""
+"""Files in ComfyUI's folders."""
 import os
 from pathlib import Path
 
@@ -16,3 +16,18 @@ def free_path(prefix: str, suffix: str) -> Path:
     while os.path.exists(path := Path(os.path.realpath(folder), f"{name}_{counter:05}_{suffix}")):
         counter += 1
     return path
+
+
+def named(path: Path) -> str:
+    """What a node calls a file of the output folder."""
+    return f"{path.relative_to(os.path.realpath(folder_paths.get_output_directory())).as_posix()} [output]"
+
+
+def put(path: Path, data: bytes):
+    """Write a file, at once or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

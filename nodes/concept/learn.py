@@ -20,7 +20,7 @@ from ...editing.word_files import word_file
 from ...host.canvas import log, note
 from ...host.concept_files import embedding_file, lora_file, lora_sizes
 from ...host.hooks import with_weights_on
-from ...host.output import free_path
+from ...host.output import free_path, put
 from ...inversion.storage import write
 from ..search import aliases
 from .widgets import ConceptImagesType, ConceptType, ObjectiveType, TrainableType
@@ -227,7 +227,7 @@ def saved(concept, name, precision) -> list[Path]:
     files = []
     for word, vectors in concept.words.items():
         path = free_path(f"embeddings/{word}", ".safetensors")
-        _put(path, embedding_file(vectors))
+        put(path, embedding_file(vectors))
         files.append(path)
     if concept.weights:
         words = (*(path.stem for path in files), *concept.tables)
@@ -236,15 +236,15 @@ def saved(concept, name, precision) -> list[Path]:
                  "palimpsest": json.dumps({**concept.notes, "base": asdict(concept.fingerprint)})}
         path = free_path(f"loras/{name}", ".safetensors")
         weights = {key: value.half() if precision == "fp16" else value for key, value in concept.weights.items()}
-        _put(path, lora_file(weights, about))
+        put(path, lora_file(weights, about))
         files.insert(0, path)
     if concept.compact:
         path = free_path(f"concepts/{name}", FEW)
-        _put(path, compact_file(concept))
+        put(path, compact_file(concept))
         files.append(path)
     for word in concept.tables:
         path = free_path(f"concepts/{word}", WORD)
-        _put(path, word_file(concept, word))
+        put(path, word_file(concept, word))
         files.append(path)
     return files
 
@@ -254,14 +254,3 @@ def saved_run(concept, name) -> Path:
     path = free_path(f"concepts/{name}", RUN)
     write(path, *run_file(concept))
     return path
-
-
-def _put(path, data):
-    """Writes a file, at once or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-

@@ -5,7 +5,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ...host.output import free_path
+from ...host.output import free_path, named
 from ...inversion.prompt_storage import SUFFIX, load_prompt, save_prompt
 from ..inversion.storage import KNOWN, FromFile, inside, size_in_words
 from ..search import aliases
@@ -33,7 +33,7 @@ class PalimpsestSaveConditioning(io.ComfyNode):
         inside(os.path.join(output, filename_prefix), output)  # before the host makes a folder
         path = inside(free_path(filename_prefix, SUFFIX), output)
         save_prompt(path, conditioning, KNOWN)
-        text = f"{Path(os.path.relpath(path, os.path.realpath(output))).as_posix()} [output]"
+        text = named(Path(path))
         return io.NodeOutput(text, ui=ui.PreviewText(f"{text}, {size_in_words(path)}"))
 
 

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 
 from ...editing.inverting import source_conditioning
 from ...host.canvas import log
-from ...host.output import free_path
+from ...host.output import free_path, named
 from ...host.sampling import Fingerprint
 from ...host.tokens import Tokens, Word
 from ...inversion.storage import load, save
@@ -130,7 +130,7 @@ class PalimpsestSaveInversion(io.ComfyNode):
         inside(os.path.join(output, filename_prefix), output)  # before the host makes a folder
         path = inside(free_path(filename_prefix, SUFFIX), output)
         save(path, inversion, KNOWN)
-        text = f"{Path(os.path.relpath(path, os.path.realpath(output))).as_posix()} [output]"
+        text = named(Path(path))
         log.info("Saved %s, %s.", text, size_in_words(path))
         return io.NodeOutput(text, ui=shown(inversion, f"{text}, {size_in_words(path)}", cls))
 
