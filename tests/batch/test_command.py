@@ -15,7 +15,7 @@ pytest.importorskip("ray", reason="the extra `batch` is not installed")
 import pyarrow.parquet  # noqa: E402
 from palimpsest.batch import command, isolated, output, report, worker  # noqa: E402
 from palimpsest.batch.engine import Item  # noqa: E402
-from palimpsest.batch.table import Picture  # noqa: E402
+from palimpsest.batch.table import Picture, TableError  # noqa: E402
 from palimpsest.tests.batch.graphs import GRAPH  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -343,3 +343,13 @@ def test_a_forecast_counts_an_inversion_a_group():
         "7000 rows in 700 groups, on 8 workers",
         "735000 rows through the network: 150 for a group's first row, 100 for each other, 0.0267 s each",
         "0:32:05 on these workers (4:16:40 on one)", "7000.0 MB of pictures"]
+
+
+def test_results_inside_the_tables_folder_are_refused_before_anything_is_read(tmp_path):
+    """Their pictures would be rows of the next run."""
+    (tmp_path / "flow.json").write_text(json.dumps({"1": {"class_type": "LoadImage", "inputs": {}}}))
+    (tmp_path / "photos").mkdir()
+    args = SimpleNamespace(workflow=tmp_path / "flow.json", grid=[], table=tmp_path / "photos",
+                           out=tmp_path / "photos" / "edits" / "mine")
+    with pytest.raises(TableError, match="lies in the table's folder.*name a folder beside it"):
+        command.Batch(args)
