@@ -12,8 +12,8 @@ from there on.
 
 Differs from the paper: A's deviation is 1/r, as diffusers' training scripts have it (the paper gives none). A
 convolution is taken as the matrix [out, in·h·w].
-Checked against: diffusers, a step of such branches in its network and its reading of the file; the host's loaders; the
-paper's equations.
+Checked against: peft, a step in diffusers' network; diffusers' and the host's loaders of the file; the paper's
+equations.
 """
 from dataclasses import dataclass
 

