@@ -112,7 +112,7 @@ def joined(address) -> tuple[int, float]:
     while True:
         has = ray.cluster_resources()
         cores, gpus = int(has.get("CPU", 0)), has.get("GPU", 0)
-        if cores or gpus or time.monotonic() > until:
+        if cores or gpus or time.monotonic() >= until:
             return cores, gpus
         print("palimpsest: waits for the cluster's machines", file=sys.stderr, flush=True)
         time.sleep(10)

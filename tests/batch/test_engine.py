@@ -144,6 +144,58 @@ def test_a_cluster_that_cannot_be_joined_is_told_with_what_a_token_needs(monkeyp
         engine.connect(engine.Options(address="10.0.0.1:6379"))
 
 
+def test_a_worker_that_finds_no_room_keeps_no_finished_run_alive(cluster, tmp_path, monkeypatch):
+    """Another's work has a core of the two that the cluster has."""
+    @ray.remote(num_cpus=1)
+    class Other:
+        def here(self):
+            return True
+
+    other, wait, waits = Other.remote(), ray.wait, []
+    assert ray.get(other.here.remote())
+
+    def counted(*args, **more):
+        waits.append(args)
+        assert len(waits) < 60, "it waits for the worker that has no room"
+        return wait(*args, **more)
+
+    monkeypatch.setattr(ray, "wait", counted)
+    try:
+        ran = Ran([["a", "b"], ["c"]], tmp_path)
+    finally:
+        ray.kill(other)
+    assert set(ran.found) == set("abc") and len({process for process, _ in ran.processes()}) == 1
+
+
+@pytest.mark.parametrize("address, found, waited", [
+    ("auto", [{}, {"memory": 1.0}, {"CPU": 4.0, "GPU": 1.0}], 2), ("", [{}], 0), ("auto", [{}] * 99, 90)],
+    ids=["they come", "no cluster", "they never come"])
+def test_machines_of_a_cluster_are_waited_for(address, found, waited, monkeypatch, capsys):
+    left, slept = iter(found), []
+    monkeypatch.setattr(ray, "cluster_resources", lambda: next(left))
+    monkeypatch.setattr(engine.time, "sleep", slept.append)
+    monkeypatch.setattr(engine.time, "monotonic", lambda: sum(slept) + 1e-3 * len(slept))
+    assert engine.joined(address) == ((4, 1.0) if waited == 2 else (0, 0))
+    assert len(slept) == waited == capsys.readouterr().err.count("waits for the cluster's machines")
+
+
+def test_a_run_that_is_asked_to_end_ends_as_before_ray(monkeypatch):
+    """Ray puts a handler of its own there, which ends the process at once."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **place: signal.signal(signal.SIGTERM, lambda *_: None))
+    monkeypatch.setattr(engine, "joined", lambda address: (2, 0.0))
+    monkeypatch.setattr(ray._private.worker, "print_to_stdstream", None)
+    monkeypatch.setattr(engine.ray_constants, "ENABLE_RAY_CLUSTER", None)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    before = signal.signal(signal.SIGTERM, lambda *_: "ours")
+    try:
+        ours = signal.getsignal(signal.SIGTERM)
+        assert engine.connect(engine.Options()) == (2, 1, 0)
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_the_cluster_file_of_the_documents_is_one_of_rays():
     yaml = pytest.importorskip("yaml")
     from ray.autoscaler._private.util import prepare_config, validate_config
