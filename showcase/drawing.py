@@ -3,12 +3,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+from ..miniature import CFG
 from . import LAST
 
-CFG = 3.0  # of the miniature; 7.5 suits SD
 KEEPS = {"self_end": 0.8, "self_resolution": 1.0}  # the miniature's 16² latent: its outlines live at full resolution
 LOOSE = {"cross_end": 0.4, "self_end": 0.2}  # where a mask holds the rest
-SCENE = {"seed": 12, "kind": "colour"}
 OTHER = "The other picture"
 FIRST = 1360  # px, the width of the first group
 WORDS, SEEN = "star", "green, dotted, star, sky, background"  # of that scene's source

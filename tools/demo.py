@@ -255,8 +255,8 @@ def main() -> int:
         load_pack()
     except RuntimeError as error:
         raise SetupError(str(error)) from None
+    from palimpsest.miniature import CFG, SCENE
     from palimpsest.miniature.scenes import held_out_edit
-    from palimpsest.showcase.drawing import CFG, SCENE
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
     parser.add_argument("--seed", type=int, default=SCENE["seed"], help="number of the held-out scene")
     parser.add_argument("--kind", default=SCENE["kind"], help="kind of edit, as Miniature Scene lists them")

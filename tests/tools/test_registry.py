@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import yaml
 from comfy_config.config_parser import extract_node_configuration
 from PIL import Image
 
-import api
 import comfy_server
 import frozen
 import workflow
@@ -135,30 +133,28 @@ def shipped(tmp_path_factory):
     return copy
 
 
-def test_users_download_no_tests_benches_or_tools_but_the_miniature(shipped):
+def test_users_download_no_tests_or_benches_but_the_miniature(shipped):
     for pattern in LEFT_OUT:  # whole folders and files, anchored at the root
         assert re.fullmatch(r"/[\w./-]+", pattern) and (ROOT / pattern[1:]).is_dir() == pattern.endswith("/")
         assert (ROOT / pattern[1:]).exists() and not (shipped / pattern[1:]).exists()
-    assert not {"tests", "bench", "tools"} & {path.name for path in shipped.iterdir()}
+    assert not {"tests", "bench"} & {path.name for path in shipped.iterdir()}
     assert (shipped / "miniature" / "miniature.safetensors").is_file() and (shipped / "LICENSE").is_file()
     flow = shipped / "miniature" / "flow.safetensors"  # 14 MB at most, by its own test
     assert sum(path.stat().st_size for path in shipped.rglob("*") if path.is_file() and path != flow) < 25e6
 
 
-def test_what_users_download_has_every_node_and_runs(shipped, tmp_path, monkeypatch):
+def test_what_users_download_has_every_node_and_template(shipped, tmp_path, monkeypatch):
     monkeypatch.setattr(comfy_server, "ROOT", shipped)
-    graph = json.loads(api.PATH.read_text(encoding="utf-8"))
-    graph["inversion"]["inputs"]["steps"] = 2
-    graph["photo"] = {"class_type": "PalimpsestMiniatureScene", "inputs": {"seed": 12, "kind": "colour"}}
-    for name in "shown", "words":
-        graph[name]["inputs"].update(source=["photo", 1], target=["photo", 2 if name == "words" else 1])
-    graph["mask"]["inputs"]["words"] = "star"
     with Server(find_host(), Path(sys.executable), tmp_path, free_port(), log=tmp_path / "log") as server:
         info = json.loads(server.get("/object_info"))
         assert {name for name in info if name.startswith("Palimpsest")} == frozen.frozen().keys()
         templates = json.loads(server.get("/workflow_templates"))["palimpsest"]
         assert {*templates} == {*workflow.drawings()}
-        run = server.post("/prompt", {"prompt": graph})["prompt_id"]
-        while not (done := json.loads(server.get(f"/history/{run}"))):
-            time.sleep(0.2)
-        assert done[run]["status"]["status_str"] == "success" and done[run]["outputs"]["saved"]["images"]
+
+
+@pytest.mark.parametrize("command", [("demo", "--steps", "2"), ("batch", "--help")], ids=" ".join)
+def test_the_commands_of_its_documents_run(shipped, command, tmp_path):
+    done = subprocess.run([sys.executable, shipped / "tools" / "dev.py", *command], cwd=tmp_path, text=True,
+                          capture_output=True, env=child_environment(COMFYUI_PATH=str(find_host())))
+    assert not done.returncode, done.stdout + done.stderr
+    assert "sheet.png" in done.stdout or "--out" in done.stdout
