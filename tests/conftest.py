@@ -37,6 +37,7 @@ for module in (comfy_extras.nodes_custom_sampler, comfy_extras.nodes_freelunch):
         if hasattr(node, "FUNCTION") and not hasattr(node, "execute"):
             node.execute = classmethod(_execute)  # an older host's node, called as today's
 
+LONG = "batch", "nodes", "tools"
 FAST = 3  # tests of a file: two minutes on two cores
 
 
@@ -57,7 +58,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Every technique has a file of its own, whose first tests are the ones that matter most."""
+    """The rooms with the longest files come first, so that no worker has one left at the end. Every technique has a
+    file of its own, whose first tests are the ones that matter most."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
     if not config.getoption("--fast"):
         return
     first_cases = {}
