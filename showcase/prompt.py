@@ -1,9 +1,10 @@
 """Prompt Edit, shown; and prompts that a vision-language model of the host writes."""
 from functools import partial
 
+from ..miniature import SCENE
 from . import Example, folds
 from .attention.p2p import BY_WORDS
-from .drawing import BLUE, BROWN, CFG, GREEN, SCENE, YELLOW, Drawing
+from .drawing import BLUE, BROWN, CFG, GREEN, YELLOW, Drawing
 from .pictures import back_and_edited
 
 TITLE = "Change a word, the sentence written for you (Generate Text)"

@@ -1,5 +1,6 @@
 """Prompt-to-Prompt, shown and measured."""
 from ...inversion import ddim
+from ...miniature import SCENE
 from ...miniature.scenes import held_out_edit
 from .. import Example, folds
 from ..drawing import (
@@ -9,7 +10,6 @@ from ..drawing import (
     GREEN,
     KEEPS,
     LOOSE,
-    SCENE,
     SEEN,
     VIOLET,
     WORDS,

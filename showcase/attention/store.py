@@ -1,6 +1,7 @@
 """Attention maps of words, shown."""
+from ...miniature import SCENE
 from .. import Example, folds
-from ..drawing import BLUE, GREEN, SCENE, VIOLET, WORDS, Drawing, picture_and_words
+from ..drawing import BLUE, GREEN, VIOLET, WORDS, Drawing, picture_and_words
 from ..folds import Blueprint
 from ..pictures import scene, show_mask, stored
 

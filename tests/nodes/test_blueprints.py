@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from comfy.ldm.flux.model import Flux
 from comfy_api.latest import io
+from palimpsest.miniature import SCENE
 from palimpsest.miniature.scenes import held_out_edit
 from palimpsest.nodes.miniature import PalimpsestLoadMiniature
 from palimpsest.showcase.attention import concept_attention, feature_share, p2p
-from palimpsest.showcase.drawing import SCENE, WORDS
+from palimpsest.showcase.drawing import WORDS
 from palimpsest.showcase.inversion.flow import flow_edit
 
 import tiny

@@ -16,13 +16,14 @@ import pytest
 from comfy.utils import common_upscale
 from comfy_execution.utils import get_executing_context
 from palimpsest.host.sizes import fitted
+from palimpsest.miniature import SCENE
 from palimpsest.miniature.hard import an_edit
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, parse_caption
 from palimpsest.showcase.attention.concept_attention import TITLE as CONCEPTS
 from palimpsest.showcase.attention.dreammatcher import TITLE as MATCHED
 from palimpsest.showcase.attention.feature_share import BLUEPRINT as PAINTED_OVER
 from palimpsest.showcase.concept.dreambooth import TITLE as LEARNED
-from palimpsest.showcase.drawing import CFG, SCENE, SEEN, WORDS
+from palimpsest.showcase.drawing import CFG, SEEN, WORDS
 from palimpsest.showcase.folds import PAINTED, PHOTO, Start
 from palimpsest.showcase.inversion.flow.flow_edit import BLUEPRINT as BY_WORDS
 from palimpsest.showcase.prompt import TITLE as WRITTEN

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from palimpsest.miniature import SCENE
 from palimpsest.miniature.scenes import held_out_edit
-from palimpsest.showcase.drawing import SCENE, WORDS
+from palimpsest.showcase.drawing import WORDS
 from PIL import Image
 
 import api

@@ -2,10 +2,11 @@
 from types import SimpleNamespace
 
 from ....inversion.flow.flow_edit import METHOD
+from ....miniature import SCENE
 from ....miniature.scenes import held_out_edit
 from ....nodes.blending.local_blend import PalimpsestLatentBlend
 from ... import Example, drawing, folds
-from ...drawing import BROWN, GREEN, SCENE, Workflow, injected, inverted
+from ...drawing import BROWN, GREEN, Workflow, injected, inverted
 from ...folds import Blueprint, Start
 from ...pictures import both
 from ...rows import InversionRow, SceneRow, as_it_is, on_inversion
