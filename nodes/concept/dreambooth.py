@@ -19,7 +19,7 @@ from ...host.progress import before_a_cancel
 from ...host.sampling import prediction_type
 from ..inversion.report import decode
 from ..search import aliases
-from .images import PalimpsestClassImages, captions_of, class_prompts, encoded, named, once, say_guidance
+from .images import PalimpsestClassImages, captions_of, class_prompts, encoded, named, once, say_guidance, shots
 from .learn import Keeping, said, say_batch
 from .widgets import (
     ConceptImagesType,
@@ -169,7 +169,7 @@ class PalimpsestLearnSubject(io.ComfyNode):
             raise ValueError(f"Learn a Subject has the others {others!r} and class_images, which are made already: "
                              "write the others behind Class Images' noun, with commas between, or take class_images "
                              "off.")
-        given = ConceptImages(tuple(encoded(NODE, images, vae, captions or [plain], mask)), identifier)
+        given = ConceptImages(tuple(encoded(vae, shots(NODE, images, vae, captions or [plain], mask))), identifier)
         trained = [*new_word(clip, identifier.strip(), noun, lr),
                    LoRA(lr, rank, layers="all", text_encoder=text_learns(clip))]
         if class_images is not None:

@@ -1,5 +1,6 @@
 """Concept Images and Class Images."""
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import comfy.samplers
 import torch
@@ -8,6 +9,7 @@ from comfy_api.latest import io, ui
 
 import nodes
 
+from ...concept.custom_diffusion import at_a_random_size
 from ...concept.dreambooth import RARE
 from ...editing.concepts import SLOT, ConceptImages, Example
 from ...host.canvas import log
@@ -43,17 +45,28 @@ def once(node: str, **given) -> dict:
     return {name: value for name, (value,) in given.items()}
 
 
-def on_latents(mask, images, vae, latents):
-    """Masks [N,H,W] of pictures [B,H,W,3] on the cells of their latents, cropped as the VAE crops what it encodes."""
+def require_one_size(mask, images):
     if mask.shape[1:] != images.shape[1:3]:
         raise ValueError(f"The masks have {mask.shape[2]} × {mask.shape[1]} pixels, the pictures {images.shape[2]} × "
                          f"{images.shape[1]}: paint them on the pictures as they are here, after resizing.")
+
+
+def on_latents(mask, images, vae, latents):
+    """Masks [N,H,W] of pictures [B,H,W,3] on the cells of their latents, cropped as the VAE crops what it encodes."""
+    require_one_size(mask, images)
     seen = vae.vae_encode_crop_pixels(mask[..., None].expand(-1, -1, -1, 3))[..., 0]
     return F.interpolate(seen[:, None].float().cpu(), size=latents.shape[-2:])[:, 0]
 
 
-def encoded(node: str, images: Sequence, vae, captions: Sequence[str], masks: Sequence) -> list[Example]:
-    """What a list of batches of pictures [B,H,W,C] shows. captions, masks: one for all, or one each."""
+class Shot(NamedTuple):
+    """A picture [1,H,W,3], its caption, and where it is learned [1,H,W]."""
+    picture: torch.Tensor
+    caption: str
+    area: torch.Tensor | None
+
+
+def shots(node: str, images: Sequence, vae, captions: Sequence[str], masks: Sequence) -> list[Shot]:
+    """Those of a list of batches of pictures [B,H,W,C]. captions, masks: one for all, or one each."""
     pictures = [picture[None] for batch in images for picture in batch]
     areas = [area for mask in masks if mask is not None for area in mask.reshape(-1, 1, *mask.shape[-2:])]
     count, least = len(pictures), vae.spacial_compression_encode()
@@ -69,10 +82,31 @@ def encoded(node: str, images: Sequence, vae, captions: Sequence[str], masks: Se
     if tiny is not None:
         raise ValueError(f"A picture is {tiny.shape[2]} × {tiny.shape[1]} pixels, and the VAE makes one cell of "
                          f"{least} × {least}: connect pictures of about the model's size, through Size for the Model.")
-    latents = [vae.encode(picture[..., :3].expand(-1, -1, -1, 3)).cpu() for picture in pictures]
-    captions, areas = (list(given) * count if len(given) == 1 else list(given) for given in (captions, areas))
-    shown = [{SLOT: on_latents(area, picture, vae, z)[0]} for area, picture, z in zip(areas, pictures, latents)]
-    return [Example(z[0], text, seen) for z, text, seen in zip(latents, captions, shown or [{}] * count)]
+    captions, areas = (list(given) * count if len(given) == 1 else list(given) for given in (captions, areas or [None]))
+    for area, picture in zip(areas, pictures):
+        if area is not None:
+            require_one_size(area, picture)
+    return [Shot(p[..., :3].expand(-1, -1, -1, 3), text, area) for p, text, area in zip(pictures, captions, areas)]
+
+
+def mirrored(shot: Shot) -> Shot:
+    return Shot(shot.picture.flip(2), shot.caption, None if shot.area is None else shot.area.flip(-1))
+
+
+def resized(shot: Shot, vae, generator) -> Shot:
+    whole = shot.picture.new_ones(shot.picture.shape[:3])
+    picture, area, words = at_a_random_size(shot.picture[0], (whole if shot.area is None else shot.area.to(whole))[0],
+                                            vae.spacial_compression_encode(), generator)
+    return Shot(picture[None], f"{words} {shot.caption}", area[None]) if words else shot
+
+
+def encoded(vae, shown: Sequence[Shot]) -> list[Example]:
+    found = []
+    for picture, text, area in shown:
+        latent = vae.encode(picture).cpu()
+        masks = {} if area is None else {SLOT: on_latents(area, picture, vae, latent)[0]}
+        found.append(Example(latent[0], text, masks))
+    return found
 
 
 def named(nouns: str) -> list[str]:
@@ -125,21 +159,29 @@ class PalimpsestConceptImages(io.ComfyNode):
                     "it the whole picture is.")),
                 io.Boolean.Input("flip", default=False, optional=True, tooltip=(
                     "Whether the mirrored pictures are learned too. Leave it off for lettering and faces.")),
+                io.Int.Input("sizes", default=0, min=0, max=100, optional=True, tooltip=(
+                    "How many times more each picture is learned at a random size, with words for it before its "
+                    "caption: 'a far away', 'very small', 'zoomed in', 'close up'. So a concept that its pictures show "
+                    "large can be drawn small. Custom Diffusion does so at every step.")),
+                io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, optional=True, tooltip="Of the random sizes.")
             ],
             outputs=[ConceptImagesType.Output(display_name="concept images")])
 
     @classmethod
-    def execute(cls, images, vae, captions, identifier, more=(), mask=(), flip=(False,)) -> io.NodeOutput:
-        vae, identifier, flip = once(NODE, vae=vae, identifier=identifier, flip=flip).values()
+    def execute(cls, images, vae, captions, identifier, more=(), mask=(), flip=(False,), sizes=(0,),
+                seed=(0,)) -> io.NodeOutput:
+        vae, identifier, flip, sizes, seed = once(NODE, vae=vae, identifier=identifier, flip=flip, sizes=sizes,
+                                                  seed=seed).values()
         examples = [example for part in more for example in part.examples]
         strange = next((part.identifier for part in more if part.identifier != identifier), None)
         if strange is not None:
             raise ValueError(f"The pictures of 'more' call the concept {strange!r}, these {identifier!r}: give both "
                              "one identifier.")
-        texts = captions_of(captions)
-        examples += encoded(NODE, images, vae, texts, mask)
-        if flip:
-            examples += encoded(NODE, [p.flip(2) for p in images], vae, texts, [m.flip(-1) for m in mask])
+        shown = shots(NODE, images, vae, captions_of(captions), mask)
+        shown += [mirrored(shot) for shot in shown] if flip else []
+        generator = torch.Generator().manual_seed(seed)
+        shown += [resized(shot, vae, generator) for shot in shown for _ in range(sizes)]
+        examples += encoded(vae, shown)
         return io.NodeOutput(ConceptImages(tuple(examples), identifier))
 
 

@@ -1,6 +1,7 @@
 """Concept Images and Learn a Subject from batches and lists, on the host's executor."""
 import pytest
 import torch
+from palimpsest.concept.custom_diffusion import AFAR, NEAR
 from palimpsest.editing import forecast
 from palimpsest.editing.concepts import SLOT
 from palimpsest.nodes.concept import images
@@ -83,6 +84,26 @@ def test_mirrored_pictures_are_learned_where_they_are_asked_for():
         assert torch.equal(found.latent, wanted.latent) and torch.equal(found.masks[SLOT], wanted.masks[SLOT])
         assert found.caption == wanted.caption
     assert not torch.equal(both.examples[0].latent, both.examples[2].latent)
+
+
+@pytest.mark.parametrize("masks", [(), MASKS[:2]], ids=["whole", "masks"])
+def test_each_picture_is_learned_at_random_sizes_too(masks):
+    """Captions say it, what is around a smaller picture is not learned, and a seed gives the same again."""
+    given = dict(images=[torch.rand(1, 96, 80, 3, generator=torch.Generator()) for _ in range(2)], vae=[tiny.taesd()],
+                 captions=["a *", "the *"], identifier=["sks"], mask=[torch.ones(1, 96, 80)] * len(masks))
+    plain, again, other, many = (PalimpsestConceptImages.execute(**given, sizes=[n], seed=[seed]).result[0].examples
+                                 for n, seed in ((0, 0), (6, 0), (6, 1), (6, 0)))
+    assert len(plain) == 2 and len(many) == len(other) == 2 * 7
+    assert all(torch.equal(a.latent, b.latent) for a, b in zip(plain, many))
+    assert [e.caption for e in many] == [e.caption for e in again] != [e.caption for e in other]
+    assert all(torch.equal(a.latent, b.latent) for a, b in zip(many, again))
+    assert all(e.caption.endswith("a *" if i in (0, *range(2, 8)) else "the *") for i, e in enumerate(many))
+    said = {e.caption.removesuffix(" a *").removesuffix(" the *") for e in many} - {"a *", "the *"}
+    assert said and said <= {*AFAR, *NEAR}
+    small = [e for e in many if e.caption.startswith(AFAR)]
+    assert small and all(0 < e.masks[SLOT].mean() < 0.4 for e in small)
+    assert all(bool(e.masks) == bool(masks) for e in plain)
+
 
 
 @pytest.mark.parametrize("changed, said", [

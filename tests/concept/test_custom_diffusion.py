@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
-from palimpsest.concept.custom_diffusion import KeysAndValues
+from palimpsest.concept.custom_diffusion import AFAR, NEAR, KeysAndValues, at_a_random_size
 from palimpsest.concept.dreambooth import AllWeights
 from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing.concepts import Prior
@@ -115,3 +115,44 @@ def test_a_learned_word_is_edited_as_any_word():
     assert len(places) == 2 and pair.mapper[list(cat)][:, list(places)].tolist() == [[0.5, 0.5]]
     stronger, _ = edited(*custom, text, "embedding:thing: 4")
     assert relative(stronger, found) > 1e-3
+
+
+def ramp(height, width):
+    """A picture whose red and green tell columns and rows, and half of which is learned."""
+    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+    return torch.stack([x, y, 0.2 + 0 * x], -1), (x < 0.5).float()
+
+
+@pytest.mark.parametrize("height, width, least", [(240, 300, 1 / 3), (64, 96, 0.5)])
+def test_pictures_of_random_sizes_show_the_whole_smaller_or_a_part_larger_and_say_so(height, width, least):
+    """Sizes, their shares, places and words are those of the authors' code. A small picture keeps four cells."""
+    (picture, mask), cell, found = ramp(height, width), 8, {"": 0, "small": 0, "large": 0}
+    corners = set()
+    for seed in range(300):
+        shown, area, words = at_a_random_size(picture, mask, cell, torch.Generator().manual_seed(seed))
+        assert shown.shape == picture.shape and area.shape == mask.shape
+        kind = {**dict.fromkeys(AFAR, "small"), **dict.fromkeys(NEAR, "large")}.get(words, words)
+        found[kind] += 1
+        if not kind:
+            assert shown is picture and area is mask
+            continue
+        inside = shown[..., 2] != 0.5 if kind == "small" else torch.ones_like(mask, dtype=torch.bool)
+        rows, columns = (torch.nonzero(inside.any(d)).flatten() for d in (1, 0))
+        middle = rows[len(rows) // 2], columns[len(columns) // 2]
+        slopes = [float(shown[middle[0], middle[1], 0] - shown[middle[0], middle[1] - 9, 0]) / 9 * width,
+                  float(shown[middle[0], middle[1], 1] - shown[middle[0] - 9, middle[1], 1]) / 9 * height]
+        scale = 1 / slopes[0]
+        assert slopes[1] == pytest.approx(slopes[0], rel=0.03), "height and width change alike"
+        if kind == "large":
+            assert 1.19 < scale < 1.41 and relative(area, (shown[..., 0] < 0.5).float()) < 0.3
+            corners.add((round(float(shown[0, 0, 0]), 2), round(float(shown[0, 0, 1]), 2)))
+            continue
+        assert least - 0.01 < scale < 0.6 and (shown[~inside] == 0.5).all()
+        assert len(rows) == pytest.approx(scale * height, abs=1) and len(columns) == pytest.approx(scale * width, abs=1)
+        ends = torch.nonzero(area.any(0)).flatten()
+        assert ends[0] == columns[0] + cell and ends[-1] == pytest.approx(int(columns[0]) + len(columns) / 2, abs=2)
+        heights = torch.nonzero(area.any(1)).flatten()
+        assert (heights[0], heights[-1]) == (rows[0] + cell, rows[-1] - cell)
+        corners.add((int(rows[0]), int(columns[0])))
+    assert [found[kind] / 300 for kind in ("large", "small")] == pytest.approx([1 / 3, 0.6 - 1 / 3], abs=0.08)
+    assert len(corners) > 100
