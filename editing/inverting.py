@@ -49,7 +49,7 @@ FEW = 8  # the most steps that few-step checkpoints are sampled with
 def levels_a_forward(model, latent, source) -> int:
     """How many levels may share a forward."""
     samples = latent["samples"]
-    return levels_together(len(samples), samples.shape[-2:], ROWS, CELLS) if rows_may_mix(model, source) else 1
+    return levels_together(len(samples), samples.shape[2:], ROWS, CELLS) if rows_may_mix(model, source) else 1
 
 
 REFUSED = {"control": "Apply ControlNet", "gligen": "GLIGEN Textbox Apply", "hooks": "hooks (Cond Set Props)",

@@ -47,7 +47,7 @@ def masks_of(mask, inversion) -> Tensor:
     take the largest value."""
     masks, shape = latent_mask(mask, tuple(inversion.shape[-2:])), inversion.shape[1:-2]
     later, many = (shape[0] if shape else 1) - 1, len(masks) - 1
-    if inversion.batch > 1 or later < 1 or many < later or many % later:
+    if inversion.pictures > 1 or later < 1 or many < later or many % later:
         return masks
     return torch.cat([masks[:1], masks[1:].unflatten(0, (later, -1)).amax(1)])[None]
 

@@ -34,17 +34,20 @@ LEAST = 1e-6  # where the network is asked at σ = 0
 
 
 def levels_together(rows, size, most=ROWS, cells=CELLS) -> int:
-    """How many σ, each with `rows` latents of size (height, width), may share a forward of limited rows and cells."""
-    return max(1, min(most, cells // (size[0] * size[1])) // rows)
+    """How many σ, each with `rows` latents of size ([frames,] height, width), may share a forward of limited rows and
+    cells."""
+    return max(1, min(most, cells // math.prod(size)) // rows)
 
 
-def null_entries(conds: Iterable[list]) -> dict[UUID, list]:
-    """{uuid: [entry]} of the null prompt's processed cond lists: each of their texts once, over the whole picture and
-    without the target's ControlNets."""
+def null_entries(conds: Iterable[list], sigma: float) -> dict[UUID, list]:
+    """{uuid: [entry]} of the null prompt's processed cond lists: each of their texts that has a part at σ once, over
+    the whole picture and without the target's ControlNets."""
     texts = {}
     for entry in (e for entries in conds for e in entries):
-        texts.setdefault(id(entry["model_conds"].get("c_crossattn")), entry)
-    of_target = {"area", "mask", "mask_strength", "strength", "control", "gligen"}
+        if entry.get("timestep_end", 0) <= sigma <= entry.get("timestep_start", math.inf):
+            texts.setdefault(id(entry["model_conds"].get("c_crossattn")), entry)
+    # the source may be read at a level that the range of the target's text does not hold
+    of_target = {"area", "mask", "mask_strength", "strength", "control", "gligen", "timestep_start", "timestep_end"}
     return {e["uuid"]: [{k: v for k, v in e.items() if k not in of_target}] for e in texts.values()}
 
 
@@ -159,7 +162,7 @@ class Reference:
         texts = (_rows(entry) for prompt, entries in prompts.items() if prompt for entry in entries)
         self.pictures = math.lcm(inversion.batch, *texts)
         alone = tuple(prompts) == (None,)  # what the null prompt says may change from step to step
-        together = levels_together(self.pictures, inversion.shape[-2:]) if alone and self.mixed[i] else 1
+        together = levels_together(self.pictures, inversion.shape[1:]) if alone and self.mixed[i] else 1
         readers = {level: mine for level in self._ahead(sigma, len(self.steps) if alone and where[1] else together)
                    if (mine := _readers(run, inversion, where, level))}
         asked = {level: run.read_at(inversion, where, level) for level in readers}

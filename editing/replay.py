@@ -120,6 +120,12 @@ class Replayed(Editor):
             inversion.warn_once("The negative prompt has %s beside its embedding, and what the %s INVERSION learned "
                                 "goes with the source's: connect the source CONDITIONING as the sampler's negative.",
                                 ", ".join(sorted(beside)), inversion.method)
+        prompts = max((len(e["cross_attn"]) for name in run.edited() for e in negatives[name]), default=1)
+        if inversion.pictures < inversion.batch and inversion.pictures % prompts:
+            noises = inversion.batch // inversion.pictures
+            raise ValueError(f"The target has {prompts} prompts, and {noises} noises lead to each of the "
+                             f"{inversion.method} INVERSION's pictures ({inversion.pictures}), so that each noise would "
+                             "be asked another prompt: invert with n_avg 1, or sample one prompt at a time.")
         for name in [n for n in ("cond", "value") if n in theta and (n == "value" or self._mix(n))]:
             tokens = theta[name].tensor.shape[-2]
             held = [e["model_conds"]["c_crossattn"].cond for e in run.targets()]

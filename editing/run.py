@@ -284,7 +284,7 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     for editor in run.editors:
         conds = editor.conditions(run, conds, sigma)
     nulls = [c for i, c in enumerate(conds) if c is not None and run.role(conds, i) == "null"]
-    run.reference.read(run, executor, model, x_in, timestep, model_options, null_entries(nulls))
+    run.reference.read(run, executor, model, x_in, timestep, model_options, null_entries(nulls, sigma))
     x0s = executor(model, conds, x_in, timestep, Call(run, conds, sigma, x_in).install(model_options, run.editors))
     return questions.answer(x0s)
 

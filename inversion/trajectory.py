@@ -92,8 +92,13 @@ class Inversion:
 
     @property
     def batch(self) -> int:
-        """The number of pictures B."""
+        """The number of rows B."""
         return len(self.conditioning[0][0] if self.latents is None else self.latents[-1])
+
+    @property
+    def pictures(self) -> int:
+        """How many there are; a method may have n_avg rows of each, the first of all of them first."""
+        return self.batch // self.settings.get("n_avg", 1)
 
     @property
     def path(self) -> tuple[Tensor, ...]:

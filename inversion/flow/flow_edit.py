@@ -66,17 +66,22 @@ def denoise(model, x: Tensor, source, missed, sigmas: Tensor, extra_args=None, c
     return x.unflatten(0, (-1, *noises))[:, 0].flatten(0, 1)
 
 
-def inverted(model, x, sigmas, *args, seed, flow, align, n_avg, n_min, **kwargs) -> Found:
+def inverted(model, x, sigmas, *args, seed, flow, align, n_avg, n_min, together=1, **kwargs) -> Found:
+    def in_parts(rows, sigma, **more):  # n_avg runs of x may be more than fit one forward
+        most = together * len(x)
+        return torch.cat([model(*part, **more) for part in zip(rows.split(most), sigma.split(most))])
+
     path = noised_path(x.repeat(n_avg, *[1] * (x.ndim - 1)), sigmas, seed, flow)
     asked = max(len(sigmas) - 1 - n_min, 0)
-    found = missed(model, [*path[:asked], path[-1]], sigmas[:asked + 1], *args, **kwargs)
+    found = missed(in_parts, [*path[:asked], path[-1]], sigmas[:asked + 1], *args, together=max(1, together // n_avg),
+                   **kwargs)
     return Found(path, {"missed": recorded_theta([*found, *[torch.zeros_like(path[-1])] * (len(path) - 1 - asked)])})
 
 
 def reverse(inversion):
     n_avg, n_min = (inversion.settings.get(name, usual) for name, usual in (("n_avg", 1), ("n_min", 0)))
     plain = inversion.sigmas[-1 - min(n_min, len(inversion.sigmas) - 1)]
-    return along(partial(denoise, noises=(n_avg, inversion.batch // n_avg), plain=plain), "align")(inversion)
+    return along(partial(denoise, noises=(n_avg, inversion.pictures), plain=plain), "align")(inversion)
 
 
 METHOD = Method("FlowEdit", "FlowEdit Invert", inverted, cfg=1.0, takes=("flow", "together"),

@@ -81,7 +81,7 @@ class PalimpsestInversionReport(io.ComfyNode):
 
 def check_picture(latents: Tensor, inversion):
     """ValueError unless these latents [B,C,…] in sampler space are those that were inverted."""
-    clean = inversion.latents[-1][:pictures_of(inversion)]
+    clean = inversion.latents[-1][:inversion.pictures]
     if latents.shape != clean.shape:
         raise ValueError(f"The image encodes to {list(latents.shape)} (pictures, channels, height, width), but the "
                          f"INVERSION holds {list(clean.shape)}: connect the picture that was inverted, and the VAE "
@@ -93,14 +93,9 @@ def check_picture(latents: Tensor, inversion):
                          "encoded it.")
 
 
-def pictures_of(inversion) -> int:
-    """How many it holds; FlowEdit has n_avg rows of each, the first of all of them first."""
-    return inversion.batch // inversion.settings.get("n_avg", 1)
-
-
 def path_errors(path, inversion) -> Tensor:
     """The distance of each latent of a path from the INVERSION's at its level, over the norm of the latter: [S+1,B]."""
-    known, rows = map(inversion.at, method_of(inversion).sigmas(inversion).tolist()), pictures_of(inversion)
+    known, rows = map(inversion.at, method_of(inversion).sigmas(inversion).tolist()), inversion.pictures
     return torch.stack([(x[:rows] - own[:rows]).flatten(1).norm(dim=1) / own[:rows].flatten(1).norm(dim=1)
                         for x, own in zip(path, known)])
 
@@ -184,6 +179,6 @@ def lines(place: str, numbers: dict[str, Tensor], i: int, white: dict[str, str])
 def write(inversion, numbers: dict[str, Tensor], cfg) -> str:
     """The numbers as text, one `name: value` per line. In a batch the picture's number stands before the name."""
     head = f"{inversion.method}, {inversion.schedule}, replayed at CFG {cfg:g}"
-    rows = pictures_of(inversion)
+    rows = inversion.pictures
     return "\n".join([head, *(f"{i + 1} " * (rows > 1) + f"{name}: {NUMBERS[name][2].format(numbers[name][i].item())}"
                               for i in range(rows) for name in NUMBERS if name in numbers)])

@@ -369,3 +369,15 @@ def test_what_cannot_work_is_refused():
             "samples": model.model.process_latent_out(torch.cat([inversion.path[0]] * 3))})
     with pytest.raises(ValueError, match="connect the same Prompt Edit to both"):
         put(prompt_edit=PromptEdit((align(*map(tokens_of, (dog, hen))),)))
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3"])
+def test_a_negative_prompt_of_ranges_is_read_in_the_middle_too(family):
+    """As ComfyUI's own workflows for SD3 have one. The middle's level is in no range but one."""
+    case = Case(family, steps=6)
+    edited = mid_step(model=case.model, inversion=case.inversion, **ALL | {"middle": 0.5}, null_too=True)
+    (text, extra), = case.null
+    half = [[text, {**extra, "start_percent": 0.0, "end_percent": 0.4}],
+            [text.clone(), {**extra, "start_percent": 0.4, "end_percent": 1.0}]]
+    whole, parts = (case.sample(edited, cfg=4.0, negative=negative) for negative in (case.null, half))
+    assert relative(parts, whole) < 1e-6 < relative(case.sample(case.model, cfg=4.0), whole)

@@ -54,7 +54,7 @@ def test_the_smoothing_is_a_gaussian_of_variance_one_half():
 
 def test_a_videos_frames_may_have_masks_of_their_own():
     """One each of the latent, or of the video, whose frames after the first lie two in a latent's."""
-    video = SimpleNamespace(shape=torch.Size((16, 3, 4, 4)), batch=1)
+    video = SimpleNamespace(shape=torch.Size((16, 3, 4, 4)), pictures=1)
     m = torch.rand(5, 32, 32, generator=torch.Generator().manual_seed(3))
     cells = latent_mask(m, (4, 4))
     assert torch.equal(masks_of(m[:3], video), cells[None, :3])
@@ -62,6 +62,6 @@ def test_a_videos_frames_may_have_masks_of_their_own():
     assert torch.equal(masks_of(m, video), wanted[None])
     for count in 1, 2, 4:  # one for all, or too few or many, which the editor refuses
         assert torch.equal(masks_of(m[:count], video), cells[:count])
-    pictures = SimpleNamespace(shape=torch.Size((16, 3, 4, 4)), batch=3)
+    pictures = SimpleNamespace(shape=torch.Size((16, 3, 4, 4)), pictures=3)
     assert torch.equal(masks_of(m[:3], pictures), cells[:3])
-    assert torch.equal(masks_of(m, SimpleNamespace(shape=torch.Size((4, 4, 4)), batch=1)), cells)
+    assert torch.equal(masks_of(m, SimpleNamespace(shape=torch.Size((4, 4, 4)), pictures=1)), cells)

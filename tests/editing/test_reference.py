@@ -90,3 +90,4 @@ def test_a_solver_between_the_steps_reads_every_level_alone():
 def test_large_sources_are_read_step_by_step():
     assert [levels_together(1, (side, side)) for side in (16, 32, 64, 96, 128)] == [3, 3, 2, 1, 1]
     assert [levels_together(rows, (16, 16)) for rows in (1, 2, 4)] == [3, 1, 1]
+    assert [levels_together(1, (frames, 32, 32)) for frames in (1, 3, 5, 13)] == [3, 2, 1, 1], "each frame counts"

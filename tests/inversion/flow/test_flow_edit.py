@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from palimpsest.editing.inverting import invert
+from palimpsest.editing.masks import masks_of
 from palimpsest.inversion.ddcm import missed
 from palimpsest.inversion.flow import flow_edit
 from palimpsest.nodes.attention.feature_share import PalimpsestFeatureShare
@@ -128,6 +129,43 @@ def test_the_edits_of_a_levels_noises_are_averaged():
     assert relative(found[:2], latent["samples"]) > 1e-4
 
 
+@pytest.mark.parametrize("n_avg, rows", [(3, [6, 6, 6]), (16, [8, 8, 8, 8] * 3)])
+def test_a_forward_holds_no_more_rows_with_several_noises(n_avg, rows):
+    """Eight rows at most, whatever number of noises. One by one they give the same."""
+    model = tiny.flux(output=0.05)
+    latent, seen = picture(model, batch=2), []
+    hook = model.model.diffusion_model.register_forward_pre_hook(lambda network, inputs: seen.append(len(inputs[0])))
+    try:
+        found = invert("FlowEdit", model, tiny.cond(), latent, 3, n_avg=n_avg).inversion.theta["missed"].tensor
+    finally:
+        hook.remove()
+    assert seen == rows
+    x = model.model.process_latent_in(latent["samples"])
+    alone = invert("FlowEdit", model, tiny.cond(), latent, 3, n_avg=n_avg)
+    path = alone.inversion.path
+    one = velocity(model, tiny.cond())
+    for step, level in ((0, 0), (2, 2)):
+        for row in (0, 3, 2 * n_avg - 1):
+            z, sigma = path[level][row:row + 1], alone.inversion.sigmas[level]
+            wanted = x[row % 2] - (z - sigma * one(z, sigma))[0]
+            assert relative(found[step][row], wanted) < 1e-5
+
+
+def test_several_prompts_of_one_picture_are_refused_with_several_noises():
+    """Row i has prompt i, and rows are noises: their mean would be of several edits."""
+    model, ((text, extra), (other, others)) = tiny.flux(output=0.05), (tiny.cond(seed=n)[0] for n in (4, 5))
+    pooled = torch.cat([extra["pooled_output"], others["pooled_output"]])
+    two = [[torch.cat([text, other]), {**extra, "pooled_output": pooled}]]
+    inversions = {batch: invert("FlowEdit", model, tiny.cond(), picture(model, batch=batch), 3, n_avg=2).inversion
+                  for batch in (1, 2)}
+    for repeat in (1, 2):
+        with pytest.raises(ValueError, match="2 prompts, and 2 noises lead to each .* pictures .1., .*n_avg 1"):
+            replay(model, inversions[1], prompt=two, repeat=repeat)
+    both = replay(model, inversions[2], prompt=two)
+    apart = [replay(model, inversions[2], prompt=tiny.cond(seed=n)) for n in (4, 5)]
+    assert all(relative(both[n], apart[n][n]) < 1e-5 for n in (0, 1)) and relative(*apart) > 1e-4
+
+
 @pytest.mark.parametrize("family", ["flux", "sd15"])
 def test_the_last_steps_sample_the_target_alone(family):
     """Over all steps that is the target from the source's first noise, whatever part of the run is asked for."""
@@ -183,6 +221,8 @@ def test_a_mask_of_each_frame_edits_it_within_alone():
     """By Latent Blend as the edit along both velocities says, and by KV-Edit exactly outside."""
     model, latent, inversion = source_of("qwen", (FRAMES,))
     masks = torch.stack([HALF[0], 1 - HALF[0], torch.zeros(64, 64)])
+    several = invert("FlowEdit", model, tiny.cond(), {"samples": latent}, 2, n_avg=2).inversion
+    assert torch.equal(masks_of(masks, several), masks_of(masks, inversion)), "its noises are no pictures"
     own = [PalimpsestLatentBlend.execute(model, inversion, 0.0, "", "", 0.0, masks).result[0],
            PalimpsestFeatureShare.execute(model, inversion, "KV-Edit", "", "", 0.0, 0.0, *["as preset"] * 2, False,
                                           masks).result[0]]
