@@ -69,6 +69,9 @@ class Composite(Mover, Donor):
         require_rows(run, len(self.place), self.name)
         run.warn_if_idle(self.name, lambda sigma: run.within(sigma, 0.0, max(self.end, self.blend_end)))
 
+    def hands_on(self, run, sigma):
+        return "the composed picture"
+
     def move(self, run, x, sigma):
         if run.state(self).shift is None:
             x = self._start(run, x, sigma)

@@ -43,7 +43,8 @@ def difference_map(model, source, target, latent: Tensor, maps=10, strength=0.5,
     strength: r, as a share of the schedule from its clean end, over 0 and up to 1.
     """
     sampling = model.get_model_object("model_sampling")
-    sigma = torch.tensor(float(sampling.percent_to_sigma(1 - strength)))
+    # at 0 % the host gives a level that is higher than all
+    sigma = torch.tensor(min(float(sampling.percent_to_sigma(1 - strength)), float(sampling.sigma_max)))
     noise = torch.randn(maps, *latent.shape, generator=torch.Generator().manual_seed(seed))
     total = torch.zeros(len(latent), *latent.shape[-2:])
     bar = ProgressBar(maps)

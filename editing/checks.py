@@ -141,8 +141,9 @@ def warn_of_memory(run: "Run", sampler, noise: Tensor, latent: Tensor):
     for editor in run.editors:
         if lost := editor.hands_on(run, sigma):
             with concerning(editor.node):
-                log.warning("%s's steps hand on %s, which no LATENT holds: this sampler begins at sigma %.3g without "
-                            "it, and gives another picture than one sampler for all steps. Let one take them all.",
+                log.warning("The steps of %s hand on %s, which no LATENT holds: this sampler begins at sigma %.3g "
+                            "without it, and gives another picture than one sampler for all steps. Let one take them "
+                            "all.",
                             editor.name, lost, sigma)
 
 

@@ -205,7 +205,7 @@ def invert(method: Method | str, model, source: list, latent: dict, steps: int |
         method.trajectory, theta, kept,
         {"steps": len(sigmas) - 1, "scheduler": scheduler, "evaluations": sum(rows),
          "seconds": time.perf_counter() - began, "patches": patches(model), **noted, **notes})
-    return Inverted(inversion, {"samples": handed_on(noise)}, sigmas)
+    return Inverted(inversion, {"samples": handed_on(noise)}, sigmas.clone())
 
 
 def learn(method: Method | str, model, inversion: Inversion, cfg: float | None = None, negative: list | None = None,

@@ -38,7 +38,7 @@ def replay(model, inversion: Inversion, start=0.0, sampler=None) -> Replay:
         raise ValueError(f"{inversion.method} recorded {', '.join(inversion.theta)} for its own steps, which the "
                          "connected SAMPLER does not take: leave the sampler input empty.")
     sigmas = method.sigmas(inversion)
-    sigmas = sigmas[split_at(model, sigmas, start):]
+    sigmas = sigmas[split_at(model, sigmas, start):].clone()  # uni_pc writes into what it is given
     if len(sigmas) < 2:
         raise ValueError(f"Starting at {start:.0%} leaves no step of the inversion's {inversion.schedule}: choose "
                          "an earlier start (0 is the noisiest level).")
@@ -124,8 +124,8 @@ class Replayed(Editor):
         if inversion.pictures < inversion.batch and inversion.pictures % prompts:
             noises = inversion.batch // inversion.pictures
             raise ValueError(f"The target has {prompts} prompts, and {noises} noises lead to each of the "
-                             f"{inversion.method} INVERSION's pictures ({inversion.pictures}), so that each noise would "
-                             "be asked another prompt: invert with n_avg 1, or sample one prompt at a time.")
+                             f"{inversion.method} INVERSION's pictures ({inversion.pictures}), so that each noise "
+                             "would be asked another prompt: invert with n_avg 1, or sample one prompt at a time.")
         for name in [n for n in ("cond", "value") if n in theta and (n == "value" or self._mix(n))]:
             tokens = theta[name].tensor.shape[-2]
             held = [e["model_conds"]["c_crossattn"].cond for e in run.targets()]

@@ -240,7 +240,7 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
     if len(sigmas) < 2:  # one level, as SplitSigmas leaves at an end: no step, so nothing to edit
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
     options = extra_args["model_options"]["transformer_options"]
-    run = Run(guider, sigmas, tuple(latent_image.shape), options[KEY])
+    run = Run(guider, sigmas.clone(), tuple(latent_image.shape), options[KEY])  # uni_pc writes into its own
     check_finite(latent_image)
     stepped = getattr(executor.class_obj, "inversion", None)
     check_run(run, stepped)

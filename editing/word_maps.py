@@ -163,7 +163,7 @@ class WordMaps(AttentionObserver):
     fine: float | None = None
     layers: frozenset | None = None
     needed: bool = True
-    follows, name = True, "Refining words' maps"
+    follows, name = True, "Reading words' maps"
 
     def begin(self, run):
         known = sampled_tokens(run)
@@ -172,6 +172,9 @@ class WordMaps(AttentionObserver):
                              "Edit's target CONDITIONING to the sampler.")
         for prompts in known:
             self.words(prompts)
+
+    def hands_on(self, run, sigma):
+        return "the maps so far"
 
     def before(self, run, x, sigma):
         known = self.mean(run) if self.fine else None

@@ -91,6 +91,9 @@ class AttendExcite(Mover):
                        for tokens in known}
         run.warn_if_idle(self.name, lambda sigma: run.within(sigma, 0.0, self.end))
 
+    def hands_on(self, run, sigma):
+        return "how far they are, and the thresholds that are reached" if run.within(sigma, 0.0, self.end) else ""
+
     def move(self, run, x, sigma):
         if not run.within(sigma, 0.0, self.end):
             return x

@@ -53,7 +53,7 @@ class RewardGuidance(Editor):
 
     def asks(self, run, sigma):
         entries, = run.prompts(self)
-        return {"expert": Asked(entries, "target")} if run.within(sigma, self.start, self.end) else {}
+        return {"expert": Asked(entries, "target")} if self.scale and run.within(sigma, self.start, self.end) else {}
 
     def answered(self, run, x0, sigma):
         run.state(self).reward = self.scale * (x0["expert"] - x0.target) if "expert" in x0.names else 0.0

@@ -112,6 +112,9 @@ class MagicRemover(Mover, AttentionEdit):
         run.state(self).named = {id(prompts): self.named(prompts) for prompts in sampled_tokens(run)}
         run.warn_if_idle(self.name, lambda sigma: self.reads(run, sigma))
 
+    def hands_on(self, run, sigma):
+        return "its words' first maps" if self.scale and self.words and run.within(sigma, 0.0, self.end) else ""
+
     def named(self, prompts) -> list:
         """For each prompt the token positions of each of the words; none where a prompt lacks one."""
         try:

@@ -19,9 +19,9 @@ Differs from the paper: λ is each picture's own, not the batch's. Differs from 
 under l0 as well, and twice under l1: here both norms are the paper's.
 Checked against: authors' code phymhan/prompt-to-prompt@9955a1f, whole runs of its l0, which is l1 here.
 """
+import math
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..editing.editor import Editor
@@ -38,9 +38,11 @@ NORMS = "l0", "l1"
 
 def threshold(difference: Tensor, quantile: float) -> Tensor:
     """λ of each row of [B,…], in a shape that broadcasts with it: the quantile of its magnitudes and as many zeros."""
-    size = difference.abs().flatten(1).float()
-    limit = F.pad(size, (size.shape[1], 0)).quantile(quantile, dim=1)
-    return append_dims(limit, difference).to(difference)
+    size = difference.abs().flatten(1).float().sort(1).values
+    place = quantile * (2 * size.shape[1] - 1) - size.shape[1]  # among the sizes, which come after the zeros
+    below = math.floor(place)
+    low, high = (size[:, max(i, 0)] * (i >= 0) for i in (below, min(below + 1, size.shape[1] - 1)))
+    return append_dims(low.lerp(high, place - below), difference).to(difference)
 
 
 def prox(difference: Tensor, limit: Tensor, norm: str) -> Tensor:
@@ -84,6 +86,10 @@ class Proximal(Editor):
         edited: Tensor | None = None
 
     def begin(self, run):
+        more = run.guider.conds.keys() - {"positive", "negative"}
+        if more:
+            raise ValueError("Proximal Guidance works on the difference of two predictions, and this guider has "
+                             f"another, {', '.join(sorted(more))}: sample with CFGGuider.")
         scale = getattr(run.guider, "cfg", None)
         if "negative" not in run.guider.conds or scale == 1:
             has = "no negative" if "negative" not in run.guider.conds else "CFG 1"

@@ -32,15 +32,19 @@ class DrawnToPicture(Editor):
     name = "RF-Inversion Guide"
 
     def begin(self, run):
-        run.warn_if_idle(self.name, lambda sigma: run.within(sigma, self.start, self.end))
+        run.warn_if_idle(self.name, lambda sigma: run.within(sigma, self.start, self.end) and self._share(run, sigma))
+
+    def hands_on(self, run, sigma):
+        return "how far the trend is" if self.trend != "constant" and run.within(sigma, 0.0, self.end) else ""
 
     def after(self, run, x0, sigma):
         if not run.within(sigma, self.start, self.end):
             return x0
         y0 = repeat_to_batch_size(run.landing(self.inversion, sigma), len(x0)).to(x0)
-        return x0 + self._eta(run, sigma) * (y0 - x0)  # Algorithm 2
+        return x0 + self.eta * self._share(run, sigma) * (y0 - x0)  # Algorithm 2
 
-    def _eta(self, run, sigma) -> float:
+    def _share(self, run, sigma) -> float:
+        """Of η, at a step."""
         guided = [s for s in run.sigmas[:-1].tolist() if run.within(s, self.start, self.end)]
         risen = min(1.0, sum(s > sigma * (1 + 1e-4) for s in guided) / max(1, len(guided) - 1))
-        return self.eta * {"constant": 1.0, "falling": 1 - risen, "rising": risen}[self.trend]
+        return {"constant": 1.0, "falling": 1 - risen, "rising": risen}[self.trend]

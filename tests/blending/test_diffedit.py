@@ -143,6 +143,14 @@ def test_an_even_map_passes_but_for_its_least_values_and_others_as_in_the_paper(
     assert spread(part[None]) < EVEN < spread(even[None]) and spread(torch.ones(1, 8, 8)) == 1
 
 
+def test_the_picture_is_seen_at_full_strength():
+    """At the noisiest level that the model knows: the host's 0 % is far above it."""
+    case = Case("sd15")
+    latents = [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(n)) for n in (1, 2)]
+    one, other = (difference_map(case.model, case.source, case.target, x, 2, 1.0) for x in latents)
+    assert relative(one, other) > 1e-3 and float(one.max()) < 100
+
+
 def test_the_rule_of_whole_pictures_says_what_it_found(caplog):
     caplog.set_level("INFO")
     model = model_of("sd15")

@@ -87,3 +87,15 @@ def test_an_expert_that_knows_no_more_is_refused():
                  tiny.encode(c.clip, TEXT))
     with pytest.raises(ValueError, match="would change nothing"):
         PalimpsestRewardGuidance.execute(c.model, expert(c), 3.0, 0.5, 0.5)
+
+
+def test_a_scale_of_0_is_plain_sampling_and_asks_nothing():
+    c = case_of()
+    none = PalimpsestRewardGuidance.execute(c.model, expert(c), 0.0, 0.0, 1.0).result[0]
+    rows, network = [], c.model.model.diffusion_model
+    hook = network.register_forward_pre_hook(lambda network, inputs: rows.append(len(inputs[0])))
+    try:
+        assert torch.equal(c.sample(none, cfg=1.0), c.sample(cfg=1.0))
+    finally:
+        hook.remove()
+    assert sum(rows) == 2 * (len(c.sigmas) - 1)

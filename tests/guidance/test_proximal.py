@@ -1,6 +1,7 @@
 """Proximal guidance against its functional, a run of the authors' loop, and the paper's on flow networks."""
 import pytest
 import torch
+from comfy_extras.nodes_perpneg import PerpNegGuider
 from palimpsest.bench import twin
 from palimpsest.editing.inverting import invert
 from palimpsest.guidance import proximal
@@ -31,6 +32,10 @@ def test_the_threshold_is_each_pictures_quantile_beside_a_source_of_zeros_and_th
     d = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
     limit = proximal.threshold(d, 0.7)
     assert [round(float((row.abs() > t).float().mean()), 2) for row, t in zip(d, limit)] == [0.6, 0.6]
+    for quantile in (0.5, 0.6, 0.97, 1.0):
+        size = d.abs().flatten(1)
+        wanted = torch.cat([size, torch.zeros_like(size)], 1).double().quantile(quantile, dim=1)
+        torch.testing.assert_close(proximal.threshold(d, quantile).flatten(), wanted.float())
     dot = torch.zeros(1, 2, 1, 9, 9)
     dot[0, 1, 0, 4, 4] = -1
     assert not proximal.edited(dot, torch.tensor(0.6), 2).any()  # above the limit, but not after it shrank by the limit
@@ -154,3 +159,19 @@ def test_a_run_on_a_flow_model_is_the_paper_with_velocities(name, settings):
             x = x - share * (x - path[i + 1])
     assert relative(found, x) < 1e-5
     assert relative(c.model.model.process_latent_in(c.sample(cfg=4.0)), x) > 1e-3
+
+
+def test_a_long_videos_threshold_is_found():
+    """161 frames at 720p; torch's quantile takes 2^24 values at most."""
+    d = torch.arange(9_000_000.0).flip(0).view(1, 1, 9, 1000, 1000)
+    assert float(proximal.threshold(d, 0.7)) == pytest.approx(0.4 * 9_000_000, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_a_guider_of_three_predictions_is_refused(scale):
+    """Perp-Neg guides from the empty prompt, which is none of the two that are compared."""
+    case = Case("sd15")
+    edited = PalimpsestProximalGuidance.execute(case.model, case.inversion, "l0", 0.7, 0.0, 0.6, 1).result[0]
+    guider = PerpNegGuider.execute(edited, case.target, case.source, case.null, 7.5, scale).result[0]
+    with pytest.raises(ValueError, match="of two predictions, and this guider has another, .*sample with CFGGuider"):
+        case.sample(guider=guider)

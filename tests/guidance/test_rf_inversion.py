@@ -15,7 +15,7 @@ from palimpsest.nodes.guidance.rf_inversion import PalimpsestRFInversionGuide
 import tiny
 from contracting import family, picture
 from node_execution import executor  # noqa: F401
-from runs import relative
+from runs import Case, percent, relative
 
 NUMBERS = json.loads((Path(__file__).parents[1] / "data" / "rf_inversion.json").read_text())
 TARGET = tiny.cond(seed=4)
@@ -70,7 +70,7 @@ def test_trends_are_those_of_another_implementation(trend, theirs):
     sigmas = torch.tensor(NUMBERS["sigmas"])
     run = SimpleNamespace(sigmas=sigmas, within=lambda s, start, end: float(sigmas[1]) >= s >= float(sigmas[5]))
     guide = DrawnToPicture(None, 0.9, 0.1, 0.7, trend)
-    found = [guide._eta(run, s) if run.within(s, 0, 0) else 0 for s in sigmas[:-1].tolist()]
+    found = [guide.eta * guide._share(run, s) if run.within(s, 0, 0) else 0 for s in sigmas[:-1].tolist()]
     assert found == pytest.approx(NUMBERS["eta"][theirs], abs=1e-6)
 
 
@@ -79,3 +79,15 @@ def test_a_span_that_holds_nothing_is_refused():
     inversion = invert("RF-Inversion", model, tiny.cond(), picture(model), 2).inversion
     with pytest.raises(ValueError, match="runs from 0.5 to 0.2 of the schedule.*set its end above"):
         PalimpsestRFInversionGuide.execute(model, inversion, 0.9, 0.5, 0.2, "constant")
+
+
+@pytest.mark.parametrize("trend", ["constant", "falling", "rising"])
+def test_a_trend_that_holds_nothing_is_said(trend, said):
+    """Rising begins at 0, and there is one step."""
+    case = Case("flux", steps=4)
+    end = sum(percent(case.model, float(sigma)) for sigma in case.sigmas[:2]) / 2
+    guide = PalimpsestRFInversionGuide.execute(case.model, case.inversion, 0.9, 0.0, end, trend).result[0]
+    plain, idle = case.sample(cfg=1.0), trend == "rising"
+    said()
+    assert torch.equal(case.sample(guide, cfg=1.0), plain) == idle
+    assert any("RF-Inversion Guide" in text for text in said()) == idle
