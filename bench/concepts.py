@@ -32,6 +32,7 @@ one. A row that was made of more lines than there are stays.
 import argparse
 import itertools
 import json
+import math
 import platform
 import time
 from dataclasses import replace
@@ -253,10 +254,27 @@ def interval(values) -> tuple:
     return paired_bootstrap(found, torch.zeros_like(found), torch.Generator().manual_seed(0))
 
 
+def to_json(value):
+    """What is measured, with None for numbers that are not finite, which JSON has not."""
+    return _each(value, lambda v: None if isinstance(v, float) and not math.isfinite(v) else v)
+
+
+def from_json(value):
+    """What is measured, with the inf dB of equal pictures for None."""
+    return _each(value, lambda v: math.inf if v is None else v)
+
+
+def _each(value, change):
+    """change() of every number in dictionaries and lists."""
+    if isinstance(value, dict):
+        return {name: _each(v, change) for name, v in value.items()}
+    return [_each(v, change) for v in value] if isinstance(value, (list, tuple)) else change(value)
+
+
 def table(measured) -> str:
     lines = ["| | n | match, seen (below the ceiling) | unseen | prompt right | class right (its own) | drift | "
              "bare noun | PRES (frozen) | DIV (frozen) | seconds |", "|---|" + "---|" * 10]
-    for name, row in measured.items():
+    for name, row in from_json(measured).items():
         said = {n: _decibels(*row[n]) for n in ("seen", "unseen", "drift", "noun")}
         said |= {n: f"{said[n]} ({row['ceiling'][0] - row[n][0]:.1f})" for n in ("seen", "unseen")}
         prompt, *paper = [""] * 3 if "prompt" not in row else [f"{row['prompt'][0]:.0%}", *(
@@ -287,9 +305,9 @@ def main():
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    kept = [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()] if LINES.exists() else []
+    kept = LINES.read_text(encoding="utf-8").splitlines() if LINES.exists() else []
     rows, keys = {}, ("subject", "method", "prior", "seed", "steps")
-    for row in kept:
+    for row in map(from_json, map(json.loads, kept)):
         rows[tuple(row[key] for key in keys)] = row
     with torch.inference_mode():
         lab = None if args.table else Lab()
@@ -299,7 +317,7 @@ def main():
             if lab and key not in rows:
                 rows[key] = dict(zip(keys, key)) | measure(lab, *key)
                 with LINES.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[key]) + "\n")
+                    file.write(json.dumps(to_json(rows[key]), allow_nan=False) + "\n")
                 print(rows[key], flush=True)
     measured = {}
     for method in args.only:
@@ -320,4 +338,4 @@ def main():
     result = {"settings": {"subjects": args.subjects, "seeds": args.seeds, "steps": args.steps, "batch": BATCH},
               "machine": f"{platform.processor() or platform.machine()}, 1 thread", "measured": measured,
               "cost of the prior": costs}
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    RESULTS.write_text(json.dumps(to_json(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")

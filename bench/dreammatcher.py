@@ -30,7 +30,7 @@ from ..miniature.subjects import SEEN, UNSEEN, match, subject, subject_scenes
 from ..nodes.attention.dreammatcher import PalimpsestDreamMatcher
 from ..nodes.inversion.ddim import PalimpsestDDIMInvert
 from ..showcase.rows import output
-from .concepts import BATCH, CFG, METHODS, RARE, SAMPLED, SUBJECT, Lab, given, interval
+from .concepts import BATCH, CFG, METHODS, RARE, SAMPLED, SUBJECT, Lab, from_json, given, interval, to_json
 
 RESULTS = Path(__file__).parent / "results" / "dreammatcher.json"
 STEPS = 400
@@ -92,7 +92,7 @@ def measure(lab, number, draws) -> dict:
 
 def table(measured) -> str:
     lines = ["| | match, seen (gain) | unseen (gain) | rim | time |", "|---|" + "---|" * 4]
-    for name, row in measured.items():
+    for name, row in from_json(measured).items():
         cells = []
         for part in ("seen", "unseen"):
             mean, low, high = row[f"{part} gain"]
@@ -120,4 +120,4 @@ def main():
     print(table(measured))
     result = {"settings": vars(args) | {"steps": STEPS, "sampled": SAMPLED, "cfg": CFG},
               "machine": f"{platform.processor() or platform.machine()}, 1 thread", "measured": measured}
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    RESULTS.write_text(json.dumps(to_json(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -13,8 +13,9 @@ CLIP text model with its projection (the paper's tables use ViT-L/14). LPIPS and
 and are left out.
 Two rows are no editors: the picture through the autoencoder, a ceiling of what can be kept, and the target prompt
 sampled from fresh noise, a floor.
-Writes one JSON line per picture to output/pie.jsonl. A picture that is in it is not edited again. Prints the means with
-95 % intervals, all together and by PIE-Bench's type of edit, as SceneBench does.
+Writes one JSON line per picture to output/pie.jsonl. A picture that is in it with these settings is not edited again.
+Prints the means with 95 % intervals (MSE in 1e-4, as in the paper's tables), all together and by PIE-Bench's type of
+edit, as SceneBench does.
 """
 import argparse
 import json
@@ -30,11 +31,11 @@ from ..metrics.pixels import pie_mse, pie_psnr, pie_ssim, psnr, ssim
 from ..miniature.model import load_miniature
 from .floors import fresh_noise
 from .inversions import METHODS, Scenes
-from .scenes import EDITORS, edited, stored
+from .scenes import EDITORS, edited
 from .spread import add_arguments, spread
 from .summary import NOBODY, Column, summary, table, table_by_kind
 
-COLUMNS = (Column("cases", "cases"), Column("pie_mse", "MSE"), Column("pie_psnr", "PSNR", " dB"),
+COLUMNS = (Column("cases", "cases"), Column("pie_mse", "MSE, 1e-4", " "), Column("pie_psnr", "PSNR", " dB"),
            Column("pie_ssim", "SSIM", "%"), Column("background_psnr", "background", " dB"),
            Column("background_ssim", "its SSIM", "%"), Column("clip_whole", "CLIP", " "),
            Column("clip_edited", "CLIP, edited", " "))
@@ -146,9 +147,10 @@ def main():
     args = parser.parse_args()
     if (args.clip_vision is None) != (args.clip_text is None):
         parser.error("a CLIP score needs both --clip-vision and --clip-text")
-    about = {"folder": str(args.folder), "clip": args.clip_vision, "checkpoint": args.checkpoint,
-             "steps": args.steps, "cfg": args.cfg}
-    rows = {key: r for key, r in stored(args.out).items() if about.items() <= r.items()}
+    args.folder = args.folder.resolve()
+    about = {"folder": str(args.folder), "clip": args.clip_vision, "clip_text": args.clip_text,
+             "checkpoint": args.checkpoint, "steps": args.steps, "cfg": args.cfg}
+    rows = stored(args.out, about)
     args.out.parent.mkdir(exist_ok=True)
     chosen = entries(args.folder, args.count)
     wanted = [(NOBODY, r) for r in REFERENCES] + [(i, e) for i in args.inversion for e in args.editor]
@@ -158,15 +160,22 @@ def main():
         line = measured | about
         rows[line["case"], line["inversion"], line["editor"]] = line
         with args.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
-    settings = vars(args) | {"folder": args.folder.resolve()}
-    spread(Measurer, settings, [[(n, entry, missing[n])] for n, entry in chosen if missing[n]], write, args)
+    spread(Measurer, vars(args), [[(n, entry, missing[n])] for n, entry in chosen if missing[n]], write, args)
     print(report([{n: v for n, v in r.items() if n not in about} for (number, _, _), r in rows.items()
                   if number in dict(chosen)]))
 
 
+def stored(path, about) -> dict:
+    """{(case, inversion, editor): line} of the lines with these settings. Older lines say no clip_text."""
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
+    return {(r["case"], r["inversion"], r["editor"]): r for r in lines
+            if all(r.get(name) == value for name, value in about.items())}
+
+
 def report(lines) -> str:
+    lines = [line | {"pie_mse": 1e4 * line["pie_mse"]} if line.get("pie_mse") is not None else line for line in lines]
     kinds = sorted({line["kind"] for line in lines})
     found = summary(lines, kinds, [c.number for c in COLUMNS if c.number != "cases"])
     return f"{table(found, COLUMNS)}\n\n{table_by_kind(found, kinds, BY_KIND)}"

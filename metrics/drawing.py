@@ -16,9 +16,9 @@ COLUMNS = 6
 
 
 def colours(values: Tensor) -> Tensor:
-    """Values [H, W] in 0..1 as inferno colours [H, W, 3]."""
+    """Values [H, W] in 0..1 as inferno colours [H, W, 3]. NaN is black."""
     table = torch.tensor([list(bytes.fromhex(c)) for c in INFERNO]) / 255
-    place = values.float().cpu().clamp(0, 1) * (len(table) - 1)
+    place = shown(values.cpu()) * (len(table) - 1)
     low = place.long().clamp(max=len(table) - 2)
     return torch.lerp(table[low], table[low + 1], (place - low)[..., None])
 
@@ -39,8 +39,18 @@ def heat(image: Tensor, values: Tensor) -> tuple[Tensor, tuple[float, float]]:
 
 def veil(share: Tensor) -> Tensor:
     """A map [h, w] in 0..1 as colours with their opacity [h, w, 4], to be laid over a dim grey picture."""
-    share = share.float().cpu().clamp(0, 1)
+    share = shown(share.cpu())
     return torch.cat([colours(share), .3 + .5 * share[..., None]], -1)
+
+
+def shown(values: Tensor) -> Tensor:
+    """Values as float32 in 0..1, and NaN as 0."""
+    return values.float().nan_to_num(0, 1, 0).clamp(0, 1)
+
+
+def rgb(image: Tensor) -> Tensor:
+    """The three channels [..., 3] of a picture [..., C]. A picture of one or two has its first channel in each."""
+    return image[..., :3] if image.shape[-1] > 2 else image[..., :1].expand(*image.shape[:-1], 3)
 
 
 def tile(image: Tensor, label: str, lines: Sequence[tuple[str, str]] = (),
@@ -51,7 +61,7 @@ def tile(image: Tensor, label: str, lines: Sequence[tuple[str, str]] = (),
     Small pictures are enlarged by a whole number, so that each pixel is a square. Large pictures are reduced. An empty
     label takes no room.
     """
-    picture = _fit(Image.fromarray((reduced(image[..., :3]).clamp(0, 1) * 255).round().byte().cpu().numpy()))
+    picture = _fit(Image.fromarray((shown(reduced(rgb(image))) * 255).round().byte().cpu().numpy()))
     width, height = max(picture.width, SMALLEST * 3 // 4), picture.height
     unit = width / SMALLEST
     line, top = round(22 * unit), round(28 * unit) if label else 0
@@ -182,7 +192,7 @@ def _font(width: int):
 
 def _scale(page, draw, y: int, scale: tuple[float, float], font, unit: float):
     """Draws the colour map as a bar between its lowest and highest value. The baseline of the text is y."""
-    digits = max(0, 1 - math.floor(math.log10(scale[1]))) if scale[1] > 0 else 2
+    digits = max(0, 1 - math.floor(math.log10(scale[1]))) if 0 < scale[1] < math.inf else 2
     low, high = (f"{v:.{digits}f}" for v in scale)
     draw.text((0, y), low, INK, font, "ls")
     draw.text((page.width, y), high, INK, font, "rs")

@@ -1,13 +1,13 @@
-"""Distances between pictures (B, H, W, C) in 0..1. Each gives one number per picture, [B].
+"""Distances between pictures (B, H, W, C) in 0..1. Each gives one number per picture, [B]. One picture serves a batch.
 
 `where` (B, H, W) selects pixels. The mean is over these pixels alone. The `pie_` measures follow the other convention,
 that of PIE-Bench (Ju et al., "Direct Inversion", 2023, arXiv:2310.01506) and of the papers' tables: the edited region
 is black in both pictures, and the mean is over the whole picture. With a background share f, its MSE is f times ours
 and its PSNR is -10 log10 f dB above ours.
 
-An empty selection gives nan, as in PIE-Bench. Equal pictures have an infinite PSNR. Pictures are measured in tiles, so
-that memory does not grow with their size. A tile is computed in float32 (float64 for float64 pictures), and the sums
-over tiles in float64. tick() is called before each tile and may raise to stop.
+An empty selection gives nan, as in PIE-Bench, and so does one with a NaN. Equal pictures have an infinite PSNR.
+Pictures are measured in tiles, so that memory does not grow with their size. A tile is computed in float32 (float64 for
+float64 pictures), and the sums over tiles in float64. tick() is called before each tile and may raise to stop.
 """
 import torch
 import torch.nn.functional as F
@@ -32,15 +32,19 @@ def _mean(index, a: Tensor, b: Tensor, where: Tensor | None, tick, reach: int = 
     if len({z.shape[1:3] for z in given}) > 1:
         raise ValueError(f"What is compared is of sizes {', '.join(f'{z.shape[2]}x{z.shape[1]}' for z in given)}: give "
                          "all one size")
+    batch = max(map(len, given))
+    if {len(z) for z in given} - {1, batch}:
+        raise ValueError(f"What is compared holds {', '.join(str(len(z)) for z in given)} pictures: give one for all, "
+                         f"or {batch}")
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    totals, weights = torch.zeros(2, max(map(len, given)), dtype=torch.double, device=a.device)
+    totals, weights = torch.zeros(2, batch, dtype=torch.double, device=a.device)
     for i in range(len(totals)):
         for tile in tiles(*a.shape[1:3]):
             tick()
             p, q, *w = (_part(z[i % len(z)], tile, reach).to(dtype) for z in given)
             values = index(p, q, *w)
             w = w[0][:, reach:-reach or None, reach:-reach or None] if w else values.new_ones(1, 1, 1)
-            totals[i] += (values * w).sum(dtype=torch.double)
+            totals[i] += (values * w).where(w > 0, 0).sum(dtype=torch.double)  # NaN · 0 is NaN
             weights[i] += w.expand_as(values).sum(dtype=torch.double)
     return totals / weights
 
@@ -134,5 +138,5 @@ def pie_ssim(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
 
 
 def changed_share(a: Tensor, b: Tensor, threshold: float, tick=lambda: None) -> Tensor:
-    """Share (0..1) of the pixels with a channel that differs by more than the threshold."""
-    return _mean(lambda a, b: ((a - b).abs().amax(0, keepdim=True) > threshold).to(a), a, b, None, tick)
+    """Share (0..1) of the pixels with a channel that differs by more than the threshold. NaN differs from all."""
+    return _mean(lambda a, b: (~((a - b).abs().amax(0, keepdim=True) <= threshold)).to(a), a, b, None, tick)

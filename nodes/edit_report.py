@@ -5,7 +5,8 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..metrics.drawing import colours, reduced, sheet, tile
+from ..host.canvas import log
+from ..metrics.drawing import colours, reduced, rgb, sheet, tile
 from ..metrics.edits import CHANGED, edit_numbers
 from ..metrics.masks import TWO_CELLS, grow
 from .search import aliases
@@ -24,12 +25,18 @@ NUMBERS = {  # number: (its tile, its label, its format)
     "background_share": ("mask", "background", "{:.1f} %"),
 }
 
+ROWS = 16  # as many as a page can show
+
 
 def check(source: Tensor, edited: Tensor, **others: Tensor | None) -> dict[str, Tensor]:
-    """The given inputs by name, on the CPU. Single pictures are repeated to the batch. ValueError if sizes differ."""
+    """The given inputs by name, on the CPU, pictures in three channels. Single pictures are repeated to the batch.
+    ValueError if sizes differ."""
     given = dict(source=source, edited=edited, **{name: t for name, t in others.items() if t is not None})
-    given = {name: t.reshape(-1, *t.shape[-2:]) if name == "mask" else t[..., :3] for name, t in given.items()}
+    given = {name: t.reshape(-1, *t.shape[-2:]) if name == "mask" else rgb(t) for name, t in given.items()}
     batch, size = max(len(t) for t in given.values()), source.shape[1:3]
+    mask = given.get("mask")
+    if mask is not None and mask.min() == mask.max():  # Load Image gives a small black mask for a picture without one
+        given["mask"] = mask[:, :1, :1].expand(-1, *size)
     for name, t in given.items():
         if t.shape[1:3] != size:
             raise ValueError(f"{name} is {t.shape[2]}x{t.shape[1]} and source is {size[1]}x{size[0]}: VAE Encode crops "
@@ -39,7 +46,18 @@ def check(source: Tensor, edited: Tensor, **others: Tensor | None) -> dict[str, 
         if len(t) not in (1, batch):
             raise ValueError(f"{name} holds {len(t)} pictures and the largest input {batch}: connect one for all, or "
                              f"{batch}.")
+    warn_if_not_finite(**{name: t for name, t in given.items() if name != "mask"})
     return {name: t.cpu().expand(batch, *t.shape[1:]) for name, t in given.items()}
+
+
+def warn_if_not_finite(**pictures: Tensor):
+    """One warning that names the pictures with NaN or inf."""
+    bad = {name: int((~t.isfinite()).sum()) for name, t in pictures.items()
+           if not (t.amin() + t.amax()).isfinite()}  # both are NaN if a value is, and take no memory
+    if bad:
+        said = " and ".join(f"{name} has {n} of {pictures[name].numel()}" for name, n in bad.items())
+        log.warning("%s values that are NaN or infinite: run the VAE in fp32 (--fp32-vae), or repair the node that "
+                    "made them.", said)
 
 
 class PalimpsestEditReport(io.ComfyNode):
@@ -85,9 +103,14 @@ class PalimpsestEditReport(io.ComfyNode):
 
 
 def draw(given: dict[str, Tensor], numbers: dict[str, Tensor], about: str = "") -> Tensor:
-    """The sheet [1, H, W, 3]. Each picture has a row of tiles, with the numbers below each tile. about: a text below
-    them all."""
+    """The sheet [1, H, W, 3]. Each picture has a row of tiles, with the numbers below each tile. Of more than ROWS
+    pictures, ROWS are drawn, evenly spaced. about: a text below them all."""
     batch, height, width, _ = given["source"].shape
+    drawn = torch.linspace(0, batch - 1, min(batch, ROWS)).round().int().tolist()
+    if len(drawn) < batch:
+        about = f"{len(drawn)} of {batch} pictures are drawn, evenly spaced. All are measured.\n{about}".strip()
+        given = {name: [t[i] for i in drawn] for name, t in given.items()}
+        numbers = {name: n[drawn] for name, n in numbers.items()}
     differences, high = zip(*map(difference, given["edited"], given["source"]))
     high = max(high) or 1.
     tiles = {  # name: label, pictures
@@ -98,17 +121,25 @@ def draw(given: dict[str, Tensor], numbers: dict[str, Tensor], about: str = "") 
         "target": ("exact target", given.get("target")),
         "mask": ("mask, grown", [shades(m) for m in given["mask"]] if "mask" in given else None),
     }
-    return sheet([[tile(images[i], label if i == 0 else "", lines(name, numbers, i),
+
+    def head(name, label, i):
+        text = label if i == 0 else ""
+        if len(drawn) == batch:
+            return text
+        number = f"{drawn[i] + 1}" if name == "source" else ""  # as in the text of the numbers
+        return ": ".join(filter(None, (number, text))) or " "  # an empty one takes no room
+
+    return sheet([[tile(images[i], head(name, label, i), lines(name, numbers, i),
                         (0., high) if name == "difference" else None)
-                   for name, (label, images) in tiles.items() if images is not None] for i in range(batch)], about)
+                   for name, (label, images) in tiles.items() if images is not None] for i in range(len(drawn))], about)
 
 
 def difference(edited: Tensor, source: Tensor) -> tuple[Tensor, float]:
-    """(the channels' mean of |edited - source| at a tile's size [h, w], its highest value),
+    """(the channels' mean of |edited - source| at a tile's size [h, w], its highest finite value),
     for two pictures [H, W, C]."""
     rows = [(e.float() - s.float()).abs().mean(-1, keepdim=True) for e, s in zip(edited.split(1), source.split(1))]
     found = torch.cat(rows)
-    return reduced(found)[..., 0], found.max().item()
+    return reduced(found)[..., 0], found.nan_to_num(0, 0, 0).max().item()
 
 
 def shades(mask: Tensor) -> Tensor:
@@ -123,7 +154,7 @@ def printed(name: str, value: Tensor) -> str:
 
 
 def lines(place: str, numbers: dict[str, Tensor], i: int) -> list[tuple[str, str]]:
-    """The lines under one tile of row i. nan is written as n/a, because there was no pixel to measure."""
+    """The lines under one tile of row i. nan is written as n/a: there was no pixel to measure, or one with NaN."""
     return [(key, "n/a" if numbers[name][i].isnan() else printed(name, numbers[name][i]))
             for name, (where, key, _) in NUMBERS.items() if where == place and name in numbers]
 

@@ -14,6 +14,7 @@ from ...inversion.method import method_of
 from ...metrics.drawing import INK, PALE, PAPER, RULE, SMALLEST, colours, sheet, tile
 from ...metrics.pixels import psnr
 from ...metrics.whiteness import white_range, whiteness
+from ..edit_report import warn_if_not_finite
 from ..search import aliases
 from ..widgets import InversionType
 
@@ -65,8 +66,12 @@ class PalimpsestInversionReport(io.ComfyNode):
         check_picture(model.get_model_object("latent_format").process_in(encoded), inversion)
         path, found = retrace(start, inversion, cfg, negative)
         pictures = {name: decode(vae, latent) for name, latent in (("round trip", encoded), ("reconstruction", found))}
-        image, rows, errors = image.float().cpu(), len(found), path_errors(path, inversion)
-        noise, frames = unit_noise(inversion)[:rows], max(1, len(image) // rows)  # of each video
+        rows, errors, noise = len(found), path_errors(path, inversion), unit_noise(inversion)[:len(found)]
+        warn_if_not_finite(image=image, **pictures, **{"error of the replay": errors})
+        # of each video. A VAE may keep fewer frames than it is given
+        frames = min(len(image), *map(len, pictures.values())) // rows
+        image, *decoded = (first(video, rows, frames) for video in (image.float().cpu(), *pictures.values()))
+        pictures = dict(zip(pictures, decoded))
         numbers = {
             **{n: psnr(pictures[name], image).unflatten(0, (rows, frames)).mean(1)
                for n, name in (("vae_psnr", "round trip"), ("reconstruction_psnr", "reconstruction"))},
@@ -113,10 +118,15 @@ def decode(vae, latents: Tensor) -> Tensor:
     return images.reshape(-1, *images.shape[-3:]).float().cpu()
 
 
+def first(images: Tensor, rows: int, frames: int) -> Tensor:
+    """The first frames of each of some videos [B·F,H,W,C]."""
+    return images.unflatten(0, (rows, -1))[:, :frames].flatten(0, 1)
+
+
 def draw(inversion, image, pictures, noise, errors, numbers, cfg) -> Tensor:
     """The sheet [1,H,W,3]: a row of tiles per picture, with each tile's numbers below it."""
     difference = (pictures["reconstruction"] - image).abs().mean(-1)
-    high = difference.max().item() or 1.
+    high = difference.nan_to_num(0, 0, 0).max().item() or 1.
     grey = noise.flatten(1, -3)[:, :1].movedim(1, -1) / 6 + .5  # the first channel, three standard deviations each way
     heads = {"source": (f"source, {image.shape[2]} x {image.shape[1]}", image),
              "round trip": ("VAE round trip", pictures["round trip"]),
@@ -137,12 +147,12 @@ def draw(inversion, image, pictures, noise, errors, numbers, cfg) -> Tensor:
 def curve(errors: list, sigmas: list, side: int) -> Tensor:
     """A square picture [H,W,3] of errors at descending σ, evenly spaced, on a logarithmic scale in percent.
 
-    errors: shares.
+    errors: shares. Those that are not finite are left out.
     """
-    shares = [max(e, EXACT) for e in errors]
-    low = math.floor(math.log10(min(shares)))
-    high = max(low + 1, math.ceil(math.log10(max(shares))))
-    unit, last = 2 * side / SMALLEST, max(1, len(shares) - 1)  # drawn twice as large, then reduced
+    shares = {level: max(e, EXACT) for level, e in enumerate(errors) if math.isfinite(e)}
+    low = math.floor(math.log10(min(shares.values(), default=EXACT)))
+    high = max(low + 1, math.ceil(math.log10(max(shares.values(), default=1))))
+    unit, last = 2 * side / SMALLEST, max(1, len(errors) - 1)  # drawn twice as large, then reduced
     left, right, top, bottom = 62 * unit, 2 * side - 12 * unit, 14 * unit, 2 * side - 40 * unit
     page = Image.new("RGB", (2 * side, 2 * side), PAPER)
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(round(13 * unit))
@@ -159,7 +169,7 @@ def curve(errors: list, sigmas: list, side: int) -> Tensor:
         pen.line((x, bottom, x, bottom + 4 * unit), PALE, 2)
         sigma = f"{sigmas[min(level, len(sigmas) - 1)]:.3g}"
         pen.text((x, bottom + 8 * unit), sigma if level else f"sigma {sigma}", PALE, font, place)
-    pen.line([at(i, share) for i, share in enumerate(shares)], INK, round(2 * unit), "curve")
+    pen.line([at(i, share) for i, share in shares.items()], INK, round(2 * unit), "curve")
     return torch.from_numpy(np.asarray(page.reduce(2)).astype(np.float32) / 255)
 
 

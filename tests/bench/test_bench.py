@@ -43,10 +43,11 @@ def test_run_lengths_decode_to_the_mask_and_its_border():
     assert np.array_equal(pie.decode_mask(runs_of(drawn), (16, 16)), drawn)
 
 
-def test_a_pie_bench_folder_is_edited_and_measured_by_its_conventions(tmp_path, monkeypatch, capsys):
+def pie_folder(tmp_path, count):
+    """A folder of PIE-Bench with some scenes."""
     (tmp_path / "annotation_images" / "0_random").mkdir(parents=True)
     entries = {}
-    for i in range(2):
+    for i in range(count):
         edit = held_out_edit(i, "colour")
         path = f"0_random/{i:012}.png"
         Image.fromarray((edit.source_image * 255).round().astype(np.uint8)).save(tmp_path / "annotation_images" / path)
@@ -55,6 +56,11 @@ def test_a_pie_bench_folder_is_edited_and_measured_by_its_conventions(tmp_path, 
                                "mask": runs_of(edit.mask),
                                "editing_prompt": edit.target_text.replace(word, f"[{word}]")}
     (tmp_path / "mapping_file.json").write_text(json.dumps(entries))
+    return tmp_path
+
+
+def test_a_pie_bench_folder_is_edited_and_measured_by_its_conventions(tmp_path, monkeypatch, capsys):
+    entries = pie.entries(pie_folder(tmp_path, 2), 700)
     found = pie.cases(tmp_path, 700)
     assert [c.target_text for c in found] == [held_out_edit(i, "colour").target_text for i in range(2)]
     out = tmp_path / "pie.jsonl"
@@ -63,7 +69,7 @@ def test_a_pie_bench_folder_is_edited_and_measured_by_its_conventions(tmp_path, 
     run(pie, monkeypatch, tmp_path, "--steps", 2, "--editor", "plain", "--out", out)
     assert out.read_text().startswith(first)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [r["case"] for r in rows if r["editor"] == "plain"] == list(entries)
+    assert [r["case"] for r in rows if r["editor"] == "plain"] == [number for number, _ in entries]
     most, some = ([r["background_psnr"] for r in rows if r["editor"] == name] for name in ("autoencoder", "plain"))
     assert all(a > b for a, b in zip(most, some))
     rows = [r for r in rows if r["editor"] == "plain"]
@@ -72,6 +78,31 @@ def test_a_pie_bench_folder_is_edited_and_measured_by_its_conventions(tmp_path, 
         assert row["pie_psnr"] == pytest.approx(row["background_psnr"] - 10 * np.log10(share), abs=1e-3)
     printed = capsys.readouterr().out
     assert "| no editor, fresh noise | 2 |" in printed and "| DDIM, plain | 2 |" in printed and "±" in printed
+
+
+def test_pie_bench_edits_anew_only_what_its_file_has_not_with_these_settings(tmp_path, monkeypatch):
+    folder = pie_folder(tmp_path, 1)
+    out = tmp_path / "pie.jsonl"
+
+    def lines(folder, steps):
+        run(pie, monkeypatch, folder, "--steps", steps, "--editor", "plain", "--out", out)
+        return len(out.read_text().splitlines())
+
+    monkeypatch.chdir(tmp_path)
+    counts = [lines(folder, 2), lines(folder, 3), lines(folder, 2), lines(".", 2)]
+    assert counts == [3, 6, 6, 6]
+    about = {name: json.loads(out.read_text().splitlines()[0])[name] for name in ("folder", "steps", "clip_text")}
+    assert len(pie.stored(out, about)) == 3 and not pie.stored(out, about | {"clip_text": "other.safetensors"})
+
+
+def test_pie_bench_tells_errors_of_a_millionth_apart():
+    rows = [{"case": str(i), "kind": "0", "inversion": "DDIM", "editor": editor, "pie_mse": mean + i * 1e-5}
+            for editor, mean in (("plain", 32e-4), ("other", 33e-4), ("best", 4e-5)) for i in range(-2, 3)]
+    head, _, *cells = pie.report(rows).splitlines()[:5]
+    assert head == "|  | cases | MSE, 1e-4 |"
+    assert [cell.split(" | ")[2].split(" ±")[0] for cell in cells] == ["32.0", "33.0", "0.4"]
+    assert all("±0.1" in cell for cell in cells)
+    assert "MSE" not in pie.report([row | {"pie_mse": None} for row in rows])
 
 
 def test_scene_bench_goes_on_where_it_was_and_gives_the_same_lines(tmp_path, monkeypatch):

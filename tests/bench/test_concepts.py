@@ -9,6 +9,21 @@ from palimpsest.bench import concepts
 METHOD = "Textual Inversion"
 
 
+def strict(text):
+    """What JSON says, which has no Infinity and no NaN."""
+    def refuse(constant):
+        raise ValueError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("path", sorted(concepts.RESULTS.parent.rglob("*.json*")), ids=lambda p: p.name)
+def test_results_are_strict_json(path):
+    text = path.read_text(encoding="utf-8")
+    for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
+        strict(part)
+
+
 @pytest.mark.parametrize("drifts, said", [([30.0], "30.0 dB"), ([30.0, 32.0], "31.0 ± 1.0 dB"),
                                           ([float("inf"), float("inf")], "inf dB"), ([30.0, float("inf")], "inf dB")],
                          ids=["one subject", "two", "nothing drifts", "one drifts"])
@@ -25,7 +40,7 @@ def test_the_table_says_intervals_where_there_are_some(tmp_path, monkeypatch, ca
     row = capsys.readouterr().out.splitlines()[-1].split(" | ")
     assert (row[0], row[1], row[2], row[6]) == (f"| {METHOD}", str(len(drifts)), "2.0 dB (3.5)", said)
     assert (row[4], row[8]) == ("200%", "2.00 (2.00)")
-    measured = json.loads(concepts.RESULTS.read_text())["measured"]
+    measured = strict(concepts.RESULTS.read_text())["measured"]
     assert concepts.table(measured).splitlines()[-1].split(" | ") == row
     concepts.LINES.write_text("")
     concepts.main()

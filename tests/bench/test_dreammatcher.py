@@ -15,7 +15,8 @@ def test_the_rim_is_the_outer_eighth_of_a_picture_alone():
 
 def test_the_table_says_gains_over_the_model_alone():
     plain = {name: (12.0, 11.0, 13.0) for name in ("seen", "unseen", "rim", "time", "seen gain", "unseen gain")}
+    plain["rim"] = [None] * 3  # inf dB, as in JSON
     edited = plain | {"unseen": (13.5, 13.0, 14.0), "unseen gain": (1.5, 0.5, 2.0), "seen gain": (-0.2, -0.5, 0.1)}
     _, _, first, second = table({ALONE: plain, "DreamMatcher": edited}).splitlines()
     assert first == f"| {ALONE} | 12.0 dB | 12.0 dB | – | 12.00 |"
-    assert second == "| DreamMatcher | 12.0 dB (-0.2, -0.5 to +0.1) | 13.5 dB (+1.5, +0.5 to +2.0) | 12.0 dB | 12.00 |"
+    assert second == "| DreamMatcher | 12.0 dB (-0.2, -0.5 to +0.1) | 13.5 dB (+1.5, +0.5 to +2.0) | inf dB | 12.00 |"

@@ -136,6 +136,26 @@ def test_each_picture_of_a_batch_has_its_own_number():
         assert torch.equal(both, torch.cat([measure(A, B, BOX), measure(B, A, half())]))
 
 
+@pytest.mark.parametrize("counts", [(2, 3, 1), (1, 4, 2), (4, 2, 4)])
+def test_batches_that_do_not_pair_are_refused(counts):
+    a, b, where = (torch.ones(n, 8, 8, 3) for n in counts)
+    with pytest.raises(ValueError, match="holds {}, {}, {} pictures: give one for all, or".format(*counts)):
+        psnr(a, b, where[..., 0])
+    assert psnr(a[:1], b, where[:1, ..., 0]).shape == (len(b),)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_is_no_number_inside_and_counts_for_nothing_outside(value):
+    a, where = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(0)), torch.ones(1, 32, 32)
+    bad = a[:1].clone()
+    bad[0, :4, :8] = value
+    where[:, :10] = 0
+    expected, clean = psnr(a[:1], a[1:], where), ssim(a[:1], a[1:], where)
+    assert torch.equal(psnr(bad, a[1:], where), expected) and torch.equal(ssim(bad, a[1:], where), clean)
+    assert not psnr(bad, a[1:]).isfinite() and ssim(bad, a[1:]).isnan()
+    assert changed_share(bad, a[:1], .1) == 32 / 1024
+
+
 def test_a_mask_grows_to_a_square_around_each_pixel():
     mask = torch.zeros(1, 9, 12)
     mask[0, 3, 2] = .7

@@ -183,6 +183,51 @@ def test_a_video_has_one_row():
     assert len(read(text)) == len(NUMBERS)
 
 
+@pytest.mark.parametrize("given", [9, 10, 12])
+def test_the_frames_that_a_videos_vae_keeps_are_compared(given):
+    model = joint.JOINT["wan"]()
+    latents = joint.latent("wan", model, 1, (8, 8))
+    inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": latents}, STEPS, "simple").result[0]
+    video = torch.rand(given, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    vae = Frames(latents, 9)
+    vae.decode = lambda latents: (video[:9] + .01)[None]
+    numbers = read(PalimpsestInversionReport.execute(model, inversion, vae, video, 1.0).args[1])
+    assert numbers["vae_psnr"] == numbers["reconstruction_psnr"] == 40.0
+
+
+def test_what_decodes_to_nan_is_drawn_and_named(caplog):
+    model = joint.JOINT["wan"]()
+    latents = joint.latent("wan", model, 1, (8, 8))
+    inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(), {"samples": latents}, STEPS, "simple").result[0]
+    vae = Frames(latents, 5)
+    vae.decode = lambda latents: torch.full((1, 5, 64, 64, 3), torch.nan)
+    caplog.clear()
+    picture, text = PalimpsestInversionReport.execute(model, inversion, vae, torch.rand(5, 64, 64, 3), 1.0).args
+    assert picture.isfinite().all() and np.isnan(read(text)["vae_psnr"])
+    assert len(caplog.records) == 1 and "run the VAE in fp32 (--fp32-vae)" in caplog.text
+    assert "round trip has 61440 of 61440 and reconstruction has 61440 of 61440 values" in caplog.text
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_error_that_is_no_number_is_said(bad, monkeypatch, caplog):
+    monkeypatch.setattr("palimpsest.nodes.inversion.report.path_errors", lambda path, inversion: torch.cat(
+        [path_errors(path, inversion)[:-1], torch.full((1, 1), bad)]))
+    inversion = inverted()
+    caplog.clear()
+    picture, text, _ = report(inversion)
+    assert picture.isfinite().all() and f"error: {bad} %" in text
+    assert len(caplog.records) == 1 and f"error of the replay has 1 of {STEPS + 1} values that are NaN" in caplog.text
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_the_curve_leaves_out_what_is_not_finite(bad):
+    sigmas = [10.0, 5.0, 1.0, 0.0]
+    page = curve([1e-3, 1e-2, 1e-1, bad], sigmas, 256)
+    whole = curve([1e-3, 1e-2, 1e-1, 1e-1], sigmas, 256)
+    assert torch.equal(page[:, :180], whole[:, :180]) and not torch.equal(page, whole)
+    assert curve([bad] * 4, sigmas, 256).isfinite().all()
+
+
 def test_the_curve_falls_and_rises_with_the_errors_on_a_logarithmic_scale():
     side = 256
     page = curve([0.0, 1e-3, 1e-2, 1e-1], [10.0, 5.0, 1.0, 0.0], side).numpy()

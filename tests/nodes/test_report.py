@@ -10,7 +10,7 @@ from palimpsest.metrics.masks import background_mask
 from palimpsest.metrics.pixels import psnr
 from palimpsest.miniature.hard import hard_edit
 from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit
-from palimpsest.nodes.edit_report import NUMBERS, PalimpsestEditReport, check, difference, shades
+from palimpsest.nodes.edit_report import NUMBERS, ROWS, PalimpsestEditReport, check, difference, shades
 from palimpsest.nodes.miniature import PalimpsestMiniatureScene
 from PIL import Image
 
@@ -99,13 +99,70 @@ def test_a_mask_that_leaves_no_background_reads_as_no_number():
     assert "background_psnr: nan dB" in text and "background_ssim: nan" in text
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_picture_with_values_that_are_no_number_is_drawn_and_named_once(value, caplog):
+    source, target, mask = scene()
+    edited = target.clone()
+    edited[0, :2, :2] = value
+    picture, text, _ = report(source=source, edited=edited, target=edited, mask=mask)
+    clean, _, _ = report(source=source, edited=target, target=target, mask=mask)
+    assert picture.shape == clean.shape and picture.isfinite().all()
+    numbers = read(text)
+    assert not np.isfinite(numbers["psnr"]) and np.isnan(numbers["ssim"])
+    share = 100 * ((target - source).abs().amax(-1) > .1).float().mean().item()
+    assert numbers["changed"] == pytest.approx(share + 100 * 4 / 128 ** 2, abs=.051)
+    assert [r.getMessage() for r in caplog.records] == [
+        "edited has 12 of 49152 and target has 12 of 49152 values that are NaN or infinite: run the VAE in fp32 "
+        "(--fp32-vae), or repair the node that made them."]
+
+
+def test_a_picture_of_nothing_but_nan_is_black_and_changed():
+    source, target, _ = scene()
+    picture, text, _ = report(source=source, edited=torch.full_like(target, torch.nan))
+    assert "psnr: nan dB" in text and "changed: 100.0 %" in text and picture.isfinite().all()
+    assert not np.asarray(tile(torch.full((64, 64, 3), torch.nan), ""))[1:250, 1:250].any()
+    assert heat(target[0], torch.full((8, 8), torch.nan))[0].isfinite().all()
+
+
+def test_a_long_video_has_sixteen_rows_and_all_its_numbers(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("palimpsest.nodes.edit_report.tile", lambda image, label, *rest: (
+        drawn.append((label, image)), tile(image, label, *rest))[1])
+    source, target, mask = scene()
+    shades = torch.linspace(.1, .9, 2 * ROWS)[:, None, None, None] * target
+    picture, text, _ = report(source=source, edited=shades, mask=mask)
+    assert len([line for line in text.splitlines() if " psnr: " in line]) == 2 * ROWS
+    heads = [label for label, _ in drawn if label.split(":")[0].isdigit()]
+    assert heads[0] == "1: source, 128 x 128" and heads[-1] == str(2 * ROWS) and len(heads) == ROWS
+    steps = np.diff([int(head.split(":")[0]) for head in heads])
+    assert set(steps) == {2, 3}
+    assert all(label for label, _ in drawn)  # so that the pictures of a row begin at one height
+    edited = [image for _, image in drawn][1::4]
+    assert all(torch.equal(image, shades[int(head.split(":")[0]) - 1]) for head, image in zip(heads, edited))
+    few, _, _ = report(source=source, edited=shades[:ROWS], mask=mask)
+    assert few.shape[1] < picture.shape[1] < 1.1 * few.shape[1]  # and the lines that say so
+
+
+def test_pictures_of_one_channel_are_grey():
+    source, target, mask = scene()
+    grey, coloured = target[..., :1], target[..., :1].expand(-1, -1, -1, 3)
+    one, two = (report(source=g, edited=.5 * g, mask=mask) for g in (grey, coloured))
+    assert torch.equal(one[0], two[0]) and one[1] == two[1]
+
+
+def test_load_images_empty_mask_is_one_of_any_size():
+    source, target, mask = scene()
+    small, full = (report(source=source, edited=target, mask=m) for m in (torch.zeros(1, 64, 64), 0 * mask))
+    assert torch.equal(small[0], full[0]) and small[1] == full[1]
+
+
 def test_sizes_that_differ_are_named():
     source, target, mask = scene()
     with pytest.raises(ValueError, match="edited is 64x128 and source is 128x128: .* Scale and crop the source .* "
                                          "before VAE Encode"):
         report(source=source, edited=target[:, :, :64])
     with pytest.raises(ValueError, match="mask is 128x32 and source is 128x128"):
-        report(source=source, edited=target, mask=mask[:, :32])
+        report(source=source, edited=target, mask=torch.eye(128)[None, :32])
     with pytest.raises(ValueError, match="target holds 2 pictures and the largest input 3: connect one for all, or 3"):
         report(source=source, edited=target.repeat(3, 1, 1, 1), target=target.repeat(2, 1, 1, 1))
 
