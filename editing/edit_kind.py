@@ -4,12 +4,13 @@ Words that both prompts have in the same order stay. Between them lie the change
 change is split at its prepositions and commas, and each part is
 
     style       words of a style, a medium before "of", an artist
-    background  words of a place or a time of day, and what stands before "background"
+    background  words of a place, a season, weather or a time of day that are not part of a thing's name, as in "winter
+                jacket", and what stands before "background"
     colour      colours alone
-    material    materials, patterns and other adjectives
+    material    materials, patterns and other adjectives, "made of"
     pose        -ing verbs, expressions, sizes, positions
-    add         words that come, with none that go
-    delete      words that go, with none that come
+    add         words that come, with none that go, and "with" for "without"
+    delete      words that go, with none that come, and "without" for "with"
     object      all else: a thing becomes another
 
 by lists of words (editing/edit_words.py) and by where it stands in the sentence. Of several changes the loosest
@@ -22,8 +23,10 @@ from difflib import SequenceMatcher
 from itertools import zip_longest
 
 from .edit_words import (
+    ABSENT,
     ADJECTIVE_ENDINGS,
     ARTISTS,
+    BODY,
     COLOURS,
     DETERMINERS,
     ENGLISH,
@@ -38,6 +41,7 @@ from .edit_words import (
     NO_POSE,
     PLACES,
     POSITIONS,
+    SCENES,
     STANCES,
     STYLES,
     TIMES,
@@ -65,18 +69,20 @@ class Change:
 class Edit:
     """What an edit does.
 
-    kind: of its loosest change, or "" where it cannot be read.
+    kind: of its loosest change, or "" where none is found.
     changes: all of them.
+    english: whether the prompts could be read.
     """
     kind: str
     changes: tuple[Change, ...] = ()
+    english: bool = True
 
 
 def read_edit(source: str, target: str) -> Edit:
     """The kind of the edit from one prompt, without weight syntax, to another."""
     a, b = Prompt.of(source), Prompt.of(target)
     if not _english(a.words + b.words):
-        return Edit("")
+        return Edit("", english=False)
     changes = [change for i, j, k, n in _hunks(a.words, b.words) for change in _changes(a, i, j, b, k, n)]
     if not changes and _moved(a.words, b.words):
         changes = [Change("pose", (), (), a.names(a.content()), b.names(b.content()))]
@@ -116,6 +122,18 @@ class Prompt:
         found = [i for i in self.content(start, end) if not _pose(self.words[i])]
         return found or self._subject(start)
 
+    def head(self, place) -> str:
+        """The word that a word belongs to, as "jacket" in "a warm winter jacket"."""
+        while place + 1 < len(self.words) and self._says(place + 1) and not _pose(self.words[place + 1]):
+            place += 1
+        return self.words[place]
+
+    def thing(self, start) -> list[int]:
+        """The places of the thing that a span from here on begins with."""
+        ends = GROUND_PREPOSITIONS | LEADS | {","}
+        end = next((i for i in range(start, len(self.words)) if self.words[i] in ends or _verb(self.words[i])), None)
+        return self.content(start, end)
+
     def _subject(self, place):
         """The places of the nearest phrase before a place, over "is" and the like."""
         while place and (not self._says(place - 1) or _pose(self.words[place - 1])):
@@ -148,7 +166,19 @@ def _changes(a, i, j, b, k, n) -> list[Change]:
         removed, added = a.content(i0, j0), b.content(k0, n0)
         concerned = {"add": ([], added), "delete": (removed, [])}.get(kind) or (a.phrase(i0, j0), b.phrase(k0, n0))
         found.append(Change(kind, a.names(removed), b.names(added), a.names(concerned[0]), b.names(concerned[1])))
-    return found
+    return found + _unsaid(a, i, j, b, k, n)
+
+
+def _unsaid(a, i, j, b, k, n) -> list[Change]:
+    """The change where a word without content is swapped: "with" and "without", "up" and "down"."""
+    old, new = {*a.words[i:j]}, {*b.words[k:n]}
+    if old and new and old | new == {"up", "down"}:
+        return [Change("pose", a.names([i]), b.names([k]), a.names(a.phrase(i, j)), b.names(b.phrase(k, n)))]
+    goes, comes = ABSENT & new, ABSENT & old
+    names = a.names(a.thing(j)) if goes else b.names(b.thing(n))
+    if bool(goes) == bool(comes) or not names:
+        return []
+    return [Change("delete", names, (), names, ()) if goes else Change("add", (), names, (), names)]
 
 
 @dataclass(frozen=True)
@@ -203,26 +233,38 @@ class _Side:
         if set(self.content) & (STYLES | ARTISTS) or self.after in ("style", "styled") or "style" in self.words:
             return True
         if set(self.content) & MEDIA:  # "a painting of", not "with a painting"
-            return "of" in (*self.words, self.after) or self.tag or self.opens and self.after == ","
+            appended = self.words[0] == self.after == "," and not set(self.content) <= FIGURES
+            return "of" in (*self.words, self.after) or self.tag or appended or self.opens and self.after == ","
         in_style_of = (*self.prompt.words[:self.start], *self.words)[-3:] == ("style", "of")
         return in_style_of or self.opens and (self.before == "by" or self.after in MEDIA - FIGURES)
 
     def in_place(self):
-        if self.after in ("background", "backdrop") or set(self.content) & (TIMES | {"background", "backdrop"}):
+        if {self.after, *self.content} & {"background", "backdrop"} or self._in_time():
             return True
         depends = self.preposition in GROUND_PREPOSITIONS or self.tag and self.start > 0
-        return bool(self.content) and depends and _one_of(self.content[-1], PLACES)
+        return bool(self.content) and depends and _one_of(self.content[-1], PLACES - TIMES)
+
+    def _in_time(self):
+        """Whether it states a time or weather: "winter", "a winter day", "a winter forest", not "a winter jacket"."""
+        heads = [self.prompt.head(i) for i in range(self.start, self.end) if self.prompt.words[i] in TIMES]
+        return any(head in TIMES | SCENES or _one_of(head, PLACES) for head in heads)
+
+    def made_of(self):
+        return self.content[:1] == ["made"] and bool({"of", "from"} & set(self.words))
 
 
 def _kind(old: _Side, new: _Side) -> str:
     sides = [side for side in (old, new) if side.content]
     if any(side.in_style() for side in sides):
         return "style"
-    if any(side.in_place() for side in sides):
+    if len(sides) == 1 and sides[0].made_of():
+        return "material"
+    words = old.content + new.content
+    weather = set(words) <= TIMES and _described(words)  # "a snowy house"
+    if weather or any(side.in_place() for side in sides):
         return "background"
     if len(sides) == 1:
         return _kind_of_one(sides[0]) or ("add" if new.content else "delete")
-    words = old.content + new.content
     if all(map(_pose, words)):
         return "pose"
     describes = old.modifies and new.modifies or all(_colour(word) or word in MATERIALS for word in words)
@@ -233,7 +275,8 @@ def _kind_of_one(side: _Side) -> str:
     """The kind of words that come or go alone, "" where they are a thing."""
     words = side.content
     led = side.words[0] in LEADS
-    if led and words[-1] in STANCES or not led and _verb(words[0]):  # "with its mouth open", "jumping"
+    own = all(map(_pose, words)) or any(_one_of(word, BODY) for word in words)  # "with its mouth open"
+    if led and words[-1] in STANCES and own or not led and _verb(words[0]):  # "jumping"
         return "pose"
     if (led or side.words[0] == ",") and not side.modifies:  # "with a hat"
         return ""
@@ -275,8 +318,7 @@ def _moved(a, b):
 
 
 def _english(words: Sequence[str]) -> bool:
-    """Whether the words can be read: Latin letters, and more of English's function words than of other languages'."""
+    """Whether the words can be read: Latin letters, and no fewer of English's function words than of others'."""
     if any(ord(letter) > 0x24F for word in words for letter in word if letter.isalpha()):
         return False
-    count = [sum(word in known for word in words) for known in (FOREIGN, ENGLISH)]
-    return count[0] <= count[1]
+    return len(FOREIGN.intersection(words)) <= len(ENGLISH.intersection(words))

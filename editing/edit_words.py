@@ -9,7 +9,7 @@ def _set(text: str) -> frozenset:
 
 
 DETERMINERS = _set("""
-    a an the this that these those its his her their my your our some any each every another other""")
+    a an the this that these those its his her their my your our some any each every another other no""")
 GROUND_PREPOSITIONS = _set("""
     in on at against by near inside outside under above over through across along amid among behind before beside
     beneath below into onto""")
@@ -18,6 +18,8 @@ LEADS = _set("""
 FUNCTION = DETERMINERS | GROUND_PREPOSITIONS | LEADS | _set(
     "of to from for is are was were be being been has have it who which as very so really quite while there front top "
     "between around up down side")
+ABSENT = _set("without no")
+"""They say that what follows is not there."""
 POSITIONS = _set("""
     in on under above over behind beside beneath below near inside outside front top between left right""")
 
@@ -56,6 +58,7 @@ STANCES = _set("""
     scared smile frown happily sadly big small tiny huge giant large little tall short fat thin slim skinny chubby
     long wide narrow old young elderly muscular left right""")
 """Poses, expressions, sizes and ages: a change of geometry."""
+BODY = _set("arm leg hand eye ear mouth head hair face wing tail tongue beak paw fist finger knee lips feet")
 NO_POSE = _set("""
     painting drawing building ring king wing string spring morning evening ceiling clothing earring wedding
     lightning lighting thing nothing something everything swing pudding icing lettering flooring duckling dumpling
@@ -75,6 +78,8 @@ TIMES = _set("""
     night nighttime day daytime daylight sunset sunrise dawn dusk twilight midnight noon winter summer autumn spring
     fall rainy snowy sunny foggy misty cloudy stormy raining snowing thunderstorm storm moonlight sunlight rain snow
     fog mist christmas halloween morning evening""")
+SCENES = _set("weather light lighting scene clouds skies season time atmosphere view surroundings wonderland")
+"""What a time describes, besides places: "rainy weather"."""
 ADJECTIVE_ENDINGS = ("y", "ed", "en", "ous", "ful", "less", "al", "ish", "ive", "ic", "ant", "ent", "able", "ible")
 NO_ADJECTIVES = _set("""
     puppy kitty bunny pony monkey turkey donkey butterfly baby lady boy body candy berry cherry strawberry blueberry
@@ -84,9 +89,9 @@ NO_ADJECTIVES = _set("""
     jellyfish radish olive hive music picnic elephant plant giant tent student present vegetable table cable bible
     croissant restaurant pants robot taxi""")
 
-ENGLISH = (FUNCTION - _set("as so an to me on")) | _set("the photo picture of with")
+ENGLISH = (FUNCTION - _set("as so an to me on no")) | _set("the photo picture of with")
 FOREIGN = _set("""
     un la le en ein eine einer einem einen der das dem den und auf mit vor unter neben im um une des les du au aux
-    et avec sur dans sous el los las una unos con sin del y il lo gli dello della di e o uma os com sem em na no het
-    een de van met op jeg og pa ett och pod ma je""")
-"""Function words of other languages in Latin letters."""
+    et avec sur dans sous el una unos con sin del y il lo gli dello della di e o uma os com sem em na het
+    een de met op jeg og pa ett och pod ma je""")
+"""Function words of other languages in Latin letters, without those of English names and tags, as "van" and "las"."""

@@ -37,6 +37,7 @@ LAYOUT, TOKENS = {"background", "style", "colour"}, 16
 """Kinds that keep the whole layout. They replace it on grids of so many tokens a side too, which a share of 0.5 holds
 on SD's 64² latent and not on the miniature's 16²."""
 UNREAD = "auto cannot read what changes between the two prompts, since it knows English alone"
+UNCHANGED = "auto finds no change between the two prompts; name in the target prompt what should be seen instead"
 NAMES = {"delete": "removal", "add": "addition", "pose": "change of pose", "object": "swap of an object",
          "background": "change of background", "style": "change of style", "material": "change of material",
          "colour": "change of colour"}
@@ -136,12 +137,11 @@ class Auto:
             if edit.kind:
                 note("%s; %s", _read(edit), rest)
             else:
-                log.warning("%s: %s", UNREAD, rest)
+                log.warning("%s: %s", _read(edit), rest)
 
     def said(self, *chosen: str) -> str:
         """What the rows change, a line each, and what was chosen for them all."""
-        return "\n".join([*dict.fromkeys(_read(edit) if edit.kind else UNREAD for edit in self.edits),
-                          "; ".join(chosen)])
+        return "\n".join([*dict.fromkeys(map(_read, self.edits)), "; ".join(chosen)])
 
 
 def whole(edit: Edit) -> bool:
@@ -156,6 +156,8 @@ def _named(edit, side, kinds) -> list[str]:
 
 
 def _read(edit):
+    if not edit.kind:
+        return UNCHANGED if edit.english else UNREAD
     return "auto: " + "; ".join(map(_said, edit.changes))
 
 

@@ -119,10 +119,13 @@ def test_inject_replaces_up_to_32_tokens_a_side_and_the_coarsest_grid(family, si
     assert editors(made)[0].self_resolution == share
 
 
-def test_a_prompt_in_another_language_gets_the_defaults_and_says_so(caplog):
-    case = Case(source="ein Hund auf der Wiese", targets=("eine Katze auf der Wiese",))
+@pytest.mark.parametrize("source, target, why", [
+    ("ein Hund auf der Wiese", "eine Katze auf der Wiese", "knows English alone"),
+    (SOURCE, "the red cat on a mat", "finds no change between the two prompts; name in the target")])
+def test_prompts_without_a_change_that_can_be_read_get_the_defaults_and_the_reason(source, target, why, caplog):
+    case = Case(source=source, targets=(target,))
     assert torch.equal(case.sample(inject(case, schedule="auto")), case.sample(inject(case)))
-    assert "cannot read" in caplog.text
+    assert why in caplog.text and why in Auto.of(case.edit).said()
     assert "cross_end 0.8, self_end 0.4, self_resolution 0.5; mask: the whole picture" in caplog.text
 
 
