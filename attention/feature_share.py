@@ -146,8 +146,9 @@ class SharedFeatures(TokenEdit):
             mine, theirs = own[name], source[name]
             if mine.shape != theirs.shape:
                 rows.call.run.warn_once(self, "%s: the source has %d tokens beside the picture's and the target %d, so "
-                                              "these keep the target's features: make both prompts as long to share "
-                                              "them too.", NAME, theirs.shape[1], mine.shape[1])
+                                              "these keep the target's features: make both prompts as long, with as "
+                                              "many reference latents, to share them too.", NAME, theirs.shape[1],
+                                        mine.shape[1])
                 continue
             made[name] = mine + theirs if self.features[name[0]] else theirs
             if self.mask is not None and name in self.features:

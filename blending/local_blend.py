@@ -3,9 +3,10 @@ arXiv:2206.02779) and Prompt-to-Prompt's LocalBlend (Hertz et al. 2022, arXiv:22
 
 From `start` on, at every model call, with z*_t the source's own latent at this σ, which the inversion knows,
     x_t <- m · x_t + (1 - m) · z*_t,   x0 <- m · x0 + (1 - m) · x0*,
-so that any sampler lands on the source outside m. m is a given mask, or the union of where the source's words lie and
-where the target's do. Each is read from the sum of its words' maps so far. The places of other words of both prompts
-may be left out (the authors' substruct_words, not grown by the 3×3 maximum).
+so that any sampler lands on the source outside m (but for dpm_fast and dpm_adaptive, which end above σ = 0). m is a
+given mask, or the union of where the source's words lie and where the target's do. Each is read from the sum of its
+words' maps so far. The places of other words of both prompts may be left out (the authors' substruct_words, not grown
+by the 3×3 maximum).
 
 Differs from the papers: the source's latents are the inversion's, exact at every σ, not noised anew or sampled beside.
 The threshold may be found in the maps themselves (Otsu 1979), and the maps refined by self-attention

@@ -74,11 +74,13 @@ class Kept:
 
     features: {name: (rows, tokens, channels)}, level by level in their rows.
     grid: of the site.
+    beside: how many tokens are looked up there beside the picture's.
     levels: {σ: the number of its rows}; several σ may have the same.
     pictures: the rows of each.
     """
     features: Mapping[str, Tensor] = field(default_factory=dict)
     grid: tuple = ()
+    beside: int = 0
     levels: Mapping[float, int] = field(default_factory=dict)
     pictures: int = 1
 
@@ -112,7 +114,7 @@ class Reference:
     def keep(self, call: Call, part: Part, site: "Site", features: dict[str, Tensor]):
         """Keeps what a part of a forward shows at a site."""
         key = self.source, call.prompts[part.index], site.kind, site.address, part.entry.get("area")
-        self.kept[key] = Kept(features, site.grid, self.rows, self.pictures)
+        self.kept[key] = Kept(features, site.grid, site.beside, self.rows, self.pictures)
 
     def kept_for(self, editor: "Editor", rows: "Rows", site: "Site") -> Kept:
         """What the source shows to some rows at a site, in their area or in the whole latent."""

@@ -25,6 +25,7 @@ from ..host.network import (
     shape_of,
     tokens_beside,
     with_attention,
+    with_longer_text,
 )
 from ..host.tiles import cut
 from .editor import Editor
@@ -188,7 +189,7 @@ def keep_features(edits, call: "Call", site: Site, options: dict, **features: Te
 def _held(edits, call, site, q, k, v, beside, options):
     """(q, k, v, beside) of all tokens with the edits in them; None where none acts."""
     _, grid, heads = shape_of(options)
-    seen = replace(site, grid=grid, heads=heads)
+    seen = replace(site, grid=grid, heads=heads, beside=beside[0].shape[1])
     features = dict(zip(("q", "k", "v", *BESIDE), (q, k, v, *beside)))
     if call.reads:
         return keep_features(edits, call, seen, options, **features)
@@ -331,6 +332,8 @@ def source_of(editor: Editor, rows: Rows, site: Site) -> Source:
         # the keys and values of cross-attention are the text's, and what is beside the picture has no grid
         if kept.grid != site.grid and (site.kind != "cross" or name == "q") and name not in BESIDE:
             x = window(x, kept.grid, site.grid, rows)
+        if name in ("q", "k") and site.kind != "cross":
+            x = with_longer_text(call.network, x, site.beside - kept.beside)
         count = rows.count * x.shape[0] // kept.pictures  # another pack may cut q into tiles, rows of their own
         return x.expand(count, -1, -1) if x.shape[0] == 1 else repeat_to_batch_size(x, count)
 

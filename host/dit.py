@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from comfy.ldm.aura.mmdit import MMDiT
 from comfy.ldm.chroma.model import Chroma
+from comfy.ldm.flux.math import apply_rope
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
@@ -101,6 +102,7 @@ class Family(NamedTuple):
     cross: the module of a block that computes cross-attention.
     head: the module that is given what the last block makes.
     apart: whether no token of the text knows of another before the blocks.
+    behind: whether the picture's place is behind the text's, so that a longer text moves it.
     """
     name: str
     lists: Mapping[str, str]
@@ -112,6 +114,7 @@ class Family(NamedTuple):
     cross: str = ""
     head: str = "final_layer"
     apart: bool = False
+    behind: bool = False
 
 
 BOTH = {"double": "double_blocks", "single": "single_blocks"}
@@ -123,7 +126,7 @@ FAMILIES = {
     HiDreamImageTransformer2DModel: Family("HiDream", {
         "double": "double_stream_blocks", "single": "single_stream_blocks"}, _nothing, None, text=_llama_twice),
     HunyuanVideo: Family("HunyuanVideo and HunyuanImage", BOTH, None, _nothing, text=_hunyuan_text),
-    NextDiT: Family("Z-Image and Lumina 2", {"single": "layers"}, None, _padding),
+    NextDiT: Family("Z-Image and Lumina 2", {"single": "layers"}, None, _padding, behind=True),
     LTXVModel: Family("LTX-Video", {"single": "transformer_blocks"}, _nothing, _nothing, "attn1", text=None,
                       head="norm_out"),
     WanModel: Family("Wan", {"single": "blocks"}, _nothing, _nothing, "self_attn", cross="cross_attn",
@@ -195,6 +198,16 @@ def text_blocks(network) -> frozenset:
     before them: one token more then changes none of the others."""
     family = FAMILIES[type(network)]
     return frozenset(at for at in resolutions(network) if family.apart and at[0] == "double" and at[2] == 0)
+
+
+def with_longer_text(network, x: Tensor, by: int) -> Tensor:
+    """The picture's q or k [B, tokens, channels], as they are where the text has so many tokens more."""
+    if not by or not known(network) or not FAMILIES[type(network)].behind:
+        return x
+    place = torch.zeros(1, 1, len(network.axes_dims), device=x.device)
+    place[..., 0] = by
+    by_head = x.unflatten(-1, (-1, sum(network.axes_dims)))
+    return apply_rope(by_head, by_head, network.rope_embedder(place).movedim(1, 2))[0].flatten(-2)
 
 
 def head(network) -> torch.nn.Module:

@@ -6,6 +6,8 @@ them knows which family it is.
 """
 from collections.abc import Callable, Mapping
 
+import comfy.model_base
+
 from . import dit, unet
 from .unet import Attention, Shape, enlarging, group_norms, host_attention, require_unet, residual_branch
 from .unet_inputs import with_added, with_value_inputs, with_widths_measured
@@ -13,8 +15,8 @@ from .unet_inputs import with_added, with_value_inputs, with_widths_measured
 __all__ = ["Attention", "attentions", "enlarging", "group_norms", "head", "head_tokens", "host_attention",
            "joins_words", "knows_places", "require_attention", "require_text_blocks", "require_unet", "require_words",
            "residual_branch", "resolutions", "shape_of", "takes_value_inputs", "text_blocks", "text_filled",
-           "text_runs", "tokens_beside", "turned", "with_added", "with_attention", "with_value_inputs",
-           "with_widths_measured", "word_layers"]
+           "text_runs", "tokens_beside", "turned", "with_added", "with_attention", "with_longer_text",
+           "with_value_inputs", "with_widths_measured", "word_layers"]
 
 
 def resolutions(network) -> dict[tuple, float]:
@@ -91,6 +93,12 @@ def tokens_beside(options: dict) -> int:
     return options.get(dit.BESIDE, 0)
 
 
+def with_longer_text(network, x, by: int):
+    """The picture's q or k [B, tokens, channels], as they are where the text has so many tokens more: some families
+    place the picture behind it."""
+    return dit.with_longer_text(network, x, by)
+
+
 def knows_places(network) -> bool:
     """Whether keys hold each token's place in the latent, so that those of a whole serve no window of it."""
     return dit.known(network)
@@ -135,3 +143,7 @@ def require_text_blocks(model, node: str):
         raise ValueError(f"{node} needs blocks in which words have a stream of their own, as {names} have, this MODEL "
                          f"is {type(model.model).__name__} ({type(network).__name__}): use Attention Store, with words "
                          "of the source.")
+    if type(model.model) is getattr(comfy.model_base, "LongCatImage", None):
+        raise ValueError(f"{node} puts its things behind the prompt, and a LongCatImage MODEL places the picture by "
+                         "the prompt's length, so that it would show another one: use Attention Store, with words of "
+                         "the source.")

@@ -79,6 +79,7 @@ PLACES = {"wan": lambda words, tokens: (tokens, 0), "ltx video": lambda words, t
           "flux2": lambda words, tokens: (512 + tokens, 512), "hidream": lambda words, tokens: (tokens + 3 * words, 0),
           "auraflow": lambda words, tokens: (8 + words + tokens, 8 + words),
           **({"zimage": lambda words, tokens: (32 + -(-tokens // 32) * 32, 32)} if joint.TODAY else {})}
+BEHIND = "lumina2", *["zimage"] * (not joint.TODAY)  # the picture stands behind a prompt that is not filled up
 
 
 def of_picture(family, words, tokens, found):
@@ -94,8 +95,18 @@ def shaped(q, k, v, heads, skip_reshape=False, **_):
     return (q, k, v) if skip_reshape else [x.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
 
 
+def placed(family, x, by):
+    """q or k [..., width] of tokens that stand so many places further on the first axis, by RoPE's own equation."""
+    width, theta = made(family).model.diffusion_model.axes_dims[0], 10_000.0
+    pairs = torch.view_as_complex(x[..., :width].unflatten(-1, (-1, 2)).contiguous())
+    angles = by * theta ** -(torch.arange(0, width, 2) / width)
+    moved = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+    return torch.cat([moved, x[..., width:]], -1)
+
+
 def in_source(inversion, prompt, tokens, family):
-    """q, k and v of the picture's own tokens in each attention, under a prompt of 5 tokens."""
+    """q, k and v of the picture's own tokens in each attention, under a prompt of 5 tokens, at the places that they
+    have under one of 8."""
     known = []
 
     def record(func, q, k, v, heads, *args, **kwargs):
@@ -103,6 +114,8 @@ def in_source(inversion, prompt, tokens, family):
         own = of_picture(family, 5, tokens, split[0].shape[2])
         if own and split[1].shape[2] == split[0].shape[2]:
             known.append([x[:, :, own] for x in split])
+            if family in BEHIND:
+                known[-1][:2] = (placed(family, x, 3) for x in known[-1][:2])
         return func(q, k, v, heads, *args, **kwargs)
 
     under(record, family, inversion, prompt)

@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+import comfy.model_base
 import pytest
 import torch
 import torch.nn.functional as F
@@ -228,6 +229,14 @@ def test_other_families_are_refused(family):
     model, calls = counted(made(family))
     with refused(calls, "Flux, Chroma, Qwen-Image, SD3, AuraFlow", "Attention Store"):
         PalimpsestConceptAttention.execute(model, flow()[1], inverted(family), "cat, mat", "", False)
+
+
+def test_a_model_that_places_the_picture_by_its_prompts_length_is_refused(monkeypatch):
+    """As LongCat-Image, whose network is Flux's."""
+    model, calls = counted(made("flux"))
+    monkeypatch.setattr(comfy.model_base, "LongCatImage", type(model.model), raising=False)
+    with refused(calls, "LongCatImage", "Attention Store"):
+        PalimpsestConceptAttention.execute(model, flow()[1], inverted("flux"), "cat, mat", "", False)
 
 
 def test_concepts_of_another_text_encoder_are_refused():

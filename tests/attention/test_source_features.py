@@ -3,12 +3,15 @@ rows, inputs and refusals."""
 import pytest
 import torch
 from comfy.hooks import HookGroup, set_hooks_for_conditioning
+from palimpsest.editing.layers import self_attention_layers
+from palimpsest.nodes.attention.feature_share import PalimpsestFeatureShare
 
+import joint
 import tiny
 from explicit import relative
 from families import FAMILIES
 from feature_edits import case, free_prompt, mixing, mutual, plug_and_play, store, whole
-from runs import prompts
+from runs import Case, prompts
 
 IDENTITIES = {"mutual": mutual, "plug and play": lambda c: plug_and_play(c, 1.0, 1.0),
               "free prompt": lambda c: free_prompt(c, end=1.0),
@@ -143,3 +146,18 @@ def test_what_cannot_work_is_refused_before_the_first_call():
             (mutual(c, source_mask=three, target_mask=three), c.target, "3 masks.*1 rows")):
         with pytest.raises(ValueError, match=message):
             c.sample(model, positive)
+
+
+@pytest.mark.parametrize("words", [9, 40])
+@pytest.mark.parametrize("family", ["flux", "qwen", "sd3", "lumina2", "zimage"])
+def test_the_sources_keys_stand_where_the_targets_do_whatever_the_prompts_lengths(family, words):
+    """In the first block the picture's keys know nothing of the prompt, so that the source's are the target's own at
+    the source's latent."""
+    c = Case(family, size=16, steps=2)  # 64 tokens: Z-Image fills up to 32
+    (text, extra), = joint.worded(family, "a blue cat on a mat", seed=4, columns=words)
+    first = self_attention_layers(c.model.model.diffusion_model)[0].section[0]
+    shared = PalimpsestFeatureShare.execute(c.model, c.inversion, "Stable Flow", "k", f"{first}0", 0.0, 1.0, "picture",
+                                            "same", True).result[0]
+    target = [[text, {**extra, "pooled_output": c.source[0][1].get("pooled_output")}]]
+    found, plain = (c.predictions(model, target, 1.0) for model in (shared, c.model))
+    assert all(relative(a, b) < 1e-5 for a, b in zip(found, plain, strict=True))
