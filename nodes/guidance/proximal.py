@@ -28,7 +28,8 @@ class PalimpsestProximalGuidance(io.ComfyNode):
                                        "% of the target's. Over 0.5. Paper: 0.7, 0.6 to 0.9."),
                 io.Float.Input("recon_lr", default=0.1, min=0.0, max=1.0, step=0.01,
                                tooltip="How far the prediction is pulled to the source where the difference is small. "
-                                       "1 restores the source, 0 does nothing. Paper: 0.1, or 0.5 to 1 with "
+                                       "1 restores the source, 0 does nothing. From 0.5 on use Euler: uni_pc, DEIS and "
+                                       "their like carry on what is pulled. Paper: 0.1, or 0.5 to 1 with "
                                        "use_inversion_guidance."),
                 io.Float.Input("recon_start", default=0.6, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the schedule where recon_lr begins. Paper: 0.6 (timesteps under 400), "
