@@ -3,10 +3,13 @@ and each note on the node that executes.
 
 The host's `send_progress_text` shows one text on a node, which stays until the next. So the warnings of a node are kept
 by the node that executed when they were logged, their speaker. When the speaker executes or samples again, those that
-no longer hold go. Notes are kept with them.
+no longer hold go. Notes are kept with them. An undo or a reload of the page takes the texts off the canvas, so the next
+prompt shows those again whose speaker has the same inputs. The frontend shows no text on a node in a folded subgraph,
+so such a one goes to web/folded.js too.
 
 A node is (id, class), which tells it from a node of another graph that has its id.
 """
+import html
 import logging
 import sys
 from contextlib import contextmanager
@@ -19,8 +22,9 @@ from comfy_execution.utils import get_executing_context
 
 PREFIX = "Palimpsest"  # of the pack's node ids
 QUEUED = "queued"  # who speaks before any node executes
+FOLDED = "palimpsest.folded"  # the event of a text on a node in a subgraph
 _concerned: ContextVar[tuple[str, str] | None] = ContextVar("palimpsest.concerned", default=None)
-_warnings: dict = {}  # {node: {speaker: (id of the prompt, [texts])}}
+_warnings: dict = {}  # {node: {speaker: (id of the prompt, {text: is it a warning}, inputs of the speaker)}}
 log = logging.getLogger("palimpsest")
 
 
@@ -49,7 +53,7 @@ def concerning(node: tuple[str, str] | None):
 def note(message: str, *args):
     """Logs what a node chose, and shows it on the node that executes."""
     log.info(message, *args)
-    _say(message % args)
+    _say(message % args, False)
 
 
 def retract_warnings():
@@ -113,13 +117,15 @@ def _queued(asked: dict) -> dict:
                     and not _ours(prompt, speaker[0]) and speaker not in reached)]
             for speaker in gone:
                 del spoken[speaker]
-            if gone and _holds(prompt, node):
+            again = any(_holds(prompt, speaker) and _inputs(prompt, speaker) == spoken[speaker][2] for speaker in spoken
+                        if speaker != QUEUED)
+            if (gone or again) and _holds(prompt, node):
                 _show(node, client)
         for node in silent:
             name, kind = node
             text = f"No sampler takes the MODEL of {kind} (node {name}), so it changes nothing: connect it, or mute it."
             log.warning(text)
-            _warnings.setdefault(node, {})[QUEUED] = None, [text]
+            _warnings.setdefault(node, {})[QUEUED] = None, {text: True}, None
             _show(node, client)
     return asked
 
@@ -153,6 +159,10 @@ def _class(prompt, name):
     return prompt[name].get("class_type", "")
 
 
+def _inputs(prompt, node):
+    return prompt[node[0]].get("inputs", {})
+
+
 def _ours(prompt, name):
     return _class(prompt, name).startswith(PREFIX)
 
@@ -170,7 +180,7 @@ class _Canvas(logging.Handler):
             self.handleError(record)
 
 
-def _say(text):
+def _say(text, warns=True):
     """Shows a text on the node that is concerned, or else on the one that executes."""
     speaker, node = executing_node(), _concerned.get()
     if speaker is not None:
@@ -178,18 +188,22 @@ def _say(text):
         node = node if node and _holds(_graph(), node) else speaker
         spoken = _warnings.setdefault(node, {})
         if spoken.get(speaker, (None,))[0] != prompt:
-            spoken[speaker] = prompt, []
-        spoken[speaker][1].append(text)
+            spoken[speaker] = prompt, {}, _inputs(_graph(), speaker)
+        spoken[speaker][1][text] = warns
         _show(node)
 
 
 def _show(node, client=None):
-    """Shows the warnings that hold of a node. The frontend keeps the last text where it is sent an empty one."""
+    """Shows the warnings that hold of a node. The frontend keeps the last text where it is sent an empty one, and takes
+    each for HTML."""
     server = _server()
     client = client or getattr(server, "client_id", None)
     if server is not None and client is not None:
-        texts = dict.fromkeys(text for _, spoken in _warnings[node].values() for text in spoken)
-        server.send_progress_text("\n".join(texts) or " ", node[0], client)
+        texts = {text: warns for _, said, _ in _warnings[node].values() for text, warns in said.items()}
+        server.send_progress_text(html.escape("\n".join(texts), quote=False) or " ", node[0], client)
+        if ":" in node[0]:
+            warnings = [text for text, warns in texts.items() if warns]
+            server.send_sync(FOLDED, {"node": node[0], "text": "\n".join(texts), "warnings": warnings}, client)
 
 
 def _server() -> Any:

@@ -4,6 +4,8 @@ import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 
 const NODE = "PalimpsestAttentionHeatmap", NAME = "palimpsest_words", HEIGHT = 300 // px
+const WAITS = [0, 1000] // ms: the app puts a tab's outputs back after its nodes
+const TEXT_NODES = ["PrimitiveString", "PrimitiveStringMultiline", "PrimitiveNode"]
 const TEXTS = {
     en: { hint: "Point at a word to see it, click to choose it",
           from: "The words come from another node: change them there" },
@@ -24,11 +26,13 @@ function say(text) {
     return (TEXTS[language.slice(0, 2)] ?? TEXTS.en)[text]
 }
 
-// The widget that holds the words: the node's own, or that of the one text node it is linked to.
+// The widget that holds the words: the node's own, or that of the text node it is linked to, whose output is its text.
 function field(node) {
     const slot = node.inputs?.findIndex(input => input.name === "words" && input.link != null) ?? -1
-    const widgets = slot < 0 ? node.widgets.filter(widget => widget.name === "words") : node.getInputNode(slot)?.widgets
-    return widgets?.length === 1 && typeof widgets[0].value === "string" ? widgets[0] : null
+    if (slot < 0) return node.widgets.find(widget => widget.name === "words")
+    const source = node.getInputNode(slot)
+    if (!TEXT_NODES.includes(source?.type) || source.inputs?.some(input => input.link != null)) return null
+    return source.widgets?.find(widget => widget.name === "value" && widget.type !== "combo")
 }
 
 function listed(node) {
@@ -118,6 +122,14 @@ async function show(node, pictures) {
     refresh()
 }
 
+// A node that an undo or a switch of tabs made anew shows what the app still knows that it put out.
+function again(node) {
+    const place = node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : node.id
+    const pictures = app.nodeOutputs[place]?.[NAME]
+    if (!pictures || node.widgets.some(widget => widget.name === NAME)) return
+    show(node, pictures).catch(() => {}) // a host that was started again has no such files
+}
+
 app.registerExtension({
     name: "Palimpsest.Words",
     setup() {
@@ -130,5 +142,6 @@ app.registerExtension({
             executed?.apply(this, arguments)
             if (output?.[NAME]) show(this, output[NAME])
         }
+        for (const wait of WAITS) setTimeout(() => again(node), wait)
     },
 })

@@ -28,7 +28,7 @@ class Graph:
 
     def __init__(self, server):
         self.server, self.run, self.count, self.shown = server, Executor(server), 0, {}
-        self.nodes = {}
+        self.nodes, self.folded = {}, []
         self.add("load", "PalimpsestLoadMiniature")
         self.add("scene", "PalimpsestMiniatureScene", seed=12, kind="colour")
         self.add("words", "PalimpsestPromptEdit", clip=["load", 1], source=["scene", 1], target=["scene", 2],
@@ -62,6 +62,9 @@ class Graph:
             assert client == "me"
             length, = struct.unpack(">I", data[:4])
             self.shown[data[4:4 + length].decode()] = data[4 + length:].decode()
+
+        elif event == canvas.FOLDED:
+            self.folded.append(data)
 
     def __call__(self):
         """{node: its text}, without nodes whose text was removed."""
@@ -113,6 +116,13 @@ def test_what_a_cached_node_said_stays_and_goes_where_it_executes_again(graph):
     assert graph() == {}
 
 
+def test_a_prompt_is_shown_as_it_was_typed(graph):
+    """The frontend takes what it shows for HTML, links and all."""
+    graph.set("words", source="a <img src=x onerror=alert()> of a <new1> & a dog", target="blue sky")
+    found = graph()["words"]
+    assert "<" not in found and "&lt;img src=x" in found and "&lt;new1&gt; &amp; a dog" in found
+
+
 def test_a_note_stands_on_its_node_as_long_as_it_holds(graph):
     graph.set("inject", schedule="auto")
     assert "auto: change of colour: " in graph()["inject"]
@@ -120,6 +130,35 @@ def test_a_note_stands_on_its_node_as_long_as_it_holds(graph):
     assert "auto: change of colour: " in graph()["inject"] and "inject" in graph.run.cached()
     graph.set("inject", schedule="as set")
     assert graph() == {}
+
+
+def test_a_page_that_was_opened_again_shows_what_a_cached_node_said(graph):
+    graph.set("sample", cfg=0.0)
+    assert graph().keys() == {"sample"}
+    graph.shown.clear()
+    assert CFG0 in graph()["sample"] and "sample" in graph.run.cached()
+    graph.shown.clear()
+    graph.set("sample", cfg=3.0)  # another graph may have its id
+    graph.server.trigger_on_prompt({"prompt": graph.nodes, "client_id": "me"})
+    assert graph.shown == {}
+
+
+def test_a_node_in_a_subgraph_also_tells_what_shows_it_folded(graph):
+    graph.set("sample", cfg=0.0)
+    graph()
+    assert graph.folded == []
+    graph.nodes["4:112"] = graph.nodes.pop("sample")
+    graph.set("4:112", noise_seed=1)
+    graph.set("picture", samples=["4:112", 0])
+    assert CFG0 in graph()["4:112"]
+    told, = graph.folded
+    assert told["node"] == "4:112" and told["warnings"] == [told["text"]] and CFG0 in told["text"]
+    graph.nodes["4:9"] = graph.nodes.pop("inject")
+    graph.set("4:9", schedule="auto")
+    graph.set("replay", model=["4:9", 0])
+    graph()
+    notes = [told for told in graph.folded if told["node"] == "4:9"]
+    assert notes and not any(told["warnings"] for told in notes)
 
 
 def test_two_texts_of_a_node_stand_together(graph):
