@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from comfy.ldm.aura.mmdit import MMDiT
 from comfy.ldm.chroma.model import Chroma
-from comfy.ldm.flux.math import apply_rope
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
@@ -198,16 +197,6 @@ def text_blocks(network) -> frozenset:
     before them: one token more then changes none of the others."""
     family = FAMILIES[type(network)]
     return frozenset(at for at in resolutions(network) if family.apart and at[0] == "double" and at[2] == 0)
-
-
-def with_longer_text(network, x: Tensor, by: int) -> Tensor:
-    """The picture's q or k [B, tokens, channels], as they are where the text has so many tokens more."""
-    if not by or not known(network) or not FAMILIES[type(network)].behind:
-        return x
-    place = torch.zeros(1, 1, len(network.axes_dims), device=x.device)
-    place[..., 0] = by
-    by_head = x.unflatten(-1, (-1, sum(network.axes_dims)))
-    return apply_rope(by_head, by_head, network.rope_embedder(place).movedim(1, 2))[0].flatten(-2)
 
 
 def head(network) -> torch.nn.Module:

@@ -7,6 +7,9 @@ them knows which family it is.
 from collections.abc import Callable, Mapping
 
 import comfy.model_base
+import torch
+from comfy.ldm.flux.math import apply_rope
+from torch import Tensor
 
 from . import dit, unet
 from .unet import Attention, Shape, enlarging, group_norms, host_attention, require_unet, residual_branch
@@ -93,10 +96,15 @@ def tokens_beside(options: dict) -> int:
     return options.get(dit.BESIDE, 0)
 
 
-def with_longer_text(network, x, by: int):
+def with_longer_text(network, x: Tensor, by: int) -> Tensor:
     """The picture's q or k [B, tokens, channels], as they are where the text has so many tokens more: some families
     place the picture behind it."""
-    return dit.with_longer_text(network, x, by)
+    if not by or not dit.known(network) or not dit.FAMILIES[type(network)].behind:
+        return x
+    place = torch.zeros(1, 1, len(network.axes_dims), device=x.device)
+    place[..., 0] = by
+    by_head = x.unflatten(-1, (-1, sum(network.axes_dims)))
+    return apply_rope(by_head, by_head, network.rope_embedder(place).movedim(1, 2))[0].flatten(-2)
 
 
 def knows_places(network) -> bool:

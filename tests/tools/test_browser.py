@@ -18,7 +18,7 @@ from palimpsest.showcase.prompt import READER
 from PIL import Image
 
 import workflow
-from browser import CHROMIUM, TRY, frontend
+from browser import TRY, frontend
 from canvas import READABLE, TITLE, declared, is_widget
 from comfy_server import Server, free_port
 from demo import execute
@@ -26,6 +26,7 @@ from environment import SetupError
 from in_the_page import DRAWN, FOUND, LINKED, OVERTAKEN, SMALL, THUMBNAILS
 from pack import NAME, ROOT, find_host
 from searches import BEHIND, FIRST, SEARCHES
+from viewing import chromium, view  # noqa: F401  fixtures
 
 TYPED = ("change word", "remove object", "prompt to prompt", "photo to cartoon", "change background", "keep the face",
          "inpaint without model", "rf inversion", "mask from text", "move object")
@@ -52,22 +53,10 @@ def info(server):
 
 
 @pytest.fixture(scope="module")
-def opened(request):
-    pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-    if not CHROMIUM:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    server = request.getfixturevalue("server")
+def opened(chromium, server):  # in this order: no server is started where there is no browser
     with frontend(server, 1280, 800) as view:
         view.set(Comfy__Minimap__Visible=False)
         yield view
-
-
-@pytest.fixture
-def view(opened):
-    """The page. It must have reported no error by the test's end."""
-    opened.errors.clear()
-    yield opened
-    assert opened.errors == []
 
 
 def complaint(view):

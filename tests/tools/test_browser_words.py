@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 import workflow
-from browser import CHROMIUM, TRY, frontend
+from browser import TRY, frontend
 from comfy_server import Server, free_port
 from in_the_page import SMALL
 from pack import find_host
+from viewing import chromium, view  # noqa: F401  fixtures
 
 HEATMAP = "app.graph.nodes.find(node => node.type === 'PalimpsestAttentionHeatmap')"
 WORDS = "() => [...document.querySelectorAll('.palimpsest-words button')].map(button => button.textContent)"
@@ -21,23 +22,12 @@ UNDO = """async () => {
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-    if not CHROMIUM:
-        pytest.skip("needs Chromium: apt-get install chromium")
+def opened(chromium, tmp_path_factory):
     base = tmp_path_factory.mktemp("base")
     with Server(find_host(), Path(sys.executable), base, free_port(), log=base / "log") as server, \
             frontend(server, 1280, 800) as view:
         view.set(Comfy__Minimap__Visible=False, Comfy__VueNodes__Enabled=True)
         yield view
-
-
-@pytest.fixture
-def view(opened):
-    """The page. It must have reported no error by the test's end."""
-    opened.errors.clear()
-    yield opened
-    assert opened.errors == []
 
 
 def load_short(view, name):
