@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from palimpsest.nodes import search
 
 import workflow
 from browser import TRY, frontend
@@ -11,6 +12,8 @@ from in_the_page import SMALL
 from pack import find_host
 from viewing import chromium, view  # noqa: F401  fixtures
 
+# the page of 0.3.64 does not answer where it runs Attention Heatmap's workflow
+pytestmark = pytest.mark.skipif(not search.KNOWN, reason="an older frontend")
 HEATMAP = "app.graph.nodes.find(node => node.type === 'PalimpsestAttentionHeatmap')"
 WORDS = "() => [...document.querySelectorAll('.palimpsest-words button')].map(button => button.textContent)"
 # Moves the node and takes it back.
