@@ -165,6 +165,9 @@ def test_diffusers_loads_the_file_and_predicts_as_in_training(precision, tmp_pat
         reader = transformers_clip(clip)
         StableDiffusionLoraLoaderMixin.load_lora_into_text_encoder(state, alphas, reader)
         read = reader(torch.tensor([[token for token, _ in ids]])).last_hidden_state
+    assert len(state) == 2 * len({name.split(".")[0] for name in learned.weights})
+    assert sum(name.startswith("text_encoder.") for name in state) == 2 * sum(
+        "_te_" in name and name.endswith(".alpha") for name in learned.weights) > 0
     close = 1e-5 if precision == torch.float32 else 1e-3
     for found, same, without in ((theirs, served, plain), (read, *texts)):
         assert relative(found, same) < close and relative(without, same) > 10 * close

@@ -68,7 +68,8 @@ def test_an_editor_that_hands_on_more_than_a_latent_says_so(editor, step, caplog
     assert LOST not in caplog.text
     two = case.sample(model, sigmas=case.sigmas[step:], latent=halfway)
     assert (relative(two, one) > 1e-4) == (editor in REMEMBERED)
-    assert (LOST in caplog.text) == (editor in REMEMBERED) and REMEMBERED.get(editor, "") in caplog.text
+    times = 2 if editor == "dreammatcher" else editor in REMEMBERED  # which reads words' maps too
+    assert caplog.text.count(LOST) == times and REMEMBERED.get(editor, "") in caplog.text
 
 
 @pytest.mark.parametrize("start, noise, momentum, said", [

@@ -136,17 +136,15 @@ def test_a_forward_holds_no_more_rows_with_several_noises(n_avg, rows):
     latent, seen = picture(model, batch=2), []
     hook = model.model.diffusion_model.register_forward_pre_hook(lambda network, inputs: seen.append(len(inputs[0])))
     try:
-        found = invert("FlowEdit", model, tiny.cond(), latent, 3, n_avg=n_avg).inversion.theta["missed"].tensor
+        inversion = invert("FlowEdit", model, tiny.cond(), latent, 3, n_avg=n_avg).inversion
     finally:
         hook.remove()
     assert seen == rows
     x = model.model.process_latent_in(latent["samples"])
-    alone = invert("FlowEdit", model, tiny.cond(), latent, 3, n_avg=n_avg)
-    path = alone.inversion.path
-    one = velocity(model, tiny.cond())
+    found, one = inversion.theta["missed"].tensor, velocity(model, tiny.cond())
     for step, level in ((0, 0), (2, 2)):
         for row in (0, 3, 2 * n_avg - 1):
-            z, sigma = path[level][row:row + 1], alone.inversion.sigmas[level]
+            z, sigma = inversion.path[level][row:row + 1], inversion.sigmas[level]
             wanted = x[row % 2] - (z - sigma * one(z, sigma))[0]
             assert relative(found[step][row], wanted) < 1e-5
 
