@@ -31,7 +31,7 @@ from ..metrics.pixels import pie_mse, pie_psnr, pie_ssim, psnr, ssim
 from ..miniature.model import load_miniature
 from .floors import fresh_noise
 from .inversions import METHODS, Scenes
-from .scenes import EDITORS, edited
+from .scenes import EDITORS, edited, stored
 from .spread import add_arguments, spread
 from .summary import NOBODY, Column, summary, table, table_by_kind
 
@@ -150,7 +150,7 @@ def main():
     args.folder = args.folder.resolve()
     about = {"folder": str(args.folder), "clip": args.clip_vision, "clip_text": args.clip_text,
              "checkpoint": args.checkpoint, "steps": args.steps, "cfg": args.cfg}
-    rows = stored(args.out, about)
+    rows = stored(args.out, about.items())  # older lines say no clip_text
     args.out.parent.mkdir(exist_ok=True)
     chosen = entries(args.folder, args.count)
     wanted = [(NOBODY, r) for r in REFERENCES] + [(i, e) for i in args.inversion for e in args.editor]
@@ -165,13 +165,6 @@ def main():
     spread(Measurer, vars(args), [[(n, entry, missing[n])] for n, entry in chosen if missing[n]], write, args)
     print(report([{n: v for n, v in r.items() if n not in about} for (number, _, _), r in rows.items()
                   if number in dict(chosen)]))
-
-
-def stored(path, about) -> dict:
-    """{(case, inversion, editor): line} of the lines with these settings. Older lines say no clip_text."""
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
-    return {(r["case"], r["inversion"], r["editor"]): r for r in lines
-            if all(r.get(name) == value for name, value in about.items())}
 
 
 def report(lines) -> str:

@@ -276,10 +276,11 @@ def keep(picture, path):
     Image.fromarray((picture * 255).round().byte().numpy()).save(path)
 
 
-def stored(lines: Path) -> dict:
-    """{(case, inversion, editor): line}."""
+def stored(lines: Path, about=()) -> dict:
+    """{(case, inversion, editor): line} of the lines with these (name, value), None where a line has no such name."""
     rows = map(json.loads, lines.read_text(encoding="utf-8").splitlines()) if lines.exists() else ()
-    return {(r["case"], r["inversion"], r["editor"]): r for r in rows}
+    return {(r["case"], r["inversion"], r["editor"]): r for r in rows
+            if all(r.get(name) == value for name, value in about)}
 
 
 @cache

@@ -180,8 +180,10 @@ class PalimpsestConceptImages(io.ComfyNode):
         shown = shots(NODE, images, vae, captions_of(captions), mask)
         shown += [mirrored(shot) for shot in shown] if flip else []
         generator = torch.Generator().manual_seed(seed)
-        shown += [resized(shot, vae, generator) for shot in shown for _ in range(sizes)]
+        more_sizes = encoded(vae, [resized(shot, vae, generator) for shot in shown for _ in range(sizes)])
         examples += encoded(vae, shown)
+        # a crop may show nothing that is learned
+        examples += [e for e in more_sizes if not e.masks or e.masks[SLOT].any()]
         return io.NodeOutput(ConceptImages(tuple(examples), identifier))
 
 

@@ -106,6 +106,14 @@ def test_each_picture_is_learned_at_random_sizes_too(masks):
 
 
 
+def test_a_random_size_that_shows_nothing_of_a_mask_is_left_out():
+    mask = torch.zeros(1, 96, 80)
+    mask[:, :8, :8] = 1
+    given, = PalimpsestConceptImages.execute([torch.rand(1, 96, 80, 3, generator=torch.Generator())], [tiny.taesd()],
+                                             ["a *"], ["sks"], mask=[mask], sizes=[20]).result
+    assert 1 < len(given.examples) < 21 and all(e.masks[SLOT].any() for e in given.examples)
+
+
 @pytest.mark.parametrize("changed, said", [
     (dict(vae=[None, None]), "'vae' has 2 values"), (dict(identifier=[]), "'identifier' has 0 values"),
     (dict(images=[]), "1 captions and no picture"), (dict(captions=["a *", "the *"]), "3 pictures and 2 captions"),
