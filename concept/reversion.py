@@ -58,7 +58,8 @@ class Steering(Objective):
 
     def far(self, caption: str) -> list[str]:
         """The caption's words that name what is seen."""
-        words = re.findall(r"\w[\w'-]*", re.sub(r"embedding:[\w-]+", " ", caption.lower()))
+        said = re.sub(r"embedding:[\w-]+|:[\d.]+(?=\))", " ", caption.lower())  # no learned word, no weight
+        words = re.findall(r"\w[\w'-]*", said)
         return [word for word in words if word not in OTHERS.union(PREPOSITIONS, self.near)]
 
     def of_word(self, vectors, near, far):

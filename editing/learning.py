@@ -15,7 +15,7 @@ from contextlib import nullcontext
 import torch
 
 from ..host.canvas import log
-from ..host.concept_files import with_weights, with_words, word_exists
+from ..host.concept_files import encoder_lora_names, tables, with_weights, with_words, word_exists
 from ..host.gradients import differentiable
 from ..host.guiders import PromptGuider
 from ..host.progress import before_a_cancel, raise_if_cancelled
@@ -33,12 +33,30 @@ CLIPPED = 1.0  # diffusers' max_grad_norm
 def applied(model, clip, concept: Concept, strength_model: float = 1.0, strength_clip: float = 1.0) -> tuple:
     """(MODEL, CLIP) that know a concept. At strength 0 the weights stay as they are; words do not have strengths."""
     check_family(model, concept, "CONCEPT", "learn")
+    if clip:
+        _check_clip(clip, concept)
     twice = [name for name in concept.words if clip and word_exists(clip, name)]
     if twice:
         log.warning("The CLIP knows an embedding called %s, and the CONCEPT's takes its place: to use both, learn one "
                     "of them under another name.", ", ".join(twice))
     model, clip = with_weights(model, clip, concept.weights, strength_model, strength_clip)
     return model, with_words(clip, concept.words)
+
+
+def _check_clip(clip, concept):
+    """ValueError where a CLIP is of another family than the one that a concept's text was learned on."""
+    has = {key: part.transformer.get_input_embeddings().weight.shape[1] for key, (_, part) in tables(clip).items()}
+    for name, vectors in concept.words.items():
+        learned = {encoder: v.shape[-1] for encoder, v in vectors.items()}
+        if any(learned.get(encoder) != width for encoder, width in has.items()):
+            raise ValueError(f"The CONCEPT's word {name} has vectors of the widths {learned}, this CLIP's are {has}: "
+                             "connect the CLIP of the family that it was learned on.")
+    text = {name.split(".")[0] for name in concept.weights if name.startswith("lora_te")}
+    strange = sorted(text.difference(encoder_lora_names(clip).values()))
+    if strange:
+        raise ValueError(f"{len(strange)} of the CONCEPT's {len(text)} changes of a text encoder, such as "
+                         f"{strange[0]}, have no place in this CLIP: connect the CLIP of the family that it was "
+                         "learned on.")
 
 
 def learn_concept(model, clip, images: ConceptImages, trained: Sequence[WeightBasis | NewWord | PromptRows],

@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...concept.break_a_scene import WEIGHT, MaskAttention, caption, unions
 from ...editing.concepts import NAME, ConceptImages, Example
+from ...metrics.drawing import rgb
 from ..search import aliases
 from .images import lines, on_latents
 from .widgets import ConceptImagesType, ObjectiveType, more_objectives_input
@@ -42,7 +43,7 @@ class PalimpsestSceneParts(io.ComfyNode):
                              "each once, with letters, digits, _ and - alone.")
         words, examples = [f"embedding:{name}" for name in found], []
         for pixels, areas in [(image, masks)] + [(image.flip(2), masks.flip(2))] * flip:
-            latents = vae.encode(pixels[..., :3]).cpu()
+            latents = vae.encode(rgb(pixels)).cpu()
             shown = dict(zip(words, on_latents(areas, pixels, vae, latents)))
             examples += [Example(latents[0], caption(chosen), {word: shown[word] for word in chosen})
                          for chosen in unions(words)]

@@ -159,7 +159,7 @@ class PalimpsestSaveConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, concept, name, precision, resume=False) -> io.NodeOutput:
-        output = folder_paths.get_output_directory()
+        output, name = folder_paths.get_output_directory(), name.strip()
         if (concept.weights or resume) and (not Path(name).name or ".." in Path(name).parts
                                             or not name.isprintable()):
             raise ValueError(f"The name {name!r} is of no file in {os.path.join(output, 'loras')}, where ComfyUI looks "
@@ -224,20 +224,20 @@ def check_folder(kind):
 
 def saved(concept, name, precision) -> list[Path]:
     """Writes a concept's files."""
+    words = {free_path(f"embeddings/{word}", ".safetensors"): vectors for word, vectors in concept.words.items()}
     files = []
-    for word, vectors in concept.words.items():
-        path = free_path(f"embeddings/{word}", ".safetensors")
-        put(path, embedding_file(vectors))
-        files.append(path)
     if concept.weights:
-        words = (*(path.stem for path in files), *concept.tables)
-        called = [f"embedding:{word}" for word in words] or [concept.notes.get("identifier", "")]
+        known = (*(path.stem for path in words), *concept.tables)
+        called = [f"embedding:{word}" for word in known] or [concept.notes.get("identifier", "")]
         about = {"modelspec.title": name, "modelspec.trigger_phrase": " ".join(called), **lora_sizes(concept.weights),
                  "palimpsest": json.dumps({**concept.notes, "base": asdict(concept.fingerprint)})}
         path = free_path(f"loras/{name}", ".safetensors")
         weights = {key: value.half() if precision == "fp16" else value for key, value in concept.weights.items()}
         put(path, lora_file(weights, about))
-        files.insert(0, path)
+        files.append(path)
+    for path, vectors in words.items():  # after the LoRA, whose name may be no file's
+        put(path, embedding_file(vectors))
+        files.append(path)
     if concept.compact:
         path = free_path(f"concepts/{name}", FEW)
         put(path, compact_file(concept))

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 from ...editing.concepts import ConceptImages, Example, WeightBasis
 from ...editing.inverting import source_latent
 from ...editing.learning import applied
+from ...host.canvas import log
 from ...host.sampling import latent_of
 from ..checks import check_prompt_alone
 
@@ -76,6 +77,9 @@ def learned_output(model, learned) -> io.NodeOutput:
 def pictures_of(model, latent) -> ConceptImages:
     """The pictures of a LATENT."""
     source_latent(model, latent)  # an error where it is none
+    if latent.get("noise_mask") is not None:
+        log.warning("The LATENT has a noise mask, and the whole picture is learned: to learn a part of it, give "
+                    "Concept Images the mask, and use Learn Concept.")
     return ConceptImages(tuple(Example(z.cpu(), "") for z in latent_of(model, latent["samples"])))
 
 

@@ -153,6 +153,13 @@ def test_parts_are_every_set_of_things_with_its_masks_and_mirrored():
     assert torch.equal(mirrored.latent, tiny.taesd().encode(picture.flip(2))[0])
 
 
+def test_a_grey_picture_is_read_in_three_channels():
+    masks, grey = torch.ones(1, 32, 32), torch.full((1, 32, 32, 1), 0.3)
+    alone, coloured = (PalimpsestSceneParts.execute(p, masks, tiny.taesd(), "cup", False).result[0].examples[0].latent
+                       for p in (grey, grey.expand(-1, -1, -1, 3)))
+    assert torch.equal(alone, coloured)
+
+
 def test_words_learn_apart_and_the_weights_after_them():
     """Two chained Learn Concepts: the words, then the network and the text encoder under them."""
     model, clip, given = tiny.sd15(), tiny.clip(), parts()[0]

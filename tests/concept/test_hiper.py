@@ -51,8 +51,10 @@ def test_every_family_learns_rows_that_another_prompt_takes(family):
     assert torch.equal(told[:, -3:], 0.8 * prompt[0][0][:, -3:])
 
 
-def test_what_cannot_work_is_said():
+def test_what_cannot_work_is_said(caplog):
     model = tiny.sd15()
     latent = {"samples": model.model.process_latent_out(tiny.latent(model))}
+    PalimpsestHiPer.execute(model, {**latent, "noise_mask": torch.ones(1, 1, 8, 8)}, tiny.cond(), 1, 1, 1e-2, 1, 0)
+    assert "the whole picture is learned" in caplog.text
     with pytest.raises(ValueError, match="leaves none for its words"):
         PalimpsestHiPer.execute(model, latent, tiny.cond(), 8, 1, 1e-2, 1, 0)

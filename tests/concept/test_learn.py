@@ -207,9 +207,13 @@ def test_names_and_folders_that_no_loader_would_find_are_refused_first(tmp_path,
     model, clip, _ = parts()
     trained = PalimpsestLearnLoRA.execute(1e-3, 4, 0.0, "attention", False).result[0]
     concept = PalimpsestLearnConcept.execute(model, clip, concept_images(), trained, 1, 1, 0).result[2]
-    for name in ("", ".", "../mine", "a/../../mine", "my\0dog", "my\ud83ddog"):
+    for name in ("", " ", ".", "../mine", "a/../../mine", "my\0dog", "my\ud83ddog"):
         with pytest.raises(ValueError, match="is of no file in"):
             PalimpsestSaveConcept.execute(concept, name, "fp16")
+    with pytest.raises(ValueError, match="give a shorter name"):
+        PalimpsestSaveConcept.execute(dataclasses.replace(concept, words={"my-dog": {"clip_l": torch.ones(1, 8)}}),
+                                      300 * "a", "fp16")
+    assert not list(tmp_path.rglob("my-dog*"))
     file, = PalimpsestSaveConcept.execute(concept, "dogs/my dög", "fp16").result
     assert file == "loras/dogs/my dög_00001_.safetensors"
     with safe_open(tmp_path / file, "pt") as held:

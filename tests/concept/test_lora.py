@@ -6,6 +6,7 @@ import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from palimpsest.bench import twin
 from palimpsest.concept.lora import LoRA
+from palimpsest.concept.textual_inversion import TextualInversion
 from palimpsest.editing.learning import applied, learn_concept
 from peft import LoraConfig
 
@@ -171,3 +172,13 @@ def test_diffusers_loads_the_file_and_predicts_as_in_training(precision, tmp_pat
     close = 1e-5 if precision == torch.float32 else 1e-3
     for found, same, without in ((theirs, served, plain), (read, *texts)):
         assert relative(found, same) < close and relative(without, same) > 10 * close
+
+
+def test_a_clip_of_another_family_is_refused():
+    """Whose second text encoder has no vectors of the word, and whose weights have other names."""
+    model, clip, wide = tiny.sd15(), tiny.clip(), tiny.sdxl_clip()
+    for trained in (TextualInversion("my-thing", "cat", 1, 1e-2), LoRA(1e-3, text_encoder=True)):
+        concept = learn_concept(model, clip, images(model), [trained], steps=1)
+        applied(model, clip, concept)
+        with pytest.raises(ValueError, match="connect the CLIP of the family"):
+            applied(model, wide, concept)

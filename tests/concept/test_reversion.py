@@ -79,6 +79,7 @@ def test_the_node_and_what_it_needs():
     (objective,), = PalimpsestReVersion.execute(0.01, 4, 0.07, 0.5, " ".join(PREPOSITIONS)).result
     assert objective == Steering()
     assert PalimpsestReVersion.execute(0.01, 4, 0.07, 0.5, ", ".join(PREPOSITIONS)).result[0] == (objective,)
+    assert objective.far("a (red cat:1.3) in (embedding:my-thing:1.2) * stone") == ["red", "cat", "stone"]
     model, clip = tiny.sd15(), tiny.clip()
     with pytest.raises(ValueError, match="connect New Word"):
         learn_concept(model, clip, images(model, CAPTION), [LoRA(1e-3)], objective=objective)
