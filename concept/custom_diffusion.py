@@ -42,7 +42,8 @@ def at_a_random_size(picture: Tensor, mask: Tensor, cell: int, generator: torch.
 
     picture: [H,W,C], in [0,1].
     mask: [H,W], where it is learned as it is.
-    cell: pixels that the VAE makes one of. That many are left out at a smaller picture's edge, since it mixes them.
+    cell: pixels that the VAE makes one of. Of a smaller picture whole cells are learned, without those at its edges,
+        which the VAE mixes with what is around.
     """
     def drawn(low, high):
         return low + (high - low) * float(torch.rand((), generator=generator))
@@ -64,6 +65,7 @@ def at_a_random_size(picture: Tensor, mask: Tensor, cell: int, generator: torch.
         return both[..., :-1], both[..., -1], one_of(NEAR)
     canvas, area = torch.full_like(picture, GREY), torch.zeros_like(mask)
     canvas[y:y + scaled[0], x:x + scaled[1]] = both[..., :-1]
-    inside = both[cell:scaled[0] - cell, cell:scaled[1] - cell, -1]
-    area[y + cell:y + scaled[0] - cell, x + cell:x + scaled[1] - cell] = inside
+    rows, columns = (slice((at // cell + 1) * cell, ((at + new) // cell - 1) * cell)
+                     for at, new in zip((y, x), scaled))
+    area[rows, columns] = both[rows.start - y:rows.stop - y, columns.start - x:columns.stop - x, -1]
     return canvas, area, one_of(AFAR)

@@ -18,6 +18,7 @@ from .word_spaces import WordSpace
 
 NODE = "Learn Concept"
 OF = {"MODEL": "lora_unet_", "CLIP": "lora_te"}  # the first letters of a LoRA's names
+WORD = re.compile(r"embedding:([A-Za-z0-9_-]+)")
 WHOLE = 4 * 4  # bytes a number that learns: in fp32 itself, its gradient and AdamW's two means
 
 
@@ -73,6 +74,8 @@ def check(model, clip, images, trained, prior, concept, notes, objective=None):
     captions = [e.caption for e in images.examples]
     if objective and objective.reads:
         captions = [caption.replace(SLOT, objective.reads) for caption in captions]
+    if objective:
+        _check_connected(clip, words, objective)
     _check_words(words, captions, objective.negative if objective else None)
     _check_base(captions, objective)
     nameless = [c for c in captions if SLOT not in c and images.identifier not in c]
@@ -208,6 +211,17 @@ def _check_base(captions, objective):
                          "('a photo of a * dog'), or in base or noun.")
 
 
+def _check_connected(clip, words, objective):
+    """ValueError where an objective has words that do not learn, as where one of a node's two outputs is connected."""
+    names = {word.name for word in words}
+    known = {name for name in WORD.findall(objective.negative or "") if word_exists(clip, name)}
+    lacking = sorted({*WORD.findall(f"{objective.reads} {objective.negative}")} - names - known)
+    if lacking:
+        raise ValueError(f"{type(objective).__name__} learns by the words {', '.join(lacking)}, and what learns are "
+                         f"the words {', '.join(sorted(names)) or 'of no node'}: connect also the trainable of the "
+                         "node that gave this objective.")
+
+
 def _check_words(words, captions, negative):
     """ValueError where new words are not in the captions, or in those with another text for *."""
     names = [word.name.lower() for word in words]  # as files and words of a prompt are found
@@ -219,8 +233,9 @@ def _check_words(words, captions, negative):
         captions = [*captions, *(c.replace(SLOT, negative) for c in captions)]
     elif len(words) > 1 and (any(isinstance(word, WordSpace) for word in words) or any(SLOT in c for c in captions)):
         raise ValueError(f"{NODE} has {len(words)} new words ({', '.join(word.name for word in words)}), and a caption "
-                         "one * for one of them: learn them one after the other, give one word more vectors, or write "
-                         "embedding:NAME for each in the captions, as Break-A-Scene Parts does with New Words.")
+                         "one * for one of them: connect also the objective of the node that gave both, learn them "
+                         "one after the other, give one word more vectors, or write embedding:NAME for each in the "
+                         "captions, as Break-A-Scene Parts does with New Words.")
     lacking = [c for c in captions if SLOT not in c and not any(_has(c, word.name) for word in words)]
     if words and lacking:
         raise ValueError(f"{len(lacking)} of {len(captions)} captions have no *, which stands for the new "

@@ -33,13 +33,18 @@ class Maps:
 
     @staticmethod
     def _words(row: Row, maps: Tensor) -> Tensor:
-        """[n,h',w'] of a row's words, of its maps [h',w',keys]. The host may repeat the columns of a shorter text."""
-        columns = row.entries[0]["model_conds"]["c_crossattn"].cond.shape[1]
-        maps = maps.unflatten(-1, (-1, columns)).sum(-2)
+        """[n,h',w'] of a row's words, of its maps [h',w',keys]. The host may repeat the tokens of a shorter text."""
+        maps = maps.unflatten(-1, (-1, row.tokens)).sum(-2)
         return torch.stack([maps[..., list(word)].sum(-1) for word in row.words])
 
 
 def positions(clip, caption: str, words: Sequence[str]) -> tuple:
-    """Of each word's tokens in a caption."""
+    """(those of each word's tokens in a caption, how many tokens it has)."""
     tokens = tokenize(clip, caption)
-    return tuple(tokens.find(word).positions for word in words)
+    try:
+        return tuple(tokens.find(word).positions for word in words), len(tokens.ids)
+    except ValueError as error:
+        raise ValueError(f"The attention of {' and '.join(words)} is compared with a mask, and the caption {caption!r} "
+                         f"has the words {', '.join(word.name for word in tokens.named) or 'of no text'}: write * in "
+                         "each caption that has a mask, and give an identifier of one word without signs, such as "
+                         "sks.") from error

@@ -221,7 +221,8 @@ class Objective:
     reads: what * reads as where that is not the first new word.
     base: what * reads as for the frozen model; None where that is not asked.
     resolution: of the cross-attention whose maps are asked, a share of the latent's side; 0 asks none.
-    negative: what * reads as in the caption that a prediction is guided away from; None does not guide.
+    negative, scale: what * reads as in the caption that a prediction is guided away from, and by how much; None does
+        not guide.
     skew: by which noisier levels are drawn more often than clean ones, 0 to 1. 0 draws them as the family was trained.
     pictures: how many it knows more of than their captions say; 0 where none.
     lr: of AdamW, of what it learns of its own.
@@ -230,6 +231,7 @@ class Objective:
     base: str | None = None
     resolution: float = 0.0
     negative: str | None = None
+    scale: float = 1.0
     skew: float = 0.0
     pictures: int = 0
     lr: float = 0.0

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ..host.concept_files import encoder_lora_names, lora_names, vectors_of, with_words
+from ..host.distilled import reads_guidance
 from ..host.gradients import called, unrecorded
 from ..host.guiders import calc_cond_batch, encoded
 from ..host.layered import transformers
@@ -20,9 +21,10 @@ from .concept_maps import Maps, positions
 from .concepts import SLOT, NewWord, PromptRows, Theta, WordAt
 from .deltas import Deltas, Weights
 from .rows import Row, grouped, joined, level, masked, weight
-from .word_spaces import WordSpace, apart, edges, entry, in_stages, marks, stage_of
+from .word_spaces import WordSpace, apart, edges, entry, in_stages, marks, require_marks, stage_of
 
 TOGETHER = 2 ** 30  # bytes of weights up to which the rows of a step share a forward
+CFG = 7.5  # of a look
 UNGUIDED = {"guidance": 1.0}  # the strength that guidance-distilled models are told, as they are trained further
 
 
@@ -54,6 +56,8 @@ class Learner:
         self.places = transformers(model.model.diffusion_model) if any(word.in_layers for word in spaces) else ()
         self.kept: dict = {}
         self.stand_ins: dict = {}
+        for example in images.examples if self.maps else ():  # what lacks is said before a step
+            self._positions(example, images.identifier)
 
     def begin(self, options, state):
         self.options, guider = options, self.guider
@@ -158,14 +162,17 @@ class Learner:
     def losses(self, rows) -> float:
         return sum(float(self._loss(group)[0]) for group in self._groups(rows))
 
-    def picture(self, caption, steps, cfg) -> Tensor:
-        """A picture [1,C,…] of a caption, as VAE Decode takes it, of the same noise each time."""
+    def picture(self, caption, steps, cfg=None) -> Tensor:
+        """A picture [1,C,…] of a caption, as VAE Decode takes it, of the same noise each time. cfg: as Watch has it."""
+        negative = self.objective and self.objective.negative or ""
+        if cfg is None:
+            cfg = self.objective.scale if negative else 1.0 if reads_guidance(self.model) else CFG
         model, like = self.guider.inner_model, self.images.examples[0].latent[None].float()
         device, sigmas = self.guider.model_patcher.load_device, schedule(self.model, "simple", steps)
         noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(device)
         none = torch.zeros_like(noise)
         conds = [encoded(self.guider, self.conditioning(text, self.images.identifier), none, none)
-                 for text in (caption, "")]
+                 for text in (caption, negative)]
 
         def guided(x, sigma, **kwargs):
             raise_if_cancelled()
@@ -202,9 +209,10 @@ class Learner:
             if objective and objective.pictures:
                 entries.append(self._pictured(objective, i, entries[0]))
             masks = torch.stack([m.to(device) for m in example.masks.values()]) if example.masks else None
-            words = self._positions(example, images.identifier) if objective and self.maps else ()
+            words, tokens = self._positions(example, images.identifier) if objective and self.maps else ((), 0)
             contrasts = self._contrasts(objective, example.caption) if objective else ()
-            rows.append(Row(x, clean, at, tuple(entries), share / count, objective, predicted, masks, words, contrasts))
+            rows.append(Row(x, clean, at, tuple(entries), share / count, objective, predicted, masks, words,
+                            tokens, contrasts))
         return rows
 
     def _pictured(self, objective, number, entry) -> dict:
@@ -236,7 +244,7 @@ class Learner:
         return total
 
     def _positions(self, example, identifier) -> tuple:
-        """Of the words that the picture's masks show, in its caption."""
+        """Of the words that the picture's masks show, in its caption, and how many tokens that has."""
         key = example.caption, identifier, *example.masks
         if key not in self.kept:
             text, *words = (self.text(one, identifier) for one in (example.caption, *example.masks))
@@ -308,7 +316,7 @@ class Learner:
         key = caption, identifier, x.shape, self.frozen
         if self.changes_text and not self.frozen or key not in self.kept:
             like, told = torch.zeros_like(x), self.told(caption, identifier, self._stage(sigma))
-            self.kept[key] = encoded(self.guider, [told], like, like)[0]
+            self.kept[key] = encoded(self.guider, [[told[0], {**UNGUIDED, **told[1]}]], like, like)[0]
         return self.kept[key]
 
     def _stage(self, sigma) -> int:
@@ -321,20 +329,19 @@ class Learner:
     def told(self, caption, identifier, stage) -> list:
         """An entry of it, for a stage of sampling."""
         if self.prompt:
-            (embedding, extras), = self.prompt.told(self.rows)
-            return [embedding, {**UNGUIDED, **extras}]
+            return self.prompt.told(self.rows)[0]
         text, words, places = self.text(caption, identifier), (), ()
         tokens = self.clip.tokenize(text)
         if "embedding:" in text:
+            require_marks(text, tokens, dict(zip(self.start, self.marks)))
             words, places = tuple(self._word(word, stage) for word in self.words), () if self.frozen else self.places
         with torch.inference_mode(self.inference):  # the host moves quantised weights again in that mode alone
             self.clip.load_model()
         encoder = [] if self.frozen else self.encoder
 
         def encode(tokens):
-            found = called(self.clip.cond_stage_model, self.stand_ins, lambda: Deltas(encoder),
-                           self.clip.encode_from_tokens, tokens, return_pooled=True, return_dict=True)
-            return {**UNGUIDED, **found}
+            return called(self.clip.cond_stage_model, self.stand_ins, lambda: Deltas(encoder),
+                          self.clip.encode_from_tokens, tokens, return_pooled=True, return_dict=True)
 
         return entry(self.clip, encode, [tokens] * (len(places) or 1), self.marks, words, places)
 

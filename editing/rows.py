@@ -20,7 +20,7 @@ class Row:
     objective: what it lowers in the place of its own loss.
     predicted: whether the frozen model's prediction, under the last entry, is learned in the place of `clean`.
     masks: [n,h,w], of what is learned; None learns the whole.
-    words: positions of the masks' words in the text, where an objective reads their maps.
+    words, tokens: positions of the masks' words in the text, and of how many, where an objective reads their maps.
     contrasts: (a new word's name, {encoder: [p,D]} of words near it, the same of words far from it).
     """
     x: Tensor
@@ -32,6 +32,7 @@ class Row:
     predicted: bool = False
     masks: Tensor | None = None
     words: tuple = ()
+    tokens: int = 0
     contrasts: tuple = ()
 
 

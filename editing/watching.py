@@ -29,14 +29,15 @@ class Watch:
     drift: by which share the class's loss may grow. A look at which it has grown more is no better one; early in a run
         it may grow and fall again.
     patience: looks without a better one, after which learning stops.
-    steps, cfg: of the pictures' sampling.
+    steps, cfg: of the pictures' sampling. cfg None is as one samples: by the objective's scale, at 1 where the model is
+        told its guidance, or at 7.5.
     """
     every: int
     caption: str = ""
     drift: float = 0.3
     patience: int = 3
     steps: int = 15
-    cfg: float = 7.5
+    cfg: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

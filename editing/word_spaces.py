@@ -93,6 +93,16 @@ def marks(shapes: Sequence[Mapping[str, Sequence[int]]]) -> list[dict[str, Tenso
              for encoder, (n, width) in shape.items()} for number, shape in enumerate(shapes)]
 
 
+def require_marks(text: str, tokens: Mapping, held: Mapping[str, Mapping[str, Tensor]]):
+    """ValueError where a text has a word of {name: what tokens hold for it}, and its tokens hold nothing for it."""
+    for name, mark in held.items():
+        rows = ((row, v) for encoder, v in mark.items() for row in tokens.get(_key(encoder, tokens), ()))
+        if _written([name]).search(text) and not any(_marked(row, v) for row, v in rows):
+            raise ValueError(f"The caption {text!r} has embedding:{name}, and the CLIP's tokens of it have no vector "
+                             "of that word, so that it could not learn: write blanks around it, and start ComfyUI "
+                             "without node packs that change how prompts are read.")
+
+
 def _spelled(tokens, held, words, layer) -> dict:
     """Tokens with the words' vectors in place of their marks."""
     if not words:
@@ -149,20 +159,19 @@ def prompt(clip, words: Mapping[str, WordTable], text: str, elsewhere: str | Non
     elsewhere = " ".join(written.sub("", text).split()) if elsewhere is None else apart(elsewhere, words)
     tokens = {one: clip.tokenize(one) for one in (text, elsewhere)}
     places = next((table.places for table in words.values() if table.places), ())
-    if places and len({len(rows) for both in tokens.values() for rows in both.values()}) > 1:
-        raise ValueError(f"{text!r} and {elsewhere!r} are of different numbers of chunks of 75 tokens, and layers read "
-                         "them side by side: write both shorter or both longer.")
     stages = max(table.stages for table in words.values())
     bounds = edges(stages)
     if stages > 1:
         start, end = _snapped(bounds, start, end)
     bounds = sorted({*bounds, start, end})
+    read = [tuple(text if start <= first < end and (layers is None or place in layers) else elsewhere
+                  for place in places or (("", 0),)) for first in bounds[:-1]]
+    if any(len({len(rows) for one in {*reads} for rows in tokens[one].values()}) > 1 for reads in read if places):
+        raise ValueError(f"{text!r} and {elsewhere!r} are of different numbers of chunks of 75 tokens, and layers read "
+                         "them side by side: write both shorter or both longer.")
     kept: dict = {}
     entries = []
-    for stage, first in enumerate(bounds[:-1]):
-        inside = start <= first < end
-        reads = tuple(text if inside and (layers is None or place in layers) else elsewhere
-                      for place in places or (("", 0),))
+    for stage, reads in enumerate(read):
         varied = any(map(written.search, reads))
         key = reads, stage if varied and stages > 1 else 0
         if key not in kept:

@@ -2,7 +2,9 @@
 import copy
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import comfy.lora
 import comfy.model_patcher
@@ -23,7 +25,6 @@ from .weights import coarse
 
 SEEDS = comfy.utils if hasattr(comfy.utils, "string_to_seed") else comfy.model_patcher  # ComfyUI 0.3.64
 BESIDE = "bypass_lora"  # the host's place for changes beside weights
-WORDS = "palimpsest-words"  # the folder of learned words among the host's temporary files
 
 
 def register_folders():
@@ -127,13 +128,20 @@ def takes_words(clip) -> bool:
     return any(torch.is_tensor(token) for rows in tokens.values() for row in rows for token, *_ in row)
 
 
+@cache
+def _words_folder() -> TemporaryDirectory:
+    """Of the words that this process learned, until it ends. The host empties its own folder of temporary files when a
+    second ComfyUI starts from the same place."""
+    return TemporaryDirectory(prefix="palimpsest-words-")
+
+
 def with_words(clip, words: Mapping[str, Mapping[str, Tensor]]):
     """A CLIP in whose prompts embedding:NAME is each of {NAME: {encoder: [n,D]}}."""
     if not words:
         return clip
     files = {name: embedding_file(vectors) for name, vectors in words.items()}
     content = hashlib.sha256(b"".join(name.encode() + data for name, data in sorted(files.items()))).hexdigest()[:16]
-    folder = Path(folder_paths.get_temp_directory(), WORDS, content)
+    folder = Path(_words_folder().name, content)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         put(folder / f"{name}.safetensors", data)

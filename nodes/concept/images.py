@@ -1,4 +1,5 @@
 """Concept Images and Class Images."""
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -97,7 +98,8 @@ def resized(shot: Shot, vae, generator) -> Shot:
     whole = shot.picture.new_ones(shot.picture.shape[:3])
     picture, area, words = at_a_random_size(shot.picture[0], (whole if shot.area is None else shot.area.to(whole))[0],
                                             vae.spacial_compression_encode(), generator)
-    return Shot(picture[None], f"{words} {shot.caption}", area[None]) if words else shot
+    rest = re.sub(r"^(an?|the)\s+", "", shot.caption, flags=re.IGNORECASE)  # "a far away photo of"
+    return Shot(picture[None], f"{words} {rest}", area[None]) if words else shot
 
 
 def encoded(vae, shown: Sequence[Shot]) -> list[Example]:
@@ -160,9 +162,10 @@ class PalimpsestConceptImages(io.ComfyNode):
                 io.Boolean.Input("flip", default=False, optional=True, tooltip=(
                     "Whether the mirrored pictures are learned too. Leave it off for lettering and faces.")),
                 io.Int.Input("sizes", default=0, min=0, max=100, optional=True, tooltip=(
-                    "How many times more each picture is learned at a random size, with words for it before its "
-                    "caption: 'a far away', 'very small', 'zoomed in', 'close up'. So a concept that its pictures show "
-                    "large can be drawn small. Custom Diffusion does so at every step.")),
+                    "How many times more each picture is learned, at sizes as Custom Diffusion draws them: of ten, "
+                    "three are smaller, with 'a far away' or 'very small' before the caption, three larger, with "
+                    "'zoomed in' or 'close up', and four as it is. So a concept that its pictures show large can be "
+                    "drawn small.")),
                 io.Int.Input("seed", default=0, min=0, max=2 ** 64 - 1, optional=True, tooltip="Of the random sizes.")
             ],
             outputs=[ConceptImagesType.Output(display_name="concept images")])

@@ -1,6 +1,8 @@
 """Break-A-Scene: a step against the authors' lines on diffusers' network, the law of its draws, its nodes."""
 import math
+import re
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 
@@ -9,22 +11,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 from palimpsest.bench import twin
+from palimpsest.concept import neti
 from palimpsest.concept.break_a_scene import MaskAttention, caption, unions
 from palimpsest.concept.custom_diffusion import KeysAndValues
+from palimpsest.concept.neti import NeuralSpaceTime
 from palimpsest.concept.p_plus import ExtendedTextualInversion
 from palimpsest.concept.textual_inversion import TextualInversion
-from palimpsest.editing import learner
+from palimpsest.editing import learner, learning
 from palimpsest.editing.concepts import ConceptImages, Example, Prior
 from palimpsest.editing.learning import learn_concept
+from palimpsest.editing.word_spaces import stage_of
 from palimpsest.host.concept_files import lora_names
+from palimpsest.host.layered import transformers
 from palimpsest.nodes.concept.break_a_scene import PalimpsestMaskAttention, PalimpsestSceneParts
 from palimpsest.nodes.concept.images import PalimpsestConceptImages
 from palimpsest.nodes.concept.learn import PalimpsestLearnConcept
 
 import tiny
-from concepts import images
+from concepts import drawn, images
 from node_execution import executor, in_lists  # noqa: F401  runs every test as the host does
 from runs import relative
+from word_spaces import CAPTION, Plain
 
 SEED, SIZE, WEIGHT, PRIOR = 4, 16, 0.5, 0.7
 WORDS = TextualInversion("cup", "cat", 1, 1e-2), TextualInversion("bear", "cat", 1, 1e-2)
@@ -110,6 +117,37 @@ def test_a_step_equals_the_authors_program():
     assert len(found) == len(means) - len(WORDS) and all(mean.any() for mean in means)
 
 
+@pytest.mark.parametrize("kind", [ExtendedTextualInversion, NeuralSpaceTime])
+def test_maps_of_a_word_in_layers_are_each_layers_own(kind, monkeypatch):
+    """Through diffusers' network, where each cross-attention takes keys and values of its own text. The masks of two
+    words cover the picture."""
+    monkeypatch.setattr(neti, "DROPOUT", 0.0)
+    model, clip, word = tiny.sd15(), tiny.clip(), kind("thing", "cat", 1, 1e-2)
+    left, right = torch.zeros(2, 8, 8)
+    left[:, :3], right[:, 3:] = 1, 1
+    given = ConceptImages((Example(images(model).examples[0].latent, CAPTION, {"*": left, "dog": right}),), "sks")
+    learned = learn_concept(model, clip, given, [word], steps=1, seed=SEED, objective=MaskAttention(WEIGHT))
+    generator, places = torch.Generator().manual_seed(SEED), transformers(model.model.diffusion_model)
+    with torch.inference_mode(False):
+        plain, kept = Plain(model, clip), []
+        plain.unet.set_attn_processor({name: Attention(kept if name.startswith(("down", "up")) else [])
+                                       for name in plain.unet.attn_processors})
+        theta = word.begin({"clip_l": plain.vector[None]}, len(places), generator)
+        (_, level, noise), = drawn(model, 1, 1, generator)
+        sampling = model.model.model_sampling
+        at = word.at(theta, stage_of(sampling, float(sampling.sigmas[level]), word.stages))
+        vectors, added = at.vectors["clip_l"][:, 0], at.added.get("clip_l")
+        texts = [plain.text(v) for v in vectors] if added is None else [
+            plain.bypassed(v, b, 0.2) for v, b in zip(vectors, added[:, 0])]
+        keys, values = (texts, None) if added is None else zip(*texts)
+        wanted = plain.loss(keys, level, noise, values)
+        maps = torch.stack([m.reshape(-1, 4, 4, m.shape[-1]).mean(0) for m in kept if m.shape[1] == 16]).mean(0)
+        for place, mask in ((plain.place, left), (plain.place + 1, right)):
+            shown = F.interpolate(mask[None, None].clone(), size=(4, 4))[0, 0]
+            wanted = wanted + WEIGHT * F.mse_loss(maps[..., place] / maps[..., place].max(), shown)
+    assert learned.losses[0] == pytest.approx(float(wanted), rel=1e-5)
+
+
 def test_captions_of_unequal_length_share_a_step(monkeypatch):
     """Each word's map is read at its own place, whether the rows share a forward or not."""
     model, clip = tiny.sd15(), tiny.clip()
@@ -133,6 +171,18 @@ def test_sets_of_things_are_drawn_by_the_authors_law(count):
            for chosen in combinations(words, k)}
     assert {chosen: Fraction(n, len(found)) for chosen, n in Counter(found).items()} == law
     assert caption(words[:2]) == "a photo of " + " and ".join(words[:2])
+
+
+@pytest.mark.parametrize("text, identifier", [("a photo of a dog", "sks"), ("a * dog", "sks red"),
+                                              ("a * dog", "sks, red"), ("a * dog", "(sks:1.1)")])
+def test_a_caption_without_the_masks_word_is_said_before_a_step(text, identifier, monkeypatch):
+    monkeypatch.setattr(learning, "differentiable", None)  # would be an error of another kind
+    model, clip = tiny.sd15(), tiny.clip()
+    given = images(model, ("a photo of *" if identifier == "sks" else text, text), identifier)
+    given = ConceptImages(tuple(replace(e, masks={"*": torch.ones(8, 8)}) for e in given.examples), identifier)
+    read = re.escape(text.replace("*", identifier))
+    with pytest.raises(ValueError, match=f"the caption '{read}' has the words a, .*an identifier of one word"):
+        learn_concept(model, clip, given, [KeysAndValues(1e-3)], objective=MaskAttention())
 
 
 def parts(names="cup\nbear", flip=True, areas=2):

@@ -1,16 +1,19 @@
 """Textual Inversion: the gradient of a word through the host's text encoder, and the file that holds the word."""
+import shutil
+
+import folder_paths
 import pytest
 import torch
 from palimpsest.bench import twin
 from palimpsest.concept.textual_inversion import TextualInversion
-from palimpsest.editing import learning
+from palimpsest.editing import learner, learning
 from palimpsest.editing.learning import applied, learn_concept
-from palimpsest.host.concept_files import embedding_file, with_words
+from palimpsest.host.concept_files import embedding_file, with_words, word_exists
 from safetensors.torch import load
 
 import clips
 import tiny
-from concepts import EVERY, Texts, drawn, images, transformers_clip
+from concepts import EVERY, Texts, clip_of, drawn, images, transformers_clip
 from node_execution import executor  # noqa: F401  runs every test as the host does
 from runs import relative
 
@@ -96,6 +99,33 @@ def test_a_name_that_is_taken_is_refused(tmp_path):
     model, clip = tiny.sd15(), tiny.clip(str(tmp_path))
     with pytest.raises(ValueError, match="choose another name"):
         learn_concept(model, clip, images(model), [TextualInversion("thing", "cat", 1, 1e-2)])
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+def test_an_emptied_temp_folder_takes_no_word_away(family, tmp_path, monkeypatch):
+    """The host empties it at its start and end, also for a second one from the same place."""
+    model, clip = EVERY[family](), clips.clip("sd3") if family == "sd3" else clip_of(family)
+    trained = [TextualInversion("thing", "cat", 1, 1e-1)]
+    whole = learn_concept(model, clip, images(model), trained, steps=2)
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+    step = learner.Learner.step
+    monkeypatch.setattr(learner.Learner, "step", lambda self: (shutil.rmtree(tmp_path, True), step(self))[1])
+    found = learn_concept(model, clip, images(model), trained, steps=2).words["thing"]
+    assert all(torch.equal(v, whole.words["thing"][encoder]) for encoder, v in found.items())
+    knows = with_words(with_words(clip, {"thing": found}), {"other": found})
+    before = tiny.encode(knows, "a embedding:thing, embedding:other dog")[0][0]
+    shutil.rmtree(tmp_path, True)
+    assert torch.equal(before, tiny.encode(knows, "a embedding:thing, embedding:other dog")[0][0])
+    assert word_exists(knows, "thing") and word_exists(knows, "other") and not word_exists(clip, "thing")
+    held = [sum(torch.is_tensor(token) for row in rows for token, *_ in row)
+            for rows in knows.tokenize("a embedding:thing, embedding:other dog").values()]
+    assert held.count(2) >= len(found)
+
+
+def test_a_learning_word_that_the_tokens_lack_is_said(monkeypatch):
+    monkeypatch.setattr(learner, "with_words", lambda clip, words: clip)
+    with pytest.raises(ValueError, match="'a photo of embedding:thing' has embedding:thing, .* no vector of that"):
+        learn_concept(tiny.sd15(), tiny.clip(), images(tiny.sd15()), [TextualInversion("thing", "cat", 1, 1e-2)])
 
 
 @pytest.mark.parametrize("family", [name for name in ("flux", "sd3", "zimage") if name in clips.MADE])

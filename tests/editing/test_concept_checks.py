@@ -14,6 +14,8 @@ from palimpsest.editing import concept_checks, learning
 from palimpsest.editing.concepts import ConceptImages, Prior, PromptRows
 from palimpsest.editing.learning import applied, learn_concept
 from palimpsest.host.concept_files import lora_file, read_file, with_weights
+from palimpsest.nodes.concept.decomposition import PalimpsestDecomposition
+from palimpsest.nodes.concept.dreamartist import PalimpsestDreamArtist
 
 import tiny
 from concepts import Texts, images
@@ -157,6 +159,21 @@ def test_nor_from_a_clip_that_has_it_but_from_both_at_strength_0():
             learn_concept(given[0], given[1], images(model), trained, steps=1, concept=learned)
     weak = applied(model, clip, learned, 0.0, 0.0)
     assert len(learn_concept(*weak, images(model), trained, steps=1, concept=learned).losses) == 3
+
+
+@pytest.mark.parametrize("node, names", [(PalimpsestDreamArtist, "my-neg"), (PalimpsestDecomposition, "my-1, my-2")])
+def test_one_of_two_outputs_alone_is_refused(node, names, caplog, monkeypatch):
+    """What the objective reads must learn, and words that no caption has need it. Both errors name what lacks."""
+    monkeypatch.setattr(learning, "differentiable", None)  # would be an error of another kind
+    model, clip = tiny.sd15(), tiny.clip()
+    more = (1, 1, 1e-3, 3.0) if node is PalimpsestDreamArtist else (1e-3, 0.5)
+    trained, (objective,) = node.execute("my", "cat", *more).result
+    for others, learns in (([THIN], "of no node"), ([WORD], "thing")):
+        with pytest.raises(ValueError, match=f"words {names}, .*the words {learns}: connect also the trainable"):
+            learn_concept(model, clip, images(model), others, objective=objective)
+    with pytest.raises(ValueError, match="connect also the objective"):
+        learn_concept(model, clip, images(model), trained)
+    assert not caplog.text
 
 
 def test_a_second_concept_with_a_words_name_is_said(caplog):

@@ -5,6 +5,7 @@ from itertools import count
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
+from comfy_extras.nodes_custom_sampler import SamplerCustom
 from palimpsest.concept.lora import LoRA
 from palimpsest.editing import learning
 from palimpsest.editing.concepts import Prior
@@ -12,10 +13,12 @@ from palimpsest.editing.learner import Learner
 from palimpsest.editing.learning import applied, learn_concept
 from palimpsest.editing.run_files import load_run, run_file
 from palimpsest.editing.watching import Watch
+from palimpsest.host.sampling import Solver, schedule
 from palimpsest.inversion.storage import write
+from palimpsest.nodes.concept.dreamartist import PalimpsestDreamArtist
 
 import tiny
-from concepts import images
+from concepts import EVERY, clip_of, images
 from node_execution import executor  # noqa: F401  runs every test as the host does
 from runs import relative
 
@@ -39,6 +42,19 @@ def learned(steps, watch=None, prior=False, concept=None, **kwargs):
     model, clip = tiny.sd15(), tiny.clip()
     others = Prior(images(model, ("a dog",), seed=9), 1.0) if prior else None
     return learn_concept(model, clip, images(model), BASIS, others, steps, concept=concept, watch=watch, **kwargs)
+
+
+def sampled(model, clip, text, negative, cfg):
+    """The picture of a text, of the noise that looks have."""
+    def prompt(text):
+        embedded = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True, return_dict=True)
+        return [[embedded.pop("cond"), embedded]]
+
+    sigmas = schedule(model, "simple", 3)
+    noise = torch.randn(tiny.latent(model).shape, generator=torch.Generator().manual_seed(0)) * sigmas[0]
+    latent = {"samples": model.model.process_latent_out(noise)}
+    return SamplerCustom.execute(model, False, 0, cfg, prompt(text), prompt(negative), Solver(), sigmas,
+                                 latent).result[0]["samples"]
 
 
 def same(found, steps, **kwargs):
@@ -151,27 +167,29 @@ def test_looks_begin_where_a_run_without_them_stopped():
     assert found.losses == learned(5).losses == learned(2, concept=learned(3, Watch(1, patience=99))).losses
 
 
-@pytest.mark.parametrize("family", ["sd15", "flux"])
-def test_a_look_draws_what_the_learned_model_draws(family, monkeypatch):
-    """At CFG 1 Euler's steps of the look are those of the MODEL that comes out."""
-    from comfy_extras.nodes_custom_sampler import SamplerCustom
-    from palimpsest.host.sampling import Solver, schedule
-
-    from concepts import EVERY, clip_of
+@pytest.mark.parametrize("family, cfg", [("sd15", 7.5), ("flux", 1.0)])
+def test_a_look_draws_what_the_learned_model_draws(family, cfg, monkeypatch):
+    """Euler's steps of the look are those of the MODEL that comes out, which on Flux the host tells its guidance."""
     told(monkeypatch, (1.0, 0.5))
     model, clip = EVERY[family](), clip_of(family)
     given = images(model)
     found = learn_concept(model, clip, given, [LoRA(3e-2, layers="all")], steps=2,
-                          watch=Watch(2, "a dog", patience=9, steps=3, cfg=1.0))
-    m, told_clip = applied(model, clip, found)
-    embedded = told_clip.encode_from_tokens(told_clip.tokenize("a dog"), return_pooled=True, return_dict=True)
-    prompt = [[embedded.pop("cond"), {**embedded, "guidance": 1.0}]]
-    sigmas = schedule(model, "simple", 3)
-    noise = torch.randn(tiny.latent(model).shape, generator=torch.Generator().manual_seed(0)) * sigmas[0]
-    latent = {"samples": model.model.process_latent_out(noise)}
-    drawn = SamplerCustom.execute(m, False, 0, 1.0, prompt, prompt, Solver(), sigmas, latent).result[0]["samples"]
+                          watch=Watch(2, "a dog", patience=9, steps=3))
+    drawn = sampled(*applied(model, clip, found), "a dog", "", cfg)
     assert len(found.looks) == 2 and relative(found.looks[-1].picture, drawn) < 1e-4
     assert relative(found.looks[0].picture, drawn) > 1e-3
+
+
+def test_a_look_of_two_words_has_both(monkeypatch):
+    """DreamArtist's: the negative word in the negative prompt, under its scale."""
+    told(monkeypatch, (1.0, 0.5))
+    model, clip = tiny.sd15(), tiny.clip()
+    trained, (objective,) = PalimpsestDreamArtist.execute("thing", "cat", 1, 1, 1e-1, 3.0).result
+    found = learn_concept(model, clip, images(model), trained, steps=2, objective=objective,
+                          watch=Watch(2, "a * here", patience=9, steps=3))
+    drawn, without = (sampled(*applied(model, clip, found), "a embedding:thing here", negative, 3.0)
+                      for negative in ("embedding:thing-neg", ""))
+    assert relative(found.looks[-1].picture, drawn) < 1e-4 < 1e-3 < relative(without, drawn)
 
 
 def test_the_preview_is_a_sheet_of_the_looks(monkeypatch):

@@ -77,7 +77,17 @@ def test_a_text_of_two_chunks_is_read_whole():
     (wanted, _), = prompt(clip, {"one": alone}, text)
     assert rows.shape[1] == 2 * 77 * LAYERS and relative(rows[:, ::LAYERS], wanted) < 1e-6
     with pytest.raises(ValueError, match="different numbers of chunks"):
-        prompt(clip, {"one": table(places)}, text, "a cat")
+        prompt(clip, {"one": table(places)}, text, "a cat", frozenset(places[1:]))
+
+
+def test_a_text_that_no_layer_reads_may_be_of_any_length():
+    """75 tokens without the word, 76 with it; and another text before and after it, which no layer reads beside it."""
+    _, clip, places = parts()
+    text = "a embedding:one " + "very " * 73 + "dog"
+    (rows, _), = prompt(clip, {"one": table(places)}, text)
+    assert rows.shape[1] == 2 * 77 * LAYERS
+    around = prompt(clip, {"one": table(places)}, text, "a cat", None, 0.2, 0.6)
+    assert [rows.shape[1] for rows, _ in around] == [77, 2 * 77 * LAYERS, 77]
 
 
 @pytest.mark.parametrize("before", [10, 70])
