@@ -19,7 +19,8 @@ Checked against: diffusers 0.42.1, maps and masks.
 import torch
 from torch import Tensor
 
-from ..host.guiders import Guider
+from ..editing.predictions import controlled_as
+from ..host.guiders import Guider, calc_cond_batch
 from ..host.progress import ProgressBar
 from ..host.sampling import Solver
 
@@ -29,10 +30,12 @@ ROWS = 8  # latents of one forward, which has both prompts for each
 
 
 class Difference(Guider):
-    """Predicts x0(target) - x0(source)."""
+    """Predicts x0(target) - x0(source), both under the target's ControlNets: they differ by their words alone."""
 
     def predict_noise(self, x, timestep, model_options, seed=None):
-        target, source = self.x0s(("target", "source"), x, timestep, model_options)
+        asked = self.conds["target"]
+        known = controlled_as(self.conds["source"], asked, float(timestep[0]))
+        target, source = calc_cond_batch(self.inner_model, [asked, known], x, timestep, model_options)
         return target - source
 
 

@@ -22,17 +22,20 @@ class Part(NamedTuple):
     index: of their cond list, in the list that calc_cond_batch was given.
     uuid: of their cond entry.
     role: "target", "null" or "other".
-    entry: the processed cond entry, with the "area" that they show, and what `Call` adds to it.
+    entry: the processed cond entry, with the "area" that they show, and what `Call` adds to it. An area of the whole
+        latent is none.
+    tile: the area that they show where another node cuts the latent into tiles.
     """
     index: int
     uuid: UUID
     role: str
     entry: dict
+    tile: tuple | None = None
 
     @property
     def chunk(self) -> Chunk:
         """As the host's batch has it."""
-        return Chunk(self.index, self.uuid, self.entry.get("area"))
+        return Chunk(self.index, self.uuid, self.tile)
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,9 @@ class Call:
         if key not in self.known:
             self.known[key] = self._part(*key)
         part = self.known[key]
-        return part if chunk.area is None else part._replace(entry={**part.entry, "area": chunk.area})
+        if chunk.area is None:
+            return part
+        return part._replace(entry={**part.entry, "area": chunk.area}, tile=chunk.area)
 
     def _part(self, index, uuid) -> Part:
         entry = next(e for e in self.conds[index] if e["uuid"] == uuid)
@@ -124,7 +129,10 @@ class Call:
         if "area" in entry:  # the host leaves out of it what lies past an edge
             sizes, starts = entry["area"][:len(entry["area"]) // 2], entry["area"][len(entry["area"]) // 2:]
             ends = self.run.shape[-len(sizes):]
-            entry["area"] = (*(min(size, end - start) for size, start, end in zip(sizes, starts, ends)), *starts)
+            sizes = *(min(size, end - start) for size, start, end in zip(sizes, starts, ends)),
+            entry["area"] = *sizes, *starts
+            if sizes == ends:
+                del entry["area"]
         return Part(index, uuid, role, entry)
 
     def readers(self, index: int, editors: Iterable["Editor"]) -> list["Editor"]:

@@ -23,6 +23,7 @@ from ..host.sampling import (
     check_family,
     digest,
     fingerprint,
+    guidance_functions,
     handed_on,
     latent_of,
     patches,
@@ -80,18 +81,24 @@ def source_latent(model, latent, what="The LATENT"):
 
 def source_conditioning(conditioning, batch):
     """The source CONDITIONING with its tensors on the CPU; ValueError on what an INVERSION cannot keep."""
+    check_prompt("source", conditioning, batch)
+    cross_attn, extras = conditioning[0]
+    return [[_cpu(cross_attn), {k: _cpu(v) for k, v in extras.items()}]]
+
+
+def check_prompt(name, conditioning, batch):
+    """ValueError on a CONDITIONING that is more than one prompt of the whole picture, or of each of the pictures."""
     if len(conditioning) != 1:
-        raise ValueError(f"The source CONDITIONING has {len(conditioning)} entries, one is needed: remove Conditioning "
+        raise ValueError(f"The {name} CONDITIONING has {len(conditioning)} entries, one is needed: remove Conditioning "
                          "(Combine), and describe the picture in one prompt.")
     cross_attn, extras = conditioning[0]
     kept = next((k for k in REFUSED if extras.get(k) is not None), None)
     if kept:
-        raise ValueError(f"The source CONDITIONING carries {kept!r}, which an INVERSION does not keep: remove "
-                         f"{REFUSED[kept]} from the source (the target may have it).")
+        raise ValueError(f"The {name} CONDITIONING carries {kept!r}, which an INVERSION does not keep: remove "
+                         f"{REFUSED[kept]} from it (what is sampled later may have it).")
     if cross_attn is not None and batch % len(cross_attn):
-        raise ValueError(f"The LATENT holds {batch} pictures, the source CONDITIONING {len(cross_attn)} prompts: give "
+        raise ValueError(f"The {name} CONDITIONING has {len(cross_attn)} prompts, and there are {batch} pictures: give "
                          "one prompt for all, or one a picture.")
-    return [[_cpu(cross_attn), {k: _cpu(v) for k, v in extras.items()}]]
 
 
 def _cpu(value):
@@ -227,6 +234,15 @@ def learn(method: Method | str, model, inversion: Inversion, cfg: float | None =
     if inversion.latents is None or inversion.theta or inversion.trajectory != "deterministic":
         raise ValueError(f"{method.node} follows a trajectory that Euler's steps made, this INVERSION's method is "
                          f"{inversion.method}: connect DDIM Invert, Fixed-Point Invert or ReNoise Invert (eta 0).")
+    if method.asks == "gradients":
+        for prompt, conditioning in (("negative", negative), ("target", target)):
+            if conditioning is not None:
+                check_prompt(prompt, conditioning, inversion.batch)
+        changed = guidance_functions(model)
+        if changed and cfg != 1:
+            log.warning("%s learns for plain guidance at CFG %g, and another node changes this MODEL's guidance (%s): "
+                        "the picture comes back less exactly. Remove that node, or choose Direct Invert, which knows "
+                        "it.", method.node, cfg, ", ".join(changed))
     given = {"source": inversion.conditioning, "null": negative, "target": target}
     prompts = {prompt: conditioning for prompt, conditioning in given.items() if conditioning is not None}
     began = time.perf_counter()

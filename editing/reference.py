@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..host.batch import repeat_to_batch_size
 from ..host.guiders import encoded
+from ..host.options import uncached
 from ..host.sampling import rows_may_mix
 from .call import Call, Part
 from .checks import inversions_read
@@ -173,7 +174,7 @@ class Reference:
         levels = tuple(self.rows)
         x = torch.cat([repeat_to_batch_size(run.shown(inversion, level), self.pictures) for level in at]).to(x_in)
         call = Call(run, conds, sigma, x, inversion, levels, tuple(prompts))
-        options = call.install(model_options, dict.fromkeys(e for level in levels for e in readers[level]))
+        options = call.install(uncached(model_options), dict.fromkeys(e for level in levels for e in readers[level]))
         self.reading, self.source = conds, (id(inversion), where)
         sigmas = timestep.new_tensor(at).clamp(min=LEAST)
         try:

@@ -177,7 +177,7 @@ class Replayed(Editor):
 
     def _takes(self, call, kind, chunk) -> bool:
         """Whether a chunk's rows get the "value" or the "content"."""
-        _, uuid, role, entry = call.part(chunk)
+        _, uuid, role, entry, _ = call.part(chunk)
         if role != "target" or kind == "content":
             return role == "target"
         if call.run.within(call.sigma, 0, float(self.inversion.theta["value_end"].tensor)):

@@ -324,7 +324,8 @@ def source_of(editor: Editor, rows: Rows, site: Site) -> Source:
     kept = call.run.reference.kept_for(editor, rows, site)
     if names - kept.features.keys():
         raise ValueError(f"The source's features are wanted at sigma {call.sigma:.3g}, and another node skipped the "
-                         "forward that shows them: put EasyCache or its like before the editors, or remove it.")
+                         "forward that shows them: remove that node (TeaCache or its like), or take ComfyUI's own "
+                         "EasyCache.")
     require_all_rows(rows, kept.pictures, "pictures of the INVERSION")
 
     def seen(name):
@@ -343,9 +344,9 @@ def source_of(editor: Editor, rows: Rows, site: Site) -> Source:
 def window(x: Tensor, whole: tuple, grid: tuple, rows: Rows) -> Tensor:
     """The tokens of the rows' area, on its own grid, from the tokens of the whole grid."""
     if knows_places(rows.call.network):
-        raise ValueError(f"The target has an area of {grid[0]} x {grid[1]} of the source's {whole[0]} x {whole[1]} "
-                         "tokens, and this MODEL's attention knows each token's place in the whole: remove "
-                         "Conditioning (Set Area).")
+        part, all_ = (" x ".join(map(str, sides)) for sides in (grid, whole))
+        raise ValueError(f"The target has an area of {part} of the source's {all_} tokens, and this MODEL's attention "
+                         "knows each token's place in the whole: remove Conditioning (Set Area).")
     if x.shape[1] != math.prod(whole):
         raise ValueError(f"The source's self-attention is cut into tiles of {x.shape[1]} tokens, the target has an "
                          f"area of {grid[0]} x {grid[1]} of its {whole[0]} x {whole[1]} tokens: remove HyperTile, or "
@@ -373,7 +374,9 @@ def mask_at(mask: Tensor, rows: Rows, site: Site) -> Tensor:
     window. Masks [masks, T, h, w] have frames of their own."""
     require_all_rows(rows, len(mask), "masks")
     if "area" in rows.entry:
-        mask = cut(mask, rows.entry["area"])
+        area, sides = rows.entry["area"], mask.ndim - 1  # a mask without frames has two
+        half = len(area) // 2
+        mask = cut(mask, (*area[:half][-sides:], *area[half:][-sides:]))
     frames = math.prod(site.grid[:-2])
     if mask.ndim == 3:
         return _pooled(mask.float(), site.grid[-2:]).flatten(1).repeat(1, frames)  # the same in all frames

@@ -96,29 +96,44 @@ def spread(attention: Attend, maps: Tensor, rows: Rows, site: Site, q: Tensor, k
     return size * found[:, :-1] / found[:, -1:].clamp(min=1e-6)
 
 
+def _grid(sides, site) -> tuple:
+    """The site's grid (height, width) for a latent of these sides, where no other node shrinks it."""
+    return tuple(math.ceil(side * site.resolution) for side in sides[-2:])
+
+
 def _whole_grid(rows, site) -> tuple:
-    """The site's grid (height, width) for the whole latent."""
-    return tuple(math.ceil(side * site.resolution) for side in rows.call.run.shape[-2:])
+    """The same for the whole latent, as much smaller as Deep Shrink makes the grid of these rows."""
+    whole, area = rows.call.run.shape[-2:], rows.entry.get("area", ())
+    shown = area[:len(area) // 2] or whole
+    return tuple(round(most * have / own) for most, have, own in zip(
+        _grid(whole, site), site.grid[-2:], _grid(shown, site)))
 
 
 def on_whole_grid(maps: Tensor, rows: Rows, site: Site) -> tuple[Tensor, Tensor]:
-    """An area's maps [rows, groups, h, w] on the grid of the whole latent, and how often each of its cells was seen."""
-    whole = _whole_grid(rows, site)
-    numbers = torch.arange(math.prod(whole), device=maps.device).view(1, -1, 1)
-    cells = window(numbers, whole, site.grid, rows).flatten()
-    placed, seen = maps.new_zeros(*maps.shape[:2], math.prod(whole)), maps.new_zeros(math.prod(whole))
-    placed[..., cells], seen[cells] = maps.flatten(2), 1
-    return placed.unflatten(2, whole), seen.view(whole)
+    """Maps [rows, groups, h, w] of some rows on the grid of the whole latent, and how often each of its cells was
+    seen."""
+    seen = maps.new_ones(maps.shape[-2:])
+    if "area" in rows.entry:
+        whole = _whole_grid(rows, site)
+        numbers = torch.arange(math.prod(whole), device=maps.device).view(1, -1, 1)
+        cells = window(numbers, whole, site.grid, rows).flatten()
+        placed, seen = maps.new_zeros(*maps.shape[:2], math.prod(whole)), maps.new_zeros(math.prod(whole))
+        placed[..., cells], seen[cells] = maps.flatten(2), 1
+        maps, seen = placed.unflatten(2, whole), seen.view(whole)
+    size = _grid(rows.call.run.shape, site)
+    if maps.shape[-2:] != size:
+        maps, seen = F.interpolate(maps, size), F.interpolate(seen[None, None], size)[0, 0]
+    return maps, seen
 
 
 @dataclass
 class Mean:
     """The mean of maps [rows, words, h, w], each cell's over how often it was seen."""
     total: Tensor | float = 0
-    count: Tensor | int = 0
+    count: Tensor | float = 0
 
     def add(self, maps: Tensor, rows: Rows, site: Site):
-        maps, seen = on_whole_grid(maps, rows, site) if "area" in rows.entry else (maps, 1)
+        maps, seen = on_whole_grid(maps, rows, site)
         self.total, self.count = self.total + maps, self.count + seen
 
     @property

@@ -20,21 +20,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from ..host.guiders import Guider, prompt_asked, prompted
+from ..host.guiders import prompted
 from ..inversion.grid import report_step
 
 WEIGHT = 2000 / 64 ** 2
-
-
-class PairGuider(Guider):
-    """Predicts x0 with the "source" or "target" prompt, as `prompted` chooses, guided away from the "negative"."""
-
-    def __init__(self, model, source, target, negative, cfg):
-        super().__init__(model, {"source": source, "target": target, "negative": negative}, cfg)
-
-    def predict_noise(self, x, timestep, model_options, seed=None):
-        name, _ = prompt_asked(model_options)
-        return self.guided(name, "negative", x, timestep, model_options, seed)
 
 
 def levels(sampling, iterations: int, start: float, end: float, generator) -> Tensor:

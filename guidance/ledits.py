@@ -17,7 +17,6 @@ Checked against: diffusers 0.42.1, whole runs. In joint attention: the equations
 """
 from dataclasses import dataclass, field
 
-import torch
 import torch.nn.functional as F
 
 from ..editing.masks import mask_for, smoothed
@@ -53,8 +52,10 @@ class LEDITS(SEGA, AttentionObserver):
 
     @dataclass
     class State(SEGA.State):
-        """maps: {a concept's number: [(maps [B, h, w] of its words, how often each place was seen) of a site]}."""
+        """maps: {a concept's number: [(maps [B, h, w] of its words, how often each place was seen) of a site]}.
+        last: {a concept's number: the mean of those of its last forward}."""
         maps: dict = field(default_factory=dict)
+        last: dict = field(default_factory=dict)
 
     def acts(self, run, site, sigma):
         return (site.kind == "cross" and site.resolution == self.resolution
@@ -68,12 +69,15 @@ class LEDITS(SEGA, AttentionObserver):
         words = [[sum((word.positions for word in t.words), ())] for t in tokens]
         maps = word_maps(attention, site, q, k, [words[i % len(words)] for i in range(rows.count)], len(tokens[0].ids),
                          rows.call.network)
-        maps, seen = on_whole_grid(maps, rows, site) if "area" in rows.entry else (maps, torch.ones(()))
+        maps, seen = on_whole_grid(maps, rows, site)
         rows.call.run.state(self).maps.setdefault(asked, []).append((maps[:, 0], seen))
 
     def region(self, run, concept, psi, sigma):
-        maps, seen = map(sum, zip(*run.state(self).maps.pop(self.concepts.index(concept))))
-        maps = maps / seen.clamp(min=1)
+        state, number = run.state(self), self.concepts.index(concept)
+        if number in state.maps:  # EasyCache may have skipped the forward
+            maps, seen = map(sum, zip(*state.maps.pop(number)))
+            state.last[number] = maps / seen.clamp(min=1)
+        maps = state.last[number]
         # M¹, at the nearest place
         attended = F.interpolate(largest(smoothed(maps)[:, None], concept.threshold), psi.shape[-2:])[:, 0]
         attended = mask_for(attended, psi)

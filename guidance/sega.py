@@ -154,7 +154,8 @@ def read_regions(model, editor, inversion, negative) -> Tensor:
         return x
 
     noise = inversion.at(float(inversion.sigmas[0]))  # an error where no trajectory was kept
-    sample(alone(model, editor), inversion.conditioning, noise, inversion.sigmas, Solver(walk), negative=negative)
+    sample(alone(model, editor), inversion.conditioning, noise, inversion.sigmas, Solver(walk, inversion=inversion),
+           negative=negative)
     blank = torch.zeros(inversion.batch, *inversion.shape[-2:])
     means = {n: torch.stack(regions).mean(0).float().cpu() for n, regions in found.items()}
     return torch.stack([means.get(n, blank) for n in range(len(editor.concepts))])

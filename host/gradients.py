@@ -20,7 +20,7 @@ import torch
 from comfy.ldm.modules.attention import get_attention_function
 from torch import Tensor
 
-from .options import WrappersMP, with_transformer, with_wrapper
+from .options import WrappersMP, uncached, with_transformer, with_wrapper
 from .recomputing import again, forwards, recomputed
 from .saved import MADE, CopyBeforeWrite, alias
 from .weights import numbers, quantised
@@ -100,7 +100,7 @@ def graph(guider, sigmas: Tensor, stand_ins: dict) -> Iterator[dict]:
     options = with_transformer(guider.model_options, sample_sigmas=sigmas,
                                optimized_attention_override=pytorch_attention)
     with _recording(beside := bool(guider.model_patcher.injections)):
-        yield with_wrapper(options, WrappersMP.APPLY_MODEL, KEY, _require_graph,
+        yield with_wrapper(uncached(options), WrappersMP.APPLY_MODEL, KEY, _require_graph,
                            partial(_on_stand_ins, stand_ins, None, bool, beside))
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from .options import with_transformer
 from .progress import raise_if_cancelled
 
-__all__ = ["CFGGuider", "Guider", "PromptGuider", "calc_cond_batch", "convert_cond", "encode_model_conds", "encoded",
-           "predictions", "prompted", "prompt_asked", "with_embedding"]
+__all__ = ["CFGGuider", "Guider", "PairGuider", "PromptGuider", "calc_cond_batch", "convert_cond", "encode_model_conds",
+           "encoded", "predictions", "prompted", "prompt_asked", "with_embedding"]
 ASKED = "palimpsest.prompt"
 
 
@@ -50,13 +50,23 @@ class Guider(CFGGuider):
         self.inner_set_conds(prompts)
         self.set_cfg(cfg)
 
-    def x0s(self, names, x, timestep, model_options) -> list[Tensor]:
-        """The prediction of each of the prompts, in one batch where the host finds room for it."""
-        return calc_cond_batch(self.inner_model, [self.conds[name] for name in names], x, timestep, model_options)
 
-    def guided(self, name, negative, x, timestep, model_options, seed) -> Tensor:
-        """The prediction of a prompt, guided away from the negative one at the guider's CFG."""
-        return comfy.samplers.sampling_function(self.inner_model, x, timestep, self.conds[negative], self.conds[name],
+class PairGuider(Guider):
+    """Predicts with a prompt guided away from the "negative" one, as the host's own guider predicts with those two."""
+
+    def inner_sample(self, noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed,
+                     **kwargs):
+        # lists that the host readies together exchange areas, and all take the ControlNet of the one called positive
+        clean = self.inner_model.process_latent_in(latent_image)
+        self.pairs = {name: comfy.samplers.process_conds(
+            self.inner_model, noise, {"positive": prompt, "negative": self.conds["negative"]}, device, clean,
+            denoise_mask, seed, **kwargs) for name, prompt in self.conds.items() if name != "negative"}
+        return super().inner_sample(noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar,
+                                    seed, **kwargs)
+
+    def predict_noise(self, x, timestep, model_options, seed=None):
+        pair = self.pairs[prompt_asked(model_options)[0]]
+        return comfy.samplers.sampling_function(self.inner_model, x, timestep, pair["negative"], pair["positive"],
                                                 self.cfg, model_options=model_options, seed=seed)
 
 

@@ -9,8 +9,9 @@ from functools import partial
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 
-__all__ = ["WrappersMP", "add_wrappers", "compiled", "with_hooks", "with_patches", "with_replaced", "with_transformer",
-           "with_wrapper"]
+__all__ = ["WrappersMP", "add_wrappers", "compiled", "uncached", "with_hooks", "with_patches", "with_replaced",
+           "with_transformer", "with_wrapper"]
+EASY_CACHE = "easycache"  # the key of its wrappers
 
 
 def compiled(model_options: dict) -> bool:
@@ -46,6 +47,14 @@ def with_wrapper(model_options: dict, kind: str, key: str, *functions: Callable)
     """model_options with wrappers of one of the host's kinds (WrappersMP); those of one key replace each other."""
     held = model_options["transformer_options"].get("wrappers", {})
     return with_transformer(model_options, wrappers={**held, kind: {**held.get(kind, {}), key: list(functions)}})
+
+
+def uncached(model_options: dict) -> dict:
+    """model_options whose forwards the host's EasyCache neither skips nor keeps anything of."""
+    held = model_options["transformer_options"].get("wrappers", {})
+    return with_transformer(model_options, wrappers={
+        kind: {key: functions for key, functions in found.items() if key != EASY_CACHE}
+        for kind, found in held.items()})
 
 
 def with_hooks(model_options: dict, key: str, register: Callable) -> dict:

@@ -48,7 +48,7 @@ class Solver(comfy.samplers.Sampler):
     No noise is added and nothing is scaled, whatever noise the sampler node offers.
 
     function: Euler's steps, where none is given.
-    inversion: the one whose own steps it takes.
+    inversion: the one whose own steps it takes, or that it reads.
     coupled: whether it holds two latents; then the function takes `announce` too, and calls it with its CoupledState
     (inversion/grid.py) before each call of the network.
     """
@@ -238,6 +238,11 @@ def patches(model) -> tuple:
     blocks = [*options.get("patches", {}), *options.get("patches_replace", {})]
     wrapped = [key for kinds in model.wrappers.values() for key, found in kinds.items() if key and found]
     return tuple(map(str, (*weights, *functions, *blocks, *wrapped, *model.object_patches)))
+
+
+def guidance_functions(model) -> list[str]:
+    """The host's slots in which other nodes changed how a MODEL's predictions are guided."""
+    return [name for name in model.model_options if name.startswith("sampler_")]
 
 
 def rows_may_mix(model, conditioning) -> bool:

@@ -2,8 +2,8 @@
 
 The host shows the network the whole latent, or the area of a cond entry. Other packs cut it further: into a window that
 slides over the latent, or into tiles that share a forward. Nothing names their areas. They are found by their values,
-because a noisy latent has each value once. Areas are (height, width, y, x) in latent cells, as in the host. An area
-that ends past an edge continues at the opposite edge.
+because a noisy latent has each value once. Areas are (height, width, y, x) in latent cells, as in the host, or of a
+video (frames, height, width, frame, y, x). An area that ends past an edge continues at the opposite edge.
 """
 from functools import partial
 from typing import Any
@@ -16,9 +16,11 @@ from .options import WrappersMP, with_wrapper
 
 
 def cut(x: Tensor, area: tuple) -> Tensor:
-    """The area of the last two dimensions of x."""
-    height, width, top, left = area
-    return x.roll((-top, -left), (-2, -1))[..., :height, :width]
+    """The area of the last dimensions of x."""
+    sides = len(area) // 2
+    for side, size, start in zip(range(-sides, 0), area[:sides], area[sides:]):
+        x = x.roll(-start, side).narrow(side, 0, size)
+    return x
 
 
 def area_of(part: Tensor, whole: Tensor) -> tuple | None:
@@ -43,8 +45,8 @@ def _locate(call, executor, x, t, c_concat, c_crossattn, control, options, *args
 
 def _is_entrys_area(call, x, options) -> bool:
     """Whether a forward is of cond entries' own areas, as the host cuts them from the latent."""
-    sizes = {call.part(chunk).entry.get("area", ())[:2] for chunk in chunks(options)}
-    return call.whole is call.x and sizes == {tuple(x.shape[-2:])}
+    areas = [call.part(chunk).entry.get("area", ()) for chunk in chunks(options)]
+    return call.whole is call.x and {area[:len(area) // 2][-2:] for area in areas} == {tuple(x.shape[-2:])}
 
 
 def _areas(x, whole, prompts) -> list | None:

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-4  # relative: two σ this near are the same level
+# relative: two σ this near are the same level. On flow models the host's SDE samplers begin 1e-4 under σ = 1, rounded
+TOLERANCE = 1.5e-4
 log = logging.getLogger("palimpsest")
 
 
@@ -128,7 +129,7 @@ class Inversion:
             self.level(sigma) is not None or self.trajectory == "deterministic" and 0 < sigma < float(self.sigmas[0]))
 
     def at(self, sigma: float) -> Tensor:
-        """The source's latents [B,C,…] at σ: stored on the grid (relative tolerance 1e-4), linear in σ between levels.
+        """The source's latents [B,C,…] at σ: stored on the grid (within TOLERANCE), linear in σ between levels.
 
         Raises ValueError outside the grid, between independently noised levels, and where no trajectory was kept.
         """

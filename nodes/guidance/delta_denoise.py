@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ...editing.editor import require_plain
 from ...editing.inverting import source_latent
-from ...guidance.delta_denoise import PairGuider, descend, levels
+from ...guidance.delta_denoise import descend, levels
+from ...host.guiders import PairGuider
 from ...host.sampling import Solver, prediction_type, sample_with
 from ..search import aliases
 
@@ -64,5 +65,6 @@ class PalimpsestDeltaDenoise(io.ComfyNode):
         def solve(*args, **kwargs):
             return descend(*args, rate=lr, generator=generator, flow=flow, mask=mask, **kwargs)
 
-        edited = sample_with(PairGuider(model, source, target, negative, cfg), x, sigmas, Solver(solve), seed=seed)
+        guider = PairGuider(model, {"source": source, "target": target, "negative": negative}, cfg)
+        edited = sample_with(guider, x, sigmas, Solver(solve), seed=seed)
         return io.NodeOutput({**latent, "samples": edited.to(comfy.model_management.intermediate_device())})

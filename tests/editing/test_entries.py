@@ -1,22 +1,30 @@
 """Every editor with areas, other prompts' entries and guiders other than the host's own."""
+import math
 from dataclasses import dataclass
 from functools import cache
 
 import comfy_extras.nodes_custom_sampler as samplers
+import node_helpers
 import pytest
 import torch
+import torch.nn.functional as F
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
+from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_perpneg import PerpNegGuider
 from palimpsest.editing.editor import Editor
 from palimpsest.editing.run import attach
-from palimpsest.editing.sites import AttentionEdit
+from palimpsest.editing.sites import AttentionEdit, mask_at
 from palimpsest.editing.word_maps import WordMaps
 from palimpsest.host.unet import resolutions
 
 import nodes as host
 import tiny
-from editors import CROSS_END, EDITORS, FEATURES, MOVES, SELF_END, STEPS, each_in_turn, each_with
+from editors import CROSS_END, EDITORS, FEATURES, GUIDED, MOVES, ON_JOINT, SELF_END, STEPS, each_in_turn, each_with
+from runs import Case
 from watching import acts, assert_close, case, differ, each_family, limit, of, predictions, watch
+
+# these read neither features nor words in the network's attention while the target is predicted
+BY_LATENTS = "blend", "excite", "shrinking", "objects", "noise mask", "weigh", "noise map", "rf guide", "uni edit"
 
 
 def area(conditioning, width, height, x=0, y=0):
@@ -36,6 +44,54 @@ def test_an_area_of_the_whole_picture_is_no_area(editor, family):
     free = c.sample(model)
     assert_close(c.sample(model, area(c.target, 16, 16)), free)
     assert_close(c.sample(model, negative=area(c.null, 16, 16)), free)
+
+
+@pytest.mark.parametrize("editor", ON_JOINT)
+def test_where_words_and_picture_are_joined_a_smaller_area_is_refused_in_words(editor):
+    """By those that look at attention; the others run. An area of the whole picture is none, also as the bounds of a
+    mask."""
+    c = case("flux")
+    model = {**EDITORS, **GUIDED}[editor](c)
+    assert_close(c.sample(model, area(c.target, 8, 8)), c.sample(model))
+    c.sample(model, combine(c.target, host.ConditioningSetMask().append(c.target, torch.ones(1, 64, 64).tril(),
+                                                                        "mask bounds", 1.0)[0]))
+    part = combine(c.target, area(c.target, 4, 4))
+    if editor in BY_LATENTS:
+        assert c.sample(model, part).isfinite().all()
+    else:
+        with pytest.raises(ValueError, match="area of 2 x 2 of the source's 4 x 4 .* remove .*Set Area"):
+            c.sample(model, part)
+
+
+@dataclass(frozen=True, eq=False)
+class Passing(AttentionEdit):
+    """Acts everywhere and changes nothing. Records what masks are in the rows' window."""
+    masks: list
+    notes: list
+
+    def acts(self, run, site, sigma):
+        return True
+
+    def attend(self, rows, site, q, k, v, source, attention):
+        self.notes.append([mask_at(mask, rows, site) for mask in self.masks])
+        return attention(q, k, v)
+
+
+@pytest.mark.parametrize("family", ["flux", "wan"])
+def test_an_area_in_joint_attention_is_the_hosts_own_where_nothing_is_read(family):
+    """A video's has frames too, of masks that have some."""
+    video, notes = family == "wan", []
+    sizes, starts = ((2, 4, 6), (1, 2, 0)) if video else ((4, 6), (2, 0))
+    c = Case(family, steps=STEPS, latent=torch.randn(1, 16, 3, 8, 8) if video else None)
+    positive = combine(c.target, node_helpers.conditioning_set_values(c.target, {"area": (*sizes, *starts)}))
+    masks = [torch.rand(1, 8, 8), *([torch.rand(1, 3, 8, 8)] if video else [])]
+    edited = c.sample(attach(c.model, Passing(masks, notes)), positive)
+    assert torch.equal(edited, c.sample(positive=positive))
+    where = [slice(start, start + size) for size, start in zip(sizes, starts)]
+    expected = [F.avg_pool2d(mask[(slice(None), *where[1 - mask.ndim:])], 2).flatten(1) for mask in masks]
+    windows = [found for found in notes if found[0].shape[1] < notes[0][0].shape[1]]
+    assert windows and all(torch.equal(found[-1], expected[-1]) for found in windows)
+    assert all(torch.equal(found[0], expected[0].repeat(1, math.prod(sizes[:-2]))) for found in windows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +165,22 @@ def test_the_maps_of_an_area_lie_in_its_window(family):
     both = whole * (1 - inside) + (whole + alone) / 2 * inside
     assert_close(first(combine(c.target, window)), both)
     assert_close(first(c.target, area(c.null, 10, 8, 4, 6)), both)
+
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_maps_of_steps_with_smaller_grids_join_the_others(family):
+    """As Deep Shrink makes them in the first steps, and inside an area of the target."""
+    c, notes = case(family, size=16), []
+    gather = WordMaps(lambda prompts: [tokens.words for tokens in prompts], 0.5, fine=0.5)
+    shrunk = PatchModelAddDownscale.execute(c.model, 1, 2.0, 0.0, 0.35, True, "bicubic", "bicubic").result[0]
+    c.sample(attach(attach(shrunk, gather), Means(gather, notes)), area(c.target, 8, 8, 8, 8))
+    inside = torch.zeros(8, 8)
+    inside[4:, 4:] = 1
+    assert len(notes) == STEPS and all(torch.equal(maps > 0, (inside > 0).expand_as(maps)) for maps in notes)
+    twice = notes[0].unflatten(2, (4, 2)).unflatten(4, (4, 2))  # a cell of theirs is four
+    assert torch.equal(twice, twice[:, :, :, :1, :, :1].expand_as(twice)) and differ(notes[0], notes[-1])
+    assert c.sample(EDITORS["blend by words"](c, shrunk)).isfinite().all()
 
 
 @each_in_turn(2)

@@ -3,11 +3,16 @@ import comfy.model_management as management
 import comfy.utils
 import pytest
 import torch
+from comfy.samplers import CFGGuider
 from palimpsest.bench import twin
 from palimpsest.guidance.delta_denoise import WEIGHT, descend, levels
+from palimpsest.host.guiders import PairGuider, prompted
+from palimpsest.host.sampling import Solver
 from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
 from palimpsest.nodes.guidance.delta_denoise import PalimpsestDeltaDenoise
 
+import control_nets
+import nodes as host
 import tiny
 from cases import case_of
 from flows import velocity
@@ -141,6 +146,36 @@ def test_flow_models_and_masks():
     again = model.model.process_latent_out(model.model.process_latent_in(latent))
     assert torch.equal(found[..., 4:, :], again[..., 4:, :]) and relative(found[..., :4, :], again[..., :4, :]) > 1e-3
     assert torch.equal(delta(model, prompts[0], prompts[0], prompts[2], latent), again)
+
+
+@pytest.mark.parametrize("under", ["a ControlNet", "an area"])
+def test_both_predictions_are_those_of_the_hosts_guider(under):
+    """It gives the negative the ControlNet of the one prompt that it guides, and the area."""
+    c = case_of()
+    with torch.inference_mode():
+        target, _ = (control_nets.plainly(c) if under == "a ControlNet" else
+                     ([*c.target, *host.ConditioningSetArea().append(c.target, 32, 32, 0, 0, 1.0)[0]], None))
+        guider = PairGuider(c.model, {"source": c.source, "target": target, "negative": c.null}, CFG)
+        found = first_predictions(c, guider, prompted)
+        for name, prompt in (("source", c.source), ("target", target)):
+            guider = CFGGuider(c.model)
+            guider.set_conds(prompt, c.null)
+            guider.set_cfg(CFG)
+            assert torch.equal(found[name], first_predictions(c, guider)[name]), name
+
+
+def first_predictions(case, guider, ask=None):
+    """{"source", "target": x0 of the noise} of a guider, each by ask(model, extra_args, name, x, sigma)."""
+    found = {}
+
+    def solver(model, x, sigmas, extra_args, callback, disable):
+        sigma = sigmas[0].expand(len(x))
+        for name in ("source", "target"):
+            found[name] = ask(model, extra_args, name, x, sigma) if ask else model(x, sigma, **extra_args)
+        return x
+
+    guider.sample(torch.zeros_like(case.noise), case.noise, Solver(solver), case.sigmas, disable_pbar=True)
+    return found
 
 
 def test_seeds_repeat_and_a_cancelled_run_leaves_nothing():

@@ -8,12 +8,14 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import set_model_options_patch_replace
+from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_freelunch import FreeU
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
+from palimpsest.host.keys import RUN
 from palimpsest.host.unet import host_attention, resolutions
 from palimpsest.nodes.attention.masactrl import PalimpsestMutualSelfAttention
 from palimpsest.nodes.attention.p2p import PalimpsestAttentionInject
@@ -26,7 +28,7 @@ from palimpsest.nodes.inversion.replay import PalimpsestReplay
 import nodes as host
 import tiny
 from control_nets import control_net, hint, plainly
-from editors import EDITORS, NULL_TOO, READS, each_with
+from editors import EDITORS, GUIDED, NULL_TOO, READS, each_with
 from recording import Flow
 from runs import Case, relative
 from watching import acts, assert_close, case, differ, each_family, limit, near, of, predictions, watch, watched
@@ -145,16 +147,29 @@ def test_merged_tokens_are_refused():
         c.sample(TomePatchModel.execute(everywhere(c), 0.5).result[0])
 
 
-def test_a_cache_that_skips_the_sources_forward_is_refused():
-    """EasyCache stands after the editors. Before them it skips the whole step with the source's forward."""
-    c = Case("sd15", steps=30)
+@pytest.mark.parametrize("editor", ["swap", "excite", "pull", "guide", "remove", "ledits", "noise map"])
+def test_easy_cache_skips_steps_of_the_target_alone(editor):
+    """Before or after editors that read the source, look at words or move the latent by a gradient."""
+    c, put = Case("sd15", steps=8), {**EDITORS, **GUIDED}[editor]
 
     def cached(model):
         return EasyCacheNode.execute(model, 3.0, 0.0, 1.0, False).result[0]
 
-    with pytest.raises(ValueError, match="another node skipped the forward.*put EasyCache .* before the editors"):
-        c.sample(cached(EDITORS["swap"](c)))
-    assert torch.isfinite(c.sample(EDITORS["swap"](c, cached(c.model)))).all()
+    for edited in (put(c, cached(c.model)), cached(put(c))):
+        found = c.sample(edited)
+        assert found.isfinite().all() and relative(found, c.sample(put(c))) > 1e-3
+
+
+def test_a_cache_of_another_pack_that_skips_the_sources_forward_is_refused():
+    """As TeaCache does, by rules of its own."""
+    def skip(executor, x, *args, **kwargs):
+        return torch.zeros_like(x) if args[4][RUN].reference.reading else executor(x, *args, **kwargs)
+
+    c = case("sd15")
+    model = EDITORS["swap"](c)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cache", skip)
+    with pytest.raises(ValueError, match="another node skipped the forward.*remove that node"):
+        c.sample(model)
 
 
 def stronger(q, k, v, options):

@@ -1,6 +1,7 @@
 """Inversions that learn how the target is sampled: what prompt tuning, StyleDiffusion and KV share."""
 import pytest
 import torch
+from comfy_extras.nodes_model_advanced import RescaleCFG
 from palimpsest.editing.inverting import invert, learn
 from palimpsest.editing.replay import replay as replayed
 from palimpsest.editing.replay import retrace
@@ -140,6 +141,45 @@ def test_another_negative_prompt_is_said_once_a_run(name, said):
         assert ["made with another negative prompt" in text for text in said()] == [True]
 
 
+GRADIENTS = "Null-Text", "Prompt Tuning", "StyleDiffusion", "KV"
+
+
+@pytest.mark.parametrize("method", [*GRADIENTS, "Direct"])
+def test_guidance_that_learning_does_not_know_is_said(method, said):
+    """Direct goes through it."""
+    model = tiny.sd15()
+    inversion = inverted(model)
+    options = {"iterations": 1} if method in GRADIENTS else {}
+    negative = None if method == "Null-Text" else NULL
+    patched = RescaleCFG().patch(model, 0.7)[0]
+    with torch.inference_mode():
+        for m, cfg in ((model, 7.5), (patched, 1.0)):
+            learn(method, m, inversion, cfg, negative, **options)
+            assert not said()
+        learn(method, patched, inversion, 7.5, negative, **options)
+    assert ["changes this MODEL's guidance (sampler_cfg_function)" in text for text in said()] == (
+        [True] if method in GRADIENTS else [])
+
+
+@pytest.mark.parametrize("given", ["negative", "target"])
+@pytest.mark.parametrize("extras, message", [
+    ({"control": object()}, "'control'.*remove Apply ControlNet"),
+    ({"area": (4, 4, 0, 0)}, "'area'.*remove .*Set Area"),
+    ({"mask": torch.ones(1, 8, 8)}, "'mask'.*remove .*Set Mask"),
+    ({"start_percent": 0.5, "end_percent": 1.0}, "'start_percent'.*remove .*Timestep Range"),
+])
+def test_a_negative_or_target_that_is_no_single_prompt_is_refused(given, extras, message):
+    """By all that learn by gradients."""
+    model = tiny.sd15()
+    inversion = inverted(model)
+    prompts = {"negative": NULL, given: [[OTHER[0][0], {**OTHER[0][1], **extras}]]}
+    with torch.inference_mode():
+        for method in GRADIENTS:
+            start = {"start": "negative"} if method == "Null-Text" else {}
+            with pytest.raises(ValueError, match=f"The {given} CONDITIONING carries {message}"):
+                learn(method, model, inversion, 7.5, **prompts, **start)
+
+
 def test_an_inversion_without_guidance_that_is_sampled_with_it_says_so_once_a_run(said):
     model = tiny.sd15()
     inversion = inverted(model)
@@ -157,7 +197,7 @@ def test_refuses_what_it_cannot_use():
     inversion = inverted(model)
     with pytest.raises(ValueError, match="has 2 entries, one is needed"):
         tuned_prompt(model, inversion, target=OTHER + NULL)
-    with pytest.raises(ValueError, match="1 pictures, the CONDITIONING 2 prompts"):
+    with pytest.raises(ValueError, match="The target CONDITIONING has 2 prompts, and there are 1 pictures"):
         tuned_prompt(model, inversion, target=tiny.cond(batch=2))
     learned = tuned_prompt(model, inversion, 1, mix=0.5)
     with pytest.raises(ValueError, match="The target has 16 tokens, the Prompt Tuning INVERSION learned 8"):
