@@ -50,7 +50,7 @@ def read_maps(model, inversion, resolution=0.25, edit: PromptEdit | None = None)
             report_step(callback, i, latents, sigmas[i], x0)
         return x
 
-    sample(attach(model, editor), inversion.conditioning, noise, inversion.sigmas, Solver(solver))
+    sample(attach(model, editor), inversion.conditioning, noise, inversion.sigmas, Solver(solver, inversion=inversion))
     return Attention(tuple(inversion.tokens[i % len(inversion.tokens)] for i in range(batch)),
                      torch.stack(steps).cpu(), tuple(inversion.sigmas[:-1].tolist()), tuple(inversion.shape[-2:]),
                      resolution, fine, torch.stack(refined).mean(0) if refined else None, edit, layers)

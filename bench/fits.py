@@ -10,6 +10,7 @@ gradient and AdamW's two means in fp32, and of the pass what editing/forecast.py
 they or a new word learn; elsewhere the host may take them off the device. Null-Text Optimize computes no blocks twice.
 A card fits where `BESIDE` is left of it. Writes bench/results/fits.json.
 """
+import argparse
 import json
 import warnings
 from pathlib import Path
@@ -142,6 +143,7 @@ def table(rows) -> str:
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = {}
     for size, (shape, side) in NETWORKS.items():
         for method, basis in (LARGE if shape == "Flux" else METHODS).items():

@@ -136,7 +136,7 @@ def warn_of_memory(run: "Run", sampler, noise: Tensor, latent: Tensor):
     steps = len(run.sigmas) - 1
     begun = max(BEGUN, 1.2 / steps) if steps > 1 else BEGUN  # leading spacing begins a step below the noisiest level
     if (not run.within(sigma, begun, 1.0) or noise.any() and not isinstance(sampler, Solver)
-            or any(_apart(latent, i, sigma) <= OFF_PATH for i in known)):
+            or any(i.level(sigma) == 0 or _apart(latent, i, sigma) <= OFF_PATH for i in known)):
         return
     for editor in run.editors:
         if lost := editor.hands_on(run, sigma):

@@ -31,15 +31,8 @@ class Network:
         return prompted(self.denoise, extra_args, prompt, x, sigma, embedding)
 
     def embedding(self, prompt):
-        chosen, batch = self.prompts[prompt], self.inversion.batch
-        if len(chosen) != 1:
-            raise ValueError(f"The CONDITIONING has {len(chosen)} entries, one is needed: remove Conditioning "
-                             "(Combine).")
-        embedding = chosen[0][0]
-        if batch % len(embedding):
-            raise ValueError(f"The INVERSION holds {batch} pictures, the CONDITIONING {len(embedding)} prompts: give "
-                             "one prompt for all, or one a picture.")
-        return repeat_to_batch_size(embedding, batch).clone().to(self.path[0])
+        embedding = self.prompts[prompt][0][0]
+        return repeat_to_batch_size(embedding, self.inversion.batch).clone().to(self.path[0])
 
     def pooled(self, prompt):
         pooled = self.prompts[prompt][0][1].get("pooled_output")
@@ -58,7 +51,7 @@ class Network:
 
     def self_attention(self, layers, default):
         unet = self.model.model.diffusion_model
-        return parse_layers(layers, unet) if layers.strip() else default(self_attention_layers(unet))
+        return parse_layers(layers, unet) or default(self_attention_layers(unet))
 
     @torch.no_grad()
     def widths(self, x, sigma):

@@ -1,11 +1,11 @@
 """Warnings and notes on the canvas: while a graph runs, each warning of the log appears on the node that it concerns,
 and each note on the node that executes.
 
-The host's `send_progress_text` shows one text on a node, which stays until the next. So the warnings of a node are kept
-by the node that executed when they were logged, their speaker. When the speaker executes or samples again, those that
-no longer hold go. Notes are kept with them. An undo or a reload of the page takes the texts off the canvas, so the next
-prompt shows those again whose speaker has the same inputs. The frontend shows no text on a node in a folded subgraph,
-so such a one goes to web/folded.js too.
+The host's `send_progress_text` shows one text on a node, which stays until the next. So what a node said is kept by its
+key, by which the host's cache knows it too: its class and inputs, and those of all nodes before it. It holds wherever a
+prompt has such a node, on any page, until such a node executes or samples again. A page that asks for a prompt is shown
+what holds of it, and its web/texts.js takes off all else, also where this process did not say it. The frontend shows no
+text on a node that is not on screen, so each text goes to web/texts.js too.
 
 A node is (id, class), which tells it from a node of another graph that has its id.
 """
@@ -14,6 +14,9 @@ import logging
 import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
+from graphlib import CycleError, TopologicalSorter
+from hashlib import sha256
 from typing import Any
 
 from comfy_execution.graph_utils import is_link
@@ -21,10 +24,11 @@ from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
 PREFIX = "Palimpsest"  # of the pack's node ids
-QUEUED = "queued"  # who speaks before any node executes
-FOLDED = "palimpsest.folded"  # the event of a text on a node in a subgraph
+TEXT, TEXTS = "palimpsest.text", "palimpsest.texts"  # events: a node's text, the nodes that have one
+MOST = 1000  # speakers that are remembered
 _concerned: ContextVar[tuple[str, str] | None] = ContextVar("palimpsest.concerned", default=None)
-_warnings: dict = {}  # {node: {speaker: (id of the prompt, {text: is it a warning}, inputs of the speaker)}}
+_said: dict = {}  # {key of the speaker: (id of the prompt, {key of the node: {text: is it a warning}})}
+_begun: list[str | None] = [None]  # id of the prompt that executes
 log = logging.getLogger("palimpsest")
 
 
@@ -60,12 +64,23 @@ def retract_warnings():
     """Takes back the warnings that the executing node gave when it executed for an earlier prompt."""
     speaker = executing_node()
     if speaker is not None:
-        prompt = _prompt_id()
-        for node, spoken in list(_warnings.items()):
-            if speaker in spoken and spoken[speaker][0] != prompt:
-                del spoken[speaker]
-                if _holds(_graph(), node):
-                    _show(node)
+        prompt, graph = _prompt_id(), _graph()
+        keys = _keys(graph)
+        if _begun[0] != prompt:  # the page shows what was said since it asked for this prompt
+            _begun[0] = prompt
+            _show(graph, None, _client())
+        if _said.get(keys[speaker[0]], (prompt,))[0] != prompt:
+            _, spoken = _said.pop(keys[speaker[0]])
+            _show(graph, [name for name, key in keys.items() if key in spoken], _client())
+
+
+def retracting(execute):
+    """A node's `execute` that takes back its warnings first."""
+    @wraps(execute)
+    def again(*args, **kwargs):
+        retract_warnings()
+        return execute(*args, **kwargs)
+    return again
 
 
 def watch_queue():
@@ -75,12 +90,8 @@ def watch_queue():
         server.add_on_prompt_handler(_queued)
 
 
-def survey(prompt: dict) -> tuple:
-    """(silent, reached) of a prompt.
-
-    silent: the pack's editors whose MODEL no node samples that the host will execute.
-    reached: the nodes that an editor's MODEL reaches.
-    """
+def survey(prompt: dict) -> list:
+    """The pack's editors whose MODEL no node samples that the host will execute."""
     import nodes  # the host's
 
     links, kinds = _links(prompt), {name: nodes.NODE_CLASS_MAPPINGS.get(_class(prompt, name)) for name in prompt}
@@ -97,36 +108,15 @@ def survey(prompt: dict) -> tuple:
     while more := {source for source, reader in models if reader in sampled} - sampled:
         sampled |= more
     edits = {reader for _, reader in models if _ours(prompt, reader) and "MODEL" in gives[reader]}
-    reached = set(edits)
-    while more := {reader for source, *kind, reader in taken if kind in (["MODEL"], ["GUIDER"])
-                   and source in reached} - reached:
-        reached |= more
-    return tuple([(name, _class(prompt, name)) for name in prompt if name in found]
-                 for found in (edits - sampled, reached))
+    return [name for name in prompt if name in edits - sampled]
 
 
 def _queued(asked: dict) -> dict:
     """The host's hook of a prompt that is asked for, before it is checked."""
-    prompt, client = asked.get("prompt", {}), asked.get("client_id")
-    if not asked.get("partial_execution_targets"):
-        silent, reached = survey(prompt)
-        for node, spoken in list(_warnings.items()):
-            # a sampler that lost its editors does not retract its warnings itself
-            gone = [speaker for speaker in spoken
-                    if (node not in silent if speaker == QUEUED else _holds(prompt, speaker)
-                    and not _ours(prompt, speaker[0]) and speaker not in reached)]
-            for speaker in gone:
-                del spoken[speaker]
-            again = any(_holds(prompt, speaker) and _inputs(prompt, speaker) == spoken[speaker][2] for speaker in spoken
-                        if speaker != QUEUED)
-            if (gone or again) and _holds(prompt, node):
-                _show(node, client)
-        for node in silent:
-            name, kind = node
-            text = f"No sampler takes the MODEL of {kind} (node {name}), so it changes nothing: connect it, or mute it."
-            log.warning(text)
-            _warnings.setdefault(node, {})[QUEUED] = None, {text: True}, None
-            _show(node, client)
+    prompt = asked.get("prompt", {})
+    for name in survey(prompt):
+        log.warning(_unread(prompt, name))
+    _show(prompt, None, asked.get("client_id"))
     return asked
 
 
@@ -159,8 +149,17 @@ def _class(prompt, name):
     return prompt[name].get("class_type", "")
 
 
-def _inputs(prompt, node):
-    return prompt[node[0]].get("inputs", {})
+def _keys(prompt) -> dict:
+    """{node: its key}, without nodes of a ring, which the host refuses."""
+    keys, links = {}, _links(prompt)
+    try:
+        for name in TopologicalSorter({name: [source for source, _ in links[name]] for name in prompt}).static_order():
+            inputs = {k: (keys[v[0]], v[1]) if is_link(v) and v[0] in prompt else v
+                      for k, v in prompt[name].get("inputs", {}).items()}
+            keys[name] = sha256(repr((_class(prompt, name), sorted(inputs.items()))).encode()).hexdigest()
+    except CycleError:
+        pass
+    return keys
 
 
 def _ours(prompt, name):
@@ -184,26 +183,52 @@ def _say(text, warns=True):
     """Shows a text on the node that is concerned, or else on the one that executes."""
     speaker, node = executing_node(), _concerned.get()
     if speaker is not None:
-        prompt = _prompt_id()
-        node = node if node and _holds(_graph(), node) else speaker
-        spoken = _warnings.setdefault(node, {})
-        if spoken.get(speaker, (None,))[0] != prompt:
-            spoken[speaker] = prompt, {}, _inputs(_graph(), speaker)
-        spoken[speaker][1][text] = warns
-        _show(node)
+        retract_warnings()
+        graph = _graph()
+        keys = _keys(graph)
+        name, _ = node if node and _holds(graph, node) else speaker
+        _, spoken = _said.setdefault(keys[speaker[0]], (_prompt_id(), {}))
+        spoken.setdefault(keys[name], {})[text] = warns
+        if len(_said) > MOST:
+            del _said[next(iter(_said))]
+        _show(graph, [name], _client())
 
 
-def _show(node, client=None):
-    """Shows the warnings that hold of a node. The frontend keeps the last text where it is sent an empty one, and takes
-    each for HTML."""
-    server = _server()
-    client = client or getattr(server, "client_id", None)
-    if server is not None and client is not None:
-        texts = {text: warns for _, said, _ in _warnings[node].values() for text, warns in said.items()}
-        server.send_progress_text(html.escape("\n".join(texts), quote=False) or " ", node[0], client)
-        if ":" in node[0]:
-            warnings = [text for text, warns in texts.items() if warns]
-            server.send_sync(FOLDED, {"node": node[0], "text": "\n".join(texts), "warnings": warnings}, client)
+def _texts(prompt) -> dict:
+    """{node: {text: is it a warning}} of what holds of a prompt."""
+    texts, keys = {}, _keys(prompt)
+    for key in keys.values():
+        for of, said in list(_said.get(key, ("", {}))[1].items()):
+            for name in (name for name in keys if keys[name] == of):
+                texts.setdefault(name, {}).update(said)
+    for name in survey(prompt):
+        texts.setdefault(name, {})[_unread(prompt, name)] = True
+    return texts
+
+
+def _unread(prompt, name) -> str:
+    return (f"No sampler takes the MODEL of {_class(prompt, name)} (node {name}), so it changes nothing: connect it, "
+            "or mute it.")
+
+
+def _show(prompt, nodes, client):
+    """Shows a client what holds of these nodes, or for None of all, where it takes off all other texts too. The
+    frontend keeps the last text where it is sent an empty one, and takes each for HTML."""
+    server, texts = _server(), _texts(prompt)
+    if server is None or client is None:
+        return
+    if nodes is None:
+        server.send_sync(TEXTS, {"nodes": [*texts]}, client)
+    for name in texts if nodes is None else nodes:
+        said = texts.get(name, {})
+        text, warnings = "\n".join(said), [text for text, warns in said.items() if warns]
+        server.send_progress_text(html.escape(text, quote=False) or " ", name, client)
+        server.send_sync(TEXT, {"node": name, "text": text, "warnings": warnings}, client)
+
+
+def _client():
+    """The page whose prompt the host executes, None for a script's."""
+    return getattr(_server(), "client_id", None)
 
 
 def _server() -> Any:

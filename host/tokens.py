@@ -161,8 +161,9 @@ def _rows(columns: Iterable[list[Word | None]], count: int) -> list[list[Word]]:
     return [[word for column in columns if (word := column[i])] for i in range(count)]
 
 
-def parse_word_values(text: str) -> dict[str, float]:
-    """{"lion": 0.4, "default": 1.0} from "lion: 0.4, default: 1.0" (names as typed, lower case)."""
+def parse_word_values(text: str, least=float("-inf"), most=float("inf")) -> dict[str, float]:
+    """{"lion": 0.4, "default": 1.0} from "lion: 0.4, default: 1.0" (names as typed, lower case). ValueError on a number
+    below `least` or above `most`."""
     values = {}
     for item in filter(str.strip, re.split(r"[,\n]", text)):
         name, _, number = (part.strip().lower() for part in item.rpartition(":"))
@@ -173,6 +174,9 @@ def parse_word_values(text: str) -> dict[str, float]:
         if not name or not abs(value) < float("inf"):
             raise ValueError(f'"{item.strip()}" is no word with a number: write "word: number" and commas between, '
                              'as in "lion: 0.4, default: 1.0"')
+        if not least <= value <= most:
+            raise ValueError(f'"{item.strip()}" gives {value:g}, where numbers from {least:g} to {most:g} have a '
+                             'meaning: write one of them')
         if name in values:
             raise ValueError(f'"{name}" has two values, {values[name]:g} and {value:g}: give each word one, '
                              'and call the second of two equal words "cat#2"')

@@ -111,6 +111,8 @@ class _ClipL(comfy.sd1_clip.SDClipModel):
 
 
 class _Clip(comfy.sd1_clip.SD1ClipModel):
+    vocab: frozenset[int]
+
     def __init__(self, device="cpu", dtype=None, model_options=None, **length):
         super().__init__(device=device, dtype=dtype, model_options=model_options or {},
                          clip_model=partial(_ClipL, **length))
@@ -127,7 +129,14 @@ def _clip(state: dict, vocab: torch.Tensor, length: int = CLIP["max_position_emb
     full["embeddings.token_embedding.weight"] = table
     full["embeddings.position_embedding.weight"] = full["embeddings.position_embedding.weight"][:length]
     clip.cond_stage_model.clip_l.transformer.text_model.load_state_dict(full)
+    clip.cond_stage_model.vocab = frozenset(vocab.tolist())
     return clip
+
+
+def unknown(clip, ids) -> list[bool]:
+    """Which of some token ids are one and the same to a CLIP: the miniature's lacks most. Embeddings' are negative."""
+    text_model = clip.cond_stage_model
+    return [isinstance(text_model, _Clip) and i >= 0 and i not in text_model.vocab for i in ids]
 
 
 def _vae(state: dict):

@@ -160,7 +160,12 @@ def lines(place: str, numbers: dict[str, Tensor], i: int) -> list[tuple[str, str
 
 
 def write(numbers: dict[str, Tensor]) -> str:
-    """The numbers as text, one `name: value unit` per line. In a batch the picture's number stands before the name."""
+    """The numbers as text, one `name: value unit` per line. In a batch the picture's number stands before the name.
+    Where the mask leaves no pixel, those of the background are left out."""
     batch = len(numbers["psnr"])
+
+    def measured(name, i):
+        return not name.startswith("background_") or name == "background_share" or numbers["background_share"][i] > 0
+
     return "\n".join(f"{i + 1} " * (batch > 1) + f"{name}: {printed(name, numbers[name][i])}"
-                     for i in range(batch) for name in NUMBERS if name in numbers)
+                     for i in range(batch) for name in NUMBERS if name in numbers and measured(name, i))

@@ -2,8 +2,10 @@
 from comfy_api.latest import io
 
 from ..attention.alignment import PromptEdit, align
-from ..host.canvas import log, retract_warnings
+from ..host.canvas import log, note
 from ..host.tokens import encode, tokenize_rows
+from ..miniature import scenes
+from ..miniature.model import unknown
 from .search import aliases
 
 MODES = {"auto": "auto", "word swap": "replace", "refinement": "refine"}
@@ -43,7 +45,6 @@ class PalimpsestPromptEdit(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, source, target, mode):
-        retract_warnings()
         sources, targets = _prompts(source) or [""], _prompts(target)
         if not targets:
             raise ValueError(f'The target prompt is empty and the source is "{sources[0]}": write what the edited '
@@ -60,7 +61,27 @@ class PalimpsestPromptEdit(io.ComfyNode):
             if min(len(known), len(wanted)) > 1 and not known & wanted:
                 log.warning('Prompt Edit: "%s" shares no word with the source\'s "%s", so no word says what to keep: '
                             "repeat the source's words, or choose a mode.", pair.target.text, pair.source.text)
+        for pair in pairs:
+            _say_unknown(clip, pair)
         return io.NodeOutput(encode(clip, sources), encode(clip, targets), PromptEdit(pairs))
+
+
+def _say_unknown(clip, pair):
+    """Says which words the miniature does not know, and warns where they are all that changes."""
+    both = [(tokens, unknown(clip, tokens.ids)) for tokens in (pair.source, pair.target)]
+    lost = ", ".join(dict.fromkeys(word.name for tokens, gone in both for word in tokens.named
+                                   if any(gone[i] for i in word.positions)))
+    if not lost:
+        return
+    known = ", ".join((*scenes.SHAPES, *scenes.COLOURS, *scenes.MATERIALS, *scenes.GROUNDS, *scenes.STYLES,
+                       *scenes.POSES))
+    read = [[None if no else i for i, no in zip(tokens.ids, gone)] for tokens, gone in both]
+    if read[0] == read[1]:
+        log.warning("The miniature does not know %s and reads both prompts as one: change a word that it knows (%s), "
+                    "or load a checkpoint of your own.", lost, known)
+    else:
+        note("The miniature does not know %s, which says nothing to it unless it was learned. It knows %s.", lost,
+             known)
 
 
 def _prompts(text):

@@ -85,7 +85,7 @@ def null_input():
 
 def layers_of(text, model, default) -> frozenset:
     network = model.model.diffusion_model
-    return parse_layers(text, network) if text.strip() else default(network)
+    return parse_layers(text, network) or default(network)
 
 
 InversionType = io.Custom("INVERSION")

@@ -68,10 +68,10 @@ class PalimpsestFeatureShare(io.ComfyNode):
         if preset == "KV-Edit" and mask is None:
             raise ValueError(f"KV-Edit keeps the picture outside a mask, and {NAME} has none: connect a MASK, 1 where "
                              "the edit may write, or choose another preset.")
-        mask = None if mask is None else masks_of(mask, inversion)
-        if mask is not None and not mask.any():
+        if mask is not None and not (mask.any() and (mask := masks_of(mask, inversion)).any()):
+            other = "turn it round with InvertMask" if preset == "KV-Edit" else "disconnect the mask"
             raise ValueError(f"{NAME}'s mask is 0 everywhere, so nothing of the picture may change: paint where it "
-                             "may, in Load Image's MaskEditor, or disconnect the mask.")
+                             f"may, in Load Image's MaskEditor, or {other}.")
         lower = own.lower if level == OWN else level == "below"
         model = attach(model, SharedFeatures(
             inversion, layers_of(layers, model, own.layers), start, end, parse_features(features or own.features),

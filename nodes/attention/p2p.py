@@ -5,7 +5,6 @@ from comfy_api.latest import io
 from ...attention.alignment import PromptEdit
 from ...attention.p2p import PromptToPrompt
 from ...editing.run import attach
-from ...host.canvas import retract_warnings
 from ...host.network import joins_words, require_words, resolutions
 from ...host.sampling import check_family
 from ...host.tokens import find_in_some, parse_word_values
@@ -80,12 +79,11 @@ class PalimpsestAttentionInject(io.ComfyNode):
         require_words(model, "Attention Inject")
         check_family(model, inversion)
         check_source(inversion, prompt_edit, "Attention Inject")
-        typed, auto = parse_word_values(word_ends), Auto.of(prompt_edit) if schedule == "auto" else None
+        typed, auto = parse_word_values(word_ends, 0, 1), Auto.of(prompt_edit) if schedule == "auto" else None
         lasts = auto is not None and auto.lasts and not typed
         joint = joins_words(model.model.diffusion_model)
         coarsest = min(resolutions(model.model.diffusion_model).values())
         if auto:
-            retract_warnings()
             cross_end, self_end, self_resolution = auto.schedule(inversion.shape[-2:], coarsest, joint)
         if joint:  # on one grid
             cross_resolution = self_resolution = 1.0
@@ -97,7 +95,7 @@ class PalimpsestAttentionInject(io.ComfyNode):
         ends = per_token(typed, prompt_edit, cross_end)
         if auto and lasts:
             ends = auto.lasting(ends)
-        given = parse_word_values(word_weights)
+        given = parse_word_values(word_weights, -100, 100)
         weights = per_token(given, prompt_edit, 1.0)
         cross = cross_resolution >= coarsest and any((e > cross_start).any() for e in ends)
         self_ = self_resolution >= coarsest and self_end > self_start

@@ -43,7 +43,7 @@ class PalimpsestAttentionReweight(io.ComfyNode):
         node = "Attention Re-weight"
         require_words(model, node)
         check_span(node, start, end, "0 and 1")
-        factors, named = parse_word_values(word_weights), bool(region_words.strip())
+        factors, named = parse_word_values(word_weights, -100, 100), bool(region_words.strip())
         if named and mask is not None:
             raise ValueError(f"{node} has both a mask and region_words {region_words!r}: give one of them.")
         if bool(restrained.strip()) != (named or mask is not None):

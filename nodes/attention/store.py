@@ -5,7 +5,6 @@ from torchvision.transforms.functional import gaussian_blur
 
 from ...attention.store import read_maps
 from ...editing.masks import covered, picture_mask, warn_if_wide
-from ...host.canvas import retract_warnings
 from ...host.network import require_words
 from ...host.sampling import check_family
 from ...host.tokens import parse_words
@@ -139,7 +138,6 @@ class PalimpsestAttentionMask(io.ComfyNode):
             size = tuple(s.stop - s.start for s in covered(image.shape[1:3], size))
         cell = size[0] / attention.latent[0]
         if choose_words == "auto":
-            retract_warnings()
             auto = Auto.of_attention("Attention Mask", attention, words)
             auto.say(sides=("source",))
             chosen = auto.source_words(max(len(auto.pairs), len(attention.maps)))

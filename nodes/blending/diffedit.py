@@ -5,7 +5,7 @@ from ...blending.diffedit import EVEN, RULES, difference_map, spread
 from ...blending.diffedit import mask as binary_mask
 from ...editing.editor import require_plain
 from ...editing.inverting import source_latent
-from ...host.canvas import log, note, retract_warnings
+from ...host.canvas import log, note
 from ..search import aliases
 
 
@@ -60,7 +60,6 @@ class PalimpsestDiffEditMask(io.ComfyNode):
         mask = binary_mask(found, threshold, clamp, rule)
         said = [f"mask: threshold {threshold:g}, clamp {clamp:g}"]
         if rule == "auto":
-            retract_warnings()
             places = [("the whole picture" if s > EVEN else f"a part of the picture, threshold {threshold:g}", s)
                       for s in spread(found).tolist()]
             said = [f"auto: the two prompts differ on {place} (spread {s:.2f}, limit {EVEN:g})" for place, s in places]
@@ -78,5 +77,6 @@ class PalimpsestDiffEditMask(io.ComfyNode):
 
 
 def _equal(a, b):
-    """Whether two CONDITIONINGs hold the same embeddings under the same conditions."""
-    return len(a) == len(b) and all(x.equal(y) and p.keys() == q.keys() for (x, p), (y, q) in zip(a, b))
+    """Whether two CONDITIONINGs hold the same embeddings under the same conditions, whatever ControlNets they have."""
+    return len(a) == len(b) and all(x.equal(y) and not {k for k in p.keys() ^ q.keys() if "control" not in k}
+                                    for (x, p), (y, q) in zip(a, b))

@@ -8,7 +8,6 @@ from ...blending.local_blend import LocalBlend
 from ...editing.masks import latent_mask, masks_of
 from ...editing.run import attach
 from ...editing.word_maps import WordMaps
-from ...host.canvas import retract_warnings
 from ...host.network import require_words
 from ...host.tokens import parse_words, present_words
 from ..auto import Auto
@@ -63,7 +62,6 @@ class PalimpsestLatentBlend(io.ComfyNode):
         check_trajectory(model, inversion, "Latent Blend")
         wanted, auto = source_words.strip() or target_words.strip(), None
         if choose_words == "auto":
-            retract_warnings()
             auto = Auto.of_attention("Latent Blend", attention, wanted)
             auto.say()
             wanted = "auto"

@@ -142,12 +142,16 @@ def test_the_sources_own_prompt_changes_nothing():
     ({"preset": "RF-Edit", "start": 0.2}, "start of 0.2 and an end of 0, .* set end too .RF-Edit: 0.19"),
     ({"preset": "RF-Edit", "start": 0.4, "end": 0.2}, "runs from 0.4 to 0.2 of the schedule"),
     ({"preset": "KV-Edit"}, "KV-Edit keeps the picture outside a mask, .* connect a MASK"),
-    ({"preset": "KV-Edit", "mask": torch.zeros(1, 8, 8)}, "is 0 everywhere, so nothing .* may change: paint where"),
+    ({"preset": "KV-Edit", "mask": torch.zeros(1, 8, 8)},
+     "is 0 everywhere, so nothing .* may change: paint where .* or turn it round"),
+    ({"preset": "RF-Edit", "mask": torch.zeros(1, 8, 8)}, "is 0 everywhere, .* paint where .* or disconnect the mask"),
     ({"preset": "Stable Flow"}, "found on Flux .d0-1, .* this MODEL has d0-1 .1/2., s0-1 .1/2.: name"),
     ({"preset": "FireFlow", "features": "v, +v"}, "features is 'v, .v', but can name each .* write 'v'"),
     ({"preset": "FireFlow", "features": "w"}, "features is 'w'")])
-def test_what_cannot_work_is_refused(settings, message):
+def test_what_cannot_work_is_refused(settings, message, said):
     model = flux()
     inversion = invert("DDIM", model, prompt(1), {"samples": tiny.latent(model)}, sigmas=SIGMAS[-2:]).inversion
+    said()
     with pytest.raises(ValueError, match=message):
         share(model, inversion, **settings)
+    assert not said()

@@ -1,7 +1,9 @@
 """The benchmarks of edits: cases, resuming, PIE-Bench's format."""
 import json
+import re
 import sys
 from dataclasses import replace
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,10 +17,23 @@ from palimpsest.miniature.scenes import EDIT_KINDS, held_out_edit, render, visib
 from palimpsest.showcase.rows import concept
 from PIL import Image
 
+from pack import ROOT
+
+COMMANDS = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if "def main(" in p.read_text(encoding="utf-8"))
+
 
 def run(module, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
     module.main()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_benchmark_is_in_the_guide_and_help_does_not_run_it(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(import_module(f"palimpsest.bench.{name}"), monkeypatch, "--help")
+    assert "usage: " in capsys.readouterr().out
+    _, guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("bench NAME")
+    assert name in re.findall(r"\w+", guide.partition("; ")[0])
 
 
 def runs_of(mask):

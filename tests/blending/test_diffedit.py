@@ -13,7 +13,9 @@ from palimpsest.miniature.scenes import held_out_edit
 from palimpsest.nodes.blending.diffedit import PalimpsestDiffEditMask
 from palimpsest.nodes.blending.noise_mask import PalimpsestNoiseMask
 
+import control_nets
 import tiny
+from cases import case_of
 from flows import FRAMES
 from node_execution import executor  # noqa: F401
 from runs import Case, kept, relative
@@ -115,6 +117,19 @@ def predicted(model, conditioning, x, sigma):
     guider.sample(torch.zeros_like(x), torch.ones_like(x), Solver(look), torch.stack([sigma, 0 * sigma]),
                   disable_pbar=True)
     return found[0]
+
+
+@torch.inference_mode()
+def test_a_controlnet_on_the_target_acts_on_both_prompts():
+    """Whatever the source is under."""
+    c = case_of()
+    target, source = (control_nets.plainly(c, positive=positive)[0] for positive in (c.target, c.source))
+    assert not difference_map(c.model, c.source, source, c.latent).any()
+    found = difference_map(c.model, c.source, target, c.latent)
+    assert torch.equal(found, difference_map(c.model, source, target, c.latent))
+    assert relative(found, difference_map(c.model, c.source, c.target, c.latent)) > 1e-3
+    with pytest.raises(ValueError, match="Source and target are the same prompt"):
+        diffedit(c.model, c.source, source, c.latent)
 
 
 def test_every_widget_of_diffedit_acts_and_pictures_are_apart():

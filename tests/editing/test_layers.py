@@ -1,7 +1,10 @@
 """Lists of layers, counted and named in the network's order."""
+from types import SimpleNamespace
+
 import pytest
 from palimpsest.attention.plug_and_play import after_first, second_block
 from palimpsest.editing.layers import coarse, decoder, listed, parse_layers, self_attention_layers
+from palimpsest.nodes.widgets import layers_of
 
 from unets import sd15, sdxl
 
@@ -19,7 +22,7 @@ def test_a_list_of_layers_names_sections_transformers_and_layers():
         *(("input", 7, i) for i in range(2, 10)), *(("middle", 0, i) for i in range(10)), ("output", 0, 4)}
     assert parse_layers("u", unet) == {p.address for p in self_attention_layers(unet) if p.section == "u"}
     assert parse_layers("u3-5.1", unet) == {("output", i, 1) for i in (3, 4, 5)}
-    assert parse_layers("", unet) == frozenset()
+    assert parse_layers("", unet) == parse_layers(" , \n,", unet) == frozenset()
 
 
 @pytest.mark.parametrize("text", ["d9", "d1-9", "m0.10", "d0.1-7", "u0.10", "u5-3"])
@@ -32,6 +35,12 @@ def test_a_layer_that_the_model_lacks_is_an_error_that_lists_what_it_has(text):
 def test_what_is_no_layer_at_all_is_an_error(text):
     with pytest.raises(ValueError, match="names no layer"):
         parse_layers(text, sd15())
+
+
+@pytest.mark.parametrize("text", ["", " ", ", ,", "\n"])
+def test_a_list_without_a_layer_is_an_empty_one(text):
+    model = SimpleNamespace(model=SimpleNamespace(diffusion_model=sd15()))
+    assert layers_of(text, model, lambda unet: coarse(unet, 0.5)) == coarse(sd15(), 0.5)
 
 
 def test_defaults_are_the_papers_layers():

@@ -27,8 +27,8 @@ class Graph:
     the nodes show after it."""
 
     def __init__(self, server):
-        self.server, self.run, self.count, self.shown = server, Executor(server), 0, {}
-        self.nodes, self.folded = {}, []
+        self.server, self.run, self.count, self.shown, self.client = server, Executor(server), 0, {}, "me"
+        self.nodes, self.told = {}, []
         self.add("load", "PalimpsestLoadMiniature")
         self.add("scene", "PalimpsestMiniatureScene", seed=12, kind="colour")
         self.add("words", "PalimpsestPromptEdit", clip=["load", 1], source=["scene", 1], target=["scene", 2],
@@ -59,29 +59,37 @@ class Graph:
 
     def _send(self, event, data, client=None):
         if event == 3:  # BinaryEventTypes.TEXT
-            assert client == "me"
+            assert client == self.client
             length, = struct.unpack(">I", data[:4])
             self.shown[data[4:4 + length].decode()] = data[4 + length:].decode()
 
-        elif event == canvas.FOLDED:
-            self.folded.append(data)
+        elif event == canvas.TEXT:
+            self.told.append(data)
+        elif event == canvas.TEXTS:  # as web/texts.js takes texts off
+            self.shown = {name: text if name in data["nodes"] else " " for name, text in self.shown.items()}
 
     def __call__(self):
         """{node: its text}, without nodes whose text was removed."""
+        self.ask()
+        return self.execute(self.nodes)
+
+    def ask(self, **more):
+        self.server.trigger_on_prompt({"prompt": self.nodes, "client_id": self.client, **more})
+
+    def execute(self, nodes):
         self.count += 1
-        self.server.trigger_on_prompt({"prompt": self.nodes, "client_id": "me"})
-        assert self.run(self.nodes, f"{id(self)}.{self.count}", "me"), self.run.host.status_messages[-1]
+        assert self.run(nodes, f"{id(self)}.{self.count}", self.client), self.run.host.status_messages[-1]
         return {name: text for name, text in self.shown.items() if text.strip()}
 
 
 @pytest.fixture
 def graph(server):  # noqa: F811
-    canvas._warnings.clear()  # of graphs in other files
+    canvas._said.clear()  # of graphs in other files
     canvas.watch_queue()
     before = server.send_sync
     yield Graph(server)
     server.send_sync = before
-    canvas._warnings.clear()
+    canvas._said.clear()
 
 
 def test_a_job_without_fault_says_nothing_and_no_client_is_told_nothing(graph):
@@ -139,25 +147,86 @@ def test_a_page_that_was_opened_again_shows_what_a_cached_node_said(graph):
     assert CFG0 in graph()["sample"] and "sample" in graph.run.cached()
     graph.shown.clear()
     graph.set("sample", cfg=3.0)  # another graph may have its id
-    graph.server.trigger_on_prompt({"prompt": graph.nodes, "client_id": "me"})
+    graph.ask()
     assert graph.shown == {}
 
 
-def test_a_node_in_a_subgraph_also_tells_what_shows_it_folded(graph):
+def test_what_lies_behind_a_link_takes_a_warning_off_too(graph):
+    """Before anything executes: the run may fail, and the page may be another."""
+    said = dict(source="a red square on a sky background", target="a red square on a sky background")
+    graph.set("words", **said)
+    assert SAME in graph()["inject"]
+    graph.set("words", target="a green square on a sky background")
+    for fresh in False, True:
+        if fresh:
+            graph.shown, graph.client = {}, "you"
+        graph.ask()
+        assert not "".join(graph.shown.values()).strip()
+    graph.set("words", **said)
+    graph.ask()
+    assert SAME in graph.shown["inject"]  # the host has it in its cache
+
+
+def test_a_script_that_asks_shows_a_page_nothing(graph):
     graph.set("sample", cfg=0.0)
     graph()
-    assert graph.folded == []
+    graph.shown.clear()
+    graph.ask(client_id=None)
+    assert graph.shown == {}
+
+
+def test_a_run_that_waited_takes_off_what_the_run_before_it_said(graph):
+    right = graph.nodes["sample"]
+    graph.set("sample", cfg=0.0)
+    wrong = dict(graph.nodes)
+    graph.nodes["sample"] = right
+    graph.ask()
+    assert CFG0 in graph.execute(wrong)["sample"]
+    assert graph.execute(graph.nodes) == {}
+
+
+def test_a_server_that_was_started_since_takes_off_what_the_last_one_said(graph):
+    graph.set("sample", cfg=0.0)
+    assert graph().keys() == {"sample"}
+    canvas._said.clear()
+    graph.set("sample", cfg=3.0)
+    assert graph() == {}
+
+
+def test_every_node_takes_back_what_it_says_no_more_of_the_same_inputs(graph, monkeypatch):
+    """As of a file that was written again."""
+    graph.add("store", "PalimpsestAttentionStore", model=["load", 0], inversion=["invert", 0], prompt_edit=["words", 2],
+              resolution=0.25)
+    graph.add("mask", "PalimpsestAttentionMask", attention=["store", 0], words="a", threshold=0.01, grow=0, blur=0.0)
+    wide = graph()["mask"]
+    monkeypatch.setattr("palimpsest.nodes.attention.store.warn_if_wide", lambda *args: None)
+    assert graph()["mask"] == wide and "mask" in graph.run.cached()
+    graph.run = Executor(graph.server)
+    assert graph() == {} and graph.shown["mask"] == " "
+
+
+def test_few_speakers_are_remembered(graph, monkeypatch):
+    monkeypatch.setattr(canvas, "MOST", 1)
+    for seed in 1, 2:
+        graph.set("sample", cfg=0.0, noise_seed=seed)
+        assert graph().keys() == {"sample"}
+    assert len(canvas._said) == 1
+
+
+def test_what_a_node_in_a_subgraph_says_is_also_told_to_what_shows_it_folded(graph):
+    graph.set("sample", cfg=0.0)
+    graph()
     graph.nodes["4:112"] = graph.nodes.pop("sample")
     graph.set("4:112", noise_seed=1)
     graph.set("picture", samples=["4:112", 0])
     assert CFG0 in graph()["4:112"]
-    told, = graph.folded
+    told = graph.told[-1]
     assert told["node"] == "4:112" and told["warnings"] == [told["text"]] and CFG0 in told["text"]
     graph.nodes["4:9"] = graph.nodes.pop("inject")
     graph.set("4:9", schedule="auto")
     graph.set("replay", model=["4:9", 0])
     graph()
-    notes = [told for told in graph.folded if told["node"] == "4:9"]
+    notes = [told for told in graph.told if told["node"] == "4:9"]
     assert notes and not any(told["warnings"] for told in notes)
 
 
@@ -180,6 +249,7 @@ def test_a_graph_that_takes_a_node_from_the_cache_of_another_has_the_sampler_spe
     assert graph().keys() == {"inject"}
     graph.nodes["renamed"] = graph.nodes.pop("inject")
     graph.set("replay", model=["renamed", 0])
+    assert graph().keys() == {"renamed"}
     graph.set("sample", cfg=2.0)
     graph.shown.clear()
     assert graph().keys() == {"sample"} and "renamed" in graph.run.cached()
@@ -198,8 +268,8 @@ def test_an_editor_that_nobody_samples_says_so(graph, caplog):
     graph.add("other", "PalimpsestReplay", model=["inject", 0], inversion=["invert", 0], start=0.5)
     graph.add("idle", "SamplerCustom", **{**graph.nodes["sample"]["inputs"], "model": ["other", 0]})
     assert graph().keys() == {"other"}
-    graph.server.trigger_on_prompt({"prompt": graph.nodes, "client_id": "me", "partial_execution_targets": ["show"]})
-    assert graph.shown["other"].strip()  # a partial run says nothing about the rest
+    graph.ask(partial_execution_targets=["show"])
+    assert graph.shown["other"].strip()
 
 
 def test_another_packs_sampler_that_hands_its_model_on_samples(graph, monkeypatch):
@@ -211,9 +281,9 @@ def test_another_packs_sampler_that_hands_its_model_on_samples(graph, monkeypatc
     monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Efficient", Efficient)
     graph.nodes["sample"] = {"class_type": "Efficient", "inputs": {"model": ["replay", 0]}}
     graph.set("picture", samples=["sample", 1])
-    assert canvas.survey(graph.nodes)[0] == []
+    assert canvas.survey(graph.nodes) == []
     graph.set("picture", samples=["load", 1])
-    assert {name for name, _ in canvas.survey(graph.nodes)[0]} == {"inject", "replay"}
+    assert {*canvas.survey(graph.nodes)} == {"inject", "replay"}
 
 
 @kept

@@ -43,6 +43,15 @@ def test_a_word_has_the_columns_of_its_own_tokens(family):
     assert len(tokens.ids) == len(tokens.weights) == sum(tokens.streams) == count
 
 
+@pytest.mark.parametrize("family", ["qwen", *(["zimage"] if "zimage" in clips.TOKENIZERS else [])])
+def test_chinese_words_are_named_where_spaces_part_them(family):
+    """As Prompt Edit's page says."""
+    parted, whole = (tokenize(tokenizer(family), text) for text in ("一个 红 苹果", "一个红苹果"))
+    assert [w.text for w in parted.named] == ["一个", "红", "苹果"] and len(whole.named) == 1
+    places = [p for w in parted.named for p in w.positions]
+    assert places == [*range(places[0], places[-1] + 1)]
+
+
 @pytest.mark.parametrize("family", ["flux", "sd3", "hidream"])
 def test_weights_are_no_words_where_the_host_reads_them(family):
     """And part a word that stands partly inside."""

@@ -1,5 +1,6 @@
 """Words and their tokens, on the host's own tokenizers."""
 import logging
+import re
 
 import comfy.text_encoders.sd2_clip
 import pytest
@@ -138,6 +139,13 @@ def test_word_values_are_read():
 def test_word_values_that_cannot_be_read_say_how_to_write_them(text, said):
     with pytest.raises(ValueError, match=said):
         parse_word_values(text)
+
+
+@pytest.mark.parametrize("number", ["2", "-1", "1e+30"])
+def test_a_number_without_a_meaning_names_the_range(number):
+    with pytest.raises(ValueError, match=f"gives {re.escape(number)}, where .* from 0 to 1 "):
+        parse_word_values(f"lion: {number}", 0, 1)
+    assert parse_word_values("lion: 0, cat: 1", 0, 1) == {"lion": 0, "cat": 1}
 
 
 @pytest.mark.parametrize("item", ALIGNER["words"], ids=lambda item: f"{item['word']} of {item['prompt']}")

@@ -7,7 +7,7 @@ from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom, Spl
 from palimpsest.editing.inverting import invert
 from palimpsest.host.sampling import schedule
 from palimpsest.inversion.method import methods
-from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance
+from palimpsest.nodes.guidance.sega import PalimpsestSEGAGuidance, PalimpsestSEGARegions
 
 from editors import EDITORS
 from node_execution import executor  # noqa: F401
@@ -84,6 +84,15 @@ def test_an_editor_without_an_inversion_says_so_where_a_sampler_has_no_noise_of_
     SamplerCustom.execute(model, noise, 0, 4.0, case.source, case.null, KSamplerSelect.execute("euler").result[0],
                           sigmas[start:], {"samples": case.noise})
     assert caplog.text.count(LOST) == said
+
+
+def test_no_warning_where_a_node_reads_along_a_trajectory_of_one_step(caplog):
+    """It begins at sigma 0.04, since leading spacing leaves out the noisiest levels."""
+    case = plain()
+    short = invert("DDIM", case.model, case.source, {"samples": case.latent}, 1, "ddim_uniform").inversion
+    model = PalimpsestSEGAGuidance.execute(case.model, case.target, "add", 5.0, 0.0, 1.0, 0.9, 1.0, 0.1, 0.4).result[0]
+    PalimpsestSEGARegions.execute(model, short, case.null, torch.zeros(1, 64, 64, 3))
+    assert float(short.sigmas[0]) < 0.1 and LOST not in caplog.text
 
 
 @pytest.mark.parametrize("name", HANDS_ON)

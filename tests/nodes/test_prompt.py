@@ -1,6 +1,7 @@
 """Prompt Edit: rows encoded as by the host, and aligned or refused."""
 import pytest
 import torch
+from palimpsest.miniature.model import load_miniature
 from palimpsest.nodes.prompt import PalimpsestPromptEdit
 
 import tiny
@@ -46,6 +47,21 @@ def test_an_empty_source_is_aligned_and_an_empty_target_is_refused(clip):
 def test_source_lines_must_fit_the_target_lines(clip):
     with pytest.raises(ValueError, match="2 source prompts and 3 target prompts"):
         edit(clip, "a\nb", "a\nb\nc")
+
+
+@pytest.mark.parametrize("source, target, words, warns", [
+    ("a photo of a cat on a sofa", "a photo of a dog on a sofa", "cat, sofa, dog and reads both prompts as one", True),
+    ("一个红苹果", "一个白苹果", "一个红苹果, 一个白苹果 and reads", True),
+    ("a photo of a red star", "a photo of a red cat", "cat, which says nothing", False),
+    ("a photo of a red star", "a photo of a tilted red star", "", False)])
+def test_words_that_the_miniature_does_not_know_are_said(source, target, words, warns, caplog):
+    caplog.set_level("INFO", "palimpsest")
+    edit(load_miniature()[1], source, target)
+    found = [(r.levelname, r.getMessage()) for r in caplog.records if "The miniature" in r.getMessage()]
+    assert len(found) == bool(words)
+    for level, text in found:
+        assert level == ("WARNING" if warns else "INFO")
+        assert text.startswith(f"The miniature does not know {words}") and "circle, square" in text
 
 
 def test_the_mode_can_be_chosen(clip):

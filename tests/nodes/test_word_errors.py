@@ -124,6 +124,15 @@ def test_texts_appended_after_prompt_edit():
             act(case, inversion=inversion)
 
 
+
+@pytest.mark.parametrize("typed, facts", [({"word_ends": "blue: 2"}, ("gives 2", "from 0 to 1")),
+                                          ({"word_weights": "blue: 1e30"}, ("gives 1e+30", "from -100 to 100"))])
+def test_a_words_number_out_of_range(typed, facts):
+    case = counting()
+    with refused(case.calls, *facts):
+        inject(case, **typed)
+
+
 def test_a_source_without_words():
     case = counting()
     source, _, edit = prompts(case.clip, "", "a blue cat on a mat")

@@ -74,16 +74,31 @@ def test_a_click_writes_into_no_field_that_is_not_the_text(kind, linked, heatmap
     assert heatmap.evaluate("source.widgets.map(widget => widget.value)") == before
 
 
-def test_a_warning_in_a_folded_blueprint_is_told_and_stands_in_it_when_it_is_opened(view):
+def test_a_warning_in_a_folded_blueprint_is_told_and_stands_in_it_as_long_as_it_holds(view):
     view.load(TRY)
     page = view.page
     page.evaluate(SMALL)
     page.evaluate("""() => { window.fold = app.graph.nodes.find(node => node.isSubgraphNode?.())
-        fold.widgets.find(widget => /guidance/i.test(widget.name)).value = 0 }""")
+        window.cfg = fold.widgets.find(widget => /guidance/i.test(widget.name))
+        cfg.value = 0
+        window.sentences = fold.widgets.slice(0, 2)
+        window.changed = sentences[1].value
+        sentences[1].value = sentences[0].value }""")
     assert view.run()["kind"] == "execution_success"
-    page.locator(".p-toast-message").filter(has_text="CFG 0 samples the negative prompt alone").wait_for()
-    page.evaluate("app.canvas.openSubgraph(fold.subgraph, fold)")
-    page.locator("[data-node-id]").filter(has_text="CFG 0 samples the negative prompt alone").wait_for()
+    toast = page.locator(".p-toast-message").filter(has_text="CFG 0 samples the negative prompt alone")
+    toast.wait_for()
+    told = toast.inner_text()  # three nodes say it
+    assert told.count("auto finds no change") == told.count("mask: the whole picture") == 1
+    standing = page.locator("[data-node-id]").filter(has_text="CFG 0 samples the negative prompt alone")
+    opened = "app.canvas.openSubgraph(fold.subgraph, fold)"
+    page.evaluate(opened)
+    standing.wait_for()
+    page.evaluate("app.canvas.setGraph(app.graph)")
+    page.evaluate("() => { cfg.value = 3; sentences[1].value = changed }")
+    assert view.run()["kind"] == "execution_success"
+    page.evaluate(opened)
+    page.locator("[data-node-id]").filter(has_text="Attention Inject").first.wait_for()
+    standing.wait_for(state="detached")
     page.evaluate("app.canvas.setGraph(app.graph)")
 
 
