@@ -48,7 +48,8 @@ def _check_clip(clip, concept):
     has = {key: part.transformer.get_input_embeddings().weight.shape[1] for key, (_, part) in tables(clip).items()}
     for name, vectors in concept.words.items():
         learned = {encoder: v.shape[-1] for encoder, v in vectors.items()}
-        if any(learned.get(encoder) != width for encoder, width in has.items()):
+        apart = {encoder for encoder, _ in learned.items() ^ has.items()}
+        if any("t5" not in encoder or encoder in learned.keys() & has.keys() for encoder in apart):  # SD3 may lack T5
             raise ValueError(f"The CONCEPT's word {name} has vectors of the widths {learned}, this CLIP's are {has}: "
                              "connect the CLIP of the family that it was learned on.")
     text = {name.split(".")[0] for name in concept.weights if name.startswith("lora_te")}

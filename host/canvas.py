@@ -12,7 +12,7 @@ A node is (id, class), which tells it from a node of another graph that has its 
 import html
 import logging
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import wraps
 from graphlib import CycleError, TopologicalSorter
@@ -150,15 +150,17 @@ def _class(prompt, name):
 
 
 def _keys(prompt) -> dict:
-    """{node: its key}, without nodes of a ring, which the host refuses."""
+    """{node: its key}, without nodes of a ring and those behind it, which the host does not execute."""
     keys, links = {}, _links(prompt)
-    try:
-        for name in TopologicalSorter({name: [source for source, _ in links[name]] for name in prompt}).static_order():
+    order = TopologicalSorter({name: [source for source, _ in links[name]] for name in prompt})
+    with suppress(CycleError):
+        order.prepare()
+    while ready := order.get_ready():
+        for name in ready:
             inputs = {k: (keys[v[0]], v[1]) if is_link(v) and v[0] in prompt else v
                       for k, v in prompt[name].get("inputs", {}).items()}
             keys[name] = sha256(repr((_class(prompt, name), sorted(inputs.items()))).encode()).hexdigest()
-    except CycleError:
-        pass
+        order.done(*ready)
     return keys
 
 

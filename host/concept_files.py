@@ -132,7 +132,7 @@ def takes_words(clip) -> bool:
 def _words_folder() -> TemporaryDirectory:
     """Of the words that this process learned, until it ends. The host empties its own folder of temporary files when a
     second ComfyUI starts from the same place."""
-    return TemporaryDirectory(prefix="palimpsest-words-")
+    return TemporaryDirectory(prefix="palimpsest-words-", ignore_cleanup_errors=True)
 
 
 def with_words(clip, words: Mapping[str, Mapping[str, Tensor]]):

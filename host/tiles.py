@@ -18,9 +18,8 @@ from .options import WrappersMP, with_wrapper
 def cut(x: Tensor, area: tuple) -> Tensor:
     """The area of the last dimensions of x."""
     sides = len(area) // 2
-    for side, size, start in zip(range(-sides, 0), area[:sides], area[sides:]):
-        x = x.roll(-start, side).narrow(side, 0, size)
-    return x
+    rolled = x.roll([-start for start in area[sides:]], [*range(-sides, 0)])
+    return rolled[(..., *map(slice, area[:sides]))]
 
 
 def area_of(part: Tensor, whole: Tensor) -> tuple | None:

@@ -75,7 +75,7 @@ def _say_unknown(clip, pair):
         return
     known = ", ".join((*scenes.SHAPES, *scenes.COLOURS, *scenes.MATERIALS, *scenes.GROUNDS, *scenes.STYLES,
                        *scenes.POSES))
-    read = [[None if no else i for i, no in zip(tokens.ids, gone)] for tokens, gone in both]
+    read = [[None if no else token for *token, no in zip(tokens.ids, tokens.weights, gone)] for tokens, gone in both]
     if read[0] == read[1]:
         log.warning("The miniature does not know %s and reads both prompts as one: change a word that it knows (%s), "
                     "or load a checkpoint of your own.", lost, known)

@@ -257,7 +257,7 @@ def test_a_row_runs_where_it_belongs(model, other):
         elif row.on in scenes.METHODS:
             seen = {i for i, _ in where}
             assert row.on in seen and (other in seen) == (row.crossed or row.on == other), name
-    assert scenes.editors_on(scenes.NO_INVERSION, "colour", scenes.EDITORS) == ["Delta Denoise"]
+    assert scenes.editors_on(scenes.NO_INVERSION, "colour", scenes.EDITORS) == ["Delta Denoise", "Delta Denoise, CFG 2"]
 
 
 def test_a_picture_edited_alone_is_a_row_of_its_batch():

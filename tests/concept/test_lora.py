@@ -1,5 +1,7 @@
 """LoRA against the paper's equation, a step of it in diffusers' network, and the loaders that read its file."""
 import inspect
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +9,8 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from palimpsest.bench import twin
 from palimpsest.concept.lora import LoRA
 from palimpsest.concept.textual_inversion import TextualInversion
-from palimpsest.editing.learning import applied, learn_concept
+from palimpsest.editing.learning import _check_clip, applied, learn_concept
+from palimpsest.host.concept_files import vectors_of
 from peft import LoraConfig
 
 import nodes
@@ -182,3 +185,11 @@ def test_a_clip_of_another_family_is_refused():
         applied(model, clip, concept)
         with pytest.raises(ValueError, match="connect the CLIP of the family"):
             applied(model, wide, concept)
+
+
+def test_a_words_encoders_are_the_clips_but_for_t5():
+    clip, word = tiny.clip(), next(iter(vectors_of(tiny.clip(), "cat").items()))
+    for more, fits in (({"t5xxl": torch.ones(1, 8)}, True), ({"clip_g": torch.ones(1, 8)}, False)):
+        concept = SimpleNamespace(words={"my-thing": dict([word]) | more}, weights={})
+        with nullcontext() if fits else pytest.raises(ValueError, match="connect the CLIP of the family"):
+            _check_clip(clip, concept)

@@ -62,7 +62,6 @@ class Graph:
             assert client == self.client
             length, = struct.unpack(">I", data[:4])
             self.shown[data[4:4 + length].decode()] = data[4 + length:].decode()
-
         elif event == canvas.TEXT:
             self.told.append(data)
         elif event == canvas.TEXTS:  # as web/texts.js takes texts off
@@ -122,6 +121,14 @@ def test_what_a_cached_node_said_stays_and_goes_where_it_executes_again(graph):
     assert NO_WORD in graph()["words"] and "words" in graph.run.cached()
     graph.set("words", target="a green square on a sky background")
     assert graph() == {}
+
+
+def test_a_ring_that_nothing_needs_takes_no_text_away(graph):
+    """The host executes the rest."""
+    graph.set("words", source="a red square on a sky background", target="two green dots")
+    for one, other in (("a", "b"), ("b", "a")):
+        graph.add(one, "ImageInvert", image=[other, 0])
+    assert NO_WORD in graph()["words"]
 
 
 def test_a_prompt_is_shown_as_it_was_typed(graph):

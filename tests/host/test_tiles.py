@@ -151,6 +151,7 @@ def test_a_part_is_found_by_its_values():
     for area in ((3, 5, 2, 1), (8, 2, 0, 6), (4, 4, 6, 7)):
         assert area_of(cut(whole, area), whole) == area
     assert area_of(cut(whole, (3, 5, 2, 1)).flip(0), whole) is None and area_of(whole[..., :4, :4] * 1.1, whole) is None
+    assert area_of(whole.repeat(1, 1, 2, 2), whole) is None  # another node may show more than the latent
 
 
 def test_what_is_added_to_some_chunks_reaches_theirs_in_each_tile():

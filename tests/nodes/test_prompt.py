@@ -53,6 +53,7 @@ def test_source_lines_must_fit_the_target_lines(clip):
     ("a photo of a cat on a sofa", "a photo of a dog on a sofa", "cat, sofa, dog and reads both prompts as one", True),
     ("一个红苹果", "一个白苹果", "一个红苹果, 一个白苹果 and reads", True),
     ("a photo of a red star", "a photo of a red cat", "cat, which says nothing", False),
+    ("a cat and a red star", "a cat and a (red:1.6) star", "cat, which says nothing", False),
     ("a photo of a red star", "a photo of a tilted red star", "", False)])
 def test_words_that_the_miniature_does_not_know_are_said(source, target, words, warns, caplog):
     caplog.set_level("INFO", "palimpsest")
