@@ -127,7 +127,7 @@ def test_prompts_of_several_pictures_are_their_own():
         inversion = PalimpsestDDIMInvert.execute(model, tiny.cond(batch=2), pictures, 3, "ddim_uniform").result[0]
     learned = optimise(model, inversion, 1, tolerance=1.0)
     assert torch.equal(learned.theta["uncond"].tensor, tiny.cond(batch=2)[0][0].repeat(2, 1, 1).expand(3, -1, -1, -1))
-    with pytest.raises(ValueError, match="4 pictures, the CONDITIONING 3 prompts"):
+    with pytest.raises(ValueError, match="3 prompts, and there are 4 pictures"):
         optimise(model, inversion, start="negative", negative=tiny.cond(batch=3))
 
 
