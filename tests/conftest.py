@@ -18,6 +18,7 @@ except RuntimeError as error:
 PATHS = sys.path[:]
 import comfy_extras.nodes_custom_sampler  # noqa: E402  after the host has read its options
 import comfy_extras.nodes_freelunch  # noqa: E402
+import comfy_extras.nodes_model_downscale  # noqa: E402
 
 sys.path[:] = PATHS  # an older host puts a folder of its own first
 import torch  # noqa: E402
@@ -32,7 +33,7 @@ def _execute(cls, *args, **kwargs):
     return io.NodeOutput(*getattr(cls(), cls.FUNCTION)(*args, **kwargs))
 
 
-for module in (comfy_extras.nodes_custom_sampler, comfy_extras.nodes_freelunch):
+for module in (comfy_extras.nodes_custom_sampler, comfy_extras.nodes_freelunch, comfy_extras.nodes_model_downscale):
     for node in vars(module).values():
         if hasattr(node, "FUNCTION") and not hasattr(node, "execute"):
             node.execute = classmethod(_execute)  # an older host's node, called as today's
