@@ -12,7 +12,7 @@ is not built. The random sizes are drawn before learning, some for each picture,
 learned, from 0. The start token's keys and values learn with the others, where diffusers stops their gradient.
 Checked against: diffusers' train_custom_diffusion.py, its loss with the prior and its processors' gradients with the
 start token's added; Prompt-to-Prompt with what was learned; the authors' code (adobe-research/custom-diffusion@7c19c9a)
-for sizes, places and words.
+for sizes, places, words and the cells that are learned.
 """
 from dataclasses import dataclass
 

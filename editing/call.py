@@ -7,7 +7,7 @@ from uuid import UUID
 from torch import Tensor
 
 from ..host.batch import Chunk, chunks, equal_parts, no_part
-from ..host.tiles import with_tiles_located
+from ..host.tiles import halves, with_tiles_located
 from ..inversion.trajectory import Inversion
 from .editor import overrides
 
@@ -127,7 +127,7 @@ class Call:
         prompt = owner["uuid"] if role == "null" else None
         entry = {**entry, "palimpsest_tokens": owner.get("palimpsest_tokens"), "palimpsest_prompt": prompt}
         if "area" in entry:  # the host leaves out of it what lies past an edge
-            sizes, starts = entry["area"][:len(entry["area"]) // 2], entry["area"][len(entry["area"]) // 2:]
+            sizes, starts = halves(entry["area"])
             ends = self.run.shape[-len(sizes):]
             sizes = *(min(size, end - start) for size, start, end in zip(sizes, starts, ends)),
             entry["area"] = *sizes, *starts

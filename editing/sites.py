@@ -27,7 +27,7 @@ from ..host.network import (
     with_attention,
     with_longer_text,
 )
-from ..host.tiles import cut
+from ..host.tiles import cut, halves
 from .editor import Editor
 
 if TYPE_CHECKING:
@@ -374,9 +374,9 @@ def mask_at(mask: Tensor, rows: Rows, site: Site) -> Tensor:
     window. Masks [masks, T, h, w] have frames of their own."""
     require_all_rows(rows, len(mask), "masks")
     if "area" in rows.entry:
-        area, sides = rows.entry["area"], mask.ndim - 1  # a mask without frames has two
-        half = len(area) // 2
-        mask = cut(mask, (*area[:half][-sides:], *area[half:][-sides:]))
+        sizes, starts = halves(rows.entry["area"])
+        sides = mask.ndim - 1  # a mask without frames has two
+        mask = cut(mask, (*sizes[-sides:], *starts[-sides:]))
     frames = math.prod(site.grid[:-2])
     if mask.ndim == 3:
         return _pooled(mask.float(), site.grid[-2:]).flatten(1).repeat(1, frames)  # the same in all frames

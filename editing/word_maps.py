@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..host.batch import repeat_to_batch_size
 from ..host.network import resolutions, text_runs, word_layers
+from ..host.tiles import halves
 from ..host.tokens import Tokens, Word, require_columns
 from .masks import word_mask
 from .sites import Attend, AttentionObserver, Rows, Site, in_tiles, window
@@ -103,8 +104,8 @@ def _grid(sides, site) -> tuple:
 
 def _whole_grid(rows, site) -> tuple:
     """The same for the whole latent, as much smaller as Deep Shrink makes the grid of these rows."""
-    whole, area = rows.call.run.shape[-2:], rows.entry.get("area", ())
-    shown = area[:len(area) // 2] or whole
+    whole = rows.call.run.shape[-2:]
+    shown = halves(rows.entry.get("area", ()))[0] or whole
     return tuple(round(most * have / own) for most, have, own in zip(
         _grid(whole, site), site.grid[-2:], _grid(shown, site)))
 

@@ -15,11 +15,15 @@ from .batch import TILES, chunks
 from .options import WrappersMP, with_wrapper
 
 
+def halves(area: tuple) -> tuple:
+    """(sizes, starts) of an area, one of each for a side."""
+    return area[:len(area) // 2], area[len(area) // 2:]
+
+
 def cut(x: Tensor, area: tuple) -> Tensor:
     """The area of the last dimensions of x."""
-    sides = len(area) // 2
-    rolled = x.roll([-start for start in area[sides:]], [*range(-sides, 0)])
-    return rolled[(..., *map(slice, area[:sides]))]
+    sizes, starts = halves(area)
+    return x.roll([-start for start in starts], [*range(-len(starts), 0)])[(..., *map(slice, sizes))]
 
 
 def area_of(part: Tensor, whole: Tensor) -> tuple | None:
@@ -45,7 +49,7 @@ def _locate(call, executor, x, t, c_concat, c_crossattn, control, options, *args
 def _is_entrys_area(call, x, options) -> bool:
     """Whether a forward is of cond entries' own areas, as the host cuts them from the latent."""
     areas = [call.part(chunk).entry.get("area", ()) for chunk in chunks(options)]
-    return call.whole is call.x and {area[:len(area) // 2][-2:] for area in areas} == {tuple(x.shape[-2:])}
+    return call.whole is call.x and {halves(area)[0][-2:] for area in areas} == {tuple(x.shape[-2:])}
 
 
 def _areas(x, whole, prompts) -> list | None:
